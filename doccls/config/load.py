@@ -1,0 +1,309 @@
+"""YAML file + mode + overrides -> `Config`, or one error that names everything wrong.
+
+Precedence, highest first: `--set train.epochs=3`, the YAML file, the mode, the schema's default.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from importlib import resources
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import yaml
+from annotated_types import Ge, Gt, Le, Lt
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+
+from doccls.config.schema import SECTIONS, Config, Operational
+from doccls.errors import UserError
+
+MODES = get_args(Config.model_fields["mode"].annotation)
+Key = tuple[str, ...]
+
+_SECRET = re.compile(r"key|token|secret|passw|credential", re.IGNORECASE)
+
+
+class ConfigError(UserError):
+    """The config as stated can't be used; the message lists every problem."""
+
+
+@dataclass(frozen=True)
+class Override:
+    """One `--set key=value`, or a flag that stands for one."""
+
+    key: str
+    value: Any
+    where: str
+
+
+@dataclass(frozen=True)
+class _Stated:
+    """A value and where it was said."""
+
+    value: Any
+    where: str
+
+
+def load_config(path: Path, mode: str | None = None, overrides: Sequence[Override] = ()) -> Config:
+    """Read the config at `path` and resolve it whole: modes and overrides applied, paths absolute.
+
+    Raises:
+        ConfigError: the file can't be read or parsed, or any key or value in it is wrong (all are listed).
+    """
+    path = path.expanduser().resolve()
+    problems: list[str] = []
+    stated = _flatten(_read_yaml(path, problems), problems)
+    set_by_flags = _flatten([(tuple(o.key.split(".")), _Stated(o.value, o.where)) for o in overrides], problems)
+    chosen = mode or (set_by_flags | stated).get(("mode",), _Stated("basic", "default")).value
+    if chosen not in MODES:
+        problems.append(f"mode = {chosen!r}: allowed: {' or '.join(MODES)}")
+        chosen = "basic"
+    merged = {**_flatten(_read_mode(chosen), problems), **stated, **set_by_flags, ("mode",): _Stated(chosen, "--mode")}
+    return _validate(merged, path, problems)
+
+
+def parse_override(text: str) -> Override:
+    """`train.epochs=3` -> Override; the value is read as YAML, so `null`, `true`, `[1, 2]` and `1e-3` mean what they say.
+
+    Raises:
+        ConfigError: there is no `=`, or the value is not YAML.
+    """
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(f"--set {text!r}: write key=value, for example --set train.epochs=3")
+    try:
+        return Override(key.strip(), yaml.load(value, Loader=_Loader), f"--set {key.strip()}")
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {key.strip()}: the value is not YAML: {_first_line(error)}") from error
+
+
+def render_snapshot(config: Config, provenance: dict[str, Any]) -> str:
+    """The resolved config as YAML that `load_config` reads back to the same config, and what made the run beside it."""
+    values = config.model_dump(mode="json") | {"provenance": provenance}
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=1000)
+
+
+def list_values(config: Config) -> list[tuple[str, Any]]:
+    """Every dotted key and its resolved value, in the schema's order, secrets redacted; without `provenance`."""
+    values = config.model_dump(mode="json", exclude={"provenance"})
+    return [(".".join(key), _redact(key, value)) for key, value in _leaves(values)]
+
+
+def redact_argument(argument: str) -> str:
+    """A command-line word fit for a log: the value of `api_key=...` and the like is starred out."""
+    name, equals, _ = argument.partition("=")
+    return f"{name}=***" if equals and _SECRET.search(name) else argument
+
+
+# --- YAML ------------------------------------------------------------------------------------------------------------
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader with YAML 1.2's numbers: `1e-3` is a float (YAML 1.1 makes it a text)."""
+
+
+_Loader.yaml_implicit_resolvers = {  # a copy: `add_implicit_resolver` would change SafeLoader's lists in place
+    first: [(tag, regexp) for tag, regexp in resolvers if tag != "tag:yaml.org,2002:float"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:[0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)?|\.[0-9]+(?:[eE][-+]?[0-9]+)?"
+               r"|[0-9][0-9_]*[eE][-+]?[0-9]+|\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"),
+    list("-+0123456789."),
+)  # fmt: skip
+
+
+def _read_yaml(path: Path, problems: list[str]) -> list[tuple[Key, _Stated]]:
+    try:
+        return _parse_yaml(path.read_text(encoding="utf-8-sig"), str(path), problems)
+    except OSError as error:
+        raise ConfigError(f"config file {path}: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"config file {path}: not UTF-8 text ({error.reason} at byte {error.start})") from error
+
+
+def _parse_yaml(text: str, source: str, problems: list[str]) -> list[tuple[Key, _Stated]]:
+    """The text's values, in order, each with its dotted key and line; a key stated twice is a problem."""
+    loader = _Loader(text)
+    try:
+        root = loader.get_single_node()
+        if root is None:
+            raise ConfigError(f"{source}: the file is empty; it needs at least data.train_csv and data.image_dir_train")
+        if not isinstance(root, yaml.MappingNode):
+            raise ConfigError(f"{source}: the top level must be `key: value` lines")
+        loader.flatten_mapping(root)
+        return list(_read_mapping(loader, root, (), source, problems))
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{source}: not valid YAML: {_first_line(error)}") from error
+    finally:
+        loader.dispose()
+
+
+def _read_mapping(
+    loader: _Loader, node: yaml.MappingNode, prefix: Key, source: str, problems: list[str]
+) -> Iterator[tuple[Key, _Stated]]:
+    first_line: dict[str, int] = {}
+    for key_node, value_node in node.value:
+        name = str(loader.construct_object(key_node, deep=True))
+        key, line = (*prefix, name), key_node.start_mark.line + 1
+        if name in first_line:
+            problems.append(f"{'.'.join(key)} ({source}:{line}): stated twice, first in line {first_line[name]}")
+            continue
+        first_line[name] = line
+        if isinstance(value_node, yaml.MappingNode) and key != ("provenance",):
+            loader.flatten_mapping(value_node)
+            yield from _read_mapping(loader, value_node, key, source, problems)
+        else:
+            yield key, _Stated(loader.construct_object(value_node, deep=True), f"{source}:{line}")
+
+
+def _read_mode(mode: str) -> list[tuple[Key, _Stated]]:
+    text = resources.files("doccls.config").joinpath(f"modes/{mode}.yaml").read_text(encoding="utf-8")
+    return _parse_yaml(text, f"mode {mode}", [])
+
+
+# --- merging and validation ------------------------------------------------------------------------------------------
+
+
+def _flatten(values: list[tuple[Key, _Stated]], problems: list[str]) -> dict[Key, _Stated]:
+    """Keys -> values; a section given a plain value is a problem (an empty one, as in `train:`, is just empty)."""
+    flat: dict[Key, _Stated] = {}
+    for key, stated in values:
+        if len(key) == 1 and key[0] in SECTIONS:
+            if stated.value is not None:
+                problems.append(_render_problem(key, stated, f"a section: keys such as {_examples(key[0])} under it"))
+        else:
+            flat[key] = stated
+    return flat
+
+
+def _validate(merged: dict[Key, _Stated], path: Path, problems: list[str]) -> Config:
+    known: dict[str, Any] = {name: {} for name in SECTIONS}
+    for key, stated in merged.items():
+        section = SECTIONS.get(key[0])
+        if len(key) == 2 and section is not None and key[1] in section.model_fields:
+            known[key[0]][key[1]] = stated.value
+        elif len(key) == 1 and key[0] in Config.model_fields:
+            known[key[0]] = stated.value
+        else:
+            problems.append(_render_unknown(key, stated))
+    try:
+        config = Config.model_validate(known, context={"base": path.parent})
+    except ValidationError as error:
+        problems.extend(_render_errors(error, merged))
+    if problems:
+        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        raise ConfigError(f"config {path}: {count}\n" + "\n".join(f"  {problem}" for problem in problems))
+    return config
+
+
+def _render_errors(error: ValidationError, merged: dict[Key, _Stated]) -> list[str]:
+    """One line a key: pydantic reports a union once for each of its members."""
+    lines: dict[Key, str] = {}
+    for item in error.errors(include_url=False):
+        key = tuple(str(part) for part in item["loc"][:2])
+        context = item.get("ctx", {})
+        if item["type"] == "contradiction":
+            key = (*key, context["key"])
+            field = SECTIONS[key[0]].model_fields[key[1]]
+            lines[key] = _render_problem(key, merged.get(key, _Stated(field.default, "default")), context["allowed"])
+            continue
+        field = SECTIONS[key[0]].model_fields[key[1]] if len(key) == 2 else Config.model_fields[key[0]]
+        if item["type"] == "missing":
+            lines[key] = f"{'.'.join(key)}: missing; needed: {describe_allowed(field)}"
+        else:
+            lines[key] = _render_problem(
+                key, merged.get(key, _Stated(item["input"], "default")), describe_allowed(field)
+            )
+    return list(lines.values())
+
+
+def _render_problem(key: Key, stated: _Stated, allowed: str) -> str:
+    return f"{'.'.join(key)} = {_redact(key, stated.value)!r} ({stated.where}): allowed: {allowed}"
+
+
+def _render_unknown(key: Key, stated: _Stated) -> str:
+    every = [f"{name}.{field}" for name, section in SECTIONS.items() for field in section.model_fields]
+    dotted = ".".join(key)
+    near = get_close_matches(dotted, every, n=1, cutoff=0.6)
+    if not near:  # right name, wrong section; or a whole section misspelled
+        near = [k for k in every if k.split(".")[1] == key[-1]] or get_close_matches(key[-1], every, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]}?" if near else f"sections are {', '.join(SECTIONS)}"
+    return f"{dotted} ({stated.where}): unknown key; {hint}"
+
+
+def describe_allowed(field: FieldInfo) -> str:
+    """What a field takes, in words: `an integer >= 1 or null`."""
+    return _describe(field.annotation, list(field.metadata))
+
+
+def _describe(annotation: Any, metadata: list[Any]) -> str:
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        base, *extra = get_args(annotation)
+        return _describe(base, [*metadata, *extra])
+    if origin in (Union, UnionType):
+        return " or ".join(_describe(member, []) for member in get_args(annotation))
+    if origin is Literal:
+        return " or ".join(repr(value) for value in get_args(annotation))
+    if origin is tuple:
+        return "three numbers, as [0.5, 0.5, 0.5]"
+    bounds = [f"{sign} {limit:g}" for sign, limit in _bounds(metadata)]
+    names: dict[Any, str] = {
+        bool: "true or false",
+        int: "an integer",
+        float: "a number",
+        Path: "a path",
+        NoneType: "null",
+    }
+    if annotation is str:
+        pattern = next((m.pattern for m in _unwrap(metadata) if getattr(m, "pattern", None)), None)
+        return f"a text that matches {pattern}" if pattern else "a text (quote it if it looks like a number)"
+    return " ".join([names.get(annotation, "a mapping"), " and ".join(bounds)]).strip()
+
+
+def _unwrap(metadata: list[Any]) -> Iterator[Any]:
+    for item in metadata:
+        yield from _unwrap(item.metadata) if isinstance(item, FieldInfo) else (item,)
+
+
+def _bounds(metadata: list[Any]) -> Iterator[tuple[str, float]]:
+    for item in _unwrap(metadata):
+        for kind, sign, name in ((Ge, ">=", "ge"), (Gt, ">", "gt"), (Le, "<=", "le"), (Lt, "<", "lt")):
+            if isinstance(item, kind):
+                yield sign, getattr(item, name)
+
+
+def _examples(section: str) -> str:
+    return ", ".join(list(SECTIONS[section].model_fields)[:3])
+
+
+def _leaves(values: dict[str, Any], prefix: Key = ()) -> Iterator[tuple[Key, Any]]:
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, (*prefix, name))
+        else:
+            yield (*prefix, name), value
+
+
+def _redact(key: Key, value: Any) -> Any:
+    return "***" if _SECRET.search(key[-1]) else value
+
+
+def _first_line(error: Exception) -> str:
+    return re.sub(r"\s+", " ", str(error)).strip()
+
+
+def operational_keys(model: type[BaseModel] = Config, prefix: Key = ()) -> set[Key]:
+    """Keys marked `Operational` in the schema: those that do not belong to a run's identity."""
+    found: set[Key] = set()
+    for name, field in model.model_fields.items():
+        if any(isinstance(mark, Operational) for mark in field.metadata):
+            found.add((*prefix, name))
+        elif isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            found |= operational_keys(field.annotation, (*prefix, name))
+    return found

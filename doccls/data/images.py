@@ -1,0 +1,114 @@
+"""Image files -> pixels: whatever a scanner, phone or exporter wrote becomes the same upright 8-bit RGB page."""
+
+import hashlib
+import io
+import struct
+import zlib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image, ImageOps
+
+from doccls.errors import UserError
+
+# Pillow's own guard can't be told our limit per call; `decode_image` checks data.max_image_pixels before it decodes.
+Image.MAX_IMAGE_PIXELS = None
+# Only formats that IMAGE_EXTENSIONS stand for: others (EPS, ...) start programs or are not images of pages.
+_FORMATS = ("JPEG", "MPO", "PNG", "TIFF", "BMP", "WEBP", "GIF")
+# What Pillow's decoders raise on damaged input.
+_DECODE_ERRORS = (
+    OSError, SyntaxError, ValueError, TypeError, EOFError, IndexError, KeyError, OverflowError, struct.error, zlib.error
+)  # fmt: skip
+WHITE = 255
+
+
+class ImageError(UserError):
+    """One image file can't be used; the message says why, the caller says which."""
+
+
+@dataclass(frozen=True)
+class ImageFact:
+    """What one look at an image file found."""
+
+    digest: str
+    """SHA-256 of the file's bytes; empty if it could not be read."""
+    problem: str | None
+    """Why it can't be used; None if it can."""
+
+
+def decode_image(data: bytes, max_pixels: int) -> np.ndarray:
+    """File bytes -> (height, width, 3) uint8 RGB, upright by its EXIF orientation, transparency on white.
+
+    16-bit and float images are scaled to 8 bits, not clipped.
+
+    Raises:
+        ImageError: not an image, truncated, or more than `max_pixels` pixels.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+            width, height = image.size
+            if width * height > max_pixels:
+                raise ImageError(f"{width} x {height} px is more than data.max_image_pixels = {max_pixels}")
+            return np.asarray(_to_rgb(ImageOps.exif_transpose(image)))
+    except ImageError:
+        raise
+    except _DECODE_ERRORS as error:
+        raise ImageError(f"{type(error).__name__}: {error}".replace("<_io.BytesIO object", "<file")) from error
+
+
+def fit_page(image: np.ndarray, size_px: int) -> np.ndarray:
+    """(h, w, 3) uint8 -> (size_px, size_px, 3) uint8: longest side scaled to size_px, centred on white."""
+    height, width = image.shape[:2]
+    scale = size_px / max(height, width)
+    new_width, new_height = max(1, round(width * scale)), max(1, round(height * scale))
+    resized = cv2.resize(
+        image, (new_width, new_height), interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+    )
+    page = np.full((size_px, size_px, 3), WHITE, dtype=np.uint8)
+    top, left = (size_px - new_height) // 2, (size_px - new_width) // 2
+    page[top : top + new_height, left : left + new_width] = resized
+    return page
+
+
+def inspect_images(paths: Sequence[Path], max_pixels: int, threads: int) -> list[ImageFact]:
+    """Read and decode every file once, so that a bad one is met before training and not in epoch 3."""
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(lambda path: _inspect(path, max_pixels), paths))
+
+
+def _inspect(path: Path, max_pixels: int) -> ImageFact:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        return ImageFact("", f"can't be read: {error.strerror or error}")
+    digest = hashlib.sha256(data).hexdigest()
+    try:
+        decode_image(data, max_pixels)
+    except ImageError as error:
+        return ImageFact(digest, str(error))
+    return ImageFact(digest, None)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "F" or image.mode.startswith("I"):
+        return Image.fromarray(_scale_to_8_bits(np.asarray(image), image.mode)).convert("RGB")
+    if image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in image.info:
+        page = Image.new("RGBA", image.size, (WHITE, WHITE, WHITE, WHITE))
+        return Image.alpha_composite(page, image.convert("RGBA")).convert("RGB")
+    return image.convert("RGB")
+
+
+def _scale_to_8_bits(values: np.ndarray, mode: str) -> np.ndarray:
+    """16-bit and wider grey -> uint8. Pillow's own convert clips at 255, which turns a 16-bit scan white."""
+    top = float(values.max(initial=0))
+    if mode.startswith("I;16"):
+        full = 65535.0
+    elif mode == "F":
+        full = 1.0 if top <= 1 else max(255.0, top)
+    else:  # 32-bit integers say nothing of their range: take the smallest usual one that holds them
+        full = 255.0 if top <= 255 else max(65535.0, top)
+    return np.clip(np.rint(values.astype(np.float64) * (255.0 / full)), 0, 255).astype(np.uint8)

@@ -1,0 +1,1 @@
+"""The network, its optimizer and its schedule: timm's, from the config."""

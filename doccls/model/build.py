@@ -1,0 +1,186 @@
+"""Config -> timm model: names, pooling and weights checked in the user's words, not in timm's assertions."""
+
+import sys
+from difflib import get_close_matches
+from pathlib import Path
+from typing import cast
+
+import timm
+import torch
+from safetensors import SafetensorError
+from timm.layers import SelectAdaptivePool2d
+from torch import nn
+
+from doccls.config.schema import ModelConfig
+from doccls.errors import UserError
+from doccls.model.pooling import GeneralizedMeanPool2d
+
+POOLINGS = ("avg", "max", "avgmax", "catavgmax", "gem", "token", "map")
+
+
+class ModelError(UserError):
+    """The model can't be built as asked."""
+
+
+def build_model(config: ModelConfig, num_classes: int, img_size: int, fetch: bool = True) -> nn.Module:
+    """The model on the CPU, in training mode, with its starting weights; draws from torch's global generator.
+
+    Args:
+        fetch: False leaves pretrained weights and `model.weights` out, for a model that gets others anyway.
+
+    Raises:
+        ModelError: unknown name, a pooling or size that the architecture doesn't take, or weights that can't be had.
+    """
+    _check_name(config.name)
+    model = _create(config, config.pooling, num_classes, img_size)
+    if not fetch:
+        return model
+    if config.weights is not None:
+        _load_file(model, config.weights, config.name)
+    elif config.pretrained:
+        _load_state(model, _fetch_pretrained(config, img_size), f"the hub's weights of {config.name}")
+    return model
+
+
+def get_normalization(config: ModelConfig, model: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """(mean, std) of the RGB channels, 0 to 1: the config's, else those that the model's weights were trained with."""
+    own = timm.data.resolve_model_data_config(model)
+    return tuple(config.mean or own["mean"]), tuple(config.std or own["std"])
+
+
+def count_parameters(model: nn.Module) -> tuple[int, int]:
+    """(all, trainable)."""
+    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
+    return sum(size for size, _ in sizes), sum(size for size, trainable in sizes if trainable)
+
+
+def list_poolings(name: str, img_size: int) -> list[str]:
+    """The values of model.pooling that this architecture takes, found by trying each without memory or weights."""
+    return [pooling for pooling in POOLINGS if _takes_pooling(name, pooling, img_size)]
+
+
+def _check_name(name: str) -> None:
+    if ":" in name or timm.is_model(name):  # `hf-hub:...` and `local-dir:...` are timm's to resolve
+        return
+    base = name.split(".", 1)[0]
+    near = get_close_matches(name, timm.list_pretrained(), n=3) if timm.is_model(base) else []
+    near = near or get_close_matches(base, timm.list_models(), n=5, cutoff=0.5)
+    hint = f"the closest are {', '.join(near)}" if near else "timm.list_models() gives all names"
+    raise ModelError(f"model.name = {name!r}: timm has no such model; {hint}")
+
+
+def _create(config: ModelConfig, pooling: str | None, num_classes: int, img_size: int) -> nn.Module:
+    options = {"drop_rate": config.drop_rate, "drop_path_rate": config.drop_path_rate}
+    wanted = {name: value for name, value in options.items() if value is not None}
+    if _has_fixed_input_size(config.name):
+        wanted["img_size"] = img_size
+    try:
+        return _create_with_pooling(config.name, pooling, num_classes, wanted)
+    except (AssertionError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        if pooling is not None:
+            takes = list_poolings(config.name, img_size)
+            if pooling not in takes:
+                raise ModelError(
+                    f"model.pooling = {pooling!r}: {config.name} takes {', '.join(takes)}, "
+                    "or null for the architecture's own"
+                ) from error
+        raise ModelError(
+            f"model.name = {config.name!r} can't be built with train.img_size = {img_size} and "
+            f"{ {f'model.{name}': value for name, value in options.items() if value is not None} or 'no options' }: {error}"
+        ) from error
+
+
+def _create_with_pooling(name: str, pooling: str | None, num_classes: int, options: dict[str, float]) -> nn.Module:
+    if pooling is None:
+        return cast(nn.Module, timm.create_model(name, pretrained=False, num_classes=num_classes, **options))
+    if pooling not in POOLINGS:
+        raise ValueError(f"unknown pooling {pooling!r}")
+    timms = "avg" if pooling == "gem" else pooling
+    model = timm.create_model(name, pretrained=False, num_classes=num_classes, global_pool=timms, **options)
+    if pooling == "gem":
+        _use_gem(model)
+    return cast(nn.Module, model)
+
+
+def _use_gem(model: nn.Module) -> None:
+    """Replace the one timm pooling layer by GeM, which timm lacks; architectures that pool inline can't take it."""
+    found = [name for name, module in model.named_modules() if isinstance(module, SelectAdaptivePool2d)]
+    if len(found) != 1:
+        raise ValueError("no pooling layer to replace")
+    parent, _, leaf = found[0].rpartition(".")
+    own = model.get_submodule(found[0])
+    setattr(model.get_submodule(parent), leaf, GeneralizedMeanPool2d.like(own))
+
+
+def _takes_pooling(name: str, pooling: str, img_size: int) -> bool:
+    options: dict[str, float] = {"img_size": img_size} if _has_fixed_input_size(name) else {}
+    try:
+        with torch.device("meta"), torch.no_grad():
+            model = _create_with_pooling(name, pooling, 2, options).eval()
+            return tuple(model(torch.empty(2, 3, img_size, img_size)).shape) == (2, 2)
+    except (AssertionError, TypeError, ValueError, RuntimeError, AttributeError, NotImplementedError):
+        return False
+
+
+def _has_fixed_input_size(name: str) -> bool:
+    own = None if ":" in name else timm.get_pretrained_cfg(name)
+    return bool(own and own.fixed_input_size)
+
+
+def _fetch_pretrained(config: ModelConfig, img_size: int) -> dict[str, torch.Tensor]:
+    size = {"img_size": img_size} if _has_fixed_input_size(config.name) else {}
+    try:
+        state: dict[str, torch.Tensor] = timm.create_model(config.name, pretrained=True, **size).state_dict()
+    except (OSError, RuntimeError, ValueError, ImportError) as error:
+        if "No pretrained weights" in str(error):
+            raise ModelError(
+                f"model.pretrained = True: timm has no pretrained weights for {config.name!r}: take another "
+                "model.name, point model.weights at a file, or set model.pretrained: false"
+            ) from error
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(
+            f"model.pretrained = True: the weights of {config.name!r} could not be fetched from the hub ({reason}). "
+            "On a machine without network, download them elsewhere and set model.weights: path/to/model.safetensors"
+        ) from error
+    return state
+
+
+def _load_file(model: nn.Module, path: Path, name: str) -> None:
+    if not path.is_file():
+        raise ModelError(f"model.weights: no such file: {path} (paths in a config are relative to the config file)")
+    try:
+        state = timm.models.load_state_dict(str(path), weights_only=True)
+    except (OSError, RuntimeError, ValueError, KeyError, SafetensorError, EOFError, _unpickling_error()) as error:
+        raise ModelError(
+            f"model.weights = {path}: not a .safetensors or .pth file of plain tensors "
+            f"({str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__})"
+        ) from error
+    adapt = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+    try:
+        state = adapt(state, model) if adapt else state
+    except (KeyError, RuntimeError, AttributeError) as error:
+        raise ModelError(f"model.weights = {path}: not the weights of {name}: {error}") from error
+    _load_state(model, state, f"model.weights = {path}")
+
+
+def _unpickling_error() -> type[Exception]:
+    from pickle import UnpicklingError  # torch raises it where weights_only refuses; nothing is unpickled here
+
+    return UnpicklingError
+
+
+def _load_state(model: nn.Module, state: dict[str, torch.Tensor], source: str) -> None:
+    """Load everything but the classifier, whose classes are others; anything else that does not fit is an error."""
+    own = model.state_dict()
+    names = getattr(model, "pretrained_cfg", {}).get("classifier") or ()
+    classifier = tuple(f"{name}." for name in ((names,) if isinstance(names, str) else names))
+    spared = {key for key in own if key.startswith(classifier) or key.endswith(GeneralizedMeanPool2d.KEY)}
+    fitting = {key: value for key, value in state.items() if key in own and value.shape == own[key].shape}
+    missing = sorted(own.keys() - fitting.keys() - spared)
+    if missing:
+        raise ModelError(
+            f"{source} does not fit the model: {len(missing)} of {len(own)} tensors are absent or of another shape, "
+            f"such as {', '.join(missing[:3])}"
+        )
+    kept = {key: value for key, value in fitting.items() if key not in spared}
+    model.load_state_dict(kept, strict=False)

@@ -1,0 +1,87 @@
+"""Optimizer, schedule, losses, Mixup and EMA: timm's factories, told by the config."""
+
+from difflib import get_close_matches
+
+import torch
+from timm.data import Mixup
+from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
+from timm.optim import create_optimizer_v2, list_optimizers
+from timm.scheduler import create_scheduler_v2
+from timm.scheduler.scheduler import Scheduler
+from timm.utils import ModelEmaV3
+from torch import nn
+
+from doccls.config.schema import TrainConfig
+from doccls.errors import UserError
+
+_WARMUP_FLOOR = 1e-3
+_FUSED = ("adam", "adamw", "sgd", "nadamw", "adagrad")
+
+
+class OptimizerError(UserError):
+    """train.optimizer names none that timm has, or can't be built."""
+
+
+def build_optimizer(config: TrainConfig, model: nn.Module, device: torch.device) -> torch.optim.Optimizer:
+    """timm's optimizer with weight decay off for biases and norms; fused kernels on CUDA where torch has them.
+
+    Raises:
+        OptimizerError: timm has no such optimizer.
+    """
+    name = config.optimizer.lower()
+    known = list_optimizers()
+    if name not in known:
+        near = get_close_matches(name, known, n=3, cutoff=0.4) or ["adam", "adamw", "sgd"]
+        raise OptimizerError(
+            f"train.optimizer = {config.optimizer!r}: timm has no such optimizer; near: {', '.join(near)}"
+        )
+    fused = {"fused": True} if device.type == "cuda" and name in _FUSED else {}
+    try:
+        return create_optimizer_v2(model, opt=name, lr=config.lr, weight_decay=config.weight_decay, **fused)
+    except (TypeError, ImportError, AssertionError, RuntimeError) as error:
+        raise OptimizerError(f"train.optimizer = {config.optimizer!r} can't be built here: {error}") from error
+
+
+def build_scheduler(config: TrainConfig, optimizer: torch.optim.Optimizer, steps_per_epoch: int) -> Scheduler:
+    """timm's schedule. `scheduler.step_update(step)` sets the rate: a pure function of the step, never counted up."""
+    scheduler, _ = create_scheduler_v2(
+        optimizer,
+        sched=config.scheduler,
+        num_epochs=config.epochs,
+        decay_epochs=config.decay_epochs,
+        decay_rate=config.decay_rate,
+        warmup_epochs=config.warmup_epochs,
+        warmup_lr=max(config.min_lr, config.lr * _WARMUP_FLOOR),
+        min_lr=config.min_lr,
+        step_on_epochs=False,
+        updates_per_epoch=steps_per_epoch,
+    )
+    assert scheduler is not None
+    return scheduler
+
+
+def build_mixup(config: TrainConfig, num_classes: int) -> Mixup | None:
+    """timm's Mixup/CutMix, None if both are off. It draws from NumPy's global generator: seed that each step."""
+    if config.mixup_alpha == 0 and config.cutmix_alpha == 0:
+        return None
+    return Mixup(
+        mixup_alpha=config.mixup_alpha,
+        cutmix_alpha=config.cutmix_alpha,
+        prob=config.mix_prob,
+        label_smoothing=config.label_smoothing,
+        num_classes=num_classes,
+    )
+
+
+def build_loss(config: TrainConfig) -> nn.Module:
+    """Mean loss over a batch, of (logits_NC, targets): soft targets under Mixup, else class indices."""
+    if config.mixup_alpha > 0 or config.cutmix_alpha > 0:
+        return SoftTargetCrossEntropy()
+    return LabelSmoothingCrossEntropy(smoothing=config.label_smoothing)
+
+
+def build_ema(config: TrainConfig, model: nn.Module) -> ModelEmaV3 | None:
+    """timm's EMA of the weights, None if off. Its decay is warmed up, so that short runs are not held at their start."""
+    if config.ema_decay is None:
+        return None
+    return ModelEmaV3(model, decay=config.ema_decay, use_warmup=True, warmup_power=0.75)

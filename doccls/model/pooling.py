@@ -1,0 +1,42 @@
+"""Generalized-mean pooling, which timm lacks."""
+
+from typing import Self
+
+import torch
+from timm.layers import SelectAdaptivePool2d
+from torch import nn
+
+
+class GeneralizedMeanPool2d(nn.Module):
+    """mean(x^p)^(1/p) over the page, p learned: from the average (p = 1) towards the maximum.
+
+    Source: Radenovic, Tolias, Chum, "Fine-tuning CNN Image Retrieval with No Human Annotation", 2018, eq. 3.
+    """
+
+    KEY = "gem_power"
+
+    def __init__(self, flatten: bool, space: tuple[int, int], power: float = 3.0, floor: float = 1e-6) -> None:
+        super().__init__()
+        self.gem_power = nn.Parameter(torch.tensor([power]))
+        self.flatten = flatten
+        self.space = space
+        self.floor = floor
+        self.pool_type = "gem"
+
+    @classmethod
+    def like(cls, pool: nn.Module) -> Self:
+        """One that takes and gives what timm's `pool` does."""
+        assert isinstance(pool, SelectAdaptivePool2d)
+        last = getattr(pool.pool, "dim", (2, 3)) == (1, 2)
+        flatten = bool(getattr(pool.pool, "flatten", False)) or isinstance(pool.flatten, nn.Flatten)
+        return cls(flatten, (1, 2) if last else (2, 3))
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """(n, c, h, w), or (n, h, w, c) where timm pools that -> (n, c), in float32 inside: powers overflow fp16."""
+        powered = features.float().clamp(min=self.floor).pow(self.gem_power)
+        pooled = powered.mean(dim=self.space, keepdim=not self.flatten).pow(1.0 / self.gem_power)
+        return pooled.to(features.dtype)
+
+    def feat_mult(self) -> int:
+        """Channels out per channel in: timm's heads ask."""
+        return 1

@@ -1,0 +1,1 @@
+"""Out-of-fold predictions: one fold's part, the merge of all, and the figures over them. Imports no torch."""

@@ -1,0 +1,177 @@
+"""Folds' parts -> the merged OOF files, or a refusal that says which part and why."""
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from doccls.errors import UserError
+from doccls.oof.metrics import macro_f1, probabilities
+from doccls.oof.parts import OofPart, PartError, read_part
+from doccls.run.artifacts import write_array, write_text
+from doccls.run.paths import RunPaths
+
+
+class MergeError(UserError):
+    """The parts do not make one whole; nothing was written."""
+
+
+@dataclass(frozen=True)
+class MergedOof:
+    """Row i is row i of train.csv."""
+
+    logits_NC: np.ndarray
+    """(n_samples, n_classes) float32; NaN in the rows of `skipped`."""
+    targets_N: np.ndarray
+    """(n_samples,) int64."""
+    folds_N: np.ndarray
+    """(n_samples,) int64."""
+    ids: tuple[str, ...]
+    classes: tuple[str, ...]
+    skipped: tuple[int, ...]
+    """Rows without a usable image, left out of every figure."""
+    fold_scores: tuple[float, ...]
+
+    @property
+    def macro_f1(self) -> float:
+        """Over all rows together, skipped ones left out."""
+        used = np.setdiff1d(np.arange(len(self.ids)), self.skipped)
+        return macro_f1(self.targets_N[used], self.logits_NC[used])
+
+
+def merge_run(paths: RunPaths) -> MergedOof:
+    """Merge the run's parts and write oof_logits.npy, oof_targets.npy and oof.csv.
+
+    Raises:
+        MergeError: no parts, or parts that are missing, damaged, foreign or in each other's way.
+    """
+    found = sorted(paths.parts_dir.glob("fold*.safetensors"))
+    if not found:
+        raise MergeError(f"no OOF parts in {paths.parts_dir}: no fold of this run is finished")
+    parts, problems = [], []
+    for path in found:
+        try:
+            parts.append(read_part(path))
+        except PartError as error:
+            problems.append(str(error))
+    if problems:
+        raise MergeError("\n".join(problems))
+    merged = merge_parts(parts)
+    write_array(paths.oof_logits, merged.logits_NC)
+    write_array(paths.oof_targets, merged.targets_N)
+    write_text(paths.oof_csv, render_csv(merged))
+    return merged
+
+
+def merge_parts(parts: Sequence[OofPart]) -> MergedOof:
+    """Pure: every row from exactly one part.
+
+    Raises:
+        MergeError: another identity or class order, missing or repeated folds or rows; each with its count.
+    """
+    _check_kinship(parts)
+    first = parts[0].info
+    count = first.num_samples
+    logits = np.full((count, len(first.classes)), np.nan, dtype=np.float32)
+    targets = np.full(count, -1, dtype=np.int64)
+    folds = np.full(count, -1, dtype=np.int64)
+    ids = np.empty(count, dtype=object)
+    seen = np.zeros(count, dtype=np.int64)
+    for part in parts:
+        rows = part.indices_N
+        logits[rows], targets[rows], folds[rows] = part.logits_NC, part.targets_N, part.info.fold
+        ids[rows] = part.info.ids
+        seen[rows] += 1
+    if np.any(seen != 1):
+        missing, repeated = np.flatnonzero(seen == 0), np.flatnonzero(seen > 1)
+        raise MergeError(
+            f"the parts don't cover train.csv: {len(missing)} rows missing {missing[:5].tolist()}, "
+            f"{len(repeated)} rows repeated {repeated[:5].tolist()}"
+        )
+    return MergedOof(
+        logits_NC=logits,
+        targets_N=targets,
+        folds_N=folds,
+        ids=tuple(ids),
+        classes=first.classes,
+        skipped=tuple(sorted(row for part in parts for row in part.info.skipped)),
+        fold_scores=tuple(part.info.macro_f1 for part in sorted(parts, key=lambda part: part.info.fold)),
+    )
+
+
+def render_csv(merged: MergedOof) -> str:
+    """oof.csv: ID, fold, target, prediction and a probability for each class; empty where there is no prediction."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["ID", "fold", "target", "prediction", *(f"prob_{label}" for label in merged.classes)])
+    chances = probabilities(merged.logits_NC)
+    skipped = set(merged.skipped)
+    for row, sample_id in enumerate(merged.ids):
+        known = [sample_id, int(merged.folds_N[row]), merged.classes[merged.targets_N[row]]]
+        if row in skipped:
+            writer.writerow([*known, "", *("" for _ in merged.classes)])
+        else:
+            best = merged.classes[int(merged.logits_NC[row].argmax())]
+            writer.writerow([*known, best, *(f"{chance:.6f}" for chance in chances[row])])
+    return text.getvalue()
+
+
+def _check_kinship(parts: Sequence[OofPart]) -> None:
+    first = parts[0].info
+    problems = []
+    for name, what in (
+        ("identity", "the run's identity (config, data, folds or weights differ)"),
+        ("classes", "the class order"),
+        ("num_folds", "the number of folds"),
+        ("num_samples", "the number of rows"),
+    ):
+        values: dict[object, list[int]] = {}
+        for part in parts:
+            values.setdefault(getattr(part.info, name), []).append(part.info.fold)
+        if len(values) > 1:
+            told = "; ".join(f"folds {folds}: {_shorten(value)}" for value, folds in values.items())
+            problems.append(f"parts differ in {what}: {told}")
+    folds = [part.info.fold for part in parts]
+    missing = sorted(set(range(first.num_folds)) - set(folds))
+    repeated = sorted({fold for fold in folds if folds.count(fold) > 1})
+    foreign = sorted(set(folds) - set(range(first.num_folds)))
+    if missing:
+        problems.append(f"{len(missing)} of {first.num_folds} folds have no part: {', '.join(map(str, missing))}")
+    if repeated:
+        problems.append(f"folds with more than one part: {', '.join(map(str, repeated))}")
+    if foreign:
+        problems.append(f"folds that a run of {first.num_folds} folds does not have: {', '.join(map(str, foreign))}")
+    if problems:
+        raise MergeError("the OOF parts can't be merged:\n" + "\n".join(f"- {problem}" for problem in problems))
+
+
+def _shorten(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:12]}..."
+
+
+def find_finished_folds(paths: RunPaths, identity: str, num_folds: int) -> list[int]:
+    """Folds whose part is there, valid and of this identity: a fold is done by its result, nobody's word.
+
+    Raises:
+        MergeError: a part belongs to another identity: the run id was used for something else.
+    """
+    finished = []
+    for fold in range(num_folds):
+        path: Path = paths.part(fold)
+        if not path.exists():
+            continue
+        try:
+            info = read_part(path).info
+        except PartError:
+            continue  # damaged: the fold is trained again and its part replaced
+        if info.identity != identity:
+            raise MergeError(
+                f"run {paths.run_id} in {paths.root} was made with another config, data, folds or weights "
+                f"(identity {info.identity[:12]}, now {identity[:12]}): take another --run-id"
+            )
+        finished.append(fold)
+    return finished

@@ -1,0 +1,114 @@
+"""One fold's out-of-fold part: a safetensors file that says by itself what it belongs to."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from doccls.errors import UserError
+from doccls.run.artifacts import replacing
+
+_FORMAT = "doccls-oof-part-1"
+
+
+class PartError(UserError):
+    """A part is torn, foreign or not what it says; the message names the file and the reason."""
+
+
+@dataclass(frozen=True)
+class PartInfo:
+    """What a part says of itself."""
+
+    identity: str
+    """The run's identity; parts of different identities don't merge."""
+    fold: int
+    num_folds: int
+    num_samples: int
+    """Rows of train.csv, over all folds."""
+    classes: tuple[str, ...]
+    ids: tuple[str, ...]
+    """ID of each row of the part, as written in train.csv."""
+    skipped: tuple[int, ...]
+    """Indices of rows of this fold without a usable image: their logits are NaN."""
+    best_epoch: int
+    macro_f1: float
+
+
+@dataclass(frozen=True)
+class OofPart:
+    """The validation logits of one fold's best epoch, keyed by sample index."""
+
+    info: PartInfo
+    indices_N: np.ndarray
+    """(n,) int64, ascending: rows of train.csv."""
+    logits_NC: np.ndarray
+    """(n, classes) float32."""
+    targets_N: np.ndarray
+    """(n,) int64."""
+
+
+def write_part(path: Path, part: OofPart) -> None:
+    """Write the part, whole; the same part gives the same bytes."""
+    _validate(part, "a part about to be written")
+    arrays = {"indices": part.indices_N, "logits": part.logits_NC, "targets": part.targets_N}
+    metadata = {"format": _FORMAT, "info": json.dumps(asdict(part.info)), "digest": _digest(part)}
+    with replacing(path) as file:
+        file.write(save({name: np.ascontiguousarray(array) for name, array in arrays.items()}, metadata))
+
+
+def read_part(path: Path) -> OofPart:
+    """Read and verify a part.
+
+    Raises:
+        PartError: missing, torn, of another format, or its content does not match its digest or its own words.
+    """
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata: dict[str, str] = file.metadata() or {}
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    except (OSError, SafetensorError, ValueError) as error:
+        raise PartError(f"OOF part {path}: can't be read: {error}") from error
+    if metadata.get("format") != _FORMAT or arrays.keys() != {"indices", "logits", "targets"}:
+        raise PartError(f"OOF part {path}: not a doccls OOF part")
+    try:
+        part = OofPart(_parse_info(metadata["info"]), arrays["indices"], arrays["logits"], arrays["targets"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise PartError(f"OOF part {path}: its description is damaged: {error}") from error
+    if metadata.get("digest") != _digest(part):
+        raise PartError(f"OOF part {path}: its content does not match its digest: the file is damaged")
+    _validate(part, str(path))
+    return part
+
+
+def _parse_info(text: str) -> PartInfo:
+    fields: dict[str, Any] = json.loads(text)
+    return PartInfo(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})
+
+
+def _digest(part: OofPart) -> str:
+    digest = hashlib.sha256(json.dumps(asdict(part.info)).encode())
+    for array in (part.indices_N, part.logits_NC, part.targets_N):
+        digest.update(f"{array.dtype.str}{array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+def _validate(part: OofPart, where: str) -> None:
+    info, rows = part.info, len(part.indices_N)
+    kinds = (part.indices_N.dtype, part.logits_NC.dtype, part.targets_N.dtype)
+    if kinds != (np.int64, np.float32, np.int64) or part.logits_NC.shape != (rows, len(info.classes)):
+        raise PartError(f"OOF part {where}: arrays of the wrong kind or shape")
+    if len(part.targets_N) != rows or len(info.ids) != rows:
+        raise PartError(f"OOF part {where}: indices, targets and IDs differ in number")
+    if rows and (
+        np.any(np.diff(part.indices_N) <= 0) or part.indices_N[0] < 0 or part.indices_N[-1] >= info.num_samples
+    ):
+        raise PartError(f"OOF part {where}: indices are not ascending within 0 to {info.num_samples - 1}")
+    bad = set(part.indices_N[~np.isfinite(part.logits_NC).all(axis=1)].tolist()) - set(info.skipped)
+    if bad:
+        raise PartError(f"OOF part {where}: {len(bad)} rows have non-finite logits, such as row {min(bad)}")

@@ -1,0 +1,51 @@
+"""Files that are whole whenever they exist: written beside, synced, and renamed into place."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A binary file that becomes `path` when the block ends well; if it does not, `path` stays as it was.
+
+    Raises:
+        OSError: no room, no right, ...; what was half written is gone.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with beside.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    """`text` in UTF-8 as `path`, whole."""
+    with replacing(path) as file:
+        file.write(text.encode())
+
+
+def write_array(path: Path, array: np.ndarray) -> None:
+    """`array` as the .npy file `path`, whole; the same array gives the same bytes."""
+    with replacing(path) as file:
+        np.save(file, np.ascontiguousarray(array), allow_pickle=False)
+
+
+def _sync_folder(folder: Path) -> None:
+    """A rename lasts only once the folder is on disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,40 @@
+"""A run's one identity: what must be equal for folds, checkpoints and parts to belong together."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from doccls.config.load import operational_keys
+from doccls.config.schema import Config
+from doccls.run.paths import RunError
+
+
+def derive_identity(config: Config, data_digest: str, folds_digest: str, weights_digest: str | None) -> str:
+    """SHA-256 over every config key that changes results, the data, the folds and the weights started from."""
+    recipe = config.model_dump(mode="json")
+    for section, *key in operational_keys():
+        if key:
+            del recipe[section][key[0]]
+        else:
+            del recipe[section]
+    stated = {"recipe": recipe, "data": data_digest, "folds": folds_digest, "weights": weights_digest}
+    return digest_json(stated)
+
+
+def digest_json(value: Any) -> str:
+    """SHA-256 of a JSON value, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def digest_file(path: Path) -> str:
+    """SHA-256 of a file's bytes.
+
+    Raises:
+        RunError: it can't be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise RunError(f"{path}: {error.strerror} (paths in a config are relative to the config file)") from error

@@ -1,0 +1,101 @@
+"""Every file name of a run, once."""
+
+import re
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from doccls.errors import UserError
+
+_RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
+
+
+class RunError(UserError):
+    """A run can't be found, named or joined."""
+
+
+@dataclass(frozen=True)
+class RunPaths:
+    """The folder of one run, `<exp_dir>/YYYYMMDD/<run_id>/`, and what lies in it."""
+
+    root: Path
+
+    @property
+    def run_id(self) -> str:
+        return self.root.name
+
+    @property
+    def snapshot(self) -> Path:
+        """The resolved config and where it came from."""
+        return self.root / "config.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        """All folds' epochs, one JSON a line."""
+        return self.root / "metrics.jsonl"
+
+    def fold_metrics(self, fold: int) -> Path:
+        """One fold's epochs: written by the process that trains it, so that folds side by side share no file."""
+        return self.metrics_dir / f"fold{fold}.jsonl"
+
+    @property
+    def metrics_dir(self) -> Path:
+        return self.root / "metrics"
+
+    def best_checkpoint(self, fold: int) -> Path:
+        """Best weights of the fold, with the logits they gave on its validation rows."""
+        return self.root / "ckpt" / f"best_fold{fold}.pth"
+
+    def part(self, fold: int) -> Path:
+        """The fold's OOF part: it exists when, and only when, the fold is done."""
+        return self.root / "oof" / "parts" / f"fold{fold}.safetensors"
+
+    @property
+    def parts_dir(self) -> Path:
+        return self.root / "oof" / "parts"
+
+    @property
+    def oof_logits(self) -> Path:
+        """(n_samples, n_classes) float32, row i = row i of train.csv."""
+        return self.root / "oof" / "oof_logits.npy"
+
+    @property
+    def oof_targets(self) -> Path:
+        """(n_samples,) int64 class indices."""
+        return self.root / "oof" / "oof_targets.npy"
+
+    @property
+    def oof_csv(self) -> Path:
+        """The same for people: ID, fold, target, prediction, a probability a class."""
+        return self.root / "oof" / "oof.csv"
+
+    @property
+    def submission(self) -> Path:
+        return self.root / "submission.csv"
+
+    @property
+    def test_probabilities(self) -> Path:
+        """(n_test, n_classes) float32, row i = row i of the sample submission."""
+        return self.root / "test_probabilities.npy"
+
+
+def check_run_id(run_id: str) -> str:
+    """The run id itself.
+
+    Raises:
+        RunError: it would not do as a folder's name.
+    """
+    if not _RUN_ID.fullmatch(run_id):
+        raise RunError(f"run id {run_id!r}: letters, digits, '.', '_' and '-' only, at most 80, no '/'")
+    return run_id
+
+
+def locate_run(exp_dir: Path, run_id: str, now: datetime) -> RunPaths:
+    """The run of that id under `exp_dir`, whatever its day; today's folder if there is none yet."""
+    found = sorted(exp_dir.glob(f"[0-9]*/{run_id}"))
+    return RunPaths(found[0] if found else exp_dir / now.strftime("%Y%m%d") / run_id)
+
+
+def name_log(logs_dir: Path, run_id: str, now: datetime) -> Path:
+    """`logs/run_YYYYMMDD-HHMM_<run_id>.log`."""
+    return logs_dir / f"run_{now:%Y%m%d-%H%M}_{run_id}.log"

@@ -1,0 +1,55 @@
+"""What made a run, for its snapshot: versions, commit, command, machine."""
+
+import platform
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from doccls.config.load import redact_argument
+
+_PACKAGES = (
+    "doccls", "torch", "torchvision", "timm", "accelerate", "albumentations", "opencv-python-headless", "numpy",
+    "pandas", "pillow", "scikit-learn", "pydantic", "safetensors", "wandb",
+)  # fmt: skip
+
+
+def describe_software() -> dict[str, Any]:
+    """Versions of Python and the packages that decide a run's bits, and the commit of doccls if it runs from git."""
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: _version(name) for name in _PACKAGES},
+        "git_commit": read_git_commit(Path(__file__).resolve().parents[2]),
+    }
+
+
+def render_command(argv: Sequence[str]) -> str:
+    """The command line as one could type it again, secrets starred out."""
+    return shlex.join([sys.executable, *(redact_argument(word) for word in argv)])
+
+
+def read_git_commit(folder: Path) -> str | None:
+    """The commit checked out in `folder`, with `-dirty` if files differ from it; None outside git or without git."""
+    if not (folder / ".git").exists():
+        return None
+    try:
+        commit = _git(folder, "rev-parse", "HEAD")
+        return f"{commit}-dirty" if _git(folder, "status", "--porcelain", "--untracked-files=no") else commit
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=10, check=True)
+    return done.stdout.strip()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,168 @@
+"""The run's log: tagged lines on the console and in one file, everything printed teed into it, the end always marked."""
+
+import signal
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import IO, Self, TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from doccls.errors import UserError
+
+
+class Interrupted(BaseException):
+    """SIGINT or SIGTERM came; not an Exception, so that nothing on the way takes it for an error to handle."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(f"{signal.Signals(signum).name} received")
+        self.exit_code = 128 + signum
+
+
+def install_signal_handlers() -> None:
+    """SIGINT and SIGTERM raise `Interrupted` in the main thread, once; more of them find it on its way out."""
+
+    def interrupt(signum: int, frame: FrameType | None) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+        raise Interrupted(signum)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, interrupt)
+
+
+class _Tee:
+    """A text stream that goes to a log file and on to its console."""
+
+    def __init__(self, console: TextIO, log: "RunLog") -> None:
+        self._console = console
+        self._log = log
+
+    def write(self, text: str) -> int:
+        self._log.write(text, self._console)
+        return len(text)
+
+    def flush(self) -> None:
+        self._console.flush()
+
+    def isatty(self) -> bool:
+        return self._console.isatty()
+
+    def fileno(self) -> int:
+        return self._console.fileno()
+
+    @property
+    def encoding(self) -> str:
+        return self._console.encoding
+
+
+class RunLog:
+    """As a context manager: from `>> Logger started` to `>> Stopping logger`, and between them all that is printed.
+
+    Only the main process has one that writes; the others get `RunLog(None)`, which is silent.
+    An exception that leaves the block is written with its traceback, then the exit marker, and goes on.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+        self._file: IO[str] | None = None
+        self._progress: Progress | None = None
+        self._stdio: tuple[TextIO, TextIO] = (sys.stdout, sys.stderr)
+        self._pending = ""
+
+    def __enter__(self) -> Self:
+        if self.path is not None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self.path.open("a", encoding="utf-8", buffering=1)
+            self._stdio = (sys.stdout, sys.stderr)
+            sys.stdout, sys.stderr = _Tee(sys.stdout, self), _Tee(sys.stderr, self)  # type: ignore[assignment]
+            self.line(f">> Logger started: {self.path}")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._file is None:
+            return
+        if error is None:
+            self.line("[EXIT] TRAINING SUCCESS code=0")
+        else:
+            text = "".join(traceback.format_exception(kind, error, trace))
+            if isinstance(error, UserError):  # the console gets the message alone, at its very end
+                self._file.write(text)
+            else:
+                sys.stderr.write(text)
+            self.line(f"[EXIT] TRAINING ERROR code={exit_code(error)}")
+        self.line(">> Stopping logger and restoring stdio")
+        sys.stdout, sys.stderr = self._stdio
+        self._file.close()
+        self._file = None
+
+    def line(self, text: str) -> None:
+        """One line (or block) to the console and the file."""
+        if self._file is not None:
+            print(text)
+
+    def write(self, text: str, console: TextIO) -> None:
+        """What `_Tee` passes on: to the file as it is, to the console above the progress bar, if there is one."""
+        assert self._file is not None
+        self._file.write(text)
+        if self._progress is None:
+            console.write(text)
+            return
+        *lines, self._pending = (self._pending + text).split("\n")
+        for line in lines:
+            self._progress.console.print(Text(line), soft_wrap=True)
+
+    def detail(self, text: str) -> None:
+        """A line that a terminal's progress bar stands for: to the file always, to the console if it is no terminal."""
+        if self._file is None:
+            return
+        if self._progress is not None:
+            self._file.write(text + "\n")
+        else:
+            print(text)
+
+    @contextmanager
+    def progress(self, what: str, total: int) -> Iterator["ProgressBar"]:
+        """A bar while the block runs, if the console is a terminal; otherwise nothing."""
+        if self._file is None or not self._stdio[1].isatty():
+            yield ProgressBar(None)
+            return
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        console = Console(file=self._stdio[1])
+        with Progress(*columns, console=console, transient=True, redirect_stdout=False, redirect_stderr=False) as bar:
+            bar.add_task(what, total=total)
+            self._progress = bar
+            try:
+                yield ProgressBar(bar)
+            finally:
+                self._progress = None
+                if self._pending:
+                    self._stdio[0].write(self._pending)
+                    self._pending = ""
+
+
+class ProgressBar:
+    """The bar of `RunLog.progress`, or none."""
+
+    def __init__(self, bar: Progress | None) -> None:
+        self._bar = bar
+
+    def advance(self, note: str | None = None) -> None:
+        """One unit further."""
+        if self._bar is not None:
+            task = self._bar.task_ids[0]
+            self._bar.update(task, advance=1, **({"description": note} if note else {}))
+
+
+def exit_code(error: BaseException) -> int:
+    """The process's exit code after `error`: 130 and 143 after signals, else 1."""
+    if isinstance(error, Interrupted):
+        return error.exit_code
+    return 128 + signal.SIGINT if isinstance(error, KeyboardInterrupt) else 1

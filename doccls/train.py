@@ -1,0 +1,201 @@
+"""Entry point `python -m doccls.train --config ...`: arguments -> config -> folds -> exit marker."""
+
+import argparse
+import secrets
+import sys
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from doccls.config import Config, Override, load_config, parse_override, render_snapshot
+from doccls.config.load import MODES, list_values
+from doccls.errors import UserError
+from doccls.run.artifacts import write_text
+from doccls.run.paths import RunPaths, check_run_id, locate_run, name_log
+from doccls.run.runlog import Interrupted, RunLog, exit_code, install_signal_handlers
+
+if TYPE_CHECKING:  # the stack takes seconds to import: a mistake in the config is told before that
+    from accelerate import Accelerator
+
+    from doccls.data.prepare import PreparedData
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line of `doccls.train`."""
+    parser = argparse.ArgumentParser(
+        prog="python -m doccls.train",
+        description="Train the folds of an image classifier and write the merged out-of-fold predictions.",
+        epilog="Several processes: accelerate launch --config_file accelerate_configs/FILE -m doccls.train --config ...",
+    )
+    add_config_arguments(parser)
+    parser.add_argument(
+        "--run-id", metavar="ID", help="name of the run; an existing one is joined: finished folds are kept"
+    )
+    return parser
+
+
+def add_config_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments that say which config, for every command that takes one."""
+    parser.add_argument(
+        "--config", type=Path, required=True, metavar="FILE", help="YAML file; its paths are relative to it"
+    )
+    parser.add_argument(
+        "--mode", choices=MODES, help="named set of defaults under the YAML's own values (default: basic)"
+    )
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides",
+        help="override one key, as in --set train.epochs=3; may be given many times",
+    )  # fmt: skip
+    parser.add_argument("--num-workers", type=int, metavar="N", help="short for --set data.num_workers=N")
+
+
+def load_arguments(arguments: argparse.Namespace) -> Config:
+    """The config that the arguments of `add_config_arguments` say.
+
+    Raises:
+        ConfigError: see `load_config`.
+    """
+    overrides = [parse_override(text) for text in arguments.overrides]
+    if arguments.num_workers is not None:
+        overrides.append(Override("data.num_workers", arguments.num_workers, "--num-workers"))
+    return load_config(arguments.config, arguments.mode, overrides)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train as the command line says; returns the exit code. Never raises for what a user did."""
+    arguments = build_parser().parse_args(argv)
+    install_signal_handlers()
+    try:
+        config = load_arguments(arguments)
+        from doccls.training.processes import start_processes
+
+        accelerator = start_processes(config)
+        try:
+            _run(config, arguments.run_id, accelerator)
+        finally:
+            accelerator.end_training()
+    except (Exception, Interrupted) as error:  # noqa: BLE001 (the last place: an error ends the process, told)
+        _tell_failure(error)
+        return exit_code(error)
+    if accelerator.is_main_process:
+        print("[EXIT] training finished successfully (see logs/* for details)")
+    return 0
+
+
+def _run(config: Config, run_id: str | None, accelerator: "Accelerator") -> None:
+    """The run, in the order of the contract. All ranks must call."""
+    from doccls.training.processes import on_main
+
+    now = datetime.now()
+    chosen: str = on_main(
+        accelerator, lambda: check_run_id(run_id or f"{config.project.version}-{secrets.token_hex(3)}")
+    )
+    main = accelerator.is_main_process
+    with RunLog(name_log(config.output.logs_dir, chosen, now) if main else None) as log:
+        for key, value in list_values(config):
+            log.line(f"[CFG] {key}={value}")
+        log.line(f"[SEED] {config.project.seed} for Python, NumPy and PyTorch; {config.train.cpu_threads} CPU threads")
+        data = _prepare(config, accelerator, log)
+        paths, identity, finished = on_main(accelerator, lambda: _open_run(config, chosen, now, data, accelerator))
+        log.line(f"[ARTIFACTS] {paths.root}")
+        _train_folds(config, data, identity, paths, finished, accelerator, log)
+        if main and config.data.valid_fold == "all":
+            _merge(paths, log)
+        log.line(f"[DONE] run={chosen} folder={paths.root}")
+        log.line("[BOOT] training pipeline finished successfully")
+
+
+def _prepare(config: Config, accelerator: "Accelerator", log: RunLog) -> "PreparedData":
+    from doccls.data.manifest import check_paths
+    from doccls.data.prepare import prepare_data
+    from doccls.training.processes import on_main
+
+    data = config.data
+    check_paths({"data.train_csv": (data.train_csv, "file"), "data.image_dir_train": (data.image_dir_train, "folder")}
+                | ({"data.sample_csv": (data.sample_csv, "file")} if data.sample_csv else {}))  # fmt: skip
+    log.line(
+        f"[PATH] OK | train_csv={data.train_csv} | sample_csv={data.sample_csv} | image_dir_train={data.image_dir_train}"
+    )
+    prepared = on_main(accelerator, lambda: prepare_data(config))
+    for warning in prepared.warnings:
+        log.line(f"[WARNING] {warning}")
+    log.line(f"[FOLD] distribution={prepared.assignment.count()}")
+    return prepared
+
+
+def _open_run(
+    config: Config, run_id: str, now: datetime, data: "PreparedData", accelerator: "Accelerator"
+) -> tuple[RunPaths, str, list[int]]:
+    """Create or join the run's folder; the main process calls. Returns its paths, identity and finished folds."""
+    from doccls.oof.merge import find_finished_folds
+    from doccls.run.identity import derive_identity, digest_file
+
+    weights = digest_file(config.model.weights) if config.model.weights else None
+    identity = derive_identity(config, data.digest, data.assignment.digest(), weights)
+    paths = locate_run(config.output.exp_dir, run_id, now)
+    finished = find_finished_folds(paths, identity, config.data.folds)
+    paths.root.mkdir(parents=True, exist_ok=True)
+    if config.output.snapshots and not finished:
+        write_text(paths.snapshot, render_snapshot(config, _describe(run_id, now, identity, data, accelerator)))
+    return paths, identity, finished
+
+
+def _describe(
+    run_id: str, now: datetime, identity: str, data: "PreparedData", accelerator: "Accelerator"
+) -> dict[str, Any]:
+    from doccls.run.provenance import describe_software, render_command
+
+    return {
+        "run_id": run_id,
+        "started": now.isoformat(timespec="seconds"),
+        "command": render_command(sys.argv),
+        "identity": identity,
+        "data_digest": data.digest,
+        "folds_digest": data.assignment.digest(),
+        "num_samples": len(data.manifest),
+        "skipped_rows": sorted(data.skipped),
+        "classes": list(data.manifest.classes),
+        "world_size": accelerator.num_processes,
+        "device": str(accelerator.device),
+        "precision": accelerator.mixed_precision,
+        **describe_software(),
+    }
+
+
+def _train_folds(
+    config: Config, data: "PreparedData", identity: str, paths: RunPaths, finished: list[int],
+    accelerator: "Accelerator", log: RunLog,
+) -> None:  # fmt: skip
+    from doccls.training.fold import Experiment, train_fold
+
+    experiment = Experiment(config, data, identity, paths)
+    wanted = range(config.data.folds) if config.data.valid_fold == "all" else (config.data.valid_fold,)
+    for fold in wanted:
+        if fold in finished:
+            log.line(f"[FOLD {fold}] finished before: kept {paths.part(fold)}")
+        else:
+            train_fold(experiment, fold, accelerator, log)
+
+
+def _merge(paths: RunPaths, log: RunLog) -> None:
+    from doccls.oof.merge import merge_run
+
+    merged = merge_run(paths)
+    for fold, score in enumerate(merged.fold_scores):
+        log.line(f"[OOF] fold={fold} macro_f1={score:.5f}")
+    log.line(f"[OOF] all folds macro_f1={merged.macro_f1:.5f} rows={len(merged.ids)} -> {paths.oof_logits}")
+
+
+def _tell_failure(error: BaseException) -> None:
+    """The console's last words: from the main process, and from another one if the error is its own."""
+    from doccls.training.processes import is_main_by_environment, rank_by_environment
+
+    if is_main_by_environment():
+        print(f"[EXIT][ERROR] training failed: {error}", file=sys.stderr, flush=True)
+    elif not isinstance(error, UserError | Interrupted):
+        print(f"[EXIT][ERROR] rank {rank_by_environment()} failed: {error!r}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

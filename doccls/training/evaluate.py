@@ -1,0 +1,81 @@
+"""Logits of a set of samples, each exactly once, at any number of processes."""
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from doccls.data.dataset import Batch, SampleKey
+
+
+class Normalizer:
+    """uint8 pages -> the network's input, on the device."""
+
+    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> None:
+        self._mean = 255.0 * torch.tensor(mean, device=device).view(1, 3, 1, 1)
+        self._factor = 1.0 / (255.0 * torch.tensor(std, device=device).view(1, 3, 1, 1))
+
+    def __call__(self, images_NHWC: torch.Tensor) -> torch.Tensor:
+        """(n, h, w, 3) uint8 -> (n, 3, h, w) float32 in channels_last: the permuted view is just that layout."""
+        images = images_NHWC.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.channels_last)
+        return (images - self._mean) * self._factor
+
+
+class EvaluationKeys(Iterable[list[SampleKey]]):
+    """One rank's share of `samples`, every world_size-th, in batches; no padding, so no sample comes twice."""
+
+    def __init__(self, samples: np.ndarray, batch_size: int, rank: int, world_size: int) -> None:
+        self._share = samples[rank::world_size].tolist()
+        self._batch_size = batch_size
+
+    def __iter__(self) -> Iterator[list[SampleKey]]:
+        for start in range(0, len(self._share), self._batch_size):
+            yield [SampleKey(0, index) for index in self._share[start : start + self._batch_size]]
+
+    def __len__(self) -> int:
+        return -(-len(self._share) // self._batch_size)
+
+
+@torch.no_grad()
+def predict_logits(
+    model: nn.Module, batches: Iterable[Batch], normalize: Normalizer, num_classes: int, accelerator: Accelerator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Logits of every sample in all ranks' `batches`. All ranks must call; each gets all.
+
+    `model` is the bare module: DDP's forward may hold collectives, and ranks may have different numbers of batches.
+
+    Returns:
+        (indices (n,) int64 ascending, logits (n, num_classes) float32 in that order).
+    """
+    model.eval()
+    indices: list[torch.Tensor] = []
+    logits: list[torch.Tensor] = []
+    for batch in batches:
+        images = normalize(batch.images_NHWC.to(accelerator.device, non_blocking=True))
+        with accelerator.autocast():
+            output = model(images)
+        indices.append(batch.indices_N.to(accelerator.device))
+        logits.append(output.float())
+    nothing = torch.empty(0, num_classes, device=accelerator.device)
+    own_indices = torch.cat([torch.empty(0, dtype=torch.int64, device=accelerator.device), *indices])
+    own_logits = torch.cat([nothing, *logits])
+    return _exchange(own_indices, own_logits, accelerator)
+
+
+def _exchange(
+    indices_N: torch.Tensor, logits_NC: torch.Tensor, accelerator: Accelerator
+) -> tuple[np.ndarray, np.ndarray]:
+    """One exchange for all: shares are padded to one length with index -1, gathered, and told apart by index."""
+    if accelerator.num_processes > 1:
+        length = int(accelerator.gather(torch.tensor([len(indices_N)], device=indices_N.device)).max())
+        padding = length - len(indices_N)
+        indices_N = accelerator.gather(nn.functional.pad(indices_N, (0, padding), value=-1))
+        logits_NC = accelerator.gather(nn.functional.pad(logits_NC, (0, 0, 0, padding)).contiguous())
+    indices, logits = indices_N.cpu().numpy(), logits_NC.cpu().numpy()
+    real = indices >= 0
+    order = np.argsort(indices[real], kind="stable")
+    indices, logits = indices[real][order], logits[real][order]
+    assert np.all(np.diff(indices) > 0), "a sample was evaluated twice"
+    return indices, logits

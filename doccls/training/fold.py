@@ -1,0 +1,236 @@
+"""One fold from end to end: build, train, validate, keep the best, write its part."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import psutil
+import torch
+from accelerate import Accelerator
+from timm.utils import distribute_bn
+
+from doccls.config.schema import Config
+from doccls.data.dataset import DocClsDataset, Pages, build_loader
+from doccls.data.order import BatchPlan
+from doccls.data.prepare import PreparedData
+from doccls.data.transforms import Augmentation
+from doccls.model.build import build_model, count_parameters, get_normalization
+from doccls.model.optim import build_ema, build_loss, build_mixup, build_optimizer, build_scheduler
+from doccls.oof.metrics import cross_entropy, macro_f1
+from doccls.oof.parts import OofPart, PartInfo, write_part
+from doccls.randomness import Purpose, derive_seed
+from doccls.run.history import EpochMetrics, write_fold_metrics
+from doccls.run.paths import RunPaths
+from doccls.run.runlog import RunLog
+from doccls.run.tracking import Tracker, track_fold
+from doccls.training.checkpoint import BestCheckpoint, write_best
+from doccls.training.evaluate import EvaluationKeys, Normalizer, predict_logits
+from doccls.training.loop import Engine, TrainingError, TrainingKeys, train_epoch
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What all folds of a run share."""
+
+    config: Config
+    data: PreparedData
+    identity: str
+    paths: RunPaths
+
+
+@dataclass(frozen=True)
+class FoldResult:
+    """The best epoch of a finished fold."""
+
+    fold: int
+    epoch: int
+    """1-based."""
+    macro_f1: float
+
+
+@dataclass(frozen=True)
+class _Best:
+    epoch: int
+    macro_f1: float
+    indices_N: np.ndarray
+    logits_NC: np.ndarray
+
+
+def train_fold(experiment: Experiment, fold: int, accelerator: Accelerator, log: RunLog) -> FoldResult:
+    """Train one fold and leave its checkpoint, its metrics and, last, its OOF part. All ranks must call.
+
+    Raises:
+        UserError: the model, its weights or the optimizer can't be had, or the numbers went bad.
+    """
+    run_dir = experiment.paths.root if accelerator.is_main_process else None
+    with track_fold(experiment.config, run_dir, fold, log) as tracker:
+        engine = _build_engine(experiment, fold, accelerator, log, tracker)
+        best = _fit(experiment, engine, fold)
+        if accelerator.is_main_process:
+            write_part(experiment.paths.part(fold), _make_part(experiment, fold, best))
+            log.line(f"[FOLD {fold}] done | best epoch={best.epoch} macro_f1={best.macro_f1:.5f}")
+    accelerator.free_memory()
+    return FoldResult(fold, best.epoch, best.macro_f1)
+
+
+def _build_engine(experiment: Experiment, fold: int, accelerator: Accelerator, log: RunLog, tracker: Tracker) -> Engine:
+    config, manifest = experiment.config, experiment.data.manifest
+    train = config.train
+    samples = experiment.data.list_train(fold)
+    valid = experiment.data.list_valid(fold)
+    plan = BatchPlan(config.project.seed, fold, samples, train.batch_size, train.epochs)
+    log.line(
+        f"[DATA] dataset sizes | fold={fold} train={len(samples)} valid={len(valid)} classes={len(manifest.classes)}"
+    )
+
+    torch.manual_seed(derive_seed(config.project.seed, Purpose.INITIAL_WEIGHTS, fold))
+    model = build_model(config.model, len(manifest.classes), train.img_size)
+    mean, std = get_normalization(config.model, model)
+    model.to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    total, trainable = count_parameters(model)
+    log.line(
+        f"[MODEL] name={config.model.name} pooling={config.model.pooling or 'default'} "
+        f"params(total/trainable)={total:,}/{trainable:,} device={accelerator.device} precision={accelerator.mixed_precision}"
+    )
+    ema = build_ema(train, model)
+    optimizer = build_optimizer(train, model, accelerator.device)
+    scheduler = build_scheduler(train, optimizer, plan.steps_per_epoch)
+    log.line(f"[OPTIM] {train.optimizer} lr={train.lr:g} weight_decay={train.weight_decay:g} ema={train.ema_decay}")
+    log.line(
+        f"[SCHED] {train.scheduler} warmup_epochs={train.warmup_epochs:g} min_lr={train.min_lr:g} "
+        f"steps={plan.steps_per_epoch} x {train.epochs} epochs, batch={plan.size} on {accelerator.num_processes} processes"
+    )
+    if train.compile:
+        model.compile()
+    wrapped, prepared_optimizer = accelerator.prepare(model, optimizer)
+    return Engine(
+        accelerator=accelerator,
+        model=wrapped,
+        bare_model=model,
+        ema=ema,
+        optimizer=prepared_optimizer,
+        scheduler=scheduler,
+        criterion=build_loss(train),
+        mixup=build_mixup(train, len(manifest.classes)),
+        normalize=Normalizer(mean, std, accelerator.device),
+        mean=mean,
+        std=std,
+        num_classes=len(manifest.classes),
+        plan=plan,
+        config=train,
+        ids=manifest.ids,
+        log=log,
+        tracker=tracker,
+    )
+
+
+def _fit(experiment: Experiment, engine: Engine, fold: int) -> _Best:
+    """All epochs; each is validated, and an improvement is kept at once: weights and logits in one file."""
+    accelerator, log, manifest = engine.accelerator, engine.log, experiment.data.manifest
+    config, targets = experiment.config, np.asarray(manifest.targets, dtype=np.int64)
+    rank, world_size = accelerator.process_index, accelerator.num_processes
+    workers, pin = config.data.num_workers, accelerator.device.type == "cuda"
+    pages = Pages(manifest.ids, manifest.paths, manifest.targets, config.train.img_size, config.data.max_image_pixels)
+
+    train_set = DocClsDataset(pages, Augmentation(config.augment), config.project.seed, fold)
+    train_keys = TrainingKeys(engine.plan, config.train.micro_batch_size, rank, world_size)
+    batches: Iterator = iter(build_loader(train_set, train_keys, workers, pin))
+    valid_size = -(-(config.train.micro_batch_size or config.train.batch_size) // world_size)
+    valid_keys = EvaluationKeys(experiment.data.list_valid(fold), valid_size, rank, world_size)
+    valid_loader = build_loader(DocClsDataset(pages), valid_keys, workers, pin)
+
+    best: _Best | None = None
+    rows: list[EpochMetrics] = []
+    for epoch in range(config.train.epochs):
+        started_s = time.perf_counter()
+        with log.progress(f"fold {fold} epoch {epoch + 1}/{config.train.epochs}", engine.plan.steps_per_epoch) as bar:
+            train_loss, rate = train_epoch(engine, batches, epoch, bar)
+        if world_size > 1:
+            distribute_bn(engine.best_of, world_size, reduce=True)
+        trained_s = time.perf_counter() - started_s
+        log.line(
+            f"[EPOCH {epoch + 1}] fold={fold} loss={train_loss:.5f} lr={rate:.3e} mem_MiB={measure_memory(accelerator):.0f} "
+            f"images_per_s={engine.plan.steps_per_epoch * engine.plan.size / trained_s:.1f}"
+        )
+        indices, logits = predict_logits(
+            engine.best_of, valid_loader, engine.normalize, engine.num_classes, accelerator
+        )
+        if not np.isfinite(logits).all():
+            bad = [manifest.ids[index] for index in indices[~np.isfinite(logits).all(axis=1)]]
+            raise TrainingError(f"fold {fold} epoch {epoch + 1}: {len(bad)} logits are not finite, such as {bad[:5]}")
+        score, valid_loss = macro_f1(targets[indices], logits), cross_entropy(targets[indices], logits)
+        row = EpochMetrics(
+            fold,
+            epoch + 1,
+            train_loss,
+            valid_loss,
+            score,
+            rate,
+            time.perf_counter() - started_s,
+            measure_memory(accelerator),
+        )
+        log.line(
+            f"[EPOCH {row.epoch}] fold={fold} valid_loss={valid_loss:.5f} macro_f1={score:.5f} time_s={row.time_s:.1f}"
+        )
+        engine.tracker.log(
+            {"valid/loss": valid_loss, "valid/macro_f1": score}, (epoch + 1) * engine.plan.steps_per_epoch
+        )
+        rows.append(row)
+        improved = best is None or score > best.macro_f1
+        if improved:
+            best = _Best(epoch + 1, score, indices, logits)
+        if accelerator.is_main_process:
+            if improved:
+                _keep_best(experiment, engine, best)
+            write_fold_metrics(experiment.paths, rows)
+    assert best is not None
+    return best
+
+
+def _keep_best(experiment: Experiment, engine: Engine, best: _Best) -> None:
+    fold = engine.plan.fold
+    path = experiment.paths.best_checkpoint(fold)
+    write_best(
+        path,
+        BestCheckpoint(
+            state_dict={name: value.detach().cpu() for name, value in engine.best_of.state_dict().items()},
+            oof={"indices": torch.from_numpy(best.indices_N), "logits": torch.from_numpy(best.logits_NC)},
+            identity=experiment.identity,
+            fold=fold,
+            epoch=best.epoch,
+            macro_f1=best.macro_f1,
+            classes=experiment.data.manifest.classes,
+            mean=engine.mean,
+            std=engine.std,
+            config=experiment.config.model_dump(mode="json", exclude={"provenance"}),
+        ),
+    )
+    engine.log.line(f"NEW_BEST F1={best.macro_f1:.5f} -> {path.relative_to(experiment.paths.root)}")
+
+
+def _make_part(experiment: Experiment, fold: int, best: _Best) -> OofPart:
+    """The best epoch's logits as the fold's part; rows without a usable image are in it, as NaN."""
+    manifest, assignment = experiment.data.manifest, experiment.data.assignment
+    rows = assignment.list_valid(fold)
+    logits = np.full((len(rows), len(manifest.classes)), np.nan, dtype=np.float32)
+    logits[np.searchsorted(rows, best.indices_N)] = best.logits_NC
+    info = PartInfo(
+        identity=experiment.identity,
+        fold=fold,
+        num_folds=assignment.num_folds,
+        num_samples=len(manifest),
+        classes=manifest.classes,
+        ids=tuple(manifest.ids[row] for row in rows),
+        skipped=tuple(sorted(experiment.data.skipped.intersection(rows.tolist()))),
+        best_epoch=best.epoch,
+        macro_f1=best.macro_f1,
+    )
+    return OofPart(info, rows.astype(np.int64), logits, np.asarray(manifest.targets, dtype=np.int64)[rows])
+
+
+def measure_memory(accelerator: Accelerator) -> float:
+    """MiB: the peak on this process's GPU since the start, or what this process now holds of main memory."""
+    if accelerator.device.type == "cuda":
+        return torch.cuda.max_memory_allocated(accelerator.device) / 2**20
+    return float(psutil.Process().memory_info().rss / 2**20)

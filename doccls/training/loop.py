@@ -1,0 +1,178 @@
+"""The epoch and the step: straight down, from batches to updated weights."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from timm.data import Mixup
+from timm.data.mixup import mixup_target
+from timm.scheduler.scheduler import Scheduler
+from timm.utils import ModelEmaV3
+from torch import nn
+
+from doccls.config.schema import TrainConfig
+from doccls.data.dataset import Batch, SampleKey
+from doccls.data.order import BatchPlan
+from doccls.errors import UserError
+from doccls.randomness import Purpose, derive_seed
+from doccls.run.runlog import ProgressBar, RunLog
+from doccls.run.tracking import Tracker
+from doccls.training.evaluate import Normalizer
+
+
+class TrainingError(UserError):
+    """Training can't go on: the numbers went bad."""
+
+
+@dataclass(frozen=True)
+class Engine:
+    """What one fold trains with."""
+
+    accelerator: Accelerator
+    model: nn.Module
+    """As prepared: DDP around it, if there are several processes."""
+    bare_model: nn.Module
+    ema: ModelEmaV3 | None
+    optimizer: torch.optim.Optimizer
+    scheduler: Scheduler
+    criterion: nn.Module
+    mixup: Mixup | None
+    normalize: Normalizer
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    num_classes: int
+    plan: BatchPlan
+    config: TrainConfig
+    ids: tuple[str, ...]
+    """Of all samples, to name those of a bad batch."""
+    log: RunLog
+    tracker: Tracker
+
+    @property
+    def best_of(self) -> nn.Module:
+        """The module that is validated and kept: the EMA's, if there is one."""
+        module: nn.Module = self.bare_model if self.ema is None else self.ema.module
+        return module
+
+
+@dataclass
+class LossMeter:
+    """Losses of steps, kept on the device until they are asked for."""
+
+    pending: list[torch.Tensor] = field(default_factory=list)
+    first_step: int = 0
+    total: float = 0.0
+    count: int = 0
+
+
+class TrainingKeys(Iterable[list[SampleKey]]):
+    """One rank's micro-batches of all steps, epoch after epoch: the loader never runs dry between."""
+
+    def __init__(self, plan: BatchPlan, micro_batch_size: int | None, rank: int, world_size: int) -> None:
+        self._plan = plan
+        self._split = (rank, world_size, micro_batch_size)
+
+    def __iter__(self) -> Iterator[list[SampleKey]]:
+        for step in range(self._plan.total_steps):
+            epoch = step // self._plan.steps_per_epoch
+            for micro_batch in self._plan.split_batch(step, *self._split):
+                yield [SampleKey(epoch, index) for index in micro_batch.tolist()]
+
+
+def train_epoch(engine: Engine, batches: Iterator[Batch], epoch: int, bar: ProgressBar) -> tuple[float, float]:
+    """Train one epoch (0-based). All ranks must call.
+
+    Returns:
+        (mean loss over the epoch's samples, last learning rate).
+
+    Raises:
+        TrainingError: a loss was not finite; the step and the samples of its batch are named.
+    """
+    engine.model.train()
+    plan, config = engine.plan, engine.config
+    first = epoch * plan.steps_per_epoch
+    meter = LossMeter(first_step=first)
+    rate = 0.0
+    for step in range(first, first + plan.steps_per_epoch):
+        engine.scheduler.step_update(step)
+        rate = float(engine.optimizer.param_groups[0]["lr"])
+        meter.pending.append(_take_step(engine, batches, step))
+        bar.advance()
+        if (step + 1) % config.log_interval == 0 or step + 1 == first + plan.steps_per_epoch:
+            loss = _settle(engine, meter)
+            place = f"{step + 1 - first}/{plan.steps_per_epoch}"
+            engine.log.detail(f"[STEP {place}] fold={plan.fold} epoch={epoch + 1} loss={loss:.5f} lr={rate:.3e}")
+            engine.tracker.log({"train/loss": loss, "train/lr": rate}, step + 1)
+    return meter.total / meter.count, rate
+
+
+def _take_step(engine: Engine, batches: Iterator[Batch], step: int) -> torch.Tensor:
+    """One optimizer step over one global batch; this rank's share of its mean loss, on the device."""
+    accelerator, plan = engine.accelerator, engine.plan
+    rank, world_size = accelerator.process_index, accelerator.num_processes
+    sizes = [len(part) for part in plan.split_batch(step, rank, world_size, engine.config.micro_batch_size)]
+    share = torch.zeros((), device=accelerator.device)
+    for number, size in enumerate(sizes):
+        batch = next(batches)
+        assert len(batch.indices_N) == size
+        _seed_step(plan, step, rank, number)
+        images = engine.normalize(batch.images_NHWC.to(accelerator.device, non_blocking=True))
+        images, targets = _mix(engine, images, batch.targets_N.to(accelerator.device, non_blocking=True))
+        last = number + 1 == len(sizes)
+        with nullcontext() if last else accelerator.no_sync(engine.model):
+            with accelerator.autocast():
+                logits = engine.model(images)
+            # Sum over samples, divided once by the global batch: the same at any split into ranks and micro-batches.
+            loss = engine.criterion(logits.float(), targets) * (size / plan.size)
+            accelerator.backward(loss * world_size)  # DDP divides by it
+        share += loss.detach()
+    if engine.config.grad_clip_norm is not None:
+        accelerator.clip_grad_norm_(engine.model.parameters(), engine.config.grad_clip_norm)
+    engine.optimizer.step()
+    engine.optimizer.zero_grad()
+    if engine.ema is not None:
+        engine.ema.update(engine.bare_model, step=step + 1)
+    return share
+
+
+def _seed_step(plan: BatchPlan, step: int, rank: int, micro_batch: int) -> None:
+    """Dropout and drop-path draw from torch's generator, Mixup from NumPy's: both start anew at each micro-batch."""
+    seed = derive_seed(plan.seed, Purpose.STEP, plan.fold, step, rank, micro_batch)
+    torch.manual_seed(seed)
+    np.random.seed(seed)  # noqa: NPY002 (timm's Mixup knows no other)
+
+
+def _mix(engine: Engine, images: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mixup/CutMix; timm's pairs a batch with itself reversed and so needs an even one: an odd last stays unmixed."""
+    if engine.mixup is None:
+        return images, targets
+    even = len(images) // 2 * 2
+    smoothing = engine.config.label_smoothing
+    soft = [mixup_target(targets[even:], engine.num_classes, lam=1.0, smoothing=smoothing)]
+    if even:
+        mixed, mixed_targets = engine.mixup(images[:even], targets[:even])
+        images = torch.cat([mixed, images[even:]])
+        soft.insert(0, mixed_targets)
+    return images, torch.cat(soft)
+
+
+def _settle(engine: Engine, meter: LossMeter) -> float:
+    """Fetch the pending losses, sum them over ranks, check them; the mean of those steps."""
+    losses = engine.accelerator.reduce(torch.stack(meter.pending), reduction="sum").double().cpu()
+    bad = (~torch.isfinite(losses)).nonzero()
+    if len(bad):
+        step = meter.first_step + int(bad[0])
+        ids = [engine.ids[index] for index in engine.plan.list_batch(step)]
+        raise TrainingError(
+            f"fold {engine.plan.fold}: the loss of step {step + 1} (epoch {step // engine.plan.steps_per_epoch + 1}) is "
+            f"{float(losses[int(bad[0])])}. Nothing of it was saved. A lower train.lr, train.grad_clip_norm or "
+            f"train.amp: false may help. The batch held {len(ids)} samples: {', '.join(ids)}"
+        )
+    meter.total += float(losses.sum())
+    meter.count += len(losses)
+    meter.first_step += len(losses)
+    meter.pending.clear()
+    return float(losses.mean())

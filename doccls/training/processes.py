@@ -1,0 +1,129 @@
+"""The process group: how many there are, on what device, in which precision; and saying things once."""
+
+import os
+from collections.abc import Callable, Mapping
+from typing import TypeVar
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list, set_seed
+
+from doccls.config.schema import Config
+from doccls.errors import UserError
+
+_T = TypeVar("_T")
+
+
+class ProcessError(UserError):
+    """The processes that were started are not those that were asked for, or can't do what the config asks."""
+
+
+def is_main_by_environment(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether this process will be rank 0; before (and without) a process group."""
+    return rank_by_environment(environment) == 0
+
+
+def rank_by_environment(environment: Mapping[str, str] = os.environ) -> int:
+    """The rank that the launcher gave this process; 0 without a launcher."""
+    return int(environment.get("RANK", "0"))
+
+
+def start_processes(config: Config) -> Accelerator:
+    """Join the process group and set up the device. All ranks must call, once.
+
+    Raises:
+        ProcessError: another number of processes than expected, or a precision that the device has not.
+    """
+    _check_launch(os.environ)
+    torch.set_num_threads(config.train.cpu_threads)
+    if config.train.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it at its first use
+        torch.backends.cudnn.benchmark = False
+        torch.use_deterministic_algorithms(True, warn_only=True)
+    accelerator = Accelerator(
+        mixed_precision=choose_precision(config.train.amp, os.environ),
+        # Buffers are averaged before each validation; DDP's own broadcast would be one more collective a step.
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
+    )
+    torch.set_num_threads(config.train.cpu_threads)  # Accelerate sets its own count for CPU processes
+    check_world_size(accelerator.num_processes, config)
+    set_seed(config.project.seed)
+    return accelerator
+
+
+def check_world_size(world_size: int, config: Config) -> None:
+    """Compare what was started with what the config expects.
+
+    Raises:
+        ProcessError: they differ, or there are more processes than samples in a batch.
+    """
+    expected = config.train.num_processes
+    if expected is not None and expected != world_size:
+        raise ProcessError(f"train.num_processes = {expected}, but {world_size} were started (see accelerate_configs/)")
+    if world_size > config.train.batch_size:
+        raise ProcessError(
+            f"train.batch_size = {config.train.batch_size} is the batch of all processes together: "
+            f"{world_size} processes can't share it"
+        )
+
+
+def choose_precision(amp: bool | str, environment: Mapping[str, str]) -> str:
+    """train.amp -> Accelerate's `mixed_precision`. `true` takes what `accelerate launch` says, else the device's best.
+
+    Raises:
+        ProcessError: fp16 on a CPU.
+    """
+    on_cuda = torch.cuda.is_available() and environment.get("ACCELERATE_USE_CPU", "").lower() not in (
+        "1",
+        "true",
+        "yes",
+    )
+    if isinstance(amp, str):
+        chosen = amp
+    elif not amp:
+        return "no"
+    else:
+        launched = environment.get("ACCELERATE_MIXED_PRECISION", "no")
+        best = "no" if not on_cuda else "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+        chosen = launched if launched in ("fp16", "bf16") else best
+    if chosen == "fp16" and not on_cuda:
+        raise ProcessError("fp16 needs a GPU: set train.amp to bf16, false, or true (the best that the device has)")
+    return chosen
+
+
+def on_main(accelerator: Accelerator, act: Callable[[], _T]) -> _T:
+    """Run `act` on the main process and give every process its result. All ranks must call.
+
+    A UserError of `act` is raised on every rank, so that none is left waiting for the main process.
+    """
+    if accelerator.num_processes == 1:
+        return act()
+    box: list[object] = [None]
+    error: BaseException | None = None
+    if accelerator.is_main_process:
+        try:
+            box[0] = act()
+        except UserError as raised:
+            error = raised
+            box[0] = _Failure(str(raised))
+    broadcast_object_list(box)
+    if error is not None:
+        raise error
+    if isinstance(box[0], _Failure):
+        raise UserError(box[0].message)
+    return box[0]  # type: ignore[return-value]
+
+
+class _Failure:
+    def __init__(self, message: str) -> None:
+        self.message = message
+
+
+def _check_launch(environment: Mapping[str, str]) -> None:
+    """`accelerate launch --cpu --num_processes 2` names a rendezvous but starts one process, and does not say so."""
+    if "MASTER_ADDR" in environment and "ACCELERATE_USE_CPU" in environment and "WORLD_SIZE" not in environment:
+        raise ProcessError(
+            "accelerate launch was asked for several processes but started one (its --cpu form does that). "
+            "Use `accelerate launch --config_file accelerate_configs/cpu_2.yaml -m doccls.train ...`, or "
+            "`ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2 -m doccls.train ...`"
+        )
