@@ -26,7 +26,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m doccls.train",
         description="Train the folds of an image classifier and write the merged out-of-fold predictions.",
-        epilog="Several processes: accelerate launch --config_file accelerate_configs/FILE -m doccls.train --config ...",
+        epilog="Several processes: accelerate launch --config_file accelerate_configs/FILE -m doccls.train ...",
     )
     add_config_arguments(parser)
     parser.add_argument(
@@ -35,10 +35,10 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def add_config_arguments(parser: argparse.ArgumentParser) -> None:
+def add_config_arguments(parser: argparse.ArgumentParser, required: bool = True) -> None:
     """The arguments that say which config, for every command that takes one."""
     parser.add_argument(
-        "--config", type=Path, required=True, metavar="FILE", help="YAML file; its paths are relative to it"
+        "--config", type=Path, required=required, metavar="FILE", help="YAML file; its paths are relative to it"
     )
     parser.add_argument(
         "--mode", choices=MODES, help="named set of defaults under the YAML's own values (default: basic)"
@@ -115,7 +115,8 @@ def _prepare(config: Config, accelerator: "Accelerator", log: RunLog) -> "Prepar
     check_paths({"data.train_csv": (data.train_csv, "file"), "data.image_dir_train": (data.image_dir_train, "folder")}
                 | ({"data.sample_csv": (data.sample_csv, "file")} if data.sample_csv else {}))  # fmt: skip
     log.line(
-        f"[PATH] OK | train_csv={data.train_csv} | sample_csv={data.sample_csv} | image_dir_train={data.image_dir_train}"
+        f"[PATH] OK | train_csv={data.train_csv} | sample_csv={data.sample_csv}"
+        f" | image_dir_train={data.image_dir_train}"
     )
     prepared = on_main(accelerator, lambda: prepare_data(config))
     for warning in prepared.warnings:

@@ -61,12 +61,13 @@ def load_config(path: Path, mode: str | None = None, overrides: Sequence[Overrid
     if chosen not in MODES:
         problems.append(f"mode = {chosen!r}: allowed: {' or '.join(MODES)}")
         chosen = "basic"
-    merged = {**_flatten(_read_mode(chosen), problems), **stated, **set_by_flags, ("mode",): _Stated(chosen, "--mode")}
+    defaults = _flatten(_read_mode(chosen), problems)
+    merged = {**defaults, **stated, **set_by_flags, ("mode",): _Stated(chosen, "--mode")}
     return _validate(merged, path, problems)
 
 
 def parse_override(text: str) -> Override:
-    """`train.epochs=3` -> Override; the value is read as YAML, so `null`, `true`, `[1, 2]` and `1e-3` mean what they say.
+    """`train.epochs=3` -> Override; the value is YAML, so `null`, `true`, `[1, 2]` and `1e-3` mean what they say.
 
     Raises:
         ConfigError: there is no `=`, or the value is not YAML.
@@ -75,7 +76,7 @@ def parse_override(text: str) -> Override:
     if not equals or not key.strip():
         raise ConfigError(f"--set {text!r}: write key=value, for example --set train.epochs=3")
     try:
-        return Override(key.strip(), yaml.load(value, Loader=_Loader), f"--set {key.strip()}")
+        return Override(key.strip(), _parse_value(value), f"--set {key.strip()}")
     except yaml.YAMLError as error:
         raise ConfigError(f"--set {key.strip()}: the value is not YAML: {_first_line(error)}") from error
 
@@ -115,6 +116,14 @@ _Loader.add_implicit_resolver(
                r"|[0-9][0-9_]*[eE][-+]?[0-9]+|\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"),
     list("-+0123456789."),
 )  # fmt: skip
+
+
+def _parse_value(text: str) -> Any:
+    loader = _Loader(text)
+    try:
+        return loader.get_single_data()
+    finally:
+        loader.dispose()
 
 
 def _read_yaml(path: Path, problems: list[str]) -> list[tuple[Key, _Stated]]:
@@ -216,9 +225,8 @@ def _render_errors(error: ValidationError, merged: dict[Key, _Stated]) -> list[s
         if item["type"] == "missing":
             lines[key] = f"{'.'.join(key)}: missing; needed: {describe_allowed(field)}"
         else:
-            lines[key] = _render_problem(
-                key, merged.get(key, _Stated(item["input"], "default")), describe_allowed(field)
-            )
+            met = merged.get(key, _Stated(item["input"], "default"))
+            lines[key] = _render_problem(key, met, describe_allowed(field))
     return list(lines.values())
 
 

@@ -94,7 +94,7 @@ class DataConfig(Section):
     stratify: bool = True
     """Give every fold the same share of each class."""
     on_duplicate: Literal["keep", "error"] = "keep"
-    """Rows that name the same image: `keep` trains on all of them, in one fold, with a warning; `error` refuses them."""
+    """Rows that name the same image: `keep` them all, in one fold, with a warning; or `error`."""
     on_bad_image: Literal["error", "skip"] = "error"
     """Missing, truncated or non-image files: `error` names them all before training; `skip` leaves those rows out."""
     max_image_pixels: Annotated[int, Field(ge=1)] = 100_000_000
@@ -176,7 +176,7 @@ class TrainConfig(Section):
     compile: bool = False
     """torch.compile the model."""
     deterministic: bool = True
-    """Only kernels that give the same bits each time. On GPUs false is faster, and then no two runs agree in all bits."""
+    """Only kernels that give the same bits each time. On GPUs false is faster, and no two runs agree in all bits."""
     cpu_threads: Annotated[int, Field(ge=1)] = 2
     """Threads that one process computes with. Fixed, not found: on a CPU the count changes the order of sums."""
     num_processes: Annotated[Annotated[int, Field(ge=1)] | None, Operational()] = None

@@ -20,7 +20,7 @@ class SampleKey(NamedTuple):
     """Which sample, as seen in which epoch (0-based)."""
 
     epoch: int
-    index: int
+    sample: int
 
 
 class Batch(NamedTuple):
@@ -82,7 +82,7 @@ def build_loader(
     """A loader of exactly `batches`, in their order; the number of workers changes no bit of what it gives."""
     return DataLoader(
         dataset,  # type: ignore[arg-type]
-        batch_sampler=batches,  # type: ignore[arg-type]
+        batch_sampler=batches,
         collate_fn=collate_batch,
         num_workers=num_workers,
         persistent_workers=num_workers > 0,

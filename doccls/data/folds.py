@@ -68,7 +68,7 @@ def assign_folds(manifest: Manifest, num_folds: int, stratify: bool, seed: int) 
 def _choose_splitter(
     stratify: bool, grouped: bool, num_folds: int, seed: int
 ) -> StratifiedGroupKFold | StratifiedKFold | GroupKFold | KFold:
-    kind = {
+    kind: type[StratifiedGroupKFold | StratifiedKFold | GroupKFold | KFold] = {
         (True, True): StratifiedGroupKFold,
         (True, False): StratifiedKFold,
         (False, True): GroupKFold,

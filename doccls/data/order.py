@@ -39,7 +39,8 @@ class BatchPlan:
         assert 0 <= step < self.total_steps
         epoch, place = divmod(step, self.steps_per_epoch)
         order = _permute(self.seed, self.fold, epoch, len(self.samples))
-        return self.samples[order[place * self.size : (place + 1) * self.size]]
+        batch: np.ndarray = self.samples[order[place * self.size : (place + 1) * self.size]]
+        return batch
 
     def split_batch(self, step: int, rank: int, world_size: int, micro_batch_size: int | None) -> list[np.ndarray]:
         """One rank's share of a global batch, in micro-batches of near-equal size, each at most `micro_batch_size`."""

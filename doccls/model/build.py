@@ -86,7 +86,7 @@ def _create(config: ModelConfig, pooling: str | None, num_classes: int, img_size
                 ) from error
         raise ModelError(
             f"model.name = {config.name!r} can't be built with train.img_size = {img_size} and "
-            f"{ {f'model.{name}': value for name, value in options.items() if value is not None} or 'no options' }: {error}"
+            f"{', '.join(f'model.{key} = {value}' for key, value in options.items())}: {error}"
         ) from error
 
 

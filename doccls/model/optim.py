@@ -37,9 +37,12 @@ def build_optimizer(config: TrainConfig, model: nn.Module, device: torch.device)
         )
     fused = {"fused": True} if device.type == "cuda" and name in _FUSED else {}
     try:
-        return create_optimizer_v2(model, opt=name, lr=config.lr, weight_decay=config.weight_decay, **fused)
+        optimizer: torch.optim.Optimizer = create_optimizer_v2(
+            model, opt=name, lr=config.lr, weight_decay=config.weight_decay, **fused
+        )
     except (TypeError, ImportError, AssertionError, RuntimeError) as error:
         raise OptimizerError(f"train.optimizer = {config.optimizer!r} can't be built here: {error}") from error
+    return optimizer
 
 
 def build_scheduler(config: TrainConfig, optimizer: torch.optim.Optimizer, steps_per_epoch: int) -> Scheduler:
@@ -76,12 +79,14 @@ def build_mixup(config: TrainConfig, num_classes: int) -> Mixup | None:
 def build_loss(config: TrainConfig) -> nn.Module:
     """Mean loss over a batch, of (logits_NC, targets): soft targets under Mixup, else class indices."""
     if config.mixup_alpha > 0 or config.cutmix_alpha > 0:
-        return SoftTargetCrossEntropy()
-    return LabelSmoothingCrossEntropy(smoothing=config.label_smoothing)
+        soft: nn.Module = SoftTargetCrossEntropy()
+        return soft
+    hard: nn.Module = LabelSmoothingCrossEntropy(smoothing=config.label_smoothing)
+    return hard
 
 
 def build_ema(config: TrainConfig, model: nn.Module) -> ModelEmaV3 | None:
-    """timm's EMA of the weights, None if off. Its decay is warmed up, so that short runs are not held at their start."""
+    """timm's EMA of the weights, None if off. Its decay is warmed up, so that a short run forgets its start."""
     if config.ema_decay is None:
         return None
     return ModelEmaV3(model, decay=config.ema_decay, use_warmup=True, warmup_power=0.75)

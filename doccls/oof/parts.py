@@ -87,7 +87,9 @@ def read_part(path: Path) -> OofPart:
 
 def _parse_info(text: str) -> PartInfo:
     fields: dict[str, Any] = json.loads(text)
-    return PartInfo(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})
+    for name in ("classes", "ids", "skipped"):
+        fields[name] = tuple(fields[name])
+    return PartInfo(**fields)
 
 
 def _digest(part: OofPart) -> str:
@@ -100,8 +102,8 @@ def _digest(part: OofPart) -> str:
 
 def _validate(part: OofPart, where: str) -> None:
     info, rows = part.info, len(part.indices_N)
-    kinds = (part.indices_N.dtype, part.logits_NC.dtype, part.targets_N.dtype)
-    if kinds != (np.int64, np.float32, np.int64) or part.logits_NC.shape != (rows, len(info.classes)):
+    kinds = [array.dtype.name for array in (part.indices_N, part.logits_NC, part.targets_N)]
+    if kinds != ["int64", "float32", "int64"] or part.logits_NC.shape != (rows, len(info.classes)):
         raise PartError(f"OOF part {where}: arrays of the wrong kind or shape")
     if len(part.targets_N) != rows or len(info.ids) != rows:
         raise PartError(f"OOF part {where}: indices, targets and IDs differ in number")

@@ -1,4 +1,4 @@
-"""The run's log: tagged lines on the console and in one file, everything printed teed into it, the end always marked."""
+"""The run's log: tagged lines on console and file, everything printed teed into the file, the end always marked."""
 
 import signal
 import sys
@@ -80,7 +80,7 @@ class RunLog:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file = self.path.open("a", encoding="utf-8", buffering=1)
             self._stdio = (sys.stdout, sys.stderr)
-            sys.stdout, sys.stderr = _Tee(sys.stdout, self), _Tee(sys.stderr, self)  # type: ignore[assignment]
+            sys.stdout, sys.stderr = _Tee(sys.stdout, self), _Tee(sys.stderr, self)
             self.line(f">> Logger started: {self.path}")
         return self
 
@@ -154,11 +154,10 @@ class ProgressBar:
     def __init__(self, bar: Progress | None) -> None:
         self._bar = bar
 
-    def advance(self, note: str | None = None) -> None:
+    def advance(self) -> None:
         """One unit further."""
         if self._bar is not None:
-            task = self._bar.task_ids[0]
-            self._bar.update(task, advance=1, **({"description": note} if note else {}))
+            self._bar.advance(self._bar.task_ids[0])
 
 
 def exit_code(error: BaseException) -> int:

@@ -1,4 +1,4 @@
-"""Weights & Biases behind one small interface: one group a run, one W&B run a fold; it never stops or slows training."""
+"""Weights & Biases behind one small interface: one group a run, one W&B run a fold; it never stops training."""
 
 import os
 from collections.abc import Iterator, Mapping

@@ -80,8 +80,9 @@ def read_best(path: Path) -> BestCheckpoint:
         raise CheckpointError(f"checkpoint {path}: another format than {_FORMAT}")
     if digest != _digest(state_dict, oof, text):
         raise CheckpointError(f"checkpoint {path}: its content does not match its digest: the file is damaged")
-    lists = {name: tuple(meta.pop(name)) for name in ("classes", "mean", "std")}
-    return BestCheckpoint(state_dict=state_dict, oof=oof, **lists, **meta)
+    for name in ("classes", "mean", "std"):
+        meta[name] = tuple(meta[name])
+    return BestCheckpoint(state_dict=state_dict, oof=oof, **meta)
 
 
 def parse_config(best: BestCheckpoint) -> Config:

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from timm.utils import distribute_bn
 
 from doccls.config.schema import Config
-from doccls.data.dataset import DocClsDataset, Pages, build_loader
+from doccls.data.dataset import Batch, DocClsDataset, Pages, build_loader
 from doccls.data.order import BatchPlan
 from doccls.data.prepare import PreparedData
 from doccls.data.transforms import Augmentation
@@ -91,7 +91,8 @@ def _build_engine(experiment: Experiment, fold: int, accelerator: Accelerator, l
     total, trainable = count_parameters(model)
     log.line(
         f"[MODEL] name={config.model.name} pooling={config.model.pooling or 'default'} "
-        f"params(total/trainable)={total:,}/{trainable:,} device={accelerator.device} precision={accelerator.mixed_precision}"
+        f"params(total/trainable)={total:,}/{trainable:,} "
+        f"device={accelerator.device} precision={accelerator.mixed_precision}"
     )
     ema = build_ema(train, model)
     optimizer = build_optimizer(train, model, accelerator.device)
@@ -99,7 +100,7 @@ def _build_engine(experiment: Experiment, fold: int, accelerator: Accelerator, l
     log.line(f"[OPTIM] {train.optimizer} lr={train.lr:g} weight_decay={train.weight_decay:g} ema={train.ema_decay}")
     log.line(
         f"[SCHED] {train.scheduler} warmup_epochs={train.warmup_epochs:g} min_lr={train.min_lr:g} "
-        f"steps={plan.steps_per_epoch} x {train.epochs} epochs, batch={plan.size} on {accelerator.num_processes} processes"
+        f"steps={plan.steps_per_epoch} epochs={train.epochs} batch={plan.size} processes={accelerator.num_processes}"
     )
     if train.compile:
         model.compile()
@@ -135,7 +136,7 @@ def _fit(experiment: Experiment, engine: Engine, fold: int) -> _Best:
 
     train_set = DocClsDataset(pages, Augmentation(config.augment), config.project.seed, fold)
     train_keys = TrainingKeys(engine.plan, config.train.micro_batch_size, rank, world_size)
-    batches: Iterator = iter(build_loader(train_set, train_keys, workers, pin))
+    batches: Iterator[Batch] = iter(build_loader(train_set, train_keys, workers, pin))
     valid_size = -(-(config.train.micro_batch_size or config.train.batch_size) // world_size)
     valid_keys = EvaluationKeys(experiment.data.list_valid(fold), valid_size, rank, world_size)
     valid_loader = build_loader(DocClsDataset(pages), valid_keys, workers, pin)
@@ -150,8 +151,8 @@ def _fit(experiment: Experiment, engine: Engine, fold: int) -> _Best:
             distribute_bn(engine.best_of, world_size, reduce=True)
         trained_s = time.perf_counter() - started_s
         log.line(
-            f"[EPOCH {epoch + 1}] fold={fold} loss={train_loss:.5f} lr={rate:.3e} mem_MiB={measure_memory(accelerator):.0f} "
-            f"images_per_s={engine.plan.steps_per_epoch * engine.plan.size / trained_s:.1f}"
+            f"[EPOCH {epoch + 1}] fold={fold} loss={train_loss:.5f} lr={rate:.3e} "
+            f"mem_MiB={measure_memory(accelerator):.0f} images_per_s={engine.plan.steps_per_epoch * engine.plan.size / trained_s:.1f}"
         )
         indices, logits = predict_logits(
             engine.best_of, valid_loader, engine.normalize, engine.num_classes, accelerator
@@ -177,12 +178,11 @@ def _fit(experiment: Experiment, engine: Engine, fold: int) -> _Best:
             {"valid/loss": valid_loss, "valid/macro_f1": score}, (epoch + 1) * engine.plan.steps_per_epoch
         )
         rows.append(row)
-        improved = best is None or score > best.macro_f1
-        if improved:
+        if best is None or score > best.macro_f1:
             best = _Best(epoch + 1, score, indices, logits)
-        if accelerator.is_main_process:
-            if improved:
+            if accelerator.is_main_process:
                 _keep_best(experiment, engine, best)
+        if accelerator.is_main_process:
             write_fold_metrics(experiment.paths, rows)
     assert best is not None
     return best

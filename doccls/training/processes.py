@@ -40,23 +40,28 @@ def start_processes(config: Config) -> Accelerator:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it at its first use
         torch.backends.cudnn.benchmark = False
         torch.use_deterministic_algorithms(True, warn_only=True)
+    started = int(os.environ.get("WORLD_SIZE", "1"))
     accelerator = Accelerator(
+        # Started as several on a machine without GPUs, Accelerate stays alone unless it is told that CPUs are meant.
+        cpu=started > 1 and not torch.cuda.is_available(),
         mixed_precision=choose_precision(config.train.amp, os.environ),
         # Buffers are averaged before each validation; DDP's own broadcast would be one more collective a step.
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
     )
     torch.set_num_threads(config.train.cpu_threads)  # Accelerate sets its own count for CPU processes
-    check_world_size(accelerator.num_processes, config)
+    check_world_size(accelerator.num_processes, started, config)
     set_seed(config.project.seed)
     return accelerator
 
 
-def check_world_size(world_size: int, config: Config) -> None:
-    """Compare what was started with what the config expects.
+def check_world_size(world_size: int, started: int, config: Config) -> None:
+    """Compare the process group with what was started and with what the config expects.
 
     Raises:
         ProcessError: they differ, or there are more processes than samples in a batch.
     """
+    if world_size != started:
+        raise ProcessError(f"{started} processes were started, but this one is in a group of {world_size}")
     expected = config.train.num_processes
     if expected is not None and expected != world_size:
         raise ProcessError(f"train.num_processes = {expected}, but {world_size} were started (see accelerate_configs/)")

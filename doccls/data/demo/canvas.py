@@ -271,4 +271,5 @@ class Canvas:
     def finish(self) -> Pixels:
         """Return the sheet as uint8 H x W x 3 RGB with its longest side `size_px`."""
         size = (max(round(self.width * self.size_px / 100), 1), max(round(self.height * self.size_px / 100), 1))
-        return cv2.resize(self.pixels, size, interpolation=cv2.INTER_AREA).astype(np.uint8)
+        small: np.ndarray = cv2.resize(self.pixels, size, interpolation=cv2.INTER_AREA)
+        return small.astype(np.uint8)

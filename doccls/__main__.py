@@ -1,0 +1,79 @@
+"""`doccls demo | check | train | predict`, also `python -m doccls`."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from doccls import demo, predict, train
+from doccls.config import Config
+from doccls.errors import UserError
+from doccls.run.artifacts import write_text
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line of `doccls`."""
+    parser = argparse.ArgumentParser(prog="doccls", description="K-fold image classification, whole.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    demo.add_arguments(commands.add_parser("demo", help="draw a data set and run the whole job on it, offline"))
+    check = commands.add_parser("check", help="check a config and its data, train nothing; or write the JSON schema")
+    train.add_config_arguments(check, required=False)
+    check.add_argument(
+        "--schema", nargs="?", const=Path("-"), type=Path, metavar="FILE", help="write the config's schema"
+    )
+    commands.add_parser("train", help="train: the same as python -m doccls.train", add_help=False)
+    predict.add_arguments(commands.add_parser("predict", help="average a run's folds on the test images"))
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words[:1] == ["train"]:
+        return train.main(words[1:])
+    parser = build_parser()
+    arguments = parser.parse_args(words)
+    try:
+        if arguments.command == "demo":
+            return demo.demo(arguments)
+        if arguments.command == "predict":
+            return predict.predict(arguments)
+        if arguments.schema is None and arguments.config is None:
+            parser.error("check needs --config FILE or --schema")
+        return _check(arguments)
+    except UserError as error:
+        print(f"doccls {arguments.command}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"doccls {arguments.command}: interrupted", file=sys.stderr)
+        return 130
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    if arguments.schema is not None:
+        text = render_schema()
+        if arguments.schema == Path("-"):
+            print(text, end="")
+        else:
+            write_text(arguments.schema, text)
+    if arguments.config is not None:
+        from doccls.data.prepare import prepare_data
+
+        config = train.load_arguments(arguments)
+        print(f"[CONFIG] OK | {arguments.config.resolve()}")
+        prepared = prepare_data(config)
+        for warning in prepared.warnings:
+            print(f"[WARNING] {warning}")
+        print(f"[DATA] OK | {len(prepared.manifest)} rows, {len(prepared.manifest.classes)} classes")
+        print(f"[FOLD] distribution={prepared.assignment.count()}")
+    return 0
+
+
+def render_schema() -> str:
+    """JSON schema of a config file: what editors complete and check keys with."""
+    return json.dumps(Config.model_json_schema(), indent=2, ensure_ascii=False) + "\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,80 @@
+"""`doccls demo`: the main job on drawn pages, offline, from nothing to merged out-of-fold predictions."""
+
+import argparse
+import secrets
+import sys
+from datetime import datetime
+from pathlib import Path
+
+from doccls.run.artifacts import write_text
+from doccls.run.paths import RunPaths, locate_run
+
+CONFIG = """\
+# Written by `doccls demo`: a small network, from scratch, on drawn pages. Train it again with
+#   python -m doccls.train --config THIS_FILE
+project: {version: demo}
+data:
+  train_csv: ../data/raw/train.csv
+  sample_csv: ../data/raw/sample_submission.csv
+  image_dir_train: ../data/raw/train
+  image_dir_test: ../data/raw/test
+  folds: 3
+model: {name: resnet10t, pretrained: false, mean: [0.8, 0.8, 0.8], std: [0.25, 0.25, 0.25]}
+train:
+  img_size: 128
+  batch_size: 16
+  epochs: 12
+  lr: 3e-3
+  weight_decay: 0.05
+  warmup_epochs: 2
+  label_smoothing: 0.05
+augment: {rotate_deg: 0, scale: 0, shift: 0, brightness: 0}
+output: {logs_dir: ../logs, exp_dir: ../experiments}
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command line of `doccls demo`."""
+    parser.add_argument(
+        "folder", type=Path, nargs="?", default=Path("demo"), metavar="DIR", help="where (default: demo)"
+    )
+    parser.add_argument("--draw-only", action="store_true", help="write the data and the config, train nothing")
+
+
+def demo(arguments: argparse.Namespace) -> int:
+    """Draw the data, write the config, train the folds, predict the test pages; the exit code of the training."""
+    from doccls.data.demo import write_demo
+
+    folder: Path = arguments.folder.resolve()
+    config = folder / "configs" / "demo.yaml"
+    write_demo(folder)
+    write_text(config, CONFIG)
+    print(f"[DEMO] pages {folder / 'data' / 'raw'}\n[DEMO] config {config}", flush=True)
+    if arguments.draw_only:
+        return 0
+    from doccls.train import main as train
+
+    run_id = f"demo-{secrets.token_hex(3)}"
+    code = train(["--config", str(config), "--run-id", run_id])
+    if code == 0:
+        _tell_results(locate_run(folder / "experiments", run_id, datetime.now()), folder / "logs")
+    return code
+
+
+def _tell_results(paths: RunPaths, logs: Path) -> None:
+    from doccls.oof.merge import merge_run
+
+    merged = merge_run(paths)
+    print()
+    for fold, score in enumerate(merged.fold_scores):
+        print(f"[DEMO] fold {fold}: macro-F1 {score:.3f}")
+    print(f"[DEMO] all folds together: OOF macro-F1 {merged.macro_f1:.3f} over {len(merged.ids)} pages")
+    for what, path in (
+        ("run", paths.root),
+        ("predictions, readable", paths.oof_csv),
+        ("metrics of each epoch", paths.metrics),
+        ("checkpoints", paths.best_checkpoint(0).parent),
+        ("logs", logs),
+    ):
+        print(f"[DEMO] {what}: {path}")
+    print(f"[DEMO] next: {Path(sys.executable).with_name('doccls')} predict {paths.root}")

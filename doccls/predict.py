@@ -1,0 +1,194 @@
+"""`doccls predict RUN`: a run's checkpoints -> test probabilities -> a submission in the sample's very form."""
+
+import argparse
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from doccls.config import Config
+from doccls.data.manifest import DataError, check_paths, read_table, resolve_images, tell
+from doccls.oof.metrics import probabilities
+from doccls.run.artifacts import write_array, write_text
+from doccls.run.paths import RunError, RunPaths
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from doccls.training.checkpoint import BestCheckpoint
+
+
+@dataclass(frozen=True)
+class TestPages:
+    """The rows of the sample submission and their images."""
+
+    table: pd.DataFrame
+    """The sample submission, every cell as the text that stands there."""
+    ids: tuple[str, ...]
+    paths: tuple[Path | None, ...]
+    """None where the image is missing or bad (and --on-bad-image is `skip`)."""
+    problems: tuple[str, ...]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command line of `doccls predict`."""
+    parser.add_argument("run", type=Path, metavar="RUN", help="folder of the run: <exp_dir>/YYYYMMDD/<run_id>")
+    parser.add_argument("--sample-csv", type=Path, metavar="FILE", help="instead of the run's data.sample_csv")
+    parser.add_argument("--image-dir", type=Path, metavar="DIR", help="instead of the run's data.image_dir_test")
+    parser.add_argument("--num-workers", type=int, metavar="N", help="processes that load images")
+    parser.add_argument(
+        "--on-bad-image", choices=("error", "skip"), default="error",
+        help="missing or bad test images: refuse (default), or give their rows the training classes' shares",
+    )  # fmt: skip
+
+
+def predict(arguments: argparse.Namespace) -> int:
+    """Predict as the command line says.
+
+    Raises:
+        UserError: no such run, no checkpoint, checkpoints of different runs, or test data that can't be used.
+    """
+    from doccls.training.checkpoint import parse_config, read_best
+    from doccls.training.processes import start_processes
+
+    paths = RunPaths(arguments.run.resolve())
+    if not paths.root.is_dir():
+        raise RunError(f"no such run folder: {paths.root} (runs lie in <output.exp_dir>/YYYYMMDD/<run_id>)")
+    found = sorted((paths.root / "ckpt").glob("best_fold*.pth"))
+    if not found:
+        raise RunError(f"{paths.root}: no checkpoint ckpt/best_fold*.pth: no fold has finished an epoch")
+    folds = [read_best(path) for path in found]
+    _check_kinship(folds)
+    config = _with_arguments(parse_config(folds[0]), arguments)
+    if len(folds) < config.data.folds and config.data.valid_fold == "all":
+        print(f"[WARNING] only {len(folds)} of {config.data.folds} folds have a checkpoint; the average is over those")
+    pages = read_test_pages(config)
+    for problem in pages.problems:
+        print(f"[WARNING] {problem}")
+    print(f"[PREDICT] {len(pages.ids)} test images x {len(folds)} folds")
+    accelerator = start_processes(config)
+    chances = np.mean([_predict_fold(fold, config, pages, accelerator) for fold in folds], axis=0)
+    missing = [row for row, path in enumerate(pages.paths) if path is None]
+    if missing:
+        chances[missing] = _read_class_shares(config, folds[0].classes)
+    if accelerator.is_main_process:
+        write_array(paths.test_probabilities, chances.astype(np.float32))
+        write_text(paths.submission, render_submission(pages.table, config.data.id_col, folds[0].classes, chances))
+        print(f"[PREDICT] {paths.submission}\n[PREDICT] {paths.test_probabilities} {chances.shape}")
+    return 0
+
+
+def read_test_pages(config: Config) -> TestPages:
+    """The sample submission's rows, in its order, and their images, each looked at once.
+
+    Raises:
+        DataError: no sample or folder, no ID column, or (unless data.on_bad_image is `skip`) images missing or bad.
+    """
+    from doccls.data.images import inspect_images
+
+    data = config.data
+    check_paths({"data.sample_csv": (data.sample_csv, "file"), "data.image_dir_test": (data.image_dir_test, "folder")})
+    assert data.sample_csv is not None and data.image_dir_test is not None
+    table = read_table(data.sample_csv, "data.sample_csv")
+    if data.id_col not in table.columns:
+        raise DataError(
+            f"{data.sample_csv}: no column {data.id_col!r} (data.id_col); it has {', '.join(table.columns)}"
+        )
+    ids = tuple(table[data.id_col])
+    refused: list[str] = []
+    paths, missing = resolve_images(ids, data.image_dir_test, data.image_ext, refused)
+    if refused:
+        raise DataError("\n".join(refused))
+    files = sorted({path for path in paths if path is not None})
+    facts = dict(zip(files, inspect_images(files, data.max_image_pixels, threads=8), strict=True))
+    bad = {path: fact.problem for path, fact in facts.items() if fact.problem is not None}
+    problems = [tell(f"test images missing in {data.image_dir_test}", missing)] if missing else []
+    if bad:
+        problems.append(tell("test images that can't be used", [f"{path}: {why}" for path, why in bad.items()]))
+    if problems and data.on_bad_image == "error":
+        raise DataError("\n".join([*problems, "(--on-bad-image skip keeps their rows, with the classes' shares)"]))
+    return TestPages(table, ids, tuple(None if path in bad else path for path in paths), tuple(problems))
+
+
+def render_submission(table: pd.DataFrame, id_col: str, classes: Sequence[str], chances_NC: np.ndarray) -> str:
+    """The sample's columns, IDs and order; its one other column takes the label, or one column a class the probability.
+
+    Raises:
+        DataError: the sample has other columns than these two forms.
+    """
+    columns = list(table.columns)
+    others = [column for column in columns if column != id_col]
+    labels = [classes[best] for best in chances_NC.argmax(axis=1)]
+    if len(others) == 1:
+        cells = {others[0]: labels}
+    elif sorted(others) == sorted(classes):
+        cells = {
+            label: [f"{chance:.8f}" for chance in chances_NC[:, position]] for position, label in enumerate(classes)
+        }
+    else:
+        raise DataError(
+            f"data.sample_csv has the columns {columns}: beside {id_col!r} there must be one for the label, "
+            f"or exactly one a class: {', '.join(classes)}"
+        )
+    cells[id_col] = list(table[id_col])
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(zip(*(cells[column] for column in columns), strict=True))
+    return text.getvalue()
+
+
+def _predict_fold(best: "BestCheckpoint", config: Config, pages: TestPages, accelerator: "Accelerator") -> np.ndarray:
+    """Probabilities (n, classes) float64 of one fold's model; rows without an image are 0."""
+    from doccls.data.dataset import DocClsDataset, Pages, build_loader
+    from doccls.model.build import build_model
+    from doccls.training.evaluate import EvaluationKeys, Normalizer, predict_logits
+
+    model = build_model(config.model, len(best.classes), config.train.img_size, fetch=False)
+    model.load_state_dict(best.state_dict)
+    import torch
+
+    model.to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    rows = np.asarray([row for row, path in enumerate(pages.paths) if path is not None], dtype=np.int64)
+    size = config.train.micro_batch_size or config.train.batch_size
+    keys = EvaluationKeys(rows, size, accelerator.process_index, accelerator.num_processes)
+    described = Pages(
+        pages.ids, pages.paths, [-1] * len(pages.ids), config.train.img_size, config.data.max_image_pixels
+    )
+    loader = build_loader(DocClsDataset(described), keys, config.data.num_workers, accelerator.device.type == "cuda")
+    normalize = Normalizer(best.mean, best.std, accelerator.device)
+    indices, logits = predict_logits(model, loader, normalize, len(best.classes), accelerator)
+    chances = np.zeros((len(pages.ids), len(best.classes)))
+    chances[indices] = probabilities(logits)
+    if accelerator.is_main_process:
+        print(f"[PREDICT] fold={best.fold} best epoch={best.epoch} macro_f1={best.macro_f1:.5f}", flush=True)
+    return chances
+
+
+def _read_class_shares(config: Config, classes: Sequence[str]) -> np.ndarray:
+    """Each class's share of train.csv: what is known of a page that can't be seen."""
+    labels = read_table(config.data.train_csv, "data.train_csv")[config.data.target_col].str.strip()
+    shares: np.ndarray = np.asarray([(labels == label).mean() for label in classes], dtype=np.float64)
+    return shares
+
+
+def _with_arguments(config: Config, arguments: argparse.Namespace) -> Config:
+    given = {
+        "sample_csv": arguments.sample_csv and arguments.sample_csv.resolve(),
+        "image_dir_test": arguments.image_dir and arguments.image_dir.resolve(),
+        "num_workers": arguments.num_workers,
+        "on_bad_image": arguments.on_bad_image,
+    }
+    update = {key: value for key, value in given.items() if value is not None}
+    return config.model_copy(update={"data": config.data.model_copy(update=update)})
+
+
+def _check_kinship(folds: "list[BestCheckpoint]") -> None:
+    if len({fold.identity for fold in folds}) > 1:
+        told = ", ".join(f"fold {fold.fold}: {fold.identity[:12]}" for fold in folds)
+        raise RunError(f"the checkpoints are of different runs ({told}): their probabilities can't be averaged")

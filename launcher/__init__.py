@@ -1,0 +1,1 @@
+"""launcher: what happens around the folds of one run. Imports no torch."""
