@@ -1,0 +1,31 @@
+"""Suites that need something of the machine skip aloud; DOCCLS_REQUIRE=distributed,texdoc17 turns such a skip into a failure."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+_skipped: dict[str, str] = {}
+
+
+@pytest.fixture(scope="session")
+def need() -> Callable[[str, bool, str], None]:
+    """`need(suite, available, reason)`: go on, skip with the reason, or fail if DOCCLS_REQUIRE names the suite."""
+
+    def check(suite: str, available: bool, reason: str) -> None:
+        if available:
+            return
+        if suite in os.environ.get("DOCCLS_REQUIRE", "").split(","):
+            pytest.fail(f"suite {suite!r} is required (DOCCLS_REQUIRE) but {reason}")
+        _skipped[suite] = reason
+        pytest.skip(f"suite {suite!r}: {reason}")
+
+    return check
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say at the end, in plain words, what was not tested."""
+    for suite, reason in _skipped.items():
+        terminalreporter.write_line(f"NOT TESTED: suite {suite!r}: {reason}", yellow=True)
