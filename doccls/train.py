@@ -3,6 +3,7 @@
 import argparse
 import secrets
 import sys
+import traceback
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -71,13 +72,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         from doccls.training.processes import start_processes
 
         accelerator = start_processes(config)
-        try:
-            _run(config, arguments.run_id, accelerator)
-        finally:
-            accelerator.end_training()
     except (Exception, Interrupted) as error:  # noqa: BLE001 (the last place: an error ends the process, told)
-        _tell_failure(error)
-        return exit_code(error)
+        return _fail(error, logged=False)
+    try:
+        _run(config, arguments.run_id, accelerator)
+    except (Exception, Interrupted) as error:  # noqa: BLE001 (as above; the log holds the traceback and the marker)
+        return _fail(error, logged=True)
+    finally:
+        accelerator.end_training()
     if accelerator.is_main_process:
         print("[EXIT] training finished successfully (see logs/* for details)")
     return 0
@@ -188,14 +190,20 @@ def _merge(paths: RunPaths, log: RunLog) -> None:
     log.line(f"[OOF] all folds macro_f1={merged.macro_f1:.5f} rows={len(merged.ids)} -> {paths.oof_logits}")
 
 
-def _tell_failure(error: BaseException) -> None:
-    """The console's last words: from the main process, and from another one if the error is its own."""
-    from doccls.training.processes import is_main_by_environment, rank_by_environment
+def _fail(error: BaseException, logged: bool) -> int:
+    """Say the console's last words, once: the main process's, and another's where the error is its own."""
+    from doccls.training.processes import rank_by_environment
 
-    if is_main_by_environment():
+    rank, expected = rank_by_environment(), isinstance(error, UserError | Interrupted)
+    if not expected and not (logged and rank == 0):  # the main process's log has shown it
+        traceback.print_exception(error)
+    if rank == 0:
+        if not logged:
+            print(f"[EXIT] TRAINING ERROR code={exit_code(error)}", flush=True)
         print(f"[EXIT][ERROR] training failed: {error}", file=sys.stderr, flush=True)
-    elif not isinstance(error, UserError | Interrupted):
-        print(f"[EXIT][ERROR] rank {rank_by_environment()} failed: {error!r}", file=sys.stderr, flush=True)
+    elif not expected:
+        print(f"[EXIT][ERROR] rank {rank} failed: {error!r}", file=sys.stderr, flush=True)
+    return exit_code(error)
 
 
 if __name__ == "__main__":

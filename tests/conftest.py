@@ -1,4 +1,4 @@
-"""Suites that need something of the machine skip aloud; DOCCLS_REQUIRE=distributed,texdoc17 turns such a skip into a failure."""
+"""Suites that need something of the machine skip aloud; DOCCLS_REQUIRE=distributed,texdoc17 makes that a failure."""
 
 import os
 from collections.abc import Callable

@@ -223,7 +223,7 @@ class AugmentConfig(Section):
     jpeg_prob: Probability = 0.0
     """Strong JPEG compression."""
     brightness: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Brightness and contrast by up to this share, either way."""
+    """Contrast by up to this share, either way; darker by up to it, and a little brighter."""
 
 
 class TrackingConfig(Section):

@@ -53,15 +53,20 @@ def _list_transforms(config: AugmentConfig) -> list[A.BasicTransform | A.BaseCom
     if config.perspective_prob:
         transforms.append(A.Perspective(scale=(0.03, 0.1), p=config.perspective_prob, **flat))
     if config.shadow_prob:
-        shadows = [A.RandomShadow(shadow_roi=(0, 0, 1, 1), shadow_intensity_range=(0.2, 0.5)), A.PlasmaShadow()]
+        edge = A.RandomShadow(
+            (0, 0, 1, 1), num_shadows_limit=(1, 1), shadow_dimension=4, shadow_intensity_range=(0.2, 0.5)
+        )
+        shadows = [edge, A.PlasmaShadow()]
         transforms.append(A.OneOf(shadows, p=config.shadow_prob))
     if config.brightness:
-        transforms.append(A.RandomBrightnessContrast(config.brightness, config.brightness, p=1))
+        # Paper is near white already: much brighter would only wash the ink out.
+        light, contrast = (-config.brightness, config.brightness / 4), (-config.brightness, config.brightness)
+        transforms.append(A.RandomBrightnessContrast(light, contrast, p=1))
     if config.blur_prob:
         blurs = [A.MotionBlur(blur_limit=(3, 7)), A.GaussianBlur(sigma_limit=(0.5, 1.5)), A.Defocus(radius=(1, 3))]
         transforms.append(A.OneOf(blurs, p=config.blur_prob))
     if config.noise_prob:
-        noises = [A.GaussNoise(std_range=(0.03, 0.15)), A.ISONoise(), A.ShotNoise(scale_range=(0.05, 0.2))]
+        noises = [A.GaussNoise(std_range=(0.02, 0.1)), A.ISONoise(), A.ShotNoise(scale_range=(0.01, 0.08))]
         transforms.append(A.OneOf(noises, p=config.noise_prob))
     if config.jpeg_prob:
         transforms.append(A.ImageCompression(quality_range=(20, 70), p=config.jpeg_prob))

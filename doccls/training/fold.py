@@ -149,10 +149,10 @@ def _fit(experiment: Experiment, engine: Engine, fold: int) -> _Best:
             train_loss, rate = train_epoch(engine, batches, epoch, bar)
         if world_size > 1:
             distribute_bn(engine.best_of, world_size, reduce=True)
-        trained_s = time.perf_counter() - started_s
+        trained, trained_s = engine.plan.steps_per_epoch * engine.plan.size, time.perf_counter() - started_s
         log.line(
             f"[EPOCH {epoch + 1}] fold={fold} loss={train_loss:.5f} lr={rate:.3e} "
-            f"mem_MiB={measure_memory(accelerator):.0f} images_per_s={engine.plan.steps_per_epoch * engine.plan.size / trained_s:.1f}"
+            f"mem_MiB={measure_memory(accelerator):.0f} images_per_s={trained / trained_s:.1f}"
         )
         indices, logits = predict_logits(
             engine.best_of, valid_loader, engine.normalize, engine.num_classes, accelerator

@@ -168,7 +168,7 @@ def _settle(engine: Engine, meter: LossMeter) -> float:
         ids = [engine.ids[index] for index in engine.plan.list_batch(step)]
         epoch = step // engine.plan.steps_per_epoch
         raise TrainingError(
-            f"fold {engine.plan.fold}: the loss of step {step + 1} (epoch {epoch + 1}) is {float(losses[int(bad[0])])}; "
+            f"fold {engine.plan.fold}: the loss of step {step + 1} (epoch {epoch + 1}) is {float(losses[bad[0]])}; "
             "nothing of it was saved. A lower train.lr, train.grad_clip_norm or train.amp: false may help. "
             f"The batch held {len(ids)} samples: {', '.join(ids)}"
         )

@@ -18,11 +18,6 @@ class ProcessError(UserError):
     """The processes that were started are not those that were asked for, or can't do what the config asks."""
 
 
-def is_main_by_environment(environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether this process will be rank 0; before (and without) a process group."""
-    return rank_by_environment(environment) == 0
-
-
 def rank_by_environment(environment: Mapping[str, str] = os.environ) -> int:
     """The rank that the launcher gave this process; 0 without a launcher."""
     return int(environment.get("RANK", "0"))

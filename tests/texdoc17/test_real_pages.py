@@ -1,0 +1,75 @@
+"""The real pages beside the checkout: what is found in them before training. Skipped aloud where they are not."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from tests.conftest import SHARED
+
+from doccls.config import Config, Override, load_config
+from doccls.data.prepare import PreparedData, prepare_data
+from doccls.model.build import build_model
+
+PAGES = SHARED / "texdoc17"
+WEIGHTS = SHARED / "weights" / "efficientnet_lite0_timm.safetensors"
+
+
+@pytest.fixture(scope="module")
+def config_of(need: Callable[[str, bool, str], None], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Config]:
+    need("texdoc17", PAGES.is_dir() and WEIGHTS.is_file(), f"{PAGES} or {WEIGHTS} is not there")
+    path = tmp_path_factory.mktemp("config") / "train.yaml"
+    path.write_text(f"data:\n  train_csv: {PAGES}/train.csv\n  image_dir_train: {PAGES}/train\n")
+
+    def load(**values: object) -> Config:
+        return load_config(path, overrides=[Override(f"data.{key}", value, "test") for key, value in values.items()])
+
+    return load
+
+
+@pytest.fixture(scope="module")
+def prepared(config_of: Callable[..., Config]) -> PreparedData:
+    return prepare_data(config_of())
+
+
+def test_every_page_is_usable_and_in_one_fold(prepared: PreparedData) -> None:
+    assert len(prepared.manifest) == 1353
+    assert prepared.manifest.classes == tuple(str(label) for label in range(17))
+    assert not prepared.skipped
+    assert sorted(prepared.assignment.count().values()) == [270, 270, 271, 271, 271]
+
+
+def test_the_page_with_two_labels_is_named_and_stays_in_one_fold(prepared: PreparedData) -> None:
+    (warning,) = prepared.warnings
+    assert "lines 166 and 167" in warning and "labels differ: ['3', '8']" in warning
+    assert prepared.assignment.fold_of[164] == prepared.assignment.fold_of[165]
+
+
+def test_ids_without_extension_are_the_same_data_and_folds(
+    prepared: PreparedData, config_of: Callable[..., Config]
+) -> None:
+    mixed = prepare_data(config_of(train_csv=str(PAGES / "train_mixed_ids.csv")))
+    assert mixed.manifest.ids != prepared.manifest.ids
+    assert (mixed.digest, mixed.assignment) == (prepared.digest, prepared.assignment)
+
+
+def test_groups_keep_the_pages_of_one_pdf_in_one_fold(config_of: Callable[..., Config], tmp_path: Path) -> None:
+    rows = zip((PAGES / "train.csv").read_text().splitlines(), (PAGES / "groups.csv").read_text().splitlines(), strict=True)
+    table = tmp_path / "grouped.csv"
+    table.write_text("\n".join(f"{row},{group.split(',', 1)[1]}" for row, group in rows) + "\n")
+    grouped = prepare_data(config_of(train_csv=str(table), group_col="group"))
+    assert grouped.manifest.groups is not None
+    folds_of_group: dict[str, set[int]] = {}
+    for group, fold in zip(grouped.manifest.groups, grouped.assignment.fold_of, strict=True):
+        folds_of_group.setdefault(group, set()).add(fold)
+    assert len(folds_of_group) > 100
+    assert all(len(folds) == 1 for folds in folds_of_group.values())
+
+
+def test_local_weights_fill_all_but_the_classifier(config_of: Callable[..., Config]) -> None:
+    config = config_of().model.model_copy(update={"name": "tf_efficientnet_lite0", "weights": WEIGHTS})
+    from safetensors.torch import load_file
+
+    stored, loaded = load_file(WEIGHTS), build_model(config, 17, 160).state_dict()
+    assert all(torch.equal(loaded[name], stored[name]) for name in loaded if not name.startswith("classifier"))
+    assert loaded["classifier.weight"].shape == (17, 1280)
