@@ -8,6 +8,7 @@ from pathlib import Path
 
 from doccls import demo, predict, train
 from doccls.config import Config
+from doccls.config.reference import render_keys
 from doccls.errors import UserError
 from doccls.run.artifacts import write_text
 
@@ -22,6 +23,7 @@ def build_parser() -> argparse.ArgumentParser:
     check.add_argument(
         "--schema", nargs="?", const=Path("-"), type=Path, metavar="FILE", help="write the config's schema"
     )
+    check.add_argument("--keys", action="store_true", help="print every config key, its default and its meaning")
     commands.add_parser("train", help="train: the same as python -m doccls.train", add_help=False)
     predict.add_arguments(commands.add_parser("predict", help="average a run's folds on the test images"))
     return parser
@@ -39,8 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return demo.demo(arguments)
         if arguments.command == "predict":
             return predict.predict(arguments)
-        if arguments.schema is None and arguments.config is None:
-            parser.error("check needs --config FILE or --schema")
+        if arguments.schema is None and arguments.config is None and not arguments.keys:
+            parser.error("check needs --config FILE, --schema or --keys")
         return _check(arguments)
     except UserError as error:
         print(f"doccls {arguments.command}: {error}", file=sys.stderr)
@@ -57,6 +59,8 @@ def _check(arguments: argparse.Namespace) -> int:
             print(text, end="")
         else:
             write_text(arguments.schema, text)
+    if arguments.keys:
+        print(render_keys(), end="")
     if arguments.config is not None:
         from doccls.data.prepare import prepare_data
 

@@ -260,7 +260,7 @@ def _describe(annotation: Any, metadata: list[Any]) -> str:
         return " or ".join(repr(value) for value in get_args(annotation))
     if origin is tuple:
         return "three numbers, as [0.5, 0.5, 0.5]"
-    bounds = [f"{sign} {limit:g}" for sign, limit in _bounds(metadata)]
+    bounds = [f"{sign} {limit}" for sign, limit in _bounds(metadata)]
     names: dict[Any, str] = {
         bool: "true or false",
         int: "an integer",

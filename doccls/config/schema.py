@@ -5,10 +5,9 @@ A recipe (model, augmentation, schedule) is stated by a mode (`modes/*.yaml`), n
 """
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -19,7 +18,8 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".gif")
+ImageExtension = Literal[".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".gif"]
+IMAGE_EXTENSIONS: tuple[str, ...] = get_args(ImageExtension)
 
 
 class Operational:
@@ -33,11 +33,8 @@ def _resolve_path(value: Any, info: ValidationInfo) -> Any:
     return Path(base / Path(value).expanduser()).resolve()
 
 
-def _with_dot(value: str) -> str:
-    extension = value.lower() if value.startswith(".") else f".{value.lower()}"
-    if extension not in IMAGE_EXTENSIONS:
-        raise PydanticCustomError("extension", "unknown extension")
-    return extension
+def _with_dot(value: Any) -> Any:
+    return f".{value.lower().lstrip('.')}" if isinstance(value, str) else value
 
 
 ConfigPath = Annotated[Path, Strict(False), BeforeValidator(_resolve_path)]
@@ -66,7 +63,7 @@ class ProjectConfig(Section):
     """Name of the project; the W&B project unless tracking.project says otherwise."""
     version: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,39}$")] = "v001"
     """Prefix of the run id: `v087` gives run ids such as `v087-8c206e`."""
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
+    seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = 42
     """Seed of folds, initial weights, order, augmentation and dropout."""
 
 
@@ -79,7 +76,7 @@ class DataConfig(Section):
     """Sample submission: its columns, IDs and order are those of the submission that `doccls predict` writes."""
     image_dir_test: ConfigPath | None = None
     """Folder of the test images, for `doccls predict`."""
-    image_ext: Annotated[str, AfterValidator(_with_dot)] = ".jpg"
+    image_ext: Annotated[ImageExtension, BeforeValidator(_with_dot)] = ".jpg"
     """Extension tried first for an ID that has none."""
     id_col: Annotated[str, Field(min_length=1)] = "ID"
     """Column of the image IDs, with or without extension."""

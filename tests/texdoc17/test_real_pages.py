@@ -5,18 +5,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.conftest import SHARED
 
 from doccls.config import Config, Override, load_config
 from doccls.data.prepare import PreparedData, prepare_data
 from doccls.model.build import build_model
+from tests.conftest import SHARED
 
 PAGES = SHARED / "texdoc17"
 WEIGHTS = SHARED / "weights" / "efficientnet_lite0_timm.safetensors"
 
 
 @pytest.fixture(scope="module")
-def config_of(need: Callable[[str, bool, str], None], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Config]:
+def config_of(
+    need: Callable[[str, bool, str], None], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Config]:
     need("texdoc17", PAGES.is_dir() and WEIGHTS.is_file(), f"{PAGES} or {WEIGHTS} is not there")
     path = tmp_path_factory.mktemp("config") / "train.yaml"
     path.write_text(f"data:\n  train_csv: {PAGES}/train.csv\n  image_dir_train: {PAGES}/train\n")
@@ -54,9 +56,11 @@ def test_ids_without_extension_are_the_same_data_and_folds(
 
 
 def test_groups_keep_the_pages_of_one_pdf_in_one_fold(config_of: Callable[..., Config], tmp_path: Path) -> None:
-    rows = zip((PAGES / "train.csv").read_text().splitlines(), (PAGES / "groups.csv").read_text().splitlines(), strict=True)
+    labels, groups = ((PAGES / name).read_text().splitlines() for name in ("train.csv", "groups.csv"))
     table = tmp_path / "grouped.csv"
-    table.write_text("\n".join(f"{row},{group.split(',', 1)[1]}" for row, group in rows) + "\n")
+    table.write_text(
+        "\n".join(f"{row},{group.split(',', 1)[1]}" for row, group in zip(labels, groups, strict=True)) + "\n"
+    )
     grouped = prepare_data(config_of(train_csv=str(table), group_col="group"))
     assert grouped.manifest.groups is not None
     folds_of_group: dict[str, set[int]] = {}

@@ -1,0 +1,29 @@
+"""docs/config.md, from the schema: every key, its default, what it takes and what it means."""
+
+from doccls.config.load import describe_allowed
+from doccls.config.schema import SECTIONS
+
+_HEAD = """\
+# Every config key
+
+Written by `doccls check --keys`. `--set key=value` wins over the YAML file, the file over the mode (`--mode`, or the key `mode`), the
+mode over the default. The modes' own values: `doccls/config/modes/`. Paths are relative to the config file.
+"""
+
+
+def render_keys() -> str:
+    """Markdown: a table a section."""
+    lines = [_HEAD]
+    for name, section in SECTIONS.items():
+        lines += [f"## {name}", "", "| key | default | takes | |", "| --- | --- | --- | --- |"]
+        for key, field in section.model_fields.items():
+            default = "needed" if field.is_required() else f"`{_render_default(field.default)}`"
+            takes = describe_allowed(field).replace("|", "\\|")
+            lines.append(f"| `{name}.{key}` | {default} | {takes} | {field.description} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _render_default(value: object) -> str:
+    named = {None: "null", True: "true", False: "false"}
+    return named[value] if value is None or isinstance(value, bool) else str(value)
