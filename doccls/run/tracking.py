@@ -1,15 +1,20 @@
 """Weights & Biases behind one small interface: one group a run, one W&B run a fold; it never stops training."""
 
+import netrc
 import os
+import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
+from urllib.parse import SplitResult, urlsplit
+from urllib.request import getproxies
 
 from doccls.config.schema import Config
 from doccls.run.runlog import RunLog
 
 _START_TIMEOUT_S = 20
+_CONNECT_TIMEOUT_S = 3
 
 
 class Tracker(Protocol):
@@ -61,7 +66,7 @@ def _start_wandb(config: Config, run_dir: Path, fold: int, log: RunLog) -> Any:
         save_code=False,
         program="doccls.train",
     )
-    for mode in ("online", "offline") if _has_key() else ("offline",):
+    for mode in _choose_modes(settings.base_url):
         try:
             run = wandb.init(
                 project=config.tracking.project or config.project.name,
@@ -83,9 +88,29 @@ def _start_wandb(config: Config, run_dir: Path, fold: int, log: RunLog) -> Any:
     return None
 
 
-def _has_key() -> bool:
+def _choose_modes(base_url: str) -> tuple[str, ...]:
+    """Online, if there is a key and the server answers, with offline to fall back on; else offline at once."""
     if os.environ.get("WANDB_MODE") in ("offline", "disabled"):
-        return False
-    import wandb
+        return (os.environ["WANDB_MODE"],)
+    url = urlsplit(base_url)
+    return ("online", "offline") if url.hostname and _has_key(url.hostname) and _answers(url) else ("offline",)
 
-    return bool(wandb.api.api_key)
+
+def _has_key(host: str) -> bool:
+    """From the environment or .netrc. (`wandb.login` would ask the server, and wait long where there is none.)"""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    try:
+        return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
+
+
+def _answers(url: SplitResult) -> bool:
+    if getproxies():  # the way out is not a plain connection: leave it to W&B to find out
+        return True
+    try:
+        with socket.create_connection((url.hostname, url.port or 443), timeout=_CONNECT_TIMEOUT_S):
+            return True
+    except OSError:
+        return False
