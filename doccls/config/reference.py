@@ -6,8 +6,9 @@ from doccls.config.schema import SECTIONS
 _HEAD = """\
 # Every config key
 
-Written by `doccls check --keys`. `--set key=value` wins over the YAML file, the file over the mode (`--mode`, or the key
-`mode`), the mode over the default. The modes' own values: `doccls/config/modes/`. Paths are relative to the config file.
+Written by `doccls check --keys`. `--set key=value` wins over the YAML file, the file over the mode (`--mode`, or the
+key `mode`), the mode over the default. The modes' own values: `doccls/config/modes/`. Paths are relative to the config
+file.
 """
 
 

@@ -6,13 +6,14 @@ import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 from urllib.parse import SplitResult, urlsplit
 from urllib.request import getproxies
 
 from doccls.config.schema import Config
 from doccls.run.runlog import RunLog
 
+_Mode = Literal["online", "offline", "disabled"]
 _START_TIMEOUT_S = 20
 _CONNECT_TIMEOUT_S = 3
 
@@ -88,10 +89,12 @@ def _start_wandb(config: Config, run_dir: Path, fold: int, log: RunLog) -> Any:
     return None
 
 
-def _choose_modes(base_url: str) -> tuple[str, ...]:
+def _choose_modes(base_url: str) -> tuple[_Mode, ...]:
     """Online, if there is a key and the server answers, with offline to fall back on; else offline at once."""
-    if os.environ.get("WANDB_MODE") in ("offline", "disabled"):
-        return (os.environ["WANDB_MODE"],)
+    if os.environ.get("WANDB_MODE") == "disabled":
+        return ("disabled",)
+    if os.environ.get("WANDB_MODE") == "offline":
+        return ("offline",)
     url = urlsplit(base_url)
     return ("online", "offline") if url.hostname and _has_key(url.hostname) and _answers(url) else ("offline",)
 
