@@ -54,8 +54,9 @@ def predict(arguments: argparse.Namespace) -> int:
         UserError: no such run, no checkpoint, checkpoints of different runs, or test data that can't be used.
     """
     from doccls.training.checkpoint import parse_config, read_best
-    from doccls.training.processes import start_processes
+    from doccls.training.processes import rank_by_environment, start_processes
 
+    is_main = rank_by_environment() == 0
     paths = RunPaths(arguments.run.resolve())
     if not paths.root.is_dir():
         raise RunError(f"no such run folder: {paths.root} (runs lie in <output.exp_dir>/YYYYMMDD/<run_id>)")
@@ -65,18 +66,19 @@ def predict(arguments: argparse.Namespace) -> int:
     folds = [read_best(path) for path in found]
     _check_kinship(folds)
     config = _with_arguments(parse_config(folds[0]), arguments)
-    if len(folds) < config.data.folds and config.data.valid_fold == "all":
-        print(f"[WARNING] only {len(folds)} of {config.data.folds} folds have a checkpoint; the average is over those")
     pages = read_test_pages(config)
-    for problem in pages.problems:
-        print(f"[WARNING] {problem}")
-    print(f"[PREDICT] {len(pages.ids)} test images x {len(folds)} folds")
+    if is_main:
+        if len(folds) < config.data.folds:
+            print(f"[WARNING] {len(folds)} of {config.data.folds} folds have a checkpoint; the average is over those")
+        for problem in pages.problems:
+            print(f"[WARNING] {problem}")
+        print(f"[PREDICT] {len(pages.ids)} test images x {len(folds)} folds", flush=True)
     accelerator = start_processes(config)
     chances = np.mean([_predict_fold(fold, config, pages, accelerator) for fold in folds], axis=0)
     missing = [row for row, path in enumerate(pages.paths) if path is None]
     if missing:
         chances[missing] = _read_class_shares(config, folds[0].classes)
-    if accelerator.is_main_process:
+    if is_main:
         write_array(paths.test_probabilities, chances.astype(np.float32))
         write_text(paths.submission, render_submission(pages.table, config.data.id_col, folds[0].classes, chances))
         print(f"[PREDICT] {paths.submission}\n[PREDICT] {paths.test_probabilities} {chances.shape}")
@@ -145,14 +147,14 @@ def render_submission(table: pd.DataFrame, id_col: str, classes: Sequence[str], 
 
 def _predict_fold(best: "BestCheckpoint", config: Config, pages: TestPages, accelerator: "Accelerator") -> np.ndarray:
     """Probabilities (n, classes) float64 of one fold's model; rows without an image are 0."""
+    import torch
+
     from doccls.data.dataset import DocClsDataset, Pages, build_loader
     from doccls.model.build import build_model
     from doccls.training.evaluate import EvaluationKeys, Normalizer, predict_logits
 
     model = build_model(config.model, len(best.classes), config.train.img_size, fetch=False)
     model.load_state_dict(best.state_dict)
-    import torch
-
     model.to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     rows = np.asarray([row for row, path in enumerate(pages.paths) if path is not None], dtype=np.int64)
     size = config.train.micro_batch_size or config.train.batch_size
@@ -184,8 +186,10 @@ def _with_arguments(config: Config, arguments: argparse.Namespace) -> Config:
         "num_workers": arguments.num_workers,
         "on_bad_image": arguments.on_bad_image,
     }
-    update = {key: value for key, value in given.items() if value is not None}
-    return config.model_copy(update={"data": config.data.model_copy(update=update)})
+    data = config.data.model_copy(update={key: value for key, value in given.items() if value is not None})
+    # What the training's machine had is not what this one must have.
+    train = config.train.model_copy(update={"num_processes": None, "amp": bool(config.train.amp)})
+    return config.model_copy(update={"data": data, "train": train})
 
 
 def _check_kinship(folds: "list[BestCheckpoint]") -> None:

@@ -78,8 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _run(config, arguments.run_id, accelerator)
     except (Exception, Interrupted) as error:  # noqa: BLE001 (as above; the log holds the traceback and the marker)
         return _fail(error, logged=True)
-    finally:
-        accelerator.end_training()
+    accelerator.end_training()
     if accelerator.is_main_process:
         print("[EXIT] training finished successfully (see logs/* for details)")
     return 0
@@ -114,8 +113,9 @@ def _prepare(config: Config, accelerator: "Accelerator", log: RunLog) -> "Prepar
     from doccls.training.processes import on_main
 
     data = config.data
-    check_paths({"data.train_csv": (data.train_csv, "file"), "data.image_dir_train": (data.image_dir_train, "folder")}
-                | ({"data.sample_csv": (data.sample_csv, "file")} if data.sample_csv else {}))  # fmt: skip
+    needed = {"data.train_csv": (data.train_csv, "file"), "data.image_dir_train": (data.image_dir_train, "folder")}
+    optional = {"data.sample_csv": (data.sample_csv, "file"), "model.weights": (config.model.weights, "file")}
+    check_paths(needed | {key: stated for key, stated in optional.items() if stated[0] is not None})
     log.line(
         f"[PATH] OK | train_csv={data.train_csv} | sample_csv={data.sample_csv}"
         f" | image_dir_train={data.image_dir_train}"
