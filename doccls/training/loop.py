@@ -101,9 +101,10 @@ def train_epoch(engine: Engine, batches: Iterator[Batch], epoch: int, bar: Progr
         rate = float(engine.optimizer.param_groups[0]["lr"])
         meter.pending.append(_take_step(engine, batches, step))
         bar.advance()
-        if (step + 1) % config.log_interval == 0 or step + 1 == first + plan.steps_per_epoch:
+        done = step + 1 - first
+        if done % config.log_interval == 0 or done == plan.steps_per_epoch:
             loss = _settle(engine, meter)
-            place = f"{step + 1 - first}/{plan.steps_per_epoch}"
+            place = f"{done}/{plan.steps_per_epoch}"
             engine.log.detail(f"[STEP {place}] fold={plan.fold} epoch={epoch + 1} loss={loss:.5f} lr={rate:.3e}")
             engine.tracker.log({"train/loss": loss, "train/lr": rate}, step + 1)
     return meter.total / meter.count, rate

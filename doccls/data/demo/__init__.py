@@ -17,6 +17,7 @@ from PIL import Image
 
 from doccls.data.demo.canvas import Pixels
 from doccls.data.demo.pages import CLASSES, draw_page
+from doccls.run.artifacts import write_bytes
 
 __all__ = ["CLASSES", "Page", "damage", "draw_page", "make_page", "write_demo"]
 
@@ -83,14 +84,6 @@ def make_page(seed: int, split: int, index: int) -> Page:
     return Page(name, row_id, target, jpeg.getvalue())
 
 
-def _write(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(content)
-    partial.replace(path)
-
-
 def _table(rows: list[tuple[str, str]], seed: int, split: int) -> bytes:
     """Return the CSV of ID and target, its rows in an order of their own."""
     order = np.random.default_rng([seed, ORDER, split]).permutation(len(rows))
@@ -114,6 +107,6 @@ def write_demo(folder: Path, *, pages: int = 480, test_pages: int = 60, seed: in
         rows = []
         for index in range(count):
             page = make_page(seed, split, index)
-            _write(raw / images / f"{page.name}.jpg", page.jpeg)
+            write_bytes(raw / images / f"{page.name}.jpg", page.jpeg)
             rows.append((page.row_id, page.target if split == TRAIN else CLASSES[0]))
-        _write(raw / table, _table(rows, seed, split))
+        write_bytes(raw / table, _table(rows, seed, split))
