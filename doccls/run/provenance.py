@@ -9,10 +9,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from doccls import __version__
 from doccls.config.load import redact_argument
 
 _PACKAGES = (
-    "doccls", "torch", "torchvision", "timm", "accelerate", "albumentations", "opencv-python-headless", "numpy",
+    "torch", "torchvision", "timm", "accelerate", "albumentations", "opencv-python-headless", "numpy",
     "pandas", "pillow", "scikit-learn", "pydantic", "safetensors", "wandb",
 )  # fmt: skip
 
@@ -22,7 +23,7 @@ def describe_software() -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "packages": {name: _version(name) for name in _PACKAGES},
+        "packages": {"doccls": __version__} | {name: _version(name) for name in _PACKAGES},
         "git_commit": read_git_commit(Path(__file__).resolve().parents[2]),
     }
 
