@@ -23,7 +23,9 @@ from doccls.errors import UserError
 MODES = get_args(Config.model_fields["mode"].annotation)
 Key = tuple[str, ...]
 
+_DEEPEST = 20
 _SECRET = re.compile(r"key|token|secret|passw|credential", re.IGNORECASE)
+_SECRET_ARGUMENT = re.compile(rf"(?s)^(.*?(?:{_SECRET.pattern})[^=]*=).*$", re.IGNORECASE)
 
 
 class ConfigError(UserError):
@@ -57,12 +59,12 @@ def load_config(path: Path, mode: str | None = None, overrides: Sequence[Overrid
     problems: list[str] = []
     stated = _flatten(_read_yaml(path, problems), problems)
     set_by_flags = _flatten([(tuple(o.key.split(".")), _Stated(o.value, o.where)) for o in overrides], problems)
-    chosen = mode or (set_by_flags | stated).get(("mode",), _Stated("basic", "default")).value
-    if chosen not in MODES:
-        problems.append(f"mode = {chosen!r}: allowed: {' or '.join(MODES)}")
-        chosen = "basic"
-    defaults = _flatten(_read_mode(chosen), problems)
-    merged = {**defaults, **stated, **set_by_flags, ("mode",): _Stated(chosen, "--mode")}
+    told = _Stated(mode, "--mode") if mode else (stated | set_by_flags).get(("mode",), _Stated("basic", "default"))
+    if told.value not in MODES:
+        problems.append(_render_problem(("mode",), told, " or ".join(map(repr, MODES))))
+        told = _Stated("basic", "default")
+    defaults = _flatten(_read_mode(told.value), problems)
+    merged = {**defaults, **stated, **set_by_flags, ("mode",): told}
     return _validate(merged, path, problems)
 
 
@@ -78,13 +80,13 @@ def parse_override(text: str) -> Override:
     try:
         return Override(key.strip(), _parse_value(value), f"--set {key.strip()}")
     except yaml.YAMLError as error:
-        raise ConfigError(f"--set {key.strip()}: the value is not YAML: {_first_line(error)}") from error
+        raise ConfigError(f"--set {key.strip()}: the value is not YAML: {_explain(error)}") from error
 
 
 def render_snapshot(config: Config, provenance: dict[str, Any]) -> str:
     """The resolved config as YAML that `load_config` reads back to the same config, and what made the run beside it."""
     values = config.model_dump(mode="json") | {"provenance": provenance}
-    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=1000)
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1000)
 
 
 def list_values(config: Config) -> list[tuple[str, Any]]:
@@ -95,8 +97,7 @@ def list_values(config: Config) -> list[tuple[str, Any]]:
 
 def redact_argument(argument: str) -> str:
     """A command-line word fit for a log: the value of `api_key=...` and the like is starred out."""
-    name, equals, _ = argument.partition("=")
-    return f"{name}=***" if equals and _SECRET.search(name) else argument
+    return _SECRET_ARGUMENT.sub(r"\1***", argument)
 
 
 # --- YAML ------------------------------------------------------------------------------------------------------------
@@ -118,12 +119,15 @@ _Loader.add_implicit_resolver(
 )  # fmt: skip
 
 
+class _Dumper(yaml.SafeDumper):
+    """Quotes what `_Loader` would not read as the text that it is."""
+
+
+_Dumper.yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers
+
+
 def _parse_value(text: str) -> Any:
-    loader = _Loader(text)
-    try:
-        return loader.get_single_data()
-    finally:
-        loader.dispose()
+    return _Loader(text).get_single_data()
 
 
 def _read_yaml(path: Path, problems: list[str]) -> list[tuple[Key, _Stated]]:
@@ -137,37 +141,38 @@ def _read_yaml(path: Path, problems: list[str]) -> list[tuple[Key, _Stated]]:
 
 def _parse_yaml(text: str, source: str, problems: list[str]) -> list[tuple[Key, _Stated]]:
     """The text's values, in order, each with its dotted key and line; a key stated twice is a problem."""
-    loader = _Loader(text)
     try:
+        loader = _Loader(text)
         root = loader.get_single_node()
         if root is None:
             raise ConfigError(f"{source}: the file is empty; it needs at least data.train_csv and data.image_dir_train")
         if not isinstance(root, yaml.MappingNode):
             raise ConfigError(f"{source}: the top level must be `key: value` lines")
-        loader.flatten_mapping(root)
         return list(_read_mapping(loader, root, (), source, problems))
     except yaml.YAMLError as error:
-        raise ConfigError(f"{source}: not valid YAML: {_first_line(error)}") from error
-    finally:
-        loader.dispose()
+        raise ConfigError(f"{source}: not valid YAML: {_explain(error)}") from error
 
 
 def _read_mapping(
     loader: _Loader, node: yaml.MappingNode, prefix: Key, source: str, problems: list[str]
 ) -> Iterator[tuple[Key, _Stated]]:
+    if len(prefix) > _DEEPEST:  # an anchor that holds itself
+        raise yaml.composer.ComposerError(None, None, "a mapping within itself", node.start_mark)
     first_line: dict[str, int] = {}
-    for key_node, value_node in node.value:
-        name = str(loader.construct_object(key_node, deep=True))
-        key, line = (*prefix, name), key_node.start_mark.line + 1
-        if name in first_line:
-            problems.append(f"{'.'.join(key)} ({source}:{line}): stated twice, first in line {first_line[name]}")
-            continue
-        first_line[name] = line
-        if isinstance(value_node, yaml.MappingNode) and key != ("provenance",):
-            loader.flatten_mapping(value_node)
-            yield from _read_mapping(loader, value_node, key, source, problems)
+    for key_node, _ in node.value:  # before `<<:` is resolved: a key that overrides a merged one is not stated twice
+        name, line = str(key_node.value), key_node.start_mark.line + 1
+        if name in first_line and name != "<<":
+            key = ".".join((*prefix, name))
+            problems.append(f"{key} ({source}:{line}): stated twice, first in line {first_line[name]}")
+        first_line.setdefault(name, line)
+    loader.flatten_mapping(node)  # puts merged keys first, so that the mapping's own win
+    for name, (key_node, value_node) in {str(pair[0].value): pair for pair in node.value}.items():
+        key_path = (*prefix, name)
+        if isinstance(value_node, yaml.MappingNode) and key_path != ("provenance",):
+            yield from _read_mapping(loader, value_node, key_path, source, problems)
         else:
-            yield key, _Stated(loader.construct_object(value_node, deep=True), f"{source}:{line}")
+            line = key_node.start_mark.line + 1
+            yield key_path, _Stated(loader.construct_object(value_node, deep=True), f"{source}:{line}")
 
 
 def _read_mode(mode: str) -> list[tuple[Key, _Stated]]:
@@ -215,14 +220,14 @@ def _render_errors(error: ValidationError, merged: dict[Key, _Stated]) -> list[s
     lines: dict[Key, str] = {}
     for item in error.errors(include_url=False):
         key = tuple(str(part) for part in item["loc"][:2])
-        context = item.get("ctx", {})
         if item["type"] == "contradiction":
-            key = (*key, context["key"])
-            field = SECTIONS[key[0]].model_fields[key[1]]
-            lines[key] = _render_problem(key, merged.get(key, _Stated(field.default, "default")), context["allowed"])
+            for name, allowed in item["ctx"]["allowed"].items():
+                field = SECTIONS[key[0]].model_fields[name]
+                met = merged.get((*key, name), _Stated(field.default, "default"))
+                lines[*key, name] = _render_problem((*key, name), met, allowed)
             continue
         field = SECTIONS[key[0]].model_fields[key[1]] if len(key) == 2 else Config.model_fields[key[0]]
-        if item["type"] == "missing":
+        if item["type"] == "missing" and len(item["loc"]) == len(key):
             lines[key] = f"{'.'.join(key)}: missing; needed: {describe_allowed(field)}"
         else:
             met = merged.get(key, _Stated(item["input"], "default"))
@@ -237,9 +242,10 @@ def _render_problem(key: Key, stated: _Stated, allowed: str) -> str:
 def _render_unknown(key: Key, stated: _Stated) -> str:
     every = [f"{name}.{field}" for name, section in SECTIONS.items() for field in section.model_fields]
     dotted = ".".join(key)
-    near = get_close_matches(dotted, every, n=1, cutoff=0.6)
-    if not near:  # right name, wrong section; or a whole section misspelled
-        near = [k for k in every if k.split(".")[1] == key[-1]] or get_close_matches(key[-1], every, n=1, cutoff=0.5)
+    near = [known for known in every if known.split(".")[1] == key[-1]]  # the right name in the wrong section
+    near = (
+        near or get_close_matches(dotted, every, n=1, cutoff=0.6) or get_close_matches(key[-1], every, n=1, cutoff=0.5)
+    )
     hint = f"did you mean {near[0]}?" if near else f"sections are {', '.join(SECTIONS)}"
     return f"{dotted} ({stated.where}): unknown key; {hint}"
 
@@ -302,8 +308,13 @@ def _redact(key: Key, value: Any) -> Any:
     return "***" if _SECRET.search(key[-1]) else value
 
 
-def _first_line(error: Exception) -> str:
-    return re.sub(r"\s+", " ", str(error)).strip()
+def _explain(error: yaml.YAMLError) -> str:
+    """What is wrong and where, without the line itself: it may hold a secret."""
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        return f"line {error.problem_mark.line + 1}, column {error.problem_mark.column + 1}: {error.problem}"
+    if isinstance(error, yaml.reader.ReaderError):
+        return f"character {error.position + 1}: {error.reason}"
+    return type(error).__name__
 
 
 def operational_keys(model: type[BaseModel] = Config, prefix: Key = ()) -> set[Key]:

@@ -30,7 +30,10 @@ def _resolve_path(value: Any, info: ValidationInfo) -> Any:
     if not isinstance(value, str | Path) or not str(value):
         raise PydanticCustomError("path", "not a path")
     base: Path = (info.context or {}).get("base", Path.cwd())
-    return Path(base / Path(value).expanduser()).resolve()
+    try:
+        return (base / Path(value).expanduser()).resolve()
+    except (RuntimeError, ValueError, OSError) as error:  # `~nobody`, a NUL
+        raise PydanticCustomError("path", "not a path") from error
 
 
 def _with_dot(value: Any) -> Any:
@@ -53,9 +56,10 @@ class Section(BaseModel):
     )
 
 
-def _contradiction(key: str, allowed: str) -> PydanticCustomError:
-    """An error between two keys; `load` shows it under `key` with what is allowed."""
-    return PydanticCustomError("contradiction", "contradiction", {"key": key, "allowed": allowed})
+def _refuse(contradictions: dict[str, str]) -> None:
+    """An error between keys, if there are any: key -> what it may be; `load` tells each."""
+    if contradictions:
+        raise PydanticCustomError("contradiction", "contradiction", {"allowed": contradictions})
 
 
 class ProjectConfig(Section):
@@ -102,7 +106,7 @@ class DataConfig(Section):
     @model_validator(mode="after")
     def _fold_exists(self) -> Self:
         if self.valid_fold != "all" and self.valid_fold >= self.folds:
-            raise _contradiction("valid_fold", f"'all' or 0 to {self.folds - 1}, since data.folds is {self.folds}")
+            _refuse({"valid_fold": f"'all' or 0 to {self.folds - 1}, since data.folds is {self.folds}"})
         return self
 
 
@@ -127,7 +131,7 @@ class ModelConfig(Section):
     @model_validator(mode="after")
     def _std_positive(self) -> Self:
         if self.std is not None and min(self.std) <= 0:
-            raise _contradiction("std", "three numbers above 0")
+            _refuse({"std": "three numbers above 0"})
         return self
 
 
@@ -183,12 +187,14 @@ class TrainConfig(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if self.warmup_epochs >= self.epochs and self.warmup_epochs > 0:
-            raise _contradiction("warmup_epochs", f"less than train.epochs, which is {self.epochs}")
+        contradictions = {}
+        if self.warmup_epochs >= self.epochs:
+            contradictions["warmup_epochs"] = f"less than train.epochs, which is {self.epochs}"
         if self.min_lr > self.lr:
-            raise _contradiction("min_lr", f"at most train.lr, which is {self.lr}")
+            contradictions["min_lr"] = f"at most train.lr, which is {self.lr}"
         if self.num_processes is not None and self.num_processes > self.batch_size:
-            raise _contradiction("num_processes", f"at most train.batch_size, which is {self.batch_size}")
+            contradictions["num_processes"] = f"at most train.batch_size, which is {self.batch_size}"
+        _refuse(contradictions)
         return self
 
 

@@ -1,6 +1,7 @@
 """Which row is validated in which fold: pure, from a manifest."""
 
 import hashlib
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -60,8 +61,10 @@ def assign_folds(manifest: Manifest, num_folds: int, stratify: bool, seed: int) 
         )
     fold_of_row: dict[int, int] = {}
     splitter = _choose_splitter(stratify, groups is not None, num_folds, derive_seed(seed, Purpose.FOLDS))
-    for fold, (_, valid) in enumerate(splitter.split(np.zeros(len(rows)), targets, groups)):
-        fold_of_row.update({int(rows[position]): fold for position in valid})
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The least populated class")  # the manifest has told it, with the classes
+        for fold, (_, valid) in enumerate(splitter.split(np.zeros(len(rows)), targets, groups)):
+            fold_of_row.update({int(rows[position]): fold for position in valid})
     return FoldAssignment(tuple(fold_of_row[unit] for unit in units), num_folds)
 
 

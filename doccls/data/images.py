@@ -17,8 +17,8 @@ from doccls.errors import UserError
 
 # Pillow's own guard can't be told our limit per call; `decode_image` checks data.max_image_pixels before it decodes.
 Image.MAX_IMAGE_PIXELS = None
-# Only formats that IMAGE_EXTENSIONS stand for: others (EPS, ...) start programs or are not images of pages.
-_FORMATS = ("JPEG", "MPO", "PNG", "TIFF", "BMP", "WEBP", "GIF")
+# Only formats that IMAGE_EXTENSIONS stand for: others (EPS, ...) start programs. (Pillow opens MPO through JPEG.)
+_FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP", "GIF")
 # What Pillow's decoders raise on damaged input.
 _DECODE_ERRORS = (
     OSError, SyntaxError, ValueError, TypeError, EOFError, IndexError, KeyError, OverflowError, struct.error, zlib.error
@@ -104,6 +104,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 def _scale_to_8_bits(values: np.ndarray, mode: str) -> np.ndarray:
     """16-bit and wider grey -> uint8. Pillow's own convert clips at 255, which turns a 16-bit scan white."""
+    if not np.isfinite(values).all():
+        raise ImageError("it has pixels that are not finite numbers")
     top = float(values.max(initial=0))
     if mode.startswith("I;16"):
         full = 65535.0

@@ -45,7 +45,7 @@ class BatchPlan:
     def split_batch(self, step: int, rank: int, world_size: int, micro_batch_size: int | None) -> list[np.ndarray]:
         """One rank's share of a global batch, in micro-batches of near-equal size, each at most `micro_batch_size`."""
         share = self.list_batch(step)[rank::world_size]
-        count = 1 if micro_batch_size is None else -(-len(share) // micro_batch_size)
+        count = 1 if micro_batch_size is None else max(1, -(-len(share) // micro_batch_size))
         return np.array_split(share, count)
 
 

@@ -7,13 +7,13 @@ from typing import cast
 
 import timm
 import torch
-from safetensors import SafetensorError
 from timm.layers import SelectAdaptivePool2d
 from torch import nn
 
 from doccls.config.schema import ModelConfig
 from doccls.errors import UserError
 from doccls.model.pooling import GeneralizedMeanPool2d
+from doccls.model.weights import UNREADABLE
 
 POOLINGS = ("avg", "max", "avgmax", "catavgmax", "gem", "token", "map")
 
@@ -60,10 +60,13 @@ def list_poolings(name: str, img_size: int) -> list[str]:
 
 
 def _check_name(name: str) -> None:
-    if ":" in name or timm.is_model(name):  # `hf-hub:...` and `local-dir:...` are timm's to resolve
+    if ":" in name:  # `hf-hub:...` and `local-dir:...` are timm's to resolve
         return
-    base = name.split(".", 1)[0]
-    near = get_close_matches(name, timm.list_pretrained(), n=3) if timm.is_model(base) else []
+    base, _, tag = name.partition(".")
+    tagged = timm.list_pretrained()
+    if timm.is_model(base) and (not tag or name in tagged):
+        return
+    near = get_close_matches(name, [known for known in tagged if known.startswith(f"{base}.")], n=3, cutoff=0.3)
     near = near or get_close_matches(base, timm.list_models(), n=5, cutoff=0.5)
     hint = f"the closest are {', '.join(near)}" if near else "timm.list_models() gives all names"
     raise ModelError(f"model.name = {name!r}: timm has no such model; {hint}")
@@ -76,7 +79,7 @@ def _create(config: ModelConfig, pooling: str | None, num_classes: int, img_size
         wanted["img_size"] = img_size
     try:
         return _create_with_pooling(config.name, pooling, num_classes, wanted)
-    except (AssertionError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+    except (AssertionError, TypeError, ValueError, RuntimeError, AttributeError, OSError) as error:
         if pooling is not None:
             takes = list_poolings(config.name, img_size)
             if pooling not in takes:
@@ -150,7 +153,7 @@ def _load_file(model: nn.Module, path: Path, name: str) -> None:
         raise ModelError(f"model.weights: no such file: {path} (paths in a config are relative to the config file)")
     try:
         state = timm.models.load_state_dict(str(path), weights_only=True)
-    except (OSError, RuntimeError, ValueError, KeyError, SafetensorError, EOFError, _unpickling_error()) as error:
+    except UNREADABLE as error:
         raise ModelError(
             f"model.weights = {path}: not a .safetensors or .pth file of plain tensors "
             f"({str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__})"
@@ -161,12 +164,6 @@ def _load_file(model: nn.Module, path: Path, name: str) -> None:
     except (KeyError, RuntimeError, AttributeError) as error:
         raise ModelError(f"model.weights = {path}: not the weights of {name}: {error}") from error
     _load_state(model, state, f"model.weights = {path}")
-
-
-def _unpickling_error() -> type[Exception]:
-    from pickle import UnpicklingError  # torch raises it where weights_only refuses; nothing is unpickled here
-
-    return UnpicklingError
 
 
 def _load_state(model: nn.Module, state: dict[str, torch.Tensor], source: str) -> None:

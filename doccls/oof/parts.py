@@ -56,7 +56,8 @@ def write_part(path: Path, part: OofPart) -> None:
     """Write the part, whole; the same part gives the same bytes."""
     _validate(part, "a part about to be written")
     arrays = {"indices": part.indices_N, "logits": part.logits_NC, "targets": part.targets_N}
-    metadata = {"format": _FORMAT, "info": json.dumps(asdict(part.info)), "digest": _digest(part)}
+    # One key: safetensors writes several in an order that differs from run to run.
+    metadata = {"doccls": json.dumps({"format": _FORMAT, "digest": _digest(part), "info": asdict(part.info)})}
     with replacing(path) as file:
         file.write(save({name: np.ascontiguousarray(array) for name, array in arrays.items()}, metadata))
 
@@ -69,7 +70,7 @@ def read_part(path: Path) -> OofPart:
     """
     try:
         with safe_open(path, framework="numpy") as file:
-            metadata: dict[str, str] = file.metadata() or {}
+            metadata: dict[str, Any] = json.loads((file.metadata() or {}).get("doccls", "{}"))
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
     except (OSError, SafetensorError, ValueError) as error:
         raise PartError(f"OOF part {path}: can't be read: {error}") from error
@@ -85,8 +86,7 @@ def read_part(path: Path) -> OofPart:
     return part
 
 
-def _parse_info(text: str) -> PartInfo:
-    fields: dict[str, Any] = json.loads(text)
+def _parse_info(fields: dict[str, Any]) -> PartInfo:
     for name in ("classes", "ids", "skipped"):
         fields[name] = tuple(fields[name])
     return PartInfo(**fields)
@@ -111,6 +111,10 @@ def _validate(part: OofPart, where: str) -> None:
         np.any(np.diff(part.indices_N) <= 0) or part.indices_N[0] < 0 or part.indices_N[-1] >= info.num_samples
     ):
         raise PartError(f"OOF part {where}: indices are not ascending within 0 to {info.num_samples - 1}")
+    if not 0 <= info.fold < info.num_folds:
+        raise PartError(f"OOF part {where}: fold {info.fold} of {info.num_folds} folds")
+    if np.any((part.targets_N < 0) | (part.targets_N >= len(info.classes))):
+        raise PartError(f"OOF part {where}: targets outside the {len(info.classes)} classes")
     bad = set(part.indices_N[~np.isfinite(part.logits_NC).all(axis=1)].tolist()) - set(info.skipped)
     if bad:
         raise PartError(f"OOF part {where}: {len(bad)} rows have non-finite logits, such as row {min(bad)}")

@@ -3,11 +3,11 @@
 import signal
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import IO, Self, TextIO
+from typing import IO, Any, Self, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -37,7 +37,7 @@ def install_signal_handlers() -> None:
 
 
 class _Tee:
-    """A text stream that goes to a log file and on to its console."""
+    """A text stream that goes to a log file and on to its console; whatever else is asked of it, its console answers."""
 
     def __init__(self, console: TextIO, log: "RunLog") -> None:
         self._console = console
@@ -47,18 +47,12 @@ class _Tee:
         self._log.write(text, self._console)
         return len(text)
 
-    def flush(self) -> None:
-        self._console.flush()
+    def writelines(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            self.write(line)
 
-    def isatty(self) -> bool:
-        return self._console.isatty()
-
-    def fileno(self) -> int:
-        return self._console.fileno()
-
-    @property
-    def encoding(self) -> str:
-        return self._console.encoding
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._console, name)
 
 
 class RunLog:
@@ -78,7 +72,7 @@ class RunLog:
     def __enter__(self) -> Self:
         if self.path is not None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self.path.open("a", encoding="utf-8", buffering=1)
+            self._file = self.path.open("a", encoding="utf-8", errors="backslashreplace", buffering=1)
             self._stdio = (sys.stdout, sys.stderr)
             sys.stdout, sys.stderr = _Tee(sys.stdout, self), _Tee(sys.stderr, self)
             self.line(f">> Logger started: {self.path}")
@@ -110,8 +104,8 @@ class RunLog:
 
     def write(self, text: str, console: TextIO) -> None:
         """What `_Tee` passes on: to the file as it is, to the console above the progress bar, if there is one."""
-        assert self._file is not None
-        self._file.write(text)
+        if self._file is not None:  # a library may keep the stream beyond the log's end
+            self._file.write(text)
         if self._progress is None:
             console.write(text)
             return

@@ -3,7 +3,7 @@
 import netrc
 import os
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -31,11 +31,26 @@ class _NoTracker:
 
 
 class _WandbTracker:
-    def __init__(self, run: Any) -> None:
+    """Passes numbers on; whatever W&B raises is told once, and training goes on without it."""
+
+    def __init__(self, run: Any, log: RunLog) -> None:
         self._run = run
+        self._log = log
 
     def log(self, values: Mapping[str, float], step: int) -> None:
-        self._run.log(dict(values), step=step)
+        self._attempt(lambda: self._run.log(dict(values), step=step))
+
+    def finish(self, exit_code: int) -> None:
+        self._attempt(lambda: self._run.finish(exit_code=exit_code))
+
+    def _attempt(self, act: Callable[[], object]) -> None:
+        if self._run is None:
+            return
+        try:
+            act()
+        except Exception as error:  # noqa: BLE001 (a tracker must not end a training of days, whatever ails it)
+            self._log.line(f"[TRACKING] W&B failed ({type(error).__name__}: {error}); training goes on without it")
+            self._run = None
 
 
 @contextmanager
@@ -48,12 +63,13 @@ def track_fold(config: Config, run_dir: Path | None, fold: int, log: RunLog) -> 
     if run is None:
         yield _NoTracker()
         return
+    tracker = _WandbTracker(run, log)
     try:
-        yield _WandbTracker(run)
+        yield tracker
     except BaseException:
-        run.finish(exit_code=1)
+        tracker.finish(exit_code=1)
         raise
-    run.finish()
+    tracker.finish(exit_code=0)
 
 
 def _start_wandb(config: Config, run_dir: Path, fold: int, log: RunLog) -> Any:
@@ -81,7 +97,7 @@ def _start_wandb(config: Config, run_dir: Path, fold: int, log: RunLog) -> Any:
                 reinit="finish_previous",
                 settings=settings,
             )
-        except (wandb.errors.Error, OSError, TimeoutError) as error:
+        except Exception as error:  # noqa: BLE001 (as above)
             log.line(f"[TRACKING] W&B {mode} did not start ({type(error).__name__}); training goes on")
             continue
         log.line(f"[TRACKING] W&B {mode} | group={run_dir.name} name={run_dir.name}-fold{fold}")
@@ -104,7 +120,8 @@ def _has_key(host: str) -> bool:
     if os.environ.get("WANDB_API_KEY"):
         return True
     try:
-        return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
+        stored = netrc.netrc(os.environ.get("NETRC"))
+        return any(stored.authenticators(name) is not None for name in (host, "api.wandb.ai"))
     except (OSError, netrc.NetrcParseError):
         return False
 

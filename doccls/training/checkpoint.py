@@ -2,8 +2,6 @@
 
 import hashlib
 import json
-import pickle
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +11,7 @@ import torch
 
 from doccls.config.schema import Config
 from doccls.errors import UserError
+from doccls.model.weights import UNREADABLE
 from doccls.run.artifacts import replacing
 
 _FORMAT = "doccls-best-1"
@@ -63,18 +62,11 @@ def read_best(path: Path) -> BestCheckpoint:
         content = torch.load(path, map_location="cpu", weights_only=True)
         state_dict, oof, text, digest = (content[name] for name in ("state_dict", "oof", "meta", "digest"))
         meta = json.loads(text)
+        if not all(isinstance(value, dict) for value in (state_dict, oof, meta)):
+            raise TypeError("not mappings")
     except FileNotFoundError as error:
         raise CheckpointError(f"no checkpoint {path}") from error
-    except (
-        OSError,
-        RuntimeError,
-        ValueError,
-        KeyError,
-        TypeError,
-        EOFError,
-        zipfile.BadZipFile,
-        pickle.UnpicklingError,
-    ) as error:
+    except UNREADABLE as error:
         raise CheckpointError(f"checkpoint {path}: torn, or not one of doccls ({type(error).__name__})") from error
     if meta.pop("format", None) != _FORMAT:
         raise CheckpointError(f"checkpoint {path}: another format than {_FORMAT}")

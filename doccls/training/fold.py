@@ -80,6 +80,8 @@ def _build_engine(experiment: Experiment, fold: int, accelerator: Accelerator, l
     samples = experiment.data.list_train(fold)
     valid = experiment.data.list_valid(fold)
     plan = BatchPlan(config.project.seed, fold, samples, train.batch_size, train.epochs)
+    if accelerator.num_processes > plan.size:
+        raise TrainingError(f"fold {fold}: {plan.size} samples a step can't feed {accelerator.num_processes} processes")
     log.line(
         f"[DATA] dataset sizes | fold={fold} train={len(samples)} valid={len(valid)} classes={len(manifest.classes)}"
     )

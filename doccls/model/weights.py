@@ -1,0 +1,13 @@
+"""What reading a file of tensors can raise when the file is damaged or foreign."""
+
+import pickle
+import struct
+import zipfile
+
+from safetensors import SafetensorError
+
+# torch.load(weights_only=True) and safetensors check little before they index, slice and unpack.
+UNREADABLE = (
+    OSError, RuntimeError, ValueError, KeyError, IndexError, TypeError, AttributeError, EOFError, struct.error,
+    zipfile.BadZipFile, pickle.UnpicklingError, SafetensorError,
+)  # fmt: skip

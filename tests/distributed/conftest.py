@@ -1,0 +1,33 @@
+"""Fixtures of the suite `distributed`: gloo ranks on the CPU."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tiny_runs import PLAIN, RICH, Run, Trainer, write_pages
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _gloo(need: Callable[[str, bool, str], None]) -> None:
+    import torch.distributed as dist  # two seconds: only if a test of this folder runs
+
+    need("distributed", dist.is_available() and dist.is_gloo_available(), "torch has no gloo here")
+
+
+@pytest.fixture(scope="session")
+def trainer(tmp_path_factory: pytest.TempPathFactory) -> Trainer:
+    """Runs on 48 drawn pages."""
+    workplace: Path = tmp_path_factory.mktemp("distributed")
+    return Trainer(write_pages(workplace / "data"), workplace)
+
+
+@pytest.fixture(scope="session")
+def plain_runs(trainer: Trainer) -> dict[int, Run]:
+    """The plain recipe, all folds, trained at world size 1, 2 and 3."""
+    return {size: trainer.train(*PLAIN, world_size=size) for size in (1, 2, 3)}
+
+
+@pytest.fixture(scope="session")
+def rich_run(trainer: Trainer) -> Run:
+    """The recipe that draws most random numbers, all folds, one process."""
+    return trainer.train(*RICH)

@@ -1,0 +1,146 @@
+"""What ranks run in these tests beside `doccls.train` itself: programs that watch it, or one of its collectives."""
+
+import functools
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import nn
+
+from doccls.config import load_config
+from doccls.data.dataset import Batch
+from doccls.errors import UserError
+from doccls.train import main
+from doccls.training import fold as fold_room
+from doccls.training.evaluate import EvaluationKeys, Normalizer, predict_logits
+from doccls.training.processes import on_main, start_processes
+
+COUNTS = (0, 1, 2, 3, 7)
+_T = TypeVar("_T")
+
+
+def predict_counts(argv: list[str]) -> int:
+    """argv = config, folder. Predict sets of 0 to 7 samples; each rank writes what it got of each."""
+    accelerator = start_processes(load_config(Path(argv[0])))
+    rank, world_size = accelerator.process_index, accelerator.num_processes
+    for count in COUNTS:
+        samples = 3 * np.arange(count) + 1
+        batches = [_draw(keys) for keys in EvaluationKeys(samples, 2, rank, world_size)]
+        normalize = Normalizer((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), accelerator.device)
+        indices, logits = predict_logits(_Echo(), batches, normalize, 3, accelerator)
+        np.savez(Path(argv[1]) / f"count{count}_rank{rank}.npz", indices=indices, logits=logits)
+    accelerator.end_training()
+    return 0
+
+
+def act_on_main(argv: list[str]) -> int:
+    """argv = config, folder. Let the main process answer, fail as a user would, and answer again."""
+    accelerator = start_processes(load_config(Path(argv[0])))
+    rank = accelerator.process_index
+    told = [on_main(accelerator, lambda: ("answer of", rank))]
+    try:
+        on_main(accelerator, functools.partial(_refuse, rank))
+    except UserError as error:
+        told.append(str(error))
+    told.append(on_main(accelerator, lambda: None))
+    (Path(argv[1]) / f"rank{rank}.json").write_text(json.dumps(told))
+    accelerator.end_training()
+    return 0
+
+
+def break_on_main(argv: list[str]) -> int:
+    """argv = config. A bug (no UserError) strikes the main process inside `on_main`."""
+    accelerator = start_processes(load_config(Path(argv[0])))
+    try:
+        on_main(accelerator, lambda: 1 // 0)
+    finally:
+        accelerator.end_training()
+    return 0
+
+
+def record_weights(argv: list[str]) -> int:
+    """Train; each rank notes the digest of the validated module, after each epoch's steps and at its validation."""
+    notes: dict[str, list[str]] = {"trained": [], "validated": []}
+
+    def after_training(train_epoch: Callable[..., _T], engine: Any, *others: Any) -> _T:
+        result = train_epoch(engine, *others)
+        notes["trained"].append(_digest(engine.best_of))
+        return result
+
+    def before_validation(predict: Callable[..., _T], model: nn.Module, *others: Any) -> _T:
+        notes["validated"].append(_digest(model))
+        return predict(model, *others)
+
+    _wrap(fold_room, "train_epoch", after_training)
+    _wrap(fold_room, "predict_logits", before_validation)
+    code = main(argv)
+    _note(notes)
+    return code
+
+
+def record_failure(argv: list[str]) -> int:
+    """Train; each rank notes what stopped its training."""
+
+    def watch(train_epoch: Callable[..., _T], *others: Any) -> _T:
+        try:
+            return train_epoch(*others)
+        except ValueError as error:
+            _note([type(error).__name__, str(error)])
+            raise
+
+    _wrap(fold_room, "train_epoch", watch)
+    return main(argv)
+
+
+def lose_images(argv: list[str]) -> int:
+    """Train, but the images named by DOCCLS_TEST_LOSE go after the data was checked and before it is trained on."""
+
+    def lose(train_fold: Callable[..., _T], experiment: Any, fold: int, accelerator: Any, *others: Any) -> _T:
+        if accelerator.is_main_process:
+            for name in os.environ["DOCCLS_TEST_LOSE"].split(","):
+                (experiment.config.data.image_dir_train / name).unlink()
+        accelerator.wait_for_everyone()
+        return train_fold(experiment, fold, accelerator, *others)
+
+    _wrap(fold_room, "train_fold", lose)
+    return main(argv)
+
+
+class _Echo(nn.Module):
+    """Logits that tell which page they are of."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        level = 255 * images.mean(dim=(1, 2, 3))
+        return torch.stack([level, -level, level * level], dim=1)
+
+
+def _draw(keys: list[Any]) -> Batch:
+    indices = torch.tensor([key.sample for key in keys])
+    images = indices.to(torch.uint8).view(-1, 1, 1, 1).expand(-1, 2, 2, 3)
+    return Batch(images, torch.full_like(indices, -1), indices)
+
+
+def _refuse(rank: int) -> None:
+    raise UserError(f"refused by rank {rank}")
+
+
+def _digest(module: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in module.state_dict().items():
+        digest.update(name.encode() + tensor.detach().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _wrap(room: Any, name: str, around: Callable[..., Any]) -> None:
+    setattr(room, name, functools.partial(around, getattr(room, name)))
+
+
+def _note(value: Any) -> None:
+    """Into this rank's file of the run's folder."""
+    path = Path(os.environ["DOCCLS_TEST_FOLDER"]) / f"rank{os.environ.get('RANK', '0')}.json"
+    path.write_text(json.dumps(value))

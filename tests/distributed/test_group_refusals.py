@@ -1,0 +1,175 @@
+"""Errors under several processes: said once, in words, and every rank ends with exit code 1; nobody hangs."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from rank_launcher import REPOSITORY, clean_environment, launch_ranks
+from tiny_runs import PLAIN, Run, Trainer
+
+TIMEOUT_S = 180
+
+
+def _list_told(run: Run) -> list[str]:
+    """What the consoles of all ranks said of a failure."""
+    return [line for rank in run.ranks for line in rank.stderr.splitlines() if line.startswith("[EXIT][ERROR]")]
+
+
+@pytest.mark.parametrize("attempt", range(4))
+def test_another_number_of_processes_than_expected_is_refused_by_each_rank(trainer: Trainer, attempt: int) -> None:
+    """More than once, since ranks race: one that leaves early must not be the reason why another fails, or waits."""
+    run = trainer.run(*PLAIN, "train.num_processes=2", world_size=3)
+    assert run.codes == [1, 1, 1]
+    assert _list_told(run) == [
+        "[EXIT][ERROR] training failed: train.num_processes = 2, but 3 were started (see accelerate_configs/)"
+    ]
+
+
+def test_a_process_alone_is_refused_where_two_are_expected(trainer: Trainer) -> None:
+    run = trainer.run(*PLAIN, "train.num_processes=2")
+    assert run.codes == [1]
+    assert "train.num_processes = 2, but 1 were started" in run.stderr
+    assert not list(run.folder.glob("logs/*"))
+
+
+def test_more_processes_than_samples_in_a_batch_are_refused(trainer: Trainer) -> None:
+    run = trainer.run(*PLAIN, "train.batch_size=2", world_size=3)
+    assert run.codes == [1, 1, 1]
+    (line,) = _list_told(run)
+    assert "train.batch_size = 2" in line
+
+
+def test_a_mistake_in_the_config_is_told_once(trainer: Trainer) -> None:
+    run = trainer.run(*PLAIN, "train.epoch=3", world_size=2)
+    assert run.codes == [1, 1]
+    assert run.stderr.count("did you mean train.epochs?") == 1
+
+
+def test_a_missing_image_is_told_once_before_training(trainer: Trainer) -> None:
+    (trainer.config.parent / "lost.csv").write_text(
+        (trainer.config.parent / "folds.csv").read_text() + "absent_page.jpg,form,1\n"
+    )
+    run = trainer.run(*PLAIN, "data.train_csv=lost.csv", world_size=2)
+    assert run.codes == [1, 1]
+    assert run.stderr.count("ID 'absent_page.jpg': tried") == 1
+    assert run.ranks[1].stderr == ""
+    assert run.lines[-2:] == ["[EXIT] TRAINING ERROR code=1", ">> Stopping logger and restoring stdio"]
+    assert any("ID 'absent_page.jpg': tried" in line for line in run.lines)
+    assert not list(run.folder.glob("experiments/*/*"))
+
+
+@pytest.mark.parametrize("loser", [0, 1])
+def test_an_image_that_turns_bad_on_any_rank_is_named(trainer: Trainer, loser: int, tmp_path: Path) -> None:
+    """One sample that only rank `loser` reads: its error must reach the user, not only the other's broken pipe."""
+    pages = _copy_pages(trainer, tmp_path)
+    rows = _list_validated(trainer, fold=0)  # rank r reads every second one from r on
+    name = f"page_{rows[loser]:03d}.jpg"
+    folder = trainer.new_folder()
+    sets = [*PLAIN, "data.valid_fold=0", f"data.image_dir_train={pages}"]
+    told = {"DOCCLS_TEST_LOSE": name}
+    ranks = launch_ranks(
+        "rank_programs:lose_images", trainer.arguments(sets, folder), folder / "console", 2, environment=told
+    )
+    run = Run(ranks, folder)
+    assert run.codes == [1, 1]
+    assert f"image of ID '{name}' turned bad" in run.stderr
+    assert run.lines[-2:] == ["[EXIT] TRAINING ERROR code=1", ">> Stopping logger and restoring stdio"]
+
+
+def test_a_run_folder_that_cannot_be_written_ends_every_rank(trainer: Trainer) -> None:
+    """The main process alone writes, and fails alone in the middle of training."""
+    first = trainer.train(*PLAIN, "data.valid_fold=1", "train.epochs=1", run_id="full", world_size=2)
+    (first.root / "oof" / "parts" / "fold1.safetensors").unlink()
+    (first.root / "ckpt" / "best_fold1.pth").unlink()
+    (first.root / "ckpt").rmdir()
+    (first.root / "ckpt").write_text("in the way")
+    run = trainer.run(*PLAIN, "data.valid_fold=1", "train.epochs=1", run_id="full", world_size=2, folder=first.folder)
+    assert run.codes == [1, 1]
+    assert "ckpt" in run.ranks[0].stderr
+    assert run.lines[-2:] == ["[EXIT] TRAINING ERROR code=1", ">> Stopping logger and restoring stdio"]
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_a_loss_that_is_not_finite_stops_all_ranks_with_step_and_samples(trainer: Trainer, world_size: int) -> None:
+    run = trainer.run(
+        *PLAIN, "data.valid_fold=1", "train.lr=1e30", world_size=world_size, program="rank_programs:record_failure"
+    )
+    assert run.codes == [1] * world_size
+    told = [json.loads((run.folder / f"rank{rank}.json").read_text()) for rank in range(world_size)]
+    assert told == [told[0]] * world_size
+    kind, message = told[0]
+    assert kind == "TrainingError"
+    assert re.search(r"fold 1: the loss of step 2 \(epoch 1\) is (nan|inf)", message)
+    assert len(set(re.findall(r"page_\d{3}\.jpg", message))) == 11
+    assert run.stderr.count("the loss of step 2") == 1
+    assert run.lines[-2:] == ["[EXIT] TRAINING ERROR code=1", ">> Stopping logger and restoring stdio"]
+    assert not list(run.folder.rglob("best_fold*.pth"))
+    assert not list(run.folder.rglob("*.safetensors"))
+
+
+# --- accelerate launch, as a user types it ---------------------------------------------------------------------------
+
+
+def test_accelerate_launch_that_starts_one_of_two_processes_is_refused(trainer: Trainer) -> None:
+    folder = trainer.new_folder()
+    with _accelerate(trainer, folder, "--cpu", "--num_processes", "2") as process:
+        _, errors = process.communicate(timeout=TIMEOUT_S)
+    assert process.returncode == 1
+    assert "accelerate launch was asked for several processes but started one" in errors
+    assert "accelerate_configs/cpu_2.yaml" in errors
+    assert not list(folder.glob("logs/*"))
+
+
+@pytest.mark.parametrize(("name", "world_size"), [("cpu_1.yaml", 1), ("cpu_2.yaml", 2)])
+def test_the_ready_accelerate_config_starts_its_number_of_processes(
+    trainer: Trainer, plain_runs: dict[int, Run], name: str, world_size: int
+) -> None:
+    folder = trainer.new_folder()
+    ready = REPOSITORY / "accelerate_configs" / name
+    with _accelerate(trainer, folder, "--config_file", str(ready)) as process:
+        output, errors = process.communicate(timeout=TIMEOUT_S)
+    assert process.returncode == 0, errors
+    run = Run([], folder)
+    assert sum(f"processes={world_size}" in line for line in run.lines) == 1
+    assert run.lines[-2:] == ["[EXIT] TRAINING SUCCESS code=0", ">> Stopping logger and restoring stdio"]
+    assert output.count("[EXIT] training finished successfully") == 1
+    assert run.part(1).logits_NC.tobytes() == plain_runs[world_size].part(1).logits_NC.tobytes()
+
+
+@contextmanager
+def _accelerate(trainer: Trainer, folder: Path, *options: str) -> Iterator["subprocess.Popen[str]"]:
+    """`accelerate launch OPTIONS -m doccls.train ...` on fold 1; whatever of it is left at the end is killed."""
+    folder.mkdir()
+    launch = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", *options, "-m", "doccls.train"]
+    arguments = trainer.arguments([*PLAIN, "data.valid_fold=1"], folder)
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(
+        [*launch, *arguments], cwd=folder, env=clean_environment(), text=True, stdout=pipe, stderr=pipe,
+        start_new_session=True,
+    )  # fmt: skip
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait(10)
+
+
+def _copy_pages(trainer: Trainer, folder: Path) -> Path:
+    pages = folder / "pages"
+    pages.mkdir()
+    for file in (trainer.config.parent / "train").iterdir():
+        (pages / file.name).hardlink_to(file)
+    return pages
+
+
+def _list_validated(trainer: Trainer, fold: int) -> list[int]:
+    rows = (trainer.config.parent / "folds.csv").read_text().splitlines()[1:]
+    return [row for row, line in enumerate(rows) if line.endswith(f",{fold}")]

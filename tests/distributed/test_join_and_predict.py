@@ -1,0 +1,196 @@
+"""Folds trained apart under one run id: merged, kept, refused to strangers; then predicting test pages with them."""
+
+import csv
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rank_launcher import Rank, clean_environment, launch_ranks
+from tiny_runs import LABELS, RICH, TEST_COUNT, Run, Trainer
+
+
+@dataclass(frozen=True)
+class Joined:
+    """Three folds trained apart as run `x`, then merged."""
+
+    run: Run
+    before_merge: dict[str, str]
+    merge_output: str
+
+
+@pytest.fixture(scope="module")
+def joined(trainer: Trainer) -> Joined:
+    folder = trainer.new_folder()
+    for fold in (0, 1, 2):
+        trainer.train(*RICH, f"data.valid_fold={fold}", run_id="x", folder=folder)
+    run = Run([], folder)
+    before = run.list_files()
+    done = _merge(run.root)
+    assert done.returncode == 0, done.stderr
+    return Joined(run, before, done.stdout)
+
+
+def _merge(root: Path) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "launcher", "merge", str(root)]
+    return subprocess.run(command, env=clean_environment(), capture_output=True, text=True, timeout=120)
+
+
+def _predict(trainer: Trainer, run: Run, *options: str, world_size: int = 1) -> list[Rank]:
+    argv = ["predict", str(run.root), "--num-workers", "0", *options]
+    return launch_ranks("doccls.__main__:main", argv, trainer.new_folder(), world_size)
+
+
+def _read_submission(run: Run) -> list[list[str]]:
+    with (run.root / "submission.csv").open(newline="", encoding="utf-8") as file:
+        return list(csv.reader(file))
+
+
+def _copy(run: Run, folder: Path) -> Run:
+    shutil.copytree(run.folder, folder)
+    return Run([], folder)
+
+
+def test_folds_trained_apart_merge_into_the_bytes_of_all(joined: Joined, rich_run: Run) -> None:
+    together = rich_run.list_files()
+    assert "oof/oof_logits.npy" not in joined.before_merge
+    names = [name for name in together if name.startswith("oof/")]
+    assert len(names) == 3 + 3
+    apart = joined.run.list_files()
+    assert {name: apart[name] for name in names} == {name: together[name] for name in names}
+    assert list(apart) == list(together)
+    for fold in range(3):
+        assert joined.run.read_weights(fold) == rich_run.read_weights(fold)
+    rows = [(row["fold"], row["epoch"]) for row in joined.run.read_metrics()]
+    assert rows == [(fold, epoch) for fold in range(3) for epoch in (1, 2)]
+    assert joined.merge_output.splitlines()[-1].startswith("[OOF] all folds macro_f1=")
+
+
+def test_a_merge_of_too_few_folds_names_the_missing(joined: Joined, tmp_path: Path) -> None:
+    run = _copy(joined.run, tmp_path / "copy")
+    (run.root / "oof" / "parts" / "fold1.safetensors").unlink()
+    before = run.list_files()
+    done = _merge(run.root)
+    assert done.returncode == 1
+    assert "1 of 3 folds have no part: 1" in done.stderr
+    assert run.list_files() == before
+
+
+def test_training_all_folds_of_a_joined_run_keeps_the_finished_ones(
+    trainer: Trainer, joined: Joined, tmp_path: Path
+) -> None:
+    run = _copy(joined.run, tmp_path / "copy")
+    before = run.list_files()
+    trainer.train(*RICH, run_id="x", folder=run.folder)
+    assert [line.partition("finished before")[0] for line in run.lines if "finished before" in line] == [
+        f"[FOLD {fold}] " for fold in range(3)
+    ]
+    assert not any(line.startswith("[EPOCH") for line in run.lines)
+    assert run.list_files() == before
+
+
+def test_a_missing_part_is_trained_again_to_the_same_bytes(trainer: Trainer, joined: Joined, tmp_path: Path) -> None:
+    run = _copy(joined.run, tmp_path / "copy")
+    before = run.list_files()
+    (run.root / "oof" / "parts" / "fold1.safetensors").unlink()
+    trainer.train(*RICH, run_id="x", folder=run.folder)
+    after = run.list_files()
+    assert sum("finished before" in line for line in run.lines) == 2
+    for name in ("oof/parts/fold1.safetensors", "oof/oof_logits.npy", "oof/oof.csv"):
+        assert after[name] == before[name]
+    assert run.read_weights(1) == joined.run.read_weights(1)
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize("change", ["project.seed=43", "train.lr=2e-3", "data.folds=2"])
+def test_another_recipe_under_the_same_run_id_is_refused_and_changes_nothing(
+    trainer: Trainer, joined: Joined, tmp_path: Path, world_size: int, change: str
+) -> None:
+    run = _copy(joined.run, tmp_path / "copy")
+    before = run.list_files()
+    again = trainer.run(*RICH, change, run_id="x", folder=run.folder, world_size=world_size)
+    assert again.codes == [1] * world_size
+    assert again.stderr.count("take another --run-id") == 1
+    assert run.list_files() == before
+
+
+def test_predict_writes_the_samples_rows_in_its_order(trainer: Trainer, joined: Joined, tmp_path: Path) -> None:
+    run = _copy(joined.run, tmp_path / "copy")
+    (rank,) = _predict(trainer, run)
+    assert rank.code == 0, rank.stderr
+    with (trainer.config.parent / "sample.csv").open(newline="") as file:
+        sample = list(csv.reader(file))
+    written = _read_submission(run)
+    assert written[0] == sample[0] == ["ID", "target"]
+    assert [row[0] for row in written] == [row[0] for row in sample]
+    chances = np.load(run.root / "test_probabilities.npy")
+    assert chances.shape == (TEST_COUNT, 4)
+    assert chances.dtype == np.float32
+    np.testing.assert_allclose(chances.sum(axis=1), 1, atol=1e-5)
+    assert [row[1] for row in written[1:]] == [LABELS[best] for best in chances.argmax(axis=1)]
+    assert len(np.unique(chances, axis=0)) == TEST_COUNT
+
+
+def test_predict_gives_each_row_its_own_image(trainer: Trainer, joined: Joined, tmp_path: Path) -> None:
+    """The sample turned round turns the rows round, and nothing else."""
+    header, *rows = (trainer.config.parent / "sample.csv").read_text().splitlines()
+    turned = tmp_path / "turned.csv"
+    turned.write_text("\n".join([header, *reversed(rows)]) + "\n")
+    run, other = _copy(joined.run, tmp_path / "one"), _copy(joined.run, tmp_path / "other")
+    assert _predict(trainer, run)[0].code == 0
+    assert _predict(trainer, other, "--sample-csv", str(turned))[0].code == 0
+    straight = np.load(run.root / "test_probabilities.npy")
+    np.testing.assert_allclose(np.load(other.root / "test_probabilities.npy")[::-1], straight, rtol=1e-4, atol=1e-6)
+
+
+def test_predict_by_two_processes_gives_the_same_probabilities(
+    trainer: Trainer, joined: Joined, tmp_path: Path
+) -> None:
+    run, other = _copy(joined.run, tmp_path / "one"), _copy(joined.run, tmp_path / "other")
+    assert _predict(trainer, run)[0].code == 0
+    ranks = _predict(trainer, other, world_size=2)
+    assert [rank.code for rank in ranks] == [0, 0], [rank.stderr for rank in ranks]
+    assert "".join(rank.stdout for rank in ranks).count("submission.csv") == 1
+    assert ranks[1].stdout == ""
+    straight = np.load(run.root / "test_probabilities.npy")
+    np.testing.assert_allclose(np.load(other.root / "test_probabilities.npy"), straight, rtol=1e-4, atol=1e-6)
+    assert _read_submission(other) == _read_submission(run)
+
+
+def test_a_missing_test_image_is_refused_by_name(trainer: Trainer, joined: Joined, tmp_path: Path) -> None:
+    run, pages, name = _copy(joined.run, tmp_path / "copy"), *_lose_test_image(trainer, tmp_path)
+    (rank,) = _predict(trainer, run, "--image-dir", str(pages))
+    assert rank.code == 1
+    assert f"ID '{name}'" in rank.stderr
+    assert str(pages / name) in rank.stderr
+    assert not (run.root / "submission.csv").exists()
+
+
+def test_a_skipped_test_image_keeps_its_row_with_the_classes_shares(
+    trainer: Trainer, joined: Joined, tmp_path: Path
+) -> None:
+    whole, run = _copy(joined.run, tmp_path / "whole"), _copy(joined.run, tmp_path / "copy")
+    pages, name = _lose_test_image(trainer, tmp_path)
+    assert _predict(trainer, whole)[0].code == 0
+    (rank,) = _predict(trainer, run, "--image-dir", str(pages), "--on-bad-image", "skip")
+    assert rank.code == 0, rank.stderr
+    assert f"ID '{name}'" in rank.stdout
+    ids = [row[0] for row in _read_submission(run)[1:]]
+    assert ids == [row[0] for row in _read_submission(whole)[1:]]
+    chances, expected = (np.load(each.root / "test_probabilities.npy") for each in (run, whole))
+    lost = ids.index(name)
+    np.testing.assert_allclose(chances[lost], 0.25)
+    others = np.arange(TEST_COUNT) != lost
+    np.testing.assert_allclose(chances[others], expected[others], rtol=1e-4, atol=1e-6)
+
+
+def _lose_test_image(trainer: Trainer, folder: Path) -> tuple[Path, str]:
+    """A copy of the test folder without the image of the sample's third row, and that image's name."""
+    pages = folder / "pages"
+    shutil.copytree(trainer.config.parent / "test", pages)
+    name = (trainer.config.parent / "sample.csv").read_text().splitlines()[3].split(",")[0]
+    (pages / name).unlink()
+    return pages, name

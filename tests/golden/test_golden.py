@@ -1,0 +1,71 @@
+"""What a user sees, in full: a run's log, the files it leaves, and every help text."""
+
+import re
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from conftest import GoldenRun
+
+_MASKS = (
+    (r"v001-[0-9a-f]{6}", "<RUN_ID>"),
+    (r"run_\d{8}-\d{4}_", "run_<WHEN>_"),
+    (r"experiments/\d{8}/", "experiments/<DAY>/"),
+    (r"(mem_MiB|time_s|images_per_s)=[\d.]+", r"\1=<...>"),
+)
+_FIGURE = re.compile(r"((?:loss|macro_f1|F1)=)(\d+\.\d+)")
+_TOLERANCE = 0.002
+"""Sums in another order, on another processor, move a loss by about 1e-6 a step."""
+
+HELPS = {
+    "doccls": ("doccls", "--help"),
+    "doccls_train": ("doccls", "train", "--help"),
+    "doccls_predict": ("doccls", "predict", "--help"),
+    "doccls_check": ("doccls", "check", "--help"),
+    "doccls_demo": ("doccls", "demo", "--help"),
+    "doccls_launch": ("launcher", "--help"),
+    "doccls_launch_merge": ("launcher", "merge", "--help"),
+}
+
+
+def mask(text: str, folder: Path) -> str:
+    """The text without what no two runs share; figures to three decimals."""
+    text = text.replace(str(folder), "<FOLDER>")
+    for pattern, name in _MASKS:
+        text = re.sub(pattern, name, text)
+    return _FIGURE.sub(lambda found: f"{found[1]}{float(found[2]):.3f}", text)
+
+
+def test_the_log_reads_as_kept(golden_run: "GoldenRun", read_golden: Callable[[str, str], str]) -> None:
+    log = mask(golden_run.log, golden_run.folder)
+    kept = read_golden("train.log", log)
+    assert _FIGURE.sub(r"\1<...>", log).splitlines() == _FIGURE.sub(r"\1<...>", kept).splitlines()
+    figures, expected = ([float(found[1]) for found in _FIGURE.findall(text)] for text in (log, kept))
+    assert figures == pytest.approx(expected, abs=_TOLERANCE)
+
+
+def test_the_console_shows_the_log_and_a_last_word(golden_run: "GoldenRun") -> None:
+    assert golden_run.stdout == golden_run.log + "[EXIT] training finished successfully (see logs/* for details)\n"
+    assert golden_run.stderr == ""
+
+
+def test_a_run_leaves_the_files_kept(golden_run: "GoldenRun", read_golden: Callable[[str, str], str]) -> None:
+    files = sorted(str(path.relative_to(golden_run.folder)) for path in golden_run.folder.rglob("*") if path.is_file())
+    text = mask("\n".join(name for name in files if not name.startswith("data/train/")) + "\n", golden_run.folder)
+    assert text == read_golden("files.txt", text)
+
+
+@pytest.mark.parametrize("name", HELPS)
+def test_the_help_reads_as_kept(
+    name: str,
+    run_command: Callable[..., "subprocess.CompletedProcess[str]"],
+    read_golden: Callable[[str, str], str],
+) -> None:
+    done = run_command(*HELPS[name])
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert done.stdout == read_golden(f"help_{name}.txt", done.stdout)

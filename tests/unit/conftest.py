@@ -1,0 +1,64 @@
+"""Builders that several unit tests share: a small data set on disk, and a config that points at it."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from doccls.config import Config
+
+MakeConfig = Callable[..., Config]
+MakeData = Callable[..., Path]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def compute_on_one_thread() -> None:
+    """The models here are tiny: threads that wait for each other cost more than they give."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def make_config(tmp_path: Path) -> MakeConfig:
+    """`make_config(train={"epochs": 2})`: a config whose paths lie in tmp_path, without modes and files."""
+
+    def make(**sections: Any) -> Config:
+        data = {"train_csv": "train.csv", "image_dir_train": "train", **sections.pop("data", {})}
+        return Config.model_validate({"data": data, **sections}, context={"base": tmp_path})
+
+    return make
+
+
+@pytest.fixture
+def make_data(tmp_path: Path) -> MakeData:
+    """`make_data(ids, targets)`: tmp_path/train.csv and, in tmp_path/train, an image for each of `files`."""
+
+    def make(
+        ids: Sequence[str],
+        targets: Sequence[str],
+        files: Sequence[str] | None = None,
+        extra: Mapping[str, Sequence[str]] | None = None,
+        table: str = "train.csv",
+        folder: str = "train",
+    ) -> Path:
+        columns = {"ID": ids, "target": targets, **(extra or {})}
+        with (tmp_path / table).open("w", newline="", encoding="utf-8") as lines:
+            writer = csv.writer(lines)
+            writer.writerow(columns)
+            writer.writerows(zip(*columns.values(), strict=True))
+        (tmp_path / folder).mkdir(exist_ok=True)
+        for number, name in enumerate([f"{one}.jpg" for one in ids] if files is None else files):
+            path = tmp_path / folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            page = np.full((12, 8, 3), 255, np.uint8)
+            page[2:6, 1:6] = (number * 37 % 256, number * 91 % 256, number * 53 % 256)
+            Image.fromarray(page).save(path)
+        return tmp_path
+
+    return make

@@ -1,0 +1,70 @@
+"""A file that exists is whole: what was there stays until the new one is complete."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from doccls.run.artifacts import replacing, write_array, write_text
+
+
+@pytest.mark.parametrize("error", [OSError("no room"), KeyboardInterrupt(), SystemExit(1)])
+def test_an_old_file_stays_whole_when_writing_fails_in_the_middle(tmp_path: Path, error: BaseException) -> None:
+    (tmp_path / "a").write_text("old")
+    with pytest.raises(type(error)), replacing(tmp_path / "a") as file:
+        file.write(b"half of the new")
+        raise error
+    assert (tmp_path / "a").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_no_file_appears_when_the_first_writing_fails(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="x"), replacing(tmp_path / "deep" / "a") as file:
+        file.write(b"half")
+        raise ValueError("x")
+    assert not list((tmp_path / "deep").iterdir())
+
+
+def test_until_the_block_ends_the_old_content_is_read(tmp_path: Path) -> None:
+    write_text(tmp_path / "a", "old")
+    with replacing(tmp_path / "a") as file:
+        file.write(b"new")
+        file.flush()
+        assert (tmp_path / "a").read_text() == "old"
+    assert (tmp_path / "a").read_text() == "new"
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_the_content_is_on_disk_before_the_name_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    happened: list[str] = []
+    real = Path.replace
+
+    def rename(self: Path, target: Path) -> Path:
+        happened.append("rename")
+        return real(self, target)
+
+    monkeypatch.setattr("doccls.run.artifacts.os.fsync", lambda descriptor: happened.append("sync"))
+    monkeypatch.setattr(Path, "replace", rename)
+    write_text(tmp_path / "a", "x")
+    assert happened == ["sync", "rename", "sync"]
+
+
+def test_text_is_utf_8_with_its_line_ends_and_folders_are_made(tmp_path: Path) -> None:
+    write_text(tmp_path / "b" / "c" / "a.txt", "ü\n\r\n€")
+    assert (tmp_path / "b" / "c" / "a.txt").read_bytes() == "ü\n\r\n€".encode()
+
+
+def test_an_array_comes_back_and_gives_the_same_bytes_in_any_layout(tmp_path: Path) -> None:
+    array = np.arange(12, dtype=np.float32).reshape(3, 4)
+    write_array(tmp_path / "a.npy", array)
+    write_array(tmp_path / "b.npy", np.asfortranarray(array))
+    assert np.array_equal(np.load(tmp_path / "a.npy"), array)
+    assert (tmp_path / "a.npy").read_bytes() == (tmp_path / "b.npy").read_bytes()
+
+
+def test_an_array_that_would_need_pickle_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="allow_pickle"):
+        write_array(tmp_path / "a.npy", np.array([{}], dtype=object))
+    assert not list(tmp_path.iterdir())

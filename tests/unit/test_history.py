@@ -1,0 +1,57 @@
+"""metrics.jsonl: the contract's keys, a line an epoch, sorted by fold and epoch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from doccls.run.history import EpochMetrics, write_fold_metrics, write_metrics
+from doccls.run.paths import RunPaths
+
+
+def make_row(fold: int, epoch: int) -> EpochMetrics:
+    return EpochMetrics(fold, epoch, 1.5, 0.25, 0.1 + fold, 1e-3, 3.5, 100.0)
+
+
+def read(paths: RunPaths) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in paths.metrics.read_text().splitlines()]
+
+
+def test_rows_are_json_lines_with_the_contracts_keys(tmp_path: Path) -> None:
+    paths = RunPaths(tmp_path)
+    write_fold_metrics(paths, [make_row(0, 1)])
+    assert paths.metrics.read_text().endswith("}\n")
+    (row,) = read(paths)
+    assert list(row) == ["fold", "epoch", "train_loss", "valid_loss", "macro_f1", "lr", "time_s", "mem_MiB"]
+    assert row["epoch"] == 1 and isinstance(row["epoch"], int) and row["lr"] == 1e-3
+
+
+def test_rows_are_sorted_by_fold_and_epoch_as_numbers(tmp_path: Path) -> None:
+    paths = RunPaths(tmp_path)
+    for fold in (10, 2, 0):
+        write_fold_metrics(paths, [make_row(fold, epoch) for epoch in range(1, 12)])
+    assert [(row["fold"], row["epoch"]) for row in read(paths)] == [
+        (fold, epoch) for fold in (0, 2, 10) for epoch in range(1, 12)
+    ]
+
+
+def test_a_fold_trained_again_replaces_its_rows(tmp_path: Path) -> None:
+    paths = RunPaths(tmp_path)
+    write_fold_metrics(paths, [make_row(0, 1), make_row(0, 2)])
+    write_fold_metrics(paths, [make_row(1, 1)])
+    write_fold_metrics(paths, [make_row(0, 1)])
+    assert [(row["fold"], row["epoch"]) for row in read(paths)] == [(0, 1), (1, 1)]
+
+
+def test_the_whole_is_made_anew_from_the_folds(tmp_path: Path) -> None:
+    paths = RunPaths(tmp_path)
+    write_fold_metrics(paths, [make_row(0, 1)])
+    paths.metrics.write_text("torn")
+    write_metrics(paths)
+    assert len(read(paths)) == 1
+
+
+def test_a_run_without_metrics_gets_an_empty_file(tmp_path: Path) -> None:
+    write_metrics(RunPaths(tmp_path))
+    assert RunPaths(tmp_path).metrics.read_text() == ""

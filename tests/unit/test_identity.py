@@ -1,0 +1,98 @@
+"""The identity: every key that changes results changes it, and no other key does."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from doccls.config import Config
+from doccls.config.load import operational_keys
+from doccls.config.schema import SECTIONS
+from doccls.run.identity import derive_identity, digest_file, digest_json
+from doccls.run.paths import RunError
+
+MakeConfig = Callable[..., Config]
+
+OPERATIONAL = {
+    ("mode",), ("data",), ("tracking",), ("output",), ("provenance",), ("model", "weights"),
+    ("train", "micro_batch_size"), ("train", "num_processes"), ("train", "log_interval"),
+}  # fmt: skip
+"""Said once more here, so that a key that is marked by mistake is met."""
+
+EVERY = [(section, key) for section, model in SECTIONS.items() for key in model.model_fields]
+CANDIDATES: tuple[Any, ...] = (
+    True, False, 0.25, 0.5, 1, 2, 7, 40, "x9", "poly", "fp16", ".png", (0.1, 0.2, 0.3), "all", 1e-5, "error", "skip",
+)  # fmt: skip
+
+
+def identify(config: Config, data: str = "d", folds: str = "f", weights: str | None = None) -> str:
+    return derive_identity(config, data, folds, weights)
+
+
+def change(make_config: MakeConfig, section: str, key: str) -> Config:
+    """A valid config in which this key alone has another value."""
+    base = make_config(train={"epochs": 50})
+    for value in CANDIDATES:
+        if value == getattr(getattr(base, section), key):
+            continue
+        sections: dict[str, dict[str, Any]] = {"train": {"epochs": 50}}
+        sections.setdefault(section, {})[key] = value
+        try:
+            changed = make_config(**sections)
+        except ValidationError:
+            continue
+        if changed != base:
+            return changed
+    raise AssertionError(f"no other value for {section}.{key} among the candidates: add one")
+
+
+def test_the_operational_keys_are_these() -> None:
+    assert operational_keys() == OPERATIONAL
+
+
+@pytest.mark.parametrize(("section", "key"), EVERY)
+def test_a_key_changes_the_identity_unless_it_is_operational(make_config: MakeConfig, section: str, key: str) -> None:
+    before = identify(make_config(train={"epochs": 50}))
+    same = identify(change(make_config, section, key)) == before
+    assert same == bool({(section,), (section, key)} & OPERATIONAL)
+
+
+def test_mode_and_provenance_change_nothing(make_config: MakeConfig) -> None:
+    assert identify(make_config(mode="highperf", provenance={"a": 1})) == identify(make_config())
+
+
+def test_data_folds_and_weights_change_it_and_are_not_confused(make_config: MakeConfig) -> None:
+    config = make_config()
+    found = [
+        identify(config), identify(config, data="x"), identify(config, folds="x"), identify(config, weights="x"),
+        identify(config, "f", "d"), identify(config, weights=""),
+    ]  # fmt: skip
+    assert len(set(found)) == len(found)
+    assert identify(config) == found[0] and len(found[0]) == 64
+
+
+def test_where_the_weights_lie_does_not_matter(make_config: MakeConfig) -> None:
+    here, there = (make_config(model={"weights": name}) for name in ("a.pth", "b.pth"))
+    assert identify(here, weights="w") == identify(there, weights="w")
+
+
+def test_a_json_digest_does_not_depend_on_the_order_of_keys() -> None:
+    assert digest_json({"a": 1, "b": [1, 2]}) == digest_json({"b": [1, 2], "a": 1})
+    assert digest_json({"a": [1, 2]}) != digest_json({"a": [2, 1]})
+
+
+def test_a_file_digest_is_sha256_of_its_bytes(tmp_path: Path) -> None:
+    (tmp_path / "w").write_bytes(b"abc" * 10**5)
+    assert digest_file(tmp_path / "w") == hashlib.sha256(b"abc" * 10**5).hexdigest()
+
+
+@pytest.mark.parametrize("name", ["gone.pth", "."])
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, name: str) -> None:
+    with pytest.raises(RunError) as caught:
+        digest_file(tmp_path / name)
+    assert str(tmp_path) in str(caught.value)

@@ -1,0 +1,357 @@
+"""Image files -> pages: upright, 8 bits, on white, and nothing but images."""
+
+from __future__ import annotations
+
+import io
+import struct
+import tracemalloc
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from doccls.data.images import ImageError, decode_image, fit_page, inspect_images
+
+LIMIT = 10**8
+
+
+def encode(image: Image.Image, kind: str, **options: object) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def decode(image: Image.Image, kind: str, **options: object) -> np.ndarray:
+    return decode_image(encode(image, kind, **options), LIMIT)
+
+
+def render_png(width: int, height: int, bits: int, colour: int, rows: bytes) -> bytes:
+    """A PNG that Pillow can't write: any depth and colour type, `rows` with their filter bytes."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    header = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+def draw_colours() -> np.ndarray:
+    """(6, 4, 3) uint8, every pixel another."""
+    return np.arange(72, dtype=np.uint8).reshape(6, 4, 3) * 3
+
+
+GRADIENT_16 = np.linspace(0, 65535, 256).astype(np.uint16).reshape(16, 16)
+"""A level for each of the 256 shades: level // 257 is its shade."""
+
+
+def check_gradient(page: np.ndarray) -> None:
+    assert page.shape == (16, 16, 3) and page.dtype == np.uint8
+    assert np.array_equal(page[..., 0], page[..., 1]) and np.array_equal(page[..., 0], page[..., 2])
+    assert np.abs(page[..., 0].ravel().astype(int) - np.arange(256)).max() <= 1
+
+
+# --- what a file says of its orientation -----------------------------------------------------------------------------
+
+TURNS = {
+    1: lambda a: a,
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.transpose(1, 0, 2),
+    6: lambda a: np.rot90(a, -1),
+    7: lambda a: np.rot90(a, 2).transpose(1, 0, 2),
+    8: lambda a: np.rot90(a),
+}
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP"])
+@pytest.mark.parametrize("orientation", TURNS)
+def test_each_exif_orientation_is_set_upright(orientation: int, kind: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {"lossless": True} if kind == "WEBP" else {}
+    page = decode(Image.fromarray(draw_colours()), kind, exif=exif, **options)
+    assert np.array_equal(page, TURNS[orientation](draw_colours()))
+
+
+@pytest.mark.parametrize("orientation", TURNS)
+def test_each_exif_orientation_of_a_jpeg_is_set_upright(orientation: int) -> None:
+    corners = np.zeros((32, 64, 3), np.uint8)
+    corners[:16, :32], corners[:16, 32:], corners[16:, :32] = (255, 0, 0), (0, 255, 0), (0, 0, 255)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    page = decode(Image.fromarray(corners), "JPEG", exif=exif, quality=95, subsampling=0)
+    assert np.abs(page.astype(int) - TURNS[orientation](corners)).mean() < 5
+
+
+@pytest.mark.parametrize("orientation", [0, 9, 77])
+def test_an_orientation_that_is_none_turns_nothing(orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    assert np.array_equal(decode(Image.fromarray(draw_colours()), "PNG", exif=exif), draw_colours())
+
+
+def test_a_turned_16_bit_scan_keeps_its_shades() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    page = decode(Image.fromarray(GRADIENT_16), "TIFF", exif=exif)
+    check_gradient(page[::-1, ::-1])
+
+
+# --- modes -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "BMP", "WEBP", "GIF"])
+def test_colours_arrive_as_they_are_in_every_lossless_format(kind: str) -> None:
+    options = {"lossless": True} if kind == "WEBP" else {}
+    assert np.array_equal(decode(Image.fromarray(draw_colours()), kind, **options), draw_colours())
+
+
+def test_a_jpeg_that_is_an_mpo_is_read() -> None:
+    first = Image.new("RGB", (8, 8), (200, 10, 10))
+    second = Image.new("RGB", (8, 8), (10, 10, 200))
+    data = encode(first, "MPO", save_all=True, append_images=[second])
+    assert np.abs(decode_image(data, LIMIT).astype(int) - (200, 10, 10)).max() < 12
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "BMP", "GIF"])
+def test_grey_stays_grey(kind: str) -> None:
+    grey = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    page = decode(Image.fromarray(grey), kind)
+    assert np.array_equal(page, np.repeat(grey[..., None], 3, axis=2))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "BMP", "GIF"])
+def test_one_bit_is_black_and_white(kind: str) -> None:
+    bits = np.indices((8, 8)).sum(axis=0) % 2 == 0
+    page = decode(Image.fromarray(bits), kind)
+    assert np.array_equal(page[..., 0], np.where(bits, 255, 0))
+
+
+def make_palette() -> Image.Image:
+    image = Image.new("P", (2, 1))
+    image.putpalette([200, 10, 10, 10, 200, 10])
+    image.putpixel((1, 0), 1)
+    return image
+
+
+def test_a_palette_gives_its_colours() -> None:
+    assert decode(make_palette(), "PNG").tolist() == [[[200, 10, 10], [10, 200, 10]]]
+
+
+def test_a_transparent_palette_entry_is_white() -> None:
+    assert decode(make_palette(), "PNG", transparency=1).tolist() == [[[200, 10, 10], [255, 255, 255]]]
+    assert decode(make_palette(), "GIF", transparency=1).tolist() == [[[200, 10, 10], [255, 255, 255]]]
+
+
+def test_a_half_transparent_palette_entry_is_mixed_with_white() -> None:
+    page = decode(make_palette(), "PNG", transparency=bytes([255, 0]))
+    assert page.tolist() == [[[200, 10, 10], [255, 255, 255]]]
+    mixed = decode(make_palette(), "PNG", transparency=bytes([128, 255]))
+    assert abs(int(mixed[0, 0, 1]) - 132) <= 1
+
+
+def test_a_transparent_colour_of_an_rgb_png_is_white() -> None:
+    image = Image.fromarray(np.array([[[1, 2, 3], [9, 9, 9]]], np.uint8))
+    assert decode(image, "PNG", transparency=(1, 2, 3)).tolist() == [[[255, 255, 255], [9, 9, 9]]]
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP"])
+def test_alpha_lies_on_white(kind: str) -> None:
+    pixels = np.array([[[0, 0, 0, 0], [0, 0, 0, 255], [100, 0, 200, 128]]], np.uint8)
+    options = {"lossless": True, "exact": True} if kind == "WEBP" else {}
+    page = decode(Image.fromarray(pixels), kind, **options)
+    assert page[0, 0].tolist() == [255, 255, 255] and page[0, 1].tolist() == [0, 0, 0]
+    assert np.abs(page[0, 2].astype(int) - [177, 127, 227]).max() <= 1
+
+
+def test_grey_with_alpha_lies_on_white() -> None:
+    page = decode(Image.fromarray(np.array([[[0, 0], [0, 255], [100, 128]]], np.uint8), "LA"), "PNG")
+    assert page[0, 0].tolist() == [255] * 3 and page[0, 1].tolist() == [0] * 3
+    assert abs(int(page[0, 2, 0]) - 177) <= 1
+
+
+def test_cmyk_is_ink_on_white() -> None:
+    pixels = np.zeros((8, 24, 4), np.uint8)
+    pixels[:, 8:16, 3], pixels[:, 16:, 0] = 255, 255  # paper, black, cyan
+    for kind in ("TIFF", "JPEG"):
+        page = decode(Image.fromarray(pixels, "CMYK"), kind).astype(int)
+        assert np.abs(page[4, 4] - 255).max() < 8 and page[4, 12].max() < 8
+        assert np.abs(page[4, 20] - (0, 255, 255)).max() < 12
+
+
+# --- more than 8 bits ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_a_16_bit_gradient_stays_a_gradient(kind: str) -> None:
+    check_gradient(decode(Image.fromarray(GRADIENT_16), kind))
+
+
+def test_a_big_endian_16_bit_gradient_stays_a_gradient() -> None:
+    image = Image.frombytes("I;16B", (16, 16), GRADIENT_16.astype(">u2").tobytes())
+    check_gradient(decode(image, "TIFF"))
+
+
+@pytest.mark.parametrize(("colour", "channels"), [(0, 1), (4, 2), (2, 3), (6, 4)])
+def test_a_16_bit_png_of_every_colour_type_stays_a_gradient(colour: int, channels: int) -> None:
+    shades = np.repeat(GRADIENT_16[..., None], channels, axis=2)
+    if channels in (2, 4):
+        shades[..., -1] = 65535
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in shades)
+    check_gradient(decode_image(render_png(16, 16, 16, colour, rows), LIMIT))
+
+
+def test_wide_integers_and_floats_stay_a_gradient() -> None:
+    check_gradient(decode(Image.fromarray(GRADIENT_16.astype(np.int32)), "TIFF"))
+    check_gradient(decode(Image.fromarray(np.arange(256, dtype=np.int32).reshape(16, 16)), "TIFF"))
+    check_gradient(decode(Image.fromarray(GRADIENT_16.astype(np.int32) * 1000), "TIFF"))
+    check_gradient(decode(Image.fromarray((GRADIENT_16 / 65535).astype(np.float32)), "TIFF"))
+    check_gradient(decode(Image.fromarray((GRADIENT_16 / 257).astype(np.float32)), "TIFF"))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_float_scan_with_a_pixel_that_is_no_number_is_refused_or_keeps_its_other_shades(bad: float) -> None:
+    values = (GRADIENT_16 / 65535).astype(np.float32)
+    values[0, 0] = bad
+    try:
+        page = decode(Image.fromarray(values), "TIFF")
+    except ImageError:
+        return
+    assert np.abs(page[..., 0].ravel()[1:].astype(int) - np.arange(1, 256)).max() <= 1
+
+
+def test_a_black_16_bit_page_is_black_and_no_division_by_zero() -> None:
+    assert decode(Image.fromarray(np.zeros((4, 4), np.uint16)), "PNG").max() == 0
+    assert decode(Image.fromarray(np.zeros((4, 4), np.float32)), "TIFF").max() == 0
+
+
+# --- what is refused -------------------------------------------------------------------------------------------------
+
+
+def make_noise(kind: str) -> bytes:
+    return encode(Image.effect_noise((64, 64), 80).convert("RGB"), kind)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "BMP", "GIF", "WEBP"])
+@pytest.mark.parametrize("share", [0.0, 0.05, 0.5, 0.9])
+def test_a_truncated_file_is_refused(kind: str, share: float) -> None:
+    data = make_noise(kind)
+    with pytest.raises(ImageError):
+        decode_image(data[: int(len(data) * share)], LIMIT)
+
+
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n"
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"hello, this is text", EPS, b"%PDF-1.7\n", b"P6 1 1 255 abc", b"<svg/>", b"\0" * 500]
+)
+def test_what_is_no_image_of_a_page_is_refused(data: bytes) -> None:
+    with pytest.raises(ImageError, match="cannot identify"):
+        decode_image(data, LIMIT)
+
+
+def test_the_pixel_limit_is_exact_and_told() -> None:
+    data = encode(Image.new("L", (30, 20)), "PNG")
+    assert decode_image(data, 600).shape == (20, 30, 3)
+    with pytest.raises(ImageError, match=r"30 x 20 px is more than data.max_image_pixels = 599"):
+        decode_image(data, 599)
+
+
+@pytest.mark.parametrize("side", [20_000, 2**31 - 1])
+def test_a_small_file_of_a_huge_image_is_refused_without_room_for_it(side: int) -> None:
+    data = render_png(side, side, 1, 0, b"\0" * 100)
+    tracemalloc.start()
+    try:
+        with pytest.raises(ImageError, match=r"data\.max_image_pixels"):
+            decode_image(data, LIMIT)
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()
+
+
+def test_an_image_above_pillows_own_limit_is_allowed_where_ours_is_higher() -> None:
+    assert Image.MAX_IMAGE_PIXELS is None
+
+
+def test_of_an_animation_the_first_frame_is_taken() -> None:
+    frames = [Image.new("RGB", (4, 4), colour) for colour in ((250, 0, 0), (0, 250, 0))]
+    data = encode(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    assert decode_image(data, LIMIT)[0, 0].tolist() == [250, 0, 0]
+    data = encode(frames[0], "TIFF", save_all=True, append_images=frames[1:])
+    assert decode_image(data, LIMIT)[0, 0].tolist() == [250, 0, 0]
+
+
+def test_random_damage_never_raises_anything_but_an_image_error() -> None:
+    stream = np.random.default_rng(0)
+    files = [np.frombuffer(make_noise(kind), np.uint8) for kind in ("JPEG", "PNG", "TIFF", "GIF", "BMP", "WEBP")]
+    for turn in range(600):
+        data = files[turn % len(files)].copy()
+        places = stream.integers(0, min(300, len(data)), 3)
+        data[places] = stream.integers(0, 256, 3)
+        try:
+            assert decode_image(data.tobytes(), 10**6).dtype == np.uint8
+        except ImageError:
+            continue
+
+
+# --- inspection ------------------------------------------------------------------------------------------------------
+
+
+def test_inspection_tells_each_files_digest_and_problem_in_order(tmp_path: Path) -> None:
+    good, text, gone, folder = (tmp_path / name for name in ("good.png", "text.jpg", "gone.jpg", "folder.jpg"))
+    good.write_bytes(make_noise("PNG"))
+    text.write_text("not an image")
+    folder.mkdir()
+    facts = inspect_images([text, good, gone, folder, good], LIMIT, threads=3)
+    assert [fact.problem is None for fact in facts] == [False, True, False, False, True]
+    assert facts[1] == facts[4] and len(facts[1].digest) == 64
+    assert facts[0].problem is not None and "cannot identify" in facts[0].problem and facts[0].digest
+    assert facts[2].problem is not None and "can't be read" in facts[2].problem and facts[2].digest == ""
+    assert facts[3].problem is not None and "can't be read" in facts[3].problem
+
+
+def test_inspection_refuses_above_the_pixel_limit(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(make_noise("PNG"))
+    (fact,) = inspect_images([tmp_path / "a.png"], 100, threads=1)
+    assert fact.problem is not None and "max_image_pixels" in fact.problem
+
+
+# --- fit_page --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "top", "left", "new_height", "new_width"),
+    [
+        (200, 100, 0, 16, 64, 32),
+        (100, 200, 16, 0, 32, 64),
+        (64, 64, 0, 0, 64, 64),
+        (30, 30, 0, 0, 64, 64),
+        (10, 20, 16, 0, 32, 64),
+        (1, 1, 0, 0, 64, 64),
+        (1, 500, 31, 0, 1, 64),
+        (500, 1, 0, 31, 64, 1),
+    ],
+)
+def test_the_longest_side_fills_the_page_and_the_rest_is_white(
+    height: int, width: int, top: int, left: int, new_height: int, new_width: int
+) -> None:
+    page = fit_page(np.full((height, width, 3), 40, np.uint8), 64)
+    expected = np.full((64, 64, 3), 255, np.uint8)
+    expected[top : top + new_height, left : left + new_width] = 40
+    assert page.dtype == np.uint8
+    assert np.array_equal(page, expected)
+
+
+def test_a_page_of_the_size_itself_is_unchanged() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (48, 48, 3), dtype=np.uint8)
+    assert np.array_equal(fit_page(image, 48), image)
+
+
+def test_shrinking_averages_and_does_not_skip_lines() -> None:
+    stripes = np.zeros((256, 256, 3), np.uint8)
+    stripes[::2] = 255
+    assert np.abs(fit_page(stripes, 64).astype(int) - 128).max() <= 1

@@ -1,0 +1,127 @@
+"""The house's order: imports point down, and the light doors stay light."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+LAYERS: tuple[tuple[str, ...], ...] = (
+    ("doccls.__main__",),
+    ("doccls.demo", "doccls.train", "doccls.predict", "launcher"),
+    ("doccls.training",),
+    ("doccls.model",),
+    ("doccls.data",),
+    ("doccls.oof",),
+    ("doccls.run",),
+    ("doccls.config",),
+    ("doccls.randomness", "doccls.errors"),
+)
+"""Top to bottom; a module may import its own package and what lies below."""
+SIDEWAYS = {("doccls.demo", "doccls.train"), ("doccls.demo", "doccls.predict")}
+"""Rooms of one layer that may meet, in this direction."""
+
+
+def list_modules() -> dict[str, Path]:
+    found = {}
+    for path in sorted([*(ROOT / "doccls").rglob("*.py"), *(ROOT / "launcher").rglob("*.py")]):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+MODULES = list_modules()
+
+
+def find_room(module: str) -> tuple[int, str] | None:
+    """(layer, room) of a module; None for what is no part of the house, and for the bare package `doccls`."""
+    for layer, rooms in enumerate(LAYERS):
+        for room in rooms:
+            if module == room or module.startswith(f"{room}."):
+                return layer, room
+    return None
+
+
+def list_imports(source: str, module: str, is_package: bool = False) -> list[str]:
+    """Every module that the source imports, also inside functions; `from a import b` is a.b where that is a module."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                parts = module.split(".")
+                parts = parts[: len(parts) - node.level + is_package]
+                base = ".".join([*parts, *([node.module] if node.module else [])])
+            found += [f"{base}.{alias.name}" if f"{base}.{alias.name}" in MODULES else base for alias in node.names]
+    return found
+
+
+def find_breaches(module: str, source: str, is_package: bool = False) -> list[str]:
+    own = find_room(module)
+    if own is None:
+        return []
+    breaches = []
+    for imported in list_imports(source, module, is_package):
+        other = find_room(imported)
+        if other is None or other[1] == own[1] or other[0] > own[0] or (own[1], other[1]) in SIDEWAYS:
+            continue
+        breaches.append(f"{module} imports {imported}")
+    return breaches
+
+
+def test_every_module_has_its_place_in_the_order() -> None:
+    assert len(MODULES) > 30
+    assert [name for name in MODULES if name != "doccls" and find_room(name) is None] == []
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_point_down(module: str) -> None:
+    path = MODULES[module]
+    assert find_breaches(module, path.read_text(encoding="utf-8"), path.name == "__init__.py") == []
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("doccls.run.paths", "from doccls.oof import merge"),
+        ("doccls.config.load", "def f():\n    import doccls.run.paths"),
+        ("doccls.data.folds", "from doccls import training"),
+        ("doccls.oof.parts", "from ..data import images"),
+        ("doccls.train", "from doccls.demo import demo"),
+        ("doccls.errors", "from doccls.config import Config"),
+        ("launcher.cli", "from doccls.train import main"),
+    ],
+)
+def test_an_import_that_points_up_would_be_found(module: str, source: str) -> None:
+    assert find_breaches(module, source)
+
+
+def test_the_package_itself_imports_nothing() -> None:
+    assert list_imports(MODULES["doccls"].read_text(encoding="utf-8"), "doccls", True) == []
+
+
+def test_no_module_is_a_drawer_for_everything() -> None:
+    drawers = {"utils", "util", "helpers", "helper", "common", "misc"}
+    files = [*MODULES.values(), *(ROOT / "tests").rglob("*.py")]
+    assert [path for path in files if drawers & {*path.relative_to(ROOT).with_suffix("").parts}] == []
+
+
+@pytest.mark.parametrize(
+    "module",
+    ["launcher.cli", "doccls.oof.merge", "doccls.oof.parts", "doccls.config", "doccls.run.runlog", "doccls.train"],
+)
+def test_light_modules_leave_the_heavy_stack_alone(module: str) -> None:
+    heavy = ("torch", "timm", "accelerate", "albumentations", "wandb")
+    code = f"import sys, {module}; print([name for name in {heavy} if name in sys.modules])"
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env=environment, cwd=ROOT, check=True
+    )
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,281 @@
+"""The step and the epoch: one global batch's mean gradient at any split, odd batches mixed, bad numbers named."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from doccls.config.schema import TrainConfig
+from doccls.data.dataset import Batch
+from doccls.data.order import BatchPlan
+from doccls.model.optim import build_ema, build_loss, build_mixup, build_optimizer, build_scheduler
+from doccls.run.runlog import ProgressBar, RunLog
+from doccls.training.evaluate import EvaluationKeys, Normalizer, predict_logits
+from doccls.training.loop import Engine, LossMeter, TrainingError, TrainingKeys, _mix, _settle, train_epoch
+
+COUNT, CLASSES, SIDE = 11, 3, 4
+PAGES = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (COUNT, SIDE, SIDE, 3), dtype=np.uint8))
+TARGETS = torch.arange(COUNT) % CLASSES
+
+
+class Recorder:
+    def __init__(self) -> None:
+        self.logged: list[tuple[dict[str, float], int]] = []
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        self.logged.append((dict(values), step))
+
+
+def make_model() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(3 * SIDE * SIDE, 8), nn.Tanh(), nn.Linear(8, CLASSES))
+
+
+def make_engine(model: nn.Module | None = None, **keys: Any) -> Engine:
+    config = TrainConfig(**{"batch_size": 4, "epochs": 2, "lr": 0.1, "optimizer": "sgd", "weight_decay": 0.0, **keys})
+    model = model or make_model()
+    plan = BatchPlan(1, 0, np.arange(COUNT), config.batch_size, config.epochs)
+    optimizer = build_optimizer(config, model, torch.device("cpu"))
+    return Engine(
+        accelerator=Accelerator(cpu=True),
+        model=model,
+        bare_model=model,
+        ema=build_ema(config, model),
+        optimizer=optimizer,
+        scheduler=build_scheduler(config, optimizer, plan.steps_per_epoch),
+        criterion=build_loss(config),
+        mixup=build_mixup(config, CLASSES),
+        normalize=Normalizer((0.5,) * 3, (0.25,) * 3, torch.device("cpu")),
+        mean=(0.5,) * 3,
+        std=(0.25,) * 3,
+        num_classes=CLASSES,
+        plan=plan,
+        config=config,
+        ids=tuple(f"id{row}" for row in range(COUNT)),
+        log=RunLog(None),
+        tracker=Recorder(),
+    )
+
+
+def load(engine: Engine, pages: torch.Tensor = PAGES) -> Iterator[Batch]:
+    for keys in TrainingKeys(engine.plan, engine.config.micro_batch_size, 0, 1):
+        rows = torch.tensor([key.sample for key in keys])
+        yield Batch(pages[rows], TARGETS[rows], rows)
+
+
+def train(engine: Engine, epochs: int = 2) -> list[tuple[float, float]]:
+    batches = load(engine)
+    return [train_epoch(engine, batches, epoch, ProgressBar(None)) for epoch in range(epochs)]
+
+
+def flat(model: nn.Module) -> torch.Tensor:
+    return torch.cat([one.detach().reshape(-1) for one in model.parameters()])
+
+
+def train_by_hand(epochs: int = 2) -> tuple[torch.Tensor, list[float]]:
+    """The same training in plain torch: the whole batch at once, the mean loss, SGD."""
+    engine = make_engine()
+    model, losses = engine.bare_model, []
+    optimizer = build_optimizer(engine.config, model, torch.device("cpu"))
+    scheduler = build_scheduler(engine.config, optimizer, engine.plan.steps_per_epoch)
+    for step in range(epochs * engine.plan.steps_per_epoch):
+        rows = torch.from_numpy(engine.plan.list_batch(step))
+        scheduler.step_update(step)
+        loss = nn.functional.cross_entropy(model((PAGES[rows].permute(0, 3, 1, 2) / 255 - 0.5) / 0.25), TARGETS[rows])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss))
+    return flat(model), losses
+
+
+# --- the step --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("micro", [None, 1, 2, 3, 4, 9])
+def test_training_is_that_of_the_whole_batch_at_any_micro_batch(micro: int | None) -> None:
+    engine = make_engine(micro_batch_size=micro)
+    results = train(engine)
+    weights, losses = train_by_hand()
+    torch.testing.assert_close(flat(engine.bare_model), weights, rtol=1e-4, atol=1e-5)
+    half = len(losses) // 2
+    assert [loss for loss, _ in results] == pytest.approx([np.mean(losses[:half]), np.mean(losses[half:])], rel=1e-4)
+
+
+def test_training_twice_gives_the_same_bits() -> None:
+    first, second = make_engine(mixup_alpha=0.4), make_engine(mixup_alpha=0.4)
+    assert train(first) == train(second)
+    assert torch.equal(flat(first.bare_model), flat(second.bare_model))
+
+
+def test_dropout_is_decided_by_the_step_and_not_by_what_was_drawn_before() -> None:
+    def run(disturb: bool) -> torch.Tensor:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(3 * SIDE * SIDE, CLASSES))
+        engine = make_engine(model)
+        torch.manual_seed(77 if disturb else 78)
+        train(engine)
+        return flat(model)
+
+    assert torch.equal(run(True), run(False))
+
+
+def test_gradients_are_clipped_to_the_norm() -> None:
+    moved = []
+    for clip in (None, 0.01):
+        engine = make_engine(grad_clip_norm=clip, optimizer="momentum", batch_size=COUNT)  # one step an epoch
+        before = flat(engine.bare_model)
+        train(engine, 1)
+        moved.append(float((flat(engine.bare_model) - before).norm()))
+    assert moved[0] > 0.01
+    assert moved[1] == pytest.approx(0.1 * 0.01, rel=0.01)  # the first step of momentum is rate x gradient
+
+
+def test_the_rate_is_the_schedules_and_the_last_one_is_returned() -> None:
+    engine = make_engine(scheduler="cosine")
+    results = train(engine)
+    other = make_engine(scheduler="cosine")
+    other.scheduler.step_update(other.plan.total_steps - 1)
+    assert results[1][1] == pytest.approx(other.optimizer.param_groups[0]["lr"])
+
+
+def test_ema_is_what_is_validated_and_kept() -> None:
+    engine = make_engine(ema_decay=0.9)
+    assert engine.ema is not None and engine.best_of is engine.ema.module
+    train(engine)
+    assert not torch.equal(flat(engine.best_of), flat(engine.bare_model))
+    assert make_engine().best_of is not None
+
+
+def test_steps_are_tracked_at_the_interval_and_at_the_end_of_an_epoch() -> None:
+    engine = make_engine(batch_size=2, log_interval=2)  # five steps an epoch
+    train(engine)
+    assert isinstance(engine.tracker, Recorder)
+    assert [step for _, step in engine.tracker.logged] == [2, 4, 5, 7, 9, 10]
+    assert set(engine.tracker.logged[0][0]) == {"train/loss", "train/lr"}
+
+
+# --- bad numbers -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("log_interval", [1, 10])
+def test_a_loss_that_is_not_finite_names_step_and_samples(log_interval: int) -> None:
+    class Bad(nn.Module):
+        """Gives NaN from the fourth forward pass on."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = make_model()
+            self.calls = 0
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            self.calls += 1
+            logits: torch.Tensor = self.inner(images)
+            return logits * (float("nan") if self.calls >= 4 else 1.0)
+
+    engine = make_engine(Bad(), log_interval=log_interval)  # two steps an epoch
+    with pytest.raises(TrainingError) as caught:
+        train(engine)
+    message = str(caught.value)
+    assert "fold 0: the loss of step 4 (epoch 2) is nan" in message
+    ids = [f"id{row}" for row in engine.plan.list_batch(3)]
+    assert f"The batch held 4 samples: {', '.join(ids)}" in message
+
+
+def test_the_meter_sums_steps_over_the_epoch() -> None:
+    engine = make_engine()
+    meter = LossMeter(first_step=2)
+    meter.pending = [torch.tensor(1.0), torch.tensor(3.0)]
+    assert _settle(engine, meter) == 2.0
+    assert (meter.total, meter.count, meter.first_step, meter.pending) == (4.0, 2, 4, [])
+    meter.pending = [torch.tensor(5.0)]
+    assert _settle(engine, meter) == 5.0
+    assert (meter.total, meter.count) == (9.0, 3)
+
+
+# --- Mixup -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 8])
+@pytest.mark.parametrize(
+    "keys", [{"mixup_alpha": 0.5}, {"cutmix_alpha": 0.5}, {"mixup_alpha": 1.0, "cutmix_alpha": 1.0}]
+)
+def test_a_batch_of_any_size_is_mixed_and_an_odd_last_page_stays(count: int, keys: dict[str, float]) -> None:
+    engine = make_engine(label_smoothing=0.1, **keys)
+    images, targets = torch.rand(count, 3, SIDE, SIDE), TARGETS[:count]
+    before = images.clone()
+    mixed, soft = _mix(engine, images, targets)
+    assert mixed.shape == before.shape and soft.shape == (count, CLASSES)
+    torch.testing.assert_close(soft.sum(dim=1), torch.ones(count))
+    if count % 2:
+        assert torch.equal(mixed[-1], before[-1])
+        assert soft[-1].tolist() == pytest.approx(
+            [0.1 / 3 + 0.9 * (label == int(targets[-1])) for label in range(CLASSES)]
+        )
+
+
+def test_without_mixup_nothing_changes() -> None:
+    images = torch.rand(3, 3, SIDE, SIDE)
+    mixed, targets = _mix(make_engine(), images, TARGETS[:3])
+    assert mixed is images and targets.tolist() == [0, 1, 2]
+
+
+# --- keys, normalisation, evaluation ---------------------------------------------------------------------------------
+
+
+def test_training_keys_are_the_plans_micro_batches_with_their_epoch() -> None:
+    plan = BatchPlan(1, 0, np.arange(COUNT), 4, 2)
+    keys = [list(batch) for batch in TrainingKeys(plan, 3, 1, 2)]
+    assert [len(batch) for batch in keys] == [2] * 4
+    for step, batch in enumerate(keys):
+        assert {key.epoch for key in batch} == {step // 2}
+        assert [key.sample for key in batch] == plan.list_batch(step)[1::2].tolist()
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 5, 9])
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
+def test_ranks_evaluate_each_sample_once_without_padding(count: int, world_size: int) -> None:
+    samples = np.arange(count) * 2 + 1
+    ranks = [EvaluationKeys(samples, 2, rank, world_size) for rank in range(world_size)]
+    seen = [key.sample for rank in ranks for batch in rank for key in batch]
+    assert sorted(seen) == samples.tolist()
+    assert all(len(list(rank)) == len(rank) and all(len(batch) <= 2 for batch in rank) for rank in ranks)
+
+
+def test_pages_are_normalised_channel_by_channel_in_channels_last() -> None:
+    normalize = Normalizer((0.1, 0.2, 0.3), (1.0, 2.0, 4.0), torch.device("cpu"))
+    images = normalize(PAGES)
+    expected = (PAGES.permute(0, 3, 1, 2) / 255 - torch.tensor([0.1, 0.2, 0.3]).view(1, 3, 1, 1)) / torch.tensor(
+        [1.0, 2.0, 4.0]
+    ).view(1, 3, 1, 1)
+    torch.testing.assert_close(images, expected)
+    assert images.dtype == torch.float32 and images.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_logits_come_sorted_by_index_whatever_the_batches_and_no_gradient_is_kept() -> None:
+    engine = make_engine()
+    model = engine.bare_model.train()
+    batches = [Batch(PAGES[rows], TARGETS[rows], torch.tensor(rows)) for rows in ([7, 2], [9], [0, 4, 1])]
+    indices, logits = predict_logits(model, batches, engine.normalize, CLASSES, engine.accelerator)
+    assert indices.tolist() == [0, 1, 2, 4, 7, 9] and logits.dtype == np.float32 and not model.training
+    with torch.no_grad():
+        np.testing.assert_allclose(logits, model(engine.normalize(PAGES[indices])).numpy(), atol=1e-5)
+
+
+def test_no_batches_give_no_logits() -> None:
+    engine = make_engine()
+    indices, logits = predict_logits(engine.bare_model, [], engine.normalize, CLASSES, engine.accelerator)
+    assert indices.shape == (0,) and logits.shape == (0, CLASSES)
+
+
+def test_a_sample_met_twice_is_a_defect_and_not_averaged() -> None:
+    engine = make_engine()
+    batch = Batch(PAGES[:2], TARGETS[:2], torch.tensor([3, 3]))
+    with pytest.raises(AssertionError, match="evaluated twice"):
+        predict_logits(engine.bare_model, [batch], engine.normalize, CLASSES, engine.accelerator)

@@ -1,0 +1,394 @@
+"""train.csv and its images: what an ID may be, what is found before training, and in which words it is told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from doccls.config import Config
+from doccls.data.manifest import (
+    DataError,
+    Manifest,
+    check_paths,
+    list_candidates,
+    order_classes,
+    read_manifest,
+    read_table,
+    resolve_images,
+)
+from doccls.data.prepare import prepare_data
+
+MakeConfig = Callable[..., Config]
+MakeData = Callable[..., Path]
+Read = Callable[..., Manifest]
+
+
+@pytest.fixture
+def read(make_config: MakeConfig) -> Read:
+    """`read(folds=2)`: the manifest of tmp_path/train.csv under those `data` keys."""
+    return lambda **data: read_manifest(make_config(data={"folds": 2, **data}).data)
+
+
+@pytest.fixture
+def refuse(read: Read) -> Callable[..., str]:
+    def act(**data: object) -> str:
+        with pytest.raises(DataError) as caught:
+            read(**data)
+        return str(caught.value)
+
+    return act
+
+
+# --- IDs -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("sample_id", "file"),
+    [
+        ("abc", "abc.jpg"),
+        ("abc.jpg", "abc.jpg"),
+        ("abc.JPG", "abc.JPG"),
+        ("abc.JPG", "abc.jpg"),
+        ("abc.jpg", "abc.JPG"),
+        ("abc.Jpeg", "abc.jpeg"),
+        ("abc", "abc.PNG"),
+        ("abc", "abc.tiff"),
+        ("abc", "ABC.jpg"),
+        ("a.b.c", "a.b.c.jpg"),
+        ("v1.2", "v1.2.png"),
+        ("scan.2024.01.jpg", "scan.2024.01.jpg"),
+        ("sub/abc", "sub/abc.jpg"),
+        ("sub/deep/abc.png", "sub/deep/abc.png"),
+        (".hidden", ".hidden.jpg"),
+        ("with space", "with space.jpg"),
+        ("größe", "größe.jpg"),
+        ("a,b\"c", "a,b\"c.jpg"),
+        ("./abc", "abc.jpg"),
+    ],
+)  # fmt: skip
+def test_an_id_finds_its_file(make_data: MakeData, read: Read, sample_id: str, file: str) -> None:
+    folder = make_data([sample_id, "other"], ["0", "1"], files=[file, "other.jpg"])
+    manifest = read()
+    assert manifest.ids == (sample_id, "other")
+    path = manifest.paths[0]
+    assert path is not None and path.samefile(folder / "train" / file)
+
+
+def test_the_stated_extension_is_tried_before_the_others(make_data: MakeData, read: Read) -> None:
+    folder = make_data(["a", "b"], ["0", "1"], files=["a.jpg", "a.png", "b.jpg"])
+    assert read().paths == (folder / "train/a.jpg", folder / "train/b.jpg")
+    assert read(image_ext="PNG").paths == (folder / "train/a.png", folder / "train/b.jpg")
+
+
+def test_the_exact_case_wins_over_another(make_data: MakeData, read: Read) -> None:
+    folder = make_data(["A.jpg", "a.jpg"], ["0", "1"], files=["A.jpg", "a.jpg"])
+    assert read().paths == (folder / "train/A.jpg", folder / "train/a.jpg")
+
+
+@pytest.mark.parametrize("sample_id", ["x.jpg", "x.JPG", "x.jpeg", "x.Png", "sub/x.tif", "x.y.webp", "x.jpg.jpg"])
+def test_an_id_with_a_known_extension_is_its_only_candidate(sample_id: str) -> None:
+    assert list_candidates(sample_id, ".jpg") == (sample_id,)
+
+
+@pytest.mark.parametrize("sample_id", ["x", "x.y", "v1.2", "x.pdf", "x.", ".x"])
+def test_an_id_without_a_known_extension_gets_each_once(sample_id: str) -> None:
+    candidates = list_candidates(sample_id, ".png")
+    assert candidates[0] == f"{sample_id}.png"
+    assert len(set(candidates)) == len(candidates) == 8
+    assert all(name.startswith(f"{sample_id}.") for name in candidates)
+
+
+def test_a_folder_is_no_image(make_data: MakeData, refuse: Callable[..., str], tmp_path: Path) -> None:
+    make_data(["a", "b"], ["0", "1"], files=["b.jpg"])
+    (tmp_path / "train" / "a.jpg").mkdir()
+    assert "images missing" in refuse()
+
+
+ESCAPING = (
+    "/etc/passwd", "../secret", "a/../../secret", "..", "sub/..", "..\\secret", "a\\..\\..\\secret", "C:\\secret",
+    "C:secret", "\\\\host\\share", "\\secret", "//host/x", "", "  ", "a\0b", "/", "secret/../secret",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("sample_id", ESCAPING)
+def test_an_id_that_leaves_the_folder_is_refused_and_nothing_outside_is_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sample_id: str
+) -> None:
+    (tmp_path / "train").mkdir()
+    (tmp_path / "secret.jpg").write_bytes(b"x")
+    looked: list[Path] = []
+    monkeypatch.setattr("doccls.data.manifest.os.scandir", lambda folder: looked.append(folder) or iter(()))
+    problems: list[str] = []
+    paths, missing = resolve_images([sample_id], tmp_path / "train", ".jpg", problems)
+    assert paths == (None,) and not missing and not looked
+    assert "leave the image folder" in problems[0] and f"line 2: ID {sample_id!r}" in problems[0]
+
+
+def test_escaping_ids_are_all_counted_in_one_error(make_data: MakeData, refuse: Callable[..., str]) -> None:
+    make_data(["../a", "b", "/c", ""], ["0", "1", "0", "1"], files=["b.jpg"])
+    message = refuse(on_bad_image="skip")
+    assert "leave the image folder (absolute, or with `..`): 3" in message
+    assert "line 2: ID '../a'" in message and "line 4: ID '/c'" in message and "line 5: ID ''" in message
+
+
+def test_dots_inside_a_name_do_not_climb(make_data: MakeData, read: Read) -> None:
+    make_data(["a..b", "...c"], ["0", "1"], files=["a..b.jpg", "...c.jpg"])
+    assert None not in read().paths
+
+
+@pytest.mark.parametrize("ids", [("NA", "nan"), ("007", "7"), ("1e5", "100000"), ("True", "null"), ("1.0", "1")])
+def test_ids_stay_as_written(make_data: MakeData, read: Read, ids: tuple[str, ...]) -> None:
+    make_data(ids, ["0", "1"])
+    assert read().ids == ids
+
+
+# --- missing images --------------------------------------------------------------------------------------------------
+
+
+def test_missing_images_are_all_counted_with_every_path_tried(
+    make_data: MakeData, refuse: Callable[..., str], tmp_path: Path
+) -> None:
+    ids = [f"id{number}" for number in range(25)]
+    make_data(["have", "gone.png", *ids], ["0", "1"] * 13 + ["0"], files=["have.jpg"])
+    message = refuse()
+    assert f"images missing in {tmp_path / 'train'} (data.image_dir_train): 26" in message
+    assert f"line 3: ID 'gone.png': tried {tmp_path / 'train' / 'gone.png'}\n" in message
+    line = next(line for line in message.splitlines() if "'id0'" in line)
+    for candidate in list_candidates("id0", ".jpg"):
+        assert str(tmp_path / "train" / candidate) in line
+    assert "... and 16 more" in message
+
+
+def test_missing_images_are_a_warning_where_bad_images_are_skipped(make_data: MakeData, read: Read) -> None:
+    make_data(["a", "b", "c"], ["0", "1", "0"], files=["a.jpg", "b.jpg"])
+    manifest = read(on_bad_image="skip")
+    assert manifest.paths[2] is None and None not in manifest.paths[:2]
+    assert any("images missing" in warning and "'c'" in warning for warning in manifest.warnings)
+
+
+def test_a_bad_image_is_named_before_training_or_skipped(
+    make_data: MakeData, make_config: MakeConfig, tmp_path: Path
+) -> None:
+    make_data([f"i{n}" for n in range(8)], ["0", "1"] * 4)
+    (tmp_path / "train" / "i3.jpg").write_bytes(b"this is no image")
+    (tmp_path / "train" / "i5.jpg").write_bytes((tmp_path / "train" / "i5.jpg").read_bytes()[:200])
+    (tmp_path / "train" / "i6.jpg").unlink()
+    with pytest.raises(DataError) as caught:
+        prepare_data(make_config(data={"folds": 2, "on_bad_image": "error"}))
+    assert "images missing" in str(caught.value) and "'i6'" in str(caught.value)
+    (tmp_path / "train" / "i6.jpg").write_bytes(b"")
+    with pytest.raises(DataError) as caught:
+        prepare_data(make_config(data={"folds": 2}))
+    message = str(caught.value)
+    assert "images that can't be used: 3" in message and "data.on_bad_image: skip" in message
+    assert all(f"ID 'i{n}'" in message and f"i{n}.jpg" in message for n in (3, 5, 6))
+    (tmp_path / "train" / "i6.jpg").unlink()
+    prepared = prepare_data(make_config(data={"folds": 2, "on_bad_image": "skip"}))
+    assert prepared.skipped == {3, 5, 6}
+    used = [*prepared.list_train(0), *prepared.list_valid(0)]
+    assert sorted(used) == [0, 1, 2, 4, 7]
+    assert any("3 rows are left out" in warning for warning in prepared.warnings)
+
+
+def test_the_data_digest_follows_content_and_labels_and_not_spelling(
+    make_data: MakeData, make_config: MakeConfig, tmp_path: Path
+) -> None:
+    def digest() -> str:
+        return prepare_data(make_config(data={"folds": 2})).digest
+
+    make_data(["a", "b", "c", "d"], ["0", "1", "0", "1"])
+    plain = digest()
+    files = ["a.jpg", "b.jpg", "c.jpg", "d.jpg"]
+    make_data(["a.jpg", "B.JPG", "c", "./d"], ["0", "1", "0", "1"], files=files)
+    assert digest() == plain
+    make_data(["a", "b", "c", "d"], ["0", "1", "1", "0"])
+    assert digest() != plain
+    make_data(["b", "a", "c", "d"], ["0", "1", "0", "1"], files=files)
+    assert digest() != plain
+    make_data(["a", "b", "c", "d"], ["x", "y", "x", "y"])
+    assert digest() != plain
+
+
+def test_no_fold_may_be_left_without_a_usable_image(make_data: MakeData, make_config: MakeConfig) -> None:
+    make_data(["a", "b", "c", "d"], ["0", "1", "0", "1"], files=["a.jpg", "b.jpg"], extra={"fold": list("0011")})
+    with pytest.raises(DataError, match="no usable image is left"):
+        prepare_data(make_config(data={"folds": 2, "on_bad_image": "skip"}))
+
+
+# --- labels ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("empty", ["", "  ", "NaN", "nan", "NA", "n/a", "None", "null", "<NA>"])
+def test_empty_targets_are_counted_and_named(make_data: MakeData, refuse: Callable[..., str], empty: str) -> None:
+    make_data(["a", "b", "c", "d"], ["0", empty, "1", empty])
+    message = refuse()
+    assert "rows with an empty or NaN 'target': 2" in message
+    assert "line 3: ID 'b'" in message and "line 5: ID 'd'" in message
+
+
+def test_classes_are_ordered_by_number_if_all_are_numbers_else_by_text() -> None:
+    assert order_classes(["10", "9", "2", "9"]) == ("2", "9", "10")
+    assert order_classes(["1.5", "-3", "1e1"]) == ("-3", "1.5", "1e1")
+    assert order_classes(["10", "9", "b"]) == ("10", "9", "b")
+    assert order_classes(["b", "a", "B"]) == ("B", "a", "b")
+
+
+def test_targets_are_places_in_the_class_order(make_data: MakeData, read: Read) -> None:
+    make_data(["a", "b", "c", "d"], ["10", "9", " 9 ", "10"])
+    manifest = read()
+    assert manifest.classes == ("9", "10")
+    assert manifest.targets == (1, 0, 0, 1)
+
+
+@pytest.mark.parametrize("labels", [["1", "01"], ["1", "1.0"], ["2", "3", "03"], ["0", "-0"], ["1e1", "10"]])
+def test_a_number_spelled_twice_is_refused(make_data: MakeData, refuse: Callable[..., str], labels: list[str]) -> None:
+    make_data([f"i{n}" for n in range(len(labels))], labels)
+    assert "are one number spelled twice" in refuse()
+
+
+def test_names_that_only_look_like_numbers_stay_apart(make_data: MakeData, read: Read) -> None:
+    make_data(["a", "b", "c"], ["1", "01", "x"])
+    assert read().classes == ("01", "1", "x")
+
+
+@pytest.mark.parametrize("label", ["inf", "infinity"])
+def test_a_label_that_float_would_read_as_no_number_is_text(make_data: MakeData, read: Read, label: str) -> None:
+    make_data(["a", "b"], [label, "letter"])
+    assert set(read().classes) == {label, "letter"}
+
+
+def test_one_class_alone_is_refused(make_data: MakeData, refuse: Callable[..., str]) -> None:
+    make_data(["a", "b"], ["x", "x"])
+    assert "at least two classes" in refuse()
+
+
+def test_a_class_smaller_than_the_folds_is_warned_of(make_data: MakeData, read: Read) -> None:
+    make_data([f"i{n}" for n in range(7)], ["a"] * 5 + ["rare"] * 2)
+    warnings = read(folds=5).warnings
+    assert len(warnings) == 1
+    assert "fewer samples than the 5 folds" in warnings[0] and "rare (2)" in warnings[0] and "a (5)" not in warnings[0]
+
+
+# --- duplicates ------------------------------------------------------------------------------------------------------
+
+
+def test_rows_of_one_image_are_found_however_they_spell_it(
+    make_data: MakeData, read: Read, refuse: Callable[..., str]
+) -> None:
+    make_data(["a", "a.jpg", "A.JPG", "b", "b"], ["0", "0", "1", "1", "1"], files=["a.jpg", "b.jpg"])
+    (warning,) = [one for one in read().warnings if "more than one row" in one]
+    assert "images named by more than one row: 2" in warning
+    assert "lines 2 and 3 and 4: ID 'a', labels differ: ['0', '0', '1']" in warning
+    assert "lines 5 and 6: ID 'b'\n" in warning
+    assert len(read()) == 5
+    assert "images named by more than one row: 2" in refuse(on_duplicate="error")
+
+
+# --- the table -------------------------------------------------------------------------------------------------------
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_column(make_data: MakeData, read: Read, tmp_path: Path) -> None:
+    make_data(["a", "b"], ["0", "1"])
+    table = tmp_path / "train.csv"
+    table.write_bytes(b"\xef\xbb\xbf" + table.read_bytes())
+    assert read().ids == ("a", "b")
+
+
+def test_a_missing_column_is_told_with_its_key_and_those_that_are_there(
+    make_data: MakeData, refuse: Callable[..., str], tmp_path: Path
+) -> None:
+    make_data(["a", "b"], ["0", "1"], extra={"doc": ["x", "y"]})
+    message = refuse(id_col="image", target_col="label", group_col="page")
+    assert str(tmp_path / "train.csv") in message
+    for part in ("data.id_col = 'image'", "data.target_col = 'label'", "data.group_col = 'page'"):
+        assert part in message
+    assert "it has: 'ID', 'target', 'doc'" in message
+
+
+def test_columns_may_be_named_otherwise(make_data: MakeData, read: Read, tmp_path: Path) -> None:
+    make_data(["a", "b"], ["0", "1"], extra={"doc": ["x", "y"]})
+    table = tmp_path / "train.csv"
+    table.write_text(table.read_text().replace("ID,target", "image,label"))
+    manifest = read(id_col="image", target_col="label", group_col="doc")
+    assert (manifest.ids, manifest.targets, manifest.groups) == (("a", "b"), (0, 1), ("x", "y"))
+
+
+def test_an_empty_group_is_named(make_data: MakeData, refuse: Callable[..., str]) -> None:
+    make_data(["a", "b"], ["0", "1"], extra={"doc": ["x", " "]})
+    message = refuse(group_col="doc")
+    assert "rows with an empty 'doc': 1" in message and "line 3: ID 'b'" in message
+
+
+def test_a_table_without_rows_is_refused(make_data: MakeData, refuse: Callable[..., str]) -> None:
+    make_data([], [])
+    assert "no rows" in refuse()
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe\x00", b"ID,target\n\xe9,0\n", b'ID,target\n"a,0\n'])
+def test_a_table_that_is_no_csv_is_refused_with_key_and_path(
+    make_data: MakeData, refuse: Callable[..., str], tmp_path: Path, content: bytes
+) -> None:
+    make_data(["a", "b"], ["0", "1"])
+    (tmp_path / "train.csv").write_bytes(content)
+    message = refuse()
+    assert str(tmp_path / "train.csv") in message and "data.train_csv" in message
+
+
+def test_a_row_of_too_few_or_too_many_cells_does_not_shift_columns(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("ID,target\na\nb,1\n")
+    table = read_table(tmp_path / "t.csv", "data.train_csv")
+    assert list(table["ID"]) == ["a", "b"]
+    assert not str(table["target"][0]).strip() or str(table["target"][0]) == "nan"
+
+
+def test_rows_with_more_cells_than_columns_are_refused_and_not_cut(
+    make_data: MakeData, refuse: Callable[..., str], tmp_path: Path
+) -> None:
+    """An ID with a bare comma: cut to the header's columns, `a` would be the ID and `b` the label."""
+    make_data(["a", "c"], ["0", "1"])
+    (tmp_path / "train.csv").write_text("ID,target\na,b,0\nc,d,1\n")
+    assert "data.train_csv" in refuse()
+
+
+def test_a_short_row_is_an_empty_target_and_no_crash(
+    make_data: MakeData, refuse: Callable[..., str], tmp_path: Path
+) -> None:
+    make_data(["a", "b"], ["0", "1"])
+    (tmp_path / "train.csv").write_text("ID,target\na\nb,1\n")
+    assert "rows with an empty or NaN 'target': 1" in refuse()
+
+
+def test_quoted_ids_and_carriage_returns_are_read(make_data: MakeData, read: Read, tmp_path: Path) -> None:
+    make_data(["a,b", "c"], ["0", "1"])
+    (tmp_path / "train.csv").write_bytes(b'ID,target\r\n"a,b",0\r\nc,1\r\n')
+    assert read().ids == ("a,b", "c") and read().classes == ("0", "1")
+
+
+def test_missing_paths_are_told_with_key_absolute_path_and_the_rule(make_config: MakeConfig, tmp_path: Path) -> None:
+    data = make_config().data
+    with pytest.raises(DataError) as caught:
+        read_manifest(data)
+    message = str(caught.value)
+    assert f"data.train_csv: no such file: {tmp_path / 'train.csv'}" in message
+    assert f"data.image_dir_train: no such folder: {tmp_path / 'train'}" in message
+    assert "paths in a config are relative to the config file" in message
+
+
+def test_a_folder_for_a_file_and_a_path_not_set_are_told(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError) as caught:
+        check_paths({"a": (tmp_path, "file"), "b": (tmp_path / "file", "folder"), "c": (None, "file")})
+    message = str(caught.value)
+    assert f"a: not a file: {tmp_path}" in message
+    assert f"b: not a folder: {tmp_path / 'file'}" in message
+    assert "c: not set" in message
+    check_paths({"a": (tmp_path, "folder"), "b": (tmp_path / "file", "file")})
+
+
+def test_all_problems_of_the_data_are_told_at_once(make_data: MakeData, refuse: Callable[..., str]) -> None:
+    make_data(["a", "a.jpg", "../x", "gone", "d"], ["1", "01", "1", "", "1"], files=["a.jpg", "d.jpg"])
+    message = refuse(on_duplicate="error")
+    for part in ("empty or NaN", "spelled twice", "leave the image folder", "images missing", "more than one row"):
+        assert part in message

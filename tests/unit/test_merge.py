@@ -1,0 +1,216 @@
+"""Merging: every row from exactly one part of one run, or a refusal that says which and how many."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from doccls.oof.merge import MergeError, find_finished_folds, merge_parts, merge_run, render_csv
+from doccls.oof.metrics import macro_f1, probabilities
+from doccls.oof.parts import OofPart, PartInfo, write_part
+from doccls.run.paths import RunPaths
+from launcher.cli import main as launch
+
+COUNT, FOLDS, CLASSES = 11, 3, ("cat, big", 'do"g', "fish")
+IDS = tuple(f'id,"{row}"' if row % 4 == 0 else f"{row:03d}" for row in range(COUNT))
+FOLD_OF = np.array([2, 0, 1, 0, 2, 1, 1, 0, 2, 0, 1])
+TARGETS = np.arange(COUNT) % 3
+LOGITS = np.random.default_rng(0).normal(0, 2, (COUNT, 3)).astype(np.float32)
+
+
+def make_part(fold: int, **changes: Any) -> OofPart:
+    rows = np.flatnonzero(fold == FOLD_OF)
+    info = PartInfo(
+        "identity-0123456789", fold, FOLDS, COUNT, CLASSES, tuple(IDS[row] for row in rows), (), 1, fold / 10
+    )
+    return OofPart(dataclasses.replace(info, **changes), rows, LOGITS[rows], TARGETS[rows])
+
+
+def refuse(*parts: OofPart) -> str:
+    with pytest.raises(MergeError) as caught:
+        merge_parts(parts)
+    return str(caught.value)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunPaths:
+    paths = RunPaths(tmp_path / "20260101" / "v001-abc")
+    for fold in range(FOLDS):
+        write_part(paths.part(fold), make_part(fold))
+    return paths
+
+
+Files = Callable[[], list[Path]]
+
+
+def list_outputs(paths: RunPaths) -> list[Path]:
+    return [path for path in (paths.oof_logits, paths.oof_targets, paths.oof_csv) if path.exists()]
+
+
+# --- what is merged --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1), (1, 2, 0)])
+def test_row_i_is_row_i_of_the_csv_whatever_the_order_of_the_parts(order: tuple[int, ...]) -> None:
+    merged = merge_parts([make_part(fold) for fold in order])
+    assert np.array_equal(merged.logits_NC, LOGITS) and merged.logits_NC.dtype == np.float32
+    assert np.array_equal(merged.targets_N, TARGETS) and merged.targets_N.dtype == np.int64
+    assert np.array_equal(merged.folds_N, FOLD_OF)
+    assert merged.ids == IDS and merged.classes == CLASSES
+    assert merged.fold_scores == (0.0, 0.1, 0.2)
+    assert merged.macro_f1 == macro_f1(TARGETS, LOGITS)
+
+
+def test_a_run_is_merged_into_its_files(run: RunPaths) -> None:
+    merge_run(run)
+    logits, targets = np.load(run.oof_logits), np.load(run.oof_targets)
+    assert np.array_equal(logits, LOGITS) and logits.dtype == np.float32
+    assert np.array_equal(targets, TARGETS) and targets.dtype == np.int64
+
+
+def test_merging_again_gives_the_same_bytes(run: RunPaths) -> None:
+    merge_run(run)
+    first = [path.read_bytes() for path in list_outputs(run)]
+    merge_run(run)
+    assert len(first) == 3 and [path.read_bytes() for path in list_outputs(run)] == first
+
+
+def test_the_table_holds_ids_labels_and_probabilities(run: RunPaths) -> None:
+    merge_run(run)
+    with run.oof_csv.open(newline="", encoding="utf-8") as lines:
+        rows = list(csv.reader(lines))
+    assert rows[0] == ["ID", "fold", "target", "prediction", *(f"prob_{label}" for label in CLASSES)]
+    assert len(rows) == COUNT + 1
+    for row, cells in enumerate(rows[1:]):
+        assert cells[:4] == [IDS[row], str(FOLD_OF[row]), CLASSES[TARGETS[row]], CLASSES[LOGITS[row].argmax()]]
+        np.testing.assert_allclose([float(cell) for cell in cells[4:]], probabilities(LOGITS)[row], atol=6e-7)
+
+
+def test_skipped_rows_are_nan_empty_and_out_of_the_figures() -> None:
+    part = make_part(1)
+    logits = part.logits_NC.copy()
+    logits[1] = np.nan
+    row = int(part.indices_N[1])
+    part = OofPart(dataclasses.replace(part.info, skipped=(row,)), part.indices_N, logits, part.targets_N)
+    merged = merge_parts([make_part(0), part, make_part(2)])
+    assert merged.skipped == (row,) and np.isnan(merged.logits_NC[row]).all()
+    others = np.arange(COUNT) != row
+    assert merged.macro_f1 == macro_f1(TARGETS[others], LOGITS[others])
+    cells = list(csv.reader(render_csv(merged).splitlines()))[row + 1]
+    assert cells == [IDS[row], "1", CLASSES[TARGETS[row]], "", "", "", ""]
+
+
+# --- what is refused -------------------------------------------------------------------------------------------------
+
+
+def test_missing_folds_are_named_and_counted() -> None:
+    assert "2 of 3 folds have no part: 0, 2" in refuse(make_part(1))
+
+
+def test_repeated_folds_are_named() -> None:
+    message = refuse(make_part(0), make_part(1), make_part(1), make_part(2))
+    assert "folds with more than one part: 1" in message
+
+
+def test_folds_that_the_run_does_not_have_are_named() -> None:
+    foreign = dataclasses.replace(make_part(2), info=dataclasses.replace(make_part(2).info, fold=7))
+    message = refuse(make_part(0), make_part(1), foreign)
+    assert "7" in message and "1 of 3 folds have no part: 2" in message
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"identity": "other-9876543210"}, "the run's identity"),
+        ({"classes": (CLASSES[1], CLASSES[0], CLASSES[2])}, "the class order"),
+        ({"num_folds": 4}, "the number of folds"),
+        ({"num_samples": 12}, "the number of rows"),
+    ],
+)
+def test_a_part_of_another_kind_is_told_with_what_differs_and_whose(changes: dict[str, Any], words: str) -> None:
+    message = refuse(make_part(0), make_part(1, **changes), make_part(2))
+    assert f"parts differ in {words}" in message
+    assert "folds [0, 2]" in message and "folds [1]" in message
+
+
+def test_several_faults_are_told_at_once() -> None:
+    message = refuse(make_part(0), make_part(1, identity="other"))
+    assert "the run's identity" in message and "1 of 3 folds have no part: 2" in message
+
+
+def test_rows_missing_and_repeated_are_counted() -> None:
+    part = make_part(1)
+    rows = part.indices_N.copy()
+    rows[0] = 0  # row 0 is fold 2's; row 2 then has nobody
+    message = refuse(make_part(0), OofPart(part.info, rows, part.logits_NC, part.targets_N), make_part(2))
+    assert "1 rows missing [2]" in message and "1 rows repeated [0]" in message
+
+
+def test_nothing_is_written_when_parts_are_refused(run: RunPaths) -> None:
+    run.part(1).unlink()
+    with pytest.raises(MergeError, match="1 of 3 folds have no part: 1"):
+        merge_run(run)
+    assert not list_outputs(run)
+
+
+def test_every_damaged_part_is_named(run: RunPaths) -> None:
+    for fold in (0, 2):
+        run.part(fold).write_bytes(run.part(fold).read_bytes()[:-3])
+    with pytest.raises(MergeError) as caught:
+        merge_run(run)
+    assert str(run.part(0)) in str(caught.value) and str(run.part(2)) in str(caught.value)
+    assert not list_outputs(run)
+
+
+def test_older_merged_files_stay_when_a_later_merge_is_refused(run: RunPaths) -> None:
+    merge_run(run)
+    before = [path.read_bytes() for path in list_outputs(run)]
+    run.part(1).write_bytes(b"torn")
+    with pytest.raises(MergeError):
+        merge_run(run)
+    assert [path.read_bytes() for path in list_outputs(run)] == before
+
+
+def test_a_run_without_parts_is_told_so(tmp_path: Path) -> None:
+    with pytest.raises(MergeError, match="no fold of this run is finished"):
+        merge_run(RunPaths(tmp_path))
+
+
+# --- which folds are done --------------------------------------------------------------------------------------------
+
+
+def test_folds_with_a_valid_part_are_finished_and_damaged_ones_are_not(run: RunPaths) -> None:
+    assert find_finished_folds(run, "identity-0123456789", FOLDS) == [0, 1, 2]
+    run.part(1).write_bytes(b"torn")
+    run.part(2).unlink()
+    assert find_finished_folds(run, "identity-0123456789", FOLDS) == [0]
+
+
+def test_a_part_of_another_identity_stops_the_run(run: RunPaths) -> None:
+    with pytest.raises(MergeError) as caught:
+        find_finished_folds(run, "another-0123456789", FOLDS)
+    assert (
+        "identity-012" in str(caught.value) and "another-0123" in str(caught.value) and "--run-id" in str(caught.value)
+    )
+
+
+# --- the command -----------------------------------------------------------------------------------------------------
+
+
+def test_the_launcher_merges_a_run(run: RunPaths, capsys: pytest.CaptureFixture[str]) -> None:
+    assert launch(["merge", str(run.root)]) == 0
+    assert len(list_outputs(run)) == 3
+    out = capsys.readouterr().out
+    assert "[OOF] fold=2 macro_f1=0.20000" in out and f"rows={COUNT}" in out
+
+
+@pytest.mark.parametrize("fault", ["no run", "no parts"])
+def test_the_launcher_tells_a_fault_and_exits_1(tmp_path: Path, capsys: pytest.CaptureFixture[str], fault: str) -> None:
+    assert launch(["merge", str(tmp_path / "gone" if fault == "no run" else tmp_path)]) == 1
+    assert str(tmp_path) in capsys.readouterr().err

@@ -1,0 +1,45 @@
+"""The figures: scikit-learn's macro-F1, torch's cross-entropy, a softmax that does not overflow."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import f1_score
+
+from doccls.oof.metrics import cross_entropy, macro_f1, probabilities
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=40))
+def test_macro_f1_is_scikit_learns(pairs: list[tuple[int, int]]) -> None:
+    targets, predictions = (np.asarray(column) for column in zip(*pairs, strict=True))
+    expected = f1_score(targets, predictions, average="macro", zero_division=0)
+    assert macro_f1(targets, np.eye(4, dtype=np.float32)[predictions]) == expected
+
+
+def test_a_class_seen_nowhere_does_not_count_and_one_never_hit_counts_zero() -> None:
+    assert macro_f1(np.array([0, 1]), np.eye(5)[[0, 1]]) == 1.0
+    assert macro_f1(np.array([0, 1]), np.eye(5)[[0, 2]]) == pytest.approx(1 / 3)
+
+
+def test_cross_entropy_is_torchs() -> None:
+    stream = np.random.default_rng(0)
+    logits, targets = stream.normal(0, 4, (50, 6)).astype(np.float32), stream.integers(0, 6, 50)
+    expected = torch.nn.functional.cross_entropy(torch.from_numpy(logits).double(), torch.from_numpy(targets))
+    assert cross_entropy(targets, logits) == pytest.approx(float(expected), rel=1e-12)
+
+
+def test_extreme_logits_give_finite_figures() -> None:
+    logits = np.array([[1e4, -1e4], [-1e4, 1e4]], np.float32)
+    assert cross_entropy(np.array([0, 1]), logits) == 0.0
+    assert cross_entropy(np.array([1, 0]), logits) == pytest.approx(2e4)
+    assert probabilities(logits).tolist() == [[1.0, 0.0], [0.0, 1.0]]
+
+
+def test_probabilities_sum_to_one_in_float64() -> None:
+    chances = probabilities(np.random.default_rng(1).normal(0, 3, (20, 7)).astype(np.float32))
+    assert chances.dtype == np.float64
+    np.testing.assert_allclose(chances.sum(axis=1), 1.0, rtol=1e-12)

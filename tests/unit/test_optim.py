@@ -1,0 +1,180 @@
+"""Optimizer, schedule and losses: the rate a pure function of the step, decay only where it belongs."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from torch import nn
+
+from doccls.config.schema import TrainConfig
+from doccls.model.optim import (
+    OptimizerError,
+    build_ema,
+    build_loss,
+    build_mixup,
+    build_optimizer,
+    build_scheduler,
+)
+
+CPU = torch.device("cpu")
+STEPS = 10
+"""Of one epoch."""
+
+
+def config(**keys: Any) -> TrainConfig:
+    return TrainConfig(**{"epochs": 10, "lr": 0.1, **keys})
+
+
+def list_rates(order: list[int] | None = None, **keys: Any) -> list[float]:
+    """The rate of each step of ten epochs, asked for in `order`."""
+    train = config(**keys)
+    optimizer = build_optimizer(train, nn.Linear(2, 2), CPU)
+    scheduler = build_scheduler(train, optimizer, STEPS)
+    rates = {}
+    for step in order or list(range(train.epochs * STEPS)):
+        scheduler.step_update(step)
+        rates[step] = float(optimizer.param_groups[0]["lr"])
+    return [rates[step] for step in sorted(rates)]
+
+
+# --- schedule --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scheduler", ["cosine", "tanh", "poly", "step", "constant"])
+def test_the_rate_is_a_pure_function_of_the_step(scheduler: str) -> None:
+    keys = {"scheduler": scheduler, "warmup_epochs": 2.0, "min_lr": 0.001, "decay_epochs": 3.0}
+    forward = list_rates(**keys)
+    shuffled = np.random.default_rng(0).permutation(100).tolist()
+    assert list_rates(shuffled, **keys) == forward
+    assert list_rates([57], **keys) == [forward[57]]
+    assert all(math.isfinite(rate) and 0 < rate <= 0.1 for rate in forward)
+
+
+@pytest.mark.parametrize("scheduler", ["cosine", "tanh", "poly", "step", "constant"])
+def test_the_warm_up_starts_low_and_rises_to_the_peak(scheduler: str) -> None:
+    rates = list_rates(scheduler=scheduler, warmup_epochs=2.0, decay_epochs=5.0)
+    assert rates[0] <= 0.1 * 0.01
+    assert all(later > earlier for earlier, later in pairwise(rates[:20]))
+    assert max(rates) > 0.09
+    assert abs(max(rates[:25]) - 0.1) < 0.01
+
+
+def test_half_an_epoch_of_warm_up_is_half_an_epoch() -> None:
+    rates = list_rates(scheduler="constant", warmup_epochs=0.5)
+    assert rates[4] < 0.1 and rates[5] == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("scheduler", ["cosine", "tanh", "poly"])
+def test_it_ends_near_the_least_rate(scheduler: str) -> None:
+    keys = {"decay_rate": 1.0} if scheduler == "poly" else {}
+    rates = list_rates(scheduler=scheduler, min_lr=0.002, **keys)
+    assert rates[0] == pytest.approx(0.1, rel=0.02)
+    assert 0.002 <= rates[-1] < 0.002 + 0.005
+    assert all(later <= earlier for earlier, later in pairwise(rates))
+
+
+def test_cosine_is_the_cosine() -> None:
+    for step, rate in enumerate(list_rates(scheduler="cosine", min_lr=0.01)):
+        assert rate == pytest.approx(0.01 + 0.09 * 0.5 * (1 + math.cos(math.pi * step / 100)), rel=1e-6)
+
+
+def test_step_decays_by_its_factor_each_decay_epochs() -> None:
+    rates = list_rates(scheduler="step", decay_epochs=3.0, decay_rate=0.5)
+    for step, rate in enumerate(rates):
+        assert rate == pytest.approx(0.1 * 0.5 ** (step // 30))
+
+
+def test_constant_stays() -> None:
+    assert set(list_rates(scheduler="constant")) == {0.1}
+
+
+def test_a_run_of_one_step_has_a_rate() -> None:
+    train = config(epochs=1, scheduler="cosine")
+    optimizer = build_optimizer(train, nn.Linear(2, 2), CPU)
+    build_scheduler(train, optimizer, 1).step_update(0)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.1)
+
+
+# --- optimizer -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["adam", "AdamW", "SGD", "lamb", "NAdamW", "rmsprop"])
+def test_optimizers_of_timm_are_built_in_any_case_and_learn(name: str) -> None:
+    model = nn.Linear(3, 2)
+    before = model.weight.detach().clone()
+    optimizer = build_optimizer(config(optimizer=name), model, CPU)
+    model(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    assert not torch.equal(before, model.weight)
+
+
+@pytest.mark.parametrize(("name", "near"), [("adamv", "adam"), ("Adam W", "adamw"), ("sdg", "sgd"), ("qqqq", "adamw")])
+def test_an_unknown_optimizer_is_told_with_those_near(name: str, near: str) -> None:
+    with pytest.raises(OptimizerError) as caught:
+        build_optimizer(config(optimizer=name), nn.Linear(1, 1), CPU)
+    assert f"train.optimizer = {name!r}" in str(caught.value) and near in str(caught.value)
+
+
+def test_biases_and_norms_get_no_weight_decay() -> None:
+    model = timm.create_model("test_resnet", num_classes=3)
+    optimizer = build_optimizer(config(weight_decay=0.3), model, CPU)
+    decay = {id(one): group["weight_decay"] for group in optimizer.param_groups for one in group["params"]}
+    names = dict(model.named_parameters())
+    assert len(decay) == len(names)
+    for name, parameter in names.items():
+        assert decay[id(parameter)] == (0.0 if parameter.ndim <= 1 else 0.3), name
+    assert {0.0, 0.3} == set(decay.values())
+
+
+# --- losses, Mixup, EMA ----------------------------------------------------------------------------------------------
+
+
+def test_the_loss_is_the_mean_cross_entropy_and_smoothing_spreads_the_target() -> None:
+    logits, targets = torch.randn(6, 4), torch.tensor([0, 1, 2, 3, 0, 1])
+    for smoothing in (0.0, 0.2):
+        expected = nn.functional.cross_entropy(logits, targets, label_smoothing=smoothing)
+        torch.testing.assert_close(build_loss(config(label_smoothing=smoothing))(logits, targets), expected)
+
+
+def test_under_mixup_the_loss_takes_soft_targets() -> None:
+    logits, soft = torch.randn(6, 4), torch.softmax(torch.randn(6, 4), dim=1)
+    for keys in ({"mixup_alpha": 0.4}, {"cutmix_alpha": 1.0}):
+        torch.testing.assert_close(build_loss(config(**keys))(logits, soft), nn.functional.cross_entropy(logits, soft))
+
+
+def test_mixup_is_off_unless_asked_for() -> None:
+    assert build_mixup(config(), 3) is None
+    assert build_mixup(config(mixup_alpha=0.2), 3) is not None
+    assert build_mixup(config(cutmix_alpha=0.2), 3) is not None
+
+
+def test_mixup_mixes_pages_and_targets_by_one_share() -> None:
+    np.random.seed(0)  # noqa: NPY002 (timm's Mixup knows no other)
+    mixup = build_mixup(config(mixup_alpha=1.0), 2)
+    assert mixup is not None
+    images = torch.stack([torch.zeros(3, 4, 4), torch.ones(3, 4, 4)])
+    mixed, targets = mixup(images, torch.tensor([0, 1]))
+    share = float(mixed[0, 0, 0, 0])
+    assert 0 < share < 1
+    torch.testing.assert_close(targets, torch.tensor([[1 - share, share], [share, 1 - share]]))
+
+
+def test_ema_follows_the_weights_and_is_off_unless_asked_for() -> None:
+    model = nn.Linear(1, 1, bias=False)
+    assert build_ema(config(), model) is None
+    ema = build_ema(config(ema_decay=0.5), model)
+    assert ema is not None
+    with torch.no_grad():
+        model.weight.fill_(1.0)
+        ema.module.weight.fill_(0.0)
+    ema.update(model, step=10**6)  # warmed up: the decay itself
+    assert float(ema.module.weight.detach()) == pytest.approx(0.5, abs=1e-3)
+    for step in range(50):
+        ema.update(model, step=10**6 + step)
+    assert float(ema.module.weight.detach()) == pytest.approx(1.0, abs=1e-3)

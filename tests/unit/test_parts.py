@@ -1,0 +1,163 @@
+"""OOF parts: the same bytes each time, verified when read, refused in words that name the file."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from doccls.oof.parts import OofPart, PartError, PartInfo, read_part, write_part
+
+
+def make_part(**changes: Any) -> OofPart:
+    """Rows 1, 4, 6 of 8; `changes` go to the info or, by their names, to the arrays."""
+    arrays = {
+        "indices_N": np.array([1, 4, 6]),
+        "logits_NC": np.arange(6, dtype=np.float32).reshape(3, 2),
+        "targets_N": np.array([0, 1, 0]),
+    }
+    info = {
+        "identity": "abc", "fold": 1, "num_folds": 3, "num_samples": 8, "classes": ("x", "y"),
+        "ids": ("i1", 'i,"4', "ü6"), "skipped": (), "best_epoch": 2, "macro_f1": 0.5,
+    }  # fmt: skip
+    arrays |= {name: value for name, value in changes.items() if name in arrays}
+    info |= {name: value for name, value in changes.items() if name in info}
+    return OofPart(PartInfo(**info), **arrays)
+
+
+def refuse(path: Path) -> str:
+    with pytest.raises(PartError) as caught:
+        read_part(path)
+    assert str(path) in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_part_comes_back_as_it_was(tmp_path: Path) -> None:
+    part = make_part()
+    write_part(tmp_path / "deep" / "fold1.safetensors", part)
+    again = read_part(tmp_path / "deep" / "fold1.safetensors")
+    assert again.info == part.info
+    for name in ("indices_N", "logits_NC", "targets_N"):
+        assert np.array_equal(getattr(again, name), getattr(part, name))
+        assert getattr(again, name).dtype == getattr(part, name).dtype
+
+
+def test_the_same_part_gives_the_same_bytes_and_another_gives_others(tmp_path: Path) -> None:
+    def write(part: OofPart) -> bytes:
+        write_part(tmp_path / "p", part)
+        return (tmp_path / "p").read_bytes()
+
+    plain = write(make_part())
+    assert write(make_part()) == plain
+    view = np.asfortranarray(make_part().logits_NC)
+    assert write(make_part(logits_NC=view)) == plain
+    changed = np.arange(6, dtype=np.float32).reshape(3, 2) + np.float32(1e-6)
+    assert write(make_part(logits_NC=changed)) != plain
+    assert write(make_part(best_epoch=3)) != plain
+
+
+def test_a_fold_of_no_rows_is_a_part_too(tmp_path: Path) -> None:
+    empty = make_part(
+        indices_N=np.empty(0, np.int64), logits_NC=np.empty((0, 2), np.float32), targets_N=np.empty(0, np.int64), ids=()
+    )
+    write_part(tmp_path / "p", empty)
+    assert len(read_part(tmp_path / "p").indices_N) == 0
+
+
+def test_a_missing_part_is_told(tmp_path: Path) -> None:
+    assert "can't be read" in refuse(tmp_path / "fold0.safetensors")
+
+
+@pytest.mark.parametrize("keep", [0, 4, 30, 0.3, 0.7, 0.99])
+def test_a_torn_part_is_refused(tmp_path: Path, keep: float) -> None:
+    write_part(tmp_path / "p", make_part())
+    data = (tmp_path / "p").read_bytes()
+    (tmp_path / "p").write_bytes(data[: keep if isinstance(keep, int) else int(keep * len(data))])
+    refuse(tmp_path / "p")
+
+
+def test_a_flipped_bit_anywhere_is_refused(tmp_path: Path) -> None:
+    write_part(tmp_path / "p", make_part())
+    data = (tmp_path / "p").read_bytes()
+    unnoticed = []
+    for place in range(len(data)):
+        (tmp_path / "p").write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+        try:
+            again = read_part(tmp_path / "p")
+        except PartError:
+            continue
+        unnoticed.append((place, again.info == make_part().info))
+    assert all(same for _, same in unnoticed), "a changed byte may pass only where it changes nothing (padding)"
+    assert len(unnoticed) <= 8
+
+
+@pytest.mark.parametrize("content", ["text", "foreign", "other format", "missing array", "more arrays", "no info"])
+def test_a_file_of_another_kind_is_refused(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "fold0.safetensors"
+    write_part(path, make_part())
+    arrays = load_file(path)
+    meta = {"format": "doccls-oof-part-1", "info": json.dumps(dataclasses.asdict(make_part().info)), "digest": "0"}
+    if content == "text":
+        path.write_text("hello")
+    elif content == "foreign":
+        save_file(arrays, path)
+    elif content == "other format":
+        save_file(arrays, path, meta | {"format": "doccls-oof-part-2"})
+    elif content == "missing array":
+        save_file({"logits": arrays["logits"]}, path, meta)
+    elif content == "more arrays":
+        save_file(arrays | {"extra": arrays["logits"]}, path, meta)
+    else:
+        save_file(arrays, path, {"format": "doccls-oof-part-1"})
+    refuse(path)
+
+
+@pytest.mark.parametrize("info", ["{}", "[]", "null", "not json", '{"fold": 1}', '"text"', '{"classes": 3}'])
+def test_a_damaged_description_is_refused(tmp_path: Path, info: str) -> None:
+    path = tmp_path / "p"
+    write_part(path, make_part())
+    save_file(load_file(path), path, {"format": "doccls-oof-part-1", "info": info, "digest": "0"})
+    refuse(path)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"indices_N": np.array([1, 6, 4])},
+        {"indices_N": np.array([1, 1, 4])},
+        {"indices_N": np.array([-1, 4, 6])},
+        {"indices_N": np.array([1, 4, 8])},
+        {"indices_N": np.array([1, 4, 6], dtype=np.int32)},
+        {"logits_NC": np.zeros((3, 2))},
+        {"logits_NC": np.zeros((3, 3), np.float32)},
+        {"logits_NC": np.zeros((2, 2), np.float32)},
+        {"targets_N": np.array([0, 1])},
+        {"ids": ("a", "b")},
+        {"logits_NC": np.array([[0, 1], [np.nan, 0], [1, 2]], np.float32)},
+        {"logits_NC": np.array([[0, 1], [np.inf, 0], [1, 2]], np.float32)},
+        {"logits_NC": np.array([[0, 1], [np.nan, 0], [1, 2]], np.float32), "skipped": (1,)},
+        {"targets_N": np.array([0, 1, 2])},
+        {"targets_N": np.array([0, 1, -1])},
+        {"fold": 3},
+    ],
+)
+def test_a_part_that_is_not_sound_is_never_written(tmp_path: Path, changes: dict[str, Any]) -> None:
+    with pytest.raises(PartError):
+        write_part(tmp_path / "p", make_part(**changes))
+    assert not list(tmp_path.iterdir())
+
+
+def test_nan_is_allowed_where_the_row_is_skipped(tmp_path: Path) -> None:
+    part = make_part(logits_NC=np.array([[0, 1], [np.nan, np.nan], [1, 2]], np.float32), skipped=(4,))
+    write_part(tmp_path / "p", part)
+    assert np.isnan(read_part(tmp_path / "p").logits_NC[1]).all()
+
+
+def test_non_finite_rows_are_counted(tmp_path: Path) -> None:
+    with pytest.raises(PartError, match="2 rows have non-finite logits, such as row 1"):
+        write_part(tmp_path / "p", make_part(logits_NC=np.array([[np.nan, 1], [0, 0], [1, np.inf]], np.float32)))

@@ -1,0 +1,51 @@
+"""File names of a run: those of the contract, and run ids that do as a folder's name."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+
+from doccls.run.paths import RunError, RunPaths, check_run_id, locate_run, name_log
+
+NOW = datetime(2026, 3, 7, 9, 5, 59)
+
+
+def test_the_files_are_where_the_contract_says() -> None:
+    paths = RunPaths(Path("/e/20260307/v087-8c206e"))
+    assert paths.run_id == "v087-8c206e"
+    found = [
+        paths.snapshot, paths.metrics, paths.best_checkpoint(0), paths.best_checkpoint(11), paths.oof_logits,
+        paths.oof_targets, paths.oof_csv, paths.submission, paths.test_probabilities,
+    ]  # fmt: skip
+    assert [str(path.relative_to(paths.root)) for path in found] == [
+        "config.yaml", "metrics.jsonl", "ckpt/best_fold0.pth", "ckpt/best_fold11.pth", "oof/oof_logits.npy",
+        "oof/oof_targets.npy", "oof/oof.csv", "submission.csv", "test_probabilities.npy",
+    ]  # fmt: skip
+    assert paths.part(3).parent == paths.parts_dir and paths.fold_metrics(3).parent == paths.metrics_dir
+    assert paths.part(1) != paths.part(11)
+
+
+def test_the_log_carries_minute_and_run_id() -> None:
+    assert name_log(Path("/l"), "v087-8c206e", NOW) == Path("/l/run_20260307-0905_v087-8c206e.log")
+
+
+def test_a_new_run_lies_under_its_day_and_an_old_one_is_found_under_its_own(tmp_path: Path) -> None:
+    assert locate_run(tmp_path, "v1-a", NOW).root == tmp_path / "20260307" / "v1-a"
+    (tmp_path / "20251231" / "v1-a").mkdir(parents=True)
+    (tmp_path / "20260307" / "v1-ab").mkdir(parents=True)
+    assert locate_run(tmp_path, "v1-a", NOW).root == tmp_path / "20251231" / "v1-a"
+
+
+@pytest.mark.parametrize("run_id", ["v087-8c206e", "a", "A.b_c-9", "x" * 80])
+def test_good_run_ids_pass(run_id: str) -> None:
+    assert check_run_id(run_id) == run_id
+
+
+@pytest.mark.parametrize(
+    "run_id", ["", ".", "..", "a/b", "../x", "-x", ".hidden", "a b", "x" * 81, "a\n", "ü", "*", "a\0"]
+)
+def test_run_ids_that_are_no_folder_names_are_refused(run_id: str) -> None:
+    with pytest.raises(RunError, match="run id"):
+        check_run_id(run_id)

@@ -1,0 +1,235 @@
+"""Predicting: the sample's very columns, IDs and order, and no row that moves."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import dataclasses
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from doccls.config import Config
+from doccls.data.manifest import DataError, read_table
+from doccls.model.build import build_model
+from doccls.oof.metrics import probabilities
+from doccls.predict import add_arguments, predict, read_test_pages, render_submission
+from doccls.run.paths import RunError, RunPaths
+from doccls.training.checkpoint import BestCheckpoint, write_best
+
+MakeConfig = Callable[..., Config]
+MakeData = Callable[..., Path]
+CLASSES = ("2", "10", "x,y")
+CHANCES = np.array([[0.1, 0.7, 0.2], [0.5, 0.2, 0.3], [0.0, 0.25, 0.75]])
+
+
+def parse(text: str) -> list[list[str]]:
+    return list(csv.reader(io.StringIO(text)))
+
+
+def make_table(columns: dict[str, list[str]]) -> pd.DataFrame:
+    return pd.DataFrame(columns, dtype=str)
+
+
+def test_one_other_column_takes_the_label() -> None:
+    table = make_table({"ID": ["007", "NA", 'a,"b'], "target": ["0", "0", "0"]})
+    assert parse(render_submission(table, "ID", CLASSES, CHANCES)) == [
+        ["ID", "target"], ["007", "10"], ["NA", "2"], ['a,"b', "x,y"]
+    ]  # fmt: skip
+
+
+def test_the_order_of_columns_and_rows_is_the_samples() -> None:
+    table = make_table({"label": ["", "", ""], "image": ["c", "a", "b"]})
+    assert parse(render_submission(table, "image", CLASSES, CHANCES)) == [
+        ["label", "image"], ["10", "c"], ["2", "a"], ["x,y", "b"]
+    ]  # fmt: skip
+
+
+def test_one_column_a_class_takes_the_probabilities_by_name() -> None:
+    table = make_table({"x,y": ["0"] * 3, "ID": ["c", "a", "b"], "2": ["0"] * 3, "10": ["0"] * 3})
+    rows = parse(render_submission(table, "ID", CLASSES, CHANCES))
+    assert rows[0] == ["x,y", "ID", "2", "10"]
+    assert [row[1] for row in rows[1:]] == ["c", "a", "b"]
+    np.testing.assert_allclose([[float(row[i]) for i in (2, 3, 0)] for row in rows[1:]], CHANCES, atol=1e-8)
+
+
+@pytest.mark.parametrize("columns", [["ID", "a", "b"], ["ID", "2", "10"], ["ID"], ["ID", "2", "10", "x,y", "more"]])
+def test_other_columns_are_refused_with_both_forms(columns: list[str]) -> None:
+    with pytest.raises(DataError, match="one for the label, or exactly one a class"):
+        render_submission(make_table({name: ["0"] * 3 for name in columns}), "ID", CLASSES, CHANCES)
+
+
+# --- the test pages --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def config(make_data: MakeData, make_config: MakeConfig) -> Config:
+    make_data(
+        ["z.jpg", "007", "NA", "b"], ["0"] * 4, ["z.jpg", "007.jpg", "NA.jpg", "b.jpg"], None, "sample.csv", "test"
+    )
+    make_data(["t0", "t1", "t2", "t3"], ["2", "10", "2", "x,y"])
+    return make_config(
+        data={"sample_csv": "sample.csv", "image_dir_test": "test", "folds": 2, "num_workers": 0},
+        model={"name": "test_resnet", "pretrained": False},
+        train={"img_size": 32, "batch_size": 3, "amp": False, "cpu_threads": 1},
+    )
+
+
+def test_test_pages_are_the_samples_rows_in_its_order(config: Config, tmp_path: Path) -> None:
+    pages = read_test_pages(config)
+    assert pages.ids == ("z.jpg", "007", "NA", "b")
+    assert pages.paths == tuple(tmp_path / "test" / name for name in ("z.jpg", "007.jpg", "NA.jpg", "b.jpg"))
+    assert pages.problems == ()
+
+
+def test_missing_and_bad_test_images_are_all_named_at_once(config: Config, tmp_path: Path) -> None:
+    (tmp_path / "test" / "007.jpg").unlink()
+    (tmp_path / "test" / "b.jpg").write_bytes(b"x")
+    with pytest.raises(DataError) as caught:
+        read_test_pages(config)
+    message = str(caught.value)
+    assert "'007'" in message and str(tmp_path / "test" / "007.png") in message
+    assert str(tmp_path / "test" / "b.jpg") in message and "--on-bad-image skip" in message
+    skip = config.model_copy(update={"data": config.data.model_copy(update={"on_bad_image": "skip"})})
+    pages = read_test_pages(skip)
+    assert pages.ids == ("z.jpg", "007", "NA", "b")
+    assert [path is None for path in pages.paths] == [False, True, False, True]
+    assert len(pages.problems) == 2
+
+
+def test_escaping_test_ids_are_refused_even_where_bad_images_are_skipped(config: Config, tmp_path: Path) -> None:
+    (tmp_path / "sample.csv").write_text("ID,target\n../train/t0,0\n")
+    skip = config.model_copy(update={"data": config.data.model_copy(update={"on_bad_image": "skip"})})
+    with pytest.raises(DataError, match="leave the image folder"):
+        read_test_pages(skip)
+
+
+def test_no_sample_no_folder_and_no_id_column_are_told_by_key(config: Config, tmp_path: Path) -> None:
+    bare = config.model_copy(
+        update={"data": config.data.model_copy(update={"sample_csv": None, "image_dir_test": None})}
+    )
+    with pytest.raises(DataError, match=r"data.sample_csv: not set\ndata.image_dir_test: not set"):
+        read_test_pages(bare)
+    (tmp_path / "sample.csv").write_text("image,target\na,0\n")
+    with pytest.raises(DataError, match=r"no column 'ID' \(data.id_col\); it has image, target"):
+        read_test_pages(config)
+
+
+# --- a whole prediction on a tiny model ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def run(config: Config, tmp_path: Path) -> RunPaths:
+    paths = RunPaths(tmp_path / "runs" / "v1-abc")
+    for fold in range(2):
+        torch.manual_seed(fold)
+        model = build_model(config.model, 3, 32)
+        write_best(
+            paths.best_checkpoint(fold),
+            BestCheckpoint(
+                {name: value.clone() for name, value in model.state_dict().items()},
+                {"indices": torch.tensor([fold]), "logits": torch.zeros(1, 3)},
+                "identity", fold, 1, 0.5, CLASSES, (0.5,) * 3, (0.25,) * 3,
+                config.model_dump(mode="json", exclude={"provenance"}),
+            ),
+        )  # fmt: skip
+    return paths
+
+
+def act(*words: str) -> int:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    return predict(parser.parse_args(words))
+
+
+def expect(config: Config, run: RunPaths) -> np.ndarray:
+    """The mean over folds of the probabilities, computed page by page."""
+    from doccls.data.images import decode_image, fit_page
+    from doccls.training.checkpoint import read_best
+
+    chances = []
+    for fold in range(2):
+        best = read_best(run.best_checkpoint(fold))
+        model = build_model(config.model, 3, 32).eval()
+        model.load_state_dict(best.state_dict)
+        rows = []
+        for path in read_test_pages(config).paths:
+            assert path is not None
+            page = fit_page(decode_image(path.read_bytes(), 10**8), 32).astype(np.float32) / 255
+            pixels = torch.from_numpy((page - 0.5) / 0.25).permute(2, 0, 1)[None]
+            with torch.no_grad():
+                rows.append(model(pixels)[0].numpy())
+        chances.append(probabilities(np.stack(rows)))
+    mean: np.ndarray = np.mean(chances, axis=0)
+    return mean
+
+
+def test_the_folds_probabilities_are_averaged_into_both_files(config: Config, run: RunPaths) -> None:
+    assert act(str(run.root)) == 0
+    chances = np.load(run.test_probabilities)
+    assert chances.dtype == np.float32 and chances.shape == (4, 3)
+    expected = expect(config, run)
+    np.testing.assert_allclose(chances, expected, atol=1e-4)
+    table = read_table(run.submission, "x")
+    assert list(table.columns) == ["ID", "target"] and list(table["ID"]) == ["z.jpg", "007", "NA", "b"]
+    assert list(table["target"]) == [CLASSES[best] for best in expected.argmax(axis=1)]
+
+
+def test_a_skipped_page_gets_the_classes_shares_and_moves_no_row(
+    config: Config, run: RunPaths, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    act(str(run.root))
+    whole = np.load(run.test_probabilities)
+    (tmp_path / "test" / "007.jpg").write_bytes(b"torn")
+    with pytest.raises(DataError, match=r"007\.jpg"):
+        act(str(run.root))
+    assert act(str(run.root), "--on-bad-image", "skip") == 0
+    chances = np.load(run.test_probabilities)
+    np.testing.assert_allclose(chances[1], [0.5, 0.25, 0.25])
+    np.testing.assert_allclose(chances[[0, 2, 3]], whole[[0, 2, 3]], atol=1e-5)
+    assert "007.jpg" in capsys.readouterr().out
+
+
+def test_another_sample_and_folder_may_be_given(config: Config, run: RunPaths, tmp_path: Path) -> None:
+    (tmp_path / "other.csv").write_text("target,ID\n0,t1\n0,t0\n")
+    assert act(str(run.root), "--sample-csv", str(tmp_path / "other.csv"), "--image-dir", str(tmp_path / "train")) == 0
+    assert list(read_table(run.submission, "x")["ID"]) == ["t1", "t0"]
+
+
+def test_a_run_that_is_none_is_told(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="no such run folder"):
+        act(str(tmp_path / "gone"))
+    with pytest.raises(RunError, match="no checkpoint"):
+        act(str(tmp_path))
+
+
+def test_checkpoints_of_different_runs_are_not_averaged(run: RunPaths) -> None:
+    from doccls.training.checkpoint import read_best
+
+    write_best(run.best_checkpoint(1), dataclasses.replace(read_best(run.best_checkpoint(1)), identity="other"))
+    with pytest.raises(RunError, match="of different runs"):
+        act(str(run.root))
+    assert not run.submission.exists()
+
+
+def test_folds_without_a_checkpoint_are_warned_of(run: RunPaths, capsys: pytest.CaptureFixture[str]) -> None:
+    run.best_checkpoint(1).unlink()
+    act(str(run.root))
+    assert "1 of 2 folds have a checkpoint" in capsys.readouterr().out
+
+
+def test_the_command_refuses_an_unknown_choice(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        act("run", "--on-bad-image", "maybe")
+
+
+def test_nothing_is_written_when_the_sample_has_another_form(run: RunPaths, tmp_path: Path) -> None:
+    (tmp_path / "sample.csv").write_text("ID,a,b\nz.jpg,0,0\n")
+    with pytest.raises(DataError):
+        act(str(run.root))
+    assert not run.submission.exists()

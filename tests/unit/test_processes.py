@@ -1,0 +1,184 @@
+"""The process group: how many, in which precision, and one voice for all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from doccls.config import Config
+from doccls.errors import UserError
+from doccls.training import processes
+from doccls.training.processes import (
+    ProcessError,
+    check_world_size,
+    choose_precision,
+    on_main,
+    rank_by_environment,
+    start_processes,
+)
+
+MakeConfig = Callable[..., Config]
+
+
+def set_device(monkeypatch: pytest.MonkeyPatch, device: str) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: device != "cpu")
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: device == "new gpu")
+
+
+@pytest.mark.parametrize(
+    ("device", "amp", "launched", "precision"),
+    [
+        ("cpu", True, None, "no"), ("cpu", False, None, "no"), ("cpu", "bf16", None, "bf16"),
+        ("cpu", True, "bf16", "bf16"), ("cpu", True, "no", "no"), ("cpu", False, "bf16", "no"),
+        ("cpu", "bf16", "fp16", "bf16"), ("cpu", False, "fp16", "no"),
+        ("new gpu", True, None, "bf16"), ("new gpu", True, "fp16", "fp16"), ("new gpu", True, "no", "bf16"),
+        ("new gpu", "fp16", None, "fp16"), ("new gpu", "fp16", "bf16", "fp16"), ("new gpu", False, "bf16", "no"),
+        ("old gpu", True, None, "fp16"), ("old gpu", True, "bf16", "bf16"), ("old gpu", False, None, "no"),
+    ],
+)  # fmt: skip
+def test_the_precision_is_stated_else_launched_else_the_devices_best(
+    monkeypatch: pytest.MonkeyPatch, device: str, amp: bool | str, launched: str | None, precision: str
+) -> None:
+    set_device(monkeypatch, device)
+    assert choose_precision(amp, {} if launched is None else {"ACCELERATE_MIXED_PRECISION": launched}) == precision
+
+
+@pytest.mark.parametrize(("amp", "launched"), [("fp16", "no"), (True, "fp16")])
+def test_fp16_on_a_cpu_is_refused_with_the_ways_out(
+    monkeypatch: pytest.MonkeyPatch, amp: bool | str, launched: str
+) -> None:
+    set_device(monkeypatch, "cpu")
+    with pytest.raises(ProcessError, match=r"fp16 needs a GPU.*bf16, false"):
+        choose_precision(amp, {"ACCELERATE_MIXED_PRECISION": launched})
+
+
+@pytest.mark.parametrize("word", ["true", "True", "1", "yes"])
+def test_a_cpu_asked_for_on_a_machine_with_gpus_counts_as_a_cpu(monkeypatch: pytest.MonkeyPatch, word: str) -> None:
+    set_device(monkeypatch, "new gpu")
+    assert choose_precision(True, {"ACCELERATE_USE_CPU": word}) == "no"
+    with pytest.raises(ProcessError):
+        choose_precision("fp16", {"ACCELERATE_USE_CPU": word})
+    assert choose_precision(True, {"ACCELERATE_USE_CPU": "false"}) == "bf16"
+
+
+def test_the_launch_that_silently_starts_one_process_is_refused(
+    monkeypatch: pytest.MonkeyPatch, make_config: MakeConfig
+) -> None:
+    """What `accelerate launch --cpu --num_processes 2` puts into the environment of its one process."""
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "True")
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setattr(processes, "Accelerator", lambda **_: pytest.fail("went on"))
+    with pytest.raises(ProcessError) as caught:
+        start_processes(make_config())
+    assert "accelerate_configs/cpu_2.yaml" in str(caught.value) and "--multi_gpu" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {},
+        {"ACCELERATE_USE_CPU": "True"},
+        {"MASTER_ADDR": "h"},
+        {"ACCELERATE_USE_CPU": "true", "MASTER_ADDR": "h", "WORLD_SIZE": "2"},
+    ],
+)
+def test_other_launches_are_not_mistaken_for_it(environment: dict[str, str]) -> None:
+    processes._check_launch(environment)
+
+
+@pytest.mark.parametrize(("started", "world_size"), [(2, 1), (1, 2), (4, 2)])
+def test_a_group_of_another_size_than_was_started_is_refused(
+    make_config: MakeConfig, started: int, world_size: int
+) -> None:
+    with pytest.raises(ProcessError, match=f"{started} processes were started.*group of {world_size}"):
+        check_world_size(world_size, started, make_config())
+
+
+def test_another_number_than_the_config_expects_is_refused(make_config: MakeConfig) -> None:
+    config = make_config(train={"num_processes": 4})
+    check_world_size(4, 4, config)
+    with pytest.raises(ProcessError, match=r"train.num_processes = 4, but 1 were started"):
+        check_world_size(1, 1, config)
+
+
+def test_more_processes_than_samples_of_a_batch_are_refused(make_config: MakeConfig) -> None:
+    config = make_config(train={"batch_size": 3})
+    check_world_size(3, 3, config)
+    with pytest.raises(ProcessError, match=r"train\.batch_size = 3"):
+        check_world_size(4, 4, config)
+
+
+def test_the_rank_comes_from_the_environment() -> None:
+    assert rank_by_environment({}) == 0
+    assert rank_by_environment({"RANK": "3"}) == 3
+
+
+# --- on_main ---------------------------------------------------------------------------------------------------------
+
+
+def make_accelerator(count: int, main: bool) -> Any:
+    return SimpleNamespace(num_processes=count, is_main_process=main)
+
+
+def test_one_process_does_it_itself() -> None:
+    assert on_main(make_accelerator(1, True), lambda: 7) == 7
+    with pytest.raises(RuntimeError, match="as it is"):
+        on_main(make_accelerator(1, True), lambda: (_ for _ in ()).throw(RuntimeError("as it is")))
+
+
+def broadcast(monkeypatch: pytest.MonkeyPatch, sent: object) -> list[object]:
+    """A broadcast among processes of which this is one: the main one's box is kept, the others' is filled."""
+    boxes: list[object] = []
+
+    def act(box: list[object]) -> list[object]:
+        if sent is not None:
+            box[0] = sent
+        boxes.append(box[0])
+        return box
+
+    monkeypatch.setattr(processes, "broadcast_object_list", act)
+    return boxes
+
+
+def test_the_main_process_does_it_and_the_others_get_its_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    boxes = broadcast(monkeypatch, None)
+    assert on_main(make_accelerator(2, True), lambda: "result") == "result"
+    assert boxes == ["result"]
+    broadcast(monkeypatch, "result")
+    assert on_main(make_accelerator(2, False), lambda: pytest.fail("not the main process")) == "result"
+
+
+def test_an_error_of_the_user_reaches_every_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise ProcessError("mend this")
+
+    boxes = broadcast(monkeypatch, None)
+    with pytest.raises(ProcessError, match="mend this"):
+        on_main(make_accelerator(2, True), fail)
+    assert len(boxes) == 1, "the others would wait for ever"
+    broadcast(monkeypatch, boxes[0])
+    with pytest.raises(UserError, match="mend this"):
+        on_main(make_accelerator(2, False), fail)
+
+
+def test_threads_and_seed_are_set_as_the_config_says(monkeypatch: pytest.MonkeyPatch, make_config: MakeConfig) -> None:
+    for name in ("WORLD_SIZE", "MASTER_ADDR", "ACCELERATE_USE_CPU", "ACCELERATE_MIXED_PRECISION"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    try:
+        accelerator = start_processes(make_config(train={"cpu_threads": 3, "amp": False}, project={"seed": 5}))
+        assert torch.get_num_threads() == 3
+        assert torch.are_deterministic_algorithms_enabled()
+        assert accelerator.num_processes == 1 and accelerator.mixed_precision == "no"
+        drawn = torch.rand(1)
+        torch.manual_seed(5)
+        assert torch.rand(1) == drawn
+    finally:
+        torch.set_num_threads(before[0])
+        torch.use_deterministic_algorithms(before[1])

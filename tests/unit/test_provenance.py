@@ -1,0 +1,67 @@
+"""What made a run: versions, commit and command, without secrets."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+from doccls.run import provenance
+from doccls.run.provenance import describe_software, read_git_commit, render_command
+
+
+def test_versions_of_what_decides_the_bits_are_told() -> None:
+    told = describe_software()
+    assert told["packages"]["torch"] == metadata.version("torch")
+    assert told["packages"]["timm"] == metadata.version("timm")
+    assert {"python", "platform", "packages", "git_commit"} <= set(told)
+
+
+def test_a_package_that_is_not_installed_has_no_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(provenance, "_PACKAGES", ("no-such-package-4711",))
+    assert describe_software()["packages"]["no-such-package-4711"] is None
+
+
+def test_the_command_can_be_typed_again() -> None:
+    words = ["-m", "doccls.train", "--config", "my file.yaml", "--set", "data.id_col=a b"]
+    assert shlex.split(render_command(words)) == [sys.executable, *words]
+
+
+def test_secrets_of_the_command_are_starred_out() -> None:
+    command = render_command(["train", "--set", "tracking.api_key=SEKRIT", "--set=wandb_token=SEKRIT"])
+    assert "SEKRIT" not in command and "tracking.api_key=" in command
+
+
+def test_outside_git_there_is_no_commit(tmp_path: Path) -> None:
+    assert read_git_commit(tmp_path) is None
+
+
+def fake_git(monkeypatch: pytest.MonkeyPatch, status: str | Exception) -> None:
+    def run(words: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        if isinstance(status, Exception):
+            raise status
+        return subprocess.CompletedProcess(words, 0, "abc123\n" if "rev-parse" in words else status)
+
+    monkeypatch.setattr(provenance.subprocess, "run", run)
+
+
+@pytest.mark.parametrize(
+    ("status", "commit"),
+    [
+        ("", "abc123"),
+        (" M a.py\n", "abc123-dirty"),
+        (FileNotFoundError("git"), None),
+        (subprocess.CalledProcessError(128, "git"), None),
+        (subprocess.TimeoutExpired("git", 10), None),
+    ],
+)
+def test_the_commit_says_whether_files_differ_and_no_git_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: str | Exception, commit: str | None
+) -> None:
+    (tmp_path / ".git").mkdir()
+    fake_git(monkeypatch, status)
+    assert read_git_commit(tmp_path) == commit

@@ -1,0 +1,216 @@
+"""The log: first and last line, the exit marker whatever happens, and everything printed teed into the file."""
+
+from __future__ import annotations
+
+import io
+import logging
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from doccls.errors import UserError
+from doccls.run.runlog import Interrupted, RunLog, exit_code, install_signal_handlers
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "logs" / "run.log"
+
+
+def test_the_first_and_the_last_line_and_the_success_marker(path: Path) -> None:
+    with RunLog(path) as log:
+        log.line("[CFG] a=1")
+    lines = path.read_text().splitlines()
+    assert lines[0].startswith(">> Logger started: ") and str(path) in lines[0]
+    assert lines[1:] == ["[CFG] a=1", "[EXIT] TRAINING SUCCESS code=0", ">> Stopping logger and restoring stdio"]
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (UserError("mend this"), 1),
+        (RuntimeError("broken"), 1),
+        (Interrupted(signal.SIGINT), 130),
+        (Interrupted(signal.SIGTERM), 143),
+        (KeyboardInterrupt(), 130),
+        (MemoryError(), 1),
+    ],
+)
+def test_an_error_leaves_its_traceback_then_the_marker_and_goes_on(path: Path, error: BaseException, code: int) -> None:
+    stdio = sys.stdout, sys.stderr
+    with pytest.raises(type(error)) as caught, RunLog(path):
+        raise error
+    assert caught.value is error
+    assert (sys.stdout, sys.stderr) == stdio
+    assert exit_code(error) == code
+    lines = path.read_text().splitlines()
+    assert lines[-2:] == [f"[EXIT] TRAINING ERROR code={code}", ">> Stopping logger and restoring stdio"]
+    assert lines[1] == "Traceback (most recent call last):"
+    assert any(type(error).__name__ in line for line in lines[2:-2])
+    assert "SUCCESS" not in path.read_text()
+
+
+def test_the_console_gets_no_traceback_of_what_a_user_did(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(UserError), RunLog(path):
+        raise UserError("mend this")
+    console = capsys.readouterr()
+    assert "Traceback" not in console.out + console.err
+    assert "Traceback" in path.read_text() and "mend this" in path.read_text()
+
+
+def test_the_console_gets_the_traceback_of_a_defect(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(RuntimeError), RunLog(path):
+        raise RuntimeError("broken")
+    assert "RuntimeError: broken" in capsys.readouterr().err
+
+
+def test_all_that_is_printed_goes_to_console_and_file_in_order(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with RunLog(path) as log:
+        print("one")
+        print("two", file=sys.stderr)
+        sys.stdout.write("three\n")
+        log.line("four\nfive")
+        log.detail("six")
+        sys.stdout.flush()
+    print("outside")
+    console = capsys.readouterr()
+    assert path.read_text().splitlines()[1:7] == ["one", "two", "three", "four", "five", "six"]
+    assert console.out.splitlines()[1:6] == ["one", "three", "four", "five", "six"]
+    assert console.err == "two\n"
+    assert "outside" not in path.read_text()
+
+
+def test_what_is_written_is_in_the_file_at_once(path: Path) -> None:
+    with RunLog(path) as log:
+        log.line("now")
+        assert "now\n" in path.read_text()
+
+
+def test_a_second_run_of_the_same_minute_adds_to_the_file(path: Path) -> None:
+    for word in ("alpha", "omega"):
+        with RunLog(path) as log:
+            log.line(word)
+    text = path.read_text()
+    assert text.count(">> Logger started: ") == 2 and text.index("alpha") < text.index("omega")
+
+
+def test_a_process_that_is_not_the_main_one_writes_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    stdio = sys.stdout, sys.stderr
+    with RunLog(None) as log:
+        log.line("silent")
+        log.detail("silent")
+        with log.progress("fold", 3) as bar:
+            bar.advance()
+        assert (sys.stdout, sys.stderr) == stdio
+    assert capsys.readouterr() == ("", "")
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_error_in_a_silent_log_goes_on_in_silence(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(RuntimeError), RunLog(None):
+        raise RuntimeError("broken")
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_terminals_progress_bar_leaves_no_control_codes_in_the_file(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, err = Terminal(), Terminal()
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(sys, "stderr", err)
+    with RunLog(path) as log:
+        with log.progress("fold 0", 3) as bar:
+            for step in range(3):
+                log.line(f"line [red]{step}[/red]")
+                log.detail(f"detail {step}")
+                print("half", end="")
+                print(" and rest")
+                bar.advance()
+            print("unfinished", end="")
+        log.line(" end")
+    text = path.read_text()
+    assert "\x1b" not in text and "\r" not in text and "━" not in text
+    body = [line for step in range(3) for line in (f"line [red]{step}[/red]", f"detail {step}", "half and rest")]
+    assert text.splitlines()[1:11] == [*body, "unfinished end"]
+    console = out.getvalue() + err.getvalue()
+    assert "\x1b" in console and "line [red]2[/red]" in console and "detail" not in console
+    assert "unfinished end" in console
+
+
+def test_where_there_is_no_terminal_the_lines_stand_for_the_bar(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with RunLog(path) as log, log.progress("fold 0", 2) as bar:
+        log.detail("[STEP 1/2]")
+        bar.advance()
+    console = capsys.readouterr()
+    assert "[STEP 1/2]" in console.out and "\x1b" not in console.out + console.err
+
+
+def test_an_error_under_a_progress_bar_still_ends_the_log(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", Terminal())
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    with pytest.raises(RuntimeError), RunLog(path) as log, log.progress("fold", 2):
+        raise RuntimeError("broken")
+    assert path.read_text().splitlines()[-2:] == [
+        "[EXIT] TRAINING ERROR code=1", ">> Stopping logger and restoring stdio"
+    ]  # fmt: skip
+
+
+def test_a_handler_that_kept_the_teed_stream_may_still_write_after_the_end(
+    path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Libraries make their log handlers while a run is on, and use them until the process ends."""
+    with RunLog(path):
+        handler = logging.StreamHandler(sys.stderr)
+        kept = sys.stdout
+    kept.write("late line\n")
+    kept.flush()
+    handler.emit(logging.LogRecord("x", logging.WARNING, "", 0, "late record", None, None))
+    console = capsys.readouterr()
+    assert "late line" in console.out and "late record" in console.err
+    assert "AssertionError" not in console.err and "late" not in path.read_text()
+
+
+def test_the_teed_streams_are_good_enough_for_libraries(path: Path) -> None:
+    with RunLog(path):
+        assert isinstance(sys.stdout.isatty(), bool)
+        assert sys.stdout.encoding
+        assert sys.stdout.write("abc\n") == 4
+        sys.stdout.writelines(["a\n", "b\n"])
+        assert sys.stdout.writable()
+    assert "abc\na\nb\n" in path.read_text()
+
+
+def test_a_name_that_is_not_unicode_does_not_end_the_run(path: Path) -> None:
+    """File names may hold bytes that are not UTF-8: Python shows those as lone surrogates."""
+    with RunLog(path) as log:
+        log.line("bad \udcff name")
+    assert "bad" in path.read_text()
+
+
+def test_signals_raise_interrupted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    try:
+        for number, code in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
+            install_signal_handlers()
+            with pytest.raises(Interrupted) as caught:
+                signal.raise_signal(number)
+            assert exit_code(caught.value) == code
+            signal.raise_signal(signal.SIGINT)  # a second one finds the first on its way out
+            signal.raise_signal(signal.SIGTERM)
+    finally:
+        for number, handler in zip((signal.SIGINT, signal.SIGTERM), before, strict=True):
+            signal.signal(number, handler)
+
+
+def test_interrupted_is_no_exception_that_code_on_the_way_would_handle() -> None:
+    assert not issubclass(Interrupted, Exception)

@@ -1,0 +1,144 @@
+"""Augmentation: a pure function of the page and its stream, each transform with draws of its own."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import pytest
+
+from doccls.config.load import _read_mode
+from doccls.config.schema import AugmentConfig
+from doccls.data.transforms import Augmentation
+from doccls.randomness import Purpose, derive_stream
+
+ALONE = {
+    "rotate_deg": 180.0, "quarter_turn_prob": 1.0, "hflip_prob": 1.0, "vflip_prob": 1.0, "scale": 0.3, "shift": 0.2,
+    "perspective_prob": 1.0, "blur_prob": 1.0, "noise_prob": 1.0, "shadow_prob": 1.0, "jpeg_prob": 1.0,
+    "brightness": 0.5,
+}  # fmt: skip
+
+
+def make_page(size: int = 64) -> np.ndarray:
+    """Dark print on white paper, no symmetry, so that every turn and flip shows."""
+    page = np.full((size, size, 3), 255, np.uint8)
+    page[size // 4 : size // 4 + 6, size // 4 : size - 8] = (20, 40, 160)
+    page[size // 2 : size // 2 + 4, size // 4 : size // 2] = 0
+    return page
+
+
+def stream(*place: int) -> np.random.SeedSequence:
+    return derive_stream(1, Purpose.AUGMENTATION, *place)
+
+
+def read_augment(mode: str) -> AugmentConfig:
+    keys = {key[1]: float(stated.value) for key, stated in _read_mode(mode) if key[0] == "augment"}
+    assert keys
+    return AugmentConfig(**keys)
+
+
+def test_the_list_above_names_every_transform() -> None:
+    assert set(ALONE) == set(AugmentConfig.model_fields) - {"rotate_prob"}
+
+
+def test_all_off_is_the_identity() -> None:
+    page = make_page()
+    assert np.array_equal(Augmentation(AugmentConfig()).apply(page, stream(0)), page)
+
+
+@pytest.mark.parametrize("key", ALONE)
+def test_each_key_alone_builds_without_a_warning_and_changes_the_page(key: str) -> None:
+    """albumentations only warns of arguments that it doesn't know."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        augmentation = Augmentation(AugmentConfig(**{key: ALONE[key]}))
+        pages = [augmentation.apply(make_page(), stream(number)) for number in range(12)]
+    assert all(page.shape == (64, 64, 3) and page.dtype == np.uint8 for page in pages)
+    changed = [not np.array_equal(page, make_page()) for page in pages]
+    assert sum(changed) >= (6 if key == "quarter_turn_prob" else 10)  # a quarter turn may be one by 0 degrees
+
+
+@pytest.mark.parametrize("mode", ["basic", "highperf"])
+def test_a_modes_recipe_runs_on_many_pages_without_a_warning(mode: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        augmentation = Augmentation(read_augment(mode))
+        pages = [augmentation.apply(make_page(), stream(number)) for number in range(50)]
+    assert all(page.shape == (64, 64, 3) and page.dtype == np.uint8 for page in pages)
+    assert len({page.tobytes() for page in pages}) == 50
+
+
+def test_the_page_given_is_not_changed() -> None:
+    page = make_page()
+    augmentation = Augmentation(read_augment("highperf"))
+    for number in range(20):
+        augmentation.apply(page, stream(number))
+    assert np.array_equal(page, make_page())
+
+
+def test_the_result_depends_on_page_and_stream_alone_and_not_on_what_came_before() -> None:
+    config = read_augment("highperf")
+    first = Augmentation(config)
+    forward = [first.apply(make_page(), stream(number)) for number in range(12)]
+    second = Augmentation(config)
+    backward = [second.apply(make_page(), stream(number)) for number in reversed(range(12))][::-1]
+    fresh = [Augmentation(config).apply(make_page(), stream(number)) for number in range(12)]
+    np.random.seed(0)  # noqa: NPY002 (the global generator must not matter)
+    again = [first.apply(make_page(), stream(number)) for number in range(12)]
+    for one, two, three, four in zip(forward, backward, fresh, again, strict=True):
+        assert np.array_equal(one, two) and np.array_equal(one, three) and np.array_equal(one, four)
+
+
+def test_the_global_generators_are_left_alone() -> None:
+    np.random.seed(3)  # noqa: NPY002
+    expected = np.random.random()  # noqa: NPY002
+    np.random.seed(3)  # noqa: NPY002
+    Augmentation(read_augment("highperf")).apply(make_page(), stream(0))
+    assert np.random.random() == expected  # noqa: NPY002
+
+
+def test_transforms_draw_independently_of_each_other() -> None:
+    """One stream for all of them would give two outcomes of the eight: everything or nothing."""
+    augmentation = Augmentation(AugmentConfig(hflip_prob=0.5, vflip_prob=0.5, jpeg_prob=0.5))
+    page = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    turns = {"none": page, "h": page[:, ::-1], "v": page[::-1], "hv": page[::-1, ::-1]}
+    seen = []
+    for number in range(240):
+        result = augmentation.apply(page, stream(number))
+        gaps = {name: np.abs(result.astype(int) - turned).mean() for name, turned in turns.items()}
+        nearest = min(gaps, key=gaps.__getitem__)
+        seen.append((nearest, gaps[nearest] > 0))
+    counts = [seen.count((name, compressed)) for name in turns for compressed in (False, True)]
+    assert min(counts) >= 12, f"eight outcomes of about 30 each, not {counts}"
+
+
+@pytest.mark.parametrize("place", [(0, 0, 1), (0, 1, 0), (1, 0, 0)])
+def test_fold_epoch_and_sample_each_change_the_draw(place: tuple[int, ...]) -> None:
+    augmentation = Augmentation(read_augment("highperf"))
+    pages = [augmentation.apply(make_page(), stream(0, 0, 0)), augmentation.apply(make_page(), stream(*place))]
+    assert not np.array_equal(*pages)
+
+
+@pytest.mark.parametrize("key", ["rotate_deg", "shift", "scale", "perspective_prob"])
+def test_what_a_moved_page_uncovers_is_white(key: str) -> None:
+    augmentation = Augmentation(AugmentConfig(**{key: ALONE[key]}))
+    paper = np.full((64, 64, 3), 255, np.uint8)
+    assert all(augmentation.apply(paper, stream(number)).min() == 255 for number in range(25))
+
+
+def test_probabilities_are_shares() -> None:
+    augmentation = Augmentation(AugmentConfig(hflip_prob=0.25))
+    changed = [not np.array_equal(augmentation.apply(make_page(), stream(n)), make_page()) for n in range(400)]
+    assert 0.18 < np.mean(changed) < 0.32
+
+
+def test_rotation_goes_both_ways_up_to_its_limit() -> None:
+    """A dot right of the centre: its angle tells the turn."""
+    page = np.full((101, 101, 3), 255, np.uint8)
+    page[48:53, 88:93] = 0
+    augmentation = Augmentation(AugmentConfig(rotate_deg=30))
+    angles = []
+    for number in range(60):
+        rows, columns = np.nonzero(augmentation.apply(page, stream(number))[..., 0] < 128)
+        angles.append(np.degrees(np.arctan2(50 - rows.mean(), columns.mean() - 50)))
+    assert -31.5 < min(angles) < -15 and 15 < max(angles) < 31.5
