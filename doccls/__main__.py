@@ -65,6 +65,7 @@ def _check(arguments: argparse.Namespace) -> int:
         from doccls.data.prepare import prepare_data
 
         config = train.load_arguments(arguments)
+        train.check_statements(config)
         print(f"[CONFIG] OK | {arguments.config.resolve()}")
         prepared = prepare_data(config)
         for warning in prepared.warnings:

@@ -40,7 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", type=Path, metavar="RUN", help="folder of the run: <exp_dir>/YYYYMMDD/<run_id>")
     parser.add_argument("--sample-csv", type=Path, metavar="FILE", help="instead of the run's data.sample_csv")
     parser.add_argument("--image-dir", type=Path, metavar="DIR", help="instead of the run's data.image_dir_test")
-    parser.add_argument("--num-workers", type=int, metavar="N", help="processes that load images")
+    parser.add_argument(
+        "--num-workers", type=int, choices=range(65), metavar="N", help="processes that load images (0 to 64)"
+    )
     parser.add_argument(
         "--on-bad-image", choices=("error", "skip"), default="error",
         help="missing or bad test images: refuse (default), or give their rows the training classes' shares",
@@ -67,9 +69,13 @@ def predict(arguments: argparse.Namespace) -> int:
     _check_kinship(folds)
     config = _with_arguments(parse_config(folds[0]), arguments)
     pages = read_test_pages(config)
+    _check_form(pages.table, config.data.id_col, folds[0].classes)
     if is_main:
         if len(folds) < config.data.folds:
             print(f"[WARNING] {len(folds)} of {config.data.folds} folds have a checkpoint; the average is over those")
+        for fold in folds:
+            if not paths.part(fold.fold).exists():
+                print(f"[WARNING] fold {fold.fold} is not finished: its best epoch so far is used")
         for problem in pages.problems:
             print(f"[WARNING] {problem}")
         print(f"[PREDICT] {len(pages.ids)} test images x {len(folds)} folds", flush=True)
@@ -124,25 +130,30 @@ def render_submission(table: pd.DataFrame, id_col: str, classes: Sequence[str], 
         DataError: the sample has other columns than these two forms.
     """
     columns = list(table.columns)
-    others = [column for column in columns if column != id_col]
-    labels = [classes[best] for best in chances_NC.argmax(axis=1)]
+    others = _check_form(table, id_col, classes)
     if len(others) == 1:
-        cells = {others[0]: labels}
-    elif sorted(others) == sorted(classes):
+        cells = {others[0]: [classes[best] for best in chances_NC.argmax(axis=1)]}
+    else:
         cells = {
             label: [f"{chance:.8f}" for chance in chances_NC[:, position]] for position, label in enumerate(classes)
         }
-    else:
-        raise DataError(
-            f"data.sample_csv has the columns {columns}: beside {id_col!r} there must be one for the label, "
-            f"or exactly one a class: {', '.join(classes)}"
-        )
     cells[id_col] = list(table[id_col])
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
     writer.writerows(zip(*(cells[column] for column in columns), strict=True))
     return text.getvalue()
+
+
+def _check_form(table: pd.DataFrame, id_col: str, classes: Sequence[str]) -> list[str]:
+    """The sample's columns beside the ID: one for the label, or one a class."""
+    others = [column for column in table.columns if column != id_col]
+    if len(others) != 1 and sorted(others) != sorted(classes):
+        raise DataError(
+            f"data.sample_csv has the columns {list(table.columns)}: beside {id_col!r} there must be one for the "
+            f"label, or exactly one a class: {', '.join(classes)}"
+        )
+    return others
 
 
 def _predict_fold(best: "BestCheckpoint", config: Config, pages: TestPages, accelerator: "Accelerator") -> np.ndarray:
@@ -157,7 +168,8 @@ def _predict_fold(best: "BestCheckpoint", config: Config, pages: TestPages, acce
     model.load_state_dict(best.state_dict)
     model.to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     rows = np.asarray([row for row, path in enumerate(pages.paths) if path is not None], dtype=np.int64)
-    size = config.train.micro_batch_size or config.train.batch_size
+    share = -(-config.train.batch_size // accelerator.num_processes)
+    size = min(config.train.micro_batch_size or share, share)
     keys = EvaluationKeys(rows, size, accelerator.process_index, accelerator.num_processes)
     described = Pages(
         pages.ids, pages.paths, [-1] * len(pages.ids), config.train.img_size, config.data.max_image_pixels

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from doccls.config import Config, Override, load_config, parse_override, render_snapshot
 from doccls.config.load import MODES, list_values
-from doccls.errors import UserError
+from doccls.errors import OwnError, UserError
 from doccls.run.artifacts import write_text
-from doccls.run.paths import RunPaths, check_run_id, locate_run, name_log
-from doccls.run.runlog import Interrupted, RunLog, exit_code, install_signal_handlers
+from doccls.run.paths import RunError, RunPaths, check_run_id, locate_run, name_log
+from doccls.run.runlog import Interrupted, RunLog, exit_code, ignore_signals, install_signal_handlers
 
 if TYPE_CHECKING:  # the stack takes seconds to import: a mistake in the config is told before that
     from accelerate import Accelerator
@@ -67,55 +67,74 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Train as the command line says; returns the exit code. Never raises for what a user did."""
     arguments = build_parser().parse_args(argv)
     install_signal_handlers()
+    log = RunLog(None)
     try:
         config = load_arguments(arguments)
-        from doccls.training.processes import start_processes
+        from doccls.training.processes import on_main, start_processes
 
         accelerator = start_processes(config)
+        now = datetime.now()
+        run_id = on_main(accelerator, lambda: _name_run(arguments.run_id, config))
+        log = RunLog(name_log(config.output.logs_dir, run_id, now) if accelerator.is_main_process else None)
+        with log:
+            _run(config, run_id, now, accelerator, log)
     except (Exception, Interrupted) as error:  # noqa: BLE001 (the last place: an error ends the process, told)
-        return _fail(error, logged=False)
-    try:
-        _run(config, arguments.run_id, accelerator)
-    except (Exception, Interrupted) as error:  # noqa: BLE001 (as above; the log holds the traceback and the marker)
-        return _fail(error, logged=True)
+        return _fail(error, logged=log.opened)
     accelerator.end_training()
     if accelerator.is_main_process:
         print("[EXIT] training finished successfully (see logs/* for details)")
     return 0
 
 
-def _run(config: Config, run_id: str | None, accelerator: "Accelerator") -> None:
+def _name_run(asked: str | None, config: Config) -> str:
+    return check_run_id(asked or f"{config.project.version}-{secrets.token_hex(3)}")
+
+
+def _run(config: Config, run_id: str, now: datetime, accelerator: "Accelerator", log: RunLog) -> None:
     """The run, in the order of the contract. All ranks must call."""
     from doccls.training.processes import on_main
 
-    now = datetime.now()
-    chosen: str = on_main(
-        accelerator, lambda: check_run_id(run_id or f"{config.project.version}-{secrets.token_hex(3)}")
-    )
-    main = accelerator.is_main_process
-    with RunLog(name_log(config.output.logs_dir, chosen, now) if main else None) as log:
-        for key, value in list_values(config):
-            log.line(f"[CFG] {key}={value}")
-        log.line(f"[SEED] {config.project.seed} for Python, NumPy and PyTorch; {config.train.cpu_threads} CPU threads")
-        data = _prepare(config, accelerator, log)
-        paths, identity, finished = on_main(accelerator, lambda: _open_run(config, chosen, now, data, accelerator))
-        log.line(f"[ARTIFACTS] {paths.root}")
-        _train_folds(config, data, identity, paths, finished, accelerator, log)
-        if main and config.data.valid_fold == "all":
-            _merge(paths, log)
-        log.line(f"[DONE] run={chosen} folder={paths.root}")
-        log.line("[BOOT] training pipeline finished successfully")
+    for key, value in list_values(config):
+        log.line(f"[CFG] {key}={value}")
+    log.line(f"[SEED] {config.project.seed} for Python, NumPy and PyTorch; {config.train.cpu_threads} CPU threads")
+    data = _prepare(config, accelerator, log)
+    paths, identity, finished = on_main(accelerator, lambda: _open_run(config, run_id, now, data, accelerator))
+    log.line(f"[ARTIFACTS] {paths.root}")
+    _train_folds(config, data, identity, paths, finished, accelerator, log)
+    if config.data.valid_fold == "all":
+        on_main(accelerator, lambda: _merge(paths, log))
+    log.line(f"[DONE] run={run_id} folder={paths.root}")
+    log.line("[BOOT] training pipeline finished successfully")
+
+
+def check_statements(config: Config) -> None:
+    """What can be told of a config without reading the data: files, folders and names exist.
+
+    Raises:
+        UserError: some don't.
+    """
+    from doccls.data.manifest import check_paths
+    from doccls.model.build import check_model_name
+    from doccls.model.optim import check_optimizer_name
+
+    data = config.data
+    needed = {"data.train_csv": (data.train_csv, "file"), "data.image_dir_train": (data.image_dir_train, "folder")}
+    optional = {
+        "data.sample_csv": (data.sample_csv, "file"),
+        "data.image_dir_test": (data.image_dir_test, "folder"),
+        "model.weights": (config.model.weights, "file"),
+    }
+    check_paths(needed | {key: stated for key, stated in optional.items() if stated[0] is not None})
+    check_model_name(config.model.name)
+    check_optimizer_name(config.train.optimizer)
 
 
 def _prepare(config: Config, accelerator: "Accelerator", log: RunLog) -> "PreparedData":
-    from doccls.data.manifest import check_paths
     from doccls.data.prepare import prepare_data
     from doccls.training.processes import on_main
 
     data = config.data
-    needed = {"data.train_csv": (data.train_csv, "file"), "data.image_dir_train": (data.image_dir_train, "folder")}
-    optional = {"data.sample_csv": (data.sample_csv, "file"), "model.weights": (config.model.weights, "file")}
-    check_paths(needed | {key: stated for key, stated in optional.items() if stated[0] is not None})
+    on_main(accelerator, lambda: check_statements(config))
     log.line(
         f"[PATH] OK | train_csv={data.train_csv} | sample_csv={data.sample_csv}"
         f" | image_dir_train={data.image_dir_train}"
@@ -132,13 +151,17 @@ def _open_run(
 ) -> tuple[RunPaths, str, list[int]]:
     """Create or join the run's folder; the main process calls. Returns its paths, identity and finished folds."""
     from doccls.oof.merge import find_finished_folds
-    from doccls.run.identity import derive_identity, digest_file
+    from doccls.run.identity import check_snapshot, derive_identity, digest_file
 
     weights = digest_file(config.model.weights) if config.model.weights else None
     identity = derive_identity(config, data.digest, data.assignment.digest(), weights)
     paths = locate_run(config.output.exp_dir, run_id, now)
     finished = find_finished_folds(paths, identity, config.data.folds)
-    paths.root.mkdir(parents=True, exist_ok=True)
+    check_snapshot(paths, identity)
+    try:
+        paths.root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"output.exp_dir: can't make {paths.root}: {error.strerror}") from error
     if config.output.snapshots and not finished:
         write_text(paths.snapshot, render_snapshot(config, _describe(run_id, now, identity, data, accelerator)))
     return paths, identity, finished
@@ -170,7 +193,7 @@ def _train_folds(
     config: Config, data: "PreparedData", identity: str, paths: RunPaths, finished: list[int],
     accelerator: "Accelerator", log: RunLog,
 ) -> None:  # fmt: skip
-    from doccls.training.fold import Experiment, train_fold
+    from doccls.training.fold import Experiment, release_memory, train_fold
 
     experiment = Experiment(config, data, identity, paths)
     wanted = range(config.data.folds) if config.data.valid_fold == "all" else (config.data.valid_fold,)
@@ -179,6 +202,7 @@ def _train_folds(
             log.line(f"[FOLD {fold}] finished before: kept {paths.part(fold)}")
         else:
             train_fold(experiment, fold, accelerator, log)
+            release_memory(accelerator)
 
 
 def _merge(paths: RunPaths, log: RunLog) -> None:
@@ -194,16 +218,18 @@ def _fail(error: BaseException, logged: bool) -> int:
     """Say the console's last words, once: the main process's, and another's where the error is its own."""
     from doccls.training.processes import rank_by_environment
 
-    rank, expected = rank_by_environment(), isinstance(error, UserError | Interrupted)
+    ignore_signals()
+    rank, code = rank_by_environment(), exit_code(error)
+    expected = isinstance(error, UserError | Interrupted)
     if not expected and not (logged and rank == 0):  # the main process's log has shown it
         traceback.print_exception(error)
     if rank == 0:
         if not logged:
-            print(f"[EXIT] TRAINING ERROR code={exit_code(error)}", flush=True)
+            print(f"[EXIT] TRAINING ERROR code={code}", flush=True)
         print(f"[EXIT][ERROR] training failed: {error}", file=sys.stderr, flush=True)
-    elif not expected:
-        print(f"[EXIT][ERROR] rank {rank} failed: {error!r}", file=sys.stderr, flush=True)
-    return exit_code(error)
+    elif not expected or isinstance(error, OwnError):
+        print(f"[EXIT][ERROR] rank {rank} failed: {error}", file=sys.stderr, flush=True)
+    return code
 
 
 if __name__ == "__main__":

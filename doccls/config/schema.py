@@ -63,9 +63,9 @@ def _refuse(contradictions: dict[str, str]) -> None:
 
 
 class ProjectConfig(Section):
-    name: Annotated[str, Field(min_length=1)] = "doccls"
+    name: Annotated[str, Field(min_length=1), Operational()] = "doccls"
     """Name of the project; the W&B project unless tracking.project says otherwise."""
-    version: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,39}$")] = "v001"
+    version: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,39}$"), Operational()] = "v001"
     """Prefix of the run id: `v087` gives run ids such as `v087-8c206e`."""
     seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = 42
     """Seed of folds, initial weights, order, augmentation and dropout."""
@@ -155,7 +155,7 @@ class TrainConfig(Section):
     warmup_epochs: Annotated[float, Field(ge=0)] = 0.0
     """Epochs of linear warm-up, counted within epochs."""
     min_lr: Annotated[float, Field(ge=0)] = 0.0
-    """Where cosine, tanh and poly end, and where the warm-up starts."""
+    """Where cosine, tanh and poly end; a warm-up starts at it or at a thousandth of lr, whichever is more."""
     decay_epochs: Annotated[float, Field(gt=0)] = 10.0
     """Scheduler `step`: epochs between two decays."""
     decay_rate: Annotated[float, Field(gt=0)] = 0.1

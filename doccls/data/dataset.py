@@ -1,6 +1,7 @@
 """Samples and batches: pages stay uint8 until they are on the device."""
 
 import signal
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -11,8 +12,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from doccls.data.images import ImageError, decode_image, fit_page
-from doccls.data.manifest import DataError
 from doccls.data.transforms import Augmentation
+from doccls.errors import OwnError
 from doccls.randomness import Purpose, derive_stream
 
 
@@ -67,7 +68,7 @@ class DocClsDataset(Dataset[tuple[np.ndarray, int, int]]):
         try:
             return fit_page(decode_image(path.read_bytes(), self._pages.max_pixels), self._pages.img_size)
         except (OSError, ImageError) as error:
-            raise DataError(f"image of ID {self._pages.ids[index]!r} turned bad: {path}: {error}") from error
+            raise OwnError(f"image of ID {self._pages.ids[index]!r} turned bad: {path}: {error}") from error
 
 
 def collate_batch(samples: list[tuple[np.ndarray, int, int]]) -> Batch:
@@ -86,6 +87,8 @@ def build_loader(
         collate_fn=collate_batch,
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
+        # Forked workers share the imported stack; any other start imports it again in each.
+        multiprocessing_context="fork" if num_workers and sys.platform == "linux" else None,
         prefetch_factor=4 if num_workers else None,
         pin_memory=pin_memory,
         worker_init_fn=_start_worker,

@@ -66,7 +66,12 @@ def read_manifest(data: DataConfig) -> Manifest:
 
     unlabelled = [row for row, label in enumerate(labels) if label.lower() in _MISSING_LABELS]
     if unlabelled:
-        problems.append(tell(f"rows with an empty or NaN {data.target_col!r}", [_row(ids, row) for row in unlabelled]))
+        problems.append(
+            tell(
+                f"rows without a {data.target_col!r} (empty, nan, na, n/a, none, null)",
+                [_row(ids, row) for row in unlabelled],
+            )
+        )
     classes = order_classes(label for label in labels if label.lower() not in _MISSING_LABELS)
     if not unlabelled and len(classes) < 2:
         problems.append(f"every row has the label {classes[0]!r}: at least two classes are needed")
@@ -258,8 +263,8 @@ def _duplicate(ids: tuple[str, ...], labels: list[str], rows: list[int]) -> str:
     return f"lines {lines}: ID {ids[rows[0]]!r}" + (f", labels differ: {found}" if len(set(found)) > 1 else "")
 
 
-def tell(what: str, examples: list[str]) -> str:
+def tell(what: str, examples: list[str], shown: int = _SHOWN) -> str:
     """What was counted, how many, and the first of them."""
-    shown = "\n".join(f"    {line}" for line in examples[:_SHOWN])
-    more = f"\n    ... and {len(examples) - _SHOWN} more" if len(examples) > _SHOWN else ""
-    return f"{what}: {len(examples)}\n{shown}{more}"
+    lines = "\n".join(f"    {line}" for line in examples[:shown])
+    more = f"\n    ... and {len(examples) - shown} more" if len(examples) > shown else ""
+    return f"{what}: {len(examples)}\n{lines}{more}"

@@ -52,7 +52,11 @@ def prepare_data(config: Config) -> PreparedData:
     digests, bad = _inspect(manifest, data.max_image_pixels)
     warnings = list(manifest.warnings)
     if bad:
-        line = tell("images that can't be used", [f"{_name(manifest, row)}: {problem}" for row, problem in bad.items()])
+        line = tell(
+            "images that can't be used",
+            [f"{_name(manifest, row)}: {problem}" for row, problem in bad.items()],
+            shown=len(bad),
+        )
         if data.on_bad_image == "error":
             raise DataError(f"{line}\n(data.on_bad_image: skip leaves such rows out)")
         warnings.append(line)

@@ -11,7 +11,7 @@ from timm.layers import SelectAdaptivePool2d
 from torch import nn
 
 from doccls.config.schema import ModelConfig
-from doccls.errors import UserError
+from doccls.errors import OwnError, UserError
 from doccls.model.pooling import GeneralizedMeanPool2d
 from doccls.model.weights import UNREADABLE
 
@@ -20,6 +20,10 @@ POOLINGS = ("avg", "max", "avgmax", "catavgmax", "gem", "token", "map")
 
 class ModelError(UserError):
     """The model can't be built as asked."""
+
+
+class WeightsError(ModelError, OwnError):
+    """The file of weights can't be used; on another machine it may be."""
 
 
 def build_model(config: ModelConfig, num_classes: int, img_size: int, fetch: bool = True) -> nn.Module:
@@ -31,14 +35,15 @@ def build_model(config: ModelConfig, num_classes: int, img_size: int, fetch: boo
     Raises:
         ModelError: unknown name, a pooling or size that the architecture doesn't take, or weights that can't be had.
     """
-    _check_name(config.name)
+    check_model_name(config.name)
     model = _create(config, config.pooling, num_classes, img_size)
     if not fetch:
         return model
+    fresh = _list_pooling_parameters(config, model, img_size)
     if config.weights is not None:
-        _load_file(model, config.weights, config.name)
+        _load_file(model, config.weights, config.name, fresh)
     elif config.pretrained:
-        _load_state(model, _fetch_pretrained(config, img_size), f"the hub's weights of {config.name}")
+        _load_state(model, _fetch_pretrained(config, img_size), f"the hub's weights of {config.name}", fresh)
     return model
 
 
@@ -59,7 +64,12 @@ def list_poolings(name: str, img_size: int) -> list[str]:
     return [pooling for pooling in POOLINGS if _takes_pooling(name, pooling, img_size)]
 
 
-def _check_name(name: str) -> None:
+def check_model_name(name: str) -> None:
+    """timm knows the name.
+
+    Raises:
+        ModelError: it does not; the closest names are told.
+    """
     if ":" in name:  # `hf-hub:...` and `local-dir:...` are timm's to resolve
         return
     base, _, tag = name.partition(".")
@@ -78,7 +88,7 @@ def _create(config: ModelConfig, pooling: str | None, num_classes: int, img_size
     if _has_fixed_input_size(config.name):
         wanted["img_size"] = img_size
     try:
-        return _create_with_pooling(config.name, pooling, num_classes, wanted)
+        model = _create_with_pooling(config.name, pooling, num_classes, wanted)
     except (AssertionError, TypeError, ValueError, RuntimeError, AttributeError, OSError) as error:
         if pooling is not None:
             takes = list_poolings(config.name, img_size)
@@ -91,6 +101,20 @@ def _create(config: ModelConfig, pooling: str | None, num_classes: int, img_size
             f"model.name = {config.name!r} can't be built with train.img_size = {img_size} and "
             f"{', '.join(f'model.{key} = {value}' for key, value in options.items())}: {error}"
         ) from error
+    _check_img_size(config, pooling, img_size, wanted)
+    return model
+
+
+def _check_img_size(config: ModelConfig, pooling: str | None, img_size: int, options: dict[str, float]) -> None:
+    """One page of that size through the model, without memory or weights."""
+    try:
+        with torch.device("meta"), torch.no_grad():
+            probe = _create_with_pooling(config.name, pooling, 2, options).eval()
+            probe(torch.empty(1, 3, img_size, img_size))
+    except NotImplementedError:
+        return  # the architecture does what the meta device can't: this tells nothing
+    except (AssertionError, TypeError, ValueError, RuntimeError) as error:
+        raise ModelError(f"train.img_size = {img_size}: {config.name} can't take it: {error}") from error
 
 
 def _create_with_pooling(name: str, pooling: str | None, num_classes: int, options: dict[str, float]) -> nn.Module:
@@ -148,13 +172,13 @@ def _fetch_pretrained(config: ModelConfig, img_size: int) -> dict[str, torch.Ten
     return state
 
 
-def _load_file(model: nn.Module, path: Path, name: str) -> None:
+def _load_file(model: nn.Module, path: Path, name: str, fresh: set[str]) -> None:
     if not path.is_file():
-        raise ModelError(f"model.weights: no such file: {path} (paths in a config are relative to the config file)")
+        raise WeightsError(f"model.weights: no such file: {path} (paths in a config are relative to the config file)")
     try:
         state = timm.models.load_state_dict(str(path), weights_only=True)
     except UNREADABLE as error:
-        raise ModelError(
+        raise WeightsError(
             f"model.weights = {path}: not a .safetensors or .pth file of plain tensors "
             f"({str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__})"
         ) from error
@@ -163,15 +187,28 @@ def _load_file(model: nn.Module, path: Path, name: str) -> None:
         state = adapt(state, model) if adapt else state
     except (KeyError, RuntimeError, AttributeError) as error:
         raise ModelError(f"model.weights = {path}: not the weights of {name}: {error}") from error
-    _load_state(model, state, f"model.weights = {path}")
+    _load_state(model, state, f"model.weights = {path}", fresh)
 
 
-def _load_state(model: nn.Module, state: dict[str, torch.Tensor], source: str) -> None:
-    """Load everything but the classifier, whose classes are others; anything else that does not fit is an error."""
+def _list_pooling_parameters(config: ModelConfig, model: nn.Module, img_size: int) -> set[str]:
+    """Tensors that the model has only because of model.pooling: no stored weights hold them."""
+    if config.pooling is None:
+        return set()
+    options: dict[str, float] = {"img_size": img_size} if _has_fixed_input_size(config.name) else {}
+    with torch.device("meta"):
+        usual = _create_with_pooling(config.name, None, 2, options)
+    return model.state_dict().keys() - usual.state_dict().keys()
+
+
+def _load_state(model: nn.Module, state: dict[str, torch.Tensor], source: str, fresh: set[str]) -> None:
+    """Load all but the classifier, whose classes are others, and `fresh`; anything else must fit."""
     own = model.state_dict()
     names = getattr(model, "pretrained_cfg", {}).get("classifier") or ()
     classifier = tuple(f"{name}." for name in ((names,) if isinstance(names, str) else names))
-    spared = {key for key in own if key.startswith(classifier) or key.endswith(GeneralizedMeanPool2d.KEY)}
+    # timm renames the last norm when it pools tokens: the weights are the same.
+    renamed = {f"fc_{key}": value for key, value in state.items() if key.startswith("norm.") and f"fc_{key}" in fresh}
+    state = {**state, **renamed}
+    spared = {key for key in own if key.startswith(classifier)} | (fresh - renamed.keys())
     fitting = {key: value for key, value in state.items() if key in own and value.shape == own[key].shape}
     missing = sorted(own.keys() - fitting.keys() - spared)
     if missing:

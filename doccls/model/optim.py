@@ -15,11 +15,23 @@ from doccls.config.schema import TrainConfig
 from doccls.errors import UserError
 
 _WARMUP_FLOOR = 1e-3
-_FUSED = ("adam", "adamw", "sgd", "nadamw", "adagrad")
+_FUSED = ("adam", "adamw", "sgd")
 
 
 class OptimizerError(UserError):
     """train.optimizer names none that timm has, or can't be built."""
+
+
+def check_optimizer_name(name: str) -> None:
+    """timm knows the optimizer, in any case of letters, and it needs no second derivatives.
+
+    Raises:
+        OptimizerError: it does not; the closest names are told.
+    """
+    known = [str(other) for other in list_optimizers() if other != "adahessian"]  # wants backward(create_graph=True)
+    if name.lower() not in known:
+        near = get_close_matches(name.lower(), known, n=3, cutoff=0.4) or ["adam", "adamw", "sgd"]
+        raise OptimizerError(f"train.optimizer = {name!r}: no such optimizer here; near: {', '.join(near)}")
 
 
 def build_optimizer(config: TrainConfig, model: nn.Module, device: torch.device) -> torch.optim.Optimizer:
@@ -28,13 +40,8 @@ def build_optimizer(config: TrainConfig, model: nn.Module, device: torch.device)
     Raises:
         OptimizerError: timm has no such optimizer.
     """
+    check_optimizer_name(config.optimizer)
     name = config.optimizer.lower()
-    known = list_optimizers()
-    if name not in known:
-        near = get_close_matches(name, known, n=3, cutoff=0.4) or ["adam", "adamw", "sgd"]
-        raise OptimizerError(
-            f"train.optimizer = {config.optimizer!r}: timm has no such optimizer; near: {', '.join(near)}"
-        )
     fused = {"fused": True} if device.type == "cuda" and name in _FUSED else {}
     try:
         optimizer: torch.optim.Optimizer = create_optimizer_v2(

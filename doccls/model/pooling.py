@@ -13,8 +13,6 @@ class GeneralizedMeanPool2d(nn.Module):
     Source: Radenovic, Tolias, Chum, "Fine-tuning CNN Image Retrieval with No Human Annotation", 2018, eq. 3.
     """
 
-    KEY = "gem_power"
-
     def __init__(self, flatten: bool, space: tuple[int, int], power: float = 3.0, floor: float = 1e-6) -> None:
         super().__init__()
         self.gem_power = nn.Parameter(torch.tensor([power]))

@@ -149,8 +149,8 @@ def _check_kinship(parts: Sequence[OofPart]) -> None:
 
 
 def _shorten(value: object) -> str:
-    text = str(value)
-    return text if len(text) <= 60 else f"{text[:12]}..."
+    text = ", ".join(value) if isinstance(value, tuple) else str(value)
+    return text if len(text) <= 400 else f"{text[:400]}..."
 
 
 def find_finished_folds(paths: RunPaths, identity: str, num_folds: int) -> list[int]:

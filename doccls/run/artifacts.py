@@ -1,6 +1,7 @@
 """Files that are whole whenever they exist: written beside, synced, and renamed into place."""
 
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +18,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         OSError: no room, no right, ...; what was half written is gone.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         with beside.open("wb") as file:
             yield file

@@ -5,9 +5,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from doccls.config.load import operational_keys
 from doccls.config.schema import Config
-from doccls.run.paths import RunError
+from doccls.run.paths import RunError, RunPaths
 
 
 def derive_identity(config: Config, data_digest: str, folds_digest: str, weights_digest: str | None) -> str:
@@ -38,3 +40,22 @@ def digest_file(path: Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise RunError(f"{path}: {error.strerror} (paths in a config are relative to the config file)") from error
+
+
+def check_snapshot(paths: RunPaths, identity: str) -> None:
+    """A run that is joined must have been started with the same identity; a run without a snapshot says nothing.
+
+    Raises:
+        RunError: it was started with another one.
+    """
+    if not paths.snapshot.exists():
+        return
+    try:
+        found = yaml.safe_load(paths.snapshot.read_text(encoding="utf-8"))["provenance"]["identity"]
+    except (yaml.YAMLError, KeyError, TypeError) as error:
+        raise RunError(f"{paths.snapshot}: damaged, or no snapshot of a run: take another --run-id") from error
+    if found != identity:
+        raise RunError(
+            f"run {paths.run_id} in {paths.root} was started with another config, data, folds or weights "
+            f"(identity {found[:12]}, now {identity[:12]}): take another --run-id"
+        )

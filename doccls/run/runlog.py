@@ -2,6 +2,7 @@
 
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -16,6 +17,10 @@ from rich.text import Text
 from doccls.errors import UserError
 
 
+class LogError(UserError):
+    """The log file can't be written."""
+
+
 class Interrupted(BaseException):
     """SIGINT or SIGTERM came; not an Exception, so that nothing on the way takes it for an error to handle."""
 
@@ -25,19 +30,23 @@ class Interrupted(BaseException):
 
 
 def install_signal_handlers() -> None:
-    """SIGINT and SIGTERM raise `Interrupted` in the main thread, once; more of them find it on its way out."""
+    """SIGINT and SIGTERM raise `Interrupted` in the main thread, until `ignore_signals`."""
 
     def interrupt(signum: int, frame: FrameType | None) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_IGN)
         raise Interrupted(signum)
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, interrupt)
 
 
+def ignore_signals() -> None:
+    """The end has begun: a second signal must not tear the last lines."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
 class _Tee:
-    """A text stream that goes to a log file and on to its console; whatever else is asked of it, its console answers."""
+    """A text stream to a log file and on to its console, which answers whatever else is asked of it."""
 
     def __init__(self, console: TextIO, log: "RunLog") -> None:
         self._console = console
@@ -45,6 +54,8 @@ class _Tee:
 
     def write(self, text: str) -> int:
         self._log.write(text, self._console)
+        if text.endswith("\n"):  # a pipe's reader (a Slurm output file, say) sees each line when it is written
+            self._console.flush()
         return len(text)
 
     def writelines(self, lines: Iterable[str]) -> None:
@@ -64,6 +75,7 @@ class RunLog:
 
     def __init__(self, path: Path | None) -> None:
         self.path = path
+        self.opened = False
         self._file: IO[str] | None = None
         self._progress: Progress | None = None
         self._stdio: tuple[TextIO, TextIO] = (sys.stdout, sys.stderr)
@@ -71,8 +83,12 @@ class RunLog:
 
     def __enter__(self) -> Self:
         if self.path is not None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self.path.open("a", encoding="utf-8", errors="backslashreplace", buffering=1)
+            try:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                self._file = self.path.open("a", encoding="utf-8", errors="backslashreplace", buffering=1)
+            except OSError as error:
+                raise LogError(f"output.logs_dir: can't write {self.path}: {error.strerror}") from error
+            self.opened = True
             self._stdio = (sys.stdout, sys.stderr)
             sys.stdout, sys.stderr = _Tee(sys.stdout, self), _Tee(sys.stderr, self)
             self.line(f">> Logger started: {self.path}")
@@ -83,6 +99,8 @@ class RunLog:
     ) -> None:
         if self._file is None:
             return
+        if error is not None and threading.current_thread() is threading.main_thread():
+            ignore_signals()
         if error is None:
             self.line("[EXIT] TRAINING SUCCESS code=0")
         else:

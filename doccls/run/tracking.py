@@ -75,16 +75,16 @@ def track_fold(config: Config, run_dir: Path | None, fold: int, log: RunLog) -> 
 def _start_wandb(config: Config, run_dir: Path, fold: int, log: RunLog) -> Any:
     import wandb  # a second of imports that most runs don't need
 
-    settings = wandb.Settings(
-        console="off",
-        silent=True,
-        init_timeout=_START_TIMEOUT_S,
-        disable_git=True,
-        save_code=False,
-        program="doccls.train",
-    )
-    for mode in _choose_modes(settings.base_url):
+    for mode in _choose_modes():
         try:
+            settings = wandb.Settings(
+                console="off",
+                silent=True,
+                init_timeout=_START_TIMEOUT_S,
+                disable_git=True,
+                save_code=False,
+                program="doccls.train",
+            )
             run = wandb.init(
                 project=config.tracking.project or config.project.name,
                 entity=config.tracking.entity,
@@ -105,13 +105,18 @@ def _start_wandb(config: Config, run_dir: Path, fold: int, log: RunLog) -> Any:
     return None
 
 
-def _choose_modes(base_url: str) -> tuple[_Mode, ...]:
+def _choose_modes() -> tuple[_Mode, ...]:
     """Online, if there is a key and the server answers, with offline to fall back on; else offline at once."""
     if os.environ.get("WANDB_MODE") == "disabled":
         return ("disabled",)
     if os.environ.get("WANDB_MODE") == "offline":
         return ("offline",)
-    url = urlsplit(base_url)
+    import wandb
+
+    try:
+        url = urlsplit(wandb.Settings().base_url)
+    except ValueError:  # the environment holds settings that W&B refuses
+        return ("offline",)
     return ("online", "offline") if url.hostname and _has_key(url.hostname) and _answers(url) else ("offline",)
 
 

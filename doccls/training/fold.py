@@ -1,8 +1,11 @@
 """One fold from end to end: build, train, validate, keep the best, write its part."""
 
+import gc
 import time
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import psutil
@@ -27,6 +30,7 @@ from doccls.run.tracking import Tracker, track_fold
 from doccls.training.checkpoint import BestCheckpoint, write_best
 from doccls.training.evaluate import EvaluationKeys, Normalizer, predict_logits
 from doccls.training.loop import Engine, TrainingError, TrainingKeys, train_epoch
+from doccls.training.processes import on_main
 
 
 @dataclass(frozen=True)
@@ -40,16 +44,6 @@ class Experiment:
 
 
 @dataclass(frozen=True)
-class FoldResult:
-    """The best epoch of a finished fold."""
-
-    fold: int
-    epoch: int
-    """1-based."""
-    macro_f1: float
-
-
-@dataclass(frozen=True)
 class _Best:
     epoch: int
     macro_f1: float
@@ -57,21 +51,50 @@ class _Best:
     logits_NC: np.ndarray
 
 
-def train_fold(experiment: Experiment, fold: int, accelerator: Accelerator, log: RunLog) -> FoldResult:
+def train_fold(experiment: Experiment, fold: int, accelerator: Accelerator, log: RunLog) -> None:
     """Train one fold and leave its checkpoint, its metrics and, last, its OOF part. All ranks must call.
 
     Raises:
         UserError: the model, its weights or the optimizer can't be had, or the numbers went bad.
     """
     run_dir = experiment.paths.root if accelerator.is_main_process else None
+    _start_afresh(accelerator)
     with track_fold(experiment.config, run_dir, fold, log) as tracker:
         engine = _build_engine(experiment, fold, accelerator, log, tracker)
-        best = _fit(experiment, engine, fold)
-        if accelerator.is_main_process:
-            write_part(experiment.paths.part(fold), _make_part(experiment, fold, best))
-            log.line(f"[FOLD {fold}] done | best epoch={best.epoch} macro_f1={best.macro_f1:.5f}")
+        try:
+            best = _fit(experiment, engine, fold)
+        except (RuntimeError, ValueError) as error:
+            raise _explain(error, experiment.config) from error
+        part = _make_part(experiment, fold, best)
+        on_main(accelerator, lambda: write_part(experiment.paths.part(fold), part))
+        log.line(f"[FOLD {fold}] done | best epoch={best.epoch} macro_f1={best.macro_f1:.5f}")
+
+
+def release_memory(accelerator: Accelerator) -> None:
+    """Let go of a finished fold's model and optimizer, which Accelerate and its patched methods still hold."""
     accelerator.free_memory()
-    return FoldResult(fold, best.epoch, best.macro_f1)
+    gc.collect()
+
+
+def _start_afresh(accelerator: Accelerator) -> None:
+    """Nothing of an earlier fold: its gradient scale, compiled code and peak memory are not this fold's."""
+    if accelerator.scaler is not None and accelerator.scaler.is_enabled():
+        accelerator.scaler.load_state_dict(torch.amp.GradScaler(accelerator.device.type).state_dict())
+    torch.compiler.reset()
+    if accelerator.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(accelerator.device)
+
+
+def _explain(error: RuntimeError | ValueError, config: Config) -> Exception:
+    """torch's words for two things that a config can mend, in the config's words."""
+    if "Expected more than 1 value per channel" in str(error):
+        return TrainingError(
+            "BatchNorm needs more than one image at a time on each process: raise train.batch_size "
+            f"(now {config.train.batch_size}) or train.micro_batch_size (now {config.train.micro_batch_size})"
+        )
+    if "deterministic" in str(error) and config.train.deterministic:
+        return TrainingError(f"train.deterministic = True: this model can't be that here; set it to false. ({error})")
+    return error
 
 
 def _build_engine(experiment: Experiment, fold: int, accelerator: Accelerator, log: RunLog, tracker: Tracker) -> Engine:
@@ -86,6 +109,8 @@ def _build_engine(experiment: Experiment, fold: int, accelerator: Accelerator, l
         f"[DATA] dataset sizes | fold={fold} train={len(samples)} valid={len(valid)} classes={len(manifest.classes)}"
     )
 
+    if config.model.pretrained and config.model.weights is None:
+        log.line(f"[MODEL] weights of {config.model.name} from the hub or its cache (offline: model.weights)")
     torch.manual_seed(derive_seed(config.project.seed, Purpose.INITIAL_WEIGHTS, fold))
     model = build_model(config.model, len(manifest.classes), train.img_size)
     mean, std = get_normalization(config.model, model)
@@ -106,7 +131,11 @@ def _build_engine(experiment: Experiment, fold: int, accelerator: Accelerator, l
     )
     if train.compile:
         model.compile()
-    wrapped, prepared_optimizer = accelerator.prepare(model, optimizer)
+    with warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", ".*broadcast_buffers", FutureWarning
+        )  # torch renames it; Accelerate has not yet
+        wrapped, prepared_optimizer = accelerator.prepare(model, optimizer)
     return Engine(
         accelerator=accelerator,
         model=wrapped,
@@ -139,7 +168,9 @@ def _fit(experiment: Experiment, engine: Engine, fold: int) -> _Best:
     train_set = DocClsDataset(pages, Augmentation(config.augment), config.project.seed, fold)
     train_keys = TrainingKeys(engine.plan, config.train.micro_batch_size, rank, world_size)
     batches: Iterator[Batch] = iter(build_loader(train_set, train_keys, workers, pin))
-    valid_size = -(-(config.train.micro_batch_size or config.train.batch_size) // world_size)
+    valid_size = min(
+        config.train.micro_batch_size or config.train.batch_size, -(-config.train.batch_size // world_size)
+    )
     valid_keys = EvaluationKeys(experiment.data.list_valid(fold), valid_size, rank, world_size)
     valid_loader = build_loader(DocClsDataset(pages), valid_keys, workers, pin)
 
@@ -182,10 +213,8 @@ def _fit(experiment: Experiment, engine: Engine, fold: int) -> _Best:
         rows.append(row)
         if best is None or score > best.macro_f1:
             best = _Best(epoch + 1, score, indices, logits)
-            if accelerator.is_main_process:
-                _keep_best(experiment, engine, best)
-        if accelerator.is_main_process:
-            write_fold_metrics(experiment.paths, rows)
+            on_main(accelerator, partial(_keep_best, experiment, engine, best))
+        on_main(accelerator, partial(write_fold_metrics, experiment.paths, rows))
     assert best is not None
     return best
 

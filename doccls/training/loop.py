@@ -162,7 +162,7 @@ def _mix(engine: Engine, images: torch.Tensor, targets: torch.Tensor) -> tuple[t
 
 def _settle(engine: Engine, meter: LossMeter) -> float:
     """Fetch the pending losses, sum them over ranks, check them; the mean of those steps."""
-    losses = engine.accelerator.reduce(torch.stack(meter.pending), reduction="sum").double().cpu()
+    losses = engine.accelerator.reduce(torch.stack(meter.pending), reduction="sum").cpu().double()
     bad = (~torch.isfinite(losses)).nonzero()
     if len(bad):
         step = meter.first_step + int(bad[0])

@@ -2,16 +2,27 @@
 
 import os
 from collections.abc import Callable, Mapping
+from datetime import timedelta
 from typing import TypeVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list, set_seed
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    DistributedType,
+    DynamoBackend,
+    InitProcessGroupKwargs,
+    broadcast_object_list,
+    set_seed,
+)
 
 from doccls.config.schema import Config
 from doccls.errors import UserError
 
 _T = TypeVar("_T")
+_PLAIN = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
+# The others wait while the main process looks at every image.
+_GROUP_TIMEOUT = timedelta(hours=2)
 
 
 class ProcessError(UserError):
@@ -30,21 +41,25 @@ def start_processes(config: Config) -> Accelerator:
         ProcessError: another number of processes than expected, or a precision that the device has not.
     """
     _check_launch(os.environ)
-    torch.set_num_threads(config.train.cpu_threads)
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    check_world_size(started, started, config)  # before any rank waits for another
     if config.train.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it at its first use
-        torch.backends.cudnn.benchmark = False
-        torch.use_deterministic_algorithms(True, warn_only=True)
-    started = int(os.environ.get("WORLD_SIZE", "1"))
+        torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = not config.train.deterministic
     accelerator = Accelerator(
         # Started as several on a machine without GPUs, Accelerate stays alone unless it is told that CPUs are meant.
         cpu=started > 1 and not torch.cuda.is_available(),
         mixed_precision=choose_precision(config.train.amp, os.environ),
-        # Buffers are averaged before each validation; DDP's own broadcast would be one more collective a step.
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
+        kwargs_handlers=[
+            # Buffers are averaged before each validation; DDP's own broadcast would be one more collective a step.
+            DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
+            InitProcessGroupKwargs(timeout=_GROUP_TIMEOUT),
+        ],
     )
-    torch.set_num_threads(config.train.cpu_threads)  # Accelerate sets its own count for CPU processes
+    torch.set_num_threads(config.train.cpu_threads)  # after Accelerate, which sets its own count for CPU processes
     check_world_size(accelerator.num_processes, started, config)
+    _check_accelerator(accelerator)
     set_seed(config.project.seed)
     return accelerator
 
@@ -73,11 +88,7 @@ def choose_precision(amp: bool | str, environment: Mapping[str, str]) -> str:
     Raises:
         ProcessError: fp16 on a CPU.
     """
-    on_cuda = torch.cuda.is_available() and environment.get("ACCELERATE_USE_CPU", "").lower() not in (
-        "1",
-        "true",
-        "yes",
-    )
+    on_cuda = torch.cuda.is_available() and not _on_cpu(environment)
     if isinstance(amp, str):
         chosen = amp
     elif not amp:
@@ -94,23 +105,22 @@ def choose_precision(amp: bool | str, environment: Mapping[str, str]) -> str:
 def on_main(accelerator: Accelerator, act: Callable[[], _T]) -> _T:
     """Run `act` on the main process and give every process its result. All ranks must call.
 
-    A UserError of `act` is raised on every rank, so that none is left waiting for the main process.
+    An error of `act` is raised on the main process and ends every other, so that none is left waiting.
     """
     if accelerator.num_processes == 1:
         return act()
     box: list[object] = [None]
-    error: BaseException | None = None
+    error: Exception | None = None
     if accelerator.is_main_process:
         try:
             box[0] = act()
-        except UserError as raised:
-            error = raised
-            box[0] = _Failure(str(raised))
+        except Exception as raised:  # noqa: BLE001 (raised again below, when the others know)
+            error, box[0] = raised, _Failure(str(raised))
     broadcast_object_list(box)
     if error is not None:
         raise error
     if isinstance(box[0], _Failure):
-        raise UserError(box[0].message)
+        raise ProcessError(box[0].message)
     return box[0]  # type: ignore[return-value]
 
 
@@ -119,11 +129,39 @@ class _Failure:
         self.message = message
 
 
+def _check_accelerator(accelerator: Accelerator) -> None:
+    """What `accelerate launch` can say beside the processes and would change the numbers without a word."""
+    taken = {
+        "gradient accumulation (train.batch_size and train.micro_batch_size decide it)":
+            accelerator.gradient_accumulation_steps != 1,
+        "a dynamo backend (train.compile decides it)":
+            accelerator.state.dynamo_plugin.backend not in (None, DynamoBackend.NO),
+        f"{accelerator.distributed_type} (only plain data parallelism is supported)":
+            accelerator.distributed_type not in _PLAIN,
+    }  # fmt: skip
+    refused = [what for what, found in taken.items() if found]
+    if refused:
+        raise ProcessError(
+            f"accelerate launch asks for {' and '.join(refused)}: take it out of its config file or flags"
+        )
+
+
 def _check_launch(environment: Mapping[str, str]) -> None:
     """`accelerate launch --cpu --num_processes 2` names a rendezvous but starts one process, and does not say so."""
-    if "MASTER_ADDR" in environment and "ACCELERATE_USE_CPU" in environment and "WORLD_SIZE" not in environment:
+    if {"MASTER_ADDR", "MASTER_PORT", "ACCELERATE_USE_CPU"} <= environment.keys() and "WORLD_SIZE" not in environment:
         raise ProcessError(
             "accelerate launch was asked for several processes but started one (its --cpu form does that). "
             "Use `accelerate launch --config_file accelerate_configs/cpu_2.yaml -m doccls.train ...`, or "
-            "`ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2 -m doccls.train ...`"
+            "`ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2 -m doccls.train ...`. "
+            "(If one process is meant: unset MASTER_ADDR and MASTER_PORT, which this shell exports.)"
         )
+    local = int(environment.get("LOCAL_WORLD_SIZE", "1"))
+    if torch.cuda.is_available() and not _on_cpu(environment) and local > torch.cuda.device_count():
+        raise ProcessError(
+            f"{local} processes on this machine, which shows {torch.cuda.device_count()} GPUs: "
+            f"accelerate launch --num_processes {torch.cuda.device_count()} ..."
+        )
+
+
+def _on_cpu(environment: Mapping[str, str]) -> bool:
+    return environment.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")

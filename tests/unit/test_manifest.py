@@ -224,7 +224,7 @@ def test_no_fold_may_be_left_without_a_usable_image(make_data: MakeData, make_co
 def test_empty_targets_are_counted_and_named(make_data: MakeData, refuse: Callable[..., str], empty: str) -> None:
     make_data(["a", "b", "c", "d"], ["0", empty, "1", empty])
     message = refuse()
-    assert "rows with an empty or NaN 'target': 2" in message
+    assert "rows without a 'target' (empty, nan, na, n/a, none, null): 2" in message
     assert "line 3: ID 'b'" in message and "line 5: ID 'd'" in message
 
 
@@ -357,7 +357,7 @@ def test_a_short_row_is_an_empty_target_and_no_crash(
 ) -> None:
     make_data(["a", "b"], ["0", "1"])
     (tmp_path / "train.csv").write_text("ID,target\na\nb,1\n")
-    assert "rows with an empty or NaN 'target': 1" in refuse()
+    assert "rows without a 'target' (empty, nan, na, n/a, none, null): 1" in refuse()
 
 
 def test_quoted_ids_and_carriage_returns_are_read(make_data: MakeData, read: Read, tmp_path: Path) -> None:
@@ -390,5 +390,5 @@ def test_a_folder_for_a_file_and_a_path_not_set_are_told(tmp_path: Path) -> None
 def test_all_problems_of_the_data_are_told_at_once(make_data: MakeData, refuse: Callable[..., str]) -> None:
     make_data(["a", "a.jpg", "../x", "gone", "d"], ["1", "01", "1", "", "1"], files=["a.jpg", "d.jpg"])
     message = refuse(on_duplicate="error")
-    for part in ("empty or NaN", "spelled twice", "leave the image folder", "images missing", "more than one row"):
+    for part in ("rows without a", "spelled twice", "leave the image folder", "images missing", "more than one row"):
         assert part in message

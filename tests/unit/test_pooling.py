@@ -64,5 +64,5 @@ def test_it_is_the_mean_of_what_timms_pool_averages() -> None:
         torch.testing.assert_close(pool(features), own(features))
 
 
-def test_its_power_is_known_by_its_key() -> None:
-    assert [name for name, _ in GeneralizedMeanPool2d(True, (2, 3)).named_parameters()] == [GeneralizedMeanPool2d.KEY]
+def test_its_power_is_its_one_parameter() -> None:
+    assert [name for name, _ in GeneralizedMeanPool2d(True, (2, 3)).named_parameters()] == ["gem_power"]

@@ -72,6 +72,7 @@ def test_the_launch_that_silently_starts_one_process_is_refused(
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     monkeypatch.setenv("ACCELERATE_USE_CPU", "True")
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", "29500")
     monkeypatch.setattr(processes, "Accelerator", lambda **_: pytest.fail("went on"))
     with pytest.raises(ProcessError) as caught:
         start_processes(make_config())

@@ -129,7 +129,7 @@ def test_one_group_a_run_and_one_run_a_fold(
     assert {(call["project"], call["entity"]) for call in calls} == {("pages", "team")}
     assert [call["config"]["fold"] for call in calls] == [0, 1]
     assert all(call["run"].logged == [({"train/loss": 0.5}, 7)] for call in calls)
-    assert all(call["run"].finished == [None] for call in calls)
+    assert all(call["run"].finished == [0] for call in calls)
     track(make_config(tracking={"wandb": True, "project": "other"}), tmp_path / "v1-abc")
     assert calls[-1]["project"] == "other"
 
