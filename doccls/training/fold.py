@@ -64,7 +64,10 @@ def train_fold(experiment: Experiment, fold: int, accelerator: Accelerator, log:
         try:
             best = _fit(experiment, engine, fold)
         except (RuntimeError, ValueError) as error:
-            raise _explain(error, experiment.config) from error
+            explained = _explain(error, experiment.config)
+            if explained is None:
+                raise
+            raise explained from error
         part = _make_part(experiment, fold, best)
         on_main(accelerator, lambda: write_part(experiment.paths.part(fold), part))
         log.line(f"[FOLD {fold}] done | best epoch={best.epoch} macro_f1={best.macro_f1:.5f}")
@@ -85,8 +88,8 @@ def _start_afresh(accelerator: Accelerator) -> None:
         torch.cuda.reset_peak_memory_stats(accelerator.device)
 
 
-def _explain(error: RuntimeError | ValueError, config: Config) -> Exception:
-    """torch's words for two things that a config can mend, in the config's words."""
+def _explain(error: RuntimeError | ValueError, config: Config) -> TrainingError | None:
+    """torch's words for two things that a config can mend, in the config's words; None for anything else."""
     if "Expected more than 1 value per channel" in str(error):
         return TrainingError(
             "BatchNorm needs more than one image at a time on each process: raise train.batch_size "
@@ -94,7 +97,7 @@ def _explain(error: RuntimeError | ValueError, config: Config) -> Exception:
         )
     if "deterministic" in str(error) and config.train.deterministic:
         return TrainingError(f"train.deterministic = True: this model can't be that here; set it to false. ({error})")
-    return error
+    return None
 
 
 def _build_engine(experiment: Experiment, fold: int, accelerator: Accelerator, log: RunLog, tracker: Tracker) -> Engine:

@@ -315,3 +315,19 @@ def test_parameters_are_counted_all_and_trainable() -> None:
     model[0].weight.requires_grad_(False)
     assert count_parameters(model) == (26, 14)
     assert count_parameters(model)[0] == int(np.sum([one.numel() for one in model.parameters()]))
+
+
+@pytest.mark.parametrize("pooling", ["avg", "map"])
+def test_stored_weights_fit_a_model_whose_pooling_has_weights_of_its_own(tmp_path: Path, pooling: str) -> None:
+    stored = {name: torch.rand_like(value) for name, value in timm.create_model("test_vit").state_dict().items()}
+    save_file(stored, tmp_path / "w.safetensors")
+    config = ModelConfig(name="test_vit", pooling=pooling, weights=tmp_path / "w.safetensors")
+    loaded = build_model(config, 3, 160).state_dict()
+    assert torch.equal(loaded["blocks.0.attn.qkv.weight"], stored["blocks.0.attn.qkv.weight"])
+    if pooling == "avg":  # timm's fc_norm is the same norm after the pooling
+        assert torch.equal(loaded["fc_norm.weight"], stored["norm.weight"])
+
+
+def test_a_size_that_the_architecture_does_not_take_is_told_with_its_key() -> None:
+    with pytest.raises(ModelError, match=r"train\.img_size = 100"):
+        build_model(ModelConfig(name="test_vit", pretrained=False), 3, 100)

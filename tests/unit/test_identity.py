@@ -13,8 +13,8 @@ from pydantic import ValidationError
 from doccls.config import Config
 from doccls.config.load import operational_keys
 from doccls.config.schema import SECTIONS
-from doccls.run.identity import derive_identity, digest_file, digest_json
-from doccls.run.paths import RunError
+from doccls.run.identity import check_snapshot, derive_identity, digest_file, digest_json
+from doccls.run.paths import RunError, RunPaths
 
 MakeConfig = Callable[..., Config]
 
@@ -97,3 +97,15 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, name: str) -> None:
     with pytest.raises(RunError) as caught:
         digest_file(tmp_path / name)
     assert str(tmp_path) in str(caught.value)
+
+
+def test_a_run_is_joined_only_with_the_identity_it_was_started_with(tmp_path: Path) -> None:
+    paths = RunPaths(tmp_path)
+    check_snapshot(paths, "a" * 64)  # nothing there yet
+    paths.snapshot.write_text(f"provenance: {{identity: {'a' * 64}}}\n")
+    check_snapshot(paths, "a" * 64)
+    with pytest.raises(RunError, match=r"aaaaaaaaaaaa, now bbbbbbbbbbbb\): take another --run-id"):
+        check_snapshot(paths, "b" * 64)
+    paths.snapshot.write_text("model: {}\n")
+    with pytest.raises(RunError, match="no snapshot of a run"):
+        check_snapshot(paths, "a" * 64)

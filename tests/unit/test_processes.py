@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 
 from doccls.config import Config
 from doccls.errors import UserError
@@ -183,3 +184,22 @@ def test_threads_and_seed_are_set_as_the_config_says(monkeypatch: pytest.MonkeyP
     finally:
         torch.set_num_threads(before[0])
         torch.use_deterministic_algorithms(before[1])
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4", "gradient accumulation"),
+        ("ACCELERATE_DYNAMO_BACKEND", "EAGER", "dynamo"),
+    ],
+)
+def test_what_the_launcher_would_change_silently_is_refused(
+    monkeypatch: pytest.MonkeyPatch, make_config: MakeConfig, name: str, value: str, told: str
+) -> None:
+    AcceleratorState._reset_state(reset_partial_state=True)
+    monkeypatch.setenv(name, value)
+    try:
+        with pytest.raises(ProcessError, match=told):
+            start_processes(make_config(train={"deterministic": False}))
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
