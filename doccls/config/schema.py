@@ -258,7 +258,7 @@ class Config(Section):
     train: TrainConfig = TrainConfig()
     augment: AugmentConfig = AugmentConfig()
     tracking: Annotated[TrackingConfig, Operational()] = TrackingConfig()
-    output: Annotated[OutputConfig, Operational()] = OutputConfig()
+    output: Annotated[OutputConfig, Operational()] = Field(default_factory=OutputConfig)
     provenance: Annotated[dict[str, Any] | None, Operational()] = None
     """Written into snapshots (versions, commit, command, digests, class order); read by people, ignored by doccls."""
 
