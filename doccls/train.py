@@ -103,6 +103,8 @@ def _run(config: Config, run_id: str, now: datetime, accelerator: "Accelerator",
     _train_folds(config, data, identity, paths, finished, accelerator, log)
     if config.data.valid_fold == "all":
         on_main(accelerator, lambda: _merge(paths, log))
+    else:
+        on_main(accelerator, lambda: _tell_finished(paths, identity, config.data.folds, log))
     log.line(f"[DONE] run={run_id} folder={paths.root}")
     log.line("[BOOT] training pipeline finished successfully")
 
@@ -212,6 +214,16 @@ def _merge(paths: RunPaths, log: RunLog) -> None:
     for fold, score in enumerate(merged.fold_scores):
         log.line(f"[OOF] fold={fold} macro_f1={score:.5f}")
     log.line(f"[OOF] all folds macro_f1={merged.macro_f1:.5f} rows={len(merged.ids)} -> {paths.oof_logits}")
+
+
+def _tell_finished(paths: RunPaths, identity: str, num_folds: int, log: RunLog) -> None:
+    from doccls.oof.merge import find_finished_folds
+
+    missing = sorted(set(range(num_folds)) - set(find_finished_folds(paths, identity, num_folds)))
+    if missing:
+        log.line(f"[OOF] not merged: folds {missing} of this run are still to train, with --run-id {paths.run_id}")
+    else:
+        log.line(f"[OOF] all {num_folds} folds are there; merge them: doccls-launch merge {paths.root}")
 
 
 def _fail(error: BaseException, logged: bool) -> int:

@@ -63,7 +63,7 @@ def load_config(path: Path, mode: str | None = None, overrides: Sequence[Overrid
     if told.value not in MODES:
         problems.append(_render_problem(("mode",), told, " or ".join(map(repr, MODES))))
         told = _Stated("basic", "default")
-    defaults = _flatten(_read_mode(told.value), problems)
+    defaults = _flatten(read_mode(told.value), problems)
     merged = {**defaults, **stated, **set_by_flags, ("mode",): told}
     return _validate(merged, path, problems)
 
@@ -175,7 +175,8 @@ def _read_mapping(
             yield key_path, _Stated(loader.construct_object(value_node, deep=True), f"{source}:{line}")
 
 
-def _read_mode(mode: str) -> list[tuple[Key, _Stated]]:
+def read_mode(mode: str) -> list[tuple[Key, _Stated]]:
+    """What the mode states, key by key."""
     text = resources.files("doccls.config").joinpath(f"modes/{mode}.yaml").read_text(encoding="utf-8")
     return _parse_yaml(text, f"mode {mode}", [])
 

@@ -1,6 +1,6 @@
 """docs/config.md, from the schema: every key, its default, what it takes and what it means."""
 
-from doccls.config.load import describe_allowed
+from doccls.config.load import MODES, describe_allowed, read_mode
 from doccls.config.schema import SECTIONS
 
 _HEAD = """\
@@ -13,12 +13,16 @@ file.
 
 
 def render_keys() -> str:
-    """Markdown: a table a section."""
+    """Markdown: a table a section; under a default, what the modes put in its place."""
     lines = [_HEAD]
+    modes = {mode: {".".join(key): stated.value for key, stated in read_mode(mode)} for mode in MODES}
     for name, section in SECTIONS.items():
         lines += [f"## {name}", "", "| key | default | takes | |", "| --- | --- | --- | --- |"]
         for key, field in section.model_fields.items():
             default = "needed" if field.is_required() else f"`{_render_default(field.default)}`"
+            for mode, values in modes.items():
+                if f"{name}.{key}" in values:
+                    default += f"<br>{mode}: `{_render_default(values[f'{name}.{key}'])}`"
             takes = describe_allowed(field).replace("|", "\\|")
             lines.append(f"| `{name}.{key}` | {default} | {takes} | {field.description} |")
         lines.append("")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from doccls.errors import UserError
 
@@ -48,6 +48,8 @@ def decode_image(data: bytes, max_pixels: int) -> np.ndarray:
     Raises:
         ImageError: not an image, truncated, or more than `max_pixels` pixels.
     """
+    if not data:
+        raise ImageError("not an image: the file is empty")
     try:
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             width, height = image.size
@@ -56,6 +58,8 @@ def decode_image(data: bytes, max_pixels: int) -> np.ndarray:
             return np.asarray(_to_rgb(ImageOps.exif_transpose(image)))
     except ImageError:
         raise
+    except UnidentifiedImageError as error:
+        raise ImageError(f"not an image: it begins with {data[:12]!r}") from error
     except _DECODE_ERRORS as error:
         raise ImageError(f"{type(error).__name__}: {error}".replace("<_io.BytesIO object", "<file")) from error
 

@@ -7,7 +7,7 @@ import warnings
 import numpy as np
 import pytest
 
-from doccls.config.load import _read_mode
+from doccls.config.load import read_mode
 from doccls.config.schema import AugmentConfig
 from doccls.data.transforms import Augmentation
 from doccls.randomness import Purpose, derive_stream
@@ -32,7 +32,7 @@ def stream(*place: int) -> np.random.SeedSequence:
 
 
 def read_augment(mode: str) -> AugmentConfig:
-    keys = {key[1]: float(stated.value) for key, stated in _read_mode(mode) if key[0] == "augment"}
+    keys = {key[1]: float(stated.value) for key, stated in read_mode(mode) if key[0] == "augment"}
     assert keys
     return AugmentConfig(**keys)
 
