@@ -98,6 +98,8 @@ def build_loader(
 
 def _start_worker(worker_id: int) -> None:
     """A worker computes on one thread and leaves signals to its parent, which ends it."""
+    assert sys.__stdout__ is not None and sys.__stderr__ is not None
+    sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__  # one process writes the log, and its end is the last line
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
