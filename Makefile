@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+PYTEST := -m pytest
 
 .PHONY: demo test lint format clean
 
@@ -10,7 +11,7 @@ demo: $(READY)
 	$(BIN)/doccls demo demo
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python $(PYTEST) -n 2 --dist loadgroup
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -16,6 +16,7 @@ from doccls.data.manifest import DataError, check_paths, read_table, resolve_ima
 from doccls.oof.metrics import probabilities
 from doccls.run.artifacts import write_array, write_text
 from doccls.run.paths import RunError, RunPaths
+from doccls.run.rank import rank_by_environment
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -56,7 +57,7 @@ def predict(arguments: argparse.Namespace) -> int:
         UserError: no such run, no checkpoint, checkpoints of different runs, or test data that can't be used.
     """
     from doccls.training.checkpoint import parse_config, read_best
-    from doccls.training.processes import rank_by_environment, start_processes
+    from doccls.training.processes import start_processes
 
     is_main = rank_by_environment() == 0
     paths = RunPaths(arguments.run.resolve())
@@ -160,7 +161,8 @@ def _predict_fold(best: "BestCheckpoint", config: Config, pages: TestPages, acce
     """Probabilities (n, classes) float64 of one fold's model; rows without an image are 0."""
     import torch
 
-    from doccls.data.dataset import DocClsDataset, Pages, build_loader
+    from doccls.data.dataset import DocClsDataset, Pages
+    from doccls.data.workers import loading
     from doccls.model.build import build_model
     from doccls.training.evaluate import EvaluationKeys, Normalizer, predict_logits
 
@@ -174,9 +176,10 @@ def _predict_fold(best: "BestCheckpoint", config: Config, pages: TestPages, acce
     described = Pages(
         pages.ids, pages.paths, [-1] * len(pages.ids), config.train.img_size, config.data.max_image_pixels
     )
-    loader = build_loader(DocClsDataset(described), keys, config.data.num_workers, accelerator.device.type == "cuda")
     normalize = Normalizer(best.mean, best.std, accelerator.device)
-    indices, logits = predict_logits(model, loader, normalize, len(best.classes), accelerator)
+    pin_memory = accelerator.device.type == "cuda"
+    with loading(DocClsDataset(described), keys, config.data.num_workers, pin_memory) as batches:
+        indices, logits = predict_logits(model, batches, normalize, len(best.classes), accelerator)
     chances = np.zeros((len(pages.ids), len(best.classes)))
     chances[indices] = probabilities(logits)
     if accelerator.is_main_process:

@@ -1,6 +1,7 @@
 """Entry point `python -m doccls.train --config ...`: arguments -> config -> folds -> exit marker."""
 
 import argparse
+import os
 import secrets
 import sys
 import traceback
@@ -11,10 +12,20 @@ from typing import TYPE_CHECKING, Any
 
 from doccls.config import Config, Override, load_config, parse_override, render_snapshot
 from doccls.config.load import MODES, list_values
+from doccls.data.workers import start_worker_server
 from doccls.errors import OwnError, UserError
 from doccls.run.artifacts import write_text
 from doccls.run.paths import RunError, RunPaths, check_run_id, locate_run, name_log
-from doccls.run.runlog import Interrupted, RunLog, exit_code, ignore_signals, install_signal_handlers
+from doccls.run.rank import rank_by_environment
+from doccls.run.runlog import RunLog, exit_code, render_exit
+from doccls.run.signals import (
+    Interrupted,
+    at_sudden_end,
+    handling_signals,
+    ignore_signals,
+    naming_one_cause,
+    stopping_gracefully,
+)
 
 if TYPE_CHECKING:  # the stack takes seconds to import: a mistake in the config is told before that
     from accelerate import Accelerator
@@ -66,20 +77,27 @@ def load_arguments(arguments: argparse.Namespace) -> Config:
 def main(argv: Sequence[str] | None = None) -> int:
     """Train as the command line says; returns the exit code. Never raises for what a user did."""
     arguments = build_parser().parse_args(argv)
-    install_signal_handlers()
-    log = RunLog(None)
-    try:
-        config = load_arguments(arguments)
-        from doccls.training.processes import on_main, start_processes
+    with handling_signals():
+        return _train(arguments)
 
-        accelerator = start_processes(config)
-        now = datetime.now()
-        run_id = on_main(accelerator, lambda: _name_run(arguments.run_id, config))
-        log = RunLog(name_log(config.output.logs_dir, run_id, now) if accelerator.is_main_process else None)
-        with log:
-            _run(config, run_id, now, accelerator, log)
-    except (Exception, Interrupted) as error:  # noqa: BLE001 (the last place: an error ends the process, told)
-        return _fail(error, logged=log.opened)
+
+def _train(arguments: argparse.Namespace) -> int:
+    log = RunLog(None)
+    with at_sudden_end(lambda signum: _end_suddenly(signum, log.opened)):
+        try:
+            config = load_arguments(arguments)
+            if config.data.num_workers:
+                start_worker_server()  # it imports while this process does
+            from doccls.training.processes import on_main, start_processes
+
+            accelerator = start_processes(config)
+            now = datetime.now()
+            run_id = on_main(accelerator, lambda: _name_run(arguments.run_id, config))
+            log = RunLog(name_log(config.output.logs_dir, run_id, now) if accelerator.is_main_process else None)
+            with log, naming_one_cause():
+                _run(config, run_id, now, accelerator, log)
+        except (Exception, Interrupted) as error:  # noqa: BLE001 (the last place: an error ends the process, told)
+            return _fail(error, logged=log.opened)
     accelerator.end_training()
     if accelerator.is_main_process:
         print("[EXIT] training finished successfully (see logs/* for details)")
@@ -195,15 +213,17 @@ def _train_folds(
     config: Config, data: "PreparedData", identity: str, paths: RunPaths, finished: list[int],
     accelerator: "Accelerator", log: RunLog,
 ) -> None:  # fmt: skip
-    from doccls.training.fold import Experiment, release_memory, train_fold
+    from doccls.training.fold import Experiment, load_folds, release_memory, train_fold
 
     experiment = Experiment(config, data, identity, paths)
     wanted = range(config.data.folds) if config.data.valid_fold == "all" else (config.data.valid_fold,)
     for fold in wanted:
         if fold in finished:
             log.line(f"[FOLD {fold}] finished before: kept {paths.part(fold)}")
-        else:
-            train_fold(experiment, fold, accelerator, log)
+    missing = [fold for fold in wanted if fold not in finished]
+    with stopping_gracefully(), load_folds(experiment, missing, accelerator) as batches:
+        for fold in missing:
+            train_fold(experiment, fold, batches, accelerator, log)
             release_memory(accelerator)
 
 
@@ -228,8 +248,6 @@ def _tell_finished(paths: RunPaths, identity: str, num_folds: int, log: RunLog) 
 
 def _fail(error: BaseException, logged: bool) -> int:
     """Say the console's last words, once: the main process's, and another's where the error is its own."""
-    from doccls.training.processes import rank_by_environment
-
     ignore_signals()
     rank, code = rank_by_environment(), exit_code(error)
     expected = isinstance(error, UserError | Interrupted)
@@ -237,11 +255,24 @@ def _fail(error: BaseException, logged: bool) -> int:
         traceback.print_exception(error)
     if rank == 0:
         if not logged:
-            print(f"[EXIT] TRAINING ERROR code={code}", flush=True)
-        print(f"[EXIT][ERROR] training failed: {error}", file=sys.stderr, flush=True)
+            print(render_exit(code), flush=True)
+        print(_render_failure(error), file=sys.stderr, flush=True)
     elif not expected or isinstance(error, OwnError):
         print(f"[EXIT][ERROR] rank {rank} failed: {error}", file=sys.stderr, flush=True)
     return code
+
+
+def _end_suddenly(signum: int, logged: bool) -> None:
+    """The same, when a signal ends the process at once: straight to the descriptors."""
+    error = Interrupted(signum)
+    if rank_by_environment() == 0:
+        if not logged:
+            os.write(1, f"{render_exit(error.exit_code)}\n".encode())
+        os.write(2, f"{_render_failure(error)}\n".encode())
+
+
+def _render_failure(error: BaseException) -> str:
+    return f"[EXIT][ERROR] training failed: {error}"
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Suites that need something of the machine skip aloud; DOCCLS_REQUIRE=distributed,texdoc17 makes that a failure."""
 
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,10 +20,17 @@ def need() -> Callable[[str, bool, str], None]:
             return
         if suite in os.environ.get("DOCCLS_REQUIRE", "").split(","):
             pytest.fail(f"suite {suite!r} is required (DOCCLS_REQUIRE) but {reason}")
-        _skipped[suite] = reason
         pytest.skip(f"suite {suite!r}: {reason}")
 
     return check
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Skips reach the process that sums up as reports, also from the processes of xdist."""
+    if report.skipped and isinstance(report.longrepr, tuple):
+        found = re.fullmatch(r"Skipped: suite '([^']*)': (.*)", report.longrepr[2], re.DOTALL)
+        if found:
+            _skipped[found[1]] = found[2]
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

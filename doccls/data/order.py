@@ -34,6 +34,10 @@ class BatchPlan:
     def total_steps(self) -> int:
         return self.epochs * self.steps_per_epoch
 
+    def list_steps(self, epoch: int) -> range:
+        """The optimizer steps of an epoch (0-based)."""
+        return range(epoch * self.steps_per_epoch, (epoch + 1) * self.steps_per_epoch)
+
     def list_batch(self, step: int) -> np.ndarray:
         """Sample indices (size,) int64 of the global batch of optimizer step `step` (0-based over the whole fold)."""
         assert 0 <= step < self.total_steps

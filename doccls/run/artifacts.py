@@ -9,6 +9,8 @@ from typing import BinaryIO
 
 import numpy as np
 
+from doccls.run.signals import at_sudden_end
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
@@ -20,11 +22,12 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        with beside.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
+        with at_sudden_end(lambda signum: beside.unlink(missing_ok=True)):
+            with beside.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            beside.replace(path)
     except BaseException:
         beside.unlink(missing_ok=True)
         raise

@@ -1,13 +1,14 @@
 """The run's log: tagged lines on console and file, everything printed teed into the file, the end always marked."""
 
+import os
 import signal
 import sys
 import threading
 import traceback
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import IO, Any, Self, TextIO
 
 from rich.console import Console
@@ -15,34 +16,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from doccls.errors import UserError
+from doccls.run.signals import Interrupted, at_sudden_end, ignore_signals, writing_last_lines
+
+_LAST_LINE = ">> Stopping logger and restoring stdio"
 
 
 class LogError(UserError):
     """The log file can't be written."""
-
-
-class Interrupted(BaseException):
-    """SIGINT or SIGTERM came; not an Exception, so that nothing on the way takes it for an error to handle."""
-
-    def __init__(self, signum: int) -> None:
-        super().__init__(f"{signal.Signals(signum).name} received")
-        self.exit_code = 128 + signum
-
-
-def install_signal_handlers() -> None:
-    """SIGINT and SIGTERM raise `Interrupted` in the main thread, until `ignore_signals`."""
-
-    def interrupt(signum: int, frame: FrameType | None) -> None:
-        raise Interrupted(signum)
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, interrupt)
-
-
-def ignore_signals() -> None:
-    """The end has begun: a second signal must not tear the last lines."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
 
 
 class _Tee:
@@ -80,6 +60,7 @@ class RunLog:
         self._progress: Progress | None = None
         self._stdio: tuple[TextIO, TextIO] = (sys.stdout, sys.stderr)
         self._pending = ""
+        self._while_open = ExitStack()
 
     def __enter__(self) -> Self:
         if self.path is not None:
@@ -92,6 +73,7 @@ class RunLog:
             self._stdio = (sys.stdout, sys.stderr)
             sys.stdout, sys.stderr = _Tee(sys.stdout, self), _Tee(sys.stderr, self)
             self.line(f">> Logger started: {self.path}")
+            self._while_open.enter_context(at_sudden_end(self._end_suddenly))
         return self
 
     def __exit__(
@@ -101,19 +83,39 @@ class RunLog:
             return
         if error is not None and threading.current_thread() is threading.main_thread():
             ignore_signals()
-        if error is None:
-            self.line("[EXIT] TRAINING SUCCESS code=0")
-        else:
-            text = "".join(traceback.format_exception(kind, error, trace))
-            if isinstance(error, UserError):  # the console gets the message alone, at its very end
-                self._file.write(text)
-            else:
-                sys.stderr.write(text)
-            self.line(f"[EXIT] TRAINING ERROR code={exit_code(error)}")
-        self.line(">> Stopping logger and restoring stdio")
+        with writing_last_lines():
+            self._write_end(kind, error, trace)
+            self._while_open.close()
         sys.stdout, sys.stderr = self._stdio
         self._file.close()
         self._file = None
+
+    def _write_end(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._file is not None
+        if error is None:
+            self.line("[EXIT] TRAINING SUCCESS code=0")
+        else:
+            # A stop that was asked for is no error to trace, unless something broke on the way out.
+            traced = not isinstance(error, Interrupted) or error.__cause__ is not None
+            text = "".join(traceback.format_exception(kind, error, trace)) if traced else f"{error}\n"
+            if isinstance(error, UserError | Interrupted):  # the console gets the message alone, at its very end
+                self._file.write(text)
+            else:
+                sys.stderr.write(text)
+            self.line(render_exit(exit_code(error)))
+        self.line(_LAST_LINE)
+
+    def _end_suddenly(self, signum: int) -> None:
+        """The process is about to end, its main thread anywhere: past all buffers, the reason and the last lines."""
+        assert self._file is not None
+        marks = f"{render_exit(128 + signum)}\n{_LAST_LINE}\n"
+        os.write(self._file.fileno(), f"{Interrupted(signum)}\n{marks}".encode())
+        if self._progress is not None:
+            marks = f"\x1b[?25h\n{marks}"  # the bar had hidden the cursor
+        with suppress(ValueError):  # a stream without descriptor
+            os.write(self._stdio[0].fileno(), marks.encode())
 
     def line(self, text: str) -> None:
         """One line (or block) to the console and the file."""
@@ -170,6 +172,11 @@ class ProgressBar:
         """One unit further."""
         if self._bar is not None:
             self._bar.advance(self._bar.task_ids[0])
+
+
+def render_exit(code: int) -> str:
+    """The exit marker of a run that did not succeed."""
+    return f"[EXIT] TRAINING ERROR code={code}"
 
 
 def exit_code(error: BaseException) -> int:

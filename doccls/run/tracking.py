@@ -12,6 +12,7 @@ from urllib.request import getproxies
 
 from doccls.config.schema import Config
 from doccls.run.runlog import RunLog
+from doccls.run.signals import ending_at_once
 
 _Mode = Literal["online", "offline", "disabled"]
 _START_TIMEOUT_S = 20
@@ -59,7 +60,8 @@ def track_fold(config: Config, run_dir: Path | None, fold: int, log: RunLog) -> 
     if run_dir is None or not config.tracking.wandb:
         yield _NoTracker()
         return
-    run = _start_wandb(config, run_dir, fold, log)
+    with ending_at_once():  # it may wait long for a server
+        run = _start_wandb(config, run_dir, fold, log)
     if run is None:
         yield _NoTracker()
         return

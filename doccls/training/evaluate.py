@@ -8,6 +8,8 @@ from accelerate import Accelerator
 from torch import nn
 
 from doccls.data.dataset import Batch, SampleKey
+from doccls.run.signals import check_stop
+from doccls.training.processes import agree_on_stop
 
 
 class Normalizer:
@@ -32,7 +34,7 @@ class EvaluationKeys(Iterable[list[SampleKey]]):
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
         for start in range(0, len(self._share), self._batch_size):
-            yield [SampleKey(0, index) for index in self._share[start : start + self._batch_size]]
+            yield [SampleKey(index) for index in self._share[start : start + self._batch_size]]
 
     def __len__(self) -> int:
         return -(-len(self._share) // self._batch_size)
@@ -48,11 +50,16 @@ def predict_logits(
 
     Returns:
         (indices (n,) int64 ascending, logits (n, num_classes) float32 in that order).
+
+    Raises:
+        Interrupted: a signal asked for the end; several ranks leave where they exchange their logits.
     """
     model.eval()
     indices: list[torch.Tensor] = []
     logits: list[torch.Tensor] = []
     for batch in batches:
+        if accelerator.num_processes == 1:
+            check_stop()
         images = normalize(batch.images_NHWC.to(accelerator.device, non_blocking=True))
         with accelerator.autocast():
             output = model(images)
@@ -69,6 +76,7 @@ def _exchange(
 ) -> tuple[np.ndarray, np.ndarray]:
     """One exchange for all: shares are padded to one length with index -1, gathered, and told apart by index."""
     if accelerator.num_processes > 1:
+        agree_on_stop(accelerator)
         length = int(accelerator.gather(torch.tensor([len(indices_N)], device=indices_N.device)).max())
         padding = length - len(indices_N)
         indices_N = accelerator.gather(nn.functional.pad(indices_N, (0, padding), value=-1))

@@ -3,9 +3,11 @@
 import gc
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 
 import numpy as np
 import psutil
@@ -14,10 +16,11 @@ from accelerate import Accelerator
 from timm.utils import distribute_bn
 
 from doccls.config.schema import Config
-from doccls.data.dataset import Batch, DocClsDataset, Pages, build_loader
+from doccls.data.dataset import Batch, DocClsDataset, Pages, SampleKey
 from doccls.data.order import BatchPlan
 from doccls.data.prepare import PreparedData
 from doccls.data.transforms import Augmentation
+from doccls.data.workers import loading
 from doccls.model.build import build_model, count_parameters, get_normalization
 from doccls.model.optim import build_ema, build_loss, build_mixup, build_optimizer, build_scheduler
 from doccls.oof.metrics import cross_entropy, macro_f1
@@ -26,11 +29,12 @@ from doccls.randomness import Purpose, derive_seed
 from doccls.run.history import EpochMetrics, write_fold_metrics
 from doccls.run.paths import RunPaths
 from doccls.run.runlog import RunLog
+from doccls.run.signals import ending_at_once
 from doccls.run.tracking import Tracker, track_fold
 from doccls.training.checkpoint import BestCheckpoint, write_best
 from doccls.training.evaluate import EvaluationKeys, Normalizer, predict_logits
-from doccls.training.loop import Engine, TrainingError, TrainingKeys, train_epoch
-from doccls.training.processes import on_main
+from doccls.training.loop import Engine, TrainingError, list_training_keys, train_epoch
+from doccls.training.processes import agree_on_stop, on_main
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,11 @@ class Experiment:
     identity: str
     paths: RunPaths
 
+    def plan(self, fold: int) -> BatchPlan:
+        """The batches that train the fold."""
+        seed, train = self.config.project.seed, self.config.train
+        return BatchPlan(seed, fold, self.data.list_train(fold), train.batch_size, train.epochs)
+
 
 @dataclass(frozen=True)
 class _Best:
@@ -51,18 +60,50 @@ class _Best:
     logits_NC: np.ndarray
 
 
-def train_fold(experiment: Experiment, fold: int, accelerator: Accelerator, log: RunLog) -> None:
+def load_folds(
+    experiment: Experiment, folds: Sequence[int], accelerator: Accelerator
+) -> AbstractContextManager[Iterator[Batch]]:
+    """This rank's batches of all that `train_fold` does on `folds`, in that order: one set of workers for all."""
+    config, manifest = experiment.config, experiment.data.manifest
+    pages = Pages(manifest.ids, manifest.paths, manifest.targets, config.train.img_size, config.data.max_image_pixels)
+    dataset = DocClsDataset(pages, Augmentation(config.augment), config.project.seed)
+    keys = (batch for fold in folds for batch in _list_keys(experiment, fold, accelerator))
+    return loading(dataset, keys, config.data.num_workers, accelerator.device.type == "cuda")
+
+
+def _list_keys(experiment: Experiment, fold: int, accelerator: Accelerator) -> Iterator[list[SampleKey]]:
+    """One fold's batches on this rank: an epoch, its validation, the next epoch, ..."""
+    train, plan = experiment.config.train, experiment.plan(fold)
+    rank, world_size = accelerator.process_index, accelerator.num_processes
+    for epoch in range(train.epochs):
+        yield from list_training_keys(plan, epoch, train.micro_batch_size, rank, world_size)
+        yield from _validation_keys(experiment, fold, accelerator)
+
+
+def _validation_keys(experiment: Experiment, fold: int, accelerator: Accelerator) -> EvaluationKeys:
+    train, world_size = experiment.config.train, accelerator.num_processes
+    size = min(train.micro_batch_size or train.batch_size, -(-train.batch_size // world_size))
+    return EvaluationKeys(experiment.data.list_valid(fold), size, accelerator.process_index, world_size)
+
+
+def train_fold(
+    experiment: Experiment, fold: int, batches: Iterator[Batch], accelerator: Accelerator, log: RunLog
+) -> None:
     """Train one fold and leave its checkpoint, its metrics and, last, its OOF part. All ranks must call.
+
+    It takes its own of the batches of `load_folds`.
 
     Raises:
         UserError: the model, its weights or the optimizer can't be had, or the numbers went bad.
+        Interrupted: a signal asked for the end, of this rank or another.
     """
     run_dir = experiment.paths.root if accelerator.is_main_process else None
+    agree_on_stop(accelerator)
     _start_afresh(accelerator)
     with track_fold(experiment.config, run_dir, fold, log) as tracker:
         engine = _build_engine(experiment, fold, accelerator, log, tracker)
         try:
-            best = _fit(experiment, engine, fold)
+            best = _fit(experiment, engine, fold, batches)
         except (RuntimeError, ValueError) as error:
             explained = _explain(error, experiment.config)
             if explained is None:
@@ -105,7 +146,7 @@ def _build_engine(experiment: Experiment, fold: int, accelerator: Accelerator, l
     train = config.train
     samples = experiment.data.list_train(fold)
     valid = experiment.data.list_valid(fold)
-    plan = BatchPlan(config.project.seed, fold, samples, train.batch_size, train.epochs)
+    plan = experiment.plan(fold)
     if accelerator.num_processes > plan.size:
         raise TrainingError(f"fold {fold}: {plan.size} samples a step can't feed {accelerator.num_processes} processes")
     log.line(
@@ -115,7 +156,8 @@ def _build_engine(experiment: Experiment, fold: int, accelerator: Accelerator, l
     if config.model.pretrained and config.model.weights is None:
         log.line(f"[MODEL] weights of {config.model.name} from the hub or its cache (offline: model.weights)")
     torch.manual_seed(derive_seed(config.project.seed, Purpose.INITIAL_WEIGHTS, fold))
-    model = build_model(config.model, len(manifest.classes), train.img_size)
+    with ending_at_once():  # the hub may be slow, and nothing of this fold is there to lose
+        model = build_model(config.model, len(manifest.classes), train.img_size)
     mean, std = get_normalization(config.model, model)
     model.to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     total, trainable = count_parameters(model)
@@ -160,22 +202,11 @@ def _build_engine(experiment: Experiment, fold: int, accelerator: Accelerator, l
     )
 
 
-def _fit(experiment: Experiment, engine: Engine, fold: int) -> _Best:
+def _fit(experiment: Experiment, engine: Engine, fold: int, batches: Iterator[Batch]) -> _Best:
     """All epochs; each is validated, and an improvement is kept at once: weights and logits in one file."""
     accelerator, log, manifest = engine.accelerator, engine.log, experiment.data.manifest
     config, targets = experiment.config, np.asarray(manifest.targets, dtype=np.int64)
-    rank, world_size = accelerator.process_index, accelerator.num_processes
-    workers, pin = config.data.num_workers, accelerator.device.type == "cuda"
-    pages = Pages(manifest.ids, manifest.paths, manifest.targets, config.train.img_size, config.data.max_image_pixels)
-
-    train_set = DocClsDataset(pages, Augmentation(config.augment), config.project.seed, fold)
-    train_keys = TrainingKeys(engine.plan, config.train.micro_batch_size, rank, world_size)
-    batches: Iterator[Batch] = iter(build_loader(train_set, train_keys, workers, pin))
-    valid_size = min(
-        config.train.micro_batch_size or config.train.batch_size, -(-config.train.batch_size // world_size)
-    )
-    valid_keys = EvaluationKeys(experiment.data.list_valid(fold), valid_size, rank, world_size)
-    valid_loader = build_loader(DocClsDataset(pages), valid_keys, workers, pin)
+    num_valid = len(_validation_keys(experiment, fold, accelerator))
 
     best: _Best | None = None
     rows: list[EpochMetrics] = []
@@ -183,15 +214,15 @@ def _fit(experiment: Experiment, engine: Engine, fold: int) -> _Best:
         started_s = time.perf_counter()
         with log.progress(f"fold {fold} epoch {epoch + 1}/{config.train.epochs}", engine.plan.steps_per_epoch) as bar:
             train_loss, rate = train_epoch(engine, batches, epoch, bar)
-        if world_size > 1:
-            distribute_bn(engine.best_of, world_size, reduce=True)
+        if accelerator.num_processes > 1:
+            distribute_bn(engine.best_of, accelerator.num_processes, reduce=True)
         trained, trained_s = engine.plan.steps_per_epoch * engine.plan.size, time.perf_counter() - started_s
         log.line(
             f"[EPOCH {epoch + 1}] fold={fold} loss={train_loss:.5f} lr={rate:.3e} "
             f"mem_MiB={measure_memory(accelerator):.0f} images_per_s={trained / trained_s:.1f}"
         )
         indices, logits = predict_logits(
-            engine.best_of, valid_loader, engine.normalize, engine.num_classes, accelerator
+            engine.best_of, islice(batches, num_valid), engine.normalize, engine.num_classes, accelerator
         )
         if not np.isfinite(logits).all():
             bad = [manifest.ids[index] for index in indices[~np.isfinite(logits).all(axis=1)]]

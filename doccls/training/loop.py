@@ -1,6 +1,6 @@
 """The epoch and the step: straight down, from batches to updated weights."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 
@@ -14,13 +14,15 @@ from timm.utils import ModelEmaV3
 from torch import nn
 
 from doccls.config.schema import TrainConfig
-from doccls.data.dataset import Batch, SampleKey
+from doccls.data.dataset import Batch, Drawing, SampleKey
 from doccls.data.order import BatchPlan
 from doccls.errors import UserError
 from doccls.randomness import Purpose, derive_seed
 from doccls.run.runlog import ProgressBar, RunLog
+from doccls.run.signals import check_stop
 from doccls.run.tracking import Tracker
 from doccls.training.evaluate import Normalizer
+from doccls.training.processes import raise_stop, render_stop
 
 
 class TrainingError(UserError):
@@ -68,18 +70,14 @@ class LossMeter:
     count: int = 0
 
 
-class TrainingKeys(Iterable[list[SampleKey]]):
-    """One rank's micro-batches of all steps, epoch after epoch: the loader never runs dry between."""
-
-    def __init__(self, plan: BatchPlan, micro_batch_size: int | None, rank: int, world_size: int) -> None:
-        self._plan = plan
-        self._split = (rank, world_size, micro_batch_size)
-
-    def __iter__(self) -> Iterator[list[SampleKey]]:
-        for step in range(self._plan.total_steps):
-            epoch = step // self._plan.steps_per_epoch
-            for micro_batch in self._plan.split_batch(step, *self._split):
-                yield [SampleKey(epoch, index) for index in micro_batch.tolist()]
+def list_training_keys(
+    plan: BatchPlan, epoch: int, micro_batch_size: int | None, rank: int, world_size: int
+) -> Iterator[list[SampleKey]]:
+    """One rank's micro-batches of an epoch (0-based)."""
+    drawing = Drawing(plan.fold, epoch)
+    for step in plan.list_steps(epoch):
+        for micro_batch in plan.split_batch(step, rank, world_size, micro_batch_size):
+            yield [SampleKey(index, drawing) for index in micro_batch.tolist()]
 
 
 def train_epoch(engine: Engine, batches: Iterator[Batch], epoch: int, bar: ProgressBar) -> tuple[float, float]:
@@ -90,13 +88,16 @@ def train_epoch(engine: Engine, batches: Iterator[Batch], epoch: int, bar: Progr
 
     Raises:
         TrainingError: a loss was not finite; the step and the samples of its batch are named.
+        Interrupted: a signal asked for the end; several ranks leave where they exchange losses, all at one step.
     """
     engine.model.train()
     plan, config = engine.plan, engine.config
-    first = epoch * plan.steps_per_epoch
+    first = plan.list_steps(epoch).start
     meter = LossMeter(first_step=first)
     rate = 0.0
-    for step in range(first, first + plan.steps_per_epoch):
+    for step in plan.list_steps(epoch):
+        if engine.accelerator.num_processes == 1:
+            check_stop()
         engine.scheduler.step_update(step)
         rate = float(engine.optimizer.param_groups[0]["lr"])
         meter.pending.append(_take_step(engine, batches, step))
@@ -161,8 +162,10 @@ def _mix(engine: Engine, images: torch.Tensor, targets: torch.Tensor) -> tuple[t
 
 
 def _settle(engine: Engine, meter: LossMeter) -> float:
-    """Fetch the pending losses, sum them over ranks, check them; the mean of those steps."""
-    losses = engine.accelerator.reduce(torch.stack(meter.pending), reduction="sum").cpu().double()
+    """Fetch the pending losses, sum them over ranks, check them; the mean of those steps. Stops all ranks together."""
+    own = torch.cat([torch.stack(meter.pending), render_stop(engine.accelerator.device)])
+    sums = engine.accelerator.reduce(own, reduction="sum").cpu().double()
+    losses, stops = sums.tensor_split([len(meter.pending)])
     bad = (~torch.isfinite(losses)).nonzero()
     if len(bad):
         step = meter.first_step + int(bad[0])
@@ -177,4 +180,5 @@ def _settle(engine: Engine, meter: LossMeter) -> float:
     meter.count += len(losses)
     meter.first_step += len(losses)
     meter.pending.clear()
+    raise_stop(stops)
     return float(losses.mean())

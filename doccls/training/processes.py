@@ -18,6 +18,7 @@ from accelerate.utils import (
 
 from doccls.config.schema import Config
 from doccls.errors import UserError
+from doccls.run.signals import STOP_SIGNALS, Interrupted, stop_requested
 
 _T = TypeVar("_T")
 _PLAIN = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
@@ -27,11 +28,6 @@ _GROUP_TIMEOUT = timedelta(hours=2)
 
 class ProcessError(UserError):
     """The processes that were started are not those that were asked for, or can't do what the config asks."""
-
-
-def rank_by_environment(environment: Mapping[str, str] = os.environ) -> int:
-    """The rank that the launcher gave this process; 0 without a launcher."""
-    return int(environment.get("RANK", "0"))
 
 
 def start_processes(config: Config) -> Accelerator:
@@ -100,6 +96,32 @@ def choose_precision(amp: bool | str, environment: Mapping[str, str]) -> str:
     if chosen == "fp16" and not on_cuda:
         raise ProcessError("fp16 needs a GPU: set train.amp to bf16, false, or true (the best that the device has)")
     return chosen
+
+
+def render_stop(device: torch.device) -> torch.Tensor:
+    """This process's stop request as one number a signal, (signals,) float32: summed over ranks, they tell of any."""
+    requested = stop_requested()
+    return torch.tensor([float(number == requested) for number in STOP_SIGNALS], device=device)
+
+
+def raise_stop(stops: torch.Tensor) -> None:
+    """Read the sum of all ranks' `render_stop`, which is the same on each, so that all leave together.
+
+    Raises:
+        Interrupted: a signal came to one of them.
+    """
+    for number, count in zip(STOP_SIGNALS, stops.tolist(), strict=True):
+        if count:
+            raise Interrupted(number)
+
+
+def agree_on_stop(accelerator: Accelerator) -> None:
+    """A safe point for all ranks together; all must call.
+
+    Raises:
+        Interrupted: a signal came to one of them.
+    """
+    raise_stop(accelerator.reduce(render_stop(accelerator.device), reduction="sum"))
 
 
 def on_main(accelerator: Accelerator, act: Callable[[], _T]) -> _T:

@@ -4,9 +4,11 @@ What a rank runs is `main(argv) -> exit code`, named as `module:function`; it fi
 `accelerate launch` and torchrun give: RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT, ACCELERATE_USE_CPU.
 """
 
+import faulthandler
 import importlib
 import multiprocessing
 import os
+import signal
 import socket
 import sys
 import time
@@ -91,8 +93,11 @@ def launch_ranks(
     finally:
         hung = [process for process in ranks if process.is_alive()]
         for process in hung:
-            process.kill()
+            assert process.pid is not None
+            os.kill(process.pid, signal.SIGABRT)  # its stacks go to its stderr
         for process in ranks:
+            process.join(10)
+            process.kill()
             process.join(10)
     return [
         Rank(None if process in hung else process.exitcode, *(_read(folder, name, rank) for name in ("out", "err")))
@@ -132,6 +137,7 @@ def _be_rank(program: str, argv: list[str], folder: str, rank: int, environment:
         file = os.open(Path(folder) / f"rank{rank}.{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(file, descriptor)
         os.close(file)
+    faulthandler.enable()
     multiprocessing.set_start_method(multiprocessing.get_all_start_methods()[0], force=True)  # not the server's own
     os.environ.clear()
     os.environ.update(environment)

@@ -1,90 +1,284 @@
-"""A signal in the middle of an epoch: the marked end of the log, the signal's exit code, nothing left behind."""
+"""A signal to a run: the marked end of the log, the signal's exit code, nothing left behind, wherever it struck."""
 
 import os
+import random
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 import psutil
 import pytest
-from rank_launcher import clean_environment, start_ranks
+from rank_launcher import REPOSITORY, clean_environment, find_free_port, start_ranks
+from signal_programs import HELD
 from tiny_runs import RICH, Run, Trainer
 
-START_S = 120
+from tests.unit.test_signals import WRITES, count_writes
+
+START_S = 100
 END_S = 60
 LONG = (*RICH, "train.epochs=500", "train.log_interval=1")
+STOPS = int(os.environ.get("DOCCLS_TEST_STOPS", "15"))
+FORKS = "forks.txt"
+_SITE = f"""
+import os
+def note():
+    with open(os.environ["DOCCLS_TEST_FOLDER"] + "/{FORKS}", "a") as file:
+        file.write(f"{{os.getpid()}} {{len(os.listdir('/proc/self/task'))}}\\n")
+os.register_at_fork(before=note)
+"""
 
 
-def _await(happened: Callable[[], bool], within_s: float, what: str) -> None:
+def await_event(happened: Callable[[], bool], within_s: float, what: str, folder: Path) -> None:
+    """Until it happened; else fail with all that the processes said."""
     deadline = time.monotonic() + within_s
     while not happened():
         if time.monotonic() > deadline:
-            pytest.fail(f"not within {within_s} s: {what}")
-        time.sleep(0.05)
+            said = {
+                str(file): file.read_text()[-3000:] for file in folder.rglob("*") if file.suffix in (".log", ".err")
+            }
+            pytest.fail(f"not within {within_s} s: {what}\n{said}")
+        time.sleep(0.02)
 
 
-def _trains(folder: Path) -> bool:
+def trains(folder: Path) -> bool:
     logs = list(folder.glob("logs/*"))
     return bool(logs) and "[EPOCH 2]" in logs[0].read_text()
 
 
-def _assert_ended_well(folder: Path, code: int) -> None:
-    run = Run([], folder)
-    assert run.lines[-2:] == [f"[EXIT] TRAINING ERROR code={code}", ">> Stopping logger and restoring stdio"]
+def has_begun_steps(folder: Path) -> bool:
+    logs = list(folder.glob("logs/*"))
+    return bool(logs) and "[STEP 1/" in logs[0].read_text()
+
+
+def assert_ended_well(folder: Path, code: int) -> None:
+    (log,) = folder.glob("logs/*")
+    lines = log.read_text().splitlines()
+    assert lines[-2:] == [f"[EXIT] TRAINING ERROR code={code}", ">> Stopping logger and restoring stdio"], lines[-5:]
+    assert sum(line.startswith("[EXIT]") for line in lines) == 1
+    assert "Traceback" not in log.read_text()
     assert not list(folder.rglob("*.tmp"))
-    assert not list(run.root.glob("oof/parts/*"))
-    assert run.read_metrics()[-1]["fold"] == 0
+    assert not list(folder.glob("experiments/*/*/oof/parts/*"))
+
+
+def last_words(number: signal.Signals) -> list[str]:
+    return [f"[EXIT][ERROR] training failed: {number.name} received"]
+
+
+def select_last_words(text: str) -> list[str]:
+    assert "Traceback" not in text and "Exception" not in text, text
+    return [line for line in text.splitlines() if line.startswith("[EXIT]")]
+
+
+@contextmanager
+def running(
+    trainer: Trainer, program: str, sets: tuple[str, ...], world_size: int = 1
+) -> Iterator[tuple[Path, list[ForkServerProcess]]]:
+    """Ranks on their way in a folder of their own; what of them is left at the end of the block is killed."""
+    folder = trainer.new_folder()
+    told = {"DOCCLS_TEST_FOLDER": str(folder)}
+    ranks = start_ranks(program, trainer.arguments(sets, folder), folder / "console", world_size, told)
+    try:
+        yield folder, ranks
+    finally:
+        for rank in ranks:
+            if rank.is_alive():
+                rank.kill()
+            rank.join(10)
+
+
+def join(ranks: list[ForkServerProcess], folder: Path) -> list[int | None]:
+    await_event(lambda: not any(rank.is_alive() for rank in ranks), END_S, "the ranks' end", folder)
+    return [rank.exitcode for rank in ranks]
 
 
 @pytest.mark.parametrize(
     ("number", "to_group"), [(signal.SIGTERM, False), (signal.SIGINT, True), (signal.SIGTERM, True)]
 )
 def test_a_signal_ends_a_run_in_good_order(trainer: Trainer, number: signal.Signals, to_group: bool) -> None:
-    """SIGTERM as `kill` sends it, SIGINT as a terminal does (to the workers too), SIGTERM as Slurm does."""
+    """SIGTERM as `kill` sends it, SIGINT as a terminal does (to the workers too), SIGTERM as Slurm does.
+
+    And no process of the run has forked while it had more than one thread.
+    """
     folder = trainer.new_folder()
-    folder.mkdir()
-    with (folder / "out").open("w") as out, (folder / "err").open("w") as err:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "doccls.train", *trainer.arguments([*LONG, "data.num_workers=2"], folder)],
-            cwd=folder, env=clean_environment(), stdout=out, stderr=err, start_new_session=True,
-        )  # fmt: skip
-    try:
-        _await(lambda: process.poll() is not None or _trains(folder), START_S, "an epoch")
-        assert process.poll() is None, (folder / "err").read_text()
-        workers = psutil.Process(process.pid).children(recursive=True)
-        assert len(workers) >= 2
+    with started(trainer, folder, (*LONG, "data.num_workers=2")) as (process, workers):
         (os.killpg if to_group else os.kill)(process.pid, number)
         code = process.wait(END_S)
         _, left = psutil.wait_procs(workers, timeout=10)
+        assert left == []
+    assert code == 128 + number
+    assert_ended_well(folder, 128 + number)
+    assert Run([], folder).read_metrics()[-1]["fold"] == 0
+    assert select_last_words((folder / "run.err").read_text()) == last_words(number)
+    forks = [line.split() for line in (folder / FORKS).read_text().splitlines()]
+    assert len(forks) >= 2, "the workers' forks were seen"
+    assert {threads for _, threads in forks} == {"1"}
+
+
+def test_workers_end_with_a_run_that_is_killed(trainer: Trainer) -> None:
+    folder = trainer.new_folder()
+    with started(trainer, folder, (*LONG, "data.num_workers=2")) as (process, workers):
+        process.kill()
+        assert process.wait(END_S) == -signal.SIGKILL
+        _, left = psutil.wait_procs(workers, timeout=30)
+        assert left == []
+
+
+@contextmanager
+def started(
+    trainer: Trainer, folder: Path, sets: tuple[str, ...]
+) -> Iterator[tuple["subprocess.Popen[bytes]", list[psutil.Process]]]:
+    """`python -m doccls.train` as a user starts it, in its second epoch, and all processes under it."""
+    (folder / "site").mkdir(parents=True)
+    (folder / "site" / "sitecustomize.py").write_text(_SITE)
+    environment = clean_environment()
+    environment |= {
+        "PYTHONPATH": f"{folder / 'site'}{os.pathsep}{environment['PYTHONPATH']}", "DOCCLS_TEST_FOLDER": str(folder)
+    }  # fmt: skip
+    with (folder / "run.out").open("w") as out, (folder / "run.err").open("w") as err:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "doccls.train", *trainer.arguments(sets, folder)],
+            cwd=folder, env=environment, stdout=out, stderr=err, start_new_session=True,
+        )  # fmt: skip
+    try:
+        await_event(lambda: process.poll() is not None or trains(folder), START_S, "an epoch", folder)
+        assert process.poll() is None, (folder / "run.err").read_text()
+        children = psutil.Process(process.pid).children(recursive=True)
+        assert len(children) >= 3, "two workers and their server"
+        yield process, children
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait(10)
+
+
+@pytest.mark.parametrize("struck", [(0, 1), (1,), (0,)])
+def test_all_ranks_leave_together_whichever_was_asked(trainer: Trainer, struck: tuple[int, ...]) -> None:
+    """As torchrun and Slurm end a job: SIGTERM to each; or to one, and the others leave at its step."""
+    with running(trainer, "doccls.train:main", LONG, 2) as (folder, ranks):
+        await_event(lambda: trains(folder), START_S, "an epoch", folder)
+        for number in struck:
+            ranks[number].terminate()
+        assert join(ranks, folder) == [143, 143], (folder / "console" / "rank1.err").read_text()
+    assert_ended_well(folder, 143)
+    assert select_last_words((folder / "console" / "rank0.err").read_text()) == last_words(signal.SIGTERM)
+    assert (folder / "console" / "rank1.err").read_text() == ""
+
+
+def test_accelerate_launch_with_workers_is_stopped_in_the_midst_of_long_steps(trainer: Trainer) -> None:
+    """The whole group is signalled, the workers too, and the launcher forwards it, while the ranks stand in C."""
+    folder = trainer.new_folder()
+    sets = (*LONG, "data.num_workers=2", "train.batch_size=12")
+    command = [
+        *(sys.executable, "-m", "accelerate.commands.launch", "--config_file"),
+        *(REPOSITORY / "accelerate_configs" / "cpu_2.yaml", "--main_process_port", str(find_free_port())),
+        *("-m", "tests.distributed.signal_programs", *trainer.arguments(sets, folder)),
+    ]
+    here = Path(__file__).parent
+    environment = clean_environment()
+    environment["PYTHONPATH"] = os.pathsep.join([str(here), environment["PYTHONPATH"]])
+    folder.mkdir()
+    with (folder / "run.out").open("w") as out, (folder / "run.err").open("w") as err:
+        process = subprocess.Popen(
+            command, cwd=folder, env=environment, stdout=out, stderr=err, start_new_session=True
+        )  # fmt: skip
+    try:
+        await_event(lambda: process.poll() is not None or has_begun_steps(folder), START_S, "a step", folder)
+        assert process.poll() is None, (folder / "run.err").read_text()
+        family = psutil.Process(process.pid).children(recursive=True)
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(END_S)
+        _, left = psutil.wait_procs(family, timeout=30)
         assert left == []
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait(10)
-    assert code == 128 + number
-    _assert_ended_well(folder, 128 + number)
-    told = [line for line in (folder / "err").read_text().splitlines() if line.startswith("[EXIT]")]
-    assert told == [f"[EXIT][ERROR] training failed: {number.name} received"]
+    assert_ended_well(folder, 143)
+    assert (folder / "run.err").read_text().count("[EXIT]") == 1
+    assert "rank 1 failed" not in (folder / "run.err").read_text()
 
 
-def test_a_signal_to_a_group_ends_every_rank(trainer: Trainer) -> None:
-    """As torchrun and Slurm end a job: SIGTERM to each."""
-    folder = trainer.new_folder()
-    ranks = start_ranks("doccls.train:main", trainer.arguments(LONG, folder), folder / "console", 2)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_signal_ends_at_once_also_in_a_c_call(trainer: Trainer, number: signal.Signals) -> None:
+    with running(trainer, "signal_programs:hold_a_step", LONG) as (folder, ranks):
+        (rank,) = ranks
+        assert rank.pid is not None
+        _await_hold(folder, rank)
+        os.kill(rank.pid, number)
+        told = folder / "console" / "rank0.err"
+        await_event(lambda: "once more ends at once" in told.read_text(), END_S, "the word of the first", folder)
+
+        def strike_again() -> bool:
+            if rank.is_alive():
+                os.kill(rank.pid, number)  # within a second it is taken for an echo
+            return not rank.is_alive()
+
+        await_event(strike_again, END_S, "the end", folder)
+        assert join(ranks, folder) == [128 + number]
+    assert_ended_well(folder, 128 + number)
+    assert select_last_words(told.read_text()) == last_words(number)
+
+
+def test_before_training_the_first_signal_ends_at_once(trainer: Trainer) -> None:
+    with running(trainer, "signal_programs:hold_the_look_at_the_data", LONG) as (folder, ranks):
+        _await_hold(folder, ranks[0])
+        ranks[0].terminate()
+        assert join(ranks, folder) == [143]
+    assert_ended_well(folder, 143)
+    assert select_last_words((folder / "console" / "rank0.err").read_text()) == last_words(signal.SIGTERM)
+    assert not (folder / "experiments").exists()
+
+
+@pytest.mark.parametrize("kind", WRITES)
+def test_an_end_at_once_in_any_write_call_leaves_the_old_file_whole(
+    trainer: Trainer, tmp_path: Path, kind: str
+) -> None:
+    calls = range(count_writes(kind, tmp_path / "file"))
+    for first in calls[::8]:
+        _end_in_write_calls(trainer, kind, calls[first : first + 8])
+
+
+def _end_in_write_calls(trainer: Trainer, kind: str, calls: range) -> None:
+    """Side by side, each a process that stands in one of the calls when the signal comes."""
+    folders = [trainer.new_folder() for _ in calls]
+    ranks = []
+    for folder, call in zip(folders, calls, strict=True):
+        path = folder / "target" / "file"
+        path.parent.mkdir(parents=True)
+        path.write_bytes(b"old")
+        argv, told = [kind, str(call), str(path)], {"DOCCLS_TEST_FOLDER": str(folder)}
+        ranks += start_ranks("signal_programs:hold_a_write", argv, folder / "console", environment=told)
     try:
-        _await(lambda: _trains(folder), START_S, "an epoch")
-        for rank in ranks:
+        for folder, rank in zip(folders, ranks, strict=True):
+            _await_hold(folder, rank)
             rank.terminate()
-        for rank in ranks:
-            rank.join(END_S)
-        codes = [rank.exitcode for rank in ranks]
+            assert join([rank], folder) == [143], (folder / "console" / "rank0.err").read_text()
+            assert (folder / "target" / "file").read_bytes() == b"old"
+            assert [file.name for file in (folder / "target").iterdir()] == ["file"]
     finally:
         for rank in ranks:
-            if rank.is_alive():
-                rank.kill()
-                rank.join(10)
-    assert codes == [143, 143], (folder / "console" / "rank1.err").read_text()
-    _assert_ended_well(folder, 143)
+            rank.kill()
+            rank.join(10)
+
+
+def _await_hold(folder: Path, rank: ForkServerProcess) -> None:
+    await_event(lambda: (folder / HELD).exists() or not rank.is_alive(), START_S, "the held place", folder)
+
+
+def test_stops_at_random_moments_over_short_epochs_with_a_checkpoint_each(trainer: Trainer) -> None:
+    """DOCCLS_TEST_STOPS of them, one after the other; each strikes somewhere in a step, a save or a validation."""
+    draw = random.Random(11)
+    for count in range(STOPS):
+        number = draw.choice([signal.SIGINT, signal.SIGTERM])
+        with running(trainer, "signal_programs:best_each_epoch", LONG) as (folder, ranks):
+            await_event(lambda folder=folder: trains(folder), START_S, "an epoch", folder)  # type: ignore[misc]
+            time.sleep(draw.uniform(0, 0.3))  # the moment is what is drawn here: nothing is waited for
+            assert ranks[0].pid is not None
+            os.kill(ranks[0].pid, number)
+            assert join(ranks, folder) == [128 + number], f"stop {count}"
+        assert_ended_well(folder, 128 + number)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Mapping, Sequence
+import signal
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,15 @@ MakeData = Callable[..., Path]
 def compute_on_one_thread() -> None:
     """The models here are tiny: threads that wait for each other cost more than they give."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def signals_stay_pytests() -> Iterator[None]:
+    """A process that ends with an error ignores signals from there on; here it goes on to the next test."""
+    earlier = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in earlier.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture

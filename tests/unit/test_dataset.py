@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from doccls.config.schema import AugmentConfig
-from doccls.data.dataset import DocClsDataset, Pages, SampleKey, build_loader, collate_batch
+from doccls.data.dataset import DocClsDataset, Drawing, Pages, SampleKey, collate_batch
 from doccls.data.images import decode_image, fit_page
 from doccls.data.transforms import Augmentation
 from doccls.errors import OwnError
@@ -27,22 +27,22 @@ def pages(make_data: MakeData) -> Pages:
 
 
 def test_a_key_gives_the_fitted_page_its_target_and_its_index(pages: Pages) -> None:
-    page, target, index = DocClsDataset(pages)[SampleKey(0, 3)]
+    page, target, index = DocClsDataset(pages)[SampleKey(3)]
     path = pages.paths[3]
     assert path is not None
     assert np.array_equal(page, fit_page(decode_image(path.read_bytes(), 10**6), 16))
     assert (target, index) == (1, 3)
 
 
-def test_without_augmentation_the_epoch_changes_nothing(pages: Pages) -> None:
-    dataset = DocClsDataset(pages)
-    assert np.array_equal(dataset[SampleKey(0, 2)][0], dataset[SampleKey(9, 2)][0])
+def test_without_a_drawing_nothing_is_augmented(pages: Pages) -> None:
+    key = SampleKey(2)
+    assert np.array_equal(DocClsDataset(pages, Augmentation(AUGMENT))[key][0], DocClsDataset(pages)[key][0])
 
 
 def test_augmentation_depends_on_seed_fold_epoch_and_sample(pages: Pages) -> None:
     def draw(seed: int, fold: int, epoch: int) -> bytes:
-        dataset = DocClsDataset(pages, Augmentation(AUGMENT), seed, fold)
-        return dataset[SampleKey(epoch, 0)][0].tobytes()
+        dataset = DocClsDataset(pages, Augmentation(AUGMENT), seed)
+        return dataset[SampleKey(0, Drawing(fold, epoch))][0].tobytes()
 
     drawn = [draw(0, 0, 0), draw(1, 0, 0), draw(0, 1, 0), draw(0, 0, 1)]
     assert len(set(drawn)) == 4
@@ -50,8 +50,8 @@ def test_augmentation_depends_on_seed_fold_epoch_and_sample(pages: Pages) -> Non
 
 
 def test_the_order_of_asking_changes_nothing(pages: Pages) -> None:
-    forward, backward = (DocClsDataset(pages, Augmentation(AUGMENT), 1, 0) for _ in range(2))
-    keys = [SampleKey(epoch, index) for epoch in range(2) for index in range(6)]
+    forward, backward = (DocClsDataset(pages, Augmentation(AUGMENT), 1) for _ in range(2))
+    keys = [SampleKey(index, Drawing(0, epoch)) for epoch in range(2) for index in range(6)]
     first = {key: forward[key][0].tobytes() for key in keys}
     assert first == {key: backward[key][0].tobytes() for key in reversed(keys)}
 
@@ -61,21 +61,21 @@ def test_an_image_that_turned_bad_is_told_with_id_and_path(pages: Pages) -> None
     assert path is not None
     path.write_bytes(b"x")
     with pytest.raises(OwnError) as caught:
-        DocClsDataset(pages)[SampleKey(0, 2)]
+        DocClsDataset(pages)[SampleKey(2)]
     assert "'i2'" in str(caught.value) and str(path) in str(caught.value)
     path.unlink()
     with pytest.raises(OwnError, match="'i2'"):
-        DocClsDataset(pages)[SampleKey(0, 2)]
+        DocClsDataset(pages)[SampleKey(2)]
 
 
 def test_the_pixel_limit_holds_while_training_too(pages: Pages) -> None:
     with pytest.raises(OwnError, match="max_image_pixels"):
-        DocClsDataset(pages._replace(max_pixels=10))[SampleKey(0, 0)]
+        DocClsDataset(pages._replace(max_pixels=10))[SampleKey(0)]
 
 
 def test_a_sample_without_image_must_not_be_asked_for(pages: Pages) -> None:
     with pytest.raises(AssertionError):
-        DocClsDataset(pages._replace(paths=[None] * 6))[SampleKey(0, 0)]
+        DocClsDataset(pages._replace(paths=[None] * 6))[SampleKey(0)]
 
 
 def test_a_batch_holds_uint8_pages_and_int64_numbers() -> None:
@@ -87,25 +87,10 @@ def test_a_batch_holds_uint8_pages_and_int64_numbers() -> None:
     assert np.array_equal(batch.images_NHWC[1].numpy(), page + 1)
 
 
-def test_the_loader_gives_exactly_the_batches_in_their_order(pages: Pages) -> None:
-    asked = [[SampleKey(0, 4), SampleKey(0, 1)], [SampleKey(1, 4)], [SampleKey(1, 0), SampleKey(1, 5), SampleKey(1, 2)]]
-    loader = build_loader(DocClsDataset(pages), asked, num_workers=0, pin_memory=False)
-    assert [batch.indices_N.tolist() for batch in loader] == [[4, 1], [4], [0, 5, 2]]
-    assert [batch.targets_N.tolist() for batch in loader] == [[0, 1], [0], [0, 1, 0]]
-
-
-def test_the_loader_leaves_the_global_generator_alone(pages: Pages) -> None:
-    torch.manual_seed(5)
-    expected = torch.rand(1)
-    torch.manual_seed(5)
-    list(build_loader(DocClsDataset(pages), [[SampleKey(0, 0)]], 0, False))
-    assert torch.rand(1) == expected
-
-
 def test_an_image_reached_by_another_spelling_is_the_same_page(pages: Pages, tmp_path: Path) -> None:
     alias = tmp_path / "alias.png"
     path = pages.paths[1]
     assert path is not None
     alias.write_bytes(path.read_bytes())
     other = DocClsDataset(pages._replace(paths=[None, alias, *pages.paths[2:]]))
-    assert np.array_equal(other[SampleKey(0, 1)][0], DocClsDataset(pages)[SampleKey(0, 1)][0])
+    assert np.array_equal(other[SampleKey(1)][0], DocClsDataset(pages)[SampleKey(1)][0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -12,12 +13,13 @@ from accelerate import Accelerator
 from torch import nn
 
 from doccls.config.schema import TrainConfig
-from doccls.data.dataset import Batch
+from doccls.data.dataset import Batch, Drawing
 from doccls.data.order import BatchPlan
 from doccls.model.optim import build_ema, build_loss, build_mixup, build_optimizer, build_scheduler
 from doccls.run.runlog import ProgressBar, RunLog
+from doccls.run.signals import Interrupted, handling_signals, stopping_gracefully
 from doccls.training.evaluate import EvaluationKeys, Normalizer, predict_logits
-from doccls.training.loop import Engine, LossMeter, TrainingError, TrainingKeys, _mix, _settle, train_epoch
+from doccls.training.loop import Engine, LossMeter, TrainingError, _mix, _settle, list_training_keys, train_epoch
 
 COUNT, CLASSES, SIDE = 11, 3, 4
 PAGES = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (COUNT, SIDE, SIDE, 3), dtype=np.uint8))
@@ -64,9 +66,10 @@ def make_engine(model: nn.Module | None = None, **keys: Any) -> Engine:
 
 
 def load(engine: Engine, pages: torch.Tensor = PAGES) -> Iterator[Batch]:
-    for keys in TrainingKeys(engine.plan, engine.config.micro_batch_size, 0, 1):
-        rows = torch.tensor([key.sample for key in keys])
-        yield Batch(pages[rows], TARGETS[rows], rows)
+    for epoch in range(engine.plan.epochs):
+        for keys in list_training_keys(engine.plan, epoch, engine.config.micro_batch_size, 0, 1):
+            rows = torch.tensor([key.sample for key in keys])
+            yield Batch(pages[rows], TARGETS[rows], rows)
 
 
 def train(engine: Engine, epochs: int = 2) -> list[tuple[float, float]]:
@@ -199,6 +202,40 @@ def test_the_meter_sums_steps_over_the_epoch() -> None:
     assert (meter.total, meter.count) == (9.0, 3)
 
 
+# --- stops -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_signal_lets_the_step_end_and_the_next_one_not_begin() -> None:
+    engine = make_engine(batch_size=2)  # five steps an epoch
+    taken = []
+
+    def step(*others: Any) -> None:
+        taken.append(len(taken))
+        if len(taken) == 3:
+            signal.raise_signal(signal.SIGTERM)
+
+    engine.optimizer.register_step_post_hook(step)
+    with handling_signals(), stopping_gracefully(), pytest.raises(Interrupted) as caught:
+        train(engine)
+    assert (len(taken), caught.value.exit_code) == (3, 143)
+
+
+def test_a_signal_between_validation_batches_ends_there() -> None:
+    engine = make_engine()
+    given = []
+
+    def draw() -> Iterator[Batch]:
+        for row in range(5):
+            given.append(row)
+            if row == 2:
+                signal.raise_signal(signal.SIGINT)
+            yield Batch(PAGES[row : row + 1], TARGETS[row : row + 1], torch.tensor([row]))
+
+    with handling_signals(), stopping_gracefully(), pytest.raises(Interrupted) as caught:
+        predict_logits(engine.bare_model, draw(), engine.normalize, CLASSES, engine.accelerator)
+    assert (given, caught.value.exit_code) == ([0, 1, 2], 130)
+
+
 # --- Mixup -----------------------------------------------------------------------------------------------------------
 
 
@@ -231,10 +268,10 @@ def test_without_mixup_nothing_changes() -> None:
 
 def test_training_keys_are_the_plans_micro_batches_with_their_epoch() -> None:
     plan = BatchPlan(1, 0, np.arange(COUNT), 4, 2)
-    keys = [list(batch) for batch in TrainingKeys(plan, 3, 1, 2)]
+    keys = [batch for epoch in range(2) for batch in list_training_keys(plan, epoch, 3, 1, 2)]
     assert [len(batch) for batch in keys] == [2] * 4
     for step, batch in enumerate(keys):
-        assert {key.epoch for key in batch} == {step // 2}
+        assert {key.drawing for key in batch} == {Drawing(0, step // 2)}
         assert [key.sample for key in batch] == plan.list_batch(step)[1::2].tolist()
 
 

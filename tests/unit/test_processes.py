@@ -12,13 +12,13 @@ from accelerate.state import AcceleratorState
 
 from doccls.config import Config
 from doccls.errors import UserError
+from doccls.run.rank import rank_by_environment
 from doccls.training import processes
 from doccls.training.processes import (
     ProcessError,
     check_world_size,
     choose_precision,
     on_main,
-    rank_by_environment,
     start_processes,
 )
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -22,15 +25,8 @@ def test_what_is_missing_is_skipped_with_its_reason(
         monkeypatch.delenv("DOCCLS_REQUIRE", raising=False)
     else:
         monkeypatch.setenv("DOCCLS_REQUIRE", required)
-    told = need.__globals__["_skipped"]
-    before = dict(told)
-    try:
-        with pytest.raises(pytest.skip.Exception, match="suite 'suite-4711': no such folder"):
-            need("suite-4711", False, "no such folder")
-        assert told["suite-4711"] == "no such folder", "the end of the run says it again"
-    finally:
-        told.clear()
-        told.update(before)
+    with pytest.raises(pytest.skip.Exception, match="suite 'suite-4711': no such folder"):
+        need("suite-4711", False, "no such folder")
 
 
 @pytest.mark.parametrize("required", ["suite-4711", "other,suite-4711", "suite-4711,other"])
@@ -38,3 +34,27 @@ def test_what_is_missing_fails_where_it_is_required(need: Need, monkeypatch: pyt
     monkeypatch.setenv("DOCCLS_REQUIRE", required)
     with pytest.raises(pytest.fail.Exception, match=r"'suite-4711' is required \(DOCCLS_REQUIRE\) but no such folder"):
         need("suite-4711", False, "no such folder")
+
+
+SKIPS = """
+import pytest
+
+def test_a(need):
+    need("suite-4711", False, "no such folder")
+
+def test_b():
+    pytest.skip("not today")
+"""
+
+
+@pytest.mark.parametrize("words", [[], ["-n", "1"]])
+def test_the_end_of_the_run_says_what_was_not_tested(tmp_path: Path, words: list[str]) -> None:
+    """Also where the skip was met by another process."""
+    (tmp_path / "test_skips.py").write_text(SKIPS)
+    (tmp_path / "conftest.py").write_text((Path(__file__).parents[1] / "conftest.py").read_text())
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-c", "/dev/null", f"--rootdir={tmp_path}", *words],
+        cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    told = [line for line in done.stdout.splitlines() if "NOT TESTED" in line]
+    assert told == ["NOT TESTED: suite 'suite-4711': no such folder"], done.stdout + done.stderr

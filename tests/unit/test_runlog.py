@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from doccls.errors import UserError
-from doccls.run.runlog import Interrupted, RunLog, exit_code, ignore_signals, install_signal_handlers
+from doccls.run.runlog import RunLog, exit_code
+from doccls.run.signals import Interrupted, handling_signals, naming_one_cause, stopping_gracefully
 
 
 class Terminal(io.StringIO):
@@ -37,8 +38,6 @@ def test_the_first_and_the_last_line_and_the_success_marker(path: Path) -> None:
     [
         (UserError("mend this"), 1),
         (RuntimeError("broken"), 1),
-        (Interrupted(signal.SIGINT), 130),
-        (Interrupted(signal.SIGTERM), 143),
         (KeyboardInterrupt(), 130),
         (MemoryError(), 1),
     ],
@@ -55,6 +54,33 @@ def test_an_error_leaves_its_traceback_then_the_marker_and_goes_on(path: Path, e
     assert lines[1] == "Traceback (most recent call last):"
     assert any(type(error).__name__ in line for line in lines[2:-2])
     assert "SUCCESS" not in path.read_text()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_that_was_asked_for_is_told_without_a_traceback(
+    path: Path, capsys: pytest.CaptureFixture[str], number: signal.Signals
+) -> None:
+    with pytest.raises(Interrupted), RunLog(path):
+        raise Interrupted(number)
+    marker = f"[EXIT] TRAINING ERROR code={128 + number}"
+    assert path.read_text().splitlines()[1:] == [
+        f"{number.name} received", marker, ">> Stopping logger and restoring stdio"
+    ]  # fmt: skip
+    console = capsys.readouterr()
+    assert marker in console.out and console.err == ""
+
+
+def test_what_broke_after_a_stop_was_asked_for_is_traced_in_the_file_alone(
+    path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(Interrupted), RunLog(path), handling_signals(), stopping_gracefully(), naming_one_cause():
+        signal.raise_signal(signal.SIGTERM)
+        raise RuntimeError("DataLoader worker is killed")
+    text = path.read_text()
+    assert "DataLoader worker is killed" in text and "Traceback" in text
+    assert text.splitlines()[-2] == "[EXIT] TRAINING ERROR code=143"
+    console = capsys.readouterr()
+    assert "Traceback" not in console.out + console.err
 
 
 def test_the_console_gets_no_traceback_of_what_a_user_did(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -195,24 +221,3 @@ def test_a_name_that_is_not_unicode_does_not_end_the_run(path: Path) -> None:
     with RunLog(path) as log:
         log.line("bad \udcff name")
     assert "bad" in path.read_text()
-
-
-def test_signals_raise_interrupted_until_the_end_has_begun(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-    try:
-        for number, code in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
-            install_signal_handlers()
-            for _ in range(2):
-                with pytest.raises(Interrupted) as caught:
-                    signal.raise_signal(number)
-                assert exit_code(caught.value) == code
-            ignore_signals()
-            signal.raise_signal(signal.SIGINT)  # a later one must not tear the last lines
-            signal.raise_signal(signal.SIGTERM)
-    finally:
-        for number, handler in zip((signal.SIGINT, signal.SIGTERM), before, strict=True):
-            signal.signal(number, handler)
-
-
-def test_interrupted_is_no_exception_that_code_on_the_way_would_handle() -> None:
-    assert not issubclass(Interrupted, Exception)

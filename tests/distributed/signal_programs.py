@@ -1,0 +1,96 @@
+"""What ranks run to be struck by a signal at a known place: `doccls.train` with one of its pieces held or made slow."""
+
+import functools
+import hashlib
+import itertools
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+
+from doccls.data import prepare as prepare_room
+from doccls.run.signals import handling_signals
+from doccls.train import main
+from doccls.training import fold as fold_room
+from doccls.training import loop as loop_room
+from tests.unit.test_signals import WRITES, disturb_write
+
+_T = TypeVar("_T")
+HELD = "held"
+"""File of the run's folder that says: now."""
+
+
+def best_each_epoch(argv: list[str]) -> int:
+    """Train; each epoch is better than the last, so each writes a checkpoint."""
+    scores = itertools.count(1)
+    fold_room.macro_f1 = lambda *others: next(scores) / 1e6  # type: ignore[attr-defined]
+    return main(argv)
+
+
+def slow_steps(argv: list[str]) -> int:
+    """Train; the main thread stands in one C call for most of a second in each step, where no Python handler runs."""
+
+    def stand(take_step: Callable[..., _T], *others: Any) -> _T:
+        _stand_in_c(0.7)
+        return take_step(*others)
+
+    loop_room._take_step = functools.partial(stand, loop_room._take_step)
+    return main(argv)
+
+
+def hold_a_step(argv: list[str]) -> int:
+    """Train; the second step says so and stands in a C call longer than anybody waits."""
+    calls = itertools.count(1)
+
+    def stand(take_step: Callable[..., _T], *others: Any) -> _T:
+        if next(calls) == 2:
+            _say_held()
+            _stand_in_c(600)
+        return take_step(*others)
+
+    loop_room._take_step = functools.partial(stand, loop_room._take_step)
+    return main(argv)
+
+
+def hold_the_look_at_the_data(argv: list[str]) -> int:
+    """Train; the look at the images says so and takes longer than anybody waits."""
+
+    def look(*others: Any) -> None:
+        _say_held()
+        time.sleep(600)
+
+    prepare_room.inspect_images = look  # type: ignore[assignment]
+    return main(argv)
+
+
+def hold_a_write(argv: list[str]) -> int:
+    """argv = kind, number of the write call, path. Say so in that call, and wait there to be ended."""
+
+    def hold() -> None:
+        _say_held()
+        time.sleep(600)
+
+    with pytest.MonkeyPatch.context() as patch, handling_signals():
+        disturb_write(patch, int(argv[1]), hold)
+        WRITES[argv[0]][0](Path(argv[2]))
+    return 0
+
+
+def _say_held() -> None:
+    (Path(os.environ["DOCCLS_TEST_FOLDER"]) / HELD).touch()
+
+
+def _stand_in_c(at_least_s: float) -> None:
+    """One call that holds no lock of Python and answers no signal."""
+    started_s = time.perf_counter()
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 50_000)
+    rounds = at_least_s / (time.perf_counter() - started_s) * 50_000
+    hashlib.pbkdf2_hmac("sha256", b"", b"", min(int(rounds), 2**31 - 1))
+
+
+if __name__ == "__main__":  # what `accelerate launch -m` starts
+    sys.exit(slow_steps(sys.argv[1:]))

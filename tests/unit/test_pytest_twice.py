@@ -1,0 +1,49 @@
+"""CI's second run of what failed: a flake is told and forgiven, a fault is not."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[2] / ".ci" / "pytest_twice.py"
+FLAKY = """
+from pathlib import Path
+
+def test_once():
+    seen = Path(__file__).with_name("seen")
+    first = not seen.exists()
+    seen.touch()
+    assert not first, "only the first time"
+"""
+FAULTY = "def test_never():\n    assert 1 == 2\n"
+GOOD = "def test_always():\n    pass\n"
+BROKEN = "import nothing_of_that_name\n"
+
+
+@pytest.mark.parametrize(
+    ("source", "code", "told", "words"),
+    [
+        (GOOD, 0, None, []),
+        (FLAKY, 0, "FLAKY test_it.py::test_once passed when it ran once more, alone", []),
+        (FLAKY, 0, "FLAKY test_it.py::test_once passed when it ran once more, alone", ["-n", "1"]),
+        (FAULTY, 1, "FAILED test_it.py::test_never twice", []),
+        (FLAKY + FAULTY, 1, "FLAKY test_it.py::test_once", []),
+        (BROKEN, 2, None, []),
+    ],
+)
+def test_a_failed_test_runs_once_more(
+    tmp_path: Path, source: str, code: int, told: str | None, words: list[str]
+) -> None:
+    (tmp_path / "test_it.py").write_text(source)
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), "-p", "no:cacheprovider", *words],
+        cwd=tmp_path, capture_output=True, text=True, check=False, timeout=100,
+    )  # fmt: skip
+    assert done.returncode == code, done.stdout + done.stderr
+    assert told is None or told in done.stdout
+    assert ("FLAKY" in done.stdout) == (told is not None and "FLAKY" in told)
+    if told is not None and "FLAKY" in told:
+        assert "only the first time" in done.stdout.partition("FLAKY ")[2], "the first failure's text"

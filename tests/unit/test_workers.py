@@ -1,0 +1,38 @@
+"""The loader gives exactly what is asked for. (Its processes: tests/distributed/test_loader_workers.py.)"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from doccls.data.dataset import DocClsDataset, Pages, SampleKey
+from doccls.data.workers import loading
+
+MakeData = Callable[..., Path]
+
+
+@pytest.fixture
+def pages(make_data: MakeData) -> Pages:
+    ids = [f"i{number}" for number in range(6)]
+    folder = make_data(ids, ["0", "1"] * 3, files=[f"{one}.png" for one in ids])
+    return Pages(ids, [folder / "train" / f"{one}.png" for one in ids], [0, 1] * 3, 16, 10**6)
+
+
+def test_exactly_the_batches_in_their_order(pages: Pages) -> None:
+    asked = [[SampleKey(4), SampleKey(1)], [SampleKey(4)], [SampleKey(0), SampleKey(5), SampleKey(2)]]
+    with loading(DocClsDataset(pages), asked, num_workers=0, pin_memory=False) as batches:
+        given = list(batches)
+    assert [batch.indices_N.tolist() for batch in given] == [[4, 1], [4], [0, 5, 2]]
+    assert [batch.targets_N.tolist() for batch in given] == [[0, 1], [0], [0, 1, 0]]
+
+
+def test_the_global_generator_is_left_alone(pages: Pages) -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    with loading(DocClsDataset(pages), [[SampleKey(0)]], 0, False) as batches:
+        list(batches)
+    assert torch.rand(1) == expected
