@@ -8,6 +8,7 @@ from pathlib import Path
 
 from doccls import demo, predict, train
 from doccls.config import Config
+from doccls.config.arguments import add_config_arguments, load_arguments
 from doccls.config.reference import render_keys
 from doccls.errors import UserError
 from doccls.run.artifacts import write_text
@@ -19,7 +20,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     demo.add_arguments(commands.add_parser("demo", help="draw a data set and run the whole job on it, offline"))
     check = commands.add_parser("check", help="check a config and its data, train nothing; or write the JSON schema")
-    train.add_config_arguments(check, required=False)
+    add_config_arguments(check, required=False)
     check.add_argument(
         "--schema", nargs="?", const=Path("-"), type=Path, metavar="FILE", help="write the config's schema"
     )
@@ -63,9 +64,12 @@ def _check(arguments: argparse.Namespace) -> int:
         print(render_keys(), end="")
     if arguments.config is not None:
         from doccls.data.prepare import prepare_data
+        from doccls.experiment import check_files
+        from doccls.model.names import check_names
 
-        config = train.load_arguments(arguments)
-        train.check_statements(config)
+        config = load_arguments(arguments)
+        check_files(config)
+        check_names(config)
         print(f"[CONFIG] OK | {arguments.config.resolve()}")
         prepared = prepare_data(config)
         for warning in prepared.warnings:

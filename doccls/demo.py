@@ -64,11 +64,11 @@ def demo(arguments: argparse.Namespace) -> int:
 def _tell_results(paths: RunPaths, logs: Path) -> None:
     from doccls.oof.merge import merge_run
 
-    merged = merge_run(paths)
+    summary = merge_run(paths)
     print()
-    for fold, score in enumerate(merged.fold_scores):
-        print(f"[DEMO] fold {fold}: macro-F1 {score:.3f}")
-    print(f"[DEMO] all folds together: OOF macro-F1 {merged.macro_f1:.3f} over {len(merged.ids)} pages")
+    for one in summary.folds:
+        print(f"[DEMO] fold {one.fold}: macro-F1 {one.macro_f1:.3f}")
+    print(f"[DEMO] all folds together: OOF macro-F1 {summary.macro_f1:.3f} over {summary.num_samples} pages")
     for what, path in (
         ("run", paths.root),
         ("predictions, readable", paths.oof_csv),

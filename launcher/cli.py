@@ -1,45 +1,98 @@
-"""`doccls-launch merge RUN`: merge folds that were trained apart."""
+"""`doccls-launch run | plan | merge`: what each command does with its words.
+
+What a command needs beside the config is imported by that command: `--help` and `plan` answer at once.
+"""
 
 import argparse
+import json
+import os
 import sys
+import traceback
 from collections.abc import Sequence
-from pathlib import Path
+from datetime import datetime
 
+from doccls.config.arguments import load_arguments
 from doccls.errors import UserError
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """The command line of `doccls-launch`."""
-    parser = argparse.ArgumentParser(prog="doccls-launch", description="Bring together the folds of one run.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    merge = commands.add_parser("merge", help="merge the folds' OOF parts and metrics, wherever they were trained")
-    merge.add_argument("run", type=Path, metavar="RUN", help="folder of the run: <exp_dir>/YYYYMMDD/<run_id>")
-    return parser
+from doccls.run.paths import RunError, RunPaths, check_run_id, name_log, new_run_id
+from launcher.arguments import build_parser, choose_slots, make_plan, make_workload, render_again
+from launcher.plan import describe_plan, render_plan
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
-    arguments = build_parser().parse_args(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    arguments = build_parser().parse_args(words)
+    if arguments.command == "run":
+        return _run(arguments, words)
     try:
-        return _merge(arguments.run)
+        return {"plan": _plan, "merge": _merge}[arguments.command](arguments)
     except UserError as error:
         print(f"doccls-launch {arguments.command}: {error}", file=sys.stderr)
         return 1
 
 
-def _merge(run: Path) -> int:
-    from doccls.oof.merge import merge_run  # scikit-learn takes a second to import: not for --help
-    from doccls.run.history import write_metrics
-    from doccls.run.paths import RunError, RunPaths
+def _run(arguments: argparse.Namespace, words: Sequence[str]) -> int:
+    from doccls.run.runlog import RunLog, exit_code, render_exit
+    from doccls.run.signals import (
+        Interrupted,
+        at_sudden_end,
+        handling_signals,
+        ignore_signals,
+        naming_one_cause,
+    )
 
-    paths = RunPaths(run.resolve())
+    def end_suddenly(signum: int) -> None:
+        error = Interrupted(signum)
+        if not log.opened:
+            os.write(1, f"{render_exit(error.exit_code)}\n".encode())
+        os.write(2, f"[EXIT][ERROR] training failed: {error}\n".encode())
+
+    log = RunLog(None)
+    with handling_signals(), at_sudden_end(end_suddenly):
+        try:
+            config = load_arguments(arguments)
+            slots = choose_slots(arguments, config)
+            now = datetime.now()
+            run_id = check_run_id(arguments.run_id or new_run_id(config.project.version))
+            plan = make_plan(arguments, config, run_id, slots)
+            log = RunLog(name_log(config.output.logs_dir, run_id, now))
+            with log, naming_one_cause():
+                from launcher.launch import LaunchOptions, launch
+
+                workload = make_workload(arguments, config, run_id)
+                options = LaunchOptions(slots, workload, arguments.fail_fast, render_again(words, run_id))
+                launch(config, run_id, now, plan, options, log)
+        except (Exception, Interrupted) as error:  # noqa: BLE001 (the last place: an error ends the process, told)
+            ignore_signals()
+            code = exit_code(error)
+            if not log.opened:
+                if not isinstance(error, UserError | Interrupted):
+                    traceback.print_exception(error)
+                print(render_exit(code), flush=True)
+            print(f"[EXIT][ERROR] training failed: {error}", file=sys.stderr, flush=True)
+            return code
+    print("[EXIT] training finished successfully (see logs/* for details)")
+    return 0
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    config = load_arguments(arguments)
+    run_id = check_run_id(arguments.run_id or f"{config.project.version}-NEW")
+    plan = make_plan(arguments, config, run_id, choose_slots(arguments, config))
+    print(json.dumps(describe_plan(plan), indent=2) if arguments.json else render_plan(plan))
+    return 0
+
+
+def _merge(arguments: argparse.Namespace) -> int:
+    from doccls.oof.merge import merge_run  # scikit-learn takes a second to import
+    from doccls.oof.summary import list_scores
+
+    paths = RunPaths(arguments.run.resolve())
     if not paths.root.is_dir():
         raise RunError(f"no such run folder: {paths.root} (runs lie in <output.exp_dir>/YYYYMMDD/<run_id>)")
-    merged = merge_run(paths)
-    write_metrics(paths)
-    for fold, score in enumerate(merged.fold_scores):
-        print(f"[OOF] fold={fold} macro_f1={score:.5f}")
-    print(f"[OOF] all folds macro_f1={merged.macro_f1:.5f} rows={len(merged.ids)} -> {paths.oof_logits}")
+    for line in list_scores(merge_run(paths)):
+        print(line)
+    print(f"[OOF] -> {paths.oof_logits}")
     return 0
 
 

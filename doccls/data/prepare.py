@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import numpy as np
 from doccls.config.schema import Config
 from doccls.data.folds import FoldAssignment, assign_folds
 from doccls.data.images import inspect_images
+from doccls.data.known import ImageLook, is_unchanged
 from doccls.data.manifest import DataError, Manifest, read_manifest, tell
 
 _MAX_THREADS = 32
@@ -27,6 +29,8 @@ class PreparedData:
     digest: str
     """SHA-256 over each row's image content, label and group: not over how IDs are spelled or where files lie."""
     warnings: tuple[str, ...]
+    looks: Mapping[Path, ImageLook]
+    """What was found in each image file."""
 
     def list_train(self, fold: int) -> np.ndarray:
         """Usable rows trained on in `fold`, ascending, int64."""
@@ -40,8 +44,8 @@ class PreparedData:
         return rows[~np.isin(rows, sorted(self.skipped))]
 
 
-def prepare_data(config: Config) -> PreparedData:
-    """Read the CSV, look at every image once, assign the folds.
+def prepare_data(config: Config, known: Mapping[Path, ImageLook] | None = None) -> PreparedData:
+    """Read the CSV, look at every image that is not `known` and unchanged, assign the folds.
 
     Raises:
         DataError: whatever is wrong with the CSV, the images or the folds; all of one stage in one message.
@@ -49,7 +53,8 @@ def prepare_data(config: Config) -> PreparedData:
     data = config.data
     manifest = read_manifest(data)
     assignment = assign_folds(manifest, data.folds, data.stratify, config.project.seed)
-    digests, bad = _inspect(manifest, data.max_image_pixels)
+    looks = _look(manifest, data.max_image_pixels, known or {})
+    digests, bad = _sort_rows(manifest, looks)
     warnings = list(manifest.warnings)
     if bad:
         line = tell(
@@ -72,7 +77,7 @@ def prepare_data(config: Config) -> PreparedData:
         for row, target in enumerate(manifest.targets)
     ]
     digest = hashlib.sha256(json.dumps([manifest.classes, rows]).encode()).hexdigest()
-    prepared = PreparedData(manifest, assignment, skipped, digest, tuple(warnings))
+    prepared = PreparedData(manifest, assignment, skipped, digest, tuple(warnings), looks)
     for fold in range(data.folds):
         for rows_of, what in ((prepared.list_train(fold), "train on"), (prepared.list_valid(fold), "validate on")):
             if len(rows_of) == 0:
@@ -80,16 +85,27 @@ def prepare_data(config: Config) -> PreparedData:
     return prepared
 
 
-def _inspect(manifest: Manifest, max_pixels: int) -> tuple[dict[int, str], dict[int, str]]:
-    """(row -> digest, row -> problem); an image named by several rows is read once."""
+def _look(manifest: Manifest, max_pixels: int, known: Mapping[Path, ImageLook]) -> dict[Path, ImageLook]:
+    """Each image file of the manifest; one named by several rows is read once."""
     files: list[Path] = sorted({path for path in manifest.paths if path is not None})
-    facts = dict(zip(files, inspect_images(files, max_pixels, min(_MAX_THREADS, os.cpu_count() or 1)), strict=True))
+    looks = {path: known[path] for path in files if path in known and is_unchanged(path, known[path])}
+    new = [path for path in files if path not in looks]
+    before = [path.stat() for path in new]  # a change while it is read shows as one
+    facts = inspect_images(new, max_pixels, min(_MAX_THREADS, os.cpu_count() or 1))
+    for path, found, fact in zip(new, before, facts, strict=True):
+        looks[path] = ImageLook(found.st_size, found.st_mtime_ns, fact)
+    return looks
+
+
+def _sort_rows(manifest: Manifest, looks: Mapping[Path, ImageLook]) -> tuple[dict[int, str], dict[int, str]]:
+    """(row -> digest, row -> problem) of the rows that name a file."""
     digests, bad = {}, {}
     for row, path in enumerate(manifest.paths):
         if path is not None:
-            digests[row] = facts[path].digest
-            if facts[path].problem is not None:
-                bad[row] = f"{path}: {facts[path].problem}"
+            fact = looks[path].fact
+            digests[row] = fact.digest
+            if fact.problem is not None:
+                bad[row] = f"{path}: {fact.problem}"
     return digests, bad
 
 

@@ -4,14 +4,15 @@ import csv
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from doccls.errors import UserError
-from doccls.oof.metrics import macro_f1, probabilities
+from doccls.oof.metrics import probabilities
 from doccls.oof.parts import OofPart, PartError, read_part
+from doccls.oof.summary import Summary, render_summary, summarize
 from doccls.run.artifacts import write_array, write_text
+from doccls.run.history import write_metrics
 from doccls.run.paths import RunPaths
 
 
@@ -33,17 +34,10 @@ class MergedOof:
     classes: tuple[str, ...]
     skipped: tuple[int, ...]
     """Rows without a usable image, left out of every figure."""
-    fold_scores: tuple[float, ...]
-
-    @property
-    def macro_f1(self) -> float:
-        """Over all rows together, skipped ones left out."""
-        used = np.setdiff1d(np.arange(len(self.ids)), self.skipped)
-        return macro_f1(self.targets_N[used], self.logits_NC[used])
 
 
-def merge_run(paths: RunPaths) -> MergedOof:
-    """Merge the run's parts and write oof_logits.npy, oof_targets.npy and oof.csv.
+def merge_run(paths: RunPaths) -> Summary:
+    """Merge the run's folds: write metrics.jsonl, oof_logits.npy, oof_targets.npy, oof.csv and, last, summary.json.
 
     Raises:
         MergeError: no parts, or parts that are missing, damaged, foreign or in each other's way.
@@ -60,10 +54,13 @@ def merge_run(paths: RunPaths) -> MergedOof:
     if problems:
         raise MergeError("\n".join(problems))
     merged = merge_parts(parts)
+    write_metrics(paths)
     write_array(paths.oof_logits, merged.logits_NC)
     write_array(paths.oof_targets, merged.targets_N)
     write_text(paths.oof_csv, render_csv(merged))
-    return merged
+    summary = summarize(merged.targets_N, merged.logits_NC, merged.folds_N, merged.skipped, merged.classes)
+    write_text(paths.summary, render_summary(summary))
+    return summary
 
 
 def merge_parts(parts: Sequence[OofPart]) -> MergedOof:
@@ -98,7 +95,6 @@ def merge_parts(parts: Sequence[OofPart]) -> MergedOof:
         ids=tuple(ids),
         classes=first.classes,
         skipped=tuple(sorted(row for part in parts for row in part.info.skipped)),
-        fold_scores=tuple(part.info.macro_f1 for part in sorted(parts, key=lambda part: part.info.fold)),
     )
 
 
@@ -151,27 +147,3 @@ def _check_kinship(parts: Sequence[OofPart]) -> None:
 def _shorten(value: object) -> str:
     text = ", ".join(value) if isinstance(value, tuple) else str(value)
     return text if len(text) <= 400 else f"{text[:400]}..."
-
-
-def find_finished_folds(paths: RunPaths, identity: str, num_folds: int) -> list[int]:
-    """Folds whose part is there, valid and of this identity: a fold is done by its result, nobody's word.
-
-    Raises:
-        MergeError: a part belongs to another identity: the run id was used for something else.
-    """
-    finished = []
-    for fold in range(num_folds):
-        path: Path = paths.part(fold)
-        if not path.exists():
-            continue
-        try:
-            info = read_part(path).info
-        except PartError:
-            continue  # damaged: the fold is trained again and its part replaced
-        if info.identity != identity:
-            raise MergeError(
-                f"run {paths.run_id} in {paths.root} was made with another config, data, folds or weights "
-                f"(identity {info.identity[:12]}, now {identity[:12]}): take another --run-id"
-            )
-        finished.append(fold)
-    return finished

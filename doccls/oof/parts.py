@@ -12,6 +12,7 @@ from safetensors.numpy import save
 
 from doccls.errors import UserError
 from doccls.run.artifacts import replacing
+from doccls.run.paths import RunError, RunPaths
 
 _FORMAT = "doccls-oof-part-1"
 
@@ -84,6 +85,31 @@ def read_part(path: Path) -> OofPart:
         raise PartError(f"OOF part {path}: its content does not match its digest: the file is damaged")
     _validate(part, str(path))
     return part
+
+
+def find_finished_folds(paths: RunPaths, identity: str | None, num_folds: int) -> list[int]:
+    """Folds whose part is there, valid and of this identity: a fold is done by its result, nobody's word.
+
+    Raises:
+        RunError: a part belongs to another identity (None takes any): the run id was used for something else.
+    """
+    finished = []
+    for fold in range(num_folds):
+        path = paths.part(fold)
+        if not path.exists():
+            continue
+        try:
+            info = read_part(path).info
+        except PartError:
+            continue  # damaged: the fold is trained again and its part replaced
+        if identity is not None and info.identity != identity:
+            raise RunError(
+                f"run {paths.run_id} in {paths.root} was made with another config, data, folds or weights "
+                f"(identity {info.identity[:12]}, now {identity[:12]}): take another --run-id"
+            )
+        if info.fold == fold:
+            finished.append(fold)
+    return finished
 
 
 def _parse_info(fields: dict[str, Any]) -> PartInfo:

@@ -48,14 +48,39 @@ def check_snapshot(paths: RunPaths, identity: str) -> None:
     Raises:
         RunError: it was started with another one.
     """
+    provenance = _read_provenance(paths)
+    if provenance is not None and provenance["identity"] != identity:
+        raise RunError(_tell_difference(paths, provenance["identity"], identity))
+
+
+def find_identity(paths: RunPaths, config: Config) -> str | None:
+    """The identity of a run that `config` would join, by its snapshot: the data itself is not looked at.
+
+    Raises:
+        RunError: the config differs from the run's in a key that changes results, or in its weights.
+    """
+    provenance = _read_provenance(paths)
+    if provenance is None:
+        return None
+    weights = digest_file(config.model.weights) if config.model.weights else None
+    identity = derive_identity(config, provenance["data_digest"], provenance["folds_digest"], weights)
+    if identity != provenance["identity"]:
+        raise RunError(_tell_difference(paths, provenance["identity"], identity))
+    return identity
+
+
+def _read_provenance(paths: RunPaths) -> dict[str, str] | None:
     if not paths.snapshot.exists():
-        return
+        return None
     try:
-        found = yaml.safe_load(paths.snapshot.read_text(encoding="utf-8"))["provenance"]["identity"]
+        provenance = yaml.safe_load(paths.snapshot.read_text(encoding="utf-8"))["provenance"]
+        return {name: str(provenance[name]) for name in ("identity", "data_digest", "folds_digest")}
     except (yaml.YAMLError, KeyError, TypeError) as error:
         raise RunError(f"{paths.snapshot}: damaged, or no snapshot of a run: take another --run-id") from error
-    if found != identity:
-        raise RunError(
-            f"run {paths.run_id} in {paths.root} was started with another config, data, folds or weights "
-            f"(identity {found[:12]}, now {identity[:12]}): take another --run-id"
-        )
+
+
+def _tell_difference(paths: RunPaths, found: str, identity: str) -> str:
+    return (
+        f"run {paths.run_id} in {paths.root} was started with another config, data, folds or weights "
+        f"(identity {found[:12]}, now {identity[:12]}): take another --run-id"
+    )

@@ -1,6 +1,7 @@
 """Every file name of a run, once."""
 
 import re
+import secrets
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -28,6 +29,15 @@ class RunPaths:
     def snapshot(self) -> Path:
         """The resolved config and where it came from."""
         return self.root / "config.yaml"
+
+    @property
+    def images(self) -> Path:
+        """What the look at each image found."""
+        return self.root / "images.json"
+
+    def console(self, fold: int, rank: int) -> Path:
+        """What a launched process of the fold printed, its log and all else."""
+        return self.root / "console" / f"fold{fold}_rank{rank}.txt"
 
     @property
     def metrics(self) -> Path:
@@ -70,6 +80,11 @@ class RunPaths:
         return self.root / "oof" / "oof.csv"
 
     @property
+    def summary(self) -> Path:
+        """The merged run's figures: macro-F1 with an interval, of each fold, of each class."""
+        return self.root / "summary.json"
+
+    @property
     def submission(self) -> Path:
         return self.root / "submission.csv"
 
@@ -96,6 +111,12 @@ def locate_run(exp_dir: Path, run_id: str, now: datetime) -> RunPaths:
     return RunPaths(found[0] if found else exp_dir / now.strftime("%Y%m%d") / run_id)
 
 
-def name_log(logs_dir: Path, run_id: str, now: datetime) -> Path:
-    """`logs/run_YYYYMMDD-HHMM_<run_id>.log`."""
-    return logs_dir / f"run_{now:%Y%m%d-%H%M}_{run_id}.log"
+def new_run_id(version: str) -> str:
+    """Such as `v087-8c206e`."""
+    return f"{version}-{secrets.token_hex(3)}"
+
+
+def name_log(logs_dir: Path, run_id: str, now: datetime, fold: int | None = None) -> Path:
+    """`logs/run_YYYYMMDD-HHMM_<run_id>.log`; with `_fold2` for a command that trains that fold alone."""
+    alone = "" if fold is None else f"_fold{fold}"
+    return logs_dir / f"run_{now:%Y%m%d-%H%M}_{run_id}{alone}.log"

@@ -17,17 +17,15 @@ from timm.utils import distribute_bn
 
 from doccls.config.schema import Config
 from doccls.data.dataset import Batch, DocClsDataset, Pages, SampleKey
-from doccls.data.order import BatchPlan
-from doccls.data.prepare import PreparedData
 from doccls.data.transforms import Augmentation
 from doccls.data.workers import loading
+from doccls.experiment import Experiment
 from doccls.model.build import build_model, count_parameters, get_normalization
 from doccls.model.optim import build_ema, build_loss, build_mixup, build_optimizer, build_scheduler
 from doccls.oof.metrics import cross_entropy, macro_f1
 from doccls.oof.parts import OofPart, PartInfo, write_part
 from doccls.randomness import Purpose, derive_seed
 from doccls.run.history import EpochMetrics, write_fold_metrics
-from doccls.run.paths import RunPaths
 from doccls.run.runlog import RunLog
 from doccls.run.signals import ending_at_once
 from doccls.run.tracking import Tracker, track_fold
@@ -35,21 +33,6 @@ from doccls.training.checkpoint import BestCheckpoint, write_best
 from doccls.training.evaluate import EvaluationKeys, Normalizer, predict_logits
 from doccls.training.loop import Engine, TrainingError, list_training_keys, train_epoch
 from doccls.training.processes import agree_on_stop, on_main
-
-
-@dataclass(frozen=True)
-class Experiment:
-    """What all folds of a run share."""
-
-    config: Config
-    data: PreparedData
-    identity: str
-    paths: RunPaths
-
-    def plan(self, fold: int) -> BatchPlan:
-        """The batches that train the fold."""
-        seed, train = self.config.project.seed, self.config.train
-        return BatchPlan(seed, fold, self.data.list_train(fold), train.batch_size, train.epochs)
 
 
 @dataclass(frozen=True)
@@ -268,7 +251,8 @@ def _keep_best(experiment: Experiment, engine: Engine, best: _Best) -> None:
             classes=experiment.data.manifest.classes,
             mean=engine.mean,
             std=engine.std,
-            config=experiment.config.model_dump(mode="json", exclude={"provenance"}),
+            # Without which fold was asked for: the same bytes, trained alone or with the others.
+            config=experiment.config.model_dump(mode="json", exclude={"provenance": True, "data": {"valid_fold"}}),
         ),
     )
     engine.log.line(f"NEW_BEST F1={best.macro_f1:.5f} -> {path.relative_to(experiment.paths.root)}")

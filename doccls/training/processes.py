@@ -3,9 +3,11 @@
 import os
 from collections.abc import Callable, Mapping
 from datetime import timedelta
+from pathlib import Path
 from typing import TypeVar
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import (
     DistributedDataParallelKwargs,
@@ -15,9 +17,11 @@ from accelerate.utils import (
     broadcast_object_list,
     set_seed,
 )
+from torch.distributed import FileStore  # type: ignore[attr-defined]  # documented, and not in its __all__
 
 from doccls.config.schema import Config
 from doccls.errors import UserError
+from doccls.run.rank import MEETING_FILE, rank_by_environment
 from doccls.run.signals import STOP_SIGNALS, Interrupted, stop_requested
 
 _T = TypeVar("_T")
@@ -43,6 +47,8 @@ def start_processes(config: Config) -> Accelerator:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it at its first use
         torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = not config.train.deterministic
+    if started > 1 and MEETING_FILE in os.environ:
+        _meet(Path(os.environ[MEETING_FILE]), rank_by_environment(), started)
     accelerator = Accelerator(
         # Started as several on a machine without GPUs, Accelerate stays alone unless it is told that CPUs are meant.
         cpu=started > 1 and not torch.cuda.is_available(),
@@ -58,6 +64,13 @@ def start_processes(config: Config) -> Accelerator:
     _check_accelerator(accelerator)
     set_seed(config.project.seed)
     return accelerator
+
+
+def _meet(file: Path, rank: int, world_size: int) -> None:
+    """Join the group through a file, not through MASTER_ADDR and MASTER_PORT; Accelerate takes the group it finds."""
+    backend = "nccl" if torch.cuda.is_available() and not _on_cpu(os.environ) else "gloo"
+    store = FileStore(str(file), world_size)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=_GROUP_TIMEOUT)
 
 
 def check_world_size(world_size: int, started: int, config: Config) -> None:

@@ -1,13 +1,14 @@
 """Starts ranks as real processes, each forked from one server that has imported the stack (6 s of CPU saved a process).
 
-What a rank runs is `main(argv) -> exit code`, named as `module:function`; it finds the environment that
-`accelerate launch` and torchrun give: RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT, ACCELERATE_USE_CPU.
+What a rank runs is `main(argv) -> exit code`, named as `module:function`; it finds the environment that `doccls-launch`
+gives. (That of `accelerate launch` and torchrun: tests/distributed/test_group_refusals.py.)
 """
 
 import faulthandler
 import importlib
 import multiprocessing
 import os
+import secrets
 import signal
 import socket
 import sys
@@ -18,10 +19,13 @@ from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
+from doccls.run.rank import MEETING_FILE
+from launcher.devices import list_cpus, render_environment
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 _FROM_LAUNCHERS = (
-    "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "ACCELERATE_USE_CPU",
-    "ACCELERATE_MIXED_PRECISION", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "NO_COLOR", "FORCE_COLOR",
+    MEETING_FILE, "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT",
+    "ACCELERATE_USE_CPU", "ACCELERATE_MIXED_PRECISION", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "NO_COLOR", "FORCE_COLOR",
 )  # fmt: skip
 _GRACE_S = 30.0
 """How long the other ranks may outlive one that failed."""
@@ -51,20 +55,11 @@ def clean_environment() -> dict[str, str]:
     }
 
 
-def group_environment(rank: int, world_size: int, port: int) -> dict[str, str]:
-    """What a launcher tells one rank; nothing to a process alone."""
+def group_environment(rank: int, world_size: int, meeting_file: Path) -> dict[str, str]:
+    """What `doccls-launch` tells one rank; nothing to a process alone."""
     if world_size == 1:
         return {}
-    return {
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": str(world_size),
-        "LOCAL_WORLD_SIZE": str(world_size),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "ACCELERATE_USE_CPU": "true",
-        "OMP_NUM_THREADS": "1",
-    }
+    return {**render_environment(list_cpus(world_size), rank, 1), MEETING_FILE: str(meeting_file)}
 
 
 def find_free_port() -> int:
@@ -110,10 +105,10 @@ def start_ranks(
 ) -> list[ForkServerProcess]:
     """As `launch_ranks`, without waiting: the caller ends the processes."""
     folder.mkdir(parents=True, exist_ok=True)
-    port = find_free_port()
+    meeting_file = folder / f"meeting_{secrets.token_hex(4)}"
     ranks = []
     for rank in range(world_size):
-        told = clean_environment() | group_environment(rank, world_size, port) | dict(environment or {})
+        told = clean_environment() | group_environment(rank, world_size, meeting_file) | dict(environment or {})
         process = _CONTEXT.Process(target=_be_rank, args=(program, list(argv), str(folder), rank, told))
         process.start()
         ranks.append(process)

@@ -28,6 +28,8 @@ HELPS = {
     "doccls_check": ("doccls", "check", "--help"),
     "doccls_demo": ("doccls", "demo", "--help"),
     "doccls_launch": ("launcher", "--help"),
+    "doccls_launch_run": ("launcher", "run", "--help"),
+    "doccls_launch_plan": ("launcher", "plan", "--help"),
     "doccls_launch_merge": ("launcher", "merge", "--help"),
 }
 

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from doccls.config import Config
 from doccls.config.load import operational_keys
 from doccls.config.schema import SECTIONS
-from doccls.run.identity import check_snapshot, derive_identity, digest_file, digest_json
+from doccls.run.identity import check_snapshot, derive_identity, digest_file, digest_json, find_identity
 from doccls.run.paths import RunError, RunPaths
 
 MakeConfig = Callable[..., Config]
@@ -102,10 +102,44 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, name: str) -> None:
 def test_a_run_is_joined_only_with_the_identity_it_was_started_with(tmp_path: Path) -> None:
     paths = RunPaths(tmp_path)
     check_snapshot(paths, "a" * 64)  # nothing there yet
-    paths.snapshot.write_text(f"provenance: {{identity: {'a' * 64}}}\n")
+    paths.snapshot.write_text(f"provenance: {{identity: {'a' * 64}, data_digest: d, folds_digest: f}}\n")
     check_snapshot(paths, "a" * 64)
     with pytest.raises(RunError, match=r"aaaaaaaaaaaa, now bbbbbbbbbbbb\): take another --run-id"):
         check_snapshot(paths, "b" * 64)
-    paths.snapshot.write_text("model: {}\n")
-    with pytest.raises(RunError, match="no snapshot of a run"):
-        check_snapshot(paths, "a" * 64)
+
+
+@pytest.mark.parametrize(
+    "text", ["model: {}\n", "provenance: {identity: a}\n", "provenance: 3\n", "", "provenance: {identity: [\n"]
+)
+def test_a_damaged_snapshot_is_told_and_never_taken_for_none(
+    tmp_path: Path, make_config: MakeConfig, text: str
+) -> None:
+    paths = RunPaths(tmp_path)
+    paths.snapshot.write_text(text)
+    for ask in (lambda: check_snapshot(paths, "a" * 64), lambda: find_identity(paths, make_config())):
+        with pytest.raises(RunError, match="no snapshot of a run"):
+            ask()
+
+
+def test_the_identity_of_a_run_is_found_by_its_snapshot_alone(tmp_path: Path, make_config: MakeConfig) -> None:
+    paths = RunPaths(tmp_path)
+    assert find_identity(paths, make_config()) is None
+    (tmp_path / "w.pth").write_bytes(b"weights")
+    plain, loaded = make_config(), make_config(model={"weights": "w.pth"})
+    for config, weights in ((plain, None), (loaded, digest_file(tmp_path / "w.pth"))):
+        identity = derive_identity(config, "d", "f", weights)
+        paths.snapshot.write_text(f"provenance: {{identity: {identity}, data_digest: d, folds_digest: f}}\n")
+        assert find_identity(paths, config) == identity
+
+
+def test_a_config_that_would_not_join_the_run_is_refused_before_its_data_is_read(
+    tmp_path: Path, make_config: MakeConfig
+) -> None:
+    paths = RunPaths(tmp_path)
+    (tmp_path / "w.pth").write_bytes(b"weights")
+    identity = derive_identity(make_config(), "d", "f", None)
+    paths.snapshot.write_text(f"provenance: {{identity: {identity}, data_digest: d, folds_digest: f}}\n")
+    assert find_identity(paths, make_config(data={"num_workers": 1})) == identity  # operational
+    for other in (make_config(train={"lr": 0.5}), make_config(model={"weights": "w.pth"})):
+        with pytest.raises(RunError, match="take another --run-id"):
+            find_identity(paths, other)

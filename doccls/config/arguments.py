@@ -1,0 +1,34 @@
+"""The arguments that say which config, for every command that takes one."""
+
+import argparse
+from pathlib import Path
+
+from doccls.config.load import MODES, Override, load_config, parse_override
+from doccls.config.schema import Config
+
+
+def add_config_arguments(parser: argparse.ArgumentParser, required: bool = True) -> None:
+    """`--config`, `--mode`, `--set`, `--num-workers`."""
+    parser.add_argument(
+        "--config", type=Path, required=required, metavar="FILE", help="YAML file; its paths are relative to it"
+    )
+    parser.add_argument(
+        "--mode", choices=MODES, help="named set of defaults under the YAML's own values (default: basic)"
+    )
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides",
+        help="override one key, as in --set train.epochs=3; may be given many times",
+    )  # fmt: skip
+    parser.add_argument("--num-workers", type=int, metavar="N", help="short for --set data.num_workers=N")
+
+
+def load_arguments(arguments: argparse.Namespace) -> Config:
+    """The config that the arguments of `add_config_arguments` say.
+
+    Raises:
+        ConfigError: see `load_config`.
+    """
+    overrides = [parse_override(text) for text in arguments.overrides]
+    if arguments.num_workers is not None:
+        overrides.append(Override("data.num_workers", arguments.num_workers, "--num-workers"))
+    return load_config(arguments.config, arguments.mode, overrides)

@@ -1,0 +1,152 @@
+"""What all folds of a run share, and how a run is opened (config -> checked data -> identity -> folder) and closed."""
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from doccls.config import Config, render_snapshot
+from doccls.config.load import list_values
+from doccls.data.known import read_known, write_known
+from doccls.data.manifest import check_paths
+from doccls.data.order import BatchPlan
+from doccls.data.prepare import PreparedData, prepare_data
+from doccls.oof.merge import merge_run
+from doccls.oof.parts import find_finished_folds
+from doccls.oof.summary import list_scores
+from doccls.run.artifacts import write_text
+from doccls.run.identity import check_snapshot, derive_identity, digest_file
+from doccls.run.paths import RunError, RunPaths
+from doccls.run.provenance import describe_software, render_command
+from doccls.run.runlog import RunLog
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What all folds of a run share."""
+
+    config: Config
+    data: PreparedData
+    identity: str
+    paths: RunPaths
+
+    def plan(self, fold: int) -> BatchPlan:
+        """The batches that train the fold."""
+        seed, train = self.config.project.seed, self.config.train
+        return BatchPlan(seed, fold, self.data.list_train(fold), train.batch_size, train.epochs)
+
+
+def check_files(config: Config) -> None:
+    """Every file and folder that the config names is there.
+
+    Raises:
+        UserError: some are not; all are named.
+    """
+    data = config.data
+    needed = {"data.train_csv": (data.train_csv, "file"), "data.image_dir_train": (data.image_dir_train, "folder")}
+    optional = {
+        "data.sample_csv": (data.sample_csv, "file"),
+        "data.image_dir_test": (data.image_dir_test, "folder"),
+        "model.weights": (config.model.weights, "file"),
+    }
+    check_paths(needed | {key: stated for key, stated in optional.items() if stated[0] is not None})
+
+
+def tell_config(config: Config, log: RunLog) -> None:
+    """Log every value that is in force."""
+    for key, value in list_values(config):
+        log.line(f"[CFG] {key}={value}")
+    log.line(f"[SEED] {config.project.seed} for Python, NumPy and PyTorch; {config.train.cpu_threads} CPU threads")
+
+
+def prepare(config: Config, paths: RunPaths, log: RunLog) -> PreparedData:
+    """Check the paths and the data, and log what was found; images that the run has seen are not read again.
+
+    Raises:
+        UserError: files are missing, or the data can't be used.
+    """
+    check_files(config)
+    data = config.data
+    log.line(
+        f"[PATH] OK | train_csv={data.train_csv} | sample_csv={data.sample_csv}"
+        f" | image_dir_train={data.image_dir_train}"
+    )
+    prepared = prepare_data(config, read_known(paths.images, data.max_image_pixels))
+    for warning in prepared.warnings:
+        log.line(f"[WARNING] {warning}")
+    log.line(f"[FOLD] distribution={prepared.assignment.count()}")
+    return prepared
+
+
+def identify(config: Config, data: PreparedData, paths: RunPaths) -> Experiment:
+    """The experiment that `config` and `data` make, in the run's folder."""
+    weights = digest_file(config.model.weights) if config.model.weights else None
+    identity = derive_identity(config, data.digest, data.assignment.digest(), weights)
+    return Experiment(config, data, identity, paths)
+
+
+def open_run(experiment: Experiment, now: datetime, processes: Mapping[str, Any]) -> list[int]:
+    """Create or join the run's folder; the main process calls. `processes` is what the snapshot says of them.
+
+    Returns:
+        The folds of it that are finished.
+
+    Raises:
+        RunError: the folder can't be made, or the run id belongs to another experiment.
+    """
+    config, data, identity, paths = experiment.config, experiment.data, experiment.identity, experiment.paths
+    finished = find_finished_folds(paths, identity, config.data.folds)
+    check_snapshot(paths, identity)
+    try:
+        paths.root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"output.exp_dir: can't make {paths.root}: {error.strerror}") from error
+    write_known(paths.images, data.looks, config.data.max_image_pixels)
+    if config.output.snapshots and not paths.snapshot.exists():  # who joins a run leaves it its snapshot
+        described = {
+            "run_id": paths.run_id,
+            "started": now.isoformat(timespec="seconds"),
+            "command": render_command(sys.argv),
+            "identity": identity,
+            "data_digest": data.digest,
+            "folds_digest": data.assignment.digest(),
+            "num_samples": len(data.manifest),
+            "skipped_rows": sorted(data.skipped),
+            "classes": list(data.manifest.classes),
+            **processes,
+            **describe_software(),
+        }
+        write_text(paths.snapshot, render_snapshot(config, described))
+    return finished
+
+
+def list_wanted(config: Config) -> list[int]:
+    """The folds that the config asks for."""
+    return list(range(config.data.folds)) if config.data.valid_fold == "all" else [config.data.valid_fold]
+
+
+def close_run(experiment: Experiment, log: RunLog) -> None:
+    """Merge the folds, if all were asked for, and log the scores and the end; the main process calls.
+
+    Raises:
+        MergeError: the parts do not make one whole.
+    """
+    paths = experiment.paths
+    if experiment.config.data.valid_fold == "all":
+        for line in list_scores(merge_run(paths)):
+            log.line(line)
+        log.line(f"[OOF] -> {paths.oof_logits}")
+    else:
+        log.line(tell_unmerged(experiment))
+    log.line(f"[DONE] run={paths.run_id} folder={paths.root}")
+    log.line("[BOOT] training pipeline finished successfully")
+
+
+def tell_unmerged(experiment: Experiment) -> str:
+    """What is still to do for a run whose command asked for one fold alone."""
+    paths, num_folds = experiment.paths, experiment.config.data.folds
+    missing = sorted(set(range(num_folds)) - set(find_finished_folds(paths, experiment.identity, num_folds)))
+    if missing:
+        return f"[OOF] not merged: folds {missing} of this run are still to train, with --run-id {paths.run_id}"
+    return f"[OOF] all {num_folds} folds are there; merge them: doccls-launch merge {paths.root}"

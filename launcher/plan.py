@@ -1,0 +1,109 @@
+"""Folds still to do x slots -> what runs where, in which order, by which commands; pure."""
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from launcher.devices import render_environment
+from launcher.slots import Slot
+
+
+@dataclass(frozen=True)
+class RankCommand:
+    """One process of a fold."""
+
+    argv: tuple[str, ...]
+    environment: Mapping[str, str]
+    """Beside what the launcher's own says; several ranks of a fold are also told where they meet."""
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """One fold in one slot."""
+
+    fold: int
+    slot: Slot
+    ranks: tuple[RankCommand, ...]
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What all folds of a launch share."""
+
+    python: str
+    words: tuple[str, ...]
+    """Arguments of `doccls.train`: all but the fold."""
+    threads: int
+    """CPU threads of each process."""
+
+    def assign(self, fold: int, slot: Slot) -> Assignment:
+        """How the fold is trained in the slot."""
+        argv = (self.python, "-m", "doccls.train", *self.words, "--set", f"data.valid_fold={fold}")
+        ranks = range(len(slot.devices))
+        told = [render_environment(slot.devices, rank, self.threads) for rank in ranks]
+        return Assignment(fold, slot, tuple(RankCommand(argv, environment) for environment in told))
+
+
+@dataclass(frozen=True)
+class LaunchPlan:
+    """What a launch does."""
+
+    run_folder: str
+    finished: tuple[int, ...]
+    """Folds that were asked for and are done."""
+    waves: tuple[tuple[Assignment, ...], ...]
+    """A fold starts when a slot is free: the waves are what comes of it if all take equally long."""
+    files: tuple[str, ...]
+    """To come in the run's folder."""
+    warnings: tuple[str, ...]
+
+
+def plan_waves(folds: Sequence[int], slots: Sequence[Slot], workload: Workload) -> tuple[tuple[Assignment, ...], ...]:
+    """Give each fold a slot, wave after wave."""
+    assignments = [workload.assign(fold, slots[place % len(slots)]) for place, fold in enumerate(folds)]
+    return tuple(tuple(assignments[start : start + len(slots)]) for start in range(0, len(folds), len(slots)))
+
+
+def warn_of_threads(slots: Sequence[Slot], folds: int, threads: int, cores: int) -> list[str]:
+    """What to say when more threads would compute than there are cores."""
+    processes = sum(len(slot.devices) for slot in slots[:folds] if slot.devices[0].uuid is None)
+    if processes * threads <= cores:
+        return []
+    return [
+        f"{processes} processes x {threads} threads (train.cpu_threads) on {cores} cores: they will wait for each other"
+    ]
+
+
+def render_plan(plan: LaunchPlan, commands: bool = True) -> str:
+    """The plan in lines for people; `commands` are those that do the same by hand."""
+    lines = [f"[PLAN] run {plan.run_folder}"]
+    if plan.finished:
+        lines.append(f"[PLAN] finished before: folds {', '.join(map(str, plan.finished))}")
+    lines += [f"[WARNING] {warning}" for warning in plan.warnings]
+    for number, wave in enumerate(plan.waves):
+        for one in wave:
+            ranks = f" ranks={len(one.ranks)}" if len(one.ranks) > 1 else ""
+            later = ", or where it is free first" if number else ""
+            lines.append(f"[PLAN] wave {number + 1}: fold {one.fold} on {one.slot.name}{ranks}{later}")
+            if commands:
+                lines.append(f"           {render_command(one)}")
+    if commands:
+        lines += [f"[PLAN] to come: {file}" for file in plan.files]
+    return "\n".join(lines)
+
+
+def render_command(one: Assignment) -> str:
+    """The command line that does the same by hand."""
+    told, argv = one.ranks[0].environment, one.ranks[0].argv
+    ours = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
+    environment = [f"{name}={value}" for name, value in told.items() if name not in ours]
+    if len(one.ranks) == 1:
+        return shlex.join(["env", *environment, *argv])
+    accelerate = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(len(one.ranks))]
+    return shlex.join(["env", *environment, argv[0], *accelerate, "--main_process_port", "0", *argv[1:]])
+
+
+def describe_plan(plan: LaunchPlan) -> dict[str, Any]:
+    """The plan for scripts, as JSON values."""
+    return asdict(plan)

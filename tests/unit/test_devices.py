@@ -1,0 +1,249 @@
+"""Devices: what NVML lists, what CUDA_VISIBLE_DEVICES and --gpus leave of it, and what a process is told."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+
+import pynvml
+import pytest
+
+from launcher.devices import (
+    Device,
+    DeviceError,
+    choose_gpus,
+    count_cores,
+    find_gpus,
+    list_cpus,
+    render_environment,
+)
+
+UUIDS = [f"GPU-{digit * 4}{digit}0-aaaa" for digit in "01234567"]
+"""Each is told from the others by one character after `GPU-`."""
+GPUS = [Device(f"gpu {index}", uuid, "NVIDIA H100") for index, uuid in enumerate(UUIDS)]
+CPUS = list_cpus(4)
+
+
+@pytest.fixture
+def fake_nvml(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[str]]:
+    """`calls = fake_nvml(8)`: a driver of so many GPUs; `calls` lists each call by its name."""
+
+    def fake(count: int) -> list[str]:
+        calls: list[str] = []
+
+        def note(name: str, function: Callable[..., object]) -> None:
+            def called(*arguments: object) -> object:
+                calls.append(name)
+                return function(*arguments)
+
+            monkeypatch.setattr(pynvml, name, called)
+
+        note("nvmlInit", lambda: None)
+        note("nvmlShutdown", lambda: None)
+        note("nvmlDeviceGetCount", lambda: count)
+        note("nvmlDeviceGetHandleByIndex", lambda index: ("handle", index))
+        note("nvmlDeviceGetUUID", lambda handle: UUIDS[handle[1]])
+        note("nvmlDeviceGetName", lambda handle: "NVIDIA H100")
+        return calls
+
+    return fake
+
+
+def fail(error: type[Exception]) -> Callable[..., object]:
+    def failing(*_: object) -> object:
+        raise error
+
+    return failing
+
+
+def choose(visible: str | None, wanted: str | None = None) -> list[int]:
+    """The numbers of what is chosen from eight GPUs."""
+    return [GPUS.index(device) for device in choose_gpus(GPUS, visible, wanted)]
+
+
+def refuse(visible: str | None, wanted: str | None = None) -> str:
+    with pytest.raises(DeviceError) as caught:
+        choose_gpus(GPUS, visible, wanted)
+    return str(caught.value)
+
+
+# --- what there is ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [0, 1, 8])
+def test_all_gpus_are_found_in_the_drivers_order_and_the_driver_is_left(
+    fake_nvml: Callable[[int], list[str]], count: int
+) -> None:
+    calls = fake_nvml(count)
+    assert find_gpus() == GPUS[:count]
+    assert calls[0] == "nvmlInit" and calls[-1] == "nvmlShutdown"
+    assert calls.count("nvmlInit") == calls.count("nvmlShutdown") == 1
+
+
+@pytest.mark.parametrize("error", [pynvml.NVMLError_LibraryNotFound, pynvml.NVMLError_DriverNotLoaded])
+def test_without_a_driver_there_are_no_gpus(monkeypatch: pytest.MonkeyPatch, error: type[Exception]) -> None:
+    monkeypatch.setattr(pynvml, "nvmlInit", fail(error))
+    monkeypatch.setattr(pynvml, "nvmlShutdown", fail(AssertionError))
+    assert find_gpus() == []
+
+
+def test_a_driver_that_does_not_answer_is_no_machine_without_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as one that was updated under a running kernel: hours on the CPU are not what the user wants."""
+    monkeypatch.setattr(pynvml, "nvmlInit", fail(pynvml.NVMLError_LibRmVersionMismatch))
+    with pytest.raises(DeviceError, match=r"driver does not answer \(.*\): nvidia-smi may say more; --slots N"):
+        find_gpus()
+
+
+def test_the_driver_is_left_after_an_error_too(
+    monkeypatch: pytest.MonkeyPatch, fake_nvml: Callable[[int], list[str]]
+) -> None:
+    calls = fake_nvml(8)
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetName", fail(RuntimeError))
+    with pytest.raises(RuntimeError):
+        find_gpus()
+    assert calls[-1] == "nvmlShutdown"
+
+
+def test_cpu_places_are_numbered_and_have_no_uuid() -> None:
+    assert [device.name for device in list_cpus(3)] == ["cpu 0", "cpu 1", "cpu 2"]
+    assert all(device.uuid is None for device in list_cpus(3))
+    assert list_cpus(0) == []
+
+
+def test_cores_are_those_that_this_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3, 5, 7}, raising=False)
+    assert count_cores() == 3
+    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.setattr(os, "cpu_count", lambda: 6)
+    assert count_cores() == 6
+    monkeypatch.setattr(os, "cpu_count", lambda: None)
+    assert count_cores() == 1
+
+
+# --- CUDA_VISIBLE_DEVICES --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("visible", "chosen"),
+    [
+        (None, [0, 1, 2, 3, 4, 5, 6, 7]),
+        ("", []), (" ", []), ("-1", []), ("none", []), ("NoDevFiles", []), ("void", []),
+        ("0", [0]), ("7", [7]), ("0,1,3", [0, 1, 3]), ("3,0,1", [3, 0, 1]), (" 2 , 5 ", [2, 5]), ("06", [6]),
+        ("0,-1,3", [0]), ("4,,5", [4]), ("1,2,", [1, 2]), ("0,-1,what", [0]), ("-1,99", []),
+        (UUIDS[2], [2]), (f"{UUIDS[5]}, {UUIDS[0]}", [5, 0]), (f"3,{UUIDS[1]}", [3, 1]),
+        ("GPU-4", [4]), ("GPU-7777,GPU-00000", [7, 0]), (f"1,GPU-0,{UUIDS[6]}", [1, 0, 6]),
+    ],
+)  # fmt: skip
+def test_the_visible_gpus_are_taken_in_the_order_they_are_said(visible: str | None, chosen: list[int]) -> None:
+    assert choose(visible) == chosen
+
+
+@pytest.mark.parametrize(
+    ("visible", "said"),
+    [
+        ("8", "'8': no such GPU"), ("0,8", "'8': no such GPU"), ("-2", "'-2': no such GPU"),
+        ("1.0", "'1.0': no such GPU"), ("all", "'all': no such GPU"), ("gpu 1", "'gpu 1': no such GPU"),
+        ("GPU-9", "'GPU-9': no such GPU"), (UUIDS[0] + "x", "no such GPU"), ("0000", None),
+        ("GPU-", "'GPU-': fits several GPUs"), ("0,0", "gpu 0 is named twice"), ("1,2,1", "gpu 1 is named twice"),
+        (f"3,{UUIDS[3]}", "gpu 3 is named twice"), ("GPU-5,5", "gpu 5 is named twice"),
+    ],
+)  # fmt: skip
+def test_a_visible_gpu_that_is_not_there_or_is_said_twice_is_refused(visible: str, said: str | None) -> None:
+    if said is None:  # zeros are a number, not the start of a UUID
+        assert choose(visible) == [0]
+        return
+    told = refuse(visible)
+    assert said in told and f"CUDA_VISIBLE_DEVICES={visible}" in told
+
+
+def test_an_abbreviation_that_fits_two_gpus_is_refused_and_a_longer_one_is_not() -> None:
+    twins = [Device("gpu 0", "GPU-ab12"), Device("gpu 1", "GPU-ab34")]
+    with pytest.raises(DeviceError, match="'GPU-ab': fits several GPUs"):
+        choose_gpus(twins, "GPU-ab", None)
+    assert choose_gpus(twins, "GPU-ab3", None) == [twins[1]]
+
+
+def test_a_message_says_what_the_machine_has() -> None:
+    assert "(this machine's: 0, 1, 2, 3, 4, 5, 6, 7)" in refuse("9")
+    with pytest.raises(DeviceError, match=r"this machine's: none"):
+        choose_gpus([], "0", None)
+
+
+@pytest.mark.parametrize("name", ["MIG-11111111-2222-3333-4444-555555555555", "MIG-GPU-0000/1/0", "mig-1"])
+def test_a_part_of_a_gpu_goes_by_its_name(name: str) -> None:
+    """NVML's list has whole GPUs only; CUDA is told the name as it was said."""
+    (part,) = choose_gpus(GPUS, name, None)
+    assert part.uuid == name
+    assert [device.uuid for device in choose_gpus(GPUS, f"{name},1", None)] == [name, UUIDS[1]]
+    assert choose_gpus(GPUS, f"1,{name}", name) == [part]
+    assert name in refuse("1", name)
+    assert "named twice" in refuse(f"{name},{name}")
+
+
+# --- with --gpus -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("visible", "wanted", "chosen"),
+    [
+        (None, "0", [0]), (None, "5,2", [5, 2]), (None, f"{UUIDS[4]},1", [4, 1]), (None, "GPU-6", [6]),
+        ("3,1,0", "0,3", [0, 3]), ("3,1,0", "1", [1]), (f"{UUIDS[7]},GPU-2", "2,7", [2, 7]),
+        ("0,1", f" {UUIDS[1]} ", [1]), ("0,-1,3", "0", [0]),
+    ],
+)  # fmt: skip
+def test_of_the_visible_gpus_those_that_are_wanted_are_taken_by_the_machines_numbers(
+    visible: str | None, wanted: str, chosen: list[int]
+) -> None:
+    assert choose(visible, wanted) == chosen
+
+
+@pytest.mark.parametrize(
+    ("visible", "wanted", "said"),
+    [
+        ("3,1", "0", "gpu 0 not visible: CUDA_VISIBLE_DEVICES=3,1 leaves gpu 3, gpu 1"),
+        ("3,1", "1,2,0", "gpu 2, gpu 0 not visible"),
+        ("", "0", "gpu 0 not visible: CUDA_VISIBLE_DEVICES= leaves none"),
+        ("0,-1,3", "3", "gpu 3 not visible"),
+        (None, "8", "'8': no such GPU"), (None, "1,1", "gpu 1 is named twice"), ("2", f"2,{UUIDS[2]}", "named twice"),
+        (None, "", "write numbers or UUIDs"), (None, "-1", "write numbers or UUIDs"),
+        (None, "0,,1", "write numbers or UUIDs"), (None, "none", "write numbers or UUIDs"),
+        (None, "GPU-", "fits several"), ("8", "0", "CUDA_VISIBLE_DEVICES=8: '8': no such GPU"),
+    ],
+)  # fmt: skip
+def test_a_wanted_gpu_that_is_hidden_unknown_or_no_gpu_is_refused(visible: str | None, wanted: str, said: str) -> None:
+    told = refuse(visible, wanted)
+    assert said in told
+    assert "--gpus" in told or "CUDA_VISIBLE_DEVICES=8" in told
+
+
+# --- what a process is told ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("devices", "told"),
+    [
+        (CPUS[:1], {"CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true"}),
+        (GPUS[3:4], {"CUDA_VISIBLE_DEVICES": UUIDS[3]}),
+    ],
+)
+def test_a_process_alone_is_told_its_device_and_nothing_of_ranks(
+    devices: list[Device], told: Mapping[str, str]
+) -> None:
+    assert render_environment(devices, 0, 3) == {"OMP_NUM_THREADS": "3", **told}
+
+
+@pytest.mark.parametrize("devices", [CPUS[:3], [GPUS[6], GPUS[1], GPUS[4]]])
+def test_each_rank_is_told_all_devices_and_its_place(devices: list[Device]) -> None:
+    told = [render_environment(devices, rank, 1) for rank in range(3)]
+    for rank, one in enumerate(told):
+        assert one["RANK"] == one["LOCAL_RANK"] == str(rank)
+        assert one["WORLD_SIZE"] == one["LOCAL_WORLD_SIZE"] == "3"
+        assert not {"MASTER_ADDR", "MASTER_PORT"} & one.keys()
+    visible = {one["CUDA_VISIBLE_DEVICES"] for one in told}
+    assert visible == ({""} if devices[0].uuid is None else {f"{UUIDS[6]},{UUIDS[1]},{UUIDS[4]}"})
+    assert ("ACCELERATE_USE_CPU" in told[0]) == (devices[0].uuid is None)
+
+
+def test_a_digit_that_is_no_number_is_refused_in_words() -> None:
+    with pytest.raises(DeviceError, match=r"no such GPU \(this machine's: 0, 1\)"):
+        choose_gpus([Device("gpu 0", "GPU-a"), Device("gpu 1", "GPU-b")], None, "²")

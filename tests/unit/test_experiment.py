@@ -1,0 +1,292 @@
+"""How a run is opened: its files checked, its folder made or joined, strangers refused; all of it without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from doccls.config import Config, load_config
+from doccls.data.images import ImageFact, inspect_images
+from doccls.data.manifest import DataError
+from doccls.errors import UserError
+from doccls.experiment import (
+    Experiment,
+    check_files,
+    identify,
+    list_wanted,
+    open_run,
+    prepare,
+    tell_config,
+    tell_unmerged,
+)
+from doccls.oof.parts import OofPart, PartInfo, write_part
+from doccls.run.paths import RunError, RunPaths, locate_run
+from doccls.run.runlog import RunLog
+from tests.unit.conftest import MakeConfig, MakeData
+
+NOW = datetime(2026, 3, 7, 9, 5, 59)
+IDS = tuple(f"page{row}" for row in range(12))
+SILENT = RunLog(None)
+Open = Callable[..., tuple[Experiment, list[int]]]
+
+
+@pytest.fixture
+def pages(make_data: MakeData) -> Path:
+    return make_data(IDS, ["card", "form"] * 6)
+
+
+@pytest.fixture
+def open_it(pages: Path, make_config: MakeConfig) -> Open:
+    """`open_it(train={"epochs": 2})`: the run `x` of a config with three folds of the pages."""
+
+    def act(run_id: str = "x", now: datetime = NOW, **sections: Any) -> tuple[Experiment, list[int]]:
+        sections["data"] = {"folds": 3, **sections.get("data", {})}
+        sections["output"] = {"exp_dir": "experiments", **sections.get("output", {})}
+        config = make_config(**sections)
+        paths = locate_run(config.output.exp_dir, run_id, now)
+        experiment = identify(config, prepare(config, paths, SILENT), paths)
+        return experiment, open_run(experiment, now, {"world_size": 2, "device": "cpu"})
+
+    return act
+
+
+def finish(experiment: Experiment, fold: int, identity: str | None = None) -> None:
+    """Leave the fold's part."""
+    rows = experiment.data.assignment.list_valid(fold)
+    manifest = experiment.data.manifest
+    info = PartInfo(
+        identity or experiment.identity, fold, 3, len(manifest), manifest.classes,
+        tuple(manifest.ids[row] for row in rows), (), 1, 0.5,
+    )  # fmt: skip
+    targets = np.asarray(manifest.targets, dtype=np.int64)[rows]
+    logits = np.zeros((len(rows), len(manifest.classes)), np.float32)
+    write_part(experiment.paths.part(fold), OofPart(info, rows.astype(np.int64), logits, targets))
+
+
+# --- files and data --------------------------------------------------------------------------------------------------
+
+
+def test_the_files_that_a_config_names_are_there(pages: Path, make_config: MakeConfig) -> None:
+    check_files(make_config())
+
+
+def test_every_file_that_is_not_there_is_named_with_its_key(tmp_path: Path, make_config: MakeConfig) -> None:
+    config = make_config(
+        data={"sample_csv": "sample.csv", "image_dir_test": "test"}, model={"weights": "weights.safetensors"}
+    )
+    with pytest.raises(DataError) as caught:
+        check_files(config)
+    told = str(caught.value)
+    for key, name in (
+        ("data.train_csv: no such file", "train.csv"),
+        ("data.image_dir_train: no such folder", "train"),
+        ("data.sample_csv: no such file", "sample.csv"),
+        ("data.image_dir_test: no such folder", "test"),
+        ("model.weights: no such file", "weights.safetensors"),
+    ):
+        assert f"{key}: {tmp_path / name}\n" in told
+
+
+def test_what_is_not_named_need_not_be_there(pages: Path, make_config: MakeConfig) -> None:
+    config = make_config()
+    assert (config.data.sample_csv, config.data.image_dir_test, config.model.weights) == (None, None, None)
+    check_files(config)
+
+
+def test_preparing_logs_paths_warnings_and_folds(
+    make_data: MakeData, make_config: MakeConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_data(IDS, ["card", "form"] * 6)
+    (tmp_path / "train" / "page3.jpg").write_bytes(b"no image")
+    with RunLog(tmp_path / "log") as log:
+        data = prepare(make_config(data={"folds": 3, "on_bad_image": "skip"}), RunPaths(tmp_path / "x"), log)
+    told = capsys.readouterr().out
+    assert f"\n[PATH] OK | train_csv={tmp_path / 'train.csv'} |" in told
+    assert data.skipped == {3} and len(data.warnings) == 2
+    assert all(f"\n[WARNING] {warning}\n" in told for warning in data.warnings)
+    assert f"\n[FOLD] distribution={data.assignment.count()}\n" in told
+
+
+def test_preparing_looks_for_files_before_it_reads_any(
+    tmp_path: Path, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("doccls.experiment.prepare_data", lambda *others: pytest.fail("went on"))
+    with pytest.raises(DataError, match=r"data\.train_csv"):
+        prepare(make_config(), RunPaths(tmp_path / "x"), SILENT)
+
+
+def test_every_value_that_is_in_force_is_told(
+    tmp_path: Path, make_config: MakeConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with RunLog(tmp_path / "log") as log:
+        tell_config(make_config(project={"seed": 7}, train={"cpu_threads": 3}), log)
+    lines = capsys.readouterr().out.splitlines()
+    assert "[CFG] project.seed=7" in lines and "[CFG] train.cpu_threads=3" in lines
+    assert "[SEED] 7 for Python, NumPy and PyTorch; 3 CPU threads" in lines
+
+
+# --- opening a run ---------------------------------------------------------------------------------------------------
+
+
+def test_a_new_run_gets_its_folder_and_a_snapshot_that_says_what_made_it(open_it: Open) -> None:
+    experiment, finished = open_it()
+    paths = experiment.paths
+    assert finished == [] and paths.root.is_dir()
+    assert (paths.root.parent.name, paths.run_id) == ("20260307", "x")
+    told = yaml.safe_load(paths.snapshot.read_text(encoding="utf-8"))["provenance"]
+    assert told["identity"] == experiment.identity
+    assert (told["run_id"], told["started"]) == ("x", "2026-03-07T09:05:59")
+    assert (told["world_size"], told["device"]) == (2, "cpu")
+    assert (told["num_samples"], told["classes"], told["skipped_rows"]) == (12, ["card", "form"], [])
+    assert told["data_digest"] == experiment.data.digest
+    assert told["folds_digest"] == experiment.data.assignment.digest()
+    assert "torch" in told["packages"]
+
+
+def test_a_run_is_joined_under_its_old_day_with_the_folds_that_are_finished(open_it: Open) -> None:
+    first, _ = open_it()
+    for fold in (0, 2):
+        finish(first, fold)
+    second, finished = open_it(now=datetime(2027, 1, 1))
+    assert finished == [0, 2]
+    assert second.paths == first.paths and second.identity == first.identity
+
+
+def test_a_snapshot_stays_that_of_the_command_that_made_the_finished_folds(open_it: Open) -> None:
+    first, _ = open_it()
+    finish(first, 1)
+    before = first.paths.snapshot.read_bytes()
+    open_it(now=datetime(2027, 1, 1), data={"valid_fold": 2})
+    assert first.paths.snapshot.read_bytes() == before
+
+
+def test_a_stranger_is_refused_by_the_snapshot_and_by_the_parts_and_changes_nothing(open_it: Open) -> None:
+    first, _ = open_it()
+    before = first.paths.snapshot.read_bytes()
+    with pytest.raises(UserError, match="take another --run-id"):
+        open_it(train={"lr": 0.5})
+    assert first.paths.snapshot.read_bytes() == before
+    finish(first, 0)
+    first.paths.snapshot.unlink()
+    with pytest.raises(UserError, match="take another --run-id"):
+        open_it(train={"lr": 0.5})
+    assert not first.paths.snapshot.exists()
+
+
+def test_other_images_under_the_same_names_are_a_stranger(open_it: Open, pages: Path) -> None:
+    open_it()
+    (pages / "train" / "page0.jpg").write_bytes((pages / "train" / "page1.jpg").read_bytes())
+    with pytest.raises(UserError, match="take another --run-id"):
+        open_it()
+
+
+def test_where_no_snapshot_is_wanted_none_is_written(open_it: Open) -> None:
+    experiment, _ = open_it(output={"snapshots": False})
+    assert experiment.paths.root.is_dir() and not experiment.paths.snapshot.exists()
+
+
+def test_a_folder_that_cannot_be_made_is_told_with_its_key(open_it: Open, tmp_path: Path) -> None:
+    (tmp_path / "experiments").write_text("in the way")
+    with pytest.raises(RunError, match=r"output\.exp_dir: can't make .*20260307"):
+        open_it()
+
+
+def test_weights_that_are_started_from_belong_to_the_identity(open_it: Open, tmp_path: Path) -> None:
+    (tmp_path / "w.pth").write_bytes(b"one")
+    plain, _ = open_it("a")
+    one, _ = open_it("b", model={"weights": "w.pth"})
+    (tmp_path / "w.pth").write_bytes(b"two")
+    two, _ = open_it("c", model={"weights": "w.pth"})
+    assert len({plain.identity, one.identity, two.identity}) == 3
+
+
+def test_the_snapshot_reads_back_as_the_config(open_it: Open, make_config: MakeConfig) -> None:
+    experiment, _ = open_it(train={"epochs": 7})
+    again: Config = load_config(experiment.paths.snapshot)
+    assert again.provenance is not None and again.provenance["identity"] == experiment.identity
+    assert again.model_copy(update={"provenance": None}) == experiment.config
+
+
+# --- what was looked at -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def looked_at(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the images that were read, as they are."""
+    names: list[str] = []
+
+    def inspect(paths: list[Path], max_pixels: int, threads: int) -> list[ImageFact]:
+        names.extend(path.name for path in paths)
+        return inspect_images(paths, max_pixels, threads)
+
+    monkeypatch.setattr("doccls.data.prepare.inspect_images", inspect)
+    return names
+
+
+def test_a_run_that_is_joined_reads_no_image_again(open_it: Open, looked_at: list[str]) -> None:
+    first, _ = open_it()
+    assert sorted(looked_at) == sorted(f"{one}.jpg" for one in IDS)
+    looked_at.clear()
+    second, _ = open_it(data={"valid_fold": 1})
+    assert looked_at == [] and second.identity == first.identity
+
+
+def test_an_image_that_changed_is_read_again(open_it: Open, pages: Path, looked_at: list[str]) -> None:
+    open_it()
+    looked_at.clear()
+    (pages / "train" / "page4.jpg").write_bytes((pages / "train" / "page5.jpg").read_bytes())
+    with pytest.raises(UserError, match="take another --run-id"):
+        open_it()
+    assert looked_at == ["page4.jpg"]
+
+
+@pytest.mark.parametrize("damage", [b"", b"[]", b'{"format": "doccls-images-1"}', b"\xff"])
+def test_what_was_kept_of_the_look_decides_nothing(open_it: Open, looked_at: list[str], damage: bytes) -> None:
+    first, _ = open_it()
+    kept = first.paths.images.read_bytes()
+    first.paths.images.write_bytes(damage)
+    looked_at.clear()
+    open_it()
+    assert len(looked_at) == len(IDS) and first.paths.images.read_bytes() == kept
+
+
+def test_another_limit_of_pixels_is_another_look(open_it: Open, looked_at: list[str]) -> None:
+    open_it("a", output={"snapshots": False})
+    looked_at.clear()
+    open_it("a", data={"max_image_pixels": 10_000}, output={"snapshots": False})
+    assert len(looked_at) == len(IDS)
+
+
+# --- which folds -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("valid_fold", "wanted"), [("all", [0, 1, 2, 3]), (0, [0]), (3, [3])])
+def test_the_folds_that_are_asked_for(make_config: MakeConfig, valid_fold: int | str, wanted: list[int]) -> None:
+    assert list_wanted(make_config(data={"folds": 4, "valid_fold": valid_fold})) == wanted
+
+
+def test_what_is_still_to_do_is_told_until_all_folds_are_there(open_it: Open) -> None:
+    experiment, _ = open_it(data={"valid_fold": 1})
+    finish(experiment, 1)
+    assert tell_unmerged(experiment) == (
+        "[OOF] not merged: folds [0, 2] of this run are still to train, with --run-id x"
+    )
+    finish(experiment, 0)
+    finish(experiment, 2)
+    told = tell_unmerged(experiment)
+    assert told == f"[OOF] all 3 folds are there; merge them: doccls-launch merge {experiment.paths.root}"
+    experiment.paths.part(0).write_bytes(b"torn")
+    assert "folds [0] of this run" in tell_unmerged(experiment)
+
+
+def test_a_part_of_a_stranger_does_not_count_as_done(open_it: Open) -> None:
+    experiment, _ = open_it()
+    finish(experiment, 1, identity="b" * 64)
+    with pytest.raises(UserError, match="take another --run-id"):
+        tell_unmerged(experiment)

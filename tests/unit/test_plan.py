@@ -1,0 +1,271 @@
+"""Plans: each fold once, in the right slot, with a command that does the same by hand; told to people and scripts."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from doccls.config import Config, load_config
+from doccls.oof.parts import OofPart, PartInfo, write_part
+from doccls.run.identity import derive_identity
+from doccls.run.paths import RunError, RunPaths
+from launcher import arguments as launch_arguments
+from launcher import cli
+from launcher.arguments import build_parser, choose_slots, make_plan
+from launcher.devices import Device, list_cpus
+from launcher.plan import LaunchPlan, Workload, describe_plan, plan_waves, render_command, render_plan, warn_of_threads
+from launcher.slots import make_slots
+
+GPUS = [Device(f"gpu {index}", f"GPU-{index:04d}", "NVIDIA H100") for index in range(64)]
+HOSTILE = ("a b.yaml", 'it\'s "quoted"', "new\nline", "$(exit 3) `x` $HOME", "-", "*", "back\\slash", "ü;&|<>#!~", "")
+BARE = Workload("python", (), 1)
+PLAN = LaunchPlan(
+    run_folder="/exp/20260102/v001-abc",
+    finished=(0, 3),
+    waves=plan_waves([1, 2, 4], make_slots(GPUS[:4], 2), Workload("python", ("--config", "a b.yaml"), 2)),
+    files=("oof/oof_logits.npy", "summary.json"),
+    warnings=("too many threads",),
+)
+
+
+def start(fold: int, gpus: str) -> str:
+    return (
+        f"           env OMP_NUM_THREADS=2 CUDA_VISIBLE_DEVICES={gpus} python -m accelerate.commands.launch "
+        "--multi_gpu --num_processes 2 --main_process_port 0 -m doccls.train --config 'a b.yaml' "
+        f"--set data.valid_fold={fold}"
+    )
+
+
+# --- waves -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_thousand_folds_on_64_gpus_are_planned_each_once() -> None:
+    started = time.perf_counter()
+    slots = make_slots(GPUS, 1)
+    waves = plan_waves(range(1000), slots, Workload("python", ("--config", "c.yaml", "--run-id", "v001-abc"), 2))
+    plan = replace(PLAN, waves=waves)
+    text, described = render_plan(plan), json.dumps(describe_plan(plan))
+    print(f"1000 folds on 64 GPUs planned and rendered in {time.perf_counter() - started:.3f} s")
+    assert [one.fold for wave in waves for one in wave] == list(range(1000))
+    assert [len(wave) for wave in waves] == [64] * 15 + [40]
+    for wave in waves:
+        assert [one.slot for one in wave] == list(slots[: len(wave)])
+    for one in (one for wave in waves for one in wave):
+        words = shlex.split(render_command(one))
+        assert f"CUDA_VISIBLE_DEVICES=GPU-{one.fold % 64:04d}" in words and f"data.valid_fold={one.fold}" in words
+    assert text.count("wave 16: fold ") == 40 and len(json.loads(described)["waves"]) == 16
+
+
+@pytest.mark.parametrize(("folds", "sizes"), [([], []), ([7], [1]), ([5, 1, 3], [3]), ([4, 2, 9, 0], [3, 1])])
+def test_the_folds_keep_their_order(folds: list[int], sizes: list[int]) -> None:
+    waves = plan_waves(folds, make_slots(list_cpus(3), 1), BARE)
+    assert [one.fold for wave in waves for one in wave] == folds
+    assert [len(wave) for wave in waves] == sizes
+
+
+def test_folds_share_a_gpu_only_when_each_has_one() -> None:
+    (first, second) = plan_waves(range(6), make_slots(GPUS[:2], 1, 2), BARE)
+    assert [one.slot.name for one in first] == ["gpu 0", "gpu 1", "gpu 0", "gpu 1"]
+    assert [one.slot.name for one in second] == ["gpu 0", "gpu 1"]
+
+
+# --- the command -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("devices", "environment", "program"),
+    [
+        (list_cpus(1), ["OMP_NUM_THREADS=3", "CUDA_VISIBLE_DEVICES=", "ACCELERATE_USE_CPU=true"], ["python"]),
+        (GPUS[5:6], ["OMP_NUM_THREADS=3", "CUDA_VISIBLE_DEVICES=GPU-0005"], ["python"]),
+        (
+            GPUS[2:5],
+            ["OMP_NUM_THREADS=3", "CUDA_VISIBLE_DEVICES=GPU-0002,GPU-0003,GPU-0004"],
+            [
+                *("python", "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "3"),
+                *("--main_process_port", "0"),
+            ],
+        ),
+    ],
+)
+def test_a_command_names_devices_threads_ranks_and_fold(
+    devices: list[Device], environment: list[str], program: list[str]
+) -> None:
+    (slot,) = make_slots(devices, len(devices))
+    words = shlex.split(render_command(Workload("python", ("--config", "c.yaml"), 3).assign(12, slot)))
+    shared = ["-m", "doccls.train", "--config", "c.yaml", "--set", "data.valid_fold=12"]
+    assert words == ["env", *environment, *program, *shared]
+
+
+def test_a_shell_understands_a_command_whatever_is_in_it(tmp_path: Path) -> None:
+    """A `python` that prints what it is told stands for the real one."""
+    stub = tmp_path / "python"
+    stub.write_text('#!/bin/sh\nprintf "%s\\0" "$CUDA_VISIBLE_DEVICES" "$OMP_NUM_THREADS" "$@"\n')
+    stub.chmod(0o755)
+    (slot,) = make_slots(GPUS[:1], 1)
+    command = render_command(Workload("python", HOSTILE, 2).assign(4, slot))
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+    done = subprocess.run(
+        ["sh", "-c", command], env=environment, capture_output=True, text=True, timeout=60, check=True
+    )
+    told = done.stdout.split("\0")[:-1]
+    assert told == ["GPU-0000", "2", "-m", "doccls.train", *HOSTILE, "--set", "data.valid_fold=4"]
+
+
+@pytest.mark.parametrize(
+    ("slots", "ranks", "folds", "threads", "cores", "processes"),
+    [
+        (4, 1, 9, 2, 8, None), (4, 1, 9, 2, 7, 4), (4, 1, 3, 2, 6, None), (4, 1, 3, 2, 5, 3), (4, 2, 9, 1, 3, 4),
+        (4, 2, 1, 1, 1, 2), (4, 1, 0, 99, 1, None),
+    ],
+)  # fmt: skip
+def test_more_threads_than_cores_are_warned_of(
+    slots: int, ranks: int, folds: int, threads: int, cores: int, processes: int | None
+) -> None:
+    warnings = warn_of_threads(make_slots(list_cpus(slots), ranks), folds, threads, cores)
+    if processes is None:
+        assert warnings == []
+    else:
+        (warning,) = warnings
+        assert warning.startswith(f"{processes} processes x {threads} threads (train.cpu_threads) on {cores} cores")
+
+
+def test_threads_beside_gpus_are_not_warned_of() -> None:
+    assert warn_of_threads(make_slots(GPUS, 1), 64, 8, 1) == []
+
+
+# --- told ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_plan_in_words() -> None:
+    assert render_plan(PLAN).splitlines() == [
+        "[PLAN] run /exp/20260102/v001-abc",
+        "[PLAN] finished before: folds 0, 3",
+        "[WARNING] too many threads",
+        "[PLAN] wave 1: fold 1 on gpu 0,1 ranks=2",
+        start(1, "GPU-0000,GPU-0001"),
+        "[PLAN] wave 1: fold 2 on gpu 2,3 ranks=2",
+        start(2, "GPU-0002,GPU-0003"),
+        "[PLAN] wave 2: fold 4 on gpu 0,1 ranks=2, or where it is free first",
+        start(4, "GPU-0000,GPU-0001"),
+        "[PLAN] to come: oof/oof_logits.npy",
+        "[PLAN] to come: summary.json",
+    ]
+    assert "to come" not in render_plan(PLAN, commands=False) and "env " not in render_plan(PLAN, commands=False)
+
+
+def test_a_plan_for_scripts_has_each_ranks_command_and_environment() -> None:
+    described = json.loads(json.dumps(describe_plan(PLAN)))
+    assert described["finished"] == [0, 3] and described["warnings"] == ["too many threads"]
+    assert [[one["fold"] for one in wave] for wave in described["waves"]] == [[1, 2], [4]]
+    (last,) = described["waves"][1]
+    assert last["slot"]["devices"][1] == {"name": "gpu 1", "uuid": "GPU-0001", "model": "NVIDIA H100"}
+    first, second = last["ranks"]
+    assert first["argv"] == second["argv"] == [
+        "python", "-m", "doccls.train", "--config", "a b.yaml", "--set", "data.valid_fold=4"
+    ]  # fmt: skip
+    assert (first["environment"]["RANK"], second["environment"]["RANK"]) == ("0", "1")
+    assert second["environment"]["CUDA_VISIBLE_DEVICES"] == "GPU-0000,GPU-0001"
+
+
+# --- of a run's files ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def write_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """`write_config(train={"lr": 0.1})`: a config of five folds in tmp_path, whose data does not exist."""
+    monkeypatch.setattr(launch_arguments, "count_cores", lambda: 2)
+
+    def write(**sections: dict[str, object]) -> Path:
+        data = {"train_csv": "gone.csv", "image_dir_train": "gone", "folds": 5} | sections.pop("data", {})
+        output = {"exp_dir": "exp", "logs_dir": "logs"}
+        (tmp_path / "c.yaml").write_text(yaml.safe_dump({"data": data, "output": output, **sections}))
+        return tmp_path / "c.yaml"
+
+    return write
+
+
+def plan_run(config: Path, *words: str) -> LaunchPlan:
+    """What `doccls-launch plan --config <config> --slots 2 --run-id v001-abc <words>` finds."""
+    arguments = build_parser().parse_args(["plan", "--config", str(config), "--slots", "2", *words])
+    loaded = cli.load_arguments(arguments)
+    return make_plan(arguments, loaded, "v001-abc", choose_slots(arguments, loaded))
+
+
+def finish(config: Config, paths: RunPaths, *folds: int) -> None:
+    """Begin the run of this config, if need be, and finish the folds."""
+    identity = derive_identity(config, "d", "f", None)
+    paths.root.mkdir(parents=True, exist_ok=True)
+    paths.snapshot.write_text(f"provenance: {{identity: {identity}, data_digest: d, folds_digest: f}}\n")
+    for fold in folds:
+        info = PartInfo(identity, fold, 5, 5, ("x", "y"), ("i",), (), 1, 0.5)
+        write_part(paths.part(fold), OofPart(info, np.array([fold]), np.zeros((1, 2), np.float32), np.array([0])))
+
+
+def test_a_new_run_is_planned_without_looking_at_the_data(write_config: Callable[..., Path], tmp_path: Path) -> None:
+    plan = plan_run(write_config())
+    assert [[one.fold for one in wave] for wave in plan.waves] == [[0, 1], [2, 3], [4]]
+    assert plan.finished == ()
+    assert plan.run_folder.startswith(str(tmp_path / "exp")) and plan.run_folder.endswith("/v001-abc")
+    assert {"oof/oof_logits.npy", "ckpt/best_fold4.pth", "oof/parts/fold0.safetensors"} <= set(plan.files)
+    assert plan.warnings == ("2 processes x 2 threads (train.cpu_threads) on 2 cores: they will wait for each other",)
+    assert [file.name for file in tmp_path.iterdir()] == ["c.yaml"]  # and nothing is written
+
+
+def test_finished_folds_are_left_out(write_config: Callable[..., Path], tmp_path: Path) -> None:
+    path, paths = write_config(), RunPaths(tmp_path / "exp" / "20260101" / "v001-abc")
+    finish(load_config(path), paths, 1, 3, 4)
+    plan = plan_run(path)
+    assert plan.run_folder == str(paths.root)  # whatever the day
+    assert plan.finished == (1, 3, 4) and [[one.fold for one in wave] for wave in plan.waves] == [[0, 2]]
+    paths.part(3).write_bytes(b"torn")
+    assert plan_run(path).finished == (1, 4)
+
+
+def test_a_finished_run_has_only_its_merge_left(write_config: Callable[..., Path], tmp_path: Path) -> None:
+    path, paths = write_config(), RunPaths(tmp_path / "exp" / "20260101" / "v001-abc")
+    finish(load_config(path), paths, *range(5))
+    plan = plan_run(path)
+    assert plan.waves == () and plan.finished == (0, 1, 2, 3, 4) and plan.warnings == ()
+    assert "oof/oof_logits.npy" in plan.files and "wave" not in render_plan(plan)
+
+
+@pytest.mark.parametrize(("done", "waves", "finished"), [([], [[3]], ()), ([3, 1], [], (3,)), ([1], [[3]], ())])
+def test_one_fold_alone_is_planned_without_a_merge(
+    write_config: Callable[..., Path], tmp_path: Path, done: list[int], waves: list[list[int]], finished: tuple[int]
+) -> None:
+    path = write_config(data={"valid_fold": 3})
+    finish(load_config(path), RunPaths(tmp_path / "exp" / "20260101" / "v001-abc"), *done)
+    plan = plan_run(path)
+    assert [[one.fold for one in wave] for wave in plan.waves] == waves
+    assert plan.finished == finished and "oof/oof_logits.npy" not in plan.files
+
+
+def test_a_changed_config_is_refused_for_a_run_that_was_begun(
+    write_config: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_config()
+    finish(load_config(path), RunPaths(tmp_path / "exp" / "20260101" / "v001-abc"), 0)
+    assert plan_run(path, "--set", "data.num_workers=0").finished == (0,)  # changes no result
+    with pytest.raises(RunError, match="take another --run-id"):
+        plan_run(path, "--set", "train.lr=0.5")
+    words = ["plan", "--config", str(write_config(train={"lr": 0.5})), "--slots", "1"]
+    assert cli.main([*words, "--run-id", "v001-abc"]) == 1
+    assert "take another --run-id" in capsys.readouterr().err
+    assert cli.main([*words, "--run-id", "v001-other"]) == 0
+
+
+def test_the_words_that_were_said_are_in_every_command(write_config: Callable[..., Path]) -> None:
+    path = write_config()
+    said = ["--mode", "basic", "--set", "project.name=a b", "--set", "train.epochs=3", "--num-workers", "0"]
+    (words, *_) = [shlex.split(render_command(one)) for wave in plan_run(path, *said).waves for one in wave]
+    last = ["--run-id", "v001-abc", "--set", "data.valid_fold=0"]
+    assert words[words.index("doccls.train") + 1 :] == ["--config", str(path), *said, *last]

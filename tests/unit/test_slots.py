@@ -1,0 +1,285 @@
+"""Slots: the right devices under every combination of the options, and never one device too often."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+import pynvml
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from doccls.config import Config
+from launcher import arguments as launch_arguments
+from launcher.arguments import build_parser, choose_slots
+from launcher.devices import Device, DeviceError, list_cpus
+from launcher.slots import Slot, list_starts, make_slots
+
+MakeConfig = Callable[..., Config]
+FEW = settings(max_examples=200, deadline=None)
+UUIDS = [f"GPU-{digit * 8}" for digit in "abcdefgh"]
+VISIBLE = {
+    None: [0, 1, 2, 3, 4, 5, 6, 7],
+    "": [],
+    "-1": [],
+    "6": [6],
+    "0,1,2,3": [0, 1, 2, 3],
+    "7,3,5": [7, 3, 5],
+    "1,-1,2": [1],
+    f"{UUIDS[4]},GPU-b, 0": [4, 1, 0],
+    "7,6,5,4,3,2,1,0": [7, 6, 5, 4, 3, 2, 1, 0],
+}
+"""CUDA_VISIBLE_DEVICES -> the GPUs of eight that it leaves, in its order."""
+
+
+@pytest.fixture
+def eight_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A driver of eight GPUs, and no CUDA_VISIBLE_DEVICES."""
+    for name, function in {
+        "nvmlInit": lambda: None,
+        "nvmlShutdown": lambda: None,
+        "nvmlDeviceGetCount": lambda: 8,
+        "nvmlDeviceGetHandleByIndex": lambda index: index,
+        "nvmlDeviceGetUUID": lambda handle: UUIDS[handle],
+        "nvmlDeviceGetName": lambda handle: "NVIDIA H100",
+    }.items():
+        monkeypatch.setattr(pynvml, name, function)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+
+@pytest.fixture
+def no_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No driver, four cores, no CUDA_VISIBLE_DEVICES."""
+
+    def fail() -> None:
+        raise pynvml.NVMLError_LibraryNotFound
+
+    monkeypatch.setattr(pynvml, "nvmlInit", fail)
+    monkeypatch.setattr(launch_arguments, "count_cores", lambda: 4)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+
+def choose(config: Config, *words: str) -> tuple[Slot, ...]:
+    """The slots of `doccls-launch run --config c.yaml <words>`."""
+    return choose_slots(build_parser().parse_args(["run", "--config", "c.yaml", *words]), config)
+
+
+def list_uuids(slots: Sequence[Slot]) -> list[list[str | None]]:
+    return [[device.uuid for device in slot.devices] for slot in slots]
+
+
+def expect(gpus: Sequence[int], ranks: int, packing: int) -> list[list[str]]:
+    """What the slots must be, computed anew: a column for each round of the packing, a row for each group."""
+    groups = []
+    left = list(gpus)
+    while len(left) >= ranks:
+        group, left = left[:ranks], left[ranks:]
+        groups.append([UUIDS[number] for number in group])
+    return [group for _ in range(packing) for group in groups]
+
+
+# --- every combination -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("eight_gpus")
+@pytest.mark.parametrize("packing", [1, 2, 3])
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4, 8])
+@pytest.mark.parametrize("visible", VISIBLE)
+def test_the_slots_have_the_right_gpus_under_every_combination(
+    monkeypatch: pytest.MonkeyPatch, make_config: MakeConfig, visible: str | None, ranks: int, packing: int
+) -> None:
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    words = ["--gpus-per-fold", str(ranks), "--folds-per-gpu", str(packing)]
+    expected = expect(VISIBLE[visible], ranks, packing)
+    if not expected:
+        there = f"there are {len(VISIBLE[visible])}" if VISIBLE[visible] else "no GPU is visible"
+        with pytest.raises(DeviceError, match=there):
+            choose(make_config(), *words)
+        return
+    slots = choose(make_config(), *words)
+    assert list_uuids(slots) == expected
+    assert [slot.number for slot in slots] == list(range(len(expected)))
+
+
+@pytest.mark.usefixtures("eight_gpus")
+@pytest.mark.parametrize(
+    ("wanted", "gpus"), [("0,1,2", [0, 1, 2]), ("7,0", [7, 0]), (f"5,{UUIDS[2]}", [5, 2]), ("3", [3])]
+)
+@pytest.mark.parametrize(("ranks", "packing"), [(1, 1), (1, 3), (2, 1), (2, 2), (3, 1)])
+def test_the_slots_are_made_of_the_wanted_gpus_alone(
+    make_config: MakeConfig, wanted: str, gpus: list[int], ranks: int, packing: int
+) -> None:
+    words = ["--gpus", wanted, "--gpus-per-fold", str(ranks), "--folds-per-gpu", str(packing)]
+    expected = expect(gpus, ranks, packing)
+    if not expected:
+        with pytest.raises(DeviceError, match=f"takes {ranks} devices, and there are {len(gpus)}: gpu"):
+            choose(make_config(), *words)
+        return
+    assert list_uuids(choose(make_config(), *words)) == expected
+
+
+@pytest.mark.usefixtures("eight_gpus")
+@pytest.mark.parametrize("words", [["--gpus", "8"], ["--gpus", "0,0"], ["--gpus-per-fold", "9"], ["--gpus", "-1"]])
+def test_more_than_there_is_is_refused(make_config: MakeConfig, words: list[str]) -> None:
+    with pytest.raises(DeviceError):
+        choose(make_config(), *words)
+
+
+@pytest.mark.usefixtures("eight_gpus")
+def test_a_gpu_that_is_hidden_is_refused(monkeypatch: pytest.MonkeyPatch, make_config: MakeConfig) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    with pytest.raises(DeviceError, match="gpu 2 not visible"):
+        choose(make_config(), "--gpus", "1,2")
+
+
+@pytest.mark.usefixtures("eight_gpus")
+def test_train_num_processes_says_how_many_gpus_a_fold_takes(make_config: MakeConfig) -> None:
+    config = make_config(train={"num_processes": 4})
+    assert list_uuids(choose(config)) == [UUIDS[:4], UUIDS[4:]]
+    assert choose(config, "--gpus-per-fold", "4") == choose(config)
+    with pytest.raises(DeviceError, match=r"--gpus-per-fold 2, but train\.num_processes = 4"):
+        choose(config, "--gpus-per-fold", "2")
+    with pytest.raises(DeviceError, match="one fold takes 4 devices, and there are 3: gpu 0, gpu 1, gpu 2"):
+        choose(config, "--gpus", "0,1,2")
+
+
+@pytest.mark.usefixtures("eight_gpus")
+def test_a_batch_that_is_smaller_than_the_ranks_is_refused(make_config: MakeConfig) -> None:
+    config = make_config(train={"batch_size": 3})
+    assert len(choose(config, "--gpus-per-fold", "3")) == 2
+    with pytest.raises(DeviceError, match=r"train\.batch_size = 3: 4 processes can't share that batch"):
+        choose(config, "--gpus-per-fold", "4")
+
+
+# --- on CPUs ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("eight_gpus")
+def test_slots_on_cpus_leave_the_gpus_alone(monkeypatch: pytest.MonkeyPatch, make_config: MakeConfig) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "what")  # not even read
+    assert [slot.name for slot in choose(make_config(), "--slots", "3")] == ["cpu 0", "cpu 1", "cpu 2"]
+
+
+@pytest.mark.usefixtures("eight_gpus")
+@pytest.mark.parametrize("words", [["--gpus", "0"], ["--gpus-per-fold", "1"], ["--folds-per-gpu", "2"]])
+def test_slots_on_cpus_with_words_about_gpus_are_refused(make_config: MakeConfig, words: list[str]) -> None:
+    with pytest.raises(DeviceError, match="--slots computes on CPUs"):
+        choose(make_config(), "--slots", "2", *words)
+
+
+@pytest.mark.usefixtures("no_gpus")
+@pytest.mark.parametrize(
+    ("train", "words", "names"),
+    [
+        ({"cpu_threads": 1}, [], ["cpu 0", "cpu 1", "cpu 2", "cpu 3"]),
+        ({"cpu_threads": 2}, [], ["cpu 0", "cpu 1"]),
+        ({"cpu_threads": 3}, [], ["cpu 0"]),
+        ({"cpu_threads": 64}, [], ["cpu 0"]),
+        ({"cpu_threads": 64}, ["--slots", "2"], ["cpu 0", "cpu 1"]),
+        ({"cpu_threads": 1, "num_processes": 2}, [], ["cpu 0,1", "cpu 2,3"]),
+        ({"cpu_threads": 4, "num_processes": 2}, [], ["cpu 0,1"]),
+        ({"cpu_threads": 1, "num_processes": 2}, ["--slots", "5"], ["cpu 0,1", "cpu 2,3"]),
+    ],
+)
+def test_without_gpus_as_many_processes_compute_as_the_cores_allow_or_as_is_said(
+    make_config: MakeConfig, train: dict[str, int], words: list[str], names: list[str]
+) -> None:
+    assert [slot.name for slot in choose(make_config(train=train), *words)] == names
+
+
+@pytest.mark.usefixtures("no_gpus")
+def test_without_gpus_words_about_gpus_are_refused(make_config: MakeConfig) -> None:
+    for words in (["--gpus-per-fold", "1"], ["--folds-per-gpu", "2"]):
+        with pytest.raises(DeviceError, match="no GPU is visible"):
+            choose(make_config(), *words)
+    with pytest.raises(DeviceError, match=r"--gpus 0: '0': no such GPU \(this machine's: none\)"):
+        choose(make_config(), "--gpus", "0")
+    with pytest.raises(DeviceError, match="one fold takes 2 devices, and there are 1: cpu 0"):
+        choose(make_config(train={"num_processes": 2}), "--slots", "1")
+
+
+# --- of any devices --------------------------------------------------------------------------------------------------
+
+
+def test_a_slot_is_named_by_its_devices() -> None:
+    assert Slot(0, (Device("gpu 3", "GPU-x"),)).name == "gpu 3"
+    assert Slot(5, (Device("gpu 0", "GPU-x"), Device("gpu 12", "GPU-y"))).name == "gpu 0,12"
+    assert Slot(1, tuple(list_cpus(2))).name == "cpu 0,1"
+
+
+@given(st.integers(0, 70), st.integers(1, 9), st.integers(1, 5))
+@FEW
+def test_no_device_is_in_more_slots_than_may_share_it_and_none_is_wasted(count: int, ranks: int, packing: int) -> None:
+    assume(count >= ranks)
+    devices = list_cpus(count)
+    slots = make_slots(devices, ranks, packing)
+    assert all(len(set(slot.devices)) == len(slot.devices) == ranks for slot in slots)
+    uses = Counter(device for slot in slots for device in slot.devices)
+    assert set(uses.values()) == {packing}
+    assert count - len(uses) < ranks
+    assert [slot.number for slot in slots] == list(range(len(slots)))
+    first = slots[: count // ranks]  # one of each group before any group is shared
+    assert len({slot.devices for slot in first}) == len(first)
+    for one in slots:  # two slots share all devices or none
+        for other in first:
+            assert one.devices == other.devices or not set(one.devices) & set(other.devices)
+
+
+@given(st.integers(0, 8), st.integers(1, 9))
+@FEW
+def test_fewer_devices_than_one_fold_takes_are_refused(count: int, ranks: int) -> None:
+    assume(count < ranks)
+    with pytest.raises(DeviceError, match=f"takes {ranks} devices, and there are {count}: "):
+        make_slots(list_cpus(count), ranks)
+
+
+def test_parts_of_gpus_are_named_once() -> None:
+    parts = [Device(name, name, "MIG") for name in ("MIG-a", "MIG-b")]
+    assert make_slots(parts, 1)[0].name == "MIG-a" and make_slots(parts, 2)[0].name == "MIG-a,MIG-b"
+
+
+# --- which fold starts where -----------------------------------------------------------------------------------------
+
+
+@given(
+    st.lists(st.tuples(st.floats(0.1, 50), st.booleans()), max_size=24),
+    st.integers(1, 8), st.integers(1, 3), st.integers(1, 3),
+)  # fmt: skip
+@FEW
+def test_a_launch_of_any_folds_that_fail_at_random(
+    folds: list[tuple[float, bool]], count: int, ranks: int, packing: int
+) -> None:
+    """Folds (time, fails) through the launch's own rule, with a simulated clock."""
+    assume(count >= ranks)
+    slots = make_slots(list_cpus(count), ranks, packing)
+    waiting = list(range(len(folds)))
+    running: dict[int, tuple[float, Slot]] = {}
+    started: list[int] = []
+    ended: list[int] = []
+    now = 0.0
+    while waiting or running:
+        for fold, slot in list_starts(waiting, [slot for _, slot in running.values()], slots):
+            waiting.remove(fold)
+            started.append(fold)
+            running[fold] = (now + folds[fold][0], slot)
+        uses = Counter(device for _, slot in running.values() for device in slot.devices)
+        assert all(number <= packing for number in uses.values())
+        assert len({slot.number for _, slot in running.values()}) == len(running)
+        assert len(running) == min(len(slots), len(running) + len(waiting)), "no slot is left free while a fold waits"
+        first = min(running, key=lambda fold: (running[fold][0], fold))
+        now = running.pop(first)[0]
+        ended.append(first)  # whether it failed or not: the slot is free, and the others go on
+    assert started == list(range(len(folds))), "in order, each once"
+    assert sorted(ended) == started
+    times = [time for time, _ in folds]
+    bound = sum(times) / len(slots) + (1 - 1 / len(slots)) * max(times, default=0.0)
+    assert now <= bound * (1 + 1e-9)
+
+
+def test_a_fold_takes_the_devices_that_the_fewest_share() -> None:
+    slots = make_slots(list_cpus(2), 1, 2)  # cpu 0, cpu 1, cpu 0, cpu 1
+    (start,) = list_starts([7], [slots[0], slots[2]], slots)
+    assert start == (7, slots[1])
+    assert list_starts([], [], slots) == [] and list_starts([1], slots, slots) == []
