@@ -134,9 +134,10 @@ def close_run(experiment: Experiment, log: RunLog) -> None:
     """
     paths = experiment.paths
     if experiment.config.data.valid_fold == "all":
-        for line in list_scores(merge_run(paths)):
-            log.line(line)
+        scores = list_scores(merge_run(paths))
         log.line(f"[OOF] -> {paths.oof_logits}")
+        for line in scores:
+            log.line(line)
     else:
         log.line(tell_unmerged(experiment))
     log.line(f"[DONE] run={paths.run_id} folder={paths.root}")

@@ -90,9 +90,10 @@ def _merge(arguments: argparse.Namespace) -> int:
     paths = RunPaths(arguments.run.resolve())
     if not paths.root.is_dir():
         raise RunError(f"no such run folder: {paths.root} (runs lie in <output.exp_dir>/YYYYMMDD/<run_id>)")
-    for line in list_scores(merge_run(paths)):
-        print(line)
+    scores = list_scores(merge_run(paths))
     print(f"[OOF] -> {paths.oof_logits}")
+    for line in scores:
+        print(line)
     return 0
 
 

@@ -79,10 +79,10 @@ class RunLog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if threading.current_thread() is threading.main_thread():
+            ignore_signals()  # the end is decided, and with it the exit code
         if self._file is None:
             return
-        if error is not None and threading.current_thread() is threading.main_thread():
-            ignore_signals()
         with writing_last_lines():
             self._write_end(kind, error, trace)
             self._while_open.close()

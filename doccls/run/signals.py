@@ -37,7 +37,6 @@ class Interrupted(BaseException):
 
     def __init__(self, signum: int) -> None:
         super().__init__(f"{signal.Signals(signum).name} received")
-        self.signum = signum
         self.exit_code = 128 + signum
 
 
@@ -168,7 +167,7 @@ def _weigh(signum: int) -> None:
             _tell_once(signum)
         elif _requested_s is None or now_s - _requested_s >= _ECHO_S:
             for act in reversed(_last_acts):
-                with suppress(OSError):
+                with suppress(Exception):  # whatever a last act meets, the end comes
                     act(signum)
             os._exit(128 + signum)
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from doccls.data.dataset import Batch, SampleKey
 from doccls.run.signals import check_stop
-from doccls.training.processes import agree_on_stop
+from doccls.training.processes import raise_stop, render_stop
 
 
 class Normalizer:
@@ -74,10 +74,13 @@ def predict_logits(
 def _exchange(
     indices_N: torch.Tensor, logits_NC: torch.Tensor, accelerator: Accelerator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """One exchange for all: shares are padded to one length with index -1, gathered, and told apart by index."""
+    """Ranks tell their lengths and whether to stop; then shares, padded to one length with index -1, are gathered."""
     if accelerator.num_processes > 1:
-        agree_on_stop(accelerator)
-        length = int(accelerator.gather(torch.tensor([len(indices_N)], device=indices_N.device)).max())
+        device = indices_N.device
+        own = torch.cat([torch.tensor([len(indices_N)], device=device), render_stop(device).long()])
+        told_RS = accelerator.gather(own[None])
+        raise_stop(told_RS[:, 1:].sum(0))
+        length = int(told_RS[:, 0].max())
         padding = length - len(indices_N)
         indices_N = accelerator.gather(nn.functional.pad(indices_N, (0, padding), value=-1))
         logits_NC = accelerator.gather(nn.functional.pad(logits_NC, (0, 0, 0, padding)).contiguous())

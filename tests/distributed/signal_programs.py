@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import pytest
 
 from doccls.data import prepare as prepare_room
+from doccls.run import tracking as tracking_room
 from doccls.run.signals import handling_signals
 from doccls.train import main
 from doccls.training import fold as fold_room
@@ -58,26 +59,33 @@ def hold_a_step(argv: list[str]) -> int:
 
 def hold_the_look_at_the_data(argv: list[str]) -> int:
     """Train; the look at the images says so and takes longer than anybody waits."""
-
-    def look(*others: Any) -> None:
-        _say_held()
-        time.sleep(600)
-
-    prepare_room.inspect_images = look  # type: ignore[assignment]
+    prepare_room.inspect_images = _hold  # type: ignore[assignment]
     return main(argv)
+
+
+def hold_the_model(argv: list[str]) -> int:
+    """Train; the model says so and comes from a hub slower than anybody waits."""
+    fold_room.build_model = _hold  # type: ignore[attr-defined]
+    return main(argv)
+
+
+def hold_the_tracker(argv: list[str]) -> int:
+    """Train; W&B says so and answers later than anybody waits."""
+    tracking_room._start_wandb = _hold
+    return main([*argv, "--set", "tracking.wandb=true"])
 
 
 def hold_a_write(argv: list[str]) -> int:
     """argv = kind, number of the write call, path. Say so in that call, and wait there to be ended."""
-
-    def hold() -> None:
-        _say_held()
-        time.sleep(600)
-
     with pytest.MonkeyPatch.context() as patch, handling_signals():
-        disturb_write(patch, int(argv[1]), hold)
+        disturb_write(patch, int(argv[1]), _hold)
         WRITES[argv[0]][0](Path(argv[2]))
     return 0
+
+
+def _hold(*others: Any) -> None:
+    _say_held()
+    time.sleep(600)
 
 
 def _say_held() -> None:

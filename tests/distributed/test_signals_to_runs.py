@@ -225,14 +225,15 @@ def test_a_second_signal_ends_at_once_also_in_a_c_call(trainer: Trainer, number:
     assert select_last_words(told.read_text()) == last_words(number)
 
 
-def test_before_training_the_first_signal_ends_at_once(trainer: Trainer) -> None:
-    with running(trainer, "signal_programs:hold_the_look_at_the_data", LONG) as (folder, ranks):
+@pytest.mark.parametrize("place", ["the_look_at_the_data", "the_model", "the_tracker"])
+def test_before_training_and_in_waits_for_others_the_first_signal_ends_at_once(trainer: Trainer, place: str) -> None:
+    with running(trainer, f"signal_programs:hold_{place}", LONG) as (folder, ranks):
         _await_hold(folder, ranks[0])
         ranks[0].terminate()
         assert join(ranks, folder) == [143]
     assert_ended_well(folder, 143)
     assert select_last_words((folder / "console" / "rank0.err").read_text()) == last_words(signal.SIGTERM)
-    assert not (folder / "experiments").exists()
+    assert (folder / "experiments").exists() == (place != "the_look_at_the_data")
 
 
 @pytest.mark.parametrize("kind", WRITES)
@@ -272,14 +273,21 @@ def _await_hold(folder: Path, rank: ForkServerProcess) -> None:
 
 
 def test_stops_at_random_moments_over_short_epochs_with_a_checkpoint_each(trainer: Trainer) -> None:
-    """DOCCLS_TEST_STOPS of them, one after the other; each strikes somewhere in a step, a save or a validation."""
+    """DOCCLS_TEST_STOPS of them, one after the other; each strikes somewhere in a step, a save or a validation.
+
+    Every third has loader workers, which must be gone too.
+    """
     draw = random.Random(11)
     for count in range(STOPS):
-        number = draw.choice([signal.SIGINT, signal.SIGTERM])
-        with running(trainer, "signal_programs:best_each_epoch", LONG) as (folder, ranks):
+        number, workers = draw.choice([signal.SIGINT, signal.SIGTERM]), 0 if count % 3 else 2
+        sets = (*LONG, f"data.num_workers={workers}")
+        with running(trainer, "signal_programs:best_each_epoch", sets) as (folder, ranks):
             await_event(lambda folder=folder: trains(folder), START_S, "an epoch", folder)  # type: ignore[misc]
             time.sleep(draw.uniform(0, 0.3))  # the moment is what is drawn here: nothing is waited for
             assert ranks[0].pid is not None
+            family = psutil.Process(ranks[0].pid).children(recursive=True)
+            assert len(family) >= workers
             os.kill(ranks[0].pid, number)
             assert join(ranks, folder) == [128 + number], f"stop {count}"
+            assert psutil.wait_procs(family, timeout=30)[1] == [], f"stop {count}"
         assert_ended_well(folder, 128 + number)

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from doccls.config import Config
+from doccls.data.dataset import Pages
 
 MakeConfig = Callable[..., Config]
 MakeData = Callable[..., Path]
@@ -72,3 +73,11 @@ def make_data(tmp_path: Path) -> MakeData:
         return tmp_path
 
     return make
+
+
+@pytest.fixture
+def pages(make_data: MakeData) -> Pages:
+    """Six pages of two classes."""
+    ids = [f"i{number}" for number in range(6)]
+    folder = make_data(ids, ["0", "1"] * 3, files=[f"{one}.png" for one in ids])
+    return Pages(ids, [folder / "train" / f"{one}.png" for one in ids], [0, 1] * 3, 16, 10**6)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,15 +14,7 @@ from doccls.data.images import decode_image, fit_page
 from doccls.data.transforms import Augmentation
 from doccls.errors import OwnError
 
-MakeData = Callable[..., Path]
 AUGMENT = AugmentConfig(rotate_deg=20, hflip_prob=0.5, noise_prob=0.5)
-
-
-@pytest.fixture
-def pages(make_data: MakeData) -> Pages:
-    ids = [f"i{number}" for number in range(6)]
-    folder = make_data(ids, ["0", "1"] * 3, files=[f"{one}.png" for one in ids])
-    return Pages(ids, [folder / "train" / f"{one}.png" for one in ids], [0, 1] * 3, 16, 10**6)
 
 
 def test_a_key_gives_the_fitted_page_its_target_and_its_index(pages: Pages) -> None:

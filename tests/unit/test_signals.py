@@ -21,7 +21,6 @@ from doccls.run.runlog import exit_code
 from doccls.run.signals import (
     Interrupted,
     check_stop,
-    ending_at_once,
     handling_signals,
     ignore_signals,
     naming_one_cause,
@@ -67,15 +66,6 @@ def test_the_end_is_not_torn_by_a_further_signal() -> None:
             signal.raise_signal(number)
     for number in BOTH:
         signal.raise_signal(number)
-
-
-def test_a_wait_that_may_end_anywhere_is_not_noted_in() -> None:
-    """What ends there ends the process: tests/distributed/test_sudden_ends.py."""
-    with handling_signals(), stopping_gracefully():
-        with ending_at_once():
-            pass
-        signal.raise_signal(signal.SIGTERM)
-        assert stop_requested() == signal.SIGTERM
 
 
 def test_what_breaks_after_a_stop_was_asked_for_is_that_stop() -> None:

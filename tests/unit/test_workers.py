@@ -1,24 +1,11 @@
-"""The loader gives exactly what is asked for. (Its processes: tests/distributed/test_loader_workers.py.)"""
+"""The loader gives exactly what is asked for. (Its processes: tests/distributed.)"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
-
-import pytest
 import torch
 
 from doccls.data.dataset import DocClsDataset, Pages, SampleKey
 from doccls.data.workers import loading
-
-MakeData = Callable[..., Path]
-
-
-@pytest.fixture
-def pages(make_data: MakeData) -> Pages:
-    ids = [f"i{number}" for number in range(6)]
-    folder = make_data(ids, ["0", "1"] * 3, files=[f"{one}.png" for one in ids])
-    return Pages(ids, [folder / "train" / f"{one}.png" for one in ids], [0, 1] * 3, 16, 10**6)
 
 
 def test_exactly_the_batches_in_their_order(pages: Pages) -> None:
