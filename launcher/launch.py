@@ -24,6 +24,8 @@ from launcher.slots import Slot, list_starts
 _TICK_S = 0.05
 _SIBLING_GRACE_S = 30.0
 """How long the other ranks may outlive one that failed: the collective that they stand in mostly ends them at once."""
+_LEFT = {128 + signal.SIGTERM, -signal.SIGTERM}
+"""Exit codes of a process that was asked to leave; the second before it hears signals."""
 _LOG_STARTED = ">> Logger started: "
 _FAILED = re.compile(r"\[EXIT\]\[ERROR\] (?:training failed: |rank \d+ failed: )?(.*)")
 
@@ -142,7 +144,7 @@ class _Launch:
             self.log.line(f"{where}: done macro_f1={score:.5f} in {took}")
             return
         consoles = [self.experiment.paths.console(fold, rank) for rank in range(len(one.ranks))]
-        if self.stopping and stop_requested():
+        if self.stopping and _LEFT.intersection(one.exit_codes):
             self.log.line(f"{where}: stopped after {took}")
             return
         reason = find_reason([_read(console) for console in consoles], one.exit_codes)

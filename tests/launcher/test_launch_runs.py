@@ -157,6 +157,20 @@ def test_a_fold_that_fails_leaves_the_others_and_the_run_id_trains_just_it(train
     assert_same_bytes(trainer.train(*PLAIN), again.run)
 
 
+def test_fail_fast_asks_the_others_to_leave_and_starts_none(trainer: Trainer) -> None:
+    folder = trainer.new_folder()
+    block = folder / "experiments" / time.strftime("%Y%m%d") / "tiny" / "ckpt" / "best_fold1.pth"
+    block.mkdir(parents=True)
+    slow = "train.epochs=500"  # fold 0 would take minutes
+    failed = launch(trainer, (*PLAIN, slow), "--slots", "2", "--fail-fast", folder=folder)
+    assert failed.code == 1
+    assert "1 folds failed" in failed.err and "- fold 1: " in failed.err and "missing: folds 0, 1, 2;" in failed.err
+    events = [line.split(" on cpu ")[0] for line in failed.log if line.startswith("[LAUNCH] fold ")]
+    assert events.count("[LAUNCH] fold 2") == 0 and events.count("[LAUNCH] fold 0") == 2
+    assert "[LAUNCH] stopping: folds 0 are asked to leave" in failed.log
+    assert any(line.startswith("[LAUNCH] fold 0 on cpu 0: stopped after ") for line in failed.log)
+
+
 def test_a_fold_that_is_killed_is_told_with_its_signal(trainer: Trainer) -> None:
     folder = trainer.new_folder()
     sets = (*PLAIN, "data.valid_fold=2", "train.epochs=500")
