@@ -31,7 +31,7 @@ class Launch:
     @property
     def log(self) -> list[str]:
         """The launcher's own, of its last command."""
-        (log,) = self.run.folder.glob("logs/*_tiny.log")
+        log = max(self.run.folder.glob("logs/*_tiny.log"))  # named by the minute
         start = ">> Logger started"
         return (start + log.read_text().rpartition(start)[2]).splitlines()
 
