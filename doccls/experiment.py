@@ -99,7 +99,7 @@ def open_run(experiment: Experiment, now: datetime, processes: Mapping[str, Any]
     finished = find_finished_folds(paths, identity, config.data.folds)
     check_snapshot(paths, identity)
     try:
-        paths.root.mkdir(parents=True, exist_ok=True)
+        paths.live.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunError(f"output.exp_dir: can't make {paths.root}: {error.strerror}") from error
     write_known(paths.images, data.looks, config.data.max_image_pixels)

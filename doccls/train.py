@@ -1,7 +1,9 @@
 """Entry point `python -m doccls.train --config ...`: arguments -> config -> folds -> exit marker."""
 
 import argparse
+import faulthandler
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -12,7 +14,9 @@ from doccls.config import Config
 from doccls.config.arguments import add_config_arguments, load_arguments
 from doccls.data.workers import start_worker_server
 from doccls.errors import OwnError, UserError
-from doccls.run.paths import check_run_id, locate_run, name_log, new_run_id
+from doccls.run.heartbeat import Heartbeat, beating
+from doccls.run.lifeline import end_with_parent
+from doccls.run.paths import RunPaths, check_run_id, locate_run, name_log, new_run_id
 from doccls.run.rank import rank_by_environment
 from doccls.run.runlog import RunLog, exit_code, render_exit
 from doccls.run.signals import (
@@ -46,6 +50,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Train as the command line says; returns the exit code. Never raises for what a user did."""
+    end_with_parent()
+    if hasattr(signal, "SIGUSR2"):  # not on Windows
+        faulthandler.register(signal.SIGUSR2, file=2)  # a process that stands still says where
     arguments = build_parser().parse_args(argv)
     with handling_signals():
         return _train(arguments)
@@ -55,19 +62,24 @@ def _train(arguments: argparse.Namespace) -> int:
     log = RunLog(None)
     with at_sudden_end(lambda signum: _end_suddenly(signum, log.opened)):
         try:
-            config = load_arguments(arguments)
-            if config.data.num_workers:
-                start_worker_server()  # it imports while this process does
-            from doccls.training.processes import on_main, start_processes
+            with beating() as heart:
+                config, now = load_arguments(arguments), datetime.now()
+                alone = None if config.data.valid_fold == "all" else config.data.valid_fold
+                if arguments.run_id:
+                    paths = locate_run(config.output.exp_dir, check_run_id(arguments.run_id), now)
+                    heart.write_to(paths.heartbeat(alone, rank_by_environment()))
+                if config.data.num_workers:
+                    start_worker_server()  # it imports while this process does
+                from doccls.training.processes import on_main, start_processes
 
-            accelerator = start_processes(config)
-            now = datetime.now()
-            run_id = on_main(accelerator, lambda: check_run_id(arguments.run_id or new_run_id(config.project.version)))
-            alone = None if config.data.valid_fold == "all" else config.data.valid_fold
-            path = name_log(config.output.logs_dir, run_id, now, alone)
-            log = RunLog(path if accelerator.is_main_process else None)
-            with log, naming_one_cause():
-                _run(config, run_id, now, accelerator, log)
+                accelerator = start_processes(config)
+                run_id = on_main(accelerator, lambda: arguments.run_id or new_run_id(config.project.version))
+                path = name_log(config.output.logs_dir, run_id, now, alone)
+                log = RunLog(path if accelerator.is_main_process else None)
+                with log, naming_one_cause():
+                    paths = on_main(accelerator, lambda: locate_run(config.output.exp_dir, run_id, now))
+                    heart.write_to(paths.heartbeat(alone, accelerator.process_index))
+                    _run(config, paths, now, accelerator, log, heart)
         except (Exception, Interrupted) as error:  # noqa: BLE001 (the last place: an error ends the process, told)
             return _fail(error, logged=log.opened)
     accelerator.end_training()
@@ -76,7 +88,9 @@ def _train(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _run(config: Config, run_id: str, now: datetime, accelerator: "Accelerator", log: RunLog) -> None:
+def _run(
+    config: Config, paths: RunPaths, now: datetime, accelerator: "Accelerator", log: RunLog, heart: Heartbeat
+) -> None:
     """The run, in the order of the contract. All ranks must call."""
     from doccls.experiment import close_run, identify, open_run, prepare, tell_config
     from doccls.model.names import check_names
@@ -84,7 +98,6 @@ def _run(config: Config, run_id: str, now: datetime, accelerator: "Accelerator",
 
     tell_config(config, log)
     on_main(accelerator, lambda: check_names(config))
-    paths = on_main(accelerator, lambda: locate_run(config.output.exp_dir, run_id, now))
     data = on_main(accelerator, lambda: prepare(config, paths, log))
     experiment = on_main(accelerator, lambda: identify(config, data, paths))
     processes = {
@@ -94,11 +107,13 @@ def _run(config: Config, run_id: str, now: datetime, accelerator: "Accelerator",
     }
     finished = on_main(accelerator, lambda: open_run(experiment, now, processes))
     log.line(f"[ARTIFACTS] {paths.root}")
-    _train_folds(experiment, finished, accelerator, log)
+    _train_folds(experiment, finished, accelerator, log, heart)
     on_main(accelerator, lambda: close_run(experiment, log))
 
 
-def _train_folds(experiment: "Experiment", finished: list[int], accelerator: "Accelerator", log: RunLog) -> None:
+def _train_folds(
+    experiment: "Experiment", finished: list[int], accelerator: "Accelerator", log: RunLog, heart: Heartbeat
+) -> None:
     from doccls.experiment import list_wanted
     from doccls.training.fold import load_folds, release_memory, train_fold
 
@@ -109,7 +124,7 @@ def _train_folds(experiment: "Experiment", finished: list[int], accelerator: "Ac
     missing = [fold for fold in wanted if fold not in finished]
     with stopping_gracefully(), load_folds(experiment, missing, accelerator) as batches:
         for fold in missing:
-            train_fold(experiment, fold, batches, accelerator, log)
+            train_fold(experiment, fold, batches, accelerator, log, heart)
             release_memory(accelerator)
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -28,6 +29,17 @@ def build_parser() -> argparse.ArgumentParser:
     for command in (run, plan):
         _add_launch_arguments(command)
     run.add_argument("--fail-fast", action="store_true", help="stop all folds when one has failed")
+    run.add_argument(
+        "--max-restarts", type=_natural, default=2, metavar="N", help="of a fold that died or hung (default: 2)"
+    )
+    run.add_argument(
+        "--hang-timeout",
+        type=_duration,
+        default=1800.0,
+        metavar="TIME",
+        help="kill and restart a fold without progress for so long: 90s, 30m (default), 2h; 0 is never",
+    )
+    run.add_argument("--takeover", action="store_true", help="take the run from a launcher that is provably dead")
     plan.add_argument("--json", action="store_true", help="for scripts")
     merge = commands.add_parser("merge", help="merge the folds' OOF parts and metrics, wherever they were trained")
     merge.add_argument("run", type=Path, metavar="RUN", help="folder of the run: <exp_dir>/YYYYMMDD/<run_id>")
@@ -45,6 +57,20 @@ def _add_launch_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--slots", type=_count, metavar="N", help="use N CPU processes, no GPU (default without GPUs: as cores allow)"
     )
+
+
+def _natural(text: str) -> int:
+    if not (text.isascii() and text.isdecimal()):
+        raise argparse.ArgumentTypeError(f"{text!r}: a whole number, at least 0")
+    return int(text)
+
+
+def _duration(text: str) -> float:
+    """Seconds."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text)
+    if found is None:
+        raise argparse.ArgumentTypeError(f"{text!r}: seconds, or such as 90s, 30m, 2h; 0 is never")
+    return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]]
 
 
 def _count(text: str) -> int:

@@ -58,9 +58,17 @@ def _run(arguments: argparse.Namespace, words: Sequence[str]) -> int:
             log = RunLog(name_log(config.output.logs_dir, run_id, now))
             with log, naming_one_cause():
                 from launcher.launch import LaunchOptions, launch
+                from launcher.supervise import Policy
 
                 workload = make_workload(arguments, config, run_id)
-                options = LaunchOptions(slots, workload, arguments.fail_fast, render_again(words, run_id))
+                options = LaunchOptions(
+                    slots,
+                    workload,
+                    Policy(arguments.max_restarts, arguments.fail_fast),
+                    arguments.hang_timeout,
+                    arguments.takeover,
+                    render_again(words, run_id),
+                )
                 launch(config, run_id, now, plan, options, log)
         except (Exception, Interrupted) as error:  # noqa: BLE001 (the last place: an error ends the process, told)
             ignore_signals()

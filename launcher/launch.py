@@ -1,33 +1,48 @@
-"""`doccls-launch run`: the folds of one run, started side by side, waited for, told, and merged at the end."""
+"""`doccls-launch run`: the folds of one run, started side by side, watched, started again, and merged at the end."""
 
-import re
-import signal
+import os
+import socket
+import sys
 import tempfile
 import time
-from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
 from doccls.config import Config
 from doccls.errors import UserError
 from doccls.experiment import Experiment, close_run, identify, list_wanted, open_run, prepare, tell_config
-from doccls.oof.parts import PartError, find_finished_folds, read_part
-from doccls.run.paths import locate_run
+from doccls.oof.parts import PartError, read_part
+from doccls.run.lock import Lock, hold_lock
+from doccls.run.paths import RunPaths, locate_run
+from doccls.run.provenance import render_command
 from doccls.run.runlog import RunLog
 from doccls.run.signals import at_sudden_end, check_stop, stop_requested, stopping_gracefully
-from launcher.local import RunningFold, StartError, kill_folds, start_fold, strike_folds
+from launcher.attempt import RunningFold
+from launcher.ledger import Attempt, Ledger, begin_launch, tell_time, write_ledger
+from launcher.local import FoldProcesses, StartError, kill_folds, strike_folds
 from launcher.plan import LaunchPlan, Workload, render_plan
-from launcher.slots import Slot, list_starts
+from launcher.slots import Slot
+from launcher.supervise import (
+    Action,
+    Ending,
+    Finish,
+    FoldState,
+    LaunchState,
+    Outcome,
+    Policy,
+    Start,
+    Stop,
+    Wait,
+    choose_micro_batch_size,
+    end_fold,
+    next_action,
+    start_fold,
+    stop_launch,
+)
 
 _TICK_S = 0.05
-_SIBLING_GRACE_S = 30.0
-"""How long the other ranks may outlive one that failed: the collective that they stand in mostly ends them at once."""
-_LEFT = {128 + signal.SIGTERM, -signal.SIGTERM}
-"""Exit codes of a process that was asked to leave; the second before it hears signals."""
-_LOG_STARTED = ">> Logger started: "
-_FAILED = re.compile(r"\[EXIT\]\[ERROR\] (?:training failed: |rank \d+ failed: )?(.*)")
 
 
 class LaunchError(UserError):
@@ -40,7 +55,11 @@ class LaunchOptions:
 
     slots: tuple[Slot, ...]
     workload: Workload
-    fail_fast: bool
+    policy: Policy
+    hang_timeout_s: float
+    """A process that makes no progress for so long is killed; 0 is never."""
+    takeover: bool
+    """Take the run from a launcher that is provably dead."""
     again: str
     """The command that trains what is missing."""
 
@@ -49,139 +68,229 @@ def launch(config: Config, run_id: str, now: datetime, plan: LaunchPlan, options
     """Train the folds that the config asks for and are not finished, and merge them.
 
     Raises:
-        UserError: config, data or devices stand in the way, or folds failed.
+        UserError: config, data, devices or another launcher of the run stand in the way, or folds failed.
         Interrupted: a signal came; each fold has left at its next safe point.
     """
     tell_config(config, log)
     log.line(render_plan(plan, commands=False))
     paths = locate_run(config.output.exp_dir, run_id, now)
+    what = f"run {run_id} is being launched"
+    if paths.launch_lock.exists():
+        with hold_lock(paths.launch_lock, what, options.takeover):
+            pass  # another launcher is told of before the data is looked at
     experiment = identify(config, prepare(config, paths, log), paths)
     devices = [device.model or device.name for slot in options.slots for device in slot.devices]
-    finished = open_run(experiment, now, {"world_size": len(options.slots[0].devices), "device": devices})
-    log.line(f"[ARTIFACTS] {paths.root}")
-    missing = [fold for fold in list_wanted(config) if fold not in finished]
-    with tempfile.TemporaryDirectory(prefix="doccls-launch-") as folder, stopping_gracefully():
-        _Launch(experiment, options, log, Path(folder), missing).run()
-    close_run(experiment, log)
+    with hold_lock(paths.launch_lock, what, options.takeover) as lock:
+        finished = open_run(experiment, now, {"world_size": len(options.slots[0].devices), "device": devices})
+        log.line(f"[ARTIFACTS] {paths.root}")
+        ledger = begin_launch(paths.ledger, _describe_launch(experiment, options, log, now))
+        missing = [fold for fold in list_wanted(config) if fold not in finished]
+        with tempfile.TemporaryDirectory(prefix="doccls-launch-") as folder, stopping_gracefully():
+            _Launch(experiment, options, log, Path(folder), ledger, missing, lock).run()
+        close_run(experiment, log)
 
 
-@dataclass
+def _describe_launch(experiment: Experiment, options: LaunchOptions, log: RunLog, now: datetime) -> Ledger:
+    return Ledger(
+        run_id=experiment.paths.run_id,
+        identity=experiment.identity,
+        num_folds=experiment.config.data.folds,
+        folds=tuple(list_wanted(experiment.config)),
+        ranks_per_fold=len(options.slots[0].devices),
+        host=socket.gethostname(),
+        pid=os.getpid(),
+        command=render_command(sys.argv),
+        started=tell_time(now),
+        log=str(log.path),
+    )
+
+
 class _Launch:
-    experiment: Experiment
-    options: LaunchOptions
-    log: RunLog
-    meetings: Path
-    """A folder of this machine's, for the files through which ranks meet."""
-    waiting: list[int]
-    running: list[RunningFold] = field(default_factory=list)
-    failed: dict[int, str] = field(default_factory=dict)
-    stopping: bool = False
+    """The effects around `launcher.supervise`: it does what that says, and tells it what ended."""
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        options: LaunchOptions,
+        log: RunLog,
+        meetings: Path,
+        ledger: Ledger,
+        missing: list[int],
+        lock: Lock,
+    ) -> None:
+        """`meetings` is a folder of this machine's, for the files through which ranks meet."""
+        self._experiment, self._options, self._log, self._meetings = experiment, options, log, meetings
+        self._ledger, self._lock = ledger, lock
+        self._running: dict[int, RunningFold] = {}
+        self._reasons: dict[int, str] = {}
+        self._started_s: dict[int, float] = {}
+        self._most_images = _count_most_images(experiment.config, len(options.slots[0].devices))
+        self._state = LaunchState(tuple(self._make_state(fold) for fold in missing), options.slots)
+
+    @property
+    def _paths(self) -> RunPaths:
+        return self._experiment.paths
 
     def run(self) -> None:
-        """Until nothing runs and nothing may start."""
+        """Until nothing runs and nothing may start.
+
+        Raises:
+            LaunchError: folds failed.
+            Interrupted: a signal came.
+        """
+        self._take_stock()
         try:
-            with at_sudden_end(lambda signum: strike_folds(self.running)):
-                while self._advance():
-                    time.sleep(_TICK_S)
+            with at_sudden_end(lambda signum: strike_folds(self._list_processes())):
+                while not isinstance(action := self._decide(), Finish):
+                    self._act(action)
+                    self._look()
         finally:
-            kill_folds(self.running)
+            kill_folds(self._list_processes())
         check_stop()
-        if self.failed:
-            raise LaunchError(self._tell_failure())
+        if failed := self._state.list_in("failed"):
+            raise LaunchError(self._tell_failure([one.fold for one in failed]))
 
-    def _advance(self) -> bool:
-        """Settle what ended, stop what must, start what may; whether there is more to wait for."""
-        for fold in list(self.running):
-            if None not in fold.exit_codes:
-                self.running.remove(fold)
-                self._settle(fold)
-            else:
-                self._watch_siblings(fold)
-        if not self.stopping and (stop_requested() or (self.failed and self.options.fail_fast)):
-            self._stop()
-        if not self.stopping:
-            self._start()
-        return bool(self.running)
+    def _decide(self) -> Action:
+        if stop_requested() and not self._state.stopping:
+            return Stop()
+        return next_action(self._state, self._options.policy, time.monotonic())
 
-    def _start(self) -> None:
-        busy = [fold.assignment.slot for fold in self.running]
-        for fold, slot in list_starts(self.waiting, busy, self.options.slots):
-            self.waiting.remove(fold)
-            try:
-                one = start_fold(
-                    self.options.workload.assign(fold, slot),
-                    [self.experiment.paths.console(fold, rank) for rank in range(len(slot.devices))],
-                    self.meetings / f"fold{fold}",
-                )
-            except StartError as error:
-                self.failed[fold] = str(error)
-                self.log.line(f"[LAUNCH] fold {fold} on {slot.name}: failed: {error}")
-                continue
-            self.running.append(one)
-            self.log.line(f"[LAUNCH] fold {fold} on {slot.name}: started")
+    def _act(self, action: Action) -> None:
+        match action:
+            case Start(fold, slot):
+                self._start(fold, slot)
+            case Stop():
+                self._stop()
+            case Wait(until_s):
+                time.sleep(_TICK_S if until_s is None else min(_TICK_S, max(0.0, until_s - time.monotonic())))
+
+    def _look(self) -> None:
+        """Settle what ended."""
+        self._lock.keep()
+        for fold, running in list(self._running.items()):
+            if running.has_ended(self._options.hang_timeout_s):
+                self._settle(fold, running)
+
+    def _start(self, fold: int, slot: Slot) -> None:
+        state = self._state.find(fold)
+        number = len(self._ledger.list_attempts(fold)) + 1
+        devices = tuple(device.uuid or device.name for device in slot.devices)
+        now = tell_time(datetime.now())
+        self._note(self._ledger.add(Attempt(fold, number, slot.name, devices, state.micro_batch_size, now)))
+        smaller = state.micro_batch_size if state.micro_batch_size < self._most_images else None
+        assignment = self._options.workload.assign(fold, slot, smaller)
+        self._state = start_fold(self._state, fold, slot)
+        self._started_s[fold] = time.monotonic()
+        try:
+            running = RunningFold(assignment, self._paths, self._meetings / f"fold{fold}.{number}")
+        except StartError as error:
+            self._end(fold, Ending(Outcome.CRASHED, str(error)), str(error), ())
+            return
+        self._running[fold] = running
+        self._note(self._ledger.amend(fold, pids=running.processes.pids))
+        self._log.line(f"[LAUNCH] fold {fold} on {slot.name}: started")
 
     def _stop(self) -> None:
-        self.stopping = True
-        if self.running:
-            told = ", ".join(str(fold.assignment.fold) for fold in self.running)
-            self.log.line(f"[LAUNCH] stopping: folds {told} are asked to leave")
-        for fold in self.running:
-            fold.terminate()
+        self._state = stop_launch(self._state)
+        if self._running:
+            self._log.line(f"[LAUNCH] stopping: folds {', '.join(map(str, self._running))} are asked to leave")
+        for processes in self._list_processes():
+            processes.terminate()
 
-    def _watch_siblings(self, fold: RunningFold) -> None:
-        if any(fold.exit_codes):
-            now_s = time.monotonic()
-            fold.first_failure_s = fold.first_failure_s or now_s
-            if now_s - fold.first_failure_s > _SIBLING_GRACE_S:
-                fold.strike()
-
-    def _settle(self, one: RunningFold) -> None:
-        """Done by its part; else failed, with what it said last."""
-        fold, where = one.assignment.fold, f"[LAUNCH] fold {one.assignment.fold} on {one.assignment.slot.name}"
-        took = tell_duration(time.monotonic() - one.started_s)
+    def _settle(self, fold: int, running: RunningFold) -> None:
+        """Done by its part; else by what its processes said and how they ended."""
         score = self._read_score(fold)
-        if score is not None:
-            self.log.line(f"{where}: done macro_f1={score:.5f} in {took}")
-            return
-        consoles = [self.experiment.paths.console(fold, rank) for rank in range(len(one.ranks))]
-        if self.stopping and _LEFT.intersection(one.exit_codes):
-            self.log.line(f"{where}: stopped after {took}")
-            return
-        reason = find_reason([_read(console) for console in consoles], one.exit_codes)
-        self.failed[fold] = f"{reason}, log: {find_log(_read(consoles[0])) or consoles[0]}"
-        self.log.line(f"{where}: failed: {self.failed[fold]}")
+        ending, reason = running.conclude(score is not None, self._state.stopping)
+        del self._running[fold]
+        told = reason if score is None else f"done macro_f1={score:.5f}"
+        self._end(fold, ending, told, running.processes.poll(), running.find_log())
+
+    def _end(
+        self, fold: int, ending: Ending, told: str, codes: tuple[int | None, ...], log: Path | None = None
+    ) -> None:
+        slot = self._state.find(fold).slot
+        assert slot is not None
+        now_s = time.monotonic()
+        self._state = end_fold(self._state, fold, ending, self._options.policy, now_s)
+        after = self._state.find(fold)
+        done = ending.outcome is Outcome.DONE
+        self._note(
+            self._ledger.amend(
+                fold,
+                ended=tell_time(datetime.now()),
+                outcome=str(ending.outcome),
+                then=after.status,
+                exit_codes=codes,
+                message=None if done else told,
+            )
+        )
+        where, took = f"[LAUNCH] fold {fold} on {slot.name}", tell_duration(now_s - self._started_s[fold])
+        if done:
+            self._log.line(f"{where}: {told} in {took}")
+        elif ending.outcome is Outcome.STOPPED:
+            self._log.line(f"{where}: stopped after {took}")
+        else:
+            self._reasons[fold] = told if log is None else f"{told}{_separate(told)}log: {log}"
+            self._log.line(f"{where}: failed: {self._reasons[fold]}")
+            if after.status == "waiting":
+                self._log.line(f"[LAUNCH] fold {fold}: {self._tell_next(after, ending, now_s)}")
+
+    def _tell_next(self, after: FoldState, ending: Ending, now_s: float) -> str:
+        if ending.outcome is Outcome.OUT_OF_MEMORY:
+            return (
+                f"starts again with train.micro_batch_size={after.micro_batch_size}, the same batch in smaller pieces: "
+                "BatchNorm sees fewer images at a time, dropout and Mixup draw anew, all else stays"
+            )
+        wait_s = max(0.0, after.ready_s - now_s)
+        return f"starts again in {wait_s:.0f} s, restart {after.restarts} of {self._options.policy.max_restarts}"
+
+    # --- what is known of a fold -------------------------------------------------------------------------------------
+
+    def _take_stock(self) -> None:
+        """What a launcher that was killed left open in the ledger is closed; its processes went with it."""
+        for attempt in self._ledger.attempts:
+            if attempt.outcome is None:
+                self._log.line(
+                    f"[LAUNCH] fold {attempt.fold}: its attempt {attempt.number} of {attempt.started} ended with its "
+                    "launcher, which was killed"
+                )
+        self._note(self._ledger.close_open(tell_time(datetime.now())))
+
+    def _make_state(self, fold: int) -> FoldState:
+        """What did not fit an earlier launch's devices need not be found out again."""
+        too_large = [
+            attempt.micro_batch_size
+            for attempt in self._ledger.list_attempts(fold)
+            if attempt.outcome == Outcome.OUT_OF_MEMORY and len(attempt.devices) == len(self._options.slots[0].devices)
+        ]
+        chosen = choose_micro_batch_size(self._most_images, too_large)
+        if chosen < self._most_images:
+            self._log.line(
+                f"[LAUNCH] fold {fold}: train.micro_batch_size={chosen}, since an earlier launch ran out of memory "
+                f"with more ({self._paths.ledger})"
+            )
+        return FoldState(fold, micro_batch_size=chosen)
 
     def _read_score(self, fold: int) -> float | None:
-        paths, num_folds = self.experiment.paths, self.experiment.config.data.folds
-        if fold not in find_finished_folds(paths, self.experiment.identity, num_folds):
-            return None
+        """Of its part, if that is valid and this run's."""
         with suppress(PartError):
-            return read_part(paths.part(fold)).info.macro_f1
+            info = read_part(self._paths.part(fold)).info
+            if (info.identity, info.fold) == (self._experiment.identity, fold):
+                return info.macro_f1
         return None
 
-    def _tell_failure(self) -> str:
-        num_folds, paths = self.experiment.config.data.folds, self.experiment.paths
-        finished = find_finished_folds(paths, self.experiment.identity, num_folds)
-        missing = [fold for fold in list_wanted(self.experiment.config) if fold not in finished]
-        lines = [f"{len(self.failed)} folds failed"]
-        lines += [f"- fold {fold}: {told}" for fold, told in sorted(self.failed.items())]
-        lines.append(f"missing: folds {', '.join(map(str, missing))}; to train just them: {self.options.again}")
+    def _tell_failure(self, failed: list[int]) -> str:
+        missing = [one.fold for one in self._state.folds if one.status != "done"]
+        lines = [f"{len(failed)} folds failed", *(f"- fold {fold}: {self._reasons[fold]}" for fold in failed)]
+        lines.append(f"missing: folds {', '.join(map(str, missing))}; to train just them: {self._options.again}")
         return "\n".join(lines)
 
+    def _list_processes(self) -> list[FoldProcesses]:
+        return [running.processes for running in self._running.values()]
 
-def find_reason(consoles: Sequence[str], codes: Sequence[int | None]) -> str:
-    """What the ranks of a fold said last of why they failed, the first rank's word first; else how they ended."""
-    for text in consoles:
-        said = _FAILED.findall(text)
-        if said:
-            return str(said[-1])
-    return "; ".join(f"rank {rank} {_tell_code(code)}" for rank, code in enumerate(codes))
-
-
-def find_log(console: str) -> str | None:
-    """The log that a process said it writes."""
-    found = [line.removeprefix(_LOG_STARTED) for line in console.splitlines() if line.startswith(_LOG_STARTED)]
-    return found[0] if found else None
+    def _note(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        write_ledger(self._paths.ledger, ledger)
 
 
 def tell_duration(seconds: float) -> str:
@@ -192,17 +301,11 @@ def tell_duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-def _tell_code(code: int | None) -> str:
-    assert code is not None
-    if code >= 0:
-        return f"ended with exit code {code}"
-    with suppress(ValueError):
-        return f"was killed by {signal.Signals(-code).name}"
-    return f"was killed by signal {-code}"
+def _separate(told: str) -> str:
+    return "\n  " if "\n" in told else ", "
 
 
-def _read(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
+def _count_most_images(config: Config, ranks: int) -> int:
+    """Images that a rank holds at a time, by the config."""
+    share = -(-config.train.batch_size // ranks)
+    return min(config.train.micro_batch_size or share, share)

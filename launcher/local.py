@@ -10,12 +10,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from doccls.errors import UserError
+from doccls.run.lifeline import PARENT
 from doccls.run.rank import MEETING_FILE
 from launcher.plan import Assignment, RankCommand
 
 _FROM_OTHER_LAUNCHERS = (
     "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "ACCELERATE_USE_CPU",
 )  # fmt: skip
+_DUMP_S = 0.5
+"""How long a process gets to write its stacks."""
 
 
 class StartError(UserError):
@@ -23,24 +26,40 @@ class StartError(UserError):
 
 
 @dataclass
-class RunningFold:
+class FoldProcesses:
     """The ranks of one fold."""
 
-    assignment: Assignment
     ranks: tuple["subprocess.Popen[bytes]", ...]
     started_s: float = field(default_factory=time.monotonic)
-    first_failure_s: float | None = None
-    """When a rank was first seen to have failed."""
+    ended: list[int] = field(default_factory=list)
+    """Ranks in the order in which they were seen to have ended."""
+    first_end_s: float | None = None
 
     @property
-    def exit_codes(self) -> tuple[int | None, ...]:
-        """By rank; minus a signal's number where one killed, None while alive."""
-        return tuple(process.poll() for process in self.ranks)
+    def pids(self) -> tuple[int, ...]:
+        return tuple(process.pid for process in self.ranks)
+
+    def poll(self) -> tuple[int | None, ...]:
+        """Exit codes by rank: minus a signal's number where one killed, None while alive."""
+        codes = tuple(process.poll() for process in self.ranks)
+        new = [(code >= 0, rank) for rank, code in enumerate(codes) if code is not None and rank not in self.ended]
+        self.ended += [rank for _, rank in sorted(new)]  # of those seen at once, who was killed is the cause
+        if new and self.first_end_s is None:
+            self.first_end_s = time.monotonic()
+        return codes
 
     def terminate(self) -> None:
         """Ask each rank to leave at its next safe point."""
         for process in self.ranks:
             process.terminate()
+
+    def dump_stacks(self) -> None:
+        """Have each rank write its Python stacks to its console, a stopped one too; one after the other."""
+        for process in self.ranks:
+            if process.poll() is None:
+                process.send_signal(signal.SIGUSR2)
+                process.send_signal(signal.SIGCONT)
+                time.sleep(_DUMP_S)
 
     def strike(self) -> None:
         """SIGKILL each rank with all that it started."""
@@ -50,29 +69,27 @@ class RunningFold:
                     os.killpg(process.pid, signal.SIGKILL)
 
 
-def start_fold(assignment: Assignment, consoles: Sequence[Path], meeting_file: Path) -> RunningFold:
-    """Start the ranks of a fold; what each prints goes to its console. They meet through `meeting_file`, a new one.
+def start_fold(assignment: Assignment, consoles: Sequence[Path], meeting_file: Path) -> FoldProcesses:
+    """Start the ranks of a fold; what each prints is added to its console. They meet through `meeting_file`, a new one.
 
     Raises:
         StartError: a process or its output file can't be had; none of the fold's is left.
     """
     started: list[subprocess.Popen[bytes]] = []
-    told = {MEETING_FILE: str(meeting_file)} if len(assignment.ranks) > 1 else {}
+    told = {PARENT: str(os.getpid())} | ({MEETING_FILE: str(meeting_file)} if len(assignment.ranks) > 1 else {})
     try:
         for command, console in zip(assignment.ranks, consoles, strict=True):
             started.append(_start_rank(command, console, told))
     except OSError as error:
-        RunningFold(assignment, tuple(started)).strike()
-        for process in started:
-            process.wait()
+        kill_folds([FoldProcesses(tuple(started))])
         raise StartError(f"fold {assignment.fold} can't be started: {error}") from error
-    return RunningFold(assignment, tuple(started))
+    return FoldProcesses(tuple(started))
 
 
 def _start_rank(command: RankCommand, console: Path, told: dict[str, str]) -> "subprocess.Popen[bytes]":
     own = {name: value for name, value in os.environ.items() if name not in _FROM_OTHER_LAUNCHERS}
     console.parent.mkdir(parents=True, exist_ok=True)
-    with console.open("wb") as out:
+    with console.open("ab") as out:
         return subprocess.Popen(
             command.argv,
             env=own | dict(command.environment) | told,
@@ -83,13 +100,13 @@ def _start_rank(command: RankCommand, console: Path, told: dict[str, str]) -> "s
         )
 
 
-def strike_folds(folds: Sequence[RunningFold]) -> None:
+def strike_folds(folds: Sequence[FoldProcesses]) -> None:
     """SIGKILL all ranks of all folds."""
     for fold in folds:
         fold.strike()
 
 
-def kill_folds(folds: Sequence[RunningFold]) -> None:
+def kill_folds(folds: Sequence[FoldProcesses]) -> None:
     """The same, and wait until they are gone."""
     strike_folds(folds)
     for fold in folds:

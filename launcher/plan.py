@@ -37,9 +37,11 @@ class Workload:
     threads: int
     """CPU threads of each process."""
 
-    def assign(self, fold: int, slot: Slot) -> Assignment:
-        """How the fold is trained in the slot."""
+    def assign(self, fold: int, slot: Slot, micro_batch_size: int | None = None) -> Assignment:
+        """How the fold is trained in the slot; with a micro-batch size, if the config's own is too large."""
         argv = (self.python, "-m", "doccls.train", *self.words, "--set", f"data.valid_fold={fold}")
+        if micro_batch_size is not None:
+            argv += ("--set", f"train.micro_batch_size={micro_batch_size}")
         ranks = range(len(slot.devices))
         told = [render_environment(slot.devices, rank, self.threads) for rank in ranks]
         return Assignment(fold, slot, tuple(RankCommand(argv, environment) for environment in told))

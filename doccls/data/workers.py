@@ -10,11 +10,12 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import wait
 from multiprocessing.context import BaseContext
+from multiprocessing.process import BaseProcess
 from typing import TYPE_CHECKING
 
 from doccls.run.signals import STOP_SIGNALS
@@ -24,6 +25,8 @@ if TYPE_CHECKING:  # torch takes seconds to import: the server is started meanwh
 
 _METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
 _CONTEXT: BaseContext = multiprocessing.get_context(_METHOD)
+_REPORT_S = 0.5
+"""How long the server may take to report a worker's end."""
 _SERVER_ENVIRONMENT = {
     # Libraries that start their threads when they are imported.
     "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1",
@@ -83,13 +86,29 @@ def loading(
     iterator = iter(loader)
     workers = [child for child in multiprocessing.active_children() if child not in before]
     try:
-        yield iterator
+        yield _name_death(iterator, workers)
     finally:
         if num_workers:
             iterator._shutdown_workers()  # type: ignore[attr-defined]  # torch has no public word for it
         for worker in workers:  # one that does not listen: SIGTERM, which torch sends, is blocked
             worker.kill()
             worker.join()
+
+
+def _name_death(batches: Iterator["Batch"], workers: Sequence[BaseProcess]) -> Iterator["Batch"]:
+    """The batches; an error for want of a worker that was killed says so, whatever torch met first."""
+    try:
+        yield from batches
+    except (RuntimeError, OSError, EOFError) as error:
+        for worker in workers:
+            worker.join(_REPORT_S)
+            if worker.exitcode is not None and worker.exitcode < 0:
+                name = signal.Signals(-worker.exitcode).name
+                raise RuntimeError(
+                    f"loader worker {worker.pid} was killed by {name}: if the machine's memory was full, fewer "
+                    "data.num_workers need less"
+                ) from error
+        raise
 
 
 def _start_worker(worker_id: int) -> None:

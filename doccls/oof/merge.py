@@ -58,7 +58,9 @@ def merge_run(paths: RunPaths) -> Summary:
     write_array(paths.oof_logits, merged.logits_NC)
     write_array(paths.oof_targets, merged.targets_N)
     write_text(paths.oof_csv, render_csv(merged))
-    summary = summarize(merged.targets_N, merged.logits_NC, merged.folds_N, merged.skipped, merged.classes)
+    summary = summarize(
+        merged.targets_N, merged.logits_NC, merged.folds_N, merged.skipped, merged.classes, note_micro_batches(parts)
+    )
     write_text(paths.summary, render_summary(summary))
     return summary
 
@@ -95,6 +97,18 @@ def merge_parts(parts: Sequence[OofPart]) -> MergedOof:
         ids=tuple(ids),
         classes=first.classes,
         skipped=tuple(sorted(row for part in parts for row in part.info.skipped)),
+    )
+
+
+def note_micro_batches(parts: Sequence[OofPart]) -> tuple[str, ...]:
+    """What there is to know if the folds were not trained with the same number of images at a time."""
+    sizes = {part.info.fold: part.info.micro_batch_size for part in parts}
+    if len(set(sizes.values())) < 2:
+        return ()
+    told = ", ".join(f"fold {fold}: {size or 'its share'}" for fold, size in sorted(sizes.items()))
+    return (
+        f"the folds' processes took different numbers of images at a time (train.micro_batch_size, {told}): "
+        "BatchNorm normalised over these, and dropout, stochastic depth and Mixup drew for each",
     )
 
 

@@ -38,6 +38,8 @@ class PartInfo:
     """Indices of rows of this fold without a usable image: their logits are NaN."""
     best_epoch: int
     macro_f1: float
+    micro_batch_size: int | None = None
+    """Most images that a process took at a time; None is its whole share of the batch."""
 
 
 @dataclass(frozen=True)

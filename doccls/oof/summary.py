@@ -50,10 +50,17 @@ class Summary:
     accuracy: float
     folds: tuple[FoldFigures, ...]
     classes: tuple[ClassFigures, ...]
+    notes: tuple[str, ...] = ()
+    """What to know when folds are compared."""
 
 
 def summarize(
-    targets_N: np.ndarray, logits_NC: np.ndarray, folds_N: np.ndarray, skipped: Sequence[int], classes: Sequence[str]
+    targets_N: np.ndarray,
+    logits_NC: np.ndarray,
+    folds_N: np.ndarray,
+    skipped: Sequence[int],
+    classes: Sequence[str],
+    notes: tuple[str, ...] = (),
 ) -> Summary:
     """The figures of out-of-fold logits (n, classes), their targets (n,) and the fold of each row (n,)."""
     used = np.setdiff1d(np.arange(len(targets_N)), skipped)
@@ -79,6 +86,7 @@ def summarize(
             ClassFigures(label, int(support), float(precision), float(recall), float(f1))
             for label, precision, recall, f1, support in zip(classes, *per_class, strict=True)
         ),
+        notes=notes,
     )
 
 
@@ -111,7 +119,7 @@ def render_summary(summary: Summary) -> str:
 
 
 def list_scores(summary: Summary) -> list[str]:
-    """The summary in lines for a log: a row a class, a row a fold, and last the whole."""
+    """The summary in lines for a log: a row a class, a row a fold, notes, and last the whole."""
     width = max(len("class"), *(len(one.label) for one in summary.classes))
     lines = [f"{'class':<{width}}  {'rows':>6}  precision  recall       f1"]
     lines += [
@@ -122,6 +130,7 @@ def list_scores(summary: Summary) -> list[str]:
         f"fold={one.fold} macro_f1={one.macro_f1:.5f} accuracy={one.accuracy:.5f} rows={one.num_samples}"
         for one in summary.folds
     ]
+    lines += [f"note: {note}" for note in summary.notes]
     interval = f"[{summary.macro_f1_low:.3f}, {summary.macro_f1_high:.3f}]"
     lines.append(
         f"all folds macro_f1={summary.macro_f1:.5f} {summary.interval_level:.0%} interval {interval} "

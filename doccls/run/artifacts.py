@@ -13,8 +13,10 @@ from doccls.run.signals import at_sudden_end
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
+def replacing(path: Path, durable: bool = True) -> Iterator[BinaryIO]:
     """A binary file that becomes `path` when the block ends well; if it does not, `path` stays as it was.
+
+    Not `durable`, it is whole for whoever reads it, but a power cut may take it.
 
     Raises:
         OSError: no room, no right, ...; what was half written is gone.
@@ -26,12 +28,14 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             with beside.open("wb") as file:
                 yield file
                 file.flush()
-                os.fsync(file.fileno())
+                if durable:
+                    os.fsync(file.fileno())
             beside.replace(path)
     except BaseException:
         beside.unlink(missing_ok=True)
         raise
-    _sync_folder(path.parent)
+    if durable:
+        _sync_folder(path.parent)
 
 
 def write_bytes(path: Path, content: bytes) -> None:

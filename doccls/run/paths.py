@@ -36,8 +36,27 @@ class RunPaths:
         return self.root / "images.json"
 
     def console(self, fold: int, rank: int) -> Path:
-        """What a launched process of the fold printed, its log and all else."""
+        """What the launched processes of the fold's rank printed, one after the other, their log and all else."""
         return self.root / "console" / f"fold{fold}_rank{rank}.txt"
+
+    @property
+    def live(self) -> Path:
+        """What counts while a process works on the run."""
+        return self.root / "live"
+
+    def heartbeat(self, fold: int | None, rank: int) -> Path:
+        """How far a process is that trains the fold; None is one that trains all."""
+        return self.live / f"{'all' if fold is None else f'fold{fold}'}_rank{rank}.json"
+
+    @property
+    def launch_lock(self) -> Path:
+        """Held by the launcher of the run."""
+        return self.live / "launch.lock"
+
+    @property
+    def ledger(self) -> Path:
+        """What launches of the run started, where, and how it ended."""
+        return self.root / "launch.json"
 
     @property
     def metrics(self) -> Path:

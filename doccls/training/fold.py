@@ -25,6 +25,7 @@ from doccls.model.optim import build_ema, build_loss, build_mixup, build_optimiz
 from doccls.oof.metrics import cross_entropy, macro_f1
 from doccls.oof.parts import OofPart, PartInfo, write_part
 from doccls.randomness import Purpose, derive_seed
+from doccls.run.heartbeat import Heartbeat
 from doccls.run.history import EpochMetrics, write_fold_metrics
 from doccls.run.runlog import RunLog
 from doccls.run.signals import ending_at_once
@@ -70,7 +71,12 @@ def _validation_keys(experiment: Experiment, fold: int, accelerator: Accelerator
 
 
 def train_fold(
-    experiment: Experiment, fold: int, batches: Iterator[Batch], accelerator: Accelerator, log: RunLog
+    experiment: Experiment,
+    fold: int,
+    batches: Iterator[Batch],
+    accelerator: Accelerator,
+    log: RunLog,
+    heart: Heartbeat,
 ) -> None:
     """Train one fold and leave its checkpoint, its metrics and, last, its OOF part. All ranks must call.
 
@@ -84,7 +90,8 @@ def train_fold(
     agree_on_stop(accelerator)
     _start_afresh(accelerator)
     with track_fold(experiment.config, run_dir, fold, log) as tracker:
-        engine = _build_engine(experiment, fold, accelerator, log, tracker)
+        heart.beat(phase="start", fold=fold, epoch=0, step=0)
+        engine = _build_engine(experiment, fold, accelerator, log, tracker, heart)
         try:
             best = _fit(experiment, engine, fold, batches)
         except (RuntimeError, ValueError) as error:
@@ -124,7 +131,9 @@ def _explain(error: RuntimeError | ValueError, config: Config) -> TrainingError 
     return None
 
 
-def _build_engine(experiment: Experiment, fold: int, accelerator: Accelerator, log: RunLog, tracker: Tracker) -> Engine:
+def _build_engine(
+    experiment: Experiment, fold: int, accelerator: Accelerator, log: RunLog, tracker: Tracker, heart: Heartbeat
+) -> Engine:
     config, manifest = experiment.config, experiment.data.manifest
     train = config.train
     samples = experiment.data.list_train(fold)
@@ -182,6 +191,7 @@ def _build_engine(experiment: Experiment, fold: int, accelerator: Accelerator, l
         ids=manifest.ids,
         log=log,
         tracker=tracker,
+        heart=heart,
     )
 
 
@@ -205,7 +215,11 @@ def _fit(experiment: Experiment, engine: Engine, fold: int, batches: Iterator[Ba
             f"mem_MiB={measure_memory(accelerator):.0f} images_per_s={trained / trained_s:.1f}"
         )
         indices, logits = predict_logits(
-            engine.best_of, islice(batches, num_valid), engine.normalize, engine.num_classes, accelerator
+            engine.best_of,
+            engine.heart.watch(islice(batches, num_valid), "validate"),
+            engine.normalize,
+            engine.num_classes,
+            accelerator,
         )
         if not np.isfinite(logits).all():
             bad = [manifest.ids[index] for index in indices[~np.isfinite(logits).all(axis=1)]]
@@ -274,6 +288,7 @@ def _make_part(experiment: Experiment, fold: int, best: _Best) -> OofPart:
         skipped=tuple(sorted(experiment.data.skipped.intersection(rows.tolist()))),
         best_epoch=best.epoch,
         macro_f1=best.macro_f1,
+        micro_batch_size=experiment.config.train.micro_batch_size,
     )
     return OofPart(info, rows.astype(np.int64), logits, np.asarray(manifest.targets, dtype=np.int64)[rows])
 

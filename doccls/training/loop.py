@@ -18,6 +18,7 @@ from doccls.data.dataset import Batch, Drawing, SampleKey
 from doccls.data.order import BatchPlan
 from doccls.errors import UserError
 from doccls.randomness import Purpose, derive_seed
+from doccls.run.heartbeat import Heartbeat
 from doccls.run.runlog import ProgressBar, RunLog
 from doccls.run.signals import check_stop
 from doccls.run.tracking import Tracker
@@ -52,6 +53,7 @@ class Engine:
     """Of all samples, to name those of a bad batch."""
     log: RunLog
     tracker: Tracker
+    heart: Heartbeat
 
     @property
     def best_of(self) -> nn.Module:
@@ -101,6 +103,7 @@ def train_epoch(engine: Engine, batches: Iterator[Batch], epoch: int, bar: Progr
         engine.scheduler.step_update(step)
         rate = float(engine.optimizer.param_groups[0]["lr"])
         meter.pending.append(_take_step(engine, batches, step))
+        engine.heart.beat(phase="train", epoch=epoch + 1, step=step + 1)
         bar.advance()
         done = step + 1 - first
         if done % config.log_interval == 0 or done == plan.steps_per_epoch:

@@ -8,10 +8,10 @@ from tiny_runs import Trainer, write_pages
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Under xdist one worker runs this suite: its launches take both cores."""
+    """Under xdist one worker runs each file: its launches share their undisturbed runs."""
     for item in items:
         if item.path.parent == Path(__file__).parent:
-            item.add_marker(pytest.mark.xdist_group("launches"))
+            item.add_marker(pytest.mark.xdist_group("faults" if "faults" in item.path.stem else "launches"))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -5,95 +5,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 
 import psutil
 import pytest
 import yaml
+from launches import LAST, assert_same_bytes, await_event, finish, launch, start, trains
 from rank_launcher import clean_environment
 from tiny_runs import PLAIN, RICH, Run, Trainer
-
-LAUNCH_S = 100
-LAST = ">> Stopping logger and restoring stdio"
-
-
-@dataclass(frozen=True)
-class Launch:
-    """An ended launch."""
-
-    code: int
-    out: str
-    err: str
-    run: Run
-
-    @property
-    def log(self) -> list[str]:
-        """The launcher's own, of its last command."""
-        log = max(self.run.folder.glob("logs/*_tiny.log"))  # named by the minute
-        start = ">> Logger started"
-        return (start + log.read_text().rpartition(start)[2]).splitlines()
-
-
-def start(trainer: Trainer, sets: tuple[str, ...], folder: Path, *words: str) -> "subprocess.Popen[bytes]":
-    folder.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "launcher", "run", *trainer.arguments(sets, folder), "--run-id", "tiny", *words]
-    with (folder / "launch.out").open("wb") as out, (folder / "launch.err").open("wb") as err:
-        return subprocess.Popen(
-            command, cwd=folder, env=clean_environment(), stdout=out, stderr=err, start_new_session=True
-        )
-
-
-def finish(process: "subprocess.Popen[bytes]", folder: Path) -> Launch:
-    try:
-        code = process.wait(LAUNCH_S)
-    except subprocess.TimeoutExpired:
-        consoles = "\n".join(file.read_text()[-2000:] for file in folder.rglob("console/*"))
-        pytest.fail(f"the launch hangs\n{(folder / 'launch.out').read_text()[-3000:]}\n{consoles}")
-    finally:
-        if process.poll() is None:
-            process.kill()
-            for child in folder_processes(folder):
-                child.kill()
-            process.wait()
-    return Launch(code, (folder / "launch.out").read_text(), (folder / "launch.err").read_text(), Run([], folder))
-
-
-def launch(trainer: Trainer, sets: tuple[str, ...], *words: str, folder: Path | None = None) -> Launch:
-    folder = folder or trainer.new_folder()
-    return finish(start(trainer, sets, folder, *words), folder)
-
-
-def folder_processes(folder: Path) -> list[psutil.Process]:
-    """Whatever runs on behalf of the folder's launch."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if any(str(folder) in word for word in process.cmdline()):
-                found.append(process)
-        except psutil.Error:
-            continue
-    return found
-
-
-def await_event(happened: Callable[[], bool], what: str, folder: Path) -> None:
-    deadline = time.monotonic() + LAUNCH_S
-    while not happened():
-        if time.monotonic() > deadline:
-            pytest.fail(f"not within {LAUNCH_S} s: {what}\n{(folder / 'launch.out').read_text()}")
-        time.sleep(0.05)
-
-
-def assert_same_bytes(first: Run, second: Run, num_folds: int = 3) -> None:
-    names = [
-        *("oof/oof_logits.npy", "oof/oof_targets.npy", "oof/oof.csv", "summary.json"),
-        *(f"oof/parts/fold{fold}.safetensors" for fold in range(num_folds)),
-    ]
-    for name in names:
-        assert (first.root / name).read_bytes() == (second.root / name).read_bytes(), name
-    for fold in range(num_folds):
-        assert first.read_weights(fold) == second.read_weights(fold)
 
 
 def test_folds_side_by_side_give_the_bytes_of_one_process(trainer: Trainer) -> None:
@@ -143,7 +61,7 @@ def test_a_fold_that_fails_leaves_the_others_and_the_run_id_trains_just_it(train
     day = time.strftime("%Y%m%d")
     block = folder / "experiments" / day / "tiny" / "ckpt" / "best_fold1.pth"
     block.mkdir(parents=True)  # what is to be a file is a folder
-    failed = launch(trainer, PLAIN, "--slots", "2", folder=folder)
+    failed = launch(trainer, PLAIN, "--slots", "2", "--max-restarts", "0", folder=folder)
     assert failed.code == 1
     told = failed.err
     assert "1 folds failed" in told and "- fold 1: " in told and "best_fold1.pth" in told and "_fold1.log" in told
@@ -162,7 +80,7 @@ def test_fail_fast_asks_the_others_to_leave_and_starts_none(trainer: Trainer) ->
     block = folder / "experiments" / time.strftime("%Y%m%d") / "tiny" / "ckpt" / "best_fold1.pth"
     block.mkdir(parents=True)
     slow = "train.epochs=500"  # fold 0 would take minutes
-    failed = launch(trainer, (*PLAIN, slow), "--slots", "2", "--fail-fast", folder=folder)
+    failed = launch(trainer, (*PLAIN, slow), "--slots", "2", "--fail-fast", "--max-restarts", "0", folder=folder)
     assert failed.code == 1
     assert "1 folds failed" in failed.err and "- fold 1: " in failed.err and "missing: folds 0, 1, 2;" in failed.err
     events = [line.split(" on cpu ")[0] for line in failed.log if line.startswith("[LAUNCH] fold ")]
@@ -174,7 +92,7 @@ def test_fail_fast_asks_the_others_to_leave_and_starts_none(trainer: Trainer) ->
 def test_a_fold_that_is_killed_is_told_with_its_signal(trainer: Trainer) -> None:
     folder = trainer.new_folder()
     sets = (*PLAIN, "data.valid_fold=2", "train.epochs=500")
-    process = start(trainer, sets, folder, "--slots", "1")
+    process = start(trainer, sets, folder, "--slots", "1", "--max-restarts", "0")
     await_event(lambda: process.poll() is not None or trains(folder), "an epoch", folder)
     (worker,) = psutil.Process(process.pid).children()
     worker.kill()
@@ -204,7 +122,3 @@ def test_more_than_there_is_is_refused_before_anything_starts(trainer: Trainer) 
     refused = launch(trainer, PLAIN, "--gpus", "0")
     assert refused.code == 1 and "no such GPU" in refused.err and refused.out.startswith("[EXIT] TRAINING ERROR code=1")
     assert not list(refused.run.folder.glob("experiments/*")) and not list(refused.run.folder.glob("logs/*"))
-
-
-def trains(folder: Path) -> bool:
-    return any("[EPOCH 2]" in file.read_text() for file in folder.glob("logs/*_fold*.log"))

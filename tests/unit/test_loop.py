@@ -16,6 +16,7 @@ from doccls.config.schema import TrainConfig
 from doccls.data.dataset import Batch, Drawing
 from doccls.data.order import BatchPlan
 from doccls.model.optim import build_ema, build_loss, build_mixup, build_optimizer, build_scheduler
+from doccls.run.heartbeat import Heartbeat
 from doccls.run.runlog import ProgressBar, RunLog
 from doccls.run.signals import Interrupted, handling_signals, stopping_gracefully
 from doccls.training.evaluate import EvaluationKeys, Normalizer, predict_logits
@@ -62,6 +63,7 @@ def make_engine(model: nn.Module | None = None, **keys: Any) -> Engine:
         ids=tuple(f"id{row}" for row in range(COUNT)),
         log=RunLog(None),
         tracker=Recorder(),
+        heart=Heartbeat(),
     )
 
 

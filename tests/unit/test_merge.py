@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -183,6 +184,17 @@ def test_older_merged_files_stay_when_a_later_merge_is_refused(run: RunPaths) ->
 def test_a_run_without_parts_is_told_so(tmp_path: Path) -> None:
     with pytest.raises(MergeError, match="no fold of this run is finished"):
         merge_run(RunPaths(tmp_path))
+
+
+def test_folds_with_different_micro_batches_are_told(run: RunPaths) -> None:
+    assert merge_run(run).notes == ()
+    write_part(run.part(1), make_part(1, micro_batch_size=3))
+    (note,) = merge_run(run).notes
+    assert "train.micro_batch_size, fold 0: its share, fold 1: 3, fold 2: its share" in note
+    assert json.loads(run.summary.read_text())["notes"] == [note]
+    for fold in range(FOLDS):
+        write_part(run.part(fold), make_part(fold, micro_batch_size=3))
+    assert merge_run(run).notes == (), "that is the config's choice"
 
 
 # --- which folds are done --------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -218,3 +218,5 @@ def test_the_lines_for_a_log_are_a_table_of_the_classes_a_line_a_fold_and_one_fo
     assert whole.startswith(f"[OOF] all folds macro_f1={summary.macro_f1:.5f} 95% interval [0.")
     assert f"[{summary.macro_f1_low:.3f}, {summary.macro_f1_high:.3f}]" in whole
     assert whole.endswith(f"accuracy={summary.accuracy:.5f} rows=119")
+    noted = list_scores(replace(summary, notes=("look here",)))
+    assert noted == [*lines[:-1], "[OOF] note: look here", whole]

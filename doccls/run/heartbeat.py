@@ -1,0 +1,120 @@
+"""How far each process of a run is: a small file each, written as it goes on, read by whoever watches the run."""
+
+import json
+import os
+import socket
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from doccls.errors import UserError
+from doccls.run.artifacts import replacing
+from doccls.run.signals import Interrupted
+
+_T = TypeVar("_T")
+_INTERVAL_S = 1.0
+
+
+class Cause(StrEnum):
+    """What kind of error ended a process."""
+
+    USER_ERROR = "user error"
+    """A user has to mend something."""
+    OUT_OF_MEMORY = "out of memory"
+    """Of a GPU."""
+    ERROR = "error"
+
+
+@dataclass(frozen=True)
+class Beat:
+    """One process's place in its work."""
+
+    host: str
+    pid: int
+    phase: Literal["start", "train", "validate", "stopped", "failed"] = "start"
+    fold: int | None = None
+    epoch: int = 0
+    """1-based; 0 before the first."""
+    step: int = 0
+    """Optimizer steps of the fold that are done, over all epochs."""
+    count: int = 0
+    """Grows with every beat: a watcher compares counts with its own clock, since clocks differ between machines."""
+    time_s: float = 0.0
+    """Seconds since 1970 by this process's clock, for people."""
+    cause: Cause | None = None
+    error: str | None = None
+    """Type of the error that ended the process."""
+    message: str | None = None
+
+
+class Heartbeat:
+    """Writes a process's beats. It is called by the very thread that trains: a process that hangs falls silent."""
+
+    def __init__(self) -> None:
+        self._path: Path | None = None
+        self._beat = Beat(socket.gethostname(), os.getpid())
+        self._written_s = float("-inf")
+
+    def write_to(self, path: Path) -> None:
+        """From now on the beats are on disk, as long as the run has a folder for them."""
+        self._path = path
+        self.beat()
+
+    def beat(self, **changes: Any) -> None:
+        """Still alive, with these changes; on disk at once at a change of phase, fold or epoch, else once a second."""
+        before = self._beat
+        now = self._beat = replace(before, count=before.count + 1, time_s=time.time(), **changes)
+        turned = (before.phase, before.fold, before.epoch) != (now.phase, now.fold, now.epoch)
+        if turned or time.monotonic() - self._written_s >= _INTERVAL_S:
+            self._written_s = time.monotonic()
+            if self._path is not None and self._path.parent.is_dir():
+                with suppress(OSError), replacing(self._path, durable=False) as file:  # a file that matters tells
+                    file.write(json.dumps(asdict(now)).encode())
+
+    def end(self) -> None:
+        """The work is done: no beat is left."""
+        if self._path is not None:
+            self._path.unlink(missing_ok=True)
+
+    def watch(self, items: Iterable[_T], phase: str) -> Iterator[_T]:
+        """The items, with a beat in `phase` before each."""
+        for item in items:
+            self.beat(phase=phase)
+            yield item
+
+
+@contextmanager
+def beating() -> Iterator[Heartbeat]:
+    """A heartbeat for the block; the last one says what ended it, and none is left if it ended well."""
+    heart = Heartbeat()
+    try:
+        yield heart
+    except Interrupted as error:
+        heart.beat(phase="stopped", message=str(error))
+        raise
+    except Exception as error:
+        heart.beat(phase="failed", cause=find_cause(error), error=type(error).__name__, message=str(error))
+        raise
+    heart.end()
+
+
+def find_cause(error: Exception) -> Cause:
+    """What kind of error it is, by its type and torch's words for a GPU that is full."""
+    if isinstance(error, UserError):
+        return Cause.USER_ERROR
+    full = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
+    if isinstance(error, RuntimeError) and any(words in str(error) for words in full):
+        return Cause.OUT_OF_MEMORY  # torch.OutOfMemoryError is a RuntimeError
+    return Cause.ERROR
+
+
+def read_beat(path: Path) -> Beat | None:
+    """The process's last beat; None if there is none, or none that can be read."""
+    try:
+        return Beat(**json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None

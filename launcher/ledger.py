@@ -1,0 +1,137 @@
+"""launch.json: what was started, where, and how it ended; each line of it written before it happens."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from doccls.errors import UserError
+from doccls.run.artifacts import write_text
+from doccls.run.paths import RunError
+
+_FORMAT = "doccls-launch-1"
+
+
+class LedgerError(UserError):
+    """The ledger can't be read."""
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One start of one fold."""
+
+    fold: int
+    number: int
+    """1-based, over all launches of the run."""
+    slot: str
+    devices: tuple[str, ...]
+    """A GPU's UUID, or the place of a CPU process; one a rank."""
+    micro_batch_size: int
+    """Most images a rank takes at a time."""
+    started: str
+    pids: tuple[int, ...] = ()
+    """Of the ranks; empty until they are started."""
+    ended: str | None = None
+    outcome: str | None = None
+    """None while it runs; `lost` if the launcher was killed."""
+    then: str | None = None
+    """What became of the fold: done, waiting for another attempt, stopped or failed."""
+    exit_codes: tuple[int | None, ...] = ()
+    message: str | None = None
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """All launches of a run."""
+
+    run_id: str
+    identity: str
+    num_folds: int
+    folds: tuple[int, ...]
+    """Asked for by the last launch."""
+    ranks_per_fold: int
+    host: str
+    """Of the last launch."""
+    pid: int
+    command: str
+    started: str
+    log: str
+    attempts: tuple[Attempt, ...] = ()
+
+    def list_attempts(self, fold: int) -> list[Attempt]:
+        """Of one fold, in order."""
+        return [attempt for attempt in self.attempts if attempt.fold == fold]
+
+    def add(self, attempt: Attempt) -> "Ledger":
+        """With one more attempt."""
+        return replace(self, attempts=(*self.attempts, attempt))
+
+    def amend(self, fold: int, **changes: Any) -> "Ledger":
+        """With the fold's last attempt changed."""
+        last = self.list_attempts(fold)[-1]
+        return replace(self, attempts=tuple(replace(one, **changes) if one is last else one for one in self.attempts))
+
+    def close_open(self, now: str) -> "Ledger":
+        """With every attempt that a killed launcher left open ended as lost."""
+        return replace(
+            self,
+            attempts=tuple(
+                replace(one, ended=now, outcome="lost", then="waiting") if one.outcome is None else one
+                for one in self.attempts
+            ),
+        )
+
+
+def begin_launch(path: Path, launch: Ledger) -> Ledger:
+    """`launch`, which has no attempts yet, with those of the run's earlier launches. Nothing is written.
+
+    Raises:
+        RunError: the earlier ones were of another config, data, folds or weights.
+        LedgerError: the ledger is damaged.
+    """
+    before = read_ledger(path)
+    if before is None:
+        return launch
+    if before.identity != launch.identity:
+        raise RunError(
+            f"run {launch.run_id} in {path.parent} was launched with another config, data, folds or weights "
+            f"(identity {before.identity[:12]}, now {launch.identity[:12]}): take another --run-id"
+        )
+    return replace(launch, attempts=before.attempts)
+
+
+def write_ledger(path: Path, ledger: Ledger) -> None:
+    """Write it, whole; only the holder of the launch lock may call."""
+    write_text(path, json.dumps({"format": _FORMAT} | asdict(ledger), indent=1) + "\n")
+
+
+def read_ledger(path: Path) -> Ledger | None:
+    """The run's ledger; None if the run was never launched.
+
+    Raises:
+        LedgerError: it is damaged, or of another version of doccls.
+    """
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+        if fields.pop("format") != _FORMAT:
+            raise ValueError("another format")
+        attempts = tuple(Attempt(**_with_tuples(attempt)) for attempt in fields.pop("attempts"))
+        return Ledger(attempts=attempts, **_with_tuples(fields))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise LedgerError(
+            f"{path}: damaged, or of another version ({error}). Delete it to go on: what is finished is in oof/parts"
+        ) from error
+
+
+def tell_time(now: datetime) -> str:
+    """As the ledger writes times: in UTC, so that their texts order as they do."""
+    return now.astimezone(UTC).isoformat(timespec="milliseconds")
+
+
+def _with_tuples(fields: dict[str, Any]) -> dict[str, Any]:
+    return {name: tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
+            for name, value in fields.items()}  # fmt: skip

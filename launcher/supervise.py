@@ -1,0 +1,194 @@
+"""Which fold starts where and when, and what becomes of one that ended: pure functions of a state."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from signal import SIGTERM
+from typing import Literal
+
+from launcher.slots import Slot, list_starts
+
+LEFT = frozenset({128 + SIGTERM, -SIGTERM})
+"""Exit codes of a process that was asked to leave; the second before it hears signals."""
+
+
+class Outcome(StrEnum):
+    """How an attempt at a fold ended."""
+
+    DONE = "done"
+    """Its part is there and valid, whatever else was said."""
+    STOPPED = "stopped"
+    """It was asked to leave, and left."""
+    USER_ERROR = "user error"
+    """It would fail again: a user has to mend something."""
+    OUT_OF_MEMORY = "out of memory"
+    """Of a GPU."""
+    CRASHED = "crashed"
+    HUNG = "hung"
+    """It was killed after it had made no progress for too long."""
+
+
+@dataclass(frozen=True)
+class Ending:
+    """What is known of an attempt that ended."""
+
+    outcome: Outcome
+    error: str | None = None
+    """Which error ended it, and where; None if it had no time to say. One that comes back is not met a third time."""
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What to do about what goes wrong."""
+
+    max_restarts: int = 2
+    """Of one fold, after a crash or a hang."""
+    fail_fast: bool = False
+    """Stop all folds when one has failed."""
+    backoff_s: float = 1.0
+    """Before a fold's first restart; each further one waits twice as long."""
+    longest_backoff_s: float = 60.0
+
+
+@dataclass(frozen=True)
+class FoldState:
+    """Where one fold stands."""
+
+    fold: int
+    status: Literal["waiting", "running", "done", "failed", "stopped"] = "waiting"
+    slot: Slot | None = None
+    """Where it runs; None when it does not."""
+    micro_batch_size: int = 1
+    """Most images a rank takes at a time."""
+    restarts: int = 0
+    ready_s: float = 0.0
+    """Not to be started before."""
+    error: str | None = None
+    """Of its last attempt."""
+
+
+@dataclass(frozen=True)
+class LaunchState:
+    """All folds to train, and the slots they share."""
+
+    folds: tuple[FoldState, ...]
+    slots: tuple[Slot, ...]
+    stopping: bool = False
+    """No fold is started any more."""
+
+    def find(self, fold: int) -> FoldState:
+        """One fold's."""
+        return next(one for one in self.folds if one.fold == fold)
+
+    def list_in(self, status: str) -> list[FoldState]:
+        """The folds that stand so."""
+        return [one for one in self.folds if one.status == status]
+
+
+@dataclass(frozen=True)
+class Start:
+    """Start a fold in a slot."""
+
+    fold: int
+    slot: Slot
+
+
+@dataclass(frozen=True)
+class Stop:
+    """Ask all that runs to leave."""
+
+
+@dataclass(frozen=True)
+class Wait:
+    """Nothing to do until something ends, or until then."""
+
+    until_s: float | None
+
+
+@dataclass(frozen=True)
+class Finish:
+    """Nothing runs, and nothing will."""
+
+
+Action = Start | Stop | Wait | Finish
+
+
+def next_action(state: LaunchState, policy: Policy, now_s: float) -> Action:
+    """What to do now; then `start_fold`, `end_fold` or `stop_launch` give the state that follows."""
+    running, waiting = state.list_in("running"), state.list_in("waiting")
+    if policy.fail_fast and state.list_in("failed") and not state.stopping:
+        return Stop()
+    if not running and (state.stopping or not waiting):
+        return Finish()
+    if state.stopping:
+        return Wait(None)
+    ready = [one.fold for one in waiting if one.ready_s <= now_s]
+    starts = list_starts(ready, [one.slot for one in running if one.slot is not None], state.slots)
+    if starts:
+        return Start(*starts[0])
+    return Wait(min((one.ready_s for one in waiting if one.ready_s > now_s), default=None))
+
+
+def start_fold(state: LaunchState, fold: int, slot: Slot) -> LaunchState:
+    """The state once the fold runs in the slot."""
+    before = state.find(fold)
+    assert before.status == "waiting" and not state.stopping
+    assert all(one.slot is None or one.slot.number != slot.number for one in state.folds)
+    return _update(state, replace(before, status="running", slot=slot))
+
+
+def end_fold(state: LaunchState, fold: int, ending: Ending, policy: Policy, now_s: float) -> LaunchState:
+    """The state once the fold's attempt has ended: done, failed, stopped, or waiting for another."""
+    before = state.find(fold)
+    assert before.status == "running"
+    after = _judge(replace(before, slot=None), ending, policy, now_s)
+    if after.status == "waiting" and state.stopping:
+        after = replace(after, status="stopped")
+    return _update(state, after)
+
+
+def stop_launch(state: LaunchState) -> LaunchState:
+    """The state once all that runs was asked to leave: what waits never starts."""
+    return replace(state, stopping=True)
+
+
+def choose_micro_batch_size(own: int, too_large: Sequence[int]) -> int:
+    """Most images a rank takes at a time: the config's own, or less where some sizes were too large for the memory."""
+    return min([own, *(-(-size // 2) for size in too_large)])
+
+
+def _judge(fold: FoldState, ending: Ending, policy: Policy, now_s: float) -> FoldState:
+    outcome = ending.outcome
+    if outcome is Outcome.DONE:
+        return replace(fold, status="done")
+    if outcome is Outcome.STOPPED:
+        return replace(fold, status="stopped")
+    if outcome is Outcome.OUT_OF_MEMORY and fold.micro_batch_size > 1:
+        smaller = choose_micro_batch_size(fold.micro_batch_size, [fold.micro_batch_size])
+        return replace(fold, status="waiting", micro_batch_size=smaller)
+    came_back = ending.error is not None and ending.error == fold.error
+    if outcome in (Outcome.USER_ERROR, Outcome.OUT_OF_MEMORY) or came_back or fold.restarts == policy.max_restarts:
+        return replace(fold, status="failed")
+    wait_s = min(policy.backoff_s * 2.0 ** min(fold.restarts, 20), policy.longest_backoff_s)
+    return replace(
+        fold, status="waiting", restarts=fold.restarts + 1, ready_s=now_s + wait_s, error=ending.error or fold.error
+    )
+
+
+def _update(state: LaunchState, changed: FoldState) -> LaunchState:
+    return replace(state, folds=tuple(changed if one.fold == changed.fold else one for one in state.folds))
+
+
+def judge(codes: Sequence[int | None], causes: Sequence[str | None], done: bool, hung: bool, stopping: bool) -> Outcome:
+    """What the end of a fold's ranks means together; its valid part counts for more than any word.
+
+    When one rank fails, the others fail for want of it: the cause is the one that says most.
+    """
+    if done:
+        return Outcome.DONE
+    if hung:
+        return Outcome.HUNG
+    for outcome in (Outcome.USER_ERROR, Outcome.OUT_OF_MEMORY):
+        if str(outcome) in causes:
+            return outcome
+    return Outcome.STOPPED if stopping and LEFT.intersection(codes) else Outcome.CRASHED

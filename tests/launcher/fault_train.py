@@ -1,0 +1,67 @@
+"""`python -m fault_train ...`: `doccls.train` that meets a fault in its fourth step, once or as long as it has cause.
+
+DOCCLS_TEST_FAULT is `what`, or `what of rank 1`; DOCCLS_TEST_FOLDER holds the marks.
+"""
+
+import functools
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from doccls.train import main
+from doccls.training import loop as loop_room
+
+STEP = 3
+STRUCK = "struck"
+STEPPED = "stepped"
+
+
+def find_mark(name: str) -> Path:
+    """A file that says that something has happened."""
+    return Path(os.environ["DOCCLS_TEST_FOLDER"]) / name
+
+
+def meet(what: str, largest_micro_batch: int) -> None:
+    """The fault, in the midst of a step."""
+    if what == "error":
+        raise KeyError("a defect")
+    if what.startswith("out of memory above "):
+        if largest_micro_batch > int(what.split()[-1]):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return
+    struck = find_mark(STRUCK)
+    if struck.exists():
+        return
+    struck.touch()
+    if what == "loader worker":
+        (server,) = [one for one in psutil.Process().children() if one.children()]
+        server.children()[0].kill()  # torch tells of it when it waits for a batch
+    elif what == "launcher":
+        os.kill(os.getppid(), signal.SIGKILL)
+        time.sleep(60)
+    else:
+        os.kill(os.getpid(), signal.Signals[what])
+        time.sleep(60)  # one that was stopped may not end before it is killed, just because it was woken for its stacks
+
+
+def step_into(what: str, take_step: Callable[..., Any], engine: Any, batches: Any, step: int) -> Any:
+    if find_mark(STRUCK).exists() and not find_mark(STEPPED).exists():
+        find_mark(STEPPED).touch()
+    if step == STEP:
+        share = -(-engine.config.batch_size // engine.accelerator.num_processes)
+        meet(what, min(engine.config.micro_batch_size or share, share))
+    return take_step(engine, batches, step)
+
+
+if __name__ == "__main__":
+    what, _, rank = os.environ["DOCCLS_TEST_FAULT"].partition(" of rank ")
+    if os.environ.get("RANK", "0") == (rank or "0"):
+        loop_room._take_step = functools.partial(step_into, what, loop_room._take_step)
+    sys.exit(main())

@@ -1,0 +1,188 @@
+"""Whatever is killed, stopped or full: no process stays, and the run ends with the undisturbed run's bytes."""
+
+import json
+import os
+import re
+import signal
+from datetime import datetime
+from typing import Any
+
+import pytest
+from fault_train import STEPPED, STRUCK
+from launches import assert_none_left, await_event, finish, launch, start, trains
+from tiny_runs import PLAIN, Run, Trainer
+
+RECIPE = (*PLAIN, "data.valid_fold=1", "data.num_workers=1")
+"""One fold of three steps an epoch: the fault is in the second."""
+PAIR = (*RECIPE, "train.num_processes=2")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(trainer: Trainer) -> Run:
+    """The fold of one process."""
+    return trainer.train(*RECIPE)
+
+
+@pytest.fixture(scope="module")
+def undisturbed_pair(trainer: Trainer) -> Run:
+    """The fold of two ranks."""
+    return trainer.train(*RECIPE, world_size=2)
+
+
+def assert_same(run: Run, expected: Run) -> None:
+    part = "oof/parts/fold1.safetensors"
+    assert (run.root / part).read_bytes() == (expected.root / part).read_bytes()
+    assert run.read_weights(1) == expected.read_weights(1)
+
+
+def read_attempts(run: Run) -> list[dict[str, Any]]:
+    attempts: list[dict[str, Any]] = json.loads((run.root / "launch.json").read_text())["attempts"]
+    return attempts
+
+
+def list_outcomes(run: Run) -> list[str]:
+    return [attempt["outcome"] for attempt in read_attempts(run)]
+
+
+def tell_times(run: Run) -> None:
+    """What the siblings' end and the next step took, for whoever runs pytest with -s; nothing depends on it."""
+    struck_s, stepped_s = ((run.folder / mark).stat().st_mtime for mark in (STRUCK, STEPPED))
+    ended_s = datetime.fromisoformat(read_attempts(run)[0]["ended"]).timestamp()
+    print(f"\nfrom the fault: all ranks gone in {ended_s - struck_s:.1f} s, next step in {stepped_s - struck_s:.1f} s")
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_fold_whose_rank_is_killed_is_started_again(
+    trainer: Trainer, undisturbed: Run, undisturbed_pair: Run, ranks: int
+) -> None:
+    struck = ranks - 1
+    sets, slots = (RECIPE, "1") if ranks == 1 else (PAIR, "2")
+    launched = launch(trainer, sets, "--slots", slots, fault=f"SIGKILL of rank {struck}")
+    assert launched.code == 0, launched.out + launched.err
+    assert_none_left(launched.run.folder)
+    assert list_outcomes(launched.run) == ["crashed", "done"]
+    tell_times(launched.run)
+    told = "\n".join(launched.log)
+    assert f": failed: rank {struck} was killed by SIGKILL, last seen in " in told
+    assert "; its last lines:\n  | " in told and "\n  log: " in told
+    assert "[LAUNCH] fold 1: starts again in 1 s, restart 1 of 2" in launched.log
+    assert_same(launched.run, undisturbed if ranks == 1 else undisturbed_pair)
+
+
+def test_a_fold_whose_loader_worker_is_killed_is_started_again(trainer: Trainer, undisturbed: Run) -> None:
+    launched = launch(trainer, RECIPE, "--slots", "1", fault="loader worker")
+    assert launched.code == 0, launched.out + launched.err
+    assert_none_left(launched.run.folder)
+    assert list_outcomes(launched.run) == ["crashed", "done"]
+    tell_times(launched.run)
+    assert any("was killed by SIGKILL: if the machine's memory was full" in line for line in launched.log)
+    assert_same(launched.run, undisturbed)
+
+
+def test_a_killed_launcher_takes_all_with_it_and_the_same_command_goes_on(trainer: Trainer, undisturbed: Run) -> None:
+    folder = trainer.new_folder()
+    killed = finish(start(trainer, RECIPE, folder, "--slots", "1", fault="launcher"), folder)
+    assert killed.code == -signal.SIGKILL
+    assert_none_left(folder)
+    assert list_outcomes(killed.run) == [None]
+    again = launch(trainer, RECIPE, "--slots", "1", folder=folder)
+    assert again.code == 0, again.out + again.err
+    assert list_outcomes(again.run) == ["lost", "done"]
+    assert any("ended with its launcher, which was killed" in line for line in again.log)
+    assert_same(again.run, undisturbed)
+
+
+def test_a_silent_rank_writes_its_stacks_and_its_fold_is_started_again(trainer: Trainer, undisturbed_pair: Run) -> None:
+    words = ("--slots", "2", "--hang-timeout", "10s")
+    launched = launch(trainer, PAIR, *words, fault="SIGSTOP of rank 1")
+    assert launched.code == 0, launched.out + launched.err
+    assert_none_left(launched.run.folder)
+    assert list_outcomes(launched.run) == ["hung", "done"]
+    tell_times(launched.run)
+    told = "\n".join(launched.log)
+    assert re.search(r"within 10 s \(--hang-timeout\): rank 0 [0-9.]+ s since (train|validate) step \d, epoch \d", told)
+    assert re.search(r"rank 1 [0-9.]+ s since (train|validate) step \d, epoch \d \(stopped\)", told)
+    for rank in range(2):
+        console = (launched.run.root / "console" / f"fold1_rank{rank}.txt").read_text()
+        assert "(most recent call first):" in console and "doccls/training/loop.py" in console
+    assert_same(launched.run, undisturbed_pair)
+
+
+def test_out_of_memory_halves_the_images_at_a_time_and_keeps_the_batch(trainer: Trainer, undisturbed: Run) -> None:
+    fault, folder, words, sizes = "out of memory above 3", trainer.new_folder(), ("--slots", "1"), [11, 6, 3]
+    launched = launch(trainer, RECIPE, *words, "--max-restarts", "0", fault=fault, folder=folder)
+    assert launched.code == 0, launched.out + launched.err
+    assert list_outcomes(launched.run) == ["out of memory"] * (len(sizes) - 1) + ["done"]
+    assert [attempt["micro_batch_size"] for attempt in read_attempts(launched.run)] == sizes
+    for size in sizes[1:]:
+        assert any(f"starts again with train.micro_batch_size={size}, the same batch" in one for one in launched.log)
+    part, whole = launched.run.part(1), undisturbed.part(1)
+    assert part.info.micro_batch_size == sizes[-1]
+    assert part.logits_NC == pytest.approx(whole.logits_NC, abs=1e-4)  # the order of sums
+    # A later launch of the run does not find out again.
+    file = launched.run.root / "oof" / "parts" / "fold1.safetensors"
+    before = file.read_bytes()
+    file.unlink()
+    again = launch(trainer, RECIPE, *words, fault=fault, folder=folder)
+    assert again.code == 0, again.out + again.err
+    assert "[LAUNCH] fold 1: train.micro_batch_size=3, since an earlier launch" in "\n".join(again.log)
+    assert [attempt["micro_batch_size"] for attempt in read_attempts(again.run)] == [*sizes, 3]
+    assert file.read_bytes() == before
+
+
+def test_out_of_memory_of_one_rank_halves_the_images_of_both(trainer: Trainer, undisturbed_pair: Run) -> None:
+    launched = launch(trainer, PAIR, "--slots", "2", fault="out of memory above 3 of rank 1")
+    assert launched.code == 0, launched.out + launched.err
+    assert_none_left(launched.run.folder)
+    assert [attempt["micro_batch_size"] for attempt in read_attempts(launched.run)] == [6, 3]
+    assert any("failed: rank 1: CUDA out of memory." in line for line in launched.log)
+    assert launched.run.part(1).logits_NC == pytest.approx(undisturbed_pair.part(1).logits_NC, abs=1e-4)
+
+
+def test_an_error_that_comes_back_at_the_same_step_is_not_met_a_third_time(trainer: Trainer) -> None:
+    launched = launch(trainer, RECIPE, "--slots", "1", "--max-restarts", "9", fault="error")
+    assert launched.code == 1
+    assert_none_left(launched.run.folder)
+    assert list_outcomes(launched.run) == ["crashed", "crashed"]
+    assert "1 folds failed\n- fold 1: 'a defect', log: " in launched.err
+
+
+def test_ctrl_c_twice_ends_all_at_once(trainer: Trainer, undisturbed: Run) -> None:
+    folder = trainer.new_folder()
+    process = start(trainer, RECIPE, folder, "--slots", "1", fault="SIGSTOP")  # it can't leave by itself
+    await_event(lambda: process.poll() is not None or (folder / STRUCK).exists(), "the stop", folder)
+    os.killpg(process.pid, signal.SIGINT)
+    await_event(lambda: "are asked to leave" in (folder / "launch.out").read_text(), "the word of the first", folder)
+
+    def strike_again() -> bool:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGINT)  # within a second it is taken for an echo
+        return process.poll() is not None
+
+    await_event(strike_again, "the end", folder)
+    ended = finish(process, folder)
+    assert ended.code == 130
+    assert_none_left(folder)
+    again = launch(trainer, RECIPE, "--slots", "1", folder=folder)
+    assert again.code == 0 and list_outcomes(again.run) == ["lost", "done"]
+    assert_same(again.run, undisturbed)
+
+
+def test_a_run_that_is_being_launched_is_refused_to_a_second_launcher(trainer: Trainer) -> None:
+    folder = trainer.new_folder()
+    sets = (*RECIPE, "train.epochs=500")
+    process = start(trainer, sets, folder, "--slots", "1")
+    try:
+        await_event(lambda: process.poll() is not None or trains(folder), "an epoch", folder)
+        other = trainer.new_folder()
+        other.mkdir()
+        (other / "experiments").symlink_to(folder / "experiments")
+        for words in ((), ("--takeover",)):
+            second = launch(trainer, sets, "--slots", "1", *words, folder=other)
+            assert second.code == 1
+            assert f"run tiny is being launched by process {process.pid} on " in second.err
+        assert process.poll() is None
+    finally:
+        process.terminate()
+        assert finish(process, folder).code == 143
+    assert_none_left(folder)

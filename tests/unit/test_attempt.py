@@ -1,0 +1,233 @@
+"""One attempt at a fold: who is taken for silent, whose siblings are ended, and what the end is said to be."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from doccls.run.heartbeat import Heartbeat
+from doccls.run.paths import RunPaths
+from launcher import attempt as room
+from launcher.attempt import RunningFold
+from launcher.devices import list_cpus
+from launcher.local import FoldProcesses
+from launcher.plan import Workload
+from launcher.slots import make_slots
+from launcher.supervise import Ending, Outcome
+
+
+class Process:
+    """Stands for a rank's Popen."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.code: int | None = None
+        self.signals: list[int] = []
+
+    def poll(self) -> int | None:
+        return self.code
+
+    def send_signal(self, number: int) -> None:
+        self.signals.append(number)
+
+
+class Clock(SimpleNamespace):
+    """Stands for the module `time` in the launcher's rooms."""
+
+    now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    for module in ("launcher.attempt", "launcher.local"):
+        monkeypatch.setattr(f"{module}.time", clock)
+    return clock
+
+
+@pytest.fixture
+def struck(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Process groups that were sent SIGKILL."""
+    groups: list[int] = []
+
+    def strike(group: int, number: int) -> None:
+        assert number == signal.SIGKILL
+        groups.append(group)
+
+    monkeypatch.setattr("launcher.local.os.killpg", strike)
+    return groups
+
+
+Start = Callable[[int], tuple[RunningFold, list[Process], list[Heartbeat]]]
+
+
+@pytest.fixture
+def start(tmp_path: Path, clock: Clock, struck: list[int], monkeypatch: pytest.MonkeyPatch) -> Start:
+    """A fold of so many ranks that have begun nothing yet: `fold, processes, hearts`."""
+    paths = RunPaths(tmp_path / "20260101" / "r")
+    paths.live.mkdir(parents=True)
+
+    def make(ranks: int) -> tuple[RunningFold, list[Process], list[Heartbeat]]:
+        processes = [Process(10**8 + rank) for rank in range(ranks)]  # no process has such an id
+        made = FoldProcesses(tuple(processes))  # type: ignore[arg-type]
+        monkeypatch.setattr(room, "start_fold", lambda *others: made)
+        (slot,) = make_slots(list_cpus(ranks), ranks)
+        assignment = Workload("python", ("--config", "c.yaml"), 1).assign(2, slot)
+        hearts = [Heartbeat() for _ in processes]
+        fold = RunningFold(assignment, paths, tmp_path / "meet")
+        for rank, heart in enumerate(hearts):
+            heart.write_to(paths.heartbeat(2, rank))
+        return fold, processes, hearts
+
+    return make
+
+
+def say(tmp_path: Path, rank: int, text: str) -> None:
+    console = RunPaths(tmp_path / "20260101" / "r").console(2, rank)
+    console.parent.mkdir(exist_ok=True)
+    with console.open("a") as file:
+        file.write(text)
+
+
+def look(fold: RunningFold, clock: Clock, for_s: float, hang_timeout_s: float = 10.0) -> None:
+    """As the launcher does, for so long."""
+    end_s = clock.now + for_s
+    while clock.now < end_s:
+        assert not fold.has_ended(hang_timeout_s)
+        clock.now += 1.0
+
+
+# --- silence ---------------------------------------------------------------------------------------------------------
+
+
+def test_imports_and_weights_are_not_taken_for_a_hang(start: Start, clock: Clock, struck: list[int]) -> None:
+    fold, _, hearts = start(1)
+    look(fold, clock, 3000)
+    hearts[0].beat(phase="train", fold=2, epoch=1, step=1)
+    look(fold, clock, 9)
+    assert struck == []
+
+
+def test_a_start_that_takes_over_an_hour_is(start: Start, clock: Clock, struck: list[int]) -> None:
+    fold, processes, _ = start(1)
+    look(fold, clock, 3610)
+    assert set(struck) == {processes[0].pid}
+    processes[0].code = -9
+    assert "s since its start (imports, weights)" in fold.conclude(done=False, stopping=False)[1]
+
+
+def test_a_rank_that_trains_and_falls_silent_is_asked_for_its_stacks_and_struck(
+    start: Start, clock: Clock, struck: list[int]
+) -> None:
+    fold, processes, hearts = start(2)
+    for step in range(1, 4):
+        for heart in hearts:
+            heart.beat(phase="train", fold=2, epoch=step)
+        look(fold, clock, 8)
+    assert struck == []
+    for step in range(4, 8):
+        hearts[0].beat(phase="train", epoch=step)  # the other one is silent
+        look(fold, clock, 4)
+    assert set(struck) == {one.pid for one in processes}
+    assert [one.signals for one in processes] == [[signal.SIGUSR2, signal.SIGCONT]] * 2, "once"
+    for one in processes:
+        one.code = -9
+    ending, told = fold.conclude(done=False, stopping=False)
+    assert ending == Ending(Outcome.HUNG)
+    assert "within 10 s (--hang-timeout): rank 0 " in told and "rank 1 " in told and "epoch 3" in told
+
+
+def test_without_a_limit_silence_is_borne(start: Start, clock: Clock, struck: list[int]) -> None:
+    fold, _, hearts = start(1)
+    hearts[0].beat(phase="train", fold=2, epoch=1)
+    look(fold, clock, 10_000, hang_timeout_s=0.0)
+    assert struck == []
+
+
+# --- siblings --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("code", [0, 1, -9])
+def test_siblings_of_one_that_is_gone_get_five_seconds(
+    start: Start, clock: Clock, struck: list[int], code: int
+) -> None:
+    fold, processes, _ = start(3)
+    look(fold, clock, 20)
+    processes[1].code = code
+    look(fold, clock, 5)
+    assert struck == []
+    look(fold, clock, 2)
+    assert set(struck) == {processes[0].pid, processes[2].pid}
+    for one in processes:
+        one.code = -9
+    assert fold.has_ended(10.0)
+
+
+# --- what an end is said to be ---------------------------------------------------------------------------------------
+
+
+def fail(heart: Heartbeat, **last: Any) -> None:
+    heart.beat(phase="failed", fold=2, **last)
+
+
+def test_who_was_killed_is_the_cause_and_not_who_mourns(start: Start, tmp_path: Path) -> None:
+    fold, processes, hearts = start(2)
+    say(tmp_path, 0, "[STEP 1/9]\n[EXIT][ERROR] training failed: Connection closed by peer\n")
+    fail(hearts[0], cause="error", error="RuntimeError", message="Connection closed by peer", step=4)
+    processes[0].code, processes[1].code = 1, -9  # seen at one look
+    assert fold.has_ended(0.0)
+    ending, told = fold.conclude(done=False, stopping=False)
+    assert ending == Ending(Outcome.CRASHED)
+    assert told.startswith("rank 1 was killed by SIGKILL, last seen in its start") and "| [STEP 1/9]" in told
+
+
+@pytest.mark.parametrize("cause", ["user error", "out of memory"])
+def test_the_word_that_says_most_is_told_whoever_ended_first(start: Start, tmp_path: Path, cause: str) -> None:
+    fold, processes, hearts = start(2)
+    processes[0].code = 1
+    fail(hearts[0], cause="error", error="RuntimeError", message="peer is gone", step=3)
+    assert not fold.has_ended(0.0)
+    processes[1].code = 1
+    fail(hearts[1], cause=cause, error="Full", message="too large", step=4)
+    assert fold.has_ended(0.0)
+    ending, told = fold.conclude(done=False, stopping=False)
+    assert (str(ending.outcome), told) == (cause, "rank 1: Full: too large")
+
+
+def test_an_error_is_told_by_its_last_line_and_known_by_its_place(start: Start, tmp_path: Path) -> None:
+    fold, processes, hearts = start(1)
+    say(tmp_path, 0, "[EXIT][ERROR] training failed: 'a defect'\n")
+    processes[0].code = 1
+    fail(hearts[0], cause="error", error="KeyError", message="'a defect'", step=7)
+    assert fold.has_ended(0.0)
+    assert fold.conclude(done=False, stopping=False) == (
+        Ending(Outcome.CRASHED, "KeyError after step 7 of fold 2"), "'a defect'"
+    )  # fmt: skip
+
+
+def test_an_end_before_any_beat_is_told_by_what_was_printed_in_this_attempt(start: Start, tmp_path: Path) -> None:
+    say(tmp_path, 0, "[EXIT][ERROR] training failed: of an attempt before\n")
+    fold, processes, _ = start(1)
+    say(tmp_path, 0, "[EXIT][ERROR] rank 0 failed: no module\n")
+    processes[0].code = 1
+    assert fold.has_ended(0.0)
+    assert fold.conclude(done=False, stopping=False) == (Ending(Outcome.CRASHED, "no module"), "no module")
+
+
+def test_done_and_stopped_need_no_reason(start: Start) -> None:
+    fold, processes, _ = start(1)
+    processes[0].code = 143
+    assert fold.conclude(done=True, stopping=False)[0] == Ending(Outcome.DONE)
+    assert fold.conclude(done=False, stopping=True)[0] == Ending(Outcome.STOPPED)
+    assert fold.conclude(done=False, stopping=False)[0] == Ending(Outcome.CRASHED)

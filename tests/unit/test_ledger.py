@@ -1,0 +1,186 @@
+"""The ledger: it comes back as it was written, and is whole, or refused, whenever it is read."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, replace
+from datetime import UTC, datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from doccls.run import artifacts
+from doccls.run.paths import RunError
+from launcher.ledger import Attempt, Ledger, LedgerError, begin_launch, read_ledger, tell_time, write_ledger
+
+FIRST = Attempt(
+    fold=3, number=1, slot="gpu 0,1", devices=("GPU-a", "GPU-b"), micro_batch_size=8,
+    started="2026-01-02T03:04:05.678", pids=(12, 13), ended="2026-01-02T03:05:00.000", outcome="crashed",
+    then="waiting", exit_codes=(-9, None), message='crashed: "ü"\n\tin two lines',
+)  # fmt: skip
+SECOND = Attempt(3, 2, "cpu 0", ("cpu 0",), 4, "2026-01-02T03:06:00.000")
+LEDGER = Ledger(
+    run_id="v001-abc", identity="f" * 64, num_folds=5, folds=(3, 0), ranks_per_fold=2, host="höst", pid=7,
+    command="doccls-launch run --set 'a b'", started="2026-01-02T03:04:00.000", log="/logs/run.log",
+    attempts=(FIRST, SECOND),
+)  # fmt: skip
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "run" / "launch.json"
+
+
+@pytest.mark.parametrize("attempts", [(), (FIRST,), (FIRST, SECOND)])
+def test_a_ledger_comes_back_as_it_was(path: Path, attempts: tuple[Attempt, ...]) -> None:
+    ledger = replace(LEDGER, attempts=attempts)
+    write_ledger(path, ledger)
+    assert read_ledger(path) == ledger
+
+
+def test_it_is_json_for_others_to_read(path: Path) -> None:
+    write_ledger(path, LEDGER)
+    fields = json.loads(path.read_text(encoding="utf-8"))
+    assert fields["format"] == "doccls-launch-1"
+    assert fields["folds"] == [3, 0] and fields["attempts"][0]["exit_codes"] == [-9, None]
+    assert path.read_text().endswith("}\n")
+    assert fields == {"format": "doccls-launch-1"} | json.loads(json.dumps(asdict(LEDGER)))
+
+
+def test_a_run_that_was_never_launched_has_none(path: Path) -> None:
+    assert read_ledger(path) is None
+
+
+def test_attempts_are_added_at_the_end_and_listed_by_fold() -> None:
+    other = replace(FIRST, fold=0)
+    ledger = replace(LEDGER, attempts=(FIRST,)).add(other).add(SECOND)
+    assert ledger.attempts == (FIRST, other, SECOND)
+    assert ledger.list_attempts(3) == [FIRST, SECOND]
+    assert ledger.list_attempts(0) == [other] and ledger.list_attempts(1) == []
+    assert LEDGER.attempts == (FIRST, SECOND)  # the one before is left as it was
+
+
+def test_only_a_folds_last_attempt_is_amended() -> None:
+    other = replace(SECOND, fold=0)
+    twin = replace(SECOND)  # equal, and yet another attempt
+    ledger = replace(LEDGER, attempts=(FIRST, twin, SECOND, other))
+    amended = ledger.amend(3, pids=(9,), outcome="done")
+    assert amended.attempts == (FIRST, twin, replace(SECOND, pids=(9,), outcome="done"), other)
+    assert amended.amend(0, then="failed").attempts[-1] == replace(other, then="failed")
+    assert ledger.attempts == (FIRST, twin, SECOND, other)
+
+
+def test_a_fold_that_was_never_started_cannot_be_amended() -> None:
+    with pytest.raises(IndexError):
+        LEDGER.amend(1, outcome="done")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "{", "null", "3", "[]", '"doccls-launch-1"', "{}", '{"format": "doccls-launch-1"}',
+        '{"format": "doccls-launch-1", "attempts": []}', '{"format": "doccls-launch-1", "attempts": [3]}',
+    ],
+)  # fmt: skip
+def test_what_is_no_ledger_is_refused_with_what_to_do(path: Path, text: str) -> None:
+    path.parent.mkdir()
+    path.write_text(text)
+    with pytest.raises(LedgerError) as caught:
+        read_ledger(path)
+    assert str(path) in str(caught.value) and "Delete it to go on" in str(caught.value)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.9, 0.98])
+def test_a_torn_ledger_is_refused(path: Path, share: float) -> None:
+    write_ledger(path, LEDGER)
+    data = path.read_bytes()
+    path.write_bytes(data[: int(share * len(data))])
+    with pytest.raises(LedgerError):
+        read_ledger(path)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"format": "doccls-launch-2"}, {"format": None}, {"run_id": ...}, {"more": 1}, {"attempts": None},
+        {"attempts": [{}]}, {"attempts": [asdict(FIRST) | {"more": 1}]}, {"attempts": "text"},
+    ],
+)  # fmt: skip
+def test_a_ledger_of_another_version_is_refused(path: Path, changes: dict[str, Any]) -> None:
+    write_ledger(path, LEDGER)
+    fields = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({name: value for name, value in fields.items() if value is not ...}))
+    with pytest.raises(LedgerError, match="another version"):
+        read_ledger(path)
+
+
+def test_a_ledger_that_is_not_text_or_not_a_file_is_refused(path: Path, tmp_path: Path) -> None:
+    path.parent.mkdir()
+    path.write_bytes(b"\xff\xfe\x00")
+    for one in (path, tmp_path):
+        with pytest.raises(LedgerError):
+            read_ledger(one)
+
+
+def test_a_write_that_fails_leaves_the_ledger_before(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_ledger(path, LEDGER)
+
+    def fail(_: int) -> None:
+        raise OSError("no room")
+
+    monkeypatch.setattr(artifacts.os, "fsync", fail)
+    with pytest.raises(OSError, match="no room"):
+        write_ledger(path, LEDGER.add(SECOND))
+    assert read_ledger(path) == LEDGER
+    assert [file.name for file in path.parent.iterdir()] == ["launch.json"]
+
+
+def test_whoever_reads_while_it_is_written_sees_a_whole_one(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Just before each write is put in its place, the one before is there."""
+    write_ledger(path, LEDGER)
+    seen: list[Ledger | None] = []
+    sync = os.fsync
+
+    def look(descriptor: int) -> None:
+        seen.append(read_ledger(path))
+        sync(descriptor)
+
+    monkeypatch.setattr(artifacts.os, "fsync", look)
+    longer = replace(LEDGER, attempts=(FIRST,) * 200)
+    write_ledger(path, longer)
+    assert seen[0] == LEDGER and seen[-1] == longer == read_ledger(path)
+
+
+def test_times_are_written_to_the_millisecond_and_sort_as_they_pass() -> None:
+    zone = timezone(timedelta(hours=2))  # a summer's, say: the ledger must order times across its end
+    early, late = datetime(2026, 1, 2, 5, 4, 5, 6789, zone), datetime(2026, 1, 2, 3, 4, 5, 999_999, UTC)
+    assert tell_time(early) == "2026-01-02T03:04:05.006+00:00"
+    assert tell_time(early) < tell_time(late) < tell_time(datetime(2026, 1, 2, 3, 4, 6))
+
+
+def test_what_a_killed_launcher_left_open_is_closed_as_lost() -> None:
+    closed = LEDGER.close_open("later")
+    assert closed.attempts == (FIRST, replace(SECOND, ended="later", outcome="lost", then="waiting"))
+    assert closed.close_open("later still") == closed
+
+
+# --- a launch after others -------------------------------------------------------------------------------------------
+
+
+def test_a_launch_goes_on_with_the_attempts_of_those_before(tmp_path: Path) -> None:
+    before = LEDGER
+    write_ledger(tmp_path / "launch.json", before)
+    now = replace(LEDGER, pid=99, started="later", attempts=())
+    assert begin_launch(tmp_path / "launch.json", now) == replace(now, attempts=before.attempts)
+    assert begin_launch(tmp_path / "none.json", now) == now
+
+
+def test_a_launch_of_another_experiment_is_refused_and_changes_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "launch.json"
+    write_ledger(path, LEDGER)
+    before = path.read_bytes()
+    with pytest.raises(RunError, match=r"launched with another config, data, folds or weights .* another --run-id"):
+        begin_launch(path, replace(LEDGER, identity="0" * 64))
+    assert path.read_bytes() == before

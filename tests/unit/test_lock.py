@@ -1,0 +1,226 @@
+"""The lock: one process at a time, refused in words that name the holder, free as soon as that process is gone."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from doccls.errors import UserError
+from doccls.run import lock
+from doccls.run.lock import Holder, LockError, hold_lock
+
+WHAT = "run r is being launched"
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "live" / "launch.lock"
+
+
+@contextmanager
+def another_process(path: Path) -> Iterator[subprocess.Popen[str]]:
+    """One that holds the lock until a line, or its end, comes to its input."""
+    code = (
+        "import sys; from pathlib import Path; from doccls.run.lock import hold_lock\n"
+        f"with hold_lock(Path({str(path)!r}), {WHAT!r}):\n"
+        "    print('held', flush=True); sys.stdin.readline()\n"
+        "print('freed', flush=True); sys.stdin.readline()\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdin is not None and process.stdout is not None
+    try:
+        assert process.stdout.readline() == "held\n"
+        yield process
+    finally:
+        process.kill()
+        process.wait(30)
+        process.stdin.close()
+        process.stdout.close()
+
+
+def refuse(path: Path) -> str:
+    with pytest.raises(LockError) as caught, hold_lock(path, "this test"):
+        pytest.fail("two hold it")
+    return str(caught.value)
+
+
+# --- one at a time ---------------------------------------------------------------------------------------------------
+
+
+def test_another_process_is_refused_with_who_holds_it(path: Path) -> None:
+    with another_process(path) as process:
+        told = refuse(path)
+        assert told.startswith(f"{WHAT} by process {process.pid} on {socket.gethostname()} since 20")
+        assert str(path) in told
+        assert refuse(path) == told, "the one refused leaves the holder's words as they are"
+
+
+def test_the_same_process_does_not_get_it_twice(path: Path) -> None:
+    with hold_lock(path, WHAT):
+        assert f"{WHAT} by process {os.getpid()}" in refuse(path)
+    with hold_lock(path, WHAT):
+        pass
+
+
+def test_who_is_refused_has_to_mend_something() -> None:
+    assert issubclass(LockError, UserError)
+
+
+def test_it_is_free_when_the_block_ends_and_the_file_that_stays_means_nothing(path: Path) -> None:
+    with another_process(path) as process:
+        assert process.stdin is not None and process.stdout is not None
+        process.stdin.write("\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == "freed\n"
+        assert path.exists() and process.poll() is None
+        with hold_lock(path, WHAT):
+            pass
+
+
+def test_it_is_free_when_an_error_leaves_the_block(path: Path) -> None:
+    with pytest.raises(RuntimeError, match="broken"), hold_lock(path, WHAT):
+        raise RuntimeError("broken")
+    with hold_lock(path, WHAT):
+        pass
+
+
+def test_a_process_that_is_killed_frees_it(path: Path) -> None:
+    with another_process(path) as process:
+        process.send_signal(signal.SIGKILL)
+        process.wait(30)
+        assert path.read_text() != ""
+        with hold_lock(path, WHAT):
+            pass
+
+
+def test_locks_of_different_files_do_not_meet(path: Path) -> None:
+    with hold_lock(path, WHAT), hold_lock(path.with_name("other.lock"), "run s"):
+        pass
+
+
+def test_a_longer_name_before_leaves_nothing_of_itself(path: Path) -> None:
+    with hold_lock(path, "a very long description of what is going on" * 9):
+        pass
+    with hold_lock(path, "x"):
+        assert json.loads(path.read_text())["what"] == "x"
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", "{}", '{"what": "x"}', '{"other": 1}', "null", "3"])
+def test_a_holder_that_has_not_yet_said_who_it_is_is_told_as_unknown(path: Path, text: str) -> None:
+    with hold_lock(path, WHAT):
+        path.write_text(text)
+        assert "another process has just begun to work on it" in refuse(path)
+
+
+def test_other_errors_are_not_taken_for_a_file_system_without_locks(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def flock(*_: object) -> None:
+        raise OSError(errno.EIO, "broken disk")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(OSError, match="broken disk"), hold_lock(path, WHAT):
+        pytest.fail("went on")
+
+
+def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+    (tmp_path / "live").write_text("in the way")
+    with pytest.raises(LockError, match=r"live/x\.lock: can't be made"), hold_lock(tmp_path / "live" / "x.lock", "x"):
+        pytest.fail("went on")
+
+
+# --- a holder that is gone, and its lock is not ----------------------------------------------------------------------
+
+
+def write_holder(path: Path, host: str, pid: int, age_s: float = 0.0) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(asdict(Holder(WHAT, pid, host, "2026-01-02T03:04:05"))))
+    os.utime(path, (time.time() - age_s, time.time() - age_s))
+
+
+@pytest.fixture
+def dead_pid() -> int:
+    process = subprocess.Popen(["true"])
+    process.wait(30)
+    return process.pid
+
+
+@pytest.fixture
+def held_by_a_server(path: Path) -> Iterator[None]:
+    """The kernel's lock is held, by nobody that can be asked."""
+    path.parent.mkdir()
+    with path.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@pytest.mark.usefixtures("held_by_a_server")
+@pytest.mark.parametrize(("host", "age_s"), [("elsewhere", 200.0), (socket.gethostname(), 0.0)])
+def test_the_lock_of_one_who_is_provably_dead_is_taken_over_when_asked(
+    path: Path, dead_pid: int, host: str, age_s: float
+) -> None:
+    write_holder(path, host, dead_pid, age_s)
+    told = refuse(path)
+    assert f"{WHAT} by process {dead_pid} on {host} since 2026-01-02T03:04:05" in told and "--takeover" in told
+    with hold_lock(path, "this test", takeover=True):
+        assert json.loads(path.read_text())["what"] == "this test"
+        assert "this test by process" in refuse(path)
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+@pytest.mark.usefixtures("held_by_a_server")
+@pytest.mark.parametrize("host", ["elsewhere", socket.gethostname()])
+def test_the_lock_of_one_who_may_live_is_not(path: Path, host: str) -> None:
+    write_holder(path, host, os.getpid())
+    before = path.read_bytes()
+    with pytest.raises(LockError, match="not proven dead"), hold_lock(path, "this test", takeover=True):
+        pytest.fail("two hold it")
+    assert path.read_bytes() == before
+
+
+def test_a_holder_that_lives_touches_its_file(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with hold_lock(path, WHAT) as held:
+        os.utime(path, (0, 0))
+        held.keep()
+        assert path.stat().st_mtime == 0, "not at every call"
+        now_s = time.monotonic()
+        monkeypatch.setattr(lock.time, "monotonic", lambda: now_s + 11)
+        held.keep()
+        assert path.stat().st_mtime > 0
+
+
+# --- file systems without locks --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=[errno.ENOTSUP, errno.ENOSYS, errno.ENOLCK])
+def no_locks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    def flock(*_: object) -> None:
+        raise OSError(request.param, os.strerror(request.param))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+
+
+@pytest.mark.usefixtures("no_locks")
+def test_where_there_are_no_locks_the_words_count(path: Path, dead_pid: int) -> None:
+    with hold_lock(path, WHAT):
+        assert WHAT in refuse(path)
+    with hold_lock(path, "another"):
+        pass
+    write_holder(path, socket.gethostname(), dead_pid)
+    with hold_lock(path, "after one that was killed"):
+        pass
+    write_holder(path, "elsewhere", 1)
+    assert "on elsewhere since" in refuse(path)
