@@ -15,8 +15,8 @@ from doccls.config.arguments import add_config_arguments, load_arguments
 from doccls.data.workers import start_worker_server
 from doccls.errors import OwnError, UserError
 from doccls.run.heartbeat import Heartbeat, beating
-from doccls.run.lifeline import end_with_parent
-from doccls.run.paths import RunPaths, check_run_id, locate_run, name_log, new_run_id
+from doccls.run.lifeline import end_with_parent, is_launched
+from doccls.run.paths import check_run_id, locate_run, name_log, new_run_id
 from doccls.run.rank import rank_by_environment
 from doccls.run.runlog import RunLog, exit_code, render_exit
 from doccls.run.signals import (
@@ -64,22 +64,20 @@ def _train(arguments: argparse.Namespace) -> int:
         try:
             with beating() as heart:
                 config, now = load_arguments(arguments), datetime.now()
-                alone = None if config.data.valid_fold == "all" else config.data.valid_fold
-                if arguments.run_id:
+                if is_launched():  # into a run that is known to be this config's: its launcher hears of any mistake
                     paths = locate_run(config.output.exp_dir, check_run_id(arguments.run_id), now)
-                    heart.write_to(paths.heartbeat(alone, rank_by_environment()))
+                    heart.write_to(paths.heartbeat(_find_fold(config), rank_by_environment()))
                 if config.data.num_workers:
                     start_worker_server()  # it imports while this process does
                 from doccls.training.processes import on_main, start_processes
 
                 accelerator = start_processes(config)
-                run_id = on_main(accelerator, lambda: arguments.run_id or new_run_id(config.project.version))
-                path = name_log(config.output.logs_dir, run_id, now, alone)
+                run_id = arguments.run_id or new_run_id(config.project.version)
+                run_id = on_main(accelerator, lambda: check_run_id(run_id))
+                path = name_log(config.output.logs_dir, run_id, now, _find_fold(config))
                 log = RunLog(path if accelerator.is_main_process else None)
                 with log, naming_one_cause():
-                    paths = on_main(accelerator, lambda: locate_run(config.output.exp_dir, run_id, now))
-                    heart.write_to(paths.heartbeat(alone, accelerator.process_index))
-                    _run(config, paths, now, accelerator, log, heart)
+                    _run(config, run_id, now, accelerator, log, heart)
         except (Exception, Interrupted) as error:  # noqa: BLE001 (the last place: an error ends the process, told)
             return _fail(error, logged=log.opened)
     accelerator.end_training()
@@ -88,9 +86,12 @@ def _train(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _run(
-    config: Config, paths: RunPaths, now: datetime, accelerator: "Accelerator", log: RunLog, heart: Heartbeat
-) -> None:
+def _find_fold(config: Config) -> int | None:
+    """The one fold that is trained; None is all."""
+    return None if config.data.valid_fold == "all" else config.data.valid_fold
+
+
+def _run(config: Config, run_id: str, now: datetime, accelerator: "Accelerator", log: RunLog, heart: Heartbeat) -> None:
     """The run, in the order of the contract. All ranks must call."""
     from doccls.experiment import close_run, identify, open_run, prepare, tell_config
     from doccls.model.names import check_names
@@ -98,6 +99,7 @@ def _run(
 
     tell_config(config, log)
     on_main(accelerator, lambda: check_names(config))
+    paths = on_main(accelerator, lambda: locate_run(config.output.exp_dir, run_id, now))
     data = on_main(accelerator, lambda: prepare(config, paths, log))
     experiment = on_main(accelerator, lambda: identify(config, data, paths))
     processes = {
@@ -106,6 +108,7 @@ def _run(
         "precision": accelerator.mixed_precision,
     }
     finished = on_main(accelerator, lambda: open_run(experiment, now, processes))
+    heart.write_to(paths.heartbeat(_find_fold(config), accelerator.process_index))
     log.line(f"[ARTIFACTS] {paths.root}")
     _train_folds(experiment, finished, accelerator, log, heart)
     on_main(accelerator, lambda: close_run(experiment, log))

@@ -14,12 +14,17 @@ _PR_SET_PDEATHSIG = 1
 _LOOK_S = 1.0
 
 
+def is_launched(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether `launcher` has started this process."""
+    return PARENT in environment
+
+
 def end_with_parent(environment: Mapping[str, str] = os.environ) -> None:
     """If a launcher has started this process, SIGKILL strikes it when the launcher is gone; else nothing.
 
     On Linux the kernel does it (prctl(2), PR_SET_PDEATHSIG), elsewhere a thread that looks every second.
     """
-    if PARENT not in environment:
+    if not is_launched(environment):
         return
     parent = int(environment[PARENT])
     if sys.platform == "linux":
