@@ -51,19 +51,20 @@ def tell_times(run: Run) -> None:
     print(f"\nfrom the fault: all ranks gone in {ended_s - struck_s:.1f} s, next step in {stepped_s - struck_s:.1f} s")
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_a_fold_whose_rank_is_killed_is_started_again(
-    trainer: Trainer, undisturbed: Run, undisturbed_pair: Run, ranks: int
+@pytest.mark.parametrize(
+    ("ranks", "fault", "told_of"), [(1, "SIGKILL", 0), (2, "SIGKILL of rank 1", 1), (2, "whole fold", 0)]
+)
+def test_a_fold_that_is_killed_is_started_again(
+    trainer: Trainer, undisturbed: Run, undisturbed_pair: Run, ranks: int, fault: str, told_of: int
 ) -> None:
-    struck = ranks - 1
     sets, slots = (RECIPE, "1") if ranks == 1 else (PAIR, "2")
-    launched = launch(trainer, sets, "--slots", slots, fault=f"SIGKILL of rank {struck}")
+    launched = launch(trainer, sets, "--slots", slots, fault=fault)
     assert launched.code == 0, launched.out + launched.err
     assert_none_left(launched.run.folder)
     assert list_outcomes(launched.run) == ["crashed", "done"]
     tell_times(launched.run)
     told = "\n".join(launched.log)
-    assert f": failed: rank {struck} was killed by SIGKILL, last seen in " in told
+    assert f": failed: rank {told_of} was killed by SIGKILL, last seen in " in told
     assert "; its last lines:\n  | " in told and "\n  log: " in told
     assert "[LAUNCH] fold 1: starts again in 1 s, restart 1 of 2" in launched.log
     assert_same(launched.run, undisturbed if ranks == 1 else undisturbed_pair)

@@ -164,7 +164,8 @@ def test_whatever_fails_no_slot_is_overfilled_no_fold_is_lost_and_every_launch_e
             assert state.stopping or outcomes[-1] is Outcome.STOPPED, "left undone, though nobody asked for an end"
         if one.status == "failed":
             gave_up = sum(outcome in RESTARTED for outcome in outcomes) == policy.max_restarts + 1
-            errors = [ending.error for ending in books[one.fold].endings if ending.error]
+            ends = [ending for ending in books[one.fold].endings if ending.outcome in RESTARTED]
+            errors = [ending.error for ending in ends if ending.error is not None]
             came_back = errors[-1:] == errors[-2:-1] != []
             assert gave_up or came_back or outcomes[-1] in (Outcome.USER_ERROR, Outcome.OUT_OF_MEMORY)
     failed = any(one.status == "failed" for one in state.folds)
