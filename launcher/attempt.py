@@ -4,12 +4,14 @@ import re
 import signal
 import socket
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import TypeGuard
 
 import psutil
 
-from doccls.run.heartbeat import Beat, read_beat
+from doccls.run.heartbeat import Beat, Cause, read_beat
 from doccls.run.paths import RunPaths
 from launcher.local import start_fold
 from launcher.plan import Assignment
@@ -22,6 +24,8 @@ _LOOK_S = 0.5
 _START_LIMIT_S = 3600.0
 """How long imports, a look at the data and weights from the hub may take, where nothing beats."""
 _TAIL_LINES = 5
+_SIGNALLED = 128
+"""Exit codes above: this and the number of the signal that was heeded."""
 _LOG_STARTED = ">> Logger started: "
 _FAILED = re.compile(r"\[EXIT\]\[ERROR\] (?:training failed: |rank \d+ failed: )?(.*)")
 
@@ -35,7 +39,6 @@ class RunningFold:
         Raises:
             StartError: they can't be started.
         """
-        self.assignment = assignment
         fold, self._ranks = assignment.fold, range(len(assignment.ranks))
         self._heartbeats = [paths.heartbeat(fold, rank) for rank in self._ranks]
         for heartbeat in self._heartbeats:
@@ -73,28 +76,33 @@ class RunningFold:
     def conclude(self, done: bool, stopping: bool) -> tuple[Ending, str]:
         """How the attempt ended, and why, in words. `done`: the fold's part is there and valid."""
         codes, beats = self.processes.poll(), self._read_beats()
-        causes = [str(beat.cause) if beat and beat.cause else None for beat in beats]
+        causes = [beat.cause if beat else None for beat in beats]
         outcome = judge(codes, causes, done, self._silence is not None, stopping)
         if outcome in (Outcome.DONE, Outcome.STOPPED):
             return Ending(outcome), str(outcome)
         if self._silence is not None:
             return Ending(outcome), self._silence
-        if str(outcome) in causes:
-            rank = causes.index(str(outcome))
-        else:
-            rank = next((rank for rank in self.processes.ended if codes[rank]), 0)
+        rank = self._find_culprit(codes, causes)
         beat, code, console = beats[rank], codes[rank], self._read_console(rank)
         assert code is not None
         said = _FAILED.findall(console)
         if code > 0 and beat is not None and beat.cause is not None:
-            word = str(said[-1]) if said else f"{beat.error}: {beat.message}"
-            return Ending(outcome, f"{beat.error} after step {beat.step} of fold {beat.fold}"), self._name(rank, word)
+            error = f"{beat.error} after step {beat.step} of fold {beat.fold}"
+            return Ending(outcome, error), self._name(rank, said[-1] if said else f"{beat.error}: {beat.message}")
         if code > 0 and said:
-            return Ending(outcome, str(said[-1])), self._name(rank, str(said[-1]))
+            asked_to_leave = code > _SIGNALLED  # by somebody, and perhaps again: no error of its own
+            return Ending(outcome, None if asked_to_leave else said[-1]), self._name(rank, said[-1])
         where = f", last seen in {_tell_place(beat)}" if beat is not None else ""
         last = (console or self._read_console(0)).splitlines()[-_TAIL_LINES:]  # rank 0 says what all do
         tail = "".join(f"\n  | {line}" for line in last)
         return Ending(outcome), f"rank {rank} {_tell_code(code)}{where}; its last lines:{tail or ' none'}"
+
+    def _find_culprit(self, codes: Sequence[int | None], causes: Sequence[Cause | None]) -> int:
+        """The rank to be heard: one that says what went wrong, else the first that was seen to fail."""
+        for cause in (Cause.USER_ERROR, Cause.OUT_OF_MEMORY):
+            if cause in causes:
+                return causes.index(cause)
+        return next((rank for rank in self.processes.ended if codes[rank]), 0)
 
     def find_log(self) -> Path:
         """The fold's log, or what the process printed if it did not come so far."""
@@ -124,27 +132,27 @@ class RunningFold:
             if self._beat_counts[rank] != count:
                 self._beat_counts[rank], self._moved_s[rank] = count, now_s
         silences_s = [now_s - moved_s for moved_s in self._moved_s]
-        limits_s = [max(limit_s, _START_LIMIT_S) if _is_starting(beat) else limit_s for beat in beats]
-        if all(silence_s <= limit for silence_s, limit in zip(silences_s, limits_s, strict=True)):
+        start_limit_s = max(limit_s, _START_LIMIT_S)
+        if any(_has_begun(beat) and silent_s > limit_s for beat, silent_s in zip(beats, silences_s, strict=True)):
+            what = f"no progress within {limit_s:g} s (--hang-timeout)"
+        elif any(silent_s > start_limit_s for silent_s in silences_s):
+            what = f"training not begun within {start_limit_s:g} s"
+        else:
             return None
         told = ", ".join(
             f"rank {rank} {silence_s:.1f} s since {_tell_place(beat)}{_tell_state(pid)}"
             for rank, (silence_s, beat, pid) in enumerate(zip(silences_s, beats, self.processes.pids, strict=True))
         )
         stacks = ", ".join(map(str, self._consoles))
-        return (
-            f"no progress on {socket.gethostname()} within {limit_s:g} s (--hang-timeout): {told}; stacks -> {stacks}"
-        )
+        return f"{what} on {socket.gethostname()}: {told}; stacks -> {stacks}"
 
 
-def _is_starting(beat: Beat | None) -> bool:
-    return beat is None or beat.phase == "start"
+def _has_begun(beat: Beat | None) -> TypeGuard[Beat]:
+    return beat is not None and beat.phase != "start"
 
 
 def _tell_place(beat: Beat | None) -> str:
-    if beat is None or beat.phase == "start":
-        return "its start (imports, weights)"
-    return f"{beat.phase} step {beat.step}, epoch {beat.epoch}"
+    return f"{beat.phase} step {beat.step}, epoch {beat.epoch}" if _has_begun(beat) else "its start (imports, weights)"
 
 
 def _tell_state(pid: int) -> str:

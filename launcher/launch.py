@@ -281,7 +281,8 @@ class _Launch:
 
     def _tell_failure(self, failed: list[int]) -> str:
         missing = [one.fold for one in self._state.folds if one.status != "done"]
-        lines = [f"{len(failed)} folds failed", *(f"- fold {fold}: {self._reasons[fold]}" for fold in failed)]
+        heading = f"{len(failed)} fold{'s' if len(failed) > 1 else ''} failed"
+        lines = [heading, *(f"- fold {fold}: {self._reasons[fold]}" for fold in failed)]
         lines.append(f"missing: folds {', '.join(map(str, missing))}; to train just them: {self._options.again}")
         return "\n".join(lines)
 

@@ -30,7 +30,6 @@ class FoldProcesses:
     """The ranks of one fold."""
 
     ranks: tuple["subprocess.Popen[bytes]", ...]
-    started_s: float = field(default_factory=time.monotonic)
     ended: list[int] = field(default_factory=list)
     """Ranks in the order in which they were seen to have ended."""
     first_end_s: float | None = None

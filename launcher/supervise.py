@@ -6,9 +6,10 @@ from enum import StrEnum
 from signal import SIGTERM
 from typing import Literal
 
+from doccls.run.heartbeat import Cause
 from launcher.slots import Slot, list_starts
 
-LEFT = frozenset({128 + SIGTERM, -SIGTERM})
+_LEFT = frozenset({128 + SIGTERM, -SIGTERM})
 """Exit codes of a process that was asked to leave; the second before it hears signals."""
 
 
@@ -179,7 +180,9 @@ def _update(state: LaunchState, changed: FoldState) -> LaunchState:
     return replace(state, folds=tuple(changed if one.fold == changed.fold else one for one in state.folds))
 
 
-def judge(codes: Sequence[int | None], causes: Sequence[str | None], done: bool, hung: bool, stopping: bool) -> Outcome:
+def judge(
+    codes: Sequence[int | None], causes: Sequence[Cause | None], done: bool, hung: bool, stopping: bool
+) -> Outcome:
     """What the end of a fold's ranks means together; its valid part counts for more than any word.
 
     When one rank fails, the others fail for want of it: the cause is the one that says most.
@@ -188,7 +191,8 @@ def judge(codes: Sequence[int | None], causes: Sequence[str | None], done: bool,
         return Outcome.DONE
     if hung:
         return Outcome.HUNG
-    for outcome in (Outcome.USER_ERROR, Outcome.OUT_OF_MEMORY):
-        if str(outcome) in causes:
-            return outcome
-    return Outcome.STOPPED if stopping and LEFT.intersection(codes) else Outcome.CRASHED
+    if Cause.USER_ERROR in causes:
+        return Outcome.USER_ERROR
+    if Cause.OUT_OF_MEMORY in causes:
+        return Outcome.OUT_OF_MEMORY
+    return Outcome.STOPPED if stopping and _LEFT.intersection(codes) else Outcome.CRASHED

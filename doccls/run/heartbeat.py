@@ -115,6 +115,7 @@ def find_cause(error: Exception) -> Cause:
 def read_beat(path: Path) -> Beat | None:
     """The process's last beat; None if there is none, or none that can be read."""
     try:
-        return Beat(**json.loads(path.read_text(encoding="utf-8")))
+        beat = Beat(**json.loads(path.read_text(encoding="utf-8")))
+        return replace(beat, cause=None if beat.cause is None else Cause(beat.cause))
     except (OSError, ValueError, TypeError):
         return None

@@ -64,7 +64,7 @@ def test_a_fold_that_fails_leaves_the_others_and_the_run_id_trains_just_it(train
     failed = launch(trainer, PLAIN, "--slots", "2", "--max-restarts", "0", folder=folder)
     assert failed.code == 1
     told = failed.err
-    assert "1 folds failed" in told and "- fold 1: " in told and "best_fold1.pth" in told and "_fold1.log" in told
+    assert "1 fold failed" in told and "- fold 1: " in told and "best_fold1.pth" in told and "_fold1.log" in told
     assert "missing: folds 1; to train just them: doccls-launch run --config" in told and "--run-id tiny" in told
     assert failed.log[-2:] == ["[EXIT] TRAINING ERROR code=1", LAST]
     assert any(line.startswith("[LAUNCH] fold 1 on cpu ") and "failed: " in line for line in failed.log)
@@ -82,7 +82,7 @@ def test_fail_fast_asks_the_others_to_leave_and_starts_none(trainer: Trainer) ->
     slow = "train.epochs=500"  # fold 0 would take minutes
     failed = launch(trainer, (*PLAIN, slow), "--slots", "2", "--fail-fast", "--max-restarts", "0", folder=folder)
     assert failed.code == 1
-    assert "1 folds failed" in failed.err and "- fold 1: " in failed.err and "missing: folds 0, 1, 2;" in failed.err
+    assert "1 fold failed" in failed.err and "- fold 1: " in failed.err and "missing: folds 0, 1, 2;" in failed.err
     events = [line.split(" on cpu ")[0] for line in failed.log if line.startswith("[LAUNCH] fold ")]
     assert events.count("[LAUNCH] fold 2") == 0 and events.count("[LAUNCH] fold 0") == 2
     assert "[LAUNCH] stopping: folds 0 are asked to leave" in failed.log

@@ -124,7 +124,9 @@ def test_a_start_that_takes_over_an_hour_is(start: Start, clock: Clock, struck: 
     look(fold, clock, 3610)
     assert set(struck) == {processes[0].pid}
     processes[0].code = -9
-    assert "s since its start (imports, weights)" in fold.conclude(done=False, stopping=False)[1]
+    told = fold.conclude(done=False, stopping=False)[1]
+    assert told.startswith("training not begun within 3600 s on ")
+    assert "s since its start (imports, weights)" in told
 
 
 def test_a_rank_that_trains_and_falls_silent_is_asked_for_its_stacks_and_struck(
@@ -145,7 +147,8 @@ def test_a_rank_that_trains_and_falls_silent_is_asked_for_its_stacks_and_struck(
         one.code = -9
     ending, told = fold.conclude(done=False, stopping=False)
     assert ending == Ending(Outcome.HUNG)
-    assert "within 10 s (--hang-timeout): rank 0 " in told and "rank 1 " in told and "epoch 3" in told
+    assert told.startswith("no progress within 10 s (--hang-timeout) on ")
+    assert ": rank 0 " in told and "rank 1 " in told and "epoch 3" in told
 
 
 def test_without_a_limit_silence_is_borne(start: Start, clock: Clock, struck: list[int]) -> None:
@@ -223,6 +226,17 @@ def test_an_end_before_any_beat_is_told_by_what_was_printed_in_this_attempt(star
     processes[0].code = 1
     assert fold.has_ended(0.0)
     assert fold.conclude(done=False, stopping=False) == (Ending(Outcome.CRASHED, "no module"), "no module")
+
+
+@pytest.mark.parametrize("begun", [True, False])
+def test_to_be_asked_to_leave_by_another_is_no_error_that_comes_back(start: Start, tmp_path: Path, begun: bool) -> None:
+    fold, processes, hearts = start(1)
+    say(tmp_path, 0, "[EXIT][ERROR] training failed: SIGTERM received\n")
+    if begun:
+        hearts[0].beat(phase="stopped", fold=2, step=3, message="SIGTERM received")
+    processes[0].code = 128 + signal.SIGTERM
+    assert fold.has_ended(0.0)
+    assert fold.conclude(done=False, stopping=False) == (Ending(Outcome.CRASHED), "SIGTERM received")
 
 
 def test_done_and_stopped_need_no_reason(start: Start) -> None:

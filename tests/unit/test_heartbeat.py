@@ -16,7 +16,7 @@ import torch
 
 from doccls.errors import UserError
 from doccls.run import heartbeat
-from doccls.run.heartbeat import Beat, Heartbeat, beating, find_cause, read_beat
+from doccls.run.heartbeat import Beat, Cause, Heartbeat, beating, find_cause, read_beat
 from doccls.run.signals import Interrupted
 
 
@@ -190,11 +190,20 @@ def test_a_stop_is_no_failure(path: Path) -> None:
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"{", b"null", b"3", b"[]", b"{}", b'{"fold": 1}', b'{"unknown": 1}', b"\xff\xfe", b'"text"'],
+    [
+        *(b"", b"{", b"null", b"3", b"[]", b"{}", b'{"fold": 1}', b'{"unknown": 1}', b"\xff\xfe", b'"text"'),
+        b'{"host": "h", "pid": 7, "cause": "a later one"}',
+    ],
 )
 def test_what_cannot_be_read_is_no_beat(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "b.json").write_bytes(content)
     assert read_beat(tmp_path / "b.json") is None
+
+
+@pytest.mark.parametrize("cause", Cause)
+def test_a_cause_is_read_as_one(path: Path, clock: Clock, cause: Cause) -> None:
+    start(path, phase="failed", cause=cause)
+    assert read(path).cause is cause
 
 
 def test_a_beat_that_is_not_there_is_no_beat(tmp_path: Path) -> None:

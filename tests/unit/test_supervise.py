@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from doccls.run.heartbeat import Cause
 from launcher.devices import list_cpus
 from launcher.slots import Slot, make_slots
 from launcher.supervise import (
@@ -323,16 +324,16 @@ def test_out_of_memory_with_one_image_is_a_failure() -> None:
 @pytest.mark.parametrize(
     ("codes", "causes", "outcome"),
     [
-        ((1,), ("user error",), Outcome.USER_ERROR), ((1,), ("out of memory",), Outcome.OUT_OF_MEMORY),
-        ((1,), ("error",), Outcome.CRASHED), ((1,), (None,), Outcome.CRASHED), ((-9,), (None,), Outcome.CRASHED),
-        ((0,), (None,), Outcome.CRASHED), ((-9, 1), (None, "error"), Outcome.CRASHED),
-        ((1, 1), ("error", "out of memory"), Outcome.OUT_OF_MEMORY),
-        ((-6, 1), (None, "user error"), Outcome.USER_ERROR),
+        ((1,), (Cause.USER_ERROR,), Outcome.USER_ERROR), ((1,), (Cause.OUT_OF_MEMORY,), Outcome.OUT_OF_MEMORY),
+        ((1,), (Cause.ERROR,), Outcome.CRASHED), ((1,), (None,), Outcome.CRASHED), ((-9,), (None,), Outcome.CRASHED),
+        ((0,), (None,), Outcome.CRASHED), ((-9, 1), (None, Cause.ERROR), Outcome.CRASHED),
+        ((1, 1), (Cause.ERROR, Cause.OUT_OF_MEMORY), Outcome.OUT_OF_MEMORY),
+        ((-6, 1), (None, Cause.USER_ERROR), Outcome.USER_ERROR),
         ((143,), (None,), Outcome.CRASHED), ((-15,), (None,), Outcome.CRASHED),
     ],
 )  # fmt: skip
 def test_the_cause_that_says_most_counts(
-    codes: tuple[int, ...], causes: tuple[str | None, ...], outcome: Outcome
+    codes: tuple[int, ...], causes: tuple[Cause | None, ...], outcome: Outcome
 ) -> None:
     assert judge(codes, causes, done=False, hung=False, stopping=False) is outcome
     assert judge(codes[::-1], causes[::-1], done=False, hung=False, stopping=False) is outcome
@@ -345,12 +346,12 @@ def test_the_cause_that_says_most_counts(
     ("codes", "causes", "outcome"),
     [
         ((143,), (None,), Outcome.STOPPED), ((-15,), (None,), Outcome.STOPPED),
-        ((143, 1), (None, "error"), Outcome.STOPPED), ((-9,), (None,), Outcome.CRASHED),
-        ((1,), ("user error",), Outcome.USER_ERROR), ((1,), (None,), Outcome.CRASHED),
+        ((143, 1), (None, Cause.ERROR), Outcome.STOPPED), ((-9,), (None,), Outcome.CRASHED),
+        ((1,), (Cause.USER_ERROR,), Outcome.USER_ERROR), ((1,), (None,), Outcome.CRASHED),
     ],
 )  # fmt: skip
 def test_a_fold_is_stopped_if_it_left_when_asked(
-    codes: tuple[int, ...], causes: tuple[str | None, ...], outcome: Outcome
+    codes: tuple[int, ...], causes: tuple[Cause | None, ...], outcome: Outcome
 ) -> None:
     assert judge(codes, causes, done=False, hung=False, stopping=True) is outcome
 
