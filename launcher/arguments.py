@@ -42,7 +42,11 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument("--takeover", action="store_true", help="take the run from a launcher that is provably dead")
     plan.add_argument("--json", action="store_true", help="for scripts")
     merge = commands.add_parser("merge", help="merge the folds' OOF parts and metrics, wherever they were trained")
-    merge.add_argument("run", type=Path, metavar="RUN", help="folder of the run: <exp_dir>/YYYYMMDD/<run_id>")
+    status = commands.add_parser("status", help="say where each fold of a run stands, launched or not")
+    status.add_argument("--json", action="store_true", help="for scripts")
+    cancel = commands.add_parser("cancel", help="stop the launcher of a run and all its folds, in good order")
+    for command in (merge, status, cancel):
+        command.add_argument("run", type=Path, metavar="RUN", help="folder of the run: <exp_dir>/YYYYMMDD/<run_id>")
     return parser
 
 

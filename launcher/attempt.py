@@ -92,7 +92,7 @@ class RunningFold:
         if code > 0 and said:
             asked_to_leave = code > _SIGNALLED  # by somebody, and perhaps again: no error of its own
             return Ending(outcome, None if asked_to_leave else said[-1]), self._name(rank, said[-1])
-        where = f", last seen in {_tell_place(beat)}" if beat is not None else ""
+        where = f", last seen in {tell_place(beat)}" if beat is not None else ""
         last = (console or self._read_console(0)).splitlines()[-_TAIL_LINES:]  # rank 0 says what all do
         tail = "".join(f"\n  | {line}" for line in last)
         return Ending(outcome), f"rank {rank} {_tell_code(code)}{where}; its last lines:{tail or ' none'}"
@@ -140,19 +140,20 @@ class RunningFold:
         else:
             return None
         told = ", ".join(
-            f"rank {rank} {silence_s:.1f} s since {_tell_place(beat)}{_tell_state(pid)}"
+            f"rank {rank} {silence_s:.1f} s since {tell_place(beat)}{_tell_state(pid)}"
             for rank, (silence_s, beat, pid) in enumerate(zip(silences_s, beats, self.processes.pids, strict=True))
         )
         stacks = ", ".join(map(str, self._consoles))
         return f"{what} on {socket.gethostname()}: {told}; stacks -> {stacks}"
 
 
+def tell_place(beat: Beat | None) -> str:
+    """How far a process is; None is one that has not said anything yet."""
+    return f"{beat.phase} step {beat.step}, epoch {beat.epoch}" if _has_begun(beat) else "its start (imports, weights)"
+
+
 def _has_begun(beat: Beat | None) -> TypeGuard[Beat]:
     return beat is not None and beat.phase != "start"
-
-
-def _tell_place(beat: Beat | None) -> str:
-    return f"{beat.phase} step {beat.step}, epoch {beat.epoch}" if _has_begun(beat) else "its start (imports, weights)"
 
 
 def _tell_state(pid: int) -> str:

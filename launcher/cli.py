@@ -1,9 +1,10 @@
-"""`doccls-launch run | plan | merge`: what each command does with its words.
+"""`doccls-launch run | plan | status | cancel | merge`: what each command does with its words.
 
 What a command needs beside the config is imported by that command: `--help` and `plan` answer at once.
 """
 
 import argparse
+import functools
 import json
 import os
 import sys
@@ -25,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.command == "run":
         return _run(arguments, words)
     try:
-        return {"plan": _plan, "merge": _merge}[arguments.command](arguments)
+        return _COMMANDS[arguments.command](arguments)
     except UserError as error:
         print(f"doccls-launch {arguments.command}: {error}", file=sys.stderr)
         return 1
@@ -95,14 +96,39 @@ def _merge(arguments: argparse.Namespace) -> int:
     from doccls.oof.merge import merge_run  # scikit-learn takes a second to import
     from doccls.oof.summary import list_scores
 
-    paths = RunPaths(arguments.run.resolve())
-    if not paths.root.is_dir():
-        raise RunError(f"no such run folder: {paths.root} (runs lie in <output.exp_dir>/YYYYMMDD/<run_id>)")
+    paths = _find_run(arguments)
     scores = list_scores(merge_run(paths))
     print(f"[OOF] -> {paths.oof_logits}")
     for line in scores:
         print(line)
     return 0
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    from launcher.status import describe_status, read_status, render_status
+
+    status = read_status(_find_run(arguments))
+    now = datetime.now().astimezone()
+    print(json.dumps(describe_status(status), indent=2) if arguments.json else render_status(status, now))
+    return 0
+
+
+def _cancel(arguments: argparse.Namespace) -> int:
+    from launcher.cancel import cancel_run
+
+    cancel_run(_find_run(arguments), functools.partial(print, flush=True))
+    return 0
+
+
+def _find_run(arguments: argparse.Namespace) -> RunPaths:
+    paths = RunPaths(arguments.run.resolve())
+    if not paths.root.is_dir():
+        raise RunError(f"no such run folder: {paths.root} (runs lie in <output.exp_dir>/YYYYMMDD/<run_id>)")
+    return paths
+
+
+_COMMANDS = {"plan": _plan, "status": _status, "cancel": _cancel, "merge": _merge}
+"""All but `run`, which tells its errors into a log."""
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 import os
 import socket
-import sys
 import tempfile
 import time
 from contextlib import suppress
@@ -16,11 +15,10 @@ from doccls.experiment import Experiment, close_run, identify, list_wanted, open
 from doccls.oof.parts import PartError, read_part
 from doccls.run.lock import Lock, hold_lock
 from doccls.run.paths import RunPaths, locate_run
-from doccls.run.provenance import render_command
 from doccls.run.runlog import RunLog
 from doccls.run.signals import at_sudden_end, check_stop, stop_requested, stopping_gracefully
 from launcher.attempt import RunningFold
-from launcher.ledger import Attempt, Ledger, begin_launch, tell_time, write_ledger
+from launcher.ledger import Attempt, Ledger, begin_launch, tell_duration, tell_time, write_ledger
 from launcher.local import FoldProcesses, StartError, kill_folds, strike_folds
 from launcher.plan import LaunchPlan, Workload, render_plan
 from launcher.slots import Slot
@@ -99,7 +97,7 @@ def _describe_launch(experiment: Experiment, options: LaunchOptions, log: RunLog
         ranks_per_fold=len(options.slots[0].devices),
         host=socket.gethostname(),
         pid=os.getpid(),
-        command=render_command(sys.argv),
+        again=options.again,
         started=tell_time(now),
         log=str(log.path),
     )
@@ -292,14 +290,6 @@ class _Launch:
     def _note(self, ledger: Ledger) -> None:
         self._ledger = ledger
         write_ledger(self._paths.ledger, ledger)
-
-
-def tell_duration(seconds: float) -> str:
-    """Such as `45 s`, `12 min` or `3 h 05 min`."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def _separate(told: str) -> str:

@@ -55,7 +55,8 @@ class Ledger:
     host: str
     """Of the last launch."""
     pid: int
-    command: str
+    again: str
+    """The command that trains what is missing."""
     started: str
     log: str
     attempts: tuple[Attempt, ...] = ()
@@ -130,6 +131,14 @@ def read_ledger(path: Path) -> Ledger | None:
 def tell_time(now: datetime) -> str:
     """As the ledger writes times: in UTC, so that their texts order as they do."""
     return now.astimezone(UTC).isoformat(timespec="milliseconds")
+
+
+def tell_duration(seconds: float) -> str:
+    """Such as `45 s`, `12 min` or `3 h 05 min`."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def _with_tuples(fields: dict[str, Any]) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from doccls.errors import UserError
 
 _NO_LOCKS_HERE = (errno.ENOTSUP, errno.ENOSYS, errno.ENOLCK)
 _KEEP_S = 10.0
+_LOOK_S = 0.1
 _DEAD_S = 120.0
 """A holder on another machine that has not touched its file for so long is dead."""
 
@@ -80,10 +81,31 @@ def hold_lock(path: Path, what: str, takeover: bool = False) -> Iterator[Lock]:
                 file.truncate(0)
 
 
+def find_holder(path: Path) -> Holder | None:
+    """Who holds the lock; None if nobody does, or has not yet said so.
+
+    To know, it shares in the lock for an instant if that is free.
+    """
+    try:
+        with path.open(encoding="utf-8") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return _read_holder(path)
+            except OSError as error:
+                if error.errno not in _NO_LOCKS_HERE:
+                    raise
+                holder = _read_holder(path)
+                return None if _is_dead(holder, path) else holder
+            return None
+    except FileNotFoundError:
+        return None
+
+
 def _acquire(path: Path, takeover: bool) -> IO[str]:
     file = _open(path)
     try:
-        while not _try_lock(file, path):
+        while not _try_lock_twice(file, path):
             holder = _read_holder(path)
             if not (takeover and _is_dead(holder, path)):
                 raise LockError(_refuse(holder, path, takeover))
@@ -104,6 +126,14 @@ def _open(path: Path) -> IO[str]:
         return path.open("a+", encoding="utf-8")
     except OSError as error:
         raise LockError(f"{path}: can't be made: {error.strerror} (runs lie in output.exp_dir)") from error
+
+
+def _try_lock_twice(file: IO[str], path: Path) -> bool:
+    """Whoever looks for the holder (`find_holder`) is in the way for an instant."""
+    if _try_lock(file, path):
+        return True
+    time.sleep(_LOOK_S)
+    return _try_lock(file, path)
 
 
 def _try_lock(file: IO[str], path: Path) -> bool:

@@ -72,6 +72,14 @@ def launch(
     return finish(start(trainer, sets, folder, *words, fault=fault), folder)
 
 
+def ask(*words: str) -> str:
+    """What another command of `doccls-launch` says."""
+    return subprocess.run(
+        [sys.executable, "-m", "launcher", *words],
+        env=clean_environment(), capture_output=True, text=True, timeout=LAUNCH_S, check=True,
+    ).stdout  # fmt: skip
+
+
 def folder_processes(folder: Path) -> list[psutil.Process]:
     """Whatever runs on behalf of the folder's launch: told so by its command, or by the folder that it works in."""
     found = []

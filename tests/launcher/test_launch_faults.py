@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from fault_train import STEPPED, STRUCK
-from launches import assert_none_left, await_event, finish, launch, start, trains
+from launches import ask, assert_none_left, await_event, finish, launch, start, trains
 from tiny_runs import PLAIN, Run, Trainer
 
 RECIPE = (*PLAIN, "data.valid_fold=1", "data.num_workers=1")
@@ -173,7 +173,7 @@ def test_ctrl_c_twice_ends_all_at_once(trainer: Trainer, undisturbed: Run) -> No
     assert_same(again.run, undisturbed)
 
 
-def test_a_run_that_is_being_launched_is_refused_to_a_second_launcher(trainer: Trainer) -> None:
+def test_a_run_that_is_launched_is_refused_to_a_second_launcher_and_can_be_cancelled(trainer: Trainer) -> None:
     folder = trainer.new_folder()
     sets = (*RECIPE, "train.epochs=500")
     process = start(trainer, sets, folder, "--slots", "1")
@@ -186,8 +186,14 @@ def test_a_run_that_is_being_launched_is_refused_to_a_second_launcher(trainer: T
             second = launch(trainer, sets, "--slots", "1", *words, folder=other)
             assert second.code == 1
             assert f"run tiny is being launched by process {process.pid} on " in second.err
+        status = json.loads(ask("status", "--json", str(Run([], folder).root)))
+        assert status["launcher"]["pid"] == process.pid and status["folds"][1]["state"] == "running"
+        assert " epoch " in status["folds"][1]["remark"]
         assert process.poll() is None
-    finally:
-        process.terminate()
+        assert "[CANCEL] stopped" in ask("cancel", str(Run([], folder).root))
         assert finish(process, folder).code == 143
+        status = json.loads(ask("status", "--json", str(Run([], folder).root)))
+        assert status["launcher"] is None and status["folds"][1]["state"] == "stopped"
+    finally:
+        process.kill()
     assert_none_left(folder)

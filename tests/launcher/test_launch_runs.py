@@ -2,15 +2,12 @@
 
 import os
 import signal
-import subprocess
-import sys
 import time
 
 import psutil
 import pytest
 import yaml
-from launches import LAST, assert_same_bytes, await_event, finish, launch, start, trains
-from rank_launcher import clean_environment
+from launches import LAST, ask, assert_same_bytes, await_event, finish, launch, start, trains
 from tiny_runs import PLAIN, RICH, Run, Trainer
 
 
@@ -41,11 +38,7 @@ def test_folds_side_by_side_give_the_bytes_of_one_process(trainer: Trainer) -> N
     assert snapshot["provenance"]["device"] == ["cpu 0", "cpu 1"]
     # By hand the same bytes again.
     before = {name: digest for name, digest in launched.run.list_files().items() if name.startswith(("oof", "summary"))}
-    done = subprocess.run(
-        [sys.executable, "-m", "launcher", "merge", str(launched.run.root)],
-        env=clean_environment(), capture_output=True, text=True, timeout=60, check=True,
-    )  # fmt: skip
-    assert "[OOF] all folds macro_f1=" in done.stdout
+    assert "[OOF] all folds macro_f1=" in ask("merge", str(launched.run.root))
     assert before.items() <= launched.run.list_files().items()
 
 

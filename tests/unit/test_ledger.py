@@ -23,7 +23,7 @@ FIRST = Attempt(
 SECOND = Attempt(3, 2, "cpu 0", ("cpu 0",), 4, "2026-01-02T03:06:00.000")
 LEDGER = Ledger(
     run_id="v001-abc", identity="f" * 64, num_folds=5, folds=(3, 0), ranks_per_fold=2, host="höst", pid=7,
-    command="doccls-launch run --set 'a b'", started="2026-01-02T03:04:00.000", log="/logs/run.log",
+    again="doccls-launch run --set 'a b'", started="2026-01-02T03:04:00.000", log="/logs/run.log",
     attempts=(FIRST, SECOND),
 )  # fmt: skip
 

@@ -20,7 +20,7 @@ import pytest
 
 from doccls.errors import UserError
 from doccls.run import lock
-from doccls.run.lock import Holder, LockError, hold_lock
+from doccls.run.lock import Holder, LockError, find_holder, hold_lock
 
 WHAT = "run r is being launched"
 
@@ -200,6 +200,44 @@ def test_a_holder_that_lives_touches_its_file(path: Path, monkeypatch: pytest.Mo
         monkeypatch.setattr(lock.time, "monotonic", lambda: now_s + 11)
         held.keep()
         assert path.stat().st_mtime > 0
+
+
+# --- who holds it ----------------------------------------------------------------------------------------------------
+
+
+def test_the_holder_of_another_process_is_found_and_not_hindered(path: Path) -> None:
+    assert find_holder(path) is None
+    with another_process(path) as process:
+        holder = find_holder(path)
+        assert holder is not None and (holder.what, holder.pid, holder.host) == (
+            WHAT,
+            process.pid,
+            socket.gethostname(),
+        )
+        process.kill()
+        process.wait(30)
+        assert path.read_text() != "", "its words stay"
+        assert find_holder(path) is None
+    with hold_lock(path, "the next one"):
+        pass
+
+
+def test_who_looks_at_the_wrong_moment_is_not_taken_for_a_holder(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path.parent.mkdir()
+    with path.open("a") as looking:
+        fcntl.flock(looking, fcntl.LOCK_SH)
+        monkeypatch.setattr(lock.time, "sleep", lambda seconds: fcntl.flock(looking, fcntl.LOCK_UN))
+        with hold_lock(path, WHAT):
+            assert WHAT in refuse(path)
+
+
+@pytest.mark.usefixtures("no_locks")
+def test_without_locks_the_holder_is_who_says_so_unless_it_is_dead(path: Path, dead_pid: int) -> None:
+    with hold_lock(path, WHAT):
+        assert str(find_holder(path)).startswith(f"{WHAT} by process {os.getpid()} on ")
+    assert find_holder(path) is None
+    write_holder(path, socket.gethostname(), dead_pid)
+    assert find_holder(path) is None
 
 
 # --- file systems without locks --------------------------------------------------------------------------------------

@@ -1,0 +1,189 @@
+"""The status of a run: each fold by its part first, then by who works on it, then by how its last attempt ended."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from doccls.oof.parts import OofPart, PartInfo, write_part
+from doccls.run.artifacts import write_text
+from doccls.run.heartbeat import Beat, Heartbeat
+from doccls.run.lock import hold_lock
+from doccls.run.paths import RunPaths
+from launcher.cli import main
+from launcher.ledger import Attempt, Ledger, write_ledger
+from launcher.status import Seen, State, describe_fold, read_status, render_status
+
+BEFORE, BEGUN, LATER = (f"2026-01-02T03:0{minute}:00.000+00:00" for minute in (1, 4, 6))
+LEDGER = Ledger(
+    run_id="r", identity="id", num_folds=4, folds=(0, 1, 2), ranks_per_fold=2, host="h", pid=7,
+    again="doccls-launch run --config c.yaml --run-id r", started=BEGUN, log="/logs/run.log",
+)  # fmt: skip
+OPEN = Attempt(1, 2, "gpu 0", ("GPU-a",), 8, LATER, pids=(12,))
+FAILED = replace(OPEN, ended=LATER, outcome="crashed", then="failed", message="rank 1 was killed\n  | last words")
+TRAINS = Beat("elsewhere", 5, "train", fold=1, epoch=2, step=14)
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> RunPaths:
+    paths = RunPaths(tmp_path / "20260102" / "r")
+    paths.live.mkdir(parents=True)
+    return paths
+
+
+def finish(paths: RunPaths, fold: int, identity: str = "id", name: int | None = None) -> None:
+    info = PartInfo(
+        identity=identity, fold=fold, num_folds=4, num_samples=8, classes=("x", "y"), ids=("a", "b"), skipped=(),
+        best_epoch=1, macro_f1=0.75,
+    )  # fmt: skip
+    rows = np.array([2 * fold, 2 * fold + 1])
+    part = OofPart(info, rows, np.zeros((2, 2), np.float32), np.zeros(2, np.int64))
+    write_part(paths.part(fold if name is None else name), part)
+
+
+# --- one fold --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("seen", "launching", "state"),
+    [
+        (Seen(), True, State.WAITING),
+        (Seen(), False, State.MISSING),
+        (Seen(attempts=(OPEN,)), True, State.RUNNING),
+        (Seen(attempts=(OPEN,)), False, State.LOST),
+        (Seen(attempts=(OPEN,), beats=(TRAINS,)), False, State.LOST),
+        (Seen(beats=(TRAINS,), alive=True), False, State.RUNNING),  # trained by hand
+        (Seen(attempts=(FAILED,)), True, State.FAILED),
+        (Seen(attempts=(FAILED,)), False, State.FAILED),
+        (Seen(attempts=(replace(FAILED, started=BEFORE),)), True, State.WAITING),  # failed in an earlier launch
+        (Seen(attempts=(replace(FAILED, then="waiting"),)), True, State.WAITING),
+        (Seen(attempts=(replace(FAILED, then="waiting"),)), False, State.MISSING),
+        (Seen(attempts=(replace(FAILED, outcome="stopped", then="stopped"),)), False, State.STOPPED),
+        (Seen(attempts=(replace(FAILED, outcome="lost", then="waiting"),)), False, State.LOST),
+        (Seen(attempts=(replace(FAILED, outcome="done", then="done"),), damage="torn"), False, State.MISSING),
+    ],
+)
+def test_a_folds_state(seen: Seen, launching: bool, state: State) -> None:
+    assert describe_fold(1, seen, LEDGER, launching).state is state
+    assert describe_fold(1, replace(seen, macro_f1=0.5), LEDGER, launching).state is State.DONE, "by its part"
+
+
+def test_a_fold_that_the_launch_does_not_train_does_not_wait() -> None:
+    assert describe_fold(3, Seen(), LEDGER, launching=True).state is State.MISSING
+
+
+def test_the_remark_is_how_far_the_slowest_rank_is_or_what_was_wrong() -> None:
+    beats = (TRAINS, replace(TRAINS, phase="validate", step=13))
+    assert describe_fold(1, Seen(attempts=(OPEN,), beats=beats), LEDGER, True).remark == "validate step 13, epoch 2"
+    assert describe_fold(1, Seen(attempts=(OPEN,)), LEDGER, True).remark == "its start (imports, weights)"
+    assert describe_fold(1, Seen(attempts=(FAILED,)), LEDGER, True).remark == FAILED.message
+    assert describe_fold(1, Seen(damage="torn"), None, False).remark == "torn"
+    assert describe_fold(1, Seen(macro_f1=0.5, attempts=(FAILED,)), None, False).remark is None
+
+
+# --- a run -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_launched_run(paths: RunPaths) -> None:
+    write_ledger(paths.ledger, replace(LEDGER, attempts=(replace(OPEN, fold=0, number=1), OPEN)))
+    finish(paths, 0)
+    heart = Heartbeat()
+    heart.write_to(paths.heartbeat(1, 0))
+    heart.beat(phase="train", fold=1, epoch=2, step=14)
+    now = datetime(2026, 1, 2, 3, 6, 45, tzinfo=UTC)
+    with hold_lock(paths.launch_lock, "run r is being launched"):
+        status = read_status(paths)
+        assert render_status(status, now).splitlines() == [
+            f"[STATUS] run {paths.root}",
+            f"[STATUS] {status.launcher}",
+            "fold  state    on     attempt  macro_f1",
+            "0     done     gpu 0  1        0.75000",
+            "1     running  gpu 0  1                  train step 14, epoch 2, started 45 s ago",
+            "2     waiting",
+            "3     missing",
+            "[STATUS] 1 of 4 folds done, not merged",
+        ]
+    assert f"by process {os.getpid()} on {socket.gethostname()}" in str(status.launcher)
+    heart.end()
+    lines = render_status(read_status(paths), now).splitlines()
+    assert lines[1] == "[STATUS] no launcher works on it"
+    assert [line.split()[1] for line in lines[3:7]] == ["done", "lost", "missing", "missing"]
+    assert lines[-1] == f"[STATUS] to train the rest: {LEDGER.again}"
+
+
+def test_a_finished_run_needs_nothing_more(paths: RunPaths) -> None:
+    write_ledger(paths.ledger, LEDGER)
+    for fold in range(4):
+        finish(paths, fold)
+    assert not read_status(paths).merged
+    paths.summary.touch()
+    status = read_status(paths)
+    assert status.merged and status.again is None
+    assert render_status(status, datetime.now(UTC)).endswith("4 of 4 folds done, merged")
+
+
+def test_a_run_that_was_trained_by_hand(paths: RunPaths) -> None:
+    finish(paths, 2)
+    heart = Heartbeat()
+    heart.write_to(paths.heartbeat(None, 0))
+    heart.beat(phase="validate", fold=3, epoch=1, step=9)
+    states = [State.MISSING, State.MISSING, State.DONE, State.RUNNING]
+    assert [one.state for one in read_status(paths).folds] == states, "as many folds as the part says"
+    paths.part(2).unlink()
+    write_text(paths.snapshot, "data: {folds: 5}\n")
+    assert [one.state for one in read_status(paths).folds] == [*states[:2], State.MISSING, State.RUNNING, State.MISSING]
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"), [("torn", "can't be read"), ("fold", "of another fold"), ("identity", "another experiment")]
+)
+def test_a_part_that_is_no_result_of_the_fold_is_told(paths: RunPaths, damage: str, told: str) -> None:
+    write_ledger(paths.ledger, LEDGER)
+    if damage == "torn":
+        write_text(paths.part(1), "torn")
+    else:
+        finish(paths, 2 if damage == "fold" else 1, "other" if damage == "identity" else "id", name=1)
+    fold = read_status(paths).folds[1]
+    assert fold.state is State.MISSING and told in str(fold.remark)
+
+
+# --- the command -----------------------------------------------------------------------------------------------------
+
+
+def test_scripts_get_json(paths: RunPaths, capsys: pytest.CaptureFixture[str]) -> None:
+    write_ledger(paths.ledger, replace(LEDGER, attempts=(FAILED,)))
+    assert main(["status", "--json", str(paths.root)]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["launcher"], told["merged"], told["again"]) == (None, False, LEDGER.again)
+    assert told["folds"][1] == {
+        "fold": 1, "state": "failed", "macro_f1": None, "slot": "gpu 0", "attempts": 1, "since": LATER,
+        "remark": FAILED.message,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("folder", "told"), [("20260102/r", "no run in "), ("gone", "no such run folder: ")])
+@pytest.mark.parametrize("command", ["status", "cancel"])
+def test_what_is_no_run_is_told(
+    paths: RunPaths, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str, folder: str, told: str
+) -> None:
+    if command == "cancel" and folder != "gone":
+        told = "no launcher works on run "
+    assert main([command, str(tmp_path / folder)]) == 1
+    assert f"doccls-launch {command}: {told}" in capsys.readouterr().err
+
+
+def test_a_run_that_another_machine_launches_is_not_cancelled_from_here(
+    paths: RunPaths, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with hold_lock(paths.launch_lock, "run r is being launched"):
+        monkeypatch.setattr("launcher.cancel.socket.gethostname", lambda: "another")
+        monkeypatch.setattr(os, "kill", lambda *_: pytest.fail("a process of this machine was struck"))
+        assert main(["cancel", str(paths.root)]) == 1
+    assert "cancel it there" in capsys.readouterr().err
