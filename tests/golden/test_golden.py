@@ -31,6 +31,8 @@ HELPS = {
     "doccls_launch_run": ("launcher", "run", "--help"),
     "doccls_launch_plan": ("launcher", "plan", "--help"),
     "doccls_launch_merge": ("launcher", "merge", "--help"),
+    "doccls_launch_status": ("launcher", "status", "--help"),
+    "doccls_launch_cancel": ("launcher", "cancel", "--help"),
 }
 
 
