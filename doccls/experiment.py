@@ -121,11 +121,6 @@ def open_run(experiment: Experiment, now: datetime, processes: Mapping[str, Any]
     return finished
 
 
-def list_wanted(config: Config) -> list[int]:
-    """The folds that the config asks for."""
-    return list(range(config.data.folds)) if config.data.valid_fold == "all" else [config.data.valid_fold]
-
-
 def close_run(experiment: Experiment, log: RunLog) -> None:
     """Merge the folds, if all were asked for, and log the scores and the end; the main process calls.
 

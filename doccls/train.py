@@ -74,7 +74,8 @@ def _train(arguments: argparse.Namespace) -> int:
                 accelerator = start_processes(config)
                 run_id = arguments.run_id or new_run_id(config.project.version)
                 run_id = on_main(accelerator, lambda: check_run_id(run_id))
-                path = name_log(config.output.logs_dir, run_id, now, _find_fold(config))
+                fold = _find_fold(config)
+                path = name_log(config.output.logs_dir, run_id, now, "" if fold is None else f"fold{fold}")
                 log = RunLog(path if accelerator.is_main_process else None)
                 with log, naming_one_cause():
                     _run(config, run_id, now, accelerator, log, heart)
@@ -117,10 +118,9 @@ def _run(config: Config, run_id: str, now: datetime, accelerator: "Accelerator",
 def _train_folds(
     experiment: "Experiment", finished: list[int], accelerator: "Accelerator", log: RunLog, heart: Heartbeat
 ) -> None:
-    from doccls.experiment import list_wanted
     from doccls.training.fold import load_folds, release_memory, train_fold
 
-    wanted = list_wanted(experiment.config)
+    wanted = experiment.config.data.list_wanted()
     for fold in wanted:
         if fold in finished:
             log.line(f"[FOLD {fold}] finished before: kept {experiment.paths.part(fold)}")

@@ -16,6 +16,7 @@ from doccls.run.paths import RunPaths, locate_run
 from launcher.devices import Device, DeviceError, choose_gpus, count_cores, find_gpus, list_cpus
 from launcher.plan import LaunchPlan, Workload, plan_waves, warn_of_threads
 from launcher.slots import Slot, make_slots
+from launcher.slurm_text import JobRequest, SlurmTask
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -26,19 +27,18 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     run = commands.add_parser("run", help="train the folds that are missing, side by side, and merge them")
     plan = commands.add_parser("plan", help="say what run would do: which fold where, in which order; start nothing")
+    task = commands.add_parser(
+        "task", help="within a Slurm job: train its share of the folds; slurm/kfold.sh does this"
+    )
+    for command in (run, plan, task):
+        _add_run_arguments(command)
+        _add_policy_arguments(command)
     for command in (run, plan):
-        _add_launch_arguments(command)
-    run.add_argument("--fail-fast", action="store_true", help="stop all folds when one has failed")
-    run.add_argument(
-        "--max-restarts", type=_natural, default=2, metavar="N", help="of a fold that died or hung (default: 2)"
-    )
-    run.add_argument(
-        "--hang-timeout",
-        type=_duration,
-        default=1800.0,
-        metavar="TIME",
-        help="kill and restart a fold without progress for so long: 90s, 30m (default), 2h; 0 is never",
-    )
+        command.add_argument("--backend", choices=("local", "slurm"), default="local", help="default: this machine")
+        _add_device_arguments(command)
+        _add_slurm_arguments(command)
+    task.add_argument("--share", action="store_true", help="an array's tasks 0 to T - 1 share all folds out")
+    run.add_argument("--wait", action="store_true", help="with --backend slurm: return when the run has ended")
     run.add_argument("--takeover", action="store_true", help="take the run from a launcher that is provably dead")
     plan.add_argument("--json", action="store_true", help="for scripts")
     merge = commands.add_parser("merge", help="merge the folds' OOF parts and metrics, wherever they were trained")
@@ -50,17 +50,54 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_launch_arguments(parser: argparse.ArgumentParser) -> None:
+def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
     add_config_arguments(parser)
     parser.add_argument("--run-id", metavar="ID", help="name of the run; of an existing one only the rest is trained")
+
+
+def _add_policy_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--fail-fast", action="store_true", help="stop all folds when one has failed")
+    parser.add_argument(
+        "--max-restarts", type=_natural, default=2, metavar="N", help="of a fold that died or hung (default: 2)"
+    )
+    parser.add_argument(
+        "--hang-timeout",
+        type=_duration,
+        default=1800.0,
+        metavar="TIME",
+        help="kill and restart a fold without progress for so long: 90s, 30m (default), 2h; 0 is never",
+    )
+
+
+def _add_device_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--gpus", metavar="LIST", help="as 0,1,3 (nvidia-smi's numbers) or UUIDs; default: all visible")
     parser.add_argument(
-        "--gpus-per-fold", type=_count, metavar="N", help="train each fold on N (default: train.num_processes, or 1)"
+        "--gpus-per-fold", type=_natural, metavar="N", help="train each fold on N (default: train.num_processes, or 1)"
     )
     parser.add_argument("--folds-per-gpu", type=_count, default=1, metavar="N", help="small models: N share a GPU")
     parser.add_argument(
         "--slots", type=_count, metavar="N", help="use N CPU processes, no GPU (default without GPUs: as cores allow)"
     )
+
+
+def _add_slurm_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("with --backend slurm (--gpus-per-fold 0 computes on CPUs)")
+    group.add_argument("--nodes", type=_count, metavar="N", help="of each fold (default: 1)")
+    group.add_argument(
+        "--cpus-per-node", type=_count, metavar="N", help="default: what train.cpu_threads and data.num_workers take"
+    )
+    group.add_argument("--partition", metavar="NAME")
+    group.add_argument("--account", metavar="NAME")
+    group.add_argument("--time", metavar="LIMIT", help="of a task, as sbatch takes it: 4:00:00")
+    group.add_argument("--at-once", type=_count, metavar="N", help="most folds at a time")
+    group.add_argument(
+        "--sbatch-arg", action="append", default=[], metavar="ARG", help="any other, as in --sbatch-arg=--qos=high"
+    )
+
+
+_ONLY_SLURM = ("nodes", "cpus_per_node", "partition", "account", "time", "at_once", "sbatch_arg", "wait")
+_ONLY_LOCAL = {"gpus": None, "folds_per_gpu": 1, "slots": None, "fail_fast": False, "takeover": False}
+"""And their defaults."""
 
 
 def _natural(text: str) -> int:
@@ -89,6 +126,11 @@ def choose_slots(arguments: argparse.Namespace, config: Config) -> tuple[Slot, .
     Raises:
         DeviceError: more is asked for than there is, or one thing and its opposite.
     """
+    stated = [name for name in _ONLY_SLURM if getattr(arguments, name, None)]
+    if stated:
+        raise DeviceError(f"{_join_options(stated)}: only with --backend slurm")
+    if arguments.gpus_per_fold == 0:
+        raise DeviceError("--gpus-per-fold 0: --slots N computes on this machine's CPUs")
     ranks = _count_ranks(arguments, config)
     gpus: list[Device] = []
     if arguments.slots is None:
@@ -109,13 +151,91 @@ def _count_ranks(arguments: argparse.Namespace, config: Config) -> int:
     if arguments.gpus_per_fold is not None and expected not in (None, arguments.gpus_per_fold):
         raise DeviceError(f"--gpus-per-fold {arguments.gpus_per_fold}, but train.num_processes = {expected}")
     ranks: int = arguments.gpus_per_fold or expected or 1
-    if ranks > config.train.batch_size:
-        raise DeviceError(f"train.batch_size = {config.train.batch_size}: {ranks} processes can't share that batch")
+    _check_batch(config, ranks)
     return ranks
 
 
-def make_plan(arguments: argparse.Namespace, config: Config, run_id: str, slots: tuple[Slot, ...]) -> LaunchPlan:
-    """What a launch would do, by the run's files; the data is not looked at.
+def _check_batch(config: Config, ranks: int) -> None:
+    if ranks > config.train.batch_size:
+        raise DeviceError(f"train.batch_size = {config.train.batch_size}: {ranks} processes can't share that batch")
+
+
+def _join_options(names: Sequence[str]) -> str:
+    return ", ".join(f"--{name.replace('_', '-')}" for name in names)
+
+
+def make_request(arguments: argparse.Namespace, config: Config) -> tuple[JobRequest, int]:
+    """What each task of an array is to get, and how many processes a fold has then.
+
+    Raises:
+        DeviceError: one thing is asked for and its opposite.
+    """
+    stated = [name for name, default in _ONLY_LOCAL.items() if getattr(arguments, name, default) != default]
+    if stated:
+        raise DeviceError(f"{_join_options(stated)}: only on this machine (--backend local)")
+    expected, gpus, nodes = config.train.num_processes, arguments.gpus_per_fold, arguments.nodes or 1
+    if gpus and expected not in (None, gpus):
+        raise DeviceError(f"--gpus-per-fold {gpus}, but train.num_processes = {expected}")
+    ranks = gpus or expected or nodes
+    if ranks % nodes:
+        raise DeviceError(f"{ranks} processes of a fold do not divide by --nodes {nodes}")
+    _check_batch(config, ranks)
+    own = ranks // nodes * max(config.train.cpu_threads, 1 + config.data.num_workers)
+    request = JobRequest(
+        nodes=nodes,
+        gpus_per_node=0 if gpus == 0 else ranks // nodes,
+        cpus_per_node=arguments.cpus_per_node or own,
+        partition=arguments.partition,
+        account=arguments.account,
+        time=arguments.time,
+        at_once=arguments.at_once,
+        others=tuple(arguments.sbatch_arg),
+    )
+    return request, ranks
+
+
+def make_job_slot(task: SlurmTask, config: Config, gpus_here: int, host: str) -> Slot:
+    """The one slot that a Slurm job is: a process for each GPU it has, or as many as the config states.
+
+    `gpus_here` is how many GPUs the driver of the job's first machine, `host`, shows.
+
+    Raises:
+        DeviceError: Slurm gave the job something else than the config asks for, or GPUs that are not there.
+    """
+    expected, gave = config.train.num_processes, f"Slurm gave job {task.job} {task.nodes} nodes"
+    if task.gpus_per_node and not gpus_here:
+        raise DeviceError(
+            f"{gave} x {task.gpus_per_node} GPUs, but the NVIDIA driver of {host} shows none: ask the cluster's admin; "
+            "sbatch --gpus-per-node=0 computes on CPUs"
+        )
+    ranks_per_node = task.gpus_per_node or -(-(expected or 1) // task.nodes)
+    ranks = task.nodes * ranks_per_node
+    if expected not in (None, ranks):
+        what = f"{task.gpus_per_node} GPUs" if task.gpus_per_node else "CPUs"
+        raise DeviceError(
+            f"train.num_processes = {expected}, but {gave} x {what}: state sbatch --nodes, --gpus-per-node"
+        )
+    if task.cpus_per_node < ranks_per_node:
+        raise DeviceError(
+            f"{gave} x {task.cpus_per_node} CPUs for {ranks_per_node} processes on each: sbatch --cpus-per-task=N"
+        )
+    _check_batch(config, ranks)
+    kind = "gpu" if task.gpus_per_node else "cpu"
+    places = [(node, place) for node in range(task.nodes) for place in range(ranks_per_node)]
+    devices = [Device(f"node {node} {kind} {place}", given=bool(task.gpus_per_node)) for node, place in places]
+    (slot,) = make_slots(devices, ranks)
+    return slot
+
+
+def make_plan(
+    arguments: argparse.Namespace,
+    config: Config,
+    run_id: str,
+    slots: tuple[Slot, ...],
+    folds: Sequence[int],
+    cores: int,
+) -> LaunchPlan:
+    """What a launch of the folds on so many cores would do, by the run's files; the data is not looked at.
 
     Raises:
         UserError: the run was made with another config, or its parts are another run's.
@@ -124,20 +244,29 @@ def make_plan(arguments: argparse.Namespace, config: Config, run_id: str, slots:
     from doccls.run.identity import find_identity
 
     paths = locate_run(config.output.exp_dir, run_id, datetime.now())
-    wanted = list(range(config.data.folds)) if config.data.valid_fold == "all" else [config.data.valid_fold]
     finished = find_finished_folds(paths, find_identity(paths, config), config.data.folds)
-    to_do = [fold for fold in wanted if fold not in finished]
+    to_do = [fold for fold in folds if fold not in finished]
     return LaunchPlan(
         run_folder=str(paths.root),
-        finished=tuple(fold for fold in wanted if fold in finished),
+        finished=tuple(fold for fold in folds if fold in finished),
         waves=plan_waves(to_do, slots, make_workload(arguments, config, run_id)),
         files=_list_files(paths, to_do, config.data.valid_fold == "all"),
-        warnings=tuple(warn_of_threads(slots, len(to_do), config.train.cpu_threads, count_cores())),
+        warnings=tuple(warn_of_threads(slots, len(to_do), config.train.cpu_threads, cores)),
     )
 
 
 def make_workload(arguments: argparse.Namespace, config: Config, run_id: str) -> Workload:
     """What all folds' processes are told."""
+    return Workload(sys.executable, tuple(_list_run_words(arguments, run_id)), config.train.cpu_threads)
+
+
+def list_task_words(arguments: argparse.Namespace, run_id: str) -> tuple[str, ...]:
+    """What a submitted task is told."""
+    policy = ["--max-restarts", str(arguments.max_restarts), "--hang-timeout", f"{arguments.hang_timeout:g}"]
+    return (*_list_run_words(arguments, run_id), *policy)
+
+
+def _list_run_words(arguments: argparse.Namespace, run_id: str) -> list[str]:
     words = ["--config", str(arguments.config.absolute())]
     if arguments.mode:
         words += ["--mode", arguments.mode]
@@ -145,13 +274,18 @@ def make_workload(arguments: argparse.Namespace, config: Config, run_id: str) ->
         words += ["--set", override]
     if arguments.num_workers is not None:
         words += ["--num-workers", str(arguments.num_workers)]
-    return Workload(sys.executable, (*words, "--run-id", run_id), config.train.cpu_threads)
+    return [*words, "--run-id", run_id]
 
 
 def render_again(words: Sequence[str], run_id: str) -> str:
     """The same command for the same run: it trains what is missing. Secrets are starred out."""
-    named = any(word == "--run-id" or word.startswith("--run-id=") for word in words)
-    return shlex.join(["doccls-launch", *map(redact_argument, words), *([] if named else ["--run-id", run_id])])
+    command, *others = words
+    if command == "task":  # slurm/kfold.sh has put these before what its user said
+        program, others = ["sbatch", "slurm/kfold.sh"], [word for word in others if word not in ("--share", "--config")]
+    else:
+        program = ["doccls-launch", command]
+    named = any(word == "--run-id" or word.startswith("--run-id=") for word in others)
+    return shlex.join([*program, *map(redact_argument, others), *([] if named else ["--run-id", run_id])])
 
 
 def _list_files(paths: RunPaths, folds: Sequence[int], merged: bool) -> tuple[str, ...]:

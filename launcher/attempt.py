@@ -13,7 +13,7 @@ import psutil
 
 from doccls.run.heartbeat import Beat, Cause, read_beat
 from doccls.run.paths import RunPaths
-from launcher.local import start_fold
+from launcher.backend import Backend
 from launcher.plan import Assignment
 from launcher.supervise import Ending, Outcome, judge
 
@@ -33,7 +33,7 @@ _FAILED = re.compile(r"\[EXIT\]\[ERROR\] (?:training failed: |rank \d+ failed: )
 class RunningFold:
     """The processes of one attempt, and what the launcher has seen of them."""
 
-    def __init__(self, assignment: Assignment, paths: RunPaths, meeting_file: Path) -> None:
+    def __init__(self, assignment: Assignment, paths: RunPaths, backend: Backend) -> None:
         """Starts them.
 
         Raises:
@@ -45,7 +45,7 @@ class RunningFold:
             heartbeat.unlink(missing_ok=True)  # of an attempt before
         self._consoles = [paths.console(fold, rank) for rank in self._ranks]
         self._told_before = [_measure(console) for console in self._consoles]
-        self.processes = start_fold(assignment, self._consoles, meeting_file)
+        self.processes = backend.start(assignment, self._consoles)
         self._silence: str | None = None
         self._beat_counts = [0 for _ in self._ranks]
         self._moved_s = [time.monotonic() for _ in self._ranks]
@@ -94,7 +94,7 @@ class RunningFold:
             return Ending(outcome, None if asked_to_leave else said[-1]), self._name(rank, said[-1])
         where = f", last seen in {tell_place(beat)}" if beat is not None else ""
         last = (console or self._read_console(0)).splitlines()[-_TAIL_LINES:]  # rank 0 says what all do
-        tail = "".join(f"\n  | {line}" for line in last)
+        tail = "".join(f"\n  | {line}" for line in [*last, *self.processes.tell().splitlines()[-_TAIL_LINES:]])
         return Ending(outcome), f"rank {rank} {_tell_code(code)}{where}; its last lines:{tail or ' none'}"
 
     def _find_culprit(self, codes: Sequence[int | None], causes: Sequence[Cause | None]) -> int:
@@ -140,8 +140,8 @@ class RunningFold:
         else:
             return None
         told = ", ".join(
-            f"rank {rank} {silence_s:.1f} s since {tell_place(beat)}{_tell_state(pid)}"
-            for rank, (silence_s, beat, pid) in enumerate(zip(silences_s, beats, self.processes.pids, strict=True))
+            f"rank {rank} {silence_s:.1f} s since {tell_place(beat)}{_tell_state(beat)}"
+            for rank, (silence_s, beat) in enumerate(zip(silences_s, beats, strict=True))
         )
         stacks = ", ".join(map(str, self._consoles))
         return f"{what} on {socket.gethostname()}: {told}; stacks -> {stacks}"
@@ -156,12 +156,13 @@ def _has_begun(beat: Beat | None) -> TypeGuard[Beat]:
     return beat is not None and beat.phase != "start"
 
 
-def _tell_state(pid: int) -> str:
+def _tell_state(beat: Beat | None) -> str:
     """Of a process that can't go on by itself: in a collective its siblings wait for it, and look just as silent."""
-    with suppress(psutil.Error):
-        state = psutil.Process(pid).status()
-        if state in (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP, psutil.STATUS_DISK_SLEEP):
-            return f" ({state})"
+    if beat is not None and beat.host == socket.gethostname():
+        with suppress(psutil.Error):
+            state = psutil.Process(beat.pid).status()
+            if state in (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP, psutil.STATUS_DISK_SLEEP):
+                return f" ({state})"
     return ""
 
 

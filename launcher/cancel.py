@@ -1,14 +1,16 @@
-"""`doccls-launch cancel RUN`: ask the launcher of a run to stop, and wait until it has."""
+"""`doccls-launch cancel RUN`: stop the run's launcher and its Slurm jobs, and wait until they have."""
 
 import os
 import signal
 import socket
 import time
 from collections.abc import Callable
-from contextlib import suppress
 
-from doccls.run.lock import find_holder
+from doccls.run.lock import Holder, find_holder
 from doccls.run.paths import RunError, RunPaths
+from launcher.slurm_queue import ask_queue, cancel_jobs
+from launcher.slurm_text import Going, SlurmError
+from launcher.survey import list_run_jobs
 
 _LOOK_S = 0.2
 
@@ -17,16 +19,45 @@ def cancel_run(paths: RunPaths, tell: Callable[[str], None]) -> None:
     """As Ctrl-C does at its terminal: each fold leaves at its next safe point. Returns when the run is free again.
 
     Raises:
-        RunError: nobody launches the run, or somebody on another machine.
+        RunError: nobody works on the run, or a launcher on another machine.
+        SlurmError: the run has jobs, and Slurm does not answer.
     """
-    holder = find_holder(paths.launch_lock)
-    if holder is None:
-        raise RunError(f"no launcher works on run {paths.root}: there is nothing to cancel")
+    jobs = _list_going(paths)
+    holder = None if jobs else find_holder(paths.launch_lock())
+    if holder is not None:
+        _stop_launcher(holder, paths, tell)
+    elif jobs:
+        cancel_jobs(jobs)
+        tell(f"[CANCEL] jobs {', '.join(jobs)}: asked to stop, folds leave at their next safe point")
+        while _list_going(paths):
+            time.sleep(_LOOK_S)
+    else:
+        raise RunError(f"no launcher works on run {paths.root}, and no job: there is nothing to cancel")
+    tell("[CANCEL] stopped; what is finished stays")
+
+
+def _list_going(paths: RunPaths) -> list[str]:
+    """Slurm's names of the run's jobs and tasks that have not ended: these, and no other job of the user."""
+    own = {(job.number, job.array) for job in list_run_jobs(paths)}
+    if not own:
+        return []
+    queue = ask_queue()
+    if queue is None:
+        raise SlurmError("squeue does not answer: nothing was cancelled")
+    return [
+        entry.job
+        for entry in queue
+        if (entry.array_job, entry.number is not None) in own and entry.going is not Going.ENDED
+    ]
+
+
+def _stop_launcher(holder: Holder, paths: RunPaths, tell: Callable[[str], None]) -> None:
     if holder.host != socket.gethostname():
         raise RunError(f"{holder}: cancel it there")
-    with suppress(ProcessLookupError):
+    try:
         os.kill(holder.pid, signal.SIGTERM)
+    except ProcessLookupError:
+        return
     tell(f"[CANCEL] {holder}: it is asked to stop, its folds leave at their next safe point")
-    while find_holder(paths.launch_lock) == holder:
+    while find_holder(paths.launch_lock()) == holder:
         time.sleep(_LOOK_S)
-    tell("[CANCEL] stopped; what is finished stays")

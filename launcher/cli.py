@@ -1,4 +1,4 @@
-"""`doccls-launch run | plan | status | cancel | merge`: what each command does with its words.
+"""`doccls-launch run | plan | task | status | cancel | merge`: what each command does with its words.
 
 What a command needs beside the config is imported by that command: `--help` and `plan` answer at once.
 """
@@ -7,24 +7,48 @@ import argparse
 import functools
 import json
 import os
+import shlex
+import socket
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
 
+from doccls.config import Config
 from doccls.config.arguments import load_arguments
 from doccls.errors import UserError
-from doccls.run.paths import RunError, RunPaths, check_run_id, name_log, new_run_id
-from launcher.arguments import build_parser, choose_slots, make_plan, make_workload, render_again
+from doccls.run.paths import RunError, RunPaths, check_run_id, locate_run, name_log, new_run_id
+from launcher.arguments import (
+    build_parser,
+    choose_slots,
+    list_task_words,
+    make_job_slot,
+    make_plan,
+    make_request,
+    make_workload,
+    render_again,
+)
+from launcher.devices import count_cores, find_gpus
 from launcher.plan import describe_plan, render_plan
+from launcher.slots import Slot
+from launcher.slurm_text import parse_task, pick_folds, render_comment, render_output, render_sbatch, render_script
+
+if TYPE_CHECKING:
+    from doccls.run.runlog import RunLog
+    from launcher.launch import LaunchOptions
+
+_Prepared = tuple[Path, Callable[["RunLog"], None]]
+"""Where the log is to be, and what to do once it is open."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
     arguments = build_parser().parse_args(words)
-    if arguments.command == "run":
-        return _run(arguments, words)
+    if arguments.command in _LOGGED:
+        return _act_logged(functools.partial(_LOGGED[arguments.command], arguments, words))
     try:
         return _COMMANDS[arguments.command](arguments)
     except UserError as error:
@@ -32,7 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
-def _run(arguments: argparse.Namespace, words: Sequence[str]) -> int:
+def _act_logged(prepare: Callable[[], _Prepared | None]) -> int:
+    """Prepare, then act with the log open; an error is told in words, and the end is marked."""
     from doccls.run.runlog import RunLog, exit_code, render_exit
     from doccls.run.signals import (
         Interrupted,
@@ -51,26 +76,13 @@ def _run(arguments: argparse.Namespace, words: Sequence[str]) -> int:
     log = RunLog(None)
     with handling_signals(), at_sudden_end(end_suddenly):
         try:
-            config = load_arguments(arguments)
-            slots = choose_slots(arguments, config)
-            now = datetime.now()
-            run_id = check_run_id(arguments.run_id or new_run_id(config.project.version))
-            plan = make_plan(arguments, config, run_id, slots)
-            log = RunLog(name_log(config.output.logs_dir, run_id, now))
+            prepared = prepare()
+            if prepared is None:
+                return 0
+            path, act = prepared
+            log = RunLog(path)
             with log, naming_one_cause():
-                from launcher.launch import LaunchOptions, launch
-                from launcher.supervise import Policy
-
-                workload = make_workload(arguments, config, run_id)
-                options = LaunchOptions(
-                    slots,
-                    workload,
-                    Policy(arguments.max_restarts, arguments.fail_fast),
-                    arguments.hang_timeout,
-                    arguments.takeover,
-                    render_again(words, run_id),
-                )
-                launch(config, run_id, now, plan, options, log)
+                act(log)
         except (Exception, Interrupted) as error:  # noqa: BLE001 (the last place: an error ends the process, told)
             ignore_signals()
             code = exit_code(error)
@@ -84,11 +96,104 @@ def _run(arguments: argparse.Namespace, words: Sequence[str]) -> int:
     return 0
 
 
+def _prepare_run(arguments: argparse.Namespace, words: Sequence[str]) -> _Prepared:
+    config = load_arguments(arguments)
+    if arguments.backend == "slurm":
+        return _prepare_submission(arguments, words, config)
+    slots = choose_slots(arguments, config)
+    now = datetime.now()
+    run_id = check_run_id(arguments.run_id or new_run_id(config.project.version))
+    plan = make_plan(arguments, config, run_id, slots, config.data.list_wanted(), count_cores())
+
+    def act(log: "RunLog") -> None:
+        from launcher.launch import launch
+
+        launch(config, run_id, now, plan, _make_options(arguments, words, config, run_id, slots), log)
+
+    return name_log(config.output.logs_dir, run_id, now), act
+
+
+def _prepare_submission(arguments: argparse.Namespace, words: Sequence[str], config: Config) -> _Prepared:
+    request, world_size = make_request(arguments, config)
+    now = datetime.now()
+    run_id = check_run_id(arguments.run_id or new_run_id(config.project.version))
+
+    def act(log: "RunLog") -> None:
+        from launcher.submit import SubmitOptions, submit
+
+        told, again = list_task_words(arguments, run_id), render_again(words, run_id)
+        options = SubmitOptions(request, sys.executable, told, world_size, arguments.wait, again)
+        submit(config, run_id, now, options, log)
+
+    return name_log(config.output.logs_dir, run_id, now, "submit"), act
+
+
+def _prepare_task(arguments: argparse.Namespace, words: Sequence[str]) -> _Prepared | None:
+    """None if no fold is left for the task."""
+    task, config, now = parse_task(os.environ), load_arguments(arguments), datetime.now()
+    folds = pick_folds(task, config.data.list_wanted(), arguments.share)
+    if not folds:
+        print(f"[LAUNCH] task {task.job}: no fold is left for it (data.folds={config.data.folds})")
+        return None
+    slot = make_job_slot(task, config, len(find_gpus()), socket.gethostname())
+    run_id = check_run_id(arguments.run_id or f"{config.project.version}-j{task.array_job}")
+    plan = make_plan(arguments, config, run_id, (slot,), folds, task.nodes * task.cpus_per_node)
+
+    def act(log: "RunLog") -> None:
+        from launcher.task import run_task
+
+        options = _make_options(arguments, words, config, run_id, (slot,))
+        run_task(config, run_id, now, plan, folds, task, task.count if arguments.share else 0, options, log)
+
+    return name_log(config.output.logs_dir, run_id, now, "" if task.number is None else f"task{task.number}"), act
+
+
+def _make_options(
+    arguments: argparse.Namespace, words: Sequence[str], config: Config, run_id: str, slots: tuple[Slot, ...]
+) -> "LaunchOptions":
+    from launcher.launch import LaunchOptions
+    from launcher.supervise import Policy
+
+    return LaunchOptions(
+        slots,
+        make_workload(arguments, config, run_id),
+        Policy(arguments.max_restarts, arguments.fail_fast),
+        arguments.hang_timeout,
+        getattr(arguments, "takeover", False),
+        render_again(words, run_id),
+    )
+
+
 def _plan(arguments: argparse.Namespace) -> int:
     config = load_arguments(arguments)
     run_id = check_run_id(arguments.run_id or f"{config.project.version}-NEW")
-    plan = make_plan(arguments, config, run_id, choose_slots(arguments, config))
+    if arguments.backend == "slurm":
+        return _plan_submission(arguments, config, run_id)
+    slots = choose_slots(arguments, config)
+    plan = make_plan(arguments, config, run_id, slots, config.data.list_wanted(), count_cores())
     print(json.dumps(describe_plan(plan), indent=2) if arguments.json else render_plan(plan))
+    return 0
+
+
+def _plan_submission(arguments: argparse.Namespace, config: Config, run_id: str) -> int:
+    from doccls.oof.parts import find_finished_folds
+    from doccls.run.identity import find_identity
+
+    request, _ = make_request(arguments, config)
+    paths = locate_run(config.output.exp_dir, run_id, datetime.now())
+    finished = find_finished_folds(paths, find_identity(paths, config), config.data.folds)
+    missing = [fold for fold in config.data.list_wanted() if fold not in finished]
+    output, name = render_output(str(paths.task_consoles)), f"doccls-{run_id}"
+    command = render_sbatch(request, missing, name, render_comment(run_id, "TOKEN"), output)
+    script = render_script(sys.executable, list_task_words(arguments, run_id))
+    if arguments.json:
+        told = {"run_folder": str(paths.root), "finished": finished, "folds": missing}
+        print(json.dumps(told | {"command": command, "script": script}, indent=2))
+    else:
+        print(f"[PLAN] run {paths.root}")
+        if finished:
+            print(f"[PLAN] finished before: folds {', '.join(map(str, finished))}")
+        print(f"[PLAN] {shlex.join(command)} <<'EOF'\n{script}EOF" if missing else "[PLAN] nothing to submit")
     return 0
 
 
@@ -105,7 +210,8 @@ def _merge(arguments: argparse.Namespace) -> int:
 
 
 def _status(arguments: argparse.Namespace) -> int:
-    from launcher.status import describe_status, read_status, render_status
+    from launcher.status import describe_status, render_status
+    from launcher.survey import read_status
 
     status = read_status(_find_run(arguments))
     now = datetime.now().astimezone()
@@ -127,8 +233,9 @@ def _find_run(arguments: argparse.Namespace) -> RunPaths:
     return paths
 
 
+_LOGGED = {"run": _prepare_run, "task": _prepare_task}
+"""Commands that train, with a log of their own."""
 _COMMANDS = {"plan": _plan, "status": _status, "cancel": _cancel, "merge": _merge}
-"""All but `run`, which tells its errors into a log."""
 
 
 if __name__ == "__main__":

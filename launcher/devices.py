@@ -24,6 +24,13 @@ class Device:
     """The GPU's, which means the same whatever order CUDA counts in; None is a CPU."""
     model: str = ""
     """Such as `NVIDIA H100`."""
+    given: bool = False
+    """A GPU of a Slurm job: Slurm shows it to the job's processes."""
+
+    @property
+    def is_cpu(self) -> bool:
+        """Whether it is a place for a CPU process."""
+        return self.uuid is None and not self.given
 
 
 def find_gpus() -> list[Device]:
@@ -94,9 +101,9 @@ def render_environment(devices: Sequence[Device], rank: int, threads: int) -> di
     Where several ranks meet is told by who starts them: `doccls.run.rank.MEETING_FILE`.
     """
     told = {"OMP_NUM_THREADS": str(threads)}
-    if devices[0].uuid is None:
+    if devices[0].is_cpu:
         told |= {"CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true"}
-    else:
+    elif not devices[0].given:
         told["CUDA_VISIBLE_DEVICES"] = ",".join(str(device.uuid) for device in devices)
     if len(devices) > 1:
         told |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}

@@ -4,22 +4,25 @@ import os
 import socket
 import tempfile
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from doccls.config import Config
 from doccls.errors import UserError
-from doccls.experiment import Experiment, close_run, identify, list_wanted, open_run, prepare, tell_config
+from doccls.experiment import Experiment, close_run, identify, open_run, prepare, tell_config
 from doccls.oof.parts import PartError, read_part
-from doccls.run.lock import Lock, hold_lock
+from doccls.run.lock import Lock, LockError, find_holder, hold_lock
 from doccls.run.paths import RunPaths, locate_run
 from doccls.run.runlog import RunLog
 from doccls.run.signals import at_sudden_end, check_stop, stop_requested, stopping_gracefully
 from launcher.attempt import RunningFold
+from launcher.backend import Backend, Processes, StartError, kill_folds, strike_folds
 from launcher.ledger import Attempt, Ledger, begin_launch, tell_duration, tell_time, write_ledger
-from launcher.local import FoldProcesses, StartError, kill_folds, strike_folds
+from launcher.local import LocalBackend
 from launcher.plan import LaunchPlan, Workload, render_plan
 from launcher.slots import Slot
 from launcher.supervise import (
@@ -73,52 +76,83 @@ def launch(config: Config, run_id: str, now: datetime, plan: LaunchPlan, options
     log.line(render_plan(plan, commands=False))
     paths = locate_run(config.output.exp_dir, run_id, now)
     what = f"run {run_id} is being launched"
-    if paths.launch_lock.exists():
-        with hold_lock(paths.launch_lock, what, options.takeover):
+    if paths.launch_lock().exists():
+        with hold_lock(paths.launch_lock(), what, options.takeover):
             pass  # another launcher is told of before the data is looked at
+    refuse_others(paths.list_launch_locks())
     experiment = identify(config, prepare(config, paths, log), paths)
-    devices = [device.model or device.name for slot in options.slots for device in slot.devices]
-    with hold_lock(paths.launch_lock, what, options.takeover) as lock:
-        finished = open_run(experiment, now, {"world_size": len(options.slots[0].devices), "device": devices})
+    with hold_lock(paths.launch_lock(), what, options.takeover) as lock:
+        finished = open_run(experiment, now, describe_processes(options))
         log.line(f"[ARTIFACTS] {paths.root}")
-        ledger = begin_launch(paths.ledger, _describe_launch(experiment, options, log, now))
-        missing = [fold for fold in list_wanted(config) if fold not in finished]
+        wanted = config.data.list_wanted()
+        ledger = begin_launch(paths.ledger(), describe_launch(experiment, wanted, options, log, now))
         with tempfile.TemporaryDirectory(prefix="doccls-launch-") as folder, stopping_gracefully():
-            _Launch(experiment, options, log, Path(folder), ledger, missing, lock).run()
+            missing = [fold for fold in wanted if fold not in finished]
+            backend = LocalBackend(Path(folder))
+            FoldLoop(experiment, options, backend, log, paths.ledger(), ledger, missing, lock).run()
         close_run(experiment, log)
 
 
-def _describe_launch(experiment: Experiment, options: LaunchOptions, log: RunLog, now: datetime) -> Ledger:
+def refuse_others(locks: Sequence[Path]) -> None:
+    """Folds that others launch are not to be launched a second time.
+
+    Raises:
+        LockError: somebody holds one of the locks.
+    """
+    for path in locks:
+        if (holder := find_holder(path)) is not None:
+            raise LockError(f"{holder} ({path}): end it first, or wait for it")
+
+
+def describe_processes(options: LaunchOptions) -> dict[str, Any]:
+    """What the run's snapshot says of its processes."""
+    devices = [device.model or device.name for slot in options.slots for device in slot.devices]
+    return {"world_size": len(options.slots[0].devices), "device": devices}
+
+
+def describe_launch(
+    experiment: Experiment,
+    folds: Sequence[int],
+    options: LaunchOptions,
+    log: RunLog,
+    now: datetime,
+    job: str | None = None,
+    sharing: int = 0,
+) -> Ledger:
+    """The ledger of a launch that has not started anything yet."""
     return Ledger(
         run_id=experiment.paths.run_id,
         identity=experiment.identity,
         num_folds=experiment.config.data.folds,
-        folds=tuple(list_wanted(experiment.config)),
+        folds=tuple(folds),
         ranks_per_fold=len(options.slots[0].devices),
         host=socket.gethostname(),
         pid=os.getpid(),
         again=options.again,
         started=tell_time(now),
         log=str(log.path),
+        job=job,
+        sharing=sharing,
     )
 
 
-class _Launch:
+class FoldLoop:
     """The effects around `launcher.supervise`: it does what that says, and tells it what ended."""
 
     def __init__(
         self,
         experiment: Experiment,
         options: LaunchOptions,
+        backend: Backend,
         log: RunLog,
-        meetings: Path,
+        ledger_file: Path,
         ledger: Ledger,
         missing: list[int],
         lock: Lock,
     ) -> None:
-        """`meetings` is a folder of this machine's, for the files through which ranks meet."""
-        self._experiment, self._options, self._log, self._meetings = experiment, options, log, meetings
-        self._ledger, self._lock = ledger, lock
+        """`ledger` goes into `ledger_file`; `missing` are the folds to train."""
+        self._experiment, self._options, self._backend, self._log = experiment, options, backend, log
+        self._ledger_file, self._ledger, self._lock = ledger_file, ledger, lock
         self._running: dict[int, RunningFold] = {}
         self._reasons: dict[int, str] = {}
         self._started_s: dict[int, float] = {}
@@ -147,6 +181,10 @@ class _Launch:
         check_stop()
         if failed := self._state.list_in("failed"):
             raise LaunchError(self._tell_failure([one.fold for one in failed]))
+
+    def list_done(self) -> list[int]:
+        """The folds that this launch has finished."""
+        return [one.fold for one in self._state.list_in("done")]
 
     def _decide(self) -> Action:
         if stop_requested() and not self._state.stopping:
@@ -180,7 +218,7 @@ class _Launch:
         self._state = start_fold(self._state, fold, slot)
         self._started_s[fold] = time.monotonic()
         try:
-            running = RunningFold(assignment, self._paths, self._meetings / f"fold{fold}.{number}")
+            running = RunningFold(assignment, self._paths, self._backend)
         except StartError as error:
             self._end(fold, Ending(Outcome.CRASHED, str(error)), str(error), ())
             return
@@ -220,6 +258,7 @@ class _Launch:
                 then=after.status,
                 exit_codes=codes,
                 message=None if done else told,
+                log=None if log is None else str(log),
             )
         )
         where, took = f"[LAUNCH] fold {fold} on {slot.name}", tell_duration(now_s - self._started_s[fold])
@@ -265,7 +304,7 @@ class _Launch:
         if chosen < self._most_images:
             self._log.line(
                 f"[LAUNCH] fold {fold}: train.micro_batch_size={chosen}, since an earlier launch ran out of memory "
-                f"with more ({self._paths.ledger})"
+                f"with more ({self._ledger_file})"
             )
         return FoldState(fold, micro_batch_size=chosen)
 
@@ -284,12 +323,12 @@ class _Launch:
         lines.append(f"missing: folds {', '.join(map(str, missing))}; to train just them: {self._options.again}")
         return "\n".join(lines)
 
-    def _list_processes(self) -> list[FoldProcesses]:
+    def _list_processes(self) -> list[Processes]:
         return [running.processes for running in self._running.values()]
 
     def _note(self, ledger: Ledger) -> None:
         self._ledger = ledger
-        write_ledger(self._paths.ledger, ledger)
+        write_ledger(self._ledger_file, ledger)
 
 
 def _separate(told: str) -> str:

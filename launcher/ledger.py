@@ -40,6 +40,8 @@ class Attempt:
     """What became of the fold: done, waiting for another attempt, stopped or failed."""
     exit_codes: tuple[int | None, ...] = ()
     message: str | None = None
+    log: str | None = None
+    """What the fold's processes logged or printed."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,10 @@ class Ledger:
     """The command that trains what is missing."""
     started: str
     log: str
+    job: str | None = None
+    """Slurm's name of the array task, such as `12_3`."""
+    sharing: int = 0
+    """How many tasks of that array share the folds out; 0: each trains the fold of its number."""
     attempts: tuple[Attempt, ...] = ()
 
     def list_attempts(self, fold: int) -> list[Attempt]:

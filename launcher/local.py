@@ -1,5 +1,6 @@
-"""Processes on this machine: the ranks of a fold, each a fresh interpreter in a process group of its own."""
+"""The backend of this machine: the ranks of a fold, each a fresh interpreter in a process group of its own."""
 
+import itertools
 import os
 import signal
 import subprocess
@@ -9,20 +10,13 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from doccls.errors import UserError
-from doccls.run.lifeline import PARENT
+from doccls.run.lifeline import LAUNCHED, PARENT
 from doccls.run.rank import MEETING_FILE
-from launcher.plan import Assignment, RankCommand
+from launcher.backend import StartError, kill_folds
+from launcher.plan import Assignment, RankCommand, drop_ranks
 
-_FROM_OTHER_LAUNCHERS = (
-    "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "ACCELERATE_USE_CPU",
-)  # fmt: skip
 _DUMP_S = 0.5
 """How long a process gets to write its stacks."""
-
-
-class StartError(UserError):
-    """A process can't be started."""
 
 
 @dataclass
@@ -67,47 +61,51 @@ class FoldProcesses:
                 with suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
 
+    def wait(self) -> None:
+        """Until all are gone."""
+        for process in self.ranks:
+            process.wait()
 
-def start_fold(assignment: Assignment, consoles: Sequence[Path], meeting_file: Path) -> FoldProcesses:
-    """Start the ranks of a fold; what each prints is added to its console. They meet through `meeting_file`, a new one.
+    def tell(self) -> str:
+        """Nobody stands between them and their launcher."""
+        return ""
 
-    Raises:
-        StartError: a process or its output file can't be had; none of the fold's is left.
-    """
-    started: list[subprocess.Popen[bytes]] = []
-    told = {PARENT: str(os.getpid())} | ({MEETING_FILE: str(meeting_file)} if len(assignment.ranks) > 1 else {})
-    try:
-        for command, console in zip(assignment.ranks, consoles, strict=True):
-            started.append(_start_rank(command, console, told))
-    except OSError as error:
-        kill_folds([FoldProcesses(tuple(started))])
-        raise StartError(f"fold {assignment.fold} can't be started: {error}") from error
-    return FoldProcesses(tuple(started))
+
+class LocalBackend:
+    """Starts folds on this machine."""
+
+    def __init__(self, meetings: Path) -> None:
+        """`meetings` is a folder of this machine's, for the files through which the ranks of a fold find each other."""
+        self._meetings = meetings
+        self._numbers = itertools.count()
+
+    def start(self, assignment: Assignment, consoles: Sequence[Path]) -> FoldProcesses:
+        """Start the ranks of a fold; what each prints is added to its console.
+
+        Raises:
+            StartError: a process or its output file can't be had; none of the fold's is left.
+        """
+        started: list[subprocess.Popen[bytes]] = []
+        told = {LAUNCHED: "local", PARENT: str(os.getpid())}
+        if len(assignment.ranks) > 1:
+            told[MEETING_FILE] = str(self._meetings / f"fold{assignment.fold}.{next(self._numbers)}")
+        try:
+            for command, console in zip(assignment.ranks, consoles, strict=True):
+                started.append(_start_rank(command, console, told))
+        except OSError as error:
+            kill_folds([FoldProcesses(tuple(started))])
+            raise StartError(f"fold {assignment.fold} can't be started: {error}") from error
+        return FoldProcesses(tuple(started))
 
 
 def _start_rank(command: RankCommand, console: Path, told: dict[str, str]) -> "subprocess.Popen[bytes]":
-    own = {name: value for name, value in os.environ.items() if name not in _FROM_OTHER_LAUNCHERS}
     console.parent.mkdir(parents=True, exist_ok=True)
     with console.open("ab") as out:
         return subprocess.Popen(
             command.argv,
-            env=own | dict(command.environment) | told,
+            env=drop_ranks(os.environ) | dict(command.environment) | told,
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=out,
             start_new_session=True,  # a terminal's Ctrl-C is the launcher's to hear
         )
-
-
-def strike_folds(folds: Sequence[FoldProcesses]) -> None:
-    """SIGKILL all ranks of all folds."""
-    for fold in folds:
-        fold.strike()
-
-
-def kill_folds(folds: Sequence[FoldProcesses]) -> None:
-    """The same, and wait until they are gone."""
-    strike_folds(folds)
-    for fold in folds:
-        for process in fold.ranks:
-            process.wait()

@@ -61,6 +61,16 @@ class LaunchPlan:
     warnings: tuple[str, ...]
 
 
+_OF_A_GROUP = (
+    "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "ACCELERATE_USE_CPU",
+)  # fmt: skip
+
+
+def drop_ranks(environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment without another launcher's words on which process of a group this is."""
+    return {name: value for name, value in environment.items() if name not in _OF_A_GROUP}
+
+
 def plan_waves(folds: Sequence[int], slots: Sequence[Slot], workload: Workload) -> tuple[tuple[Assignment, ...], ...]:
     """Give each fold a slot, wave after wave."""
     assignments = [workload.assign(fold, slots[place % len(slots)]) for place, fold in enumerate(folds)]
@@ -69,7 +79,7 @@ def plan_waves(folds: Sequence[int], slots: Sequence[Slot], workload: Workload) 
 
 def warn_of_threads(slots: Sequence[Slot], folds: int, threads: int, cores: int) -> list[str]:
     """What to say when more threads would compute than there are cores."""
-    processes = sum(len(slot.devices) for slot in slots[:folds] if slot.devices[0].uuid is None)
+    processes = sum(len(slot.devices) for slot in slots[:folds] if slot.devices[0].is_cpu)
     if processes * threads <= cores:
         return []
     return [

@@ -1,21 +1,15 @@
-"""`doccls-launch status RUN`: where each fold of a run stands, by the run's own files."""
+"""Where each fold of a run stands, by what was seen of it (`launcher.survey`), and how that is told; pure."""
 
-import socket
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-import psutil
-import yaml
-
-from doccls.oof.parts import PartError, PartInfo, read_part
-from doccls.run.heartbeat import Beat, read_beat
-from doccls.run.lock import Holder, find_holder
-from doccls.run.paths import RunError, RunPaths
+from doccls.run.heartbeat import Beat
+from doccls.run.lock import Holder
 from launcher.attempt import tell_place
-from launcher.ledger import Attempt, Ledger, read_ledger, tell_duration
+from launcher.ledger import Attempt, Ledger, tell_duration
+from launcher.slurm_text import Going, QueueEntry
 from launcher.supervise import Outcome
 
 
@@ -34,6 +28,8 @@ class State(StrEnum):
     """Its launcher was killed."""
     MISSING = "missing"
     """Nobody trains it."""
+    UNKNOWN = "unknown"
+    """It was submitted, and Slurm does not answer, or in a word that doccls does not know."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +46,8 @@ class FoldStatus:
     """Start of the last attempt, UTC."""
     remark: str | None = None
     """How far it is, or what was wrong last."""
+    log: str | None = None
+    """Of its last attempt, once that has ended."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +55,8 @@ class RunStatus:
     """Of a run."""
 
     run_folder: str
-    launcher: Holder | None
-    """Who launches it now."""
+    launchers: tuple[Holder, ...]
+    """Who launches folds of it now."""
     folds: tuple[FoldStatus, ...]
     merged: bool
     again: str | None
@@ -78,76 +76,26 @@ class Seen:
     """Of its processes."""
     alive: bool = False
     """Whether one of these runs on this machine."""
-
-
-def read_status(paths: RunPaths) -> RunStatus:
-    """Where the run stands now. Nothing is written.
-
-    Raises:
-        RunError: there is no run in that folder.
-        LedgerError: its ledger is damaged.
-    """
-    ledger, holder = read_ledger(paths.ledger), find_holder(paths.launch_lock)
-    identity = ledger.identity if ledger else None
-    parts = {fold: _read_part(paths, fold, identity) for fold in range(_count_folds(paths, ledger))}
-    beats = [beat for file in sorted(paths.live.glob("*_rank*.json")) if (beat := read_beat(file)) is not None]
-    folds = []
-    for fold, part in parts.items():
-        own = tuple(beat for beat in beats if beat.fold == fold and beat.phase in ("train", "validate"))
-        seen = Seen(
-            part.macro_f1 if isinstance(part, PartInfo) else None,
-            part if isinstance(part, str) else None,
-            tuple(ledger.list_attempts(fold)) if ledger else (),
-            own,
-            any(beat.host == socket.gethostname() and psutil.pid_exists(beat.pid) for beat in own),
-        )
-        folds.append(describe_fold(fold, seen, ledger, holder is not None))
-    unfinished = any(one.state is not State.DONE for one in folds)
-    return RunStatus(
-        run_folder=str(paths.root),
-        launcher=holder,
-        folds=tuple(folds),
-        merged=not unfinished and paths.summary.exists(),
-        again=ledger.again if ledger and holder is None and unfinished else None,
-    )
-
-
-def _count_folds(paths: RunPaths, ledger: Ledger | None) -> int:
-    """By the ledger, by the run's snapshot, or by a part, whichever is there."""
-    if ledger is not None:
-        return ledger.num_folds
-    with suppress(OSError, yaml.YAMLError, KeyError, TypeError, ValueError):
-        return int(yaml.safe_load(paths.snapshot.read_text(encoding="utf-8"))["data"]["folds"])
-    for file in sorted(paths.parts_dir.glob("fold*.safetensors")):
-        with suppress(PartError):
-            return read_part(file).info.num_folds
-    raise RunError(f"no run in {paths.root} (runs lie in <output.exp_dir>/YYYYMMDD/<run_id>)")
-
-
-def _read_part(paths: RunPaths, fold: int, identity: str | None) -> PartInfo | str | None:
-    """What the fold's part says of itself, or what is wrong with it; None if there is none. No identity is any."""
-    path = paths.part(fold)
-    if not path.exists():
-        return None
-    try:
-        info = read_part(path).info
-    except PartError as error:
-        return str(error)
-    if info.fold != fold or identity not in (None, info.identity):
-        return f"OOF part {path}: of another fold or another experiment"
-    return info
+    submitted: bool = False
+    """Whether a Slurm job was to train it."""
+    queued: QueueEntry | None = None
+    """That job in the queue, the newest; None if it is not there."""
+    queue_answers: bool = True
 
 
 def describe_fold(fold: int, seen: Seen, ledger: Ledger | None, launching: bool) -> FoldStatus:
     """Where the fold stands: a valid part counts for more than any word. `launching`: a launcher works on the run."""
     last = seen.attempts[-1] if seen.attempts else None
     state = _judge(fold, seen, last, ledger, launching)
+    remark: str | None
     if state is State.DONE:
         remark = None
     elif state is State.RUNNING:
         remark = tell_place(min(seen.beats, key=lambda beat: beat.step) if seen.beats else None)
     else:
         remark = seen.damage or (last.message if last else None)
+        if state not in (State.WAITING, State.FAILED) and seen.submitted:
+            state, remark = _ask_slurm(state, remark, seen)
     return FoldStatus(
         fold=fold,
         state=state,
@@ -156,6 +104,7 @@ def describe_fold(fold: int, seen: Seen, ledger: Ledger | None, launching: bool)
         attempts=len(seen.attempts),
         since=last.started if last else None,
         remark=remark,
+        log=last.log if last else None,
     )
 
 
@@ -177,10 +126,30 @@ def _judge(fold: int, seen: Seen, last: Attempt | None, ledger: Ledger | None, l
     return State.FAILED if last.then == "failed" else State.MISSING
 
 
+def _ask_slurm(state: State, remark: str | None, seen: Seen) -> tuple[State, str | None]:
+    """The queue's word on a fold that no launcher works on."""
+    entry = seen.queued
+    if not seen.queue_answers:
+        return State.UNKNOWN, "Slurm does not answer (squeue)"
+    if entry is None:
+        return state, remark
+    told = f"job {entry.job} {entry.state}"
+    match entry.going:
+        case Going.WAITS:
+            return State.WAITING, f"{told}, {entry.reason}"
+        case Going.RUNS:
+            return State.RUNNING, told
+        case Going.UNKNOWN:
+            return State.UNKNOWN, told
+        case Going.ENDED if entry.state in ("COMPLETED", "CANCELLED"):
+            return state, remark or told
+    return State.FAILED, f"{remark}; {told}" if remark else told
+
+
 def render_status(status: RunStatus, now: datetime) -> str:
     """The status in lines for people; `now` with its time zone."""
     lines = [f"[STATUS] run {status.run_folder}"]
-    lines.append(f"[STATUS] {status.launcher}" if status.launcher else "[STATUS] no launcher works on it")
+    lines += [f"[STATUS] {launcher}" for launcher in status.launchers] or ["[STATUS] no launcher works on it"]
     rows: list[tuple[str, ...]] = [("fold", "state", "on", "attempt", "macro_f1", "")]
     rows += [_render_row(one, now) for one in status.folds]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
@@ -200,6 +169,16 @@ def _render_row(one: FoldStatus, now: datetime) -> tuple[str, ...]:
         remark += f", started {tell_duration((now - datetime.fromisoformat(one.since)).total_seconds())} ago"
     score = "" if one.macro_f1 is None else f"{one.macro_f1:.5f}"
     return str(one.fold), str(one.state), one.slot or "", str(one.attempts or ""), score, remark
+
+
+def list_unfinished(status: RunStatus) -> list[str]:
+    """A line for each fold that is not done: where it stands, and why."""
+    lines = []
+    for one in status.folds:
+        if one.state is not State.DONE:
+            told = [str(one.state), (one.remark or "").partition("\n")[0], f"log: {one.log}" if one.log else ""]
+            lines.append(f"- fold {one.fold}: {', '.join(word for word in told if word)}")
+    return lines
 
 
 def describe_status(status: RunStatus) -> dict[str, Any]:

@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from signal import SIGTERM
 from typing import Literal
 
 from doccls.run.heartbeat import Cause
+from doccls.run.signals import STOP_SIGNALS
 from launcher.slots import Slot, list_starts
 
-_LEFT = frozenset({128 + SIGTERM, -SIGTERM})
+_LEFT = frozenset(code for number in STOP_SIGNALS for code in (128 + number, -number))
 """Exit codes of a process that was asked to leave; the second before it hears signals."""
 
 

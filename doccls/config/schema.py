@@ -109,6 +109,10 @@ class DataConfig(Section):
             _refuse({"valid_fold": f"'all' or 0 to {self.folds - 1}, since data.folds is {self.folds}"})
         return self
 
+    def list_wanted(self) -> list[int]:
+        """The folds to train."""
+        return list(range(self.folds)) if self.valid_fold == "all" else [self.valid_fold]
+
 
 class ModelConfig(Section):
     name: Annotated[str, Field(min_length=1)] = "tf_efficientnet_b3"

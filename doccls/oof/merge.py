@@ -42,6 +42,21 @@ def merge_run(paths: RunPaths) -> Summary:
     Raises:
         MergeError: no parts, or parts that are missing, damaged, foreign or in each other's way.
     """
+    merged, summary = load_merged(paths)
+    write_metrics(paths)
+    write_array(paths.oof_logits, merged.logits_NC)
+    write_array(paths.oof_targets, merged.targets_N)
+    write_text(paths.oof_csv, render_csv(merged))
+    write_text(paths.summary, render_summary(summary))
+    return summary
+
+
+def load_merged(paths: RunPaths) -> tuple[MergedOof, Summary]:
+    """What merging the run's folds gives; nothing is written.
+
+    Raises:
+        MergeError: no parts, or parts that are missing, damaged, foreign or in each other's way.
+    """
     found = sorted(paths.parts_dir.glob("fold*.safetensors"))
     if not found:
         raise MergeError(f"no OOF parts in {paths.parts_dir}: no fold of this run is finished")
@@ -54,15 +69,10 @@ def merge_run(paths: RunPaths) -> Summary:
     if problems:
         raise MergeError("\n".join(problems))
     merged = merge_parts(parts)
-    write_metrics(paths)
-    write_array(paths.oof_logits, merged.logits_NC)
-    write_array(paths.oof_targets, merged.targets_N)
-    write_text(paths.oof_csv, render_csv(merged))
     summary = summarize(
         merged.targets_N, merged.logits_NC, merged.folds_N, merged.skipped, merged.classes, note_micro_batches(parts)
     )
-    write_text(paths.summary, render_summary(summary))
-    return summary
+    return merged, summary
 
 
 def merge_parts(parts: Sequence[OofPart]) -> MergedOof:

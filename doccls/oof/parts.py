@@ -114,6 +114,15 @@ def find_finished_folds(paths: RunPaths, identity: str | None, num_folds: int) -
     return finished
 
 
+def is_merged(paths: RunPaths) -> bool:
+    """Whether the merged files are there, and of the parts as they are."""
+    try:
+        merged_ns = paths.summary.stat().st_mtime_ns  # written last
+        return all(part.stat().st_mtime_ns <= merged_ns for part in paths.parts_dir.glob("fold*.safetensors"))
+    except FileNotFoundError:
+        return False
+
+
 def _parse_info(fields: dict[str, Any]) -> PartInfo:
     for name in ("classes", "ids", "skipped"):
         fields[name] = tuple(fields[name])

@@ -9,14 +9,16 @@ import time
 from collections.abc import Mapping
 
 PARENT = "DOCCLS_PARENT_PID"
-"""Environment variable: the process without which this one is not to live. `launcher` sets it."""
+"""Environment variable: the parent without which this process is not to live. `launcher` sets it."""
+LAUNCHED = "DOCCLS_LAUNCHED"
+"""Environment variable, not empty: `launcher` has started this process, itself or through Slurm."""
 _PR_SET_PDEATHSIG = 1
 _LOOK_S = 1.0
 
 
 def is_launched(environment: Mapping[str, str] = os.environ) -> bool:
     """Whether `launcher` has started this process."""
-    return PARENT in environment
+    return bool(environment.get(LAUNCHED))
 
 
 def end_with_parent(environment: Mapping[str, str] = os.environ) -> None:
@@ -24,7 +26,7 @@ def end_with_parent(environment: Mapping[str, str] = os.environ) -> None:
 
     On Linux the kernel does it (prctl(2), PR_SET_PDEATHSIG), elsewhere a thread that looks every second.
     """
-    if not is_launched(environment):
+    if PARENT not in environment:
         return
     parent = int(environment[PARENT])
     if sys.platform == "linux":

@@ -21,6 +21,7 @@ from doccls.errors import UserError
 _NO_LOCKS_HERE = (errno.ENOTSUP, errno.ENOSYS, errno.ENOLCK)
 _KEEP_S = 10.0
 _LOOK_S = 0.1
+_WAIT_LOOK_S = 0.5
 _DEAD_S = 120.0
 """A holder on another machine that has not touched its file for so long is dead."""
 
@@ -59,8 +60,8 @@ class Lock:
 
 
 @contextmanager
-def hold_lock(path: Path, what: str, takeover: bool = False) -> Iterator[Lock]:
-    """Hold `path` locked within the block.
+def hold_lock(path: Path, what: str, takeover: bool = False, wait_s: float = 0.0) -> Iterator[Lock]:
+    """Hold `path` locked within the block; another's end is waited for so long.
 
     The kernel's lock (flock; on NFS the server's) is what counts: it ends with the process, a kill -9 included, and the
     file that stays behind means nothing. Where a file system knows no locks, or a server keeps that of a machine that
@@ -69,7 +70,7 @@ def hold_lock(path: Path, what: str, takeover: bool = False) -> Iterator[Lock]:
     Raises:
         LockError: another process holds it, or its file can't be made.
     """
-    file = _acquire(path, takeover)
+    file = _acquire(path, takeover, time.monotonic() + wait_s)
     with file:
         holder = Holder(what, os.getpid(), socket.gethostname(), datetime.now().isoformat(timespec="seconds"))
         file.truncate(0)
@@ -102,13 +103,18 @@ def find_holder(path: Path) -> Holder | None:
         return None
 
 
-def _acquire(path: Path, takeover: bool) -> IO[str]:
+def _acquire(path: Path, takeover: bool, until_s: float) -> IO[str]:
     file = _open(path)
     try:
         while not _try_lock_twice(file, path):
             holder = _read_holder(path)
             if not (takeover and _is_dead(holder, path)):
-                raise LockError(_refuse(holder, path, takeover))
+                if time.monotonic() >= until_s:
+                    raise LockError(_refuse(holder, path, takeover))
+                time.sleep(_WAIT_LOOK_S)
+                file.close()
+                file = _open(path)  # it may be another one by now
+                continue
             beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
             beside.touch()
             beside.replace(path)  # the dead one's lock stays with its file

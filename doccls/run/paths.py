@@ -49,14 +49,45 @@ class RunPaths:
         return self.live / f"{'all' if fold is None else f'fold{fold}'}_rank{rank}.json"
 
     @property
-    def launch_lock(self) -> Path:
-        """Held by the launcher of the run."""
-        return self.live / "launch.lock"
+    def opening_lock(self) -> Path:
+        """Held by the array task that looks at the data and makes the run."""
+        return self.live / "opening.lock"
 
     @property
-    def ledger(self) -> Path:
-        """What launches of the run started, where, and how it ended."""
-        return self.root / "launch.json"
+    def submissions(self) -> Path:
+        """What was submitted to Slurm for the run."""
+        return self.root / "submissions.json"
+
+    @property
+    def submission_lock(self) -> Path:
+        """Held by whoever submits."""
+        return self.live / "submission.lock"
+
+    @property
+    def task_consoles(self) -> Path:
+        """What submitted tasks print; their folds' processes have files of their own."""
+        return self.root / "console"
+
+    @property
+    def merge_lock(self) -> Path:
+        """Held by the array task that merges."""
+        return self.live / "merge.lock"
+
+    def launch_lock(self, task: int | None = None) -> Path:
+        """Held by the launcher of the run, or by an array task, which launches its share of the folds."""
+        return self.live / f"{_name_launch(task)}.lock"
+
+    def list_launch_locks(self) -> list[Path]:
+        """Of all that have launched folds of the run."""
+        return sorted(self.live.glob("launch*.lock"))
+
+    def ledger(self, task: int | None = None) -> Path:
+        """What launches of the run started, where, and how it ended; an array task keeps its own."""
+        return self.root / f"{_name_launch(task)}.json"
+
+    def list_ledgers(self) -> list[Path]:
+        """Of all that have launched folds of the run."""
+        return sorted(self.root.glob("launch*.json"))
 
     @property
     def metrics(self) -> Path:
@@ -113,6 +144,10 @@ class RunPaths:
         return self.root / "test_probabilities.npy"
 
 
+def _name_launch(task: int | None) -> str:
+    return "launch" if task is None else f"launch_task{task}"
+
+
 def check_run_id(run_id: str) -> str:
     """The run id itself.
 
@@ -135,7 +170,6 @@ def new_run_id(version: str) -> str:
     return f"{version}-{secrets.token_hex(3)}"
 
 
-def name_log(logs_dir: Path, run_id: str, now: datetime, fold: int | None = None) -> Path:
-    """`logs/run_YYYYMMDD-HHMM_<run_id>.log`; with `_fold2` for a command that trains that fold alone."""
-    alone = "" if fold is None else f"_fold{fold}"
-    return logs_dir / f"run_{now:%Y%m%d-%H%M}_{run_id}{alone}.log"
+def name_log(logs_dir: Path, run_id: str, now: datetime, part: str = "") -> Path:
+    """`logs/run_YYYYMMDD-HHMM_<run_id>.log`; with a part of it, such as `fold2`, of a command that does just that."""
+    return logs_dir / f"run_{now:%Y%m%d-%H%M}_{run_id}{f'_{part}' if part else ''}.log"

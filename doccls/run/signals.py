@@ -18,7 +18,8 @@ from types import FrameType
 
 from doccls.run.rank import rank_by_environment
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
+"""What asks for the end. Slurm sends SIGUSR1 ahead of a time limit, if told so; Windows has none."""
 _ECHO_S = 1.0
 """One request may come as several signals: to the whole group by a terminal, and again from a launcher that forwards
 it. What comes so soon after the first is taken for its echo."""
@@ -37,12 +38,13 @@ class Interrupted(BaseException):
 
     def __init__(self, signum: int) -> None:
         super().__init__(f"{signal.Signals(signum).name} received")
+        self.signum = signum
         self.exit_code = 128 + signum
 
 
 @contextmanager
 def handling_signals() -> Iterator[None]:
-    """SIGINT and SIGTERM as this module says, until the block ends well; the main thread calls.
+    """STOP_SIGNALS as this module says, until the block ends well; the main thread calls.
 
     After `ignore_signals` they stay ignored: the process is at its end.
     """

@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +18,11 @@ _MASKS = (
     (r"experiments/\d{8}/", "experiments/<DAY>/"),
     (r"(mem_MiB|time_s|images_per_s)=[\d.]+", r"\1=<...>"),
 )
+_SLURM = (
+    "plan", "--backend", "slurm", "--config", "tiny.yaml", "--run-id", "kept", "--set", "output.exp_dir=it's here",
+    "--nodes", "2", "--gpus-per-fold", "4", "--partition", "gpu", "--account", "us", "--time", "4:00:00",
+    "--at-once", "1", "--sbatch-arg=--qos=high", "--hang-timeout", "1h",
+)  # fmt: skip
 _FIGURE = re.compile(r"((?:loss|macro_f1|F1)=)(\d+\.\d+)")
 _TOLERANCE = 0.002
 """Sums in another order, on another processor, move a loss by about 1e-6 a step."""
@@ -30,6 +36,7 @@ HELPS = {
     "doccls_launch": ("launcher", "--help"),
     "doccls_launch_run": ("launcher", "run", "--help"),
     "doccls_launch_plan": ("launcher", "plan", "--help"),
+    "doccls_launch_task": ("launcher", "task", "--help"),
     "doccls_launch_merge": ("launcher", "merge", "--help"),
     "doccls_launch_status": ("launcher", "status", "--help"),
     "doccls_launch_cancel": ("launcher", "cancel", "--help"),
@@ -61,6 +68,20 @@ def test_a_run_leaves_the_files_kept(golden_run: "GoldenRun", read_golden: Calla
     files = sorted(str(path.relative_to(golden_run.folder)) for path in golden_run.folder.rglob("*") if path.is_file())
     text = mask("\n".join(name for name in files if not name.startswith("data/train/")) + "\n", golden_run.folder)
     assert text == read_golden("files.txt", text)
+
+
+@pytest.mark.parametrize("form", ["txt", "json"])
+def test_what_is_submitted_to_slurm_reads_as_kept(
+    form: str,
+    golden_run: "GoldenRun",
+    run_command: Callable[..., "subprocess.CompletedProcess[str]"],
+    read_golden: Callable[[str, str], str],
+) -> None:
+    done = run_command("launcher", *_SLURM, *(["--json"] if form == "json" else []), cwd=golden_run.folder)
+    assert done.returncode == 0 and done.stderr == ""
+    text = mask(done.stdout.replace(sys.executable, "<PYTHON>"), golden_run.folder)
+    text = re.sub(r"here/\d{8}/", "here/<DAY>/", text)
+    assert text == read_golden(f"slurm_plan_{form}.txt", text)
 
 
 @pytest.mark.parametrize("name", HELPS)

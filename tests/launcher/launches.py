@@ -72,11 +72,11 @@ def launch(
     return finish(start(trainer, sets, folder, *words, fault=fault), folder)
 
 
-def ask(*words: str) -> str:
-    """What another command of `doccls-launch` says."""
+def ask(*words: str, **told: str) -> str:
+    """What another command of `doccls-launch` says, with `told` in its environment."""
     return subprocess.run(
         [sys.executable, "-m", "launcher", *words],
-        env=clean_environment(), capture_output=True, text=True, timeout=LAUNCH_S, check=True,
+        env=clean_environment() | told, capture_output=True, text=True, timeout=LAUNCH_S, check=True,
     ).stdout  # fmt: skip
 
 

@@ -187,13 +187,13 @@ def test_a_run_that_is_launched_is_refused_to_a_second_launcher_and_can_be_cance
             assert second.code == 1
             assert f"run tiny is being launched by process {process.pid} on " in second.err
         status = json.loads(ask("status", "--json", str(Run([], folder).root)))
-        assert status["launcher"]["pid"] == process.pid and status["folds"][1]["state"] == "running"
+        assert [one["pid"] for one in status["launchers"]] == [process.pid] and status["folds"][1]["state"] == "running"
         assert " epoch " in status["folds"][1]["remark"]
         assert process.poll() is None
         assert "[CANCEL] stopped" in ask("cancel", str(Run([], folder).root))
         assert finish(process, folder).code == 143
         status = json.loads(ask("status", "--json", str(Run([], folder).root)))
-        assert status["launcher"] is None and status["folds"][1]["state"] == "stopped"
+        assert status["launchers"] == [] and status["folds"][1]["state"] == "stopped"
     finally:
         process.kill()
     assert_none_left(folder)

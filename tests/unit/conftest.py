@@ -15,6 +15,7 @@ from PIL import Image
 
 from doccls.config import Config
 from doccls.data.dataset import Pages
+from doccls.run.signals import STOP_SIGNALS
 
 MakeConfig = Callable[..., Config]
 MakeData = Callable[..., Path]
@@ -29,7 +30,7 @@ def compute_on_one_thread() -> None:
 @pytest.fixture(autouse=True)
 def signals_stay_pytests() -> Iterator[None]:
     """A process that ends with an error ignores signals from there on; here it goes on to the next test."""
-    earlier = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    earlier = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     yield
     for number, handler in earlier.items():
         signal.signal(number, handler)

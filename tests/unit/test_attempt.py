@@ -12,7 +12,6 @@ import pytest
 
 from doccls.run.heartbeat import Heartbeat
 from doccls.run.paths import RunPaths
-from launcher import attempt as room
 from launcher.attempt import RunningFold
 from launcher.devices import list_cpus
 from launcher.local import FoldProcesses
@@ -73,7 +72,7 @@ Start = Callable[[int], tuple[RunningFold, list[Process], list[Heartbeat]]]
 
 
 @pytest.fixture
-def start(tmp_path: Path, clock: Clock, struck: list[int], monkeypatch: pytest.MonkeyPatch) -> Start:
+def start(tmp_path: Path, clock: Clock, struck: list[int]) -> Start:
     """A fold of so many ranks that have begun nothing yet: `fold, processes, hearts`."""
     paths = RunPaths(tmp_path / "20260101" / "r")
     paths.live.mkdir(parents=True)
@@ -81,11 +80,11 @@ def start(tmp_path: Path, clock: Clock, struck: list[int], monkeypatch: pytest.M
     def make(ranks: int) -> tuple[RunningFold, list[Process], list[Heartbeat]]:
         processes = [Process(10**8 + rank) for rank in range(ranks)]  # no process has such an id
         made = FoldProcesses(tuple(processes))  # type: ignore[arg-type]
-        monkeypatch.setattr(room, "start_fold", lambda *others: made)
+        backend = SimpleNamespace(start=lambda *others: made)
         (slot,) = make_slots(list_cpus(ranks), ranks)
         assignment = Workload("python", ("--config", "c.yaml"), 1).assign(2, slot)
         hearts = [Heartbeat() for _ in processes]
-        fold = RunningFold(assignment, paths, tmp_path / "meet")
+        fold = RunningFold(assignment, paths, backend)  # type: ignore[arg-type]
         for rank, heart in enumerate(hearts):
             heart.write_to(paths.heartbeat(2, rank))
         return fold, processes, hearts

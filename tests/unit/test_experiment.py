@@ -19,7 +19,6 @@ from doccls.experiment import (
     Experiment,
     check_files,
     identify,
-    list_wanted,
     open_run,
     prepare,
     tell_config,
@@ -268,7 +267,7 @@ def test_another_limit_of_pixels_is_another_look(open_it: Open, looked_at: list[
 
 @pytest.mark.parametrize(("valid_fold", "wanted"), [("all", [0, 1, 2, 3]), (0, [0]), (3, [3])])
 def test_the_folds_that_are_asked_for(make_config: MakeConfig, valid_fold: int | str, wanted: list[int]) -> None:
-    assert list_wanted(make_config(data={"folds": 4, "valid_fold": valid_fold})) == wanted
+    assert make_config(data={"folds": 4, "valid_fold": valid_fold}).data.list_wanted() == wanted
 
 
 def test_what_is_still_to_do_is_told_until_all_folds_are_there(open_it: Open) -> None:

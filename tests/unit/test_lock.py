@@ -90,6 +90,32 @@ def test_it_is_free_when_the_block_ends_and_the_file_that_stays_means_nothing(pa
             pass
 
 
+def test_who_waits_gets_it_when_its_holder_has_ended(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with another_process(path) as process:
+        assert process.stdin is not None
+        looks: list[float] = []
+
+        def look(seconds: float) -> None:
+            looks.append(seconds)
+            if len(looks) == 4:
+                process.kill()
+                process.wait(30)
+
+        monkeypatch.setattr(lock.time, "sleep", look)
+        with hold_lock(path, WHAT, wait_s=3600.0):
+            assert len(looks) >= 4
+
+
+def test_who_has_waited_long_enough_is_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s = [100.0]
+    monkeypatch.setattr(lock.time, "monotonic", lambda: now_s[0])
+    monkeypatch.setattr(lock.time, "sleep", lambda seconds: now_s.append(now_s.pop() + seconds))
+    with another_process(path) as process:
+        with pytest.raises(LockError, match=f"by process {process.pid} "), hold_lock(path, WHAT, wait_s=30.0):
+            pytest.fail("two hold it")
+        assert 130.0 <= now_s[0] < 132.0
+
+
 def test_it_is_free_when_an_error_leaves_the_block(path: Path) -> None:
     with pytest.raises(RuntimeError, match="broken"), hold_lock(path, WHAT):
         raise RuntimeError("broken")

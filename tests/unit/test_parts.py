@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from doccls.oof.parts import OofPart, PartError, PartInfo, read_part, write_part
+from doccls.oof.parts import OofPart, PartError, PartInfo, is_merged, read_part, write_part
+from doccls.run.paths import RunPaths
 
 
 def make_part(**changes: Any) -> OofPart:
@@ -161,3 +163,16 @@ def test_nan_is_allowed_where_the_row_is_skipped(tmp_path: Path) -> None:
 def test_non_finite_rows_are_counted(tmp_path: Path) -> None:
     with pytest.raises(PartError, match="2 rows have non-finite logits, such as row 1"):
         write_part(tmp_path / "p", make_part(logits_NC=np.array([[np.nan, 1], [0, 0], [1, np.inf]], np.float32)))
+
+
+def test_a_run_is_merged_as_long_as_no_part_is_younger_than_the_merge(tmp_path: Path) -> None:
+    paths = RunPaths(tmp_path)
+    assert not is_merged(paths)
+    write_part(paths.part(0), make_part())
+    assert not is_merged(paths)
+    paths.summary.write_text("{}")
+    os.utime(paths.summary, ns=(5, 5))
+    os.utime(paths.part(0), ns=(5, 5))
+    assert is_merged(paths)
+    os.utime(paths.part(0), ns=(6, 6))
+    assert not is_merged(paths)

@@ -29,6 +29,20 @@ def test_the_files_are_where_the_contract_says() -> None:
 
 def test_the_log_carries_minute_and_run_id() -> None:
     assert name_log(Path("/l"), "v087-8c206e", NOW) == Path("/l/run_20260307-0905_v087-8c206e.log")
+    assert name_log(Path("/l"), "v087-8c206e", NOW, "task3") == Path("/l/run_20260307-0905_v087-8c206e_task3.log")
+
+
+def test_each_launch_has_its_lock_and_its_ledger(tmp_path: Path) -> None:
+    paths = RunPaths(tmp_path)
+    paths.live.mkdir()
+    for task in (None, 0, 12):
+        paths.ledger(task).touch()
+        paths.launch_lock(task).touch()
+        assert paths.ledger(task).stem == paths.launch_lock(task).stem
+    paths.opening_lock.touch()
+    paths.merge_lock.touch()
+    assert len({paths.ledger(), paths.ledger(0), paths.ledger(12)}) == len(paths.list_ledgers()) == 3
+    assert sorted(map(str, paths.list_launch_locks())) == sorted(str(paths.launch_lock(task)) for task in (None, 0, 12))
 
 
 def test_a_new_run_lies_under_its_day_and_an_old_one_is_found_under_its_own(tmp_path: Path) -> None:

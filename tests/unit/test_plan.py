@@ -167,7 +167,7 @@ def test_a_plan_for_scripts_has_each_ranks_command_and_environment() -> None:
     assert described["finished"] == [0, 3] and described["warnings"] == ["too many threads"]
     assert [[one["fold"] for one in wave] for wave in described["waves"]] == [[1, 2], [4]]
     (last,) = described["waves"][1]
-    assert last["slot"]["devices"][1] == {"name": "gpu 1", "uuid": "GPU-0001", "model": "NVIDIA H100"}
+    assert last["slot"]["devices"][1] == {"name": "gpu 1", "uuid": "GPU-0001", "model": "NVIDIA H100", "given": False}
     first, second = last["ranks"]
     assert first["argv"] == second["argv"] == [
         "python", "-m", "doccls.train", "--config", "a b.yaml", "--set", "data.valid_fold=4"
@@ -197,7 +197,7 @@ def plan_run(config: Path, *words: str) -> LaunchPlan:
     """What `doccls-launch plan --config <config> --slots 2 --run-id v001-abc <words>` finds."""
     arguments = build_parser().parse_args(["plan", "--config", str(config), "--slots", "2", *words])
     loaded = cli.load_arguments(arguments)
-    return make_plan(arguments, loaded, "v001-abc", choose_slots(arguments, loaded))
+    return make_plan(arguments, loaded, "v001-abc", choose_slots(arguments, loaded), loaded.data.list_wanted(), 2)
 
 
 def finish(config: Config, paths: RunPaths, *folds: int) -> None:

@@ -19,7 +19,9 @@ from doccls.run.lock import hold_lock
 from doccls.run.paths import RunPaths
 from launcher.cli import main
 from launcher.ledger import Attempt, Ledger, write_ledger
-from launcher.status import Seen, State, describe_fold, read_status, render_status
+from launcher.slurm_text import QueueEntry
+from launcher.status import Seen, State, describe_fold, list_unfinished, render_status
+from launcher.survey import read_status
 
 BEFORE, BEGUN, LATER = (f"2026-01-02T03:0{minute}:00.000+00:00" for minute in (1, 4, 6))
 LEDGER = Ledger(
@@ -92,17 +94,17 @@ def test_the_remark_is_how_far_the_slowest_rank_is_or_what_was_wrong() -> None:
 
 
 def test_a_launched_run(paths: RunPaths) -> None:
-    write_ledger(paths.ledger, replace(LEDGER, attempts=(replace(OPEN, fold=0, number=1), OPEN)))
+    write_ledger(paths.ledger(), replace(LEDGER, attempts=(replace(OPEN, fold=0, number=1), OPEN)))
     finish(paths, 0)
     heart = Heartbeat()
     heart.write_to(paths.heartbeat(1, 0))
     heart.beat(phase="train", fold=1, epoch=2, step=14)
     now = datetime(2026, 1, 2, 3, 6, 45, tzinfo=UTC)
-    with hold_lock(paths.launch_lock, "run r is being launched"):
+    with hold_lock(paths.launch_lock(), "run r is being launched"):
         status = read_status(paths)
         assert render_status(status, now).splitlines() == [
             f"[STATUS] run {paths.root}",
-            f"[STATUS] {status.launcher}",
+            f"[STATUS] {status.launchers[0]}",
             "fold  state    on     attempt  macro_f1",
             "0     done     gpu 0  1        0.75000",
             "1     running  gpu 0  1                  train step 14, epoch 2, started 45 s ago",
@@ -110,7 +112,7 @@ def test_a_launched_run(paths: RunPaths) -> None:
             "3     missing",
             "[STATUS] 1 of 4 folds done, not merged",
         ]
-    assert f"by process {os.getpid()} on {socket.gethostname()}" in str(status.launcher)
+    assert f"by process {os.getpid()} on {socket.gethostname()}" in str(status.launchers[0])
     heart.end()
     lines = render_status(read_status(paths), now).splitlines()
     assert lines[1] == "[STATUS] no launcher works on it"
@@ -119,7 +121,7 @@ def test_a_launched_run(paths: RunPaths) -> None:
 
 
 def test_a_finished_run_needs_nothing_more(paths: RunPaths) -> None:
-    write_ledger(paths.ledger, LEDGER)
+    write_ledger(paths.ledger(), LEDGER)
     for fold in range(4):
         finish(paths, fold)
     assert not read_status(paths).merged
@@ -145,7 +147,7 @@ def test_a_run_that_was_trained_by_hand(paths: RunPaths) -> None:
     ("damage", "told"), [("torn", "can't be read"), ("fold", "of another fold"), ("identity", "another experiment")]
 )
 def test_a_part_that_is_no_result_of_the_fold_is_told(paths: RunPaths, damage: str, told: str) -> None:
-    write_ledger(paths.ledger, LEDGER)
+    write_ledger(paths.ledger(), LEDGER)
     if damage == "torn":
         write_text(paths.part(1), "torn")
     else:
@@ -158,13 +160,13 @@ def test_a_part_that_is_no_result_of_the_fold_is_told(paths: RunPaths, damage: s
 
 
 def test_scripts_get_json(paths: RunPaths, capsys: pytest.CaptureFixture[str]) -> None:
-    write_ledger(paths.ledger, replace(LEDGER, attempts=(FAILED,)))
+    write_ledger(paths.ledger(), replace(LEDGER, attempts=(FAILED,)))
     assert main(["status", "--json", str(paths.root)]) == 0
     told = json.loads(capsys.readouterr().out)
-    assert (told["launcher"], told["merged"], told["again"]) == (None, False, LEDGER.again)
+    assert (told["launchers"], told["merged"], told["again"]) == ([], False, LEDGER.again)
     assert told["folds"][1] == {
         "fold": 1, "state": "failed", "macro_f1": None, "slot": "gpu 0", "attempts": 1, "since": LATER,
-        "remark": FAILED.message,
+        "remark": FAILED.message, "log": None,
     }  # fmt: skip
 
 
@@ -182,8 +184,62 @@ def test_what_is_no_run_is_told(
 def test_a_run_that_another_machine_launches_is_not_cancelled_from_here(
     paths: RunPaths, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with hold_lock(paths.launch_lock, "run r is being launched"):
+    with hold_lock(paths.launch_lock(), "run r is being launched"):
         monkeypatch.setattr("launcher.cancel.socket.gethostname", lambda: "another")
         monkeypatch.setattr(os, "kill", lambda *_: pytest.fail("a process of this machine was struck"))
         assert main(["cancel", str(paths.root)]) == 1
     assert "cancel it there" in capsys.readouterr().err
+
+
+def test_array_tasks_are_told_by_their_own_ledgers_and_locks(paths: RunPaths, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fold 1 of a launch before failed, and is trained by a task of an array now; fold 2's task failed."""
+    monkeypatch.setattr("launcher.survey.ask_queue", lambda: [])
+    write_ledger(paths.ledger(), replace(LEDGER, started=BEFORE, attempts=(replace(FAILED, started=BEFORE),)))
+    task = replace(LEDGER, folds=(1,), job="12_1", attempts=(replace(OPEN, slot="node 0 gpu 0"),))
+    write_ledger(paths.ledger(1), task)
+    gone = replace(FAILED, fold=2, message="a defect\n  | last words", log="/logs/fold2.log")
+    write_ledger(paths.ledger(2), replace(LEDGER, folds=(2,), job="12_2", attempts=(gone,)))
+    finish(paths, 0)
+    with hold_lock(paths.launch_lock(1), "run r, task 12_1 of Slurm, is being launched"):
+        status = read_status(paths)
+        assert [str(one.state) for one in status.folds] == ["done", "running", "failed", "missing"]
+        assert status.folds[1].slot == "node 0 gpu 0" and status.folds[1].attempts == 2
+        assert len(status.launchers) == 1 and status.again is None
+    assert list_unfinished(read_status(paths)) == [
+        "- fold 1: lost", "- fold 2: failed, a defect, log: /logs/fold2.log", "- fold 3: missing"
+    ]  # fmt: skip
+
+
+# --- of Slurm --------------------------------------------------------------------------------------------------------
+
+
+WAITS = "job 12_1 PENDING, Resources"
+
+
+def queued(state: str) -> QueueEntry:
+    return QueueEntry("12", 1, state, "", "Resources")
+
+
+@pytest.mark.parametrize(
+    ("seen", "state", "remark"),
+    [
+        (Seen(submitted=True, queued=queued("PENDING")), State.WAITING, WAITS),
+        (Seen(submitted=True, queued=queued("RUNNING")), State.RUNNING, "job 12_1 RUNNING"),
+        (Seen(submitted=True, queued=queued("NODE_FAIL")), State.FAILED, "job 12_1 NODE_FAIL"),
+        (Seen(submitted=True, queued=queued("ODD")), State.UNKNOWN, "job 12_1 ODD"),
+        (Seen(submitted=True, queued=queued("CANCELLED")), State.MISSING, "job 12_1 CANCELLED"),
+        (Seen(submitted=True, queue_answers=False), State.UNKNOWN, "Slurm does not answer (squeue)"),
+        (Seen(submitted=True), State.MISSING, None),
+        (
+            Seen(submitted=True, attempts=(OPEN,), queued=queued("PENDING")),
+            State.WAITING,
+            "job 12_1 PENDING, Resources",
+        ),
+        (Seen(submitted=True, attempts=(OPEN,), queued=queued("TIMEOUT")), State.FAILED, "job 12_1 TIMEOUT"),
+        (Seen(submitted=True, attempts=(FAILED,), queued=queued("FAILED")), State.FAILED, FAILED.message),
+    ],
+)
+def test_where_no_launcher_works_the_queue_is_heard(seen: Seen, state: State, remark: str | None) -> None:
+    told = describe_fold(1, seen, None, launching=False)
+    assert (told.state, told.remark) == (state, remark)
+    assert describe_fold(1, replace(seen, macro_f1=0.5), None, launching=False).state is State.DONE, "by its part"

@@ -1,0 +1,75 @@
+"""Where the processes of a fold run: what the launcher asks of this machine and of Slurm alike."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from doccls.errors import UserError
+from launcher.plan import Assignment
+
+
+class StartError(UserError):
+    """A fold's processes can't be started."""
+
+
+class Processes(Protocol):
+    """The ranks of one attempt at a fold."""
+
+    ended: list[int]
+    """Ranks in the order in which they were seen to have ended."""
+    first_end_s: float | None
+    """When the first of them was, on this process's clock."""
+
+    @property
+    def pids(self) -> tuple[int, ...]:
+        """Of the processes that this one has started."""
+        ...
+
+    def poll(self) -> tuple[int | None, ...]:
+        """Exit codes by rank: minus a signal's number where one killed, None while alive."""
+        ...
+
+    def terminate(self) -> None:
+        """Ask each rank to leave at its next safe point."""
+        ...
+
+    def dump_stacks(self) -> None:
+        """Have each rank write its Python stacks to its console."""
+        ...
+
+    def strike(self) -> None:
+        """Kill each rank with all that it started."""
+        ...
+
+    def wait(self) -> None:
+        """Until all are gone."""
+        ...
+
+    def tell(self) -> str:
+        """What was said of them by whoever runs them; empty if nothing."""
+        ...
+
+
+class Backend(Protocol):
+    """Starts folds."""
+
+    def start(self, assignment: Assignment, consoles: Sequence[Path]) -> Processes:
+        """Start the ranks of a fold; what each prints is added to its console.
+
+        Raises:
+            StartError: they can't be had; none of them is left.
+        """
+        ...
+
+
+def strike_folds(folds: Iterable[Processes]) -> None:
+    """Kill all ranks of all folds."""
+    for fold in folds:
+        fold.strike()
+
+
+def kill_folds(folds: Sequence[Processes]) -> None:
+    """The same, and wait until they are gone."""
+    strike_folds(folds)
+    for fold in folds:
+        fold.wait()

@@ -1,0 +1,178 @@
+"""`doccls-launch run --backend slurm`: the missing folds of a run as one array, submitted exactly once."""
+
+import secrets
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+from doccls.config import Config
+from doccls.experiment import Experiment, identify, open_run, prepare, tell_config
+from doccls.oof.parts import find_finished_folds
+from doccls.run.lock import hold_lock
+from doccls.run.paths import RunPaths, locate_run
+from doccls.run.runlog import RunLog
+from doccls.run.signals import check_stop, stopping_gracefully
+from launcher.closing import close_share
+from launcher.launch import LaunchError, refuse_others
+from launcher.ledger import tell_time
+from launcher.slurm_queue import ask_queue, submit_script
+from launcher.slurm_text import (
+    Going,
+    JobRequest,
+    QueueEntry,
+    SlurmError,
+    render_comment,
+    render_output,
+    render_sbatch,
+    render_script,
+)
+from launcher.status import list_unfinished
+from launcher.submissions import Submission, list_going, read_submissions, settle, write_submissions
+from launcher.survey import list_run_jobs, read_status
+
+_FIND_TRIES = 5
+_FIND_WAIT_S = 1.0
+_WATCH_S = 2.0
+_TICK_S = 0.2
+
+
+@dataclass(frozen=True)
+class SubmitOptions:
+    """How to submit, beside the config."""
+
+    request: JobRequest
+    python: str
+    words: tuple[str, ...]
+    """Of `doccls-launch task`."""
+    world_size: int
+    """Processes of each fold."""
+    wait: bool
+    """Return when the run has ended, not when it is submitted."""
+    again: str
+    """The command that trains what is missing."""
+
+
+def submit(config: Config, run_id: str, now: datetime, options: SubmitOptions, log: RunLog) -> None:
+    """Check config and data, make the run, and submit the folds that are neither finished nor on their way.
+
+    Raises:
+        UserError: config, data, Slurm or a launcher of the run stand in the way; with `wait` also folds that failed.
+        Interrupted: a signal came; what is submitted goes on.
+    """
+    tell_config(config, log)
+    paths = locate_run(config.output.exp_dir, run_id, now)
+    refuse_others([paths.launch_lock()])
+    experiment = identify(config, prepare(config, paths, log), paths)
+    with hold_lock(paths.submission_lock, f"run {run_id} is being submitted"):
+        finished = open_run(experiment, now, {"world_size": options.world_size, "device": "slurm"})
+        log.line(f"[ARTIFACTS] {paths.root}")
+        _submit_missing(experiment, finished, options, log)
+    log.line(f"[SLURM] where it stands: doccls-launch status {paths.root}")
+    log.line(f"[SLURM] to end it:       doccls-launch cancel {paths.root}")
+    if options.wait:
+        with stopping_gracefully():
+            _watch(experiment, log)
+        if not close_share(experiment, log) and config.data.valid_fold == "all":
+            unfinished = "\n".join(list_unfinished(read_status(paths)))
+            raise LaunchError(f"the run has ended, and folds are missing\n{unfinished}\nto train them: {options.again}")
+
+
+def _submit_missing(experiment: Experiment, finished: Sequence[int], options: SubmitOptions, log: RunLog) -> None:
+    paths, run_id = experiment.paths, experiment.paths.run_id
+    submissions, queue = read_submissions(paths.submissions), ask_queue()
+    if queue is None:
+        raise SlurmError("squeue does not answer: nothing was submitted. Try again when Slurm is there")
+    settled = settle(submissions, run_id, queue)
+    if settled != submissions:
+        submissions = settled
+        write_submissions(paths.submissions, submissions)
+    wanted = [fold for fold in experiment.config.data.list_wanted() if fold not in finished]
+    going = list_going(wanted, list_run_jobs(paths), queue)
+    for fold, entry in going.items():
+        log.line(f"[SLURM] fold {fold}: on its way as job {entry.job} ({entry.state})")
+    missing = tuple(fold for fold in wanted if fold not in going)
+    if not missing:
+        log.line("[SLURM] nothing to submit")
+        return
+    token = secrets.token_hex(8)
+    submissions = (*submissions, Submission(token, missing, tell_time(datetime.now())))
+    write_submissions(paths.submissions, submissions)
+    refused = None
+    try:
+        job: str | None = _submit(paths, token, missing, options)
+    except SlurmError as error:
+        job = _find(run_id, token, str(error))
+        refused = None if job else str(error)
+    write_submissions(paths.submissions, (*submissions[:-1], replace(submissions[-1], job=job, refused=refused)))
+    if job is None:
+        raise SlurmError(f"the folds are not submitted: {refused}")
+    log.line(f"[SLURM] job {job}: folds {', '.join(map(str, missing))} submitted, a task a fold")
+
+
+def _submit(paths: RunPaths, token: str, folds: Sequence[int], options: SubmitOptions) -> str:
+    paths.task_consoles.mkdir(parents=True, exist_ok=True)
+    command = render_sbatch(
+        options.request,
+        folds,
+        f"doccls-{paths.run_id}",
+        render_comment(paths.run_id, token),
+        render_output(str(paths.task_consoles)),
+    )
+    return submit_script(command, render_script(options.python, options.words))
+
+
+def _find(run_id: str, token: str, said: str) -> str | None:
+    """The job whose answer was lost; None if it is not in the queue. The controller may need a moment.
+
+    Raises:
+        SlurmError: the queue can't be asked; the next launch of the run asks again before it submits anything.
+    """
+    comment, answered = render_comment(run_id, token), False
+    for _ in range(_FIND_TRIES):
+        queue = ask_queue()
+        answered = answered or queue is not None
+        for entry in queue or []:
+            if entry.comment == comment:
+                return entry.array_job
+        time.sleep(_FIND_WAIT_S)
+    if not answered:
+        raise SlurmError(
+            f"{said}; and squeue does not answer: whether the folds are submitted is not known. The same command with "
+            f"--run-id {run_id} finds out, and submits nothing twice"
+        )
+    return None
+
+
+def _watch(experiment: Experiment, log: RunLog) -> None:
+    """Tell what changes until nothing of the run is in the queue any more."""
+    paths = experiment.paths
+    told: dict[int, str] = {}
+    silent = False
+    while True:
+        queue = ask_queue()
+        if queue is None:
+            if not silent:
+                log.line("[SLURM] squeue does not answer; the jobs go on")
+            silent = True
+        else:
+            silent = False
+            going = list_going(range(experiment.config.data.folds), list_run_jobs(paths), queue)
+            for fold, word in _describe(experiment, going).items():
+                if told.get(fold) != word:
+                    told[fold] = word
+                    log.line(f"[SLURM] fold {fold}: {word}")
+            if not going:
+                return
+        for _ in range(round(_WATCH_S / _TICK_S)):
+            check_stop()
+            time.sleep(_TICK_S)
+
+
+def _describe(experiment: Experiment, going: dict[int, QueueEntry]) -> dict[int, str]:
+    words = {
+        fold: f"{'waits' if entry.going is Going.WAITS else 'runs'} as {entry.job} ({entry.state})"
+        for fold, entry in going.items()
+    }
+    finished = find_finished_folds(experiment.paths, experiment.identity, experiment.config.data.folds)
+    return words | {fold: "done" for fold in finished}

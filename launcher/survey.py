@@ -1,0 +1,135 @@
+"""What is to be seen of a run: its parts, ledgers, locks, heartbeats, and its jobs in Slurm's queue."""
+
+import socket
+from contextlib import suppress
+from dataclasses import dataclass
+
+import psutil
+import yaml
+
+from doccls.oof.parts import PartError, PartInfo, is_merged, read_part
+from doccls.run.heartbeat import Beat, read_beat
+from doccls.run.lock import Holder, find_holder
+from doccls.run.paths import RunError, RunPaths
+from launcher.ledger import Ledger, read_ledger
+from launcher.slurm_queue import ask_queue
+from launcher.slurm_text import QueueEntry
+from launcher.status import FoldStatus, RunStatus, Seen, State, describe_fold
+from launcher.submissions import RunJob, find_newest, list_jobs, read_submissions
+
+
+@dataclass(frozen=True)
+class _Launch:
+    """A launch's ledger, and who holds its lock."""
+
+    ledger: Ledger
+    holder: Holder | None
+
+
+@dataclass(frozen=True)
+class _Survey:
+    """All of a run but its parts."""
+
+    launches: list[_Launch]
+    beats: list[Beat]
+    jobs: list[RunJob]
+    submitted: frozenset[int]
+    """Folds that were submitted."""
+    queue: list[QueueEntry] | None
+    """None if Slurm does not answer."""
+
+
+def read_status(paths: RunPaths) -> RunStatus:
+    """Where the run stands now. Nothing is written.
+
+    Raises:
+        RunError: there is no run in that folder.
+        LedgerError: its ledger is damaged.
+    """
+    survey = _survey(paths)
+    newest = max((one.ledger for one in survey.launches), key=lambda ledger: ledger.started, default=None)
+    identity = newest.identity if newest else None
+    parts = {fold: _read_part(paths, fold, identity) for fold in range(_count_folds(paths, newest))}
+    folds = tuple(_describe(fold, part, survey) for fold, part in parts.items())
+    holders = tuple(holder for lock in paths.list_launch_locks() if (holder := find_holder(lock)) is not None)
+    unfinished = any(one.state is not State.DONE for one in folds)
+    return RunStatus(
+        run_folder=str(paths.root),
+        launchers=holders,
+        folds=folds,
+        merged=not unfinished and is_merged(paths),
+        again=newest.again if newest and not holders and unfinished else None,
+    )
+
+
+def list_run_jobs(paths: RunPaths) -> list[RunJob]:
+    """The Slurm jobs that were to train folds of the run, as its files know them.
+
+    Raises:
+        LedgerError: one of them is damaged.
+    """
+    ledgers = [ledger for path in paths.list_ledgers() if (ledger := read_ledger(path)) is not None]
+    return list_jobs(read_submissions(paths.submissions), ledgers)
+
+
+def _survey(paths: RunPaths) -> _Survey:
+    launches = []
+    for path in paths.list_ledgers():
+        ledger = read_ledger(path)
+        if ledger is not None:
+            launches.append(_Launch(ledger, find_holder(paths.live / f"{path.stem}.lock")))
+    submissions = read_submissions(paths.submissions)
+    jobs = list_jobs(submissions, [one.ledger for one in launches])
+    return _Survey(
+        launches=launches,
+        beats=[beat for file in sorted(paths.live.glob("*_rank*.json")) if (beat := read_beat(file)) is not None],
+        jobs=jobs,
+        submitted=frozenset(fold for one in submissions for fold in one.folds),
+        queue=ask_queue() if submissions or jobs else [],
+    )
+
+
+def _describe(fold: int, part: PartInfo | str | None, survey: _Survey) -> FoldStatus:
+    """`part` is what the fold's part says of itself, or what is wrong with it."""
+    beats = tuple(beat for beat in survey.beats if beat.fold == fold and beat.phase in ("train", "validate"))
+    own = [one for one in survey.launches if fold in one.ledger.folds or one.ledger.list_attempts(fold)]
+    newest = max(own, key=lambda one: (one.holder is not None, one.ledger.started), default=None)
+    attempts = [attempt for one in own for attempt in one.ledger.list_attempts(fold)]
+    seen = Seen(
+        macro_f1=part.macro_f1 if isinstance(part, PartInfo) else None,
+        damage=part if isinstance(part, str) else None,
+        attempts=tuple(sorted(attempts, key=lambda attempt: attempt.started)),
+        beats=beats,
+        alive=any(beat.host == socket.gethostname() and psutil.pid_exists(beat.pid) for beat in beats),
+        submitted=fold in survey.submitted or bool(survey.jobs),
+        queued=find_newest(fold, survey.jobs, survey.queue or []),
+        queue_answers=survey.queue is not None,
+    )
+    launching = newest is not None and newest.holder is not None
+    return describe_fold(fold, seen, newest.ledger if newest else None, launching)
+
+
+def _count_folds(paths: RunPaths, ledger: Ledger | None) -> int:
+    """By the ledger, by the run's snapshot, or by a part, whichever is there."""
+    if ledger is not None:
+        return ledger.num_folds
+    with suppress(OSError, yaml.YAMLError, KeyError, TypeError, ValueError):
+        return int(yaml.safe_load(paths.snapshot.read_text(encoding="utf-8"))["data"]["folds"])
+    for file in sorted(paths.parts_dir.glob("fold*.safetensors")):
+        with suppress(PartError):
+            return read_part(file).info.num_folds
+    raise RunError(f"no run in {paths.root} (runs lie in <output.exp_dir>/YYYYMMDD/<run_id>)")
+
+
+def _read_part(paths: RunPaths, fold: int, identity: str | None) -> PartInfo | str | None:
+    """What the fold's part says of itself, or what is wrong with it; None if there is none. No identity is any."""
+    path = paths.part(fold)
+    if not path.exists():
+        return None
+    try:
+        info = read_part(path).info
+    except PartError as error:
+        return str(error)
+    if info.fold != fold or identity not in (None, info.identity):
+        return f"OOF part {path}: of another fold or another experiment"
+    return info

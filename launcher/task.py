@@ -1,0 +1,89 @@
+"""`doccls-launch task`: an array task's share of a run's folds, in a Slurm job; who comes last merges."""
+
+import signal
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+
+from doccls.config import Config
+from doccls.experiment import identify, open_run, prepare, tell_config
+from doccls.run.lock import hold_lock
+from doccls.run.paths import locate_run
+from doccls.run.runlog import RunLog
+from doccls.run.signals import Interrupted, stopping_gracefully
+from launcher.closing import close_share
+from launcher.launch import FoldLoop, LaunchOptions, describe_launch, describe_processes, refuse_others
+from launcher.ledger import begin_launch
+from launcher.plan import LaunchPlan, render_plan
+from launcher.slurm import SlurmBackend
+from launcher.slurm_text import SlurmTask
+
+_OPENING_S = 7200.0
+"""How long a look at the data by another task may take."""
+_EARLIER_S = 180.0
+"""How long the lock of this very task may outlive its node, from which Slurm has taken it."""
+_TIME_IS_UP = signal.SIGUSR1
+"""What slurm/kfold.sh has Slurm send ahead of the job's time limit."""
+
+
+def run_task(
+    config: Config,
+    run_id: str,
+    now: datetime,
+    plan: LaunchPlan,
+    folds: Sequence[int],
+    task: SlurmTask,
+    sharing: int,
+    options: LaunchOptions,
+    log: RunLog,
+) -> None:
+    """Train those of `folds` that are not finished, and merge the run if it is whole then.
+
+    `sharing` is how many tasks of the array share all folds out; 0: each trains the fold of its number.
+
+    Raises:
+        UserError: config, data or another launcher of the run stand in the way, or folds failed.
+        Interrupted: a signal came; the fold has left at its next safe point.
+    """
+    tell_config(config, log)
+    log.line(render_plan(plan, commands=False))
+    paths = locate_run(config.output.exp_dir, run_id, now)
+    what = f"run {run_id}, task {task.job} of Slurm,"
+    refuse_others([paths.launch_lock()] if task.number is not None else paths.list_launch_locks())
+    with hold_lock(paths.opening_lock, f"{what} is being opened", wait_s=_OPENING_S):  # one task looks at each image
+        experiment = identify(config, prepare(config, paths, log), paths)
+        finished = open_run(experiment, now, describe_processes(options))
+    log.line(f"[ARTIFACTS] {paths.root}")
+    with hold_lock(paths.launch_lock(task.number), f"{what} is being launched", True, _EARLIER_S) as lock:
+        ledger_file = paths.ledger(task.number)
+        ledger = begin_launch(ledger_file, describe_launch(experiment, folds, options, log, now, task.job, sharing))
+        with tempfile.TemporaryDirectory(prefix="doccls-task-") as folder, stopping_gracefully():
+            missing = [fold for fold in folds if fold not in finished]
+            backend = SlurmBackend(task, len(options.slots[0].devices) // task.nodes, Path(folder))
+            loop = FoldLoop(experiment, options, backend, log, ledger_file, ledger, missing, lock)
+            try:
+                loop.run()
+            except Interrupted as stop:
+                if stop.signum == _TIME_IS_UP:
+                    _come_again(loop.list_done(), task, options, log)
+                raise
+    close_share(experiment, log)
+
+
+def _come_again(done: Sequence[int], task: SlurmTask, options: LaunchOptions, log: RunLog) -> None:
+    """The job's time is nearly up: put it back into the queue, unless a fold has had all the time that there is.
+
+    It would start with its first epoch again, and come no further.
+    """
+    if not done:
+        log.line(
+            f"[LAUNCH] the time limit of job {task.job} came before a fold was done: ask for more (sbatch --time=...), "
+            f"then: {options.again}"
+        )
+        return
+    log.line(f"[LAUNCH] the time limit of job {task.job} comes: it goes back into the queue, to train the rest")
+    done_by_slurm = subprocess.run(["scontrol", "requeue", task.job], capture_output=True, text=True, check=False)
+    if done_by_slurm.returncode:
+        log.line(f"[WARNING] Slurm did not take it ({done_by_slurm.stderr.strip()}): {options.again}")

@@ -1,0 +1,183 @@
+"""A real Slurm that requeues, preempts, loses a node or its controller: the undisturbed run's bytes all the same."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from launches import ask, assert_same_bytes, trains
+from slurm_cluster import JOBS_S, ROOT, Cluster, read_outputs, submit_folds
+from tiny_runs import PLAIN, Run, Trainer
+
+ONE = (*PLAIN, "data.valid_fold=1", "train.epochs=20")
+"""One fold, long enough to be met in its midst."""
+PART = "oof/parts/fold1.safetensors"
+
+
+@pytest.fixture(scope="module")
+def undisturbed(trainer: Trainer) -> Run:
+    """The one fold."""
+    return trainer.train(*ONE)
+
+
+@pytest.fixture(scope="module")
+def whole(trainer: Trainer) -> Run:
+    """All folds of the plain recipe."""
+    return trainer.train(*PLAIN)
+
+
+def await_event(happened: Callable[[], bool], what: str, folder: Path) -> None:
+    deadline_s = time.monotonic() + JOBS_S
+    while not happened():
+        if time.monotonic() > deadline_s:
+            pytest.fail(f"not within {JOBS_S} s: {what}\n{read_outputs(folder)}")
+        time.sleep(0.1)
+
+
+def await_training(folder: Path) -> None:
+    await_event(lambda: trains(folder), "an epoch", folder)
+
+
+def assert_same_fold(cluster: Cluster, job: str, folder: Path, undisturbed: Run, restarted: bool) -> None:
+    """It has ended well, at its first start or at a later one, and left what an undisturbed run leaves."""
+    assert cluster.wait(job, folder) == ["COMPLETED"], read_outputs(folder)
+    run = Run([], folder)
+    assert (run.root / PART).read_bytes() == (undisturbed.root / PART).read_bytes()
+    assert run.read_weights(1) == undisturbed.read_weights(1)
+    outcomes = [one["outcome"] for one in json.loads((run.root / "launch_task1.json").read_text())["attempts"]]
+    assert (len(outcomes) > 1) == restarted and outcomes[-1] == "done", outcomes
+    assert not list(folder.rglob("*.tmp"))
+
+
+def test_a_fold_that_is_requeued_by_hand(cluster: Cluster, trainer: Trainer, undisturbed: Run) -> None:
+    folder = trainer.new_folder()
+    job = submit_folds(cluster, trainer, folder, ONE, "--array=1")
+    await_training(folder)
+    cluster.ask("scontrol", "requeue", f"{job}_1")
+    assert_same_fold(cluster, job, folder, undisturbed, restarted=True)
+
+
+def test_a_fold_that_is_preempted(cluster: Cluster, trainer: Trainer, undisturbed: Run) -> None:
+    folder = trainer.new_folder()
+    job = submit_folds(cluster, trainer, folder, ONE, "--array=1", "--partition=low")
+    await_training(folder)
+    cluster.ask("sbatch", "--partition=high", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=true")
+    assert_same_fold(cluster, job, folder, undisturbed, restarted=True)
+
+
+def test_a_fold_whose_node_is_killed(cluster: Cluster, trainer: Trainer, undisturbed: Run) -> None:
+    folder = trainer.new_folder()
+    job = submit_folds(cluster, trainer, folder, ONE, "--array=1", "--nodelist=node2")
+    await_training(folder)
+    cluster.act("fail", "node2")
+    try:
+        await_event(lambda: cluster.list_states(job) != ["RUNNING"], "the end of the job on the node", folder)
+    finally:
+        cluster.act("heal", "node2")
+    assert_same_fold(cluster, job, folder, undisturbed, restarted=True)
+
+
+def test_a_controller_that_is_away_while_a_fold_trains(cluster: Cluster, trainer: Trainer, undisturbed: Run) -> None:
+    folder = trainer.new_folder()
+    job = submit_folds(cluster, trainer, folder, ONE, "--array=1")
+    await_training(folder)
+    (root,) = folder.glob("experiments/*/tiny")
+    cluster.act("ctld", "stop")
+    try:
+        status = json.loads(ask("status", "--json", str(root), **cluster.environment))
+        assert status["folds"][1]["state"] in ("running", "done")
+        assert (status["folds"][0]["state"], status["folds"][0]["remark"]) == (
+            "unknown", "Slurm does not answer (squeue)"
+        )  # fmt: skip
+        await_event((root / PART).exists, "the fold's end", folder)
+    finally:
+        cluster.act("ctld", "start")
+    assert_same_fold(cluster, job, folder, undisturbed, restarted=False)
+
+
+def launch(cluster: Cluster, trainer: Trainer, folder: Path, *words: str) -> "subprocess.CompletedProcess[str]":
+    """`doccls-launch run --backend slurm`."""
+    command = [sys.executable, "-m", "launcher", "run", "--backend", "slurm", *trainer.arguments(PLAIN, folder)]
+    command += ["--run-id", "tiny", "--gpus-per-fold", "0", "--cpus-per-node", "1", *words]
+    return subprocess.run(
+        command, cwd=ROOT, env=cluster.environment, capture_output=True, text=True, timeout=JOBS_S, check=False
+    )
+
+
+def test_a_task_that_is_cancelled_is_all_that_the_next_launch_submits(
+    cluster: Cluster, trainer: Trainer, whole: Run
+) -> None:
+    folder = trainer.new_folder()
+    job = submit_folds(cluster, trainer, folder, PLAIN, "--array=0-2", "--begin=now+1hour")
+    cluster.ask("scancel", f"{job}_1")
+    cluster.ask("scontrol", "update", f"JobId={job}", "StartTime=now")
+    await_event(lambda: len(list(folder.rglob("fold?.safetensors"))) == 2, "two folds", folder)
+    launched = launch(cluster, trainer, folder, "--wait")
+    assert launched.returncode == 0, launched.stdout + launched.stderr
+    assert "folds 1 submitted, a task a fold" in launched.stdout
+    assert "[OOF] all folds macro_f1=" in launched.stdout
+    assert_same_bytes(whole, Run([], folder))
+
+
+def test_a_submission_whose_answer_is_lost_is_found_and_not_sent_twice(
+    cluster: Cluster, trainer: Trainer, whole: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, folder = shutil.which("sbatch"), trainer.new_folder()
+    wrapper = tmp_path / "sbatch"
+    wrapper.write_text(f'#!/bin/bash\n"{real}" "$@" >/dev/null\necho "Socket timed out" >&2\nexit 1\n')
+    wrapper.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    launched = launch(cluster, trainer, folder)
+    assert launched.returncode == 0, launched.stdout + launched.stderr
+    (root,) = folder.glob("experiments/*/tiny")
+    (sent,) = json.loads((root / "submissions.json").read_text())["submissions"]
+    rows = cluster.ask("squeue", "--noheader", "--states=all", "--format=%F %k").splitlines()
+    assert {job for job, comment in map(str.split, rows) if comment == f"doccls:tiny:{sent['token']}"} == {sent["job"]}
+    again = launch(cluster, trainer, folder)
+    assert again.returncode == 0 and "nothing to submit" in again.stdout, again.stdout + again.stderr
+    assert cluster.wait(sent["job"], folder) == ["COMPLETED"] * 3, read_outputs(folder)
+    assert_same_bytes(whole, Run([], folder))
+    assert len(json.loads((root / "submissions.json").read_text())["submissions"]) == 1
+
+
+def test_cancel_ends_the_runs_jobs_and_no_other(cluster: Cluster, trainer: Trainer) -> None:
+    folder = trainer.new_folder()
+    other = cluster.submit(folder / "other", "--wrap=sleep 600")
+    job = submit_folds(cluster, trainer, folder, (*PLAIN, "train.epochs=500"), "--array=0-2%1")
+    await_training(folder)
+    (root,) = folder.glob("experiments/*/tiny")
+    status = json.loads(ask("status", "--json", str(root), **cluster.environment))
+    assert [fold["state"] for fold in status["folds"]] == ["running", "waiting", "waiting"]
+    assert "[CANCEL] stopped" in ask("cancel", str(root), **cluster.environment)
+    assert not {"RUNNING", "PENDING", "COMPLETING"} & set(cluster.list_states(job))
+    assert cluster.ask("squeue", "--noheader", f"--jobs={other}", "--format=%T").strip() in ("RUNNING", "PENDING")
+    cluster.ask("scancel", other)
+    (log,) = folder.glob("logs/*_task0.log")
+    assert log.read_text().splitlines()[-2] == "[EXIT] TRAINING ERROR code=143"
+
+
+def test_a_time_limit_puts_the_rest_back_into_the_queue(cluster: Cluster, trainer: Trainer, whole: Run) -> None:
+    """One task trains all folds; the signal is the one that Slurm sends ahead of the limit."""
+    folder = trainer.new_folder()
+    job = submit_folds(cluster, trainer, folder, PLAIN, "--array=0")
+    await_event(lambda: bool(list(folder.rglob("fold0.safetensors"))), "the first fold", folder)
+    cluster.ask("scancel", "--batch", "--signal=USR1", f"{job}_0")
+    assert cluster.wait(job, folder) == ["COMPLETED"], read_outputs(folder)
+    assert f"the time limit of job {job}_0 comes: it goes back into the queue" in read_outputs(folder)
+    assert_same_bytes(whole, Run([], folder))
+
+
+def test_a_fold_that_had_all_the_time_is_not_tried_again(cluster: Cluster, trainer: Trainer) -> None:
+    folder = trainer.new_folder()
+    job = submit_folds(cluster, trainer, folder, (*ONE, "train.epochs=500"), "--array=1")
+    await_training(folder)
+    cluster.ask("scancel", "--batch", "--signal=USR1", f"{job}_1")
+    assert cluster.wait(job, folder) == ["FAILED"], read_outputs(folder)
+    told = read_outputs(folder)
+    assert f"the time limit of job {job}_1 came before a fold was done: ask for more (sbatch --time=...)" in told
+    assert told.rstrip().endswith("[EXIT][ERROR] training failed: SIGUSR1 received")

@@ -1,0 +1,92 @@
+"""Who comes last merges: once, also when two come at once."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from doccls.config import Config
+from doccls.experiment import Experiment, identify, open_run, prepare
+from doccls.oof.parts import OofPart, PartInfo, is_merged, write_part
+from doccls.run.paths import RunPaths
+from launcher import closing as room
+from launcher.closing import close_share
+
+
+class Log:
+    """Stands for a RunLog."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def line(self, text: str) -> None:
+        self.lines.append(text)
+
+
+@pytest.fixture
+def experiment(tmp_path: Path, make_config: Callable[..., Config], make_data: Callable[..., Path]) -> Experiment:
+    """Of two folds."""
+    ids = [f"p{row}.png" for row in range(4)]
+    make_data(ids, ["a", "b", "a", "b"], files=ids)
+    config, log, paths = make_config(data={"folds": 2}), Log(), RunPaths(tmp_path / "20260101" / "r")
+    experiment = identify(config, prepare(config, paths, log), paths)  # type: ignore[arg-type]
+    open_run(experiment, datetime(2026, 1, 1), {})
+    return experiment
+
+
+def finish(experiment: Experiment, fold: int) -> None:
+    rows = experiment.data.assignment.list_valid(fold)
+    info = PartInfo(
+        identity=experiment.identity, fold=fold, num_folds=2, num_samples=4, classes=("a", "b"),
+        ids=tuple(f"p{row}.png" for row in rows), skipped=(), best_epoch=1, macro_f1=0.5,
+    )  # fmt: skip
+    targets = np.array([row % 2 for row in rows], dtype=np.int64)
+    write_part(experiment.paths.part(fold), OofPart(info, rows, np.zeros((len(rows), 2), np.float32), targets))
+
+
+def close(experiment: Experiment) -> tuple[bool, list[str]]:
+    log = Log()
+    return close_share(experiment, log), log.lines  # type: ignore[arg-type]
+
+
+def test_before_the_last_one_what_is_missing_is_said(experiment: Experiment) -> None:
+    finish(experiment, 1)
+    whole, lines = close(experiment)
+    assert not whole and "- fold 0: missing" in lines and not is_merged(experiment.paths)
+
+
+def test_the_last_one_merges_and_a_later_one_tells_the_same_scores(experiment: Experiment) -> None:
+    for fold in range(2):
+        finish(experiment, fold)
+    (first, lines), before = close(experiment), experiment.paths.summary.stat().st_mtime_ns
+    again, later = close(experiment)
+    assert first and again and is_merged(experiment.paths)
+    assert any(line.startswith("[OOF] ->") for line in lines)
+    assert any(line.startswith("[OOF] merged before: ") for line in later)
+    assert [line for line in lines if "macro_f1=" in line] == [line for line in later if "macro_f1=" in line] != []
+    assert experiment.paths.summary.stat().st_mtime_ns == before
+
+
+def test_of_two_that_come_at_once_one_merges(experiment: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
+    for fold in range(2):
+        finish(experiment, fold)
+    merges, within, close_run = [], threading.Event(), room.close_run
+
+    def merge_slowly(*others: object) -> None:
+        merges.append(threading.get_ident())
+        within.set()
+        second.start()
+        second.join(1.0)  # it waits for this one
+        assert second.is_alive()
+        close_run(*others)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(room, "close_run", merge_slowly)
+    second = threading.Thread(target=close, args=(experiment,))
+    close(experiment)
+    second.join(60)
+    assert within.is_set() and not second.is_alive() and len(merges) == 1

@@ -1,0 +1,96 @@
+"""What was submitted: each array known in the queue by its comment, and each fold's newest task by its name."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from launcher.ledger import Ledger, LedgerError
+from launcher.slurm_text import QueueEntry
+from launcher.submissions import (
+    RunJob,
+    Submission,
+    find_newest,
+    list_going,
+    list_jobs,
+    read_submissions,
+    settle,
+    write_submissions,
+)
+
+KNOWN = Submission("aa", (0, 1, 2), "2026-01-02T03:04:00.000+00:00", job="9")
+LOST = Submission("bb", (1,), "2026-01-02T03:05:00.000+00:00")
+REFUSED = Submission("cc", (2,), "2026-01-02T03:06:00.000+00:00", refused="sbatch failed")
+
+
+def make_entry(job: str, number: int | None, state: str = "RUNNING", comment: str = "(null)") -> QueueEntry:
+    return QueueEntry(job, number, state, comment, "None")
+
+
+def make_ledger(job: str | None, sharing: int = 0) -> Ledger:
+    return Ledger(
+        run_id="r", identity="id", num_folds=5, folds=(0,), ranks_per_fold=1, host="h", pid=1, again="again",
+        started="2026", log="log", job=job, sharing=sharing,
+    )  # fmt: skip
+
+
+def test_they_come_back_as_they_were(tmp_path: Path) -> None:
+    path = tmp_path / "submissions.json"
+    assert read_submissions(path) == ()
+    write_submissions(path, (KNOWN, LOST, REFUSED))
+    assert read_submissions(path) == (KNOWN, LOST, REFUSED)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": "other", "submissions": []}', '{"format": 3}', "null"])
+def test_damage_is_told_with_what_to_do(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "submissions.json"
+    write_submissions(path, (KNOWN,))
+    path.write_text(text)
+    with pytest.raises(LedgerError, match=r"submissions\.json: damaged.*Delete it to go on"):
+        read_submissions(path)
+
+
+def test_a_field_of_another_version_is_damage(tmp_path: Path) -> None:
+    path = tmp_path / "submissions.json"
+    write_submissions(path, (KNOWN,))
+    stated = json.loads(path.read_text())
+    stated["submissions"][0]["colour"] = "red"
+    path.write_text(json.dumps(stated))
+    with pytest.raises(LedgerError):
+        read_submissions(path)
+
+
+def test_a_lost_answer_is_found_by_its_comment_alone() -> None:
+    queue = [make_entry("17", 1, comment="doccls:r:bb"), make_entry("18", 1, comment="doccls:r:cc")]
+    known, lost, refused = settle((KNOWN, LOST, REFUSED), "r", queue)
+    assert (known, refused) == (KNOWN, REFUSED)
+    assert (lost.job, lost.refused) == ("17", None)
+    (other,) = settle((LOST,), "another-run", queue)
+    assert (other.job, other.refused) == (None, "it is not in the queue")
+
+
+def test_jobs_are_those_submitted_and_those_of_the_ledgers() -> None:
+    jobs = list_jobs(
+        (KNOWN, LOST), [make_ledger("9_1"), make_ledger("4_0", sharing=2), make_ledger("31"), make_ledger(None)]
+    )
+    assert jobs == [RunJob("4", True, 2), RunJob("9", True), RunJob("31", False)]
+    assert [jobs[0].name(fold) for fold in range(4)] == ["4_0", "4_1", "4_0", "4_1"]
+    assert [job.name(3) for job in jobs[1:]] == ["9_3", "31"]
+
+
+def test_the_newest_job_counts_and_others_are_none_of_ours() -> None:
+    jobs = list_jobs((KNOWN,), [make_ledger("12_1")])
+    queue = [
+        make_entry("9", 1, "FAILED"),
+        make_entry("12", 1, "PENDING"),
+        make_entry("77", 1),
+        make_entry("9", 2, "ODD"),
+    ]
+    newest = find_newest(1, jobs, queue)
+    assert newest is not None and newest.job == "12_1"
+    assert find_newest(0, jobs, queue) is None
+    going = list_going(range(3), jobs, queue)
+    assert {fold: entry.job for fold, entry in going.items()} == {1: "12_1", 2: "9_2"}, "unknown is not ended"
+    assert list_going([1], jobs, [make_entry("12", 1, "NODE_FAIL")]) == {}
