@@ -10,8 +10,9 @@ from doccls import demo, predict, train
 from doccls.config import Config
 from doccls.config.arguments import add_config_arguments, load_arguments
 from doccls.config.reference import render_keys
-from doccls.errors import UserError
+from doccls.errors import OwnError, UserError
 from doccls.run.artifacts import write_text
+from doccls.run.rank import rank_by_environment
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -46,7 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             parser.error("check needs --config FILE, --schema or --keys")
         return _check(arguments)
     except UserError as error:
-        print(f"doccls {arguments.command}: {error}", file=sys.stderr)
+        if rank_by_environment() == 0 or isinstance(error, OwnError):  # else the main process has told it
+            print(f"doccls {arguments.command}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"doccls {arguments.command}: interrupted", file=sys.stderr)

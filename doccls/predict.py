@@ -3,24 +3,29 @@
 import argparse
 import csv
 import io
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+from rich.console import Console
+from rich.progress import track
 
 from doccls.config import Config
 from doccls.data.manifest import DataError, check_paths, read_table, resolve_images, tell
+from doccls.errors import UserError
 from doccls.oof.metrics import probabilities
 from doccls.run.artifacts import write_array, write_text
 from doccls.run.paths import RunError, RunPaths
-from doccls.run.rank import rank_by_environment
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+    from doccls.data.dataset import Batch
     from doccls.training.checkpoint import BestCheckpoint
 
 
@@ -51,45 +56,75 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def predict(arguments: argparse.Namespace) -> int:
-    """Predict as the command line says.
+    """Predict as the command line says. All ranks must call; the main process looks at the data and writes.
 
     Raises:
         UserError: no such run, no checkpoint, checkpoints of different runs, or test data that can't be used.
     """
     from doccls.training.checkpoint import parse_config, read_best
-    from doccls.training.processes import start_processes
+    from doccls.training.processes import can_compute_in, on_main, start_processes
 
-    is_main = rank_by_environment() == 0
     paths = RunPaths(arguments.run.resolve())
+    files = _list_checkpoints(paths)
+    first = read_best(files[0])
+    config, classes, precision = _with_arguments(parse_config(first), arguments), first.classes, first.precision
+    del first
+    accelerator = start_processes(_with_precision(config, precision if can_compute_in(precision) else "no"))
+    try:
+        pages = on_main(accelerator, lambda: _look(paths, files, config))
+        if accelerator.is_main_process and accelerator.mixed_precision != precision:
+            print(f"[WARNING] validated in {precision}, which this device can't: predicted in float32")
+        chances = _predict_folds(files, config, pages, accelerator)
+        on_main(accelerator, lambda: _write(paths, config, classes, pages, chances))
+    except UserError:
+        accelerator.end_training()  # every process is here
+        raise
+    accelerator.end_training()
+    return 0
+
+
+def _list_checkpoints(paths: RunPaths) -> list[Path]:
     if not paths.root.is_dir():
         raise RunError(f"no such run folder: {paths.root} (runs lie in <output.exp_dir>/YYYYMMDD/<run_id>)")
-    found = sorted((paths.root / "ckpt").glob("best_fold*.pth"))
-    if not found:
+    files = sorted((paths.root / "ckpt").glob("best_fold*.pth"))
+    if not files:
         raise RunError(f"{paths.root}: no checkpoint ckpt/best_fold*.pth: no fold has finished an epoch")
-    folds = [read_best(path) for path in found]
-    _check_kinship(folds)
-    config = _with_arguments(parse_config(folds[0]), arguments)
+    return files
+
+
+def _look(paths: RunPaths, files: Sequence[Path], config: Config) -> TestPages:
+    """Check the checkpoints, one at a time, and the test pages; say what is found. The main process calls."""
+    from doccls.training.checkpoint import read_best
+
+    identities, unfinished = {}, []
+    for file in files:
+        best = read_best(file)
+        identities[best.fold] = best.identity
+        if not paths.part(best.fold).exists():
+            unfinished.append(best.fold)
+    if len(set(identities.values())) > 1:
+        told = ", ".join(f"fold {fold}: {identity[:12]}" for fold, identity in identities.items())
+        raise RunError(f"the checkpoints are of different runs ({told}): their probabilities can't be averaged")
     pages = read_test_pages(config)
-    _check_form(pages.table, config.data.id_col, folds[0].classes)
-    if is_main:
-        if len(folds) < config.data.folds:
-            print(f"[WARNING] {len(folds)} of {config.data.folds} folds have a checkpoint; the average is over those")
-        for fold in folds:
-            if not paths.part(fold.fold).exists():
-                print(f"[WARNING] fold {fold.fold} is not finished: its best epoch so far is used")
-        for problem in pages.problems:
-            print(f"[WARNING] {problem}")
-        print(f"[PREDICT] {len(pages.ids)} test images x {len(folds)} folds", flush=True)
-    accelerator = start_processes(config)
-    chances = np.mean([_predict_fold(fold, config, pages, accelerator) for fold in folds], axis=0)
+    _check_form(pages.table, config.data.id_col, best.classes)
+    if len(files) < config.data.folds:
+        print(f"[WARNING] {len(files)} of {config.data.folds} folds have a checkpoint; the average is over those")
+    for fold in unfinished:
+        print(f"[WARNING] fold {fold} is not finished: its best epoch so far is used")
+    for problem in pages.problems:
+        print(f"[WARNING] {problem}")
+    print(f"[PREDICT] {len(pages.ids)} test images x {len(files)} folds", flush=True)
+    return pages
+
+
+def _write(paths: RunPaths, config: Config, classes: Sequence[str], pages: TestPages, chances: np.ndarray) -> None:
+    """The main process calls."""
     missing = [row for row, path in enumerate(pages.paths) if path is None]
     if missing:
-        chances[missing] = _read_class_shares(config, folds[0].classes)
-    if is_main:
-        write_array(paths.test_probabilities, chances.astype(np.float32))
-        write_text(paths.submission, render_submission(pages.table, config.data.id_col, folds[0].classes, chances))
-        print(f"[PREDICT] {paths.submission}\n[PREDICT] {paths.test_probabilities} {chances.shape}")
-    return 0
+        chances[missing] = _read_class_shares(config, classes)
+    write_array(paths.test_probabilities, chances.astype(np.float32))
+    write_text(paths.submission, render_submission(pages.table, config.data.id_col, classes, chances))
+    print(f"[PREDICT] {paths.submission}\n[PREDICT] {paths.test_probabilities} {chances.shape}")
 
 
 def read_test_pages(config: Config) -> TestPages:
@@ -157,18 +192,16 @@ def _check_form(table: pd.DataFrame, id_col: str, classes: Sequence[str]) -> lis
     return others
 
 
-def _predict_fold(best: "BestCheckpoint", config: Config, pages: TestPages, accelerator: "Accelerator") -> np.ndarray:
-    """Probabilities (n, classes) float64 of one fold's model; rows without an image are 0."""
-    import torch
+def _predict_folds(files: Sequence[Path], config: Config, pages: TestPages, accelerator: "Accelerator") -> np.ndarray:
+    """Probabilities (n, classes) float64, the mean over folds; rows without an image are 0. All ranks must call.
 
+    One fold's weights at a time; one set of workers loads the pages for all of them.
+    """
     from doccls.data.dataset import DocClsDataset, Pages
     from doccls.data.workers import loading
-    from doccls.model.build import build_model
-    from doccls.training.evaluate import EvaluationKeys, Normalizer, predict_logits
+    from doccls.training.checkpoint import read_best
+    from doccls.training.evaluate import EvaluationKeys
 
-    model = build_model(config.model, len(best.classes), config.train.img_size, fetch=False)
-    model.load_state_dict(best.state_dict)
-    model.to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     rows = np.asarray([row for row, path in enumerate(pages.paths) if path is not None], dtype=np.int64)
     share = -(-config.train.batch_size // accelerator.num_processes)
     size = min(config.train.micro_batch_size or share, share)
@@ -176,11 +209,40 @@ def _predict_fold(best: "BestCheckpoint", config: Config, pages: TestPages, acce
     described = Pages(
         pages.ids, pages.paths, [-1] * len(pages.ids), config.train.img_size, config.data.max_image_pixels
     )
-    normalize = Normalizer(best.mean, best.std, accelerator.device)
+    chances = []
+    all_keys = (batch for _ in files for batch in keys)
     pin_memory = accelerator.device.type == "cuda"
-    with loading(DocClsDataset(described), keys, config.data.num_workers, pin_memory) as batches:
-        indices, logits = predict_logits(model, batches, normalize, len(best.classes), accelerator)
-    chances = np.zeros((len(pages.ids), len(best.classes)))
+    with loading(DocClsDataset(described), all_keys, config.data.num_workers, pin_memory) as batches:
+        for file in files:
+            best = read_best(file)
+            shown = _show(islice(batches, len(keys)), f"fold {best.fold}", len(keys), accelerator.is_main_process)
+            chances.append(_predict_fold(best, config, shown, len(pages.ids), accelerator))
+    mean: np.ndarray = np.mean(chances, axis=0)
+    return mean
+
+
+def _show(batches: "Iterator[Batch]", what: str, count: int, is_main: bool) -> "Iterable[Batch]":
+    """The batches, with a bar on the main process's terminal."""
+    if not (is_main and sys.stderr.isatty()):
+        return batches
+    return track(batches, what, total=count, console=Console(stderr=True), transient=True)
+
+
+def _predict_fold(
+    best: "BestCheckpoint", config: Config, batches: "Iterable[Batch]", count: int, accelerator: "Accelerator"
+) -> np.ndarray:
+    """Probabilities (count, classes) float64 of one fold's model; rows without an image are 0."""
+    import torch
+
+    from doccls.model.build import build_model
+    from doccls.training.evaluate import Normalizer, predict_logits
+
+    model = build_model(config.model, len(best.classes), config.train.img_size, fetch=False)
+    model.load_state_dict(best.state_dict)
+    model.to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    normalize = Normalizer(best.mean, best.std, accelerator.device)
+    indices, logits = predict_logits(model, batches, normalize, len(best.classes), accelerator)
+    chances = np.zeros((count, len(best.classes)))
     chances[indices] = probabilities(logits)
     if accelerator.is_main_process:
         print(f"[PREDICT] fold={best.fold} best epoch={best.epoch} macro_f1={best.macro_f1:.5f}", flush=True)
@@ -194,6 +256,11 @@ def _read_class_shares(config: Config, classes: Sequence[str]) -> np.ndarray:
     return shares
 
 
+def _with_precision(config: Config, precision: str) -> Config:
+    train = config.train.model_copy(update={"amp": False if precision == "no" else precision})
+    return config.model_copy(update={"train": train})
+
+
 def _with_arguments(config: Config, arguments: argparse.Namespace) -> Config:
     given = {
         "sample_csv": arguments.sample_csv and arguments.sample_csv.resolve(),
@@ -203,11 +270,5 @@ def _with_arguments(config: Config, arguments: argparse.Namespace) -> Config:
     }
     data = config.data.model_copy(update={key: value for key, value in given.items() if value is not None})
     # What the training's machine had is not what this one must have.
-    train = config.train.model_copy(update={"num_processes": None, "amp": bool(config.train.amp)})
+    train = config.train.model_copy(update={"num_processes": None})
     return config.model_copy(update={"data": data, "train": train})
-
-
-def _check_kinship(folds: "list[BestCheckpoint]") -> None:
-    if len({fold.identity for fold in folds}) > 1:
-        told = ", ".join(f"fold {fold.fold}: {fold.identity[:12]}" for fold in folds)
-        raise RunError(f"the checkpoints are of different runs ({told}): their probabilities can't be averaged")

@@ -4,9 +4,11 @@ import argparse
 import faulthandler
 import os
 import signal
+import socket
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from typing import TYPE_CHECKING
 
@@ -14,9 +16,10 @@ from doccls.config import Config
 from doccls.config.arguments import add_config_arguments, load_arguments
 from doccls.data.workers import start_worker_server
 from doccls.errors import OwnError, UserError
-from doccls.run.heartbeat import Heartbeat, beating
+from doccls.run.heartbeat import Heartbeat, await_failures, beating
+from doccls.run.identity import claim_precision
 from doccls.run.lifeline import end_with_parent, is_launched
-from doccls.run.paths import check_run_id, locate_run, name_log, new_run_id
+from doccls.run.paths import RunPaths, check_run_id, locate_run, name_log, new_run_id
 from doccls.run.rank import rank_by_environment
 from doccls.run.runlog import RunLog, exit_code, render_exit
 from doccls.run.signals import (
@@ -109,10 +112,25 @@ def _run(config: Config, run_id: str, now: datetime, accelerator: "Accelerator",
         "precision": accelerator.mixed_precision,
     }
     finished = on_main(accelerator, lambda: open_run(experiment, now, processes))
+    on_main(accelerator, lambda: claim_precision(paths, accelerator.mixed_precision))
     heart.write_to(paths.heartbeat(_find_fold(config), accelerator.process_index))
     log.line(f"[ARTIFACTS] {paths.root}")
-    _train_folds(experiment, finished, accelerator, log, heart)
+    with _hearing_others(paths, _find_fold(config), accelerator, log):
+        _train_folds(experiment, finished, accelerator, log, heart)
     on_main(accelerator, lambda: close_run(experiment, log))
+
+
+@contextmanager
+def _hearing_others(paths: RunPaths, fold: int | None, accelerator: "Accelerator", log: RunLog) -> Iterator[None]:
+    """If a peer is gone, the log of the main process says why: in its last heartbeat that peer has told."""
+    try:
+        yield
+    except Exception:
+        peers = range(1, accelerator.num_processes) if accelerator.is_main_process else ()
+        files = [paths.heartbeat(fold, rank) for rank in peers]
+        for rank, beat in await_failures(files).items():
+            log.line(f"[RANK {rank + 1}] on {beat.host} failed: {beat.error}: {beat.message}")
+        raise
 
 
 def _train_folds(
@@ -143,7 +161,7 @@ def _fail(error: BaseException, logged: bool) -> int:
             print(render_exit(code), flush=True)
         print(_render_failure(error), file=sys.stderr, flush=True)
     elif not expected or isinstance(error, OwnError):
-        print(f"[EXIT][ERROR] rank {rank} failed: {error}", file=sys.stderr, flush=True)
+        print(f"[EXIT][ERROR] rank {rank} on {socket.gethostname()} failed: {error}", file=sys.stderr, flush=True)
     return code
 
 

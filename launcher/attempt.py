@@ -27,7 +27,7 @@ _TAIL_LINES = 5
 _SIGNALLED = 128
 """Exit codes above: this and the number of the signal that was heeded."""
 _LOG_STARTED = ">> Logger started: "
-_FAILED = re.compile(r"\[EXIT\]\[ERROR\] (?:training failed: |rank \d+ failed: )?(.*)")
+_FAILED = re.compile(r"\[EXIT\]\[ERROR\] (?:training failed: |rank \d+ (?:on \S+ )?failed: )?(.*)")
 
 
 class RunningFold:

@@ -51,12 +51,14 @@ def run_task(
     log.line(render_plan(plan, commands=False))
     paths = locate_run(config.output.exp_dir, run_id, now)
     what = f"run {run_id}, task {task.job} of Slurm,"
-    refuse_others([paths.launch_lock()] if task.number is not None else paths.list_launch_locks())
+    own_lock = paths.launch_lock(task.number)
+    others = paths.list_launch_locks() if task.number is None else [paths.launch_lock()]
+    refuse_others([lock for lock in others if lock != own_lock])
     with hold_lock(paths.opening_lock, f"{what} is being opened", wait_s=_OPENING_S):  # one task looks at each image
         experiment = identify(config, prepare(config, paths, log), paths)
         finished = open_run(experiment, now, describe_processes(options))
     log.line(f"[ARTIFACTS] {paths.root}")
-    with hold_lock(paths.launch_lock(task.number), f"{what} is being launched", True, _EARLIER_S) as lock:
+    with hold_lock(own_lock, f"{what} is being launched", True, _EARLIER_S) as lock:
         ledger_file = paths.ledger(task.number)
         ledger = begin_launch(ledger_file, describe_launch(experiment, folds, options, log, now, task.job, sharing))
         with tempfile.TemporaryDirectory(prefix="doccls-task-") as folder, stopping_gracefully():

@@ -145,6 +145,7 @@ def _check_kinship(parts: Sequence[OofPart]) -> None:
     for name, what in (
         ("identity", "the run's identity (config, data, folds or weights differ)"),
         ("classes", "the class order"),
+        ("precision", "the precision"),
         ("num_folds", "the number of folds"),
         ("num_samples", "the number of rows"),
     ):

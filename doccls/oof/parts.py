@@ -14,7 +14,7 @@ from doccls.errors import UserError
 from doccls.run.artifacts import replacing
 from doccls.run.paths import RunError, RunPaths
 
-_FORMAT = "doccls-oof-part-1"
+_FORMAT = "doccls-oof-part-2"
 
 
 class PartError(UserError):
@@ -38,6 +38,8 @@ class PartInfo:
     """Indices of rows of this fold without a usable image: their logits are NaN."""
     best_epoch: int
     macro_f1: float
+    precision: str = "no"
+    """In which the logits were computed: no (float32), fp16 or bf16."""
     micro_batch_size: int | None = None
     """Most images that a process took at a time; None is its whole share of the batch."""
 

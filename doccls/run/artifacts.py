@@ -3,7 +3,7 @@
 import os
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -47,6 +47,22 @@ def write_bytes(path: Path, content: bytes) -> None:
 def write_text(path: Path, text: str) -> None:
     """`text` in UTF-8 as `path`, whole."""
     write_bytes(path, text.encode())
+
+
+def write_once(path: Path, text: str) -> str:
+    """`text` as `path`, whole, if nothing is there yet; of several that come at once, one writes. What stands there.
+
+    Raises:
+        OSError: no room, no right, ...
+    """
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        write_text(beside, text)
+        with suppress(FileExistsError):
+            os.link(beside, path)  # unlike a rename it replaces nothing
+    finally:
+        beside.unlink(missing_ok=True)
+    return path.read_text(encoding="utf-8")
 
 
 def write_array(path: Path, array: np.ndarray) -> None:

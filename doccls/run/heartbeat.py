@@ -4,7 +4,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
@@ -17,6 +17,7 @@ from doccls.run.signals import Interrupted
 
 _T = TypeVar("_T")
 _INTERVAL_S = 1.0
+_LOOK_S = 0.1
 
 
 class Cause(StrEnum):
@@ -100,6 +101,17 @@ def beating() -> Iterator[Heartbeat]:
         heart.beat(phase="failed", cause=find_cause(error), error=type(error).__name__, message=str(error))
         raise
     heart.end()
+
+
+def await_failures(paths: Sequence[Path], within_s: float = 2.0) -> dict[int, Beat]:
+    """The last beats of those processes that failed, by their place in `paths`; the first of them is waited for."""
+    end_s = time.monotonic() + within_s
+    while True:
+        beats = {place: beat for place, path in enumerate(paths) if (beat := read_beat(path)) is not None}
+        failed = {place: beat for place, beat in beats.items() if beat.phase == "failed"}
+        if failed or not paths or time.monotonic() >= end_s:
+            return failed
+        time.sleep(_LOOK_S)
 
 
 def find_cause(error: Exception) -> Cause:

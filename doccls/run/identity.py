@@ -9,6 +9,7 @@ import yaml
 
 from doccls.config.load import operational_keys
 from doccls.config.schema import Config
+from doccls.run.artifacts import write_once
 from doccls.run.paths import RunError, RunPaths
 
 
@@ -51,6 +52,23 @@ def check_snapshot(paths: RunPaths, identity: str) -> None:
     provenance = _read_provenance(paths)
     if provenance is not None and provenance["identity"] != identity:
         raise RunError(_tell_difference(paths, provenance["identity"], identity))
+
+
+def claim_precision(paths: RunPaths, precision: str) -> None:
+    """A run has one precision: that of the process that trains first, whatever machine trains its other folds.
+
+    It is no part of `derive_identity`, since who launches may not know the machines that train.
+
+    Raises:
+        RunError: the run is trained in another one.
+    """
+    claimed = write_once(paths.precision, f"{precision}\n").strip()
+    if claimed != precision:
+        stated = {"no": "false"}.get(claimed, claimed)
+        raise RunError(
+            f"run {paths.run_id} is trained in precision {claimed!r} ({paths.precision}), and this process would train "
+            f"in {precision!r}: its folds would not be comparable. Set train.amp to {stated}, or take another --run-id"
+        )
 
 
 def find_identity(paths: RunPaths, config: Config) -> str | None:

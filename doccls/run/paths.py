@@ -31,6 +31,11 @@ class RunPaths:
         return self.root / "config.yaml"
 
     @property
+    def precision(self) -> Path:
+        """In which precision the run is trained; the first fold's process writes it."""
+        return self.root / "precision.txt"
+
+    @property
     def images(self) -> Path:
         """What the look at each image found."""
         return self.root / "images.json"

@@ -14,7 +14,7 @@ from doccls.errors import UserError
 from doccls.model.weights import UNREADABLE
 from doccls.run.artifacts import replacing
 
-_FORMAT = "doccls-best-1"
+_FORMAT = "doccls-best-2"
 
 
 class CheckpointError(UserError):
@@ -36,6 +36,8 @@ class BestCheckpoint:
     classes: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    precision: str
+    """In which it was validated: no (float32), fp16 or bf16."""
     config: Mapping[str, Any]
     """The resolved config, so that predicting needs this file alone."""
 
@@ -44,7 +46,8 @@ def write_best(path: Path, best: BestCheckpoint) -> None:
     """Write the checkpoint, whole, with the digest of its tensors and words. The main process calls."""
     meta = {
         "format": _FORMAT, "identity": best.identity, "fold": best.fold, "epoch": best.epoch,
-        "macro_f1": best.macro_f1, "classes": best.classes, "mean": best.mean, "std": best.std, "config": best.config,
+        "macro_f1": best.macro_f1, "classes": best.classes, "mean": best.mean, "std": best.std,
+        "precision": best.precision, "config": best.config,
     }  # fmt: skip
     text = json.dumps(meta)
     with replacing(path) as file:

@@ -63,11 +63,10 @@ def predict_logits(
         images = normalize(batch.images_NHWC.to(accelerator.device, non_blocking=True))
         with accelerator.autocast():
             output = model(images)
-        indices.append(batch.indices_N.to(accelerator.device))
+        indices.append(batch.indices_N)  # they stay here until the exchange: no batch waits for the device
         logits.append(output.float())
-    nothing = torch.empty(0, num_classes, device=accelerator.device)
-    own_indices = torch.cat([torch.empty(0, dtype=torch.int64, device=accelerator.device), *indices])
-    own_logits = torch.cat([nothing, *logits])
+    own_indices = torch.cat([torch.empty(0, dtype=torch.int64), *indices])
+    own_logits = torch.cat([torch.empty(0, num_classes, device=accelerator.device), *logits])
     return _exchange(own_indices, own_logits, accelerator)
 
 
@@ -76,13 +75,13 @@ def _exchange(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Ranks tell their lengths and whether to stop; then shares, padded to one length with index -1, are gathered."""
     if accelerator.num_processes > 1:
-        device = indices_N.device
+        device = logits_NC.device
         own = torch.cat([torch.tensor([len(indices_N)], device=device), render_stop(device).long()])
         told_RS = accelerator.gather(own[None])
         raise_stop(told_RS[:, 1:].sum(0))
         length = int(told_RS[:, 0].max())
         padding = length - len(indices_N)
-        indices_N = accelerator.gather(nn.functional.pad(indices_N, (0, padding), value=-1))
+        indices_N = accelerator.gather(nn.functional.pad(indices_N, (0, padding), value=-1).to(device))
         logits_NC = accelerator.gather(nn.functional.pad(logits_NC, (0, 0, 0, padding)).contiguous())
     indices, logits = indices_N.cpu().numpy(), logits_NC.cpu().numpy()
     real = indices >= 0

@@ -1,6 +1,8 @@
 """One fold from end to end: build, train, validate, keep the best, write its part."""
 
+import copy
 import gc
+import re
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -14,18 +16,21 @@ import psutil
 import torch
 from accelerate import Accelerator
 from timm.utils import distribute_bn
+from torch import nn
 
-from doccls.config.schema import Config
+from doccls.config.schema import Config, TrainConfig
 from doccls.data.dataset import Batch, DocClsDataset, Pages, SampleKey
+from doccls.data.order import BatchPlan
 from doccls.data.transforms import Augmentation
 from doccls.data.workers import loading
+from doccls.errors import OwnError
 from doccls.experiment import Experiment
 from doccls.model.build import build_model, count_parameters, get_normalization
 from doccls.model.optim import build_ema, build_loss, build_mixup, build_optimizer, build_scheduler
 from doccls.oof.metrics import cross_entropy, macro_f1
 from doccls.oof.parts import OofPart, PartInfo, write_part
 from doccls.randomness import Purpose, derive_seed
-from doccls.run.heartbeat import Heartbeat
+from doccls.run.heartbeat import Cause, Heartbeat, find_cause
 from doccls.run.history import EpochMetrics, write_fold_metrics
 from doccls.run.runlog import RunLog
 from doccls.run.signals import ending_at_once
@@ -34,6 +39,18 @@ from doccls.training.checkpoint import BestCheckpoint, write_best
 from doccls.training.evaluate import EvaluationKeys, Normalizer, predict_logits
 from doccls.training.loop import Engine, TrainingError, list_training_keys, train_epoch
 from doccls.training.processes import agree_on_stop, on_main
+
+
+class GpuMemoryError(RuntimeError):
+    """The GPU is full: the message says how full, and which keys need less. No UserError: the launcher mends it."""
+
+
+_ONE_VALUE = "Expected more than 1 value per channel"
+"""How torch's BatchNorm begins."""
+
+
+class OwnTrainingError(TrainingError, OwnError):
+    """Training can't go on, and perhaps on one process alone."""
 
 
 @dataclass(frozen=True)
@@ -91,15 +108,17 @@ def train_fold(
     _start_afresh(accelerator)
     with track_fold(experiment.config, run_dir, fold, log) as tracker:
         heart.beat(phase="start", fold=fold, epoch=0, step=0)
-        engine = _build_engine(experiment, fold, accelerator, log, tracker, heart)
         try:
+            engine = _build_engine(experiment, fold, accelerator, log, tracker, heart)
             best = _fit(experiment, engine, fold, batches)
+        except TrainingError:
+            raise
         except (RuntimeError, ValueError) as error:
-            explained = _explain(error, experiment.config)
+            explained = _explain(error, experiment.config, accelerator)
             if explained is None:
                 raise
             raise explained from error
-        part = _make_part(experiment, fold, best)
+        part = _make_part(experiment, fold, best, accelerator.mixed_precision)
         on_main(accelerator, lambda: write_part(experiment.paths.part(fold), part))
         log.line(f"[FOLD {fold}] done | best epoch={best.epoch} macro_f1={best.macro_f1:.5f}")
 
@@ -119,16 +138,62 @@ def _start_afresh(accelerator: Accelerator) -> None:
         torch.cuda.reset_peak_memory_stats(accelerator.device)
 
 
-def _explain(error: RuntimeError | ValueError, config: Config) -> TrainingError | None:
-    """torch's words for two things that a config can mend, in the config's words; None for anything else."""
-    if "Expected more than 1 value per channel" in str(error):
-        return TrainingError(
-            "BatchNorm needs more than one image at a time on each process: raise train.batch_size "
-            f"(now {config.train.batch_size}) or train.micro_batch_size (now {config.train.micro_batch_size})"
-        )
+def _check_smallest_share(model: nn.Module, plan: BatchPlan, train: TrainConfig, world_size: int) -> None:
+    """One image at a time may be too few for BatchNorm: no process is to meet that alone, later.
+
+    All ranks must call; each comes to the same.
+
+    Raises:
+        TrainingError: the smallest share of a batch is one image, and a trial with one image failed.
+    """
+    parts = [plan.split_batch(0, rank, world_size, train.micro_batch_size) for rank in range(world_size)]
+    if min(len(part) for share in parts for part in share) > 1:
+        return
+    trial = copy.deepcopy(model).train()
+    image = torch.zeros(1, 3, train.img_size, train.img_size, device=next(model.parameters()).device)
+    try:
+        with torch.no_grad():
+            trial(image)
+    except ValueError as error:
+        if _ONE_VALUE not in str(error):
+            raise
+        raise TrainingError(_ask_for_more_images(train)) from error
+
+
+def _explain(
+    error: RuntimeError | ValueError, config: Config, accelerator: Accelerator
+) -> OwnTrainingError | GpuMemoryError | None:
+    """torch's words for three things that a config can mend, in the config's words; None for anything else."""
+    if find_cause(error) is Cause.OUT_OF_MEMORY:
+        return GpuMemoryError(_tell_memory(str(error), config.train, accelerator))
+    if _ONE_VALUE in str(error):
+        return OwnTrainingError(_ask_for_more_images(config.train))
     if "deterministic" in str(error) and config.train.deterministic:
-        return TrainingError(f"train.deterministic = True: this model can't be that here; set it to false. ({error})")
+        return OwnTrainingError(f"train.deterministic = True: this model can't be that here; set it to false ({error})")
     return None
+
+
+def _tell_memory(said: str, train: TrainConfig, accelerator: Accelerator) -> str:
+    """`said` is torch's: how much was asked for stands in it."""
+    asked = re.search(r"[Tt]ried to allocate ([\d.]+ \w+)", said)
+    numbers = [f"asked for {asked[1]}"] if asked else []
+    if accelerator.device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(accelerator.device)
+        numbers.append(f"{free / 2**30:.2f} GiB free of {total / 2**30:.2f} GiB")
+    share = -(-train.batch_size // accelerator.num_processes)
+    at_a_time = min(train.micro_batch_size or share, share)
+    return (
+        f"CUDA out of memory on {accelerator.device}{': ' if numbers else ''}{', '.join(numbers)}. "
+        f"Less is needed with train.micro_batch_size below {at_a_time} (the batch stays), "
+        f"train.img_size below {train.img_size}, or train.amp (now {train.amp})"
+    )
+
+
+def _ask_for_more_images(train: TrainConfig) -> str:
+    return (
+        "BatchNorm needs more than one image at a time on each process: raise train.batch_size "
+        f"(now {train.batch_size}, for all processes together) or train.micro_batch_size (now {train.micro_batch_size})"
+    )
 
 
 def _build_engine(
@@ -152,6 +217,7 @@ def _build_engine(
         model = build_model(config.model, len(manifest.classes), train.img_size)
     mean, std = get_normalization(config.model, model)
     model.to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    _check_smallest_share(model, plan, train, accelerator.num_processes)
     total, trainable = count_parameters(model)
     log.line(
         f"[MODEL] name={config.model.name} pooling={config.model.pooling or 'default'} "
@@ -206,12 +272,13 @@ def _fit(experiment: Experiment, engine: Engine, fold: int, batches: Iterator[Ba
     for epoch in range(config.train.epochs):
         started_s = time.perf_counter()
         with log.progress(f"fold {fold} epoch {epoch + 1}/{config.train.epochs}", engine.plan.steps_per_epoch) as bar:
-            train_loss, rate = train_epoch(engine, batches, epoch, bar)
+            done = train_epoch(engine, batches, epoch, bar)
         if accelerator.num_processes > 1:
             distribute_bn(engine.best_of, accelerator.num_processes, reduce=True)
         trained, trained_s = engine.plan.steps_per_epoch * engine.plan.size, time.perf_counter() - started_s
         log.line(
-            f"[EPOCH {epoch + 1}] fold={fold} loss={train_loss:.5f} lr={rate:.3e} "
+            f"[EPOCH {epoch + 1}] fold={fold} loss={done.loss:.5f} lr={done.rate:.3e} "
+            f"{'' if done.skipped_steps is None else f'skipped_steps={done.skipped_steps} '}"
             f"mem_MiB={measure_memory(accelerator):.0f} images_per_s={trained / trained_s:.1f}"
         )
         indices, logits = predict_logits(
@@ -228,10 +295,10 @@ def _fit(experiment: Experiment, engine: Engine, fold: int, batches: Iterator[Ba
         row = EpochMetrics(
             fold,
             epoch + 1,
-            train_loss,
+            done.loss,
             valid_loss,
             score,
-            rate,
+            done.rate,
             time.perf_counter() - started_s,
             measure_memory(accelerator),
         )
@@ -265,6 +332,7 @@ def _keep_best(experiment: Experiment, engine: Engine, best: _Best) -> None:
             classes=experiment.data.manifest.classes,
             mean=engine.mean,
             std=engine.std,
+            precision=engine.accelerator.mixed_precision,
             # Without which fold was asked for: the same bytes, trained alone or with the others.
             config=experiment.config.model_dump(mode="json", exclude={"provenance": True, "data": {"valid_fold"}}),
         ),
@@ -272,7 +340,7 @@ def _keep_best(experiment: Experiment, engine: Engine, best: _Best) -> None:
     engine.log.line(f"NEW_BEST F1={best.macro_f1:.5f} -> {path.relative_to(experiment.paths.root)}")
 
 
-def _make_part(experiment: Experiment, fold: int, best: _Best) -> OofPart:
+def _make_part(experiment: Experiment, fold: int, best: _Best, precision: str) -> OofPart:
     """The best epoch's logits as the fold's part; rows without a usable image are in it, as NaN."""
     manifest, assignment = experiment.data.manifest, experiment.data.assignment
     rows = assignment.list_valid(fold)
@@ -288,6 +356,7 @@ def _make_part(experiment: Experiment, fold: int, best: _Best) -> OofPart:
         skipped=tuple(sorted(experiment.data.skipped.intersection(rows.tolist()))),
         best_epoch=best.epoch,
         macro_f1=best.macro_f1,
+        precision=precision,
         micro_batch_size=experiment.config.train.micro_batch_size,
     )
     return OofPart(info, rows.astype(np.int64), logits, np.asarray(manifest.targets, dtype=np.int64)[rows])

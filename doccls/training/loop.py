@@ -67,9 +67,24 @@ class LossMeter:
     """Losses of steps, kept on the device until they are asked for."""
 
     pending: list[torch.Tensor] = field(default_factory=list)
+    falls: list[torch.Tensor] = field(default_factory=list)
+    """In fp16, of the same steps: whether the gradient scale fell, which is to say that the step was skipped."""
     first_step: int = 0
     total: float = 0.0
     count: int = 0
+    skipped: int = 0
+
+
+@dataclass(frozen=True)
+class TrainedEpoch:
+    """What training an epoch came to."""
+
+    loss: float
+    """Mean over the epoch's samples."""
+    rate: float
+    """The last learning rate."""
+    skipped_steps: int | None = None
+    """In fp16: steps whose gradients overflowed and were not taken; None in other precisions."""
 
 
 def list_training_keys(
@@ -82,11 +97,8 @@ def list_training_keys(
             yield [SampleKey(index, drawing) for index in micro_batch.tolist()]
 
 
-def train_epoch(engine: Engine, batches: Iterator[Batch], epoch: int, bar: ProgressBar) -> tuple[float, float]:
+def train_epoch(engine: Engine, batches: Iterator[Batch], epoch: int, bar: ProgressBar) -> TrainedEpoch:
     """Train one epoch (0-based). All ranks must call.
-
-    Returns:
-        (mean loss over the epoch's samples, last learning rate).
 
     Raises:
         TrainingError: a loss was not finite; the step and the samples of its batch are named.
@@ -102,16 +114,30 @@ def train_epoch(engine: Engine, batches: Iterator[Batch], epoch: int, bar: Progr
             check_stop()
         engine.scheduler.step_update(step)
         rate = float(engine.optimizer.param_groups[0]["lr"])
+        scale = _read_scale(engine.accelerator)
         meter.pending.append(_take_step(engine, batches, step))
+        if scale is not None:
+            meter.falls.append(engine.accelerator.scaler._get_scale_async() < scale)
         engine.heart.beat(phase="train", epoch=epoch + 1, step=step + 1)
         bar.advance()
         done = step + 1 - first
         if done % config.log_interval == 0 or done == plan.steps_per_epoch:
             loss = _settle(engine, meter)
-            place = f"{done}/{plan.steps_per_epoch}"
-            engine.log.detail(f"[STEP {place}] fold={plan.fold} epoch={epoch + 1} loss={loss:.5f} lr={rate:.3e}")
+            told = f"fold={plan.fold} epoch={epoch + 1} loss={loss:.5f} lr={rate:.3e}"
+            if scale is not None:
+                told += f" scale={engine.accelerator.scaler.get_scale():g} skipped_steps={meter.skipped}"
+            engine.log.detail(f"[STEP {done}/{plan.steps_per_epoch}] {told}")
             engine.tracker.log({"train/loss": loss, "train/lr": rate}, step + 1)
-    return meter.total / meter.count, rate
+    return TrainedEpoch(meter.total / meter.count, rate, None if scale is None else meter.skipped)
+
+
+def _read_scale(accelerator: Accelerator) -> torch.Tensor | None:
+    """fp16's gradient scale as it is now, on the device, so that nothing waits for it; None in other precisions."""
+    scaler = accelerator.scaler
+    if scaler is None or not scaler.is_enabled():
+        return None
+    scale = scaler._get_scale_async()
+    return torch.tensor(scaler.get_scale(), device=accelerator.device) if scale is None else scale.clone()
 
 
 def _take_step(engine: Engine, batches: Iterator[Batch], step: int) -> torch.Tensor:
@@ -155,20 +181,23 @@ def _mix(engine: Engine, images: torch.Tensor, targets: torch.Tensor) -> tuple[t
     if engine.mixup is None:
         return images, targets
     even = len(images) // 2 * 2
-    smoothing = engine.config.label_smoothing
-    soft = [mixup_target(targets[even:], engine.num_classes, lam=1.0, smoothing=smoothing)]
-    if even:
-        mixed, mixed_targets = engine.mixup(images[:even], targets[:even])
-        images = torch.cat([mixed, images[even:]])
-        soft.insert(0, mixed_targets)
-    return images, torch.cat(soft)
+    if even == len(images):
+        mixed: tuple[torch.Tensor, torch.Tensor] = engine.mixup(images, targets)
+        return mixed
+    rest = mixup_target(targets[even:], engine.num_classes, lam=1.0, smoothing=engine.config.label_smoothing)
+    if even == 0:
+        return images, rest
+    mixed_images, mixed_targets = engine.mixup(images[:even], targets[:even])
+    return torch.cat([mixed_images, images[even:]]), torch.cat([mixed_targets, rest])
 
 
 def _settle(engine: Engine, meter: LossMeter) -> float:
     """Fetch the pending losses, sum them over ranks, check them; the mean of those steps. Stops all ranks together."""
-    own = torch.cat([torch.stack(meter.pending), render_stop(engine.accelerator.device)])
+    device, count = engine.accelerator.device, len(meter.pending)
+    falls = torch.stack(meter.falls).sum()[None].float() if meter.falls else torch.zeros(1, device=device)
+    own = torch.cat([torch.stack(meter.pending), falls, render_stop(device)])
     sums = engine.accelerator.reduce(own, reduction="sum").cpu().double()
-    losses, stops = sums.tensor_split([len(meter.pending)])
+    losses, fallen, stops = sums.tensor_split([count, count + 1])
     bad = (~torch.isfinite(losses)).nonzero()
     if len(bad):
         step = meter.first_step + int(bad[0])
@@ -183,5 +212,7 @@ def _settle(engine: Engine, meter: LossMeter) -> float:
     meter.count += len(losses)
     meter.first_step += len(losses)
     meter.pending.clear()
+    meter.skipped += round(float(fallen) / engine.accelerator.num_processes)  # the scale is the same on all ranks
+    meter.falls.clear()
     raise_stop(stops)
     return float(losses.mean())

@@ -9,22 +9,24 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
+from accelerate.state import PartialState
 from accelerate.utils import (
     DistributedDataParallelKwargs,
     DistributedType,
     DynamoBackend,
-    InitProcessGroupKwargs,
     broadcast_object_list,
     set_seed,
 )
 from torch.distributed import FileStore  # type: ignore[attr-defined]  # documented, and not in its __all__
 
 from doccls.config.schema import Config
-from doccls.errors import UserError
+from doccls.errors import OwnError, UserError
 from doccls.run.rank import MEETING_FILE, rank_by_environment
 from doccls.run.signals import STOP_SIGNALS, Interrupted, stop_requested
 
 _T = TypeVar("_T")
+_OTHER_COUNTS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
+"""How many processes srun or mpirun started, for those that they started."""
 _PLAIN = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 # The others wait while the main process looks at every image.
 _GROUP_TIMEOUT = timedelta(hours=2)
@@ -32,6 +34,10 @@ _GROUP_TIMEOUT = timedelta(hours=2)
 
 class ProcessError(UserError):
     """The processes that were started are not those that were asked for, or can't do what the config asks."""
+
+
+class OwnProcessError(ProcessError, OwnError):
+    """The same, and perhaps of this process alone."""
 
 
 def start_processes(config: Config) -> Accelerator:
@@ -46,21 +52,25 @@ def start_processes(config: Config) -> Accelerator:
     if config.train.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it at its first use
         torch.use_deterministic_algorithms(True)
+        # Nothing here reads memory that it has not written: no need to fill each new tensor, thousands of times a step.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = not config.train.deterministic
     if started > 1 and MEETING_FILE in os.environ:
         _meet(Path(os.environ[MEETING_FILE]), rank_by_environment(), started)
+    # Started as several on a machine without GPUs, Accelerate stays alone unless it is told that CPUs are meant.
+    cpu = started > 1 and not torch.cuda.is_available()
+    group = PartialState(cpu, timeout=_GROUP_TIMEOUT)  # its ranks agree on the precision
+    check_world_size(group.num_processes, started, config)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.train.amp is not False
     accelerator = Accelerator(
-        # Started as several on a machine without GPUs, Accelerate stays alone unless it is told that CPUs are meant.
-        cpu=started > 1 and not torch.cuda.is_available(),
-        mixed_precision=choose_precision(config.train.amp, os.environ),
+        cpu=cpu,
+        mixed_precision=_agree_on_precision(config.train.amp, started),
         kwargs_handlers=[
             # Buffers are averaged before each validation; DDP's own broadcast would be one more collective a step.
             DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
-            InitProcessGroupKwargs(timeout=_GROUP_TIMEOUT),
         ],
     )
     torch.set_num_threads(config.train.cpu_threads)  # after Accelerate, which sets its own count for CPU processes
-    check_world_size(accelerator.num_processes, started, config)
     _check_accelerator(accelerator)
     set_seed(config.project.seed)
     return accelerator
@@ -91,11 +101,36 @@ def check_world_size(world_size: int, started: int, config: Config) -> None:
         )
 
 
+def _agree_on_precision(amp: bool | str, started: int) -> str:
+    """The main process chooses for all; all ranks must call.
+
+    Raises:
+        ProcessError: it is not to be had, on the main process or on this one.
+    """
+    box: list[object] = [None]
+    if rank_by_environment() == 0:
+        try:
+            box[0] = choose_precision(amp, os.environ)
+        except ProcessError as error:
+            box[0] = _Failure(str(error))
+    if started > 1:
+        broadcast_object_list(box)
+    chosen = box[0]
+    if isinstance(chosen, _Failure):
+        raise ProcessError(chosen.message)
+    assert isinstance(chosen, str)
+    try:
+        _check_precision(chosen, os.environ)
+    except ProcessError as error:
+        raise OwnProcessError(str(error)) from error
+    return chosen
+
+
 def choose_precision(amp: bool | str, environment: Mapping[str, str]) -> str:
     """train.amp -> Accelerate's `mixed_precision`. `true` takes what `accelerate launch` says, else the device's best.
 
     Raises:
-        ProcessError: fp16 on a CPU.
+        ProcessError: the device can't compute in it.
     """
     on_cuda = torch.cuda.is_available() and not _on_cpu(environment)
     if isinstance(amp, str):
@@ -106,9 +141,28 @@ def choose_precision(amp: bool | str, environment: Mapping[str, str]) -> str:
         launched = environment.get("ACCELERATE_MIXED_PRECISION", "no")
         best = "no" if not on_cuda else "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
         chosen = launched if launched in ("fp16", "bf16") else best
-    if chosen == "fp16" and not on_cuda:
-        raise ProcessError("fp16 needs a GPU: set train.amp to bf16, false, or true (the best that the device has)")
+    _check_precision(chosen, environment)
     return chosen
+
+
+def can_compute_in(precision: str) -> bool:
+    """Whether this process's device can."""
+    try:
+        _check_precision(precision, os.environ)
+    except ProcessError:
+        return False
+    return True
+
+
+def _check_precision(precision: str, environment: Mapping[str, str]) -> None:
+    on_cuda = torch.cuda.is_available() and not _on_cpu(environment)
+    if precision == "fp16" and not on_cuda:
+        raise ProcessError("fp16 needs a GPU: set train.amp to bf16, false, or true (the best that the device has)")
+    if precision == "bf16" and on_cuda and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise ProcessError(
+            "bf16 needs a GPU of compute capability 8.0 (A100, RTX 30) or newer: set train.amp to fp16, false, or true "
+            "(the best that the device has)"
+        )
 
 
 def render_stop(device: torch.device) -> torch.Tensor:
@@ -190,7 +244,20 @@ def _check_launch(environment: Mapping[str, str]) -> None:
             "`ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2 -m doccls.train ...`. "
             "(If one process is meant: unset MASTER_ADDR and MASTER_PORT, which this shell exports.)"
         )
+    copies = [f"{name}={environment[name]}" for name in _OTHER_COUNTS if int(environment.get(name) or 1) > 1]
+    if copies and "RANK" not in environment:
+        raise ProcessError(
+            f"started as one of several ({', '.join(copies)}) without a rank: each would train everything on its own. "
+            "srun and mpirun start processes, they do not make them a group: `sbatch slurm/kfold.sh CONFIG`, "
+            "`doccls-launch run --backend slurm`, or one `accelerate launch` a machine (docs/distributed.md)"
+        )
     local = int(environment.get("LOCAL_WORLD_SIZE", "1"))
+    rank = int(environment.get("LOCAL_RANK", "0"))
+    if torch.cuda.is_available() and not _on_cpu(environment) and rank >= torch.cuda.device_count() == 1:
+        raise ProcessError(
+            f"LOCAL_RANK={rank}, but this process sees one GPU alone: show each process all of its machine's GPUs "
+            "(srun without --gpus-per-task and --gpu-bind; CUDA_VISIBLE_DEVICES with all of them)"
+        )
     if torch.cuda.is_available() and not _on_cpu(environment) and local > torch.cuda.device_count():
         raise ProcessError(
             f"{local} processes on this machine, which shows {torch.cuda.device_count()} GPUs: "

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -46,6 +47,32 @@ def test_more_processes_than_samples_in_a_batch_are_refused(trainer: Trainer) ->
     assert "train.batch_size = 2" in line
 
 
+def test_a_share_that_is_too_small_for_batch_norm_is_told_before_training(trainer: Trainer) -> None:
+    """Of three images the second process gets one; its last maps are of one pixel."""
+    sets = ("model.name=test_resnet", "train.img_size=32", "train.batch_size=3")
+    run = trainer.run(*PLAIN, *sets, world_size=2)
+    assert run.codes == [1, 1]
+    (line,) = _list_told(run)
+    assert "BatchNorm needs more than one image at a time" in line and "train.batch_size (now 3" in line
+    assert not any(line.startswith("[STEP") for line in run.lines)
+
+
+def test_a_run_is_not_trained_in_two_precisions(trainer: Trainer) -> None:
+    """Fold 0 in bf16 by what `accelerate launch` says, fold 1 without: under one run id they are refused."""
+    folder, bf16 = trainer.new_folder(), {"ACCELERATE_MIXED_PRECISION": "bf16"}
+    arguments = [trainer.arguments((*PLAIN, f"data.valid_fold={fold}"), folder, "mixed") for fold in range(2)]
+    ranks = launch_ranks("doccls.train:main", arguments[0], folder / "first", 2, environment=bf16)
+    assert [rank.code for rank in ranks] == [0, 0], ranks[0].stderr
+    run = Run(ranks, folder)
+    assert run.part(0).info.precision == "bf16" and (run.root / "precision.txt").read_text() == "bf16\n"
+    ranks = launch_ranks("doccls.train:main", arguments[1], folder / "second", 2)
+    assert [rank.code for rank in ranks] == [1, 1]
+    (told,) = _list_told(Run(ranks, folder))
+    assert "run mixed is trained in precision 'bf16'" in told and "Set train.amp to bf16" in told
+    ranks = launch_ranks("doccls.train:main", arguments[1], folder / "third", 2, environment=bf16)
+    assert [rank.code for rank in ranks] == [0, 0], ranks[0].stderr
+
+
 def test_a_mistake_in_the_config_is_told_once(trainer: Trainer) -> None:
     run = trainer.run(*PLAIN, "train.epoch=3", world_size=2)
     assert run.codes == [1, 1]
@@ -80,6 +107,9 @@ def test_an_image_that_turns_bad_on_any_rank_is_named(trainer: Trainer, loser: i
     run = Run(ranks, folder)
     assert run.codes == [1, 1]
     assert f"image of ID '{name}' turned bad" in run.stderr
+    told = f"[RANK 1] on {socket.gethostname()} failed: OwnError: image of ID '{name}' turned bad"
+    assert any(line.startswith(told) for line in run.lines) == (loser == 1)
+    assert f"[EXIT][ERROR] rank 1 on {socket.gethostname()} failed: image" in run.ranks[1].stderr or loser == 0
     assert run.lines[-2:] == ["[EXIT] TRAINING ERROR code=1", ">> Stopping logger and restoring stdio"]
 
 

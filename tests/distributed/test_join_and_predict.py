@@ -169,6 +169,21 @@ def test_a_missing_test_image_is_refused_by_name(trainer: Trainer, joined: Joine
     assert not (run.root / "submission.csv").exists()
 
 
+def test_two_processes_tell_a_mistake_once_and_close_their_group(
+    trainer: Trainer, joined: Joined, tmp_path: Path
+) -> None:
+    run, pages, name = _copy(joined.run, tmp_path / "copy"), *_lose_test_image(trainer, tmp_path)
+    ranks = _predict(trainer, run, "--image-dir", str(pages), world_size=2)
+    assert [rank.code for rank in ranks] == [1, 1]
+    assert ranks[0].stderr.count(f"ID '{name}'") == 1
+    assert ranks[1].stderr == "" and ranks[1].stdout == ""
+    (torn,) = [file for file in (run.root / "ckpt").glob("best_fold1.pth")]
+    torn.write_bytes(torn.read_bytes()[:-100])
+    ranks = _predict(trainer, run, world_size=2)
+    assert [rank.code for rank in ranks] == [1, 1]
+    assert "".join(rank.stderr for rank in ranks).count("best_fold1.pth: torn") == 1
+
+
 def test_a_skipped_test_image_keeps_its_row_with_the_classes_shares(
     trainer: Trainer, joined: Joined, tmp_path: Path
 ) -> None:

@@ -38,6 +38,12 @@ def test_an_array_trains_a_fold_a_task_and_who_comes_last_merges(
     logs = [list_logs(run, task) for task in range(3)]
     assert sum(any(line.startswith("[OOF] ->") for line in log) for log in logs) == 1, "one merges"
     assert all(log[-2] == "[EXIT] TRAINING SUCCESS code=0" for log in logs)
+    merging = cluster.submit(
+        folder / "merge", f"--dependency=afterany:{job}", "slurm/merge.sh", str(run.root), DOCCLS_PYTHON=sys.executable
+    )
+    assert cluster.wait(merging, folder / "merge") == ["COMPLETED"]
+    assert "[OOF] all folds macro_f1=" in "".join(file.read_text() for file in (folder / "merge").glob("*.out"))
+    assert_same_bytes(undisturbed, run)
 
 
 def test_it_runs_from_any_folder_with_hostile_names_and_an_empty_environment(

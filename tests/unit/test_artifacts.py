@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from doccls.run.artifacts import replacing, write_array, write_text
+from doccls.run.artifacts import replacing, write_array, write_once, write_text
 
 
 @pytest.mark.parametrize("error", [OSError("no room"), KeyboardInterrupt(), SystemExit(1)])
@@ -68,3 +69,16 @@ def test_an_array_that_would_need_pickle_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="allow_pickle"):
         write_array(tmp_path / "a.npy", np.array([{}], dtype=object))
     assert not list(tmp_path.iterdir())
+
+
+def test_what_is_written_once_stays_and_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "said.txt"
+    assert write_once(path, "first\n") == "first\n"
+    assert write_once(path, "second\n") == "first\n"
+    assert [file.name for file in tmp_path.iterdir()] == ["said.txt"]
+
+
+def test_of_many_that_write_once_at_a_time_one_is_heard_by_all(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        said = list(pool.map(lambda number: write_once(tmp_path / "said.txt", f"{number}\n" * 100), range(32)))
+    assert len(set(said)) == 1 and len(said[0].splitlines()) == 100

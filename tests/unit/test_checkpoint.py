@@ -35,6 +35,7 @@ def best(make_config: MakeConfig) -> BestCheckpoint:
         classes=("x", "ü", "1"),
         mean=(0.1, 0.2, 0.3),
         std=(1.0, 2.0, 3.0),
+        precision="bf16",
         config=make_config(train={"epochs": 7}, data={"valid_fold": 2}).model_dump(mode="json", exclude={"provenance"}),
     )
 
@@ -118,7 +119,7 @@ def test_changed_words_and_swapped_tensors_are_refused(tmp_path: Path, best: Bes
         {"state_dict": {}, "oof": {}, "meta": "[]", "digest": "x"},
         {"state_dict": {}, "oof": {}, "meta": "3", "digest": "x"},
         {"state_dict": {}, "oof": {}, "meta": "{}", "digest": "x"},
-        {"state_dict": [], "oof": {}, "meta": '{"format": "doccls-best-1"}', "digest": "x"},
+        {"state_dict": [], "oof": {}, "meta": '{"format": "doccls-best-2"}', "digest": "x"},
     ],
 )  # fmt: skip
 def test_a_file_of_another_kind_is_refused(tmp_path: Path, content: Any) -> None:

@@ -16,7 +16,7 @@ import torch
 
 from doccls.errors import UserError
 from doccls.run import heartbeat
-from doccls.run.heartbeat import Beat, Cause, Heartbeat, beating, find_cause, read_beat
+from doccls.run.heartbeat import Beat, Cause, Heartbeat, await_failures, beating, find_cause, read_beat
 from doccls.run.signals import Interrupted
 
 
@@ -229,3 +229,21 @@ def test_a_beat_that_cannot_be_written_stops_nobody(path: Path, monkeypatch: pyt
     assert read(path).count == 1 and [file.name for file in path.parent.iterdir()] == [path.name]
     pulse.beat(phase="validate")
     assert read(path).count == 3
+
+
+def test_of_several_processes_those_that_failed_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = [tmp_path / f"rank{rank}.json" for rank in range(4)]
+    hearts = [Heartbeat() for _ in range(3)]
+    for heart, file in zip(hearts, files, strict=False):
+        heart.write_to(file)
+    waits: list[float] = []
+
+    def wait(seconds: float) -> None:
+        waits.append(seconds)
+        if len(waits) == 3:
+            hearts[1].beat(phase="failed", error="KeyError", message="'x'")
+
+    monkeypatch.setattr("doccls.run.heartbeat.time.sleep", wait)
+    assert {place: beat.message for place, beat in await_failures(files, within_s=3600).items()} == {1: "'x'"}
+    assert await_failures([], within_s=3600) == {}
+    assert await_failures(files[:1], within_s=0.0) == {}

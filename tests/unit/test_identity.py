@@ -13,7 +13,14 @@ from pydantic import ValidationError
 from doccls.config import Config
 from doccls.config.load import operational_keys
 from doccls.config.schema import SECTIONS
-from doccls.run.identity import check_snapshot, derive_identity, digest_file, digest_json, find_identity
+from doccls.run.identity import (
+    check_snapshot,
+    claim_precision,
+    derive_identity,
+    digest_file,
+    digest_json,
+    find_identity,
+)
 from doccls.run.paths import RunError, RunPaths
 
 MakeConfig = Callable[..., Config]
@@ -143,3 +150,15 @@ def test_a_config_that_would_not_join_the_run_is_refused_before_its_data_is_read
     for other in (make_config(train={"lr": 0.5}), make_config(model={"weights": "w.pth"})):
         with pytest.raises(RunError, match="take another --run-id"):
             find_identity(paths, other)
+
+
+def test_a_run_has_the_precision_of_who_trains_first(tmp_path: Path) -> None:
+    paths = RunPaths(tmp_path / "r")
+    paths.root.mkdir()
+    claim_precision(paths, "bf16")
+    claim_precision(paths, "bf16")
+    with pytest.raises(RunError, match=r"trained in precision 'bf16' \(.*\), and .* in 'no'.* Set train\.amp to bf16"):
+        claim_precision(paths, "no")
+    paths.precision.write_text("no\n")
+    with pytest.raises(RunError, match=r"Set train\.amp to false"):
+        claim_precision(paths, "fp16")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
 from torch import nn
 
 from doccls.config.schema import TrainConfig
@@ -20,7 +22,16 @@ from doccls.run.heartbeat import Heartbeat
 from doccls.run.runlog import ProgressBar, RunLog
 from doccls.run.signals import Interrupted, handling_signals, stopping_gracefully
 from doccls.training.evaluate import EvaluationKeys, Normalizer, predict_logits
-from doccls.training.loop import Engine, LossMeter, TrainingError, _mix, _settle, list_training_keys, train_epoch
+from doccls.training.loop import (
+    Engine,
+    LossMeter,
+    TrainedEpoch,
+    TrainingError,
+    _mix,
+    _settle,
+    list_training_keys,
+    train_epoch,
+)
 
 COUNT, CLASSES, SIDE = 11, 3, 4
 PAGES = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (COUNT, SIDE, SIDE, 3), dtype=np.uint8))
@@ -33,6 +44,17 @@ class Recorder:
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         self.logged.append((dict(values), step))
+
+
+class TellingLog(RunLog):
+    """Keeps what is told."""
+
+    def __init__(self) -> None:
+        super().__init__(None)
+        self.lines: list[str] = []
+
+    def detail(self, text: str) -> None:
+        self.lines.append(text)
 
 
 def make_model() -> nn.Module:
@@ -74,7 +96,7 @@ def load(engine: Engine, pages: torch.Tensor = PAGES) -> Iterator[Batch]:
             yield Batch(pages[rows], TARGETS[rows], rows)
 
 
-def train(engine: Engine, epochs: int = 2) -> list[tuple[float, float]]:
+def train(engine: Engine, epochs: int = 2) -> list[TrainedEpoch]:
     batches = load(engine)
     return [train_epoch(engine, batches, epoch, ProgressBar(None)) for epoch in range(epochs)]
 
@@ -110,7 +132,7 @@ def test_training_is_that_of_the_whole_batch_at_any_micro_batch(micro: int | Non
     weights, losses = train_by_hand()
     torch.testing.assert_close(flat(engine.bare_model), weights, rtol=1e-4, atol=1e-5)
     half = len(losses) // 2
-    assert [loss for loss, _ in results] == pytest.approx([np.mean(losses[:half]), np.mean(losses[half:])], rel=1e-4)
+    assert [one.loss for one in results] == pytest.approx([np.mean(losses[:half]), np.mean(losses[half:])], rel=1e-4)
 
 
 def test_training_twice_gives_the_same_bits() -> None:
@@ -147,7 +169,7 @@ def test_the_rate_is_the_schedules_and_the_last_one_is_returned() -> None:
     results = train(engine)
     other = make_engine(scheduler="cosine")
     other.scheduler.step_update(other.plan.total_steps - 1)
-    assert results[1][1] == pytest.approx(other.optimizer.param_groups[0]["lr"])
+    assert results[1].rate == pytest.approx(other.optimizer.param_groups[0]["lr"])
 
 
 def test_ema_is_what_is_validated_and_kept() -> None:
@@ -164,6 +186,44 @@ def test_steps_are_tracked_at_the_interval_and_at_the_end_of_an_epoch() -> None:
     assert isinstance(engine.tracker, Recorder)
     assert [step for _, step in engine.tracker.logged] == [2, 4, 5, 7, 9, 10]
     assert set(engine.tracker.logged[0][0]) == {"train/loss", "train/lr"}
+
+
+# --- fp16 ------------------------------------------------------------------------------------------------------------
+
+
+class Overflowing(nn.Module):
+    """Its gradients overflow at the third and the fourth step, when the scale is still the first one or half of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = make_model()
+        self.calls = 0
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        logits: torch.Tensor = self.inner(images)
+        if self.calls in (3, 4):
+            logits.register_hook(lambda gradient: gradient * float("inf"))
+        return logits
+
+
+def test_steps_that_fp16_skips_are_counted_and_the_scale_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    engine = make_engine(Overflowing(), batch_size=2, log_interval=2)  # five steps an epoch
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    engine.accelerator.scaler = scaler
+    engine = replace(engine, optimizer=AcceleratedOptimizer(engine.optimizer, scaler=scaler), log=TellingLog())
+    first, second = train(engine)
+    assert (first.skipped_steps, second.skipped_steps) == (2, 0)
+    assert [line.partition(" lr=")[2].partition(" ")[2] for line in engine.log.lines] == [
+        "scale=1024 skipped_steps=0", "scale=256 skipped_steps=2", "scale=256 skipped_steps=2",
+        *["scale=256 skipped_steps=0"] * 3,
+    ]  # fmt: skip
+
+
+def test_other_precisions_skip_nothing_and_say_nothing_of_a_scale() -> None:
+    engine = replace(make_engine(), log=TellingLog())
+    assert [one.skipped_steps for one in train(engine)] == [None, None]
+    assert not any("scale" in line for line in engine.log.lines)
 
 
 # --- bad numbers -----------------------------------------------------------------------------------------------------
@@ -257,6 +317,13 @@ def test_a_batch_of_any_size_is_mixed_and_an_odd_last_page_stays(count: int, key
         assert soft[-1].tolist() == pytest.approx(
             [0.1 / 3 + 0.9 * (label == int(targets[-1])) for label in range(CLASSES)]
         )
+
+
+@pytest.mark.parametrize("count", [2, 3, 8])
+def test_mixed_images_keep_their_layout(count: int) -> None:
+    images = torch.rand(count, 3, SIDE, SIDE).to(memory_format=torch.channels_last)
+    mixed, _ = _mix(make_engine(mixup_alpha=0.5), images, TARGETS[:count])
+    assert mixed.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_without_mixup_nothing_changes() -> None:

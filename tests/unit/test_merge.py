@@ -229,3 +229,8 @@ def test_the_launcher_merges_a_run(run: RunPaths, capsys: pytest.CaptureFixture[
 def test_the_launcher_tells_a_fault_and_exits_1(tmp_path: Path, capsys: pytest.CaptureFixture[str], fault: str) -> None:
     assert launch(["merge", str(tmp_path / "gone" if fault == "no run" else tmp_path)]) == 1
     assert str(tmp_path) in capsys.readouterr().err
+
+
+def test_folds_of_different_precisions_do_not_merge() -> None:
+    told = refuse(*(make_part(fold, precision="bf16" if fold == 1 else "no") for fold in range(FOLDS)))
+    assert "parts differ in the precision: folds [0, 2" in told and "folds [1]: bf16" in told

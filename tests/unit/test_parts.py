@@ -103,7 +103,7 @@ def test_a_file_of_another_kind_is_refused(tmp_path: Path, content: str) -> None
     path = tmp_path / "fold0.safetensors"
     write_part(path, make_part())
     arrays = load_file(path)
-    meta = {"format": "doccls-oof-part-1", "info": json.dumps(dataclasses.asdict(make_part().info)), "digest": "0"}
+    meta = {"format": "doccls-oof-part-2", "info": json.dumps(dataclasses.asdict(make_part().info)), "digest": "0"}
     if content == "text":
         path.write_text("hello")
     elif content == "foreign":
@@ -115,7 +115,7 @@ def test_a_file_of_another_kind_is_refused(tmp_path: Path, content: str) -> None
     elif content == "more arrays":
         save_file(arrays | {"extra": arrays["logits"]}, path, meta)
     else:
-        save_file(arrays, path, {"format": "doccls-oof-part-1"})
+        save_file(arrays, path, {"format": "doccls-oof-part-2"})
     refuse(path)
 
 
@@ -123,7 +123,7 @@ def test_a_file_of_another_kind_is_refused(tmp_path: Path, content: str) -> None
 def test_a_damaged_description_is_refused(tmp_path: Path, info: str) -> None:
     path = tmp_path / "p"
     write_part(path, make_part())
-    save_file(load_file(path), path, {"format": "doccls-oof-part-1", "info": info, "digest": "0"})
+    save_file(load_file(path), path, {"format": "doccls-oof-part-2", "info": info, "digest": "0"})
     refuse(path)
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 
 from doccls.config import Config
 from doccls.data.manifest import DataError, read_table
@@ -134,7 +135,7 @@ def run(config: Config, tmp_path: Path) -> RunPaths:
             BestCheckpoint(
                 {name: value.clone() for name, value in model.state_dict().items()},
                 {"indices": torch.tensor([fold]), "logits": torch.zeros(1, 3)},
-                "identity", fold, 1, 0.5, CLASSES, (0.5,) * 3, (0.25,) * 3,
+                "identity", fold, 1, 0.5, CLASSES, (0.5,) * 3, (0.25,) * 3, "no",
                 config.model_dump(mode="json", exclude={"provenance"}),
             ),
         )  # fmt: skip
@@ -233,3 +234,33 @@ def test_nothing_is_written_when_the_sample_has_another_form(run: RunPaths, tmp_
     with pytest.raises(DataError):
         act(str(run.root))
     assert not run.submission.exists()
+
+
+@pytest.mark.parametrize(
+    ("precision", "able", "told"), [("bf16", True, False), ("bf16", False, True), ("no", True, False)]
+)
+def test_it_is_predicted_in_the_precision_of_the_validation_where_the_device_can(
+    run: RunPaths,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    precision: str,
+    able: bool,
+    told: bool,
+) -> None:
+    from doccls.training import processes
+    from doccls.training.checkpoint import read_best
+
+    for fold in range(2):
+        path = run.best_checkpoint(fold)
+        write_best(path, dataclasses.replace(read_best(path), precision=precision))
+    asked: list[bool | str] = []
+    start = processes.start_processes
+    monkeypatch.setattr(processes, "start_processes", lambda config: asked.append(config.train.amp) or start(config))
+    monkeypatch.setattr(processes, "can_compute_in", lambda precision: able)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    try:
+        assert act(str(run.root)) == 0
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
+    assert asked == [precision if able and precision != "no" else False]
+    assert ("[WARNING] validated in bf16, which this device can't" in capsys.readouterr().out) == told

@@ -16,6 +16,7 @@ from doccls.run.rank import rank_by_environment
 from doccls.training import processes
 from doccls.training.processes import (
     ProcessError,
+    can_compute_in,
     check_world_size,
     choose_precision,
     on_main,
@@ -38,7 +39,7 @@ def set_device(monkeypatch: pytest.MonkeyPatch, device: str) -> None:
         ("cpu", "bf16", "fp16", "bf16"), ("cpu", False, "fp16", "no"),
         ("new gpu", True, None, "bf16"), ("new gpu", True, "fp16", "fp16"), ("new gpu", True, "no", "bf16"),
         ("new gpu", "fp16", None, "fp16"), ("new gpu", "fp16", "bf16", "fp16"), ("new gpu", False, "bf16", "no"),
-        ("old gpu", True, None, "fp16"), ("old gpu", True, "bf16", "bf16"), ("old gpu", False, None, "no"),
+        ("old gpu", True, None, "fp16"), ("old gpu", True, "fp16", "fp16"), ("old gpu", False, "bf16", "no"),
     ],
 )  # fmt: skip
 def test_the_precision_is_stated_else_launched_else_the_devices_best(
@@ -55,6 +56,25 @@ def test_fp16_on_a_cpu_is_refused_with_the_ways_out(
     set_device(monkeypatch, "cpu")
     with pytest.raises(ProcessError, match=r"fp16 needs a GPU.*bf16, false"):
         choose_precision(amp, {"ACCELERATE_MIXED_PRECISION": launched})
+
+
+@pytest.mark.parametrize(("amp", "launched"), [("bf16", "no"), (True, "bf16")])
+def test_bf16_on_a_gpu_without_it_is_refused_with_the_ways_out(
+    monkeypatch: pytest.MonkeyPatch, amp: bool | str, launched: str
+) -> None:
+    set_device(monkeypatch, "old gpu")
+    with pytest.raises(ProcessError, match=r"bf16 needs a GPU of compute capability 8\.0.*fp16, false"):
+        choose_precision(amp, {"ACCELERATE_MIXED_PRECISION": launched})
+
+
+@pytest.mark.parametrize(
+    ("device", "precisions"),
+    [("cpu", ["no", "bf16"]), ("old gpu", ["no", "fp16"]), ("new gpu", ["no", "fp16", "bf16"])],
+)
+def test_what_a_device_can_compute_in(monkeypatch: pytest.MonkeyPatch, device: str, precisions: list[str]) -> None:
+    monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
+    set_device(monkeypatch, device)
+    assert [precision for precision in ("no", "fp16", "bf16") if can_compute_in(precision)] == precisions
 
 
 @pytest.mark.parametrize("word", ["true", "True", "1", "yes"])
@@ -91,6 +111,27 @@ def test_the_launch_that_silently_starts_one_process_is_refused(
 )
 def test_other_launches_are_not_mistaken_for_it(environment: dict[str, str]) -> None:
     processes._check_launch(environment)
+
+
+@pytest.mark.parametrize("name", ["SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"])
+def test_copies_without_a_rank_are_refused(name: str) -> None:
+    """`srun -n 8 python -m doccls.train`, or mpirun: eight trainings of everything."""
+    with pytest.raises(ProcessError, match=rf"{name}=8\) without a rank.*sbatch slurm/kfold\.sh CONFIG"):
+        processes._check_launch({name: "8"})
+    processes._check_launch({name: "8", "RANK": "3", "WORLD_SIZE": "8"})
+    processes._check_launch({name: "1"})
+    processes._check_launch({name: "", "SLURM_NTASKS": "8", "SLURM_PROCID": "0"})  # within a batch script
+
+
+def test_a_rank_that_sees_one_gpu_alone_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(ProcessError, match="LOCAL_RANK=2, but this process sees one GPU alone"):
+        processes._check_launch({"RANK": "2", "LOCAL_RANK": "2", "WORLD_SIZE": "4"})
+    processes._check_launch({"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "4"})
+    processes._check_launch({"RANK": "2", "LOCAL_RANK": "2", "ACCELERATE_USE_CPU": "true"})
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    processes._check_launch({"RANK": "2", "LOCAL_RANK": "2", "WORLD_SIZE": "4"})
 
 
 @pytest.mark.parametrize(("started", "world_size"), [(2, 1), (1, 2), (4, 2)])
