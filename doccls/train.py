@@ -7,8 +7,7 @@ import signal
 import socket
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING
 
@@ -16,10 +15,11 @@ from doccls.config import Config
 from doccls.config.arguments import add_config_arguments, load_arguments
 from doccls.data.workers import start_worker_server
 from doccls.errors import OwnError, UserError
-from doccls.run.heartbeat import Heartbeat, await_failures, beating
+from doccls.run.heartbeat import Heartbeat, beating
 from doccls.run.identity import claim_precision
 from doccls.run.lifeline import end_with_parent, is_launched
-from doccls.run.paths import RunPaths, check_run_id, locate_run, name_log, new_run_id
+from doccls.run.paths import check_run_id, locate_run, name_log, new_run_id
+from doccls.run.peers import telling_of_peers, watching
 from doccls.run.rank import rank_by_environment
 from doccls.run.runlog import RunLog, exit_code, render_exit
 from doccls.run.signals import (
@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _train(arguments: argparse.Namespace) -> int:
     log = RunLog(None)
-    with at_sudden_end(lambda signum: _end_suddenly(signum, log.opened)):
+    with at_sudden_end(lambda reason, code: _end_suddenly(reason, code, log.opened)):
         try:
             with beating() as heart:
                 config, now = load_arguments(arguments), datetime.now()
@@ -115,22 +115,12 @@ def _run(config: Config, run_id: str, now: datetime, accelerator: "Accelerator",
     on_main(accelerator, lambda: claim_precision(paths, accelerator.mixed_precision))
     heart.write_to(paths.heartbeat(_find_fold(config), accelerator.process_index))
     log.line(f"[ARTIFACTS] {paths.root}")
-    with _hearing_others(paths, _find_fold(config), accelerator, log):
+    ranks = range(1, accelerator.num_processes) if accelerator.is_main_process else ()
+    peers = {rank: paths.heartbeat(_find_fold(config), rank) for rank in ranks}
+    limit_s = config.train.collective_timeout_s if accelerator.num_processes > 1 else None
+    with telling_of_peers(peers, log), watching(heart, peers, limit_s):
         _train_folds(experiment, finished, accelerator, log, heart)
     on_main(accelerator, lambda: close_run(experiment, log))
-
-
-@contextmanager
-def _hearing_others(paths: RunPaths, fold: int | None, accelerator: "Accelerator", log: RunLog) -> Iterator[None]:
-    """If a peer is gone, the log of the main process says why: in its last heartbeat that peer has told."""
-    try:
-        yield
-    except Exception:
-        peers = range(1, accelerator.num_processes) if accelerator.is_main_process else ()
-        files = [paths.heartbeat(fold, rank) for rank in peers]
-        for rank, beat in await_failures(files).items():
-            log.line(f"[RANK {rank + 1}] on {beat.host} failed: {beat.error}: {beat.message}")
-        raise
 
 
 def _train_folds(
@@ -161,21 +151,28 @@ def _fail(error: BaseException, logged: bool) -> int:
             print(render_exit(code), flush=True)
         print(_render_failure(error), file=sys.stderr, flush=True)
     elif not expected or isinstance(error, OwnError):
-        print(f"[EXIT][ERROR] rank {rank} on {socket.gethostname()} failed: {error}", file=sys.stderr, flush=True)
+        print(_render_own_failure(error), file=sys.stderr, flush=True)
     return code
 
 
-def _end_suddenly(signum: int, logged: bool) -> None:
-    """The same, when a signal ends the process at once: straight to the descriptors."""
-    error = Interrupted(signum)
-    if rank_by_environment() == 0:
+def _end_suddenly(reason: str, code: int, logged: bool) -> None:
+    """The same, when the process ends at once: straight to the descriptors."""
+    rank = rank_by_environment()
+    if rank == 0:
         if not logged:
-            os.write(1, f"{render_exit(error.exit_code)}\n".encode())
-        os.write(2, f"{_render_failure(error)}\n".encode())
+            os.write(1, f"{render_exit(code)}\n".encode())
+        os.write(2, f"{_render_failure(reason)}\n".encode())
+    elif code == 1:
+        os.write(2, f"{_render_own_failure(reason)}\n".encode())
 
 
-def _render_failure(error: BaseException) -> str:
+def _render_failure(error: object) -> str:
     return f"[EXIT][ERROR] training failed: {error}"
+
+
+def _render_own_failure(error: object) -> str:
+    """Of another process than the main one."""
+    return f"[EXIT][ERROR] rank {rank_by_environment()} on {socket.gethostname()} failed: {error}"
 
 
 if __name__ == "__main__":

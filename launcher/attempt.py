@@ -7,11 +7,10 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TypeGuard
 
 import psutil
 
-from doccls.run.heartbeat import Beat, Cause, read_beat
+from doccls.run.heartbeat import Beat, Cause, has_begun, read_beat, tell_place
 from doccls.run.paths import RunPaths
 from launcher.backend import Backend
 from launcher.plan import Assignment
@@ -133,7 +132,7 @@ class RunningFold:
                 self._beat_counts[rank], self._moved_s[rank] = count, now_s
         silences_s = [now_s - moved_s for moved_s in self._moved_s]
         start_limit_s = max(limit_s, _START_LIMIT_S)
-        if any(_has_begun(beat) and silent_s > limit_s for beat, silent_s in zip(beats, silences_s, strict=True)):
+        if any(has_begun(beat) and silent_s > limit_s for beat, silent_s in zip(beats, silences_s, strict=True)):
             what = f"no progress within {limit_s:g} s (--hang-timeout)"
         elif any(silent_s > start_limit_s for silent_s in silences_s):
             what = f"training not begun within {start_limit_s:g} s"
@@ -145,15 +144,6 @@ class RunningFold:
         )
         stacks = ", ".join(map(str, self._consoles))
         return f"{what} on {socket.gethostname()}: {told}; stacks -> {stacks}"
-
-
-def tell_place(beat: Beat | None) -> str:
-    """How far a process is; None is one that has not said anything yet."""
-    return f"{beat.phase} step {beat.step}, epoch {beat.epoch}" if _has_begun(beat) else "its start (imports, weights)"
-
-
-def _has_begun(beat: Beat | None) -> TypeGuard[Beat]:
-    return beat is not None and beat.phase != "start"
 
 
 def _tell_state(beat: Beat | None) -> str:

@@ -33,7 +33,7 @@ from launcher.arguments import (
 from launcher.devices import count_cores, find_gpus
 from launcher.plan import describe_plan, render_plan
 from launcher.slots import Slot
-from launcher.slurm_text import parse_task, pick_folds, render_comment, render_output, render_sbatch, render_script
+from launcher.slurm_text import parse_task, pick_folds, render_sbatch, render_script
 
 if TYPE_CHECKING:
     from doccls.run.runlog import RunLog
@@ -67,11 +67,10 @@ def _act_logged(prepare: Callable[[], _Prepared | None]) -> int:
         naming_one_cause,
     )
 
-    def end_suddenly(signum: int) -> None:
-        error = Interrupted(signum)
+    def end_suddenly(reason: str, code: int) -> None:
         if not log.opened:
-            os.write(1, f"{render_exit(error.exit_code)}\n".encode())
-        os.write(2, f"[EXIT][ERROR] training failed: {error}\n".encode())
+            os.write(1, f"{render_exit(code)}\n".encode())
+        os.write(2, f"[EXIT][ERROR] training failed: {reason}\n".encode())
 
     log = RunLog(None)
     with handling_signals(), at_sudden_end(end_suddenly):
@@ -121,8 +120,8 @@ def _prepare_submission(arguments: argparse.Namespace, words: Sequence[str], con
     def act(log: "RunLog") -> None:
         from launcher.submit import SubmitOptions, submit
 
-        told, again = list_task_words(arguments, run_id), render_again(words, run_id)
-        options = SubmitOptions(request, sys.executable, told, world_size, arguments.wait, again)
+        script, again = render_script(sys.executable, list_task_words(arguments, run_id)), render_again(words, run_id)
+        options = SubmitOptions(request, script, world_size, arguments.wait, again)
         submit(config, run_id, now, options, log)
 
     return name_log(config.output.logs_dir, run_id, now, "submit"), act
@@ -183,8 +182,7 @@ def _plan_submission(arguments: argparse.Namespace, config: Config, run_id: str)
     paths = locate_run(config.output.exp_dir, run_id, datetime.now())
     finished = find_finished_folds(paths, find_identity(paths, config), config.data.folds)
     missing = [fold for fold in config.data.list_wanted() if fold not in finished]
-    output, name = render_output(str(paths.task_consoles)), f"doccls-{run_id}"
-    command = render_sbatch(request, missing, name, render_comment(run_id, "TOKEN"), output)
+    command = render_sbatch(request, missing, run_id, "TOKEN", str(paths.consoles))
     script = render_script(sys.executable, list_task_words(arguments, run_id))
     if arguments.json:
         told = {"run_folder": str(paths.root), "finished": finished, "folds": missing}

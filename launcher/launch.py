@@ -172,7 +172,7 @@ class FoldLoop:
         """
         self._take_stock()
         try:
-            with at_sudden_end(lambda signum: strike_folds(self._list_processes())):
+            with at_sudden_end(lambda reason, code: strike_folds(self._list_processes())):
                 while not isinstance(action := self._decide(), Finish):
                     self._act(action)
                     self._look()

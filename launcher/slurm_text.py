@@ -111,10 +111,10 @@ class JobRequest:
     """Further arguments of sbatch, which win."""
 
 
-def render_sbatch(request: JobRequest, folds: Sequence[int], name: str, comment: str, output: str) -> tuple[str, ...]:
+def render_sbatch(request: JobRequest, folds: Sequence[int], run_id: str, token: str, consoles: str) -> tuple[str, ...]:
     """The command that submits an array, a task a fold; it reads the script from its input.
 
-    `output` is where a task's own words go, with Slurm's patterns in it.
+    A task's own words go into a file in the folder `consoles`.
     """
     limit = "" if request.at_once is None else f"%{request.at_once}"
     stated = {
@@ -124,10 +124,10 @@ def render_sbatch(request: JobRequest, folds: Sequence[int], name: str, comment:
         "time": request.time,
     }
     return (
-        "sbatch", "--parsable", f"--job-name={name}", f"--comment={comment}",
+        "sbatch", "--parsable", f"--job-name=doccls-{run_id}", f"--comment={render_comment(run_id, token)}",
         f"--array={','.join(map(str, folds))}{limit}", f"--nodes={request.nodes}", "--ntasks-per-node=1",
         f"--cpus-per-task={request.cpus_per_node}", "--requeue",
-        "--open-mode=append", "--signal=B:USR1@120", f"--output={output}",
+        "--open-mode=append", "--signal=B:USR1@120", f"--output={render_output(consoles)}",
         *(f"--{option}={value}" for option, value in stated.items() if value is not None), *request.others,
     )  # fmt: skip
 

@@ -5,9 +5,8 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from doccls.run.heartbeat import Beat
+from doccls.run.heartbeat import Beat, tell_place
 from doccls.run.lock import Holder
-from launcher.attempt import tell_place
 from launcher.ledger import Attempt, Ledger, tell_duration
 from launcher.slurm_text import Going, QueueEntry
 from launcher.supervise import Outcome

@@ -21,6 +21,8 @@ class Submission:
     folds: tuple[int, ...]
     started: str
     """When Slurm was about to be asked, UTC."""
+    again: str | None = None
+    """The command that trains what is missing of the run; None in a file of an earlier version."""
     job: str | None = None
     """Slurm's number of the array; None as long as it is not known whether it arrived."""
     refused: str | None = None

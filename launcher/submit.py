@@ -23,9 +23,7 @@ from launcher.slurm_text import (
     QueueEntry,
     SlurmError,
     render_comment,
-    render_output,
     render_sbatch,
-    render_script,
 )
 from launcher.status import list_unfinished
 from launcher.submissions import Submission, list_going, read_submissions, settle, write_submissions
@@ -42,9 +40,8 @@ class SubmitOptions:
     """How to submit, beside the config."""
 
     request: JobRequest
-    python: str
-    words: tuple[str, ...]
-    """Of `doccls-launch task`."""
+    script: str
+    """Of each task."""
     world_size: int
     """Processes of each fold."""
     wait: bool
@@ -96,7 +93,7 @@ def _submit_missing(experiment: Experiment, finished: Sequence[int], options: Su
         log.line("[SLURM] nothing to submit")
         return
     token = secrets.token_hex(8)
-    submissions = (*submissions, Submission(token, missing, tell_time(datetime.now())))
+    submissions = (*submissions, Submission(token, missing, tell_time(datetime.now()), options.again))
     write_submissions(paths.submissions, submissions)
     refused = None
     try:
@@ -111,15 +108,9 @@ def _submit_missing(experiment: Experiment, finished: Sequence[int], options: Su
 
 
 def _submit(paths: RunPaths, token: str, folds: Sequence[int], options: SubmitOptions) -> str:
-    paths.task_consoles.mkdir(parents=True, exist_ok=True)
-    command = render_sbatch(
-        options.request,
-        folds,
-        f"doccls-{paths.run_id}",
-        render_comment(paths.run_id, token),
-        render_output(str(paths.task_consoles)),
-    )
-    return submit_script(command, render_script(options.python, options.words))
+    paths.consoles.mkdir(parents=True, exist_ok=True)
+    command = render_sbatch(options.request, folds, paths.run_id, token, str(paths.consoles))
+    return submit_script(command, options.script)
 
 
 def _find(run_id: str, token: str, said: str) -> str | None:

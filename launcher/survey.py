@@ -15,7 +15,7 @@ from launcher.ledger import Ledger, read_ledger
 from launcher.slurm_queue import ask_queue
 from launcher.slurm_text import QueueEntry
 from launcher.status import FoldStatus, RunStatus, Seen, State, describe_fold
-from launcher.submissions import RunJob, find_newest, list_jobs, read_submissions
+from launcher.submissions import RunJob, Submission, find_newest, list_jobs, read_submissions
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,7 @@ class _Survey:
     launches: list[_Launch]
     beats: list[Beat]
     jobs: list[RunJob]
-    submitted: frozenset[int]
-    """Folds that were submitted."""
+    submissions: tuple[Submission, ...]
     queue: list[QueueEntry] | None
     """None if Slurm does not answer."""
 
@@ -53,13 +52,21 @@ def read_status(paths: RunPaths) -> RunStatus:
     folds = tuple(_describe(fold, part, survey) for fold, part in parts.items())
     holders = tuple(holder for lock in paths.list_launch_locks() if (holder := find_holder(lock)) is not None)
     unfinished = any(one.state is not State.DONE for one in folds)
+    on_its_way = bool(holders) or any(one.state in (State.RUNNING, State.WAITING) for one in folds)
     return RunStatus(
         run_folder=str(paths.root),
         launchers=holders,
         folds=folds,
         merged=not unfinished and is_merged(paths),
-        again=newest.again if newest and not holders and unfinished else None,
+        again=_find_again(survey) if unfinished and not on_its_way else None,
     )
+
+
+def _find_again(survey: _Survey) -> str | None:
+    """The command that trains what is missing, as the newest launch or submission of the run was told it."""
+    launched = [(one.ledger.started, one.ledger.again) for one in survey.launches]
+    submitted = [(one.started, one.again) for one in survey.submissions]
+    return max(launched + submitted, key=lambda told: told[0], default=("", None))[1]
 
 
 def list_run_jobs(paths: RunPaths) -> list[RunJob]:
@@ -84,7 +91,7 @@ def _survey(paths: RunPaths) -> _Survey:
         launches=launches,
         beats=[beat for file in sorted(paths.live.glob("*_rank*.json")) if (beat := read_beat(file)) is not None],
         jobs=jobs,
-        submitted=frozenset(fold for one in submissions for fold in one.folds),
+        submissions=submissions,
         queue=ask_queue() if submissions or jobs else [],
     )
 
@@ -101,7 +108,7 @@ def _describe(fold: int, part: PartInfo | str | None, survey: _Survey) -> FoldSt
         attempts=tuple(sorted(attempts, key=lambda attempt: attempt.started)),
         beats=beats,
         alive=any(beat.host == socket.gethostname() and psutil.pid_exists(beat.pid) for beat in beats),
-        submitted=fold in survey.submitted or bool(survey.jobs),
+        submitted=bool(survey.jobs) or any(fold in one.folds for one in survey.submissions),
         queued=find_newest(fold, survey.jobs, survey.queue or []),
         queue_answers=survey.queue is not None,
     )

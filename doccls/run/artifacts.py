@@ -24,7 +24,7 @@ def replacing(path: Path, durable: bool = True) -> Iterator[BinaryIO]:
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        with at_sudden_end(lambda signum: beside.unlink(missing_ok=True)):
+        with at_sudden_end(lambda reason, code: beside.unlink(missing_ok=True)):
             with beside.open("wb") as file:
                 yield file
                 file.flush()

@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeGuard, TypeVar
 
 from doccls.errors import UserError
 from doccls.run.artifacts import replacing
@@ -59,6 +59,11 @@ class Heartbeat:
         self._path: Path | None = None
         self._beat = Beat(socket.gethostname(), os.getpid())
         self._written_s = float("-inf")
+
+    @property
+    def last(self) -> Beat:
+        """The last beat, on disk or not; any thread may ask."""
+        return self._beat
 
     def write_to(self, path: Path) -> None:
         """From now on the beats are on disk, as long as the run has a folder for them."""
@@ -122,6 +127,16 @@ def find_cause(error: Exception) -> Cause:
     if isinstance(error, RuntimeError) and any(words in str(error) for words in full):
         return Cause.OUT_OF_MEMORY  # torch.OutOfMemoryError is a RuntimeError
     return Cause.ERROR
+
+
+def tell_place(beat: Beat | None) -> str:
+    """How far a process is; None is one that has not said anything yet."""
+    return f"{beat.phase} step {beat.step}, epoch {beat.epoch}" if has_begun(beat) else "its start (imports, weights)"
+
+
+def has_begun(beat: Beat | None) -> TypeGuard[Beat]:
+    """Whether the process has begun to train."""
+    return beat is not None and beat.phase != "start"
 
 
 def read_beat(path: Path) -> Beat | None:

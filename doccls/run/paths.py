@@ -40,9 +40,14 @@ class RunPaths:
         """What the look at each image found."""
         return self.root / "images.json"
 
+    @property
+    def consoles(self) -> Path:
+        """What processes printed: a file for each rank of a fold, and for each submitted task."""
+        return self.root / "console"
+
     def console(self, fold: int, rank: int) -> Path:
         """What the launched processes of the fold's rank printed, one after the other, their log and all else."""
-        return self.root / "console" / f"fold{fold}_rank{rank}.txt"
+        return self.consoles / f"fold{fold}_rank{rank}.txt"
 
     @property
     def live(self) -> Path:
@@ -67,11 +72,6 @@ class RunPaths:
     def submission_lock(self) -> Path:
         """Held by whoever submits."""
         return self.live / "submission.lock"
-
-    @property
-    def task_consoles(self) -> Path:
-        """What submitted tasks print; their folds' processes have files of their own."""
-        return self.root / "console"
 
     @property
     def merge_lock(self) -> Path:

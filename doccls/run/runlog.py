@@ -107,11 +107,11 @@ class RunLog:
             self.line(render_exit(exit_code(error)))
         self.line(_LAST_LINE)
 
-    def _end_suddenly(self, signum: int) -> None:
+    def _end_suddenly(self, reason: str, code: int) -> None:
         """The process is about to end, its main thread anywhere: past all buffers, the reason and the last lines."""
         assert self._file is not None
-        marks = f"{render_exit(128 + signum)}\n{_LAST_LINE}\n"
-        os.write(self._file.fileno(), f"{Interrupted(signum)}\n{marks}".encode())
+        marks = f"{render_exit(code)}\n{_LAST_LINE}\n"
+        os.write(self._file.fileno(), f"{reason}\n{marks}".encode())
         if self._progress is not None:
             marks = f"\x1b[?25h\n{marks}"  # the bar had hidden the cursor
         with suppress(ValueError):  # a stream without descriptor

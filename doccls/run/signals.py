@@ -30,7 +30,7 @@ _graceful = False
 _closing = False
 _lock = threading.Lock()
 """Held by whoever writes a process's last lines."""
-_last_acts: list[Callable[[int], None]] = []
+_last_acts: list[Callable[[str, int], None]] = []
 
 
 class Interrupted(BaseException):
@@ -107,8 +107,8 @@ def naming_one_cause() -> Iterator[None]:
 
 
 @contextmanager
-def at_sudden_end(act: Callable[[int], None]) -> Iterator[None]:
-    """While the block runs, a signal that ends the process at once calls `act` with its number, the newest act first.
+def at_sudden_end(act: Callable[[str, int], None]) -> Iterator[None]:
+    """While the block runs, an `end_now` calls `act` with its reason and exit code, the newest act first.
 
     `act` is called from another thread, with the main thread anywhere: no locks, no buffered streams.
     """
@@ -117,6 +117,16 @@ def at_sudden_end(act: Callable[[int], None]) -> Iterator[None]:
         yield
     finally:
         _last_acts.remove(act)
+
+
+def end_now(reason: str, code: int) -> None:
+    """End the process, its main thread anywhere, with all that is to be done `at_sudden_end`; unless it is at its end.
+
+    Any other thread may call.
+    """
+    with _lock:
+        if not _closing:
+            _end(reason, code)
 
 
 @contextmanager
@@ -168,10 +178,14 @@ def _weigh(signum: int) -> None:
             _requested, _requested_s = _requested or signum, now_s  # the handler may still wait for the main thread
             _tell_once(signum)
         elif _requested_s is None or now_s - _requested_s >= _ECHO_S:
-            for act in reversed(_last_acts):
-                with suppress(Exception):  # whatever a last act meets, the end comes
-                    act(signum)
-            os._exit(128 + signum)
+            _end(str(Interrupted(signum)), 128 + signum)
+
+
+def _end(reason: str, code: int) -> None:
+    for act in reversed(_last_acts):
+        with suppress(Exception):  # whatever a last act meets, the end comes
+            act(reason, code)
+    os._exit(code)
 
 
 def _tell_once(signum: int) -> None:

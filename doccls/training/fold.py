@@ -1,8 +1,6 @@
 """One fold from end to end: build, train, validate, keep the best, write its part."""
 
-import copy
 import gc
-import re
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -16,41 +14,26 @@ import psutil
 import torch
 from accelerate import Accelerator
 from timm.utils import distribute_bn
-from torch import nn
 
-from doccls.config.schema import Config, TrainConfig
 from doccls.data.dataset import Batch, DocClsDataset, Pages, SampleKey
-from doccls.data.order import BatchPlan
 from doccls.data.transforms import Augmentation
 from doccls.data.workers import loading
-from doccls.errors import OwnError
 from doccls.experiment import Experiment
 from doccls.model.build import build_model, count_parameters, get_normalization
 from doccls.model.optim import build_ema, build_loss, build_mixup, build_optimizer, build_scheduler
 from doccls.oof.metrics import cross_entropy, macro_f1
 from doccls.oof.parts import OofPart, PartInfo, write_part
 from doccls.randomness import Purpose, derive_seed
-from doccls.run.heartbeat import Cause, Heartbeat, find_cause
+from doccls.run.heartbeat import Heartbeat
 from doccls.run.history import EpochMetrics, write_fold_metrics
 from doccls.run.runlog import RunLog
 from doccls.run.signals import ending_at_once
 from doccls.run.tracking import Tracker, track_fold
 from doccls.training.checkpoint import BestCheckpoint, write_best
 from doccls.training.evaluate import EvaluationKeys, Normalizer, predict_logits
+from doccls.training.explain import check_smallest_share, explain
 from doccls.training.loop import Engine, TrainingError, list_training_keys, train_epoch
-from doccls.training.processes import agree_on_stop, on_main
-
-
-class GpuMemoryError(RuntimeError):
-    """The GPU is full: the message says how full, and which keys need less. No UserError: the launcher mends it."""
-
-
-_ONE_VALUE = "Expected more than 1 value per channel"
-"""How torch's BatchNorm begins."""
-
-
-class OwnTrainingError(TrainingError, OwnError):
-    """Training can't go on, and perhaps on one process alone."""
+from doccls.training.processes import agree_on_stop, await_all, on_main
 
 
 @dataclass(frozen=True)
@@ -114,7 +97,7 @@ def train_fold(
         except TrainingError:
             raise
         except (RuntimeError, ValueError) as error:
-            explained = _explain(error, experiment.config, accelerator)
+            explained = explain(error, experiment.config.train, accelerator)
             if explained is None:
                 raise
             raise explained from error
@@ -138,64 +121,6 @@ def _start_afresh(accelerator: Accelerator) -> None:
         torch.cuda.reset_peak_memory_stats(accelerator.device)
 
 
-def _check_smallest_share(model: nn.Module, plan: BatchPlan, train: TrainConfig, world_size: int) -> None:
-    """One image at a time may be too few for BatchNorm: no process is to meet that alone, later.
-
-    All ranks must call; each comes to the same.
-
-    Raises:
-        TrainingError: the smallest share of a batch is one image, and a trial with one image failed.
-    """
-    parts = [plan.split_batch(0, rank, world_size, train.micro_batch_size) for rank in range(world_size)]
-    if min(len(part) for share in parts for part in share) > 1:
-        return
-    trial = copy.deepcopy(model).train()
-    image = torch.zeros(1, 3, train.img_size, train.img_size, device=next(model.parameters()).device)
-    try:
-        with torch.no_grad():
-            trial(image)
-    except ValueError as error:
-        if _ONE_VALUE not in str(error):
-            raise
-        raise TrainingError(_ask_for_more_images(train)) from error
-
-
-def _explain(
-    error: RuntimeError | ValueError, config: Config, accelerator: Accelerator
-) -> OwnTrainingError | GpuMemoryError | None:
-    """torch's words for three things that a config can mend, in the config's words; None for anything else."""
-    if find_cause(error) is Cause.OUT_OF_MEMORY:
-        return GpuMemoryError(_tell_memory(str(error), config.train, accelerator))
-    if _ONE_VALUE in str(error):
-        return OwnTrainingError(_ask_for_more_images(config.train))
-    if "deterministic" in str(error) and config.train.deterministic:
-        return OwnTrainingError(f"train.deterministic = True: this model can't be that here; set it to false ({error})")
-    return None
-
-
-def _tell_memory(said: str, train: TrainConfig, accelerator: Accelerator) -> str:
-    """`said` is torch's: how much was asked for stands in it."""
-    asked = re.search(r"[Tt]ried to allocate ([\d.]+ \w+)", said)
-    numbers = [f"asked for {asked[1]}"] if asked else []
-    if accelerator.device.type == "cuda":
-        free, total = torch.cuda.mem_get_info(accelerator.device)
-        numbers.append(f"{free / 2**30:.2f} GiB free of {total / 2**30:.2f} GiB")
-    share = -(-train.batch_size // accelerator.num_processes)
-    at_a_time = min(train.micro_batch_size or share, share)
-    return (
-        f"CUDA out of memory on {accelerator.device}{': ' if numbers else ''}{', '.join(numbers)}. "
-        f"Less is needed with train.micro_batch_size below {at_a_time} (the batch stays), "
-        f"train.img_size below {train.img_size}, or train.amp (now {train.amp})"
-    )
-
-
-def _ask_for_more_images(train: TrainConfig) -> str:
-    return (
-        "BatchNorm needs more than one image at a time on each process: raise train.batch_size "
-        f"(now {train.batch_size}, for all processes together) or train.micro_batch_size (now {train.micro_batch_size})"
-    )
-
-
 def _build_engine(
     experiment: Experiment, fold: int, accelerator: Accelerator, log: RunLog, tracker: Tracker, heart: Heartbeat
 ) -> Engine:
@@ -215,9 +140,10 @@ def _build_engine(
     torch.manual_seed(derive_seed(config.project.seed, Purpose.INITIAL_WEIGHTS, fold))
     with ending_at_once():  # the hub may be slow, and nothing of this fold is there to lose
         model = build_model(config.model, len(manifest.classes), train.img_size)
+    await_all(accelerator)  # one machine's hub may be slower than collectives may take
     mean, std = get_normalization(config.model, model)
     model.to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    _check_smallest_share(model, plan, train, accelerator.num_processes)
+    check_smallest_share(model, plan, train, accelerator.num_processes)
     total, trainable = count_parameters(model)
     log.line(
         f"[MODEL] name={config.model.name} pooling={config.model.pooling or 'default'} "

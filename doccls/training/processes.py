@@ -14,7 +14,6 @@ from accelerate.utils import (
     DistributedDataParallelKwargs,
     DistributedType,
     DynamoBackend,
-    broadcast_object_list,
     set_seed,
 )
 from torch.distributed import FileStore  # type: ignore[attr-defined]  # documented, and not in its __all__
@@ -28,8 +27,14 @@ _T = TypeVar("_T")
 _OTHER_COUNTS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
 """How many processes srun or mpirun started, for those that they started."""
 _PLAIN = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
-# The others wait while the main process looks at every image.
-_GROUP_TIMEOUT = timedelta(hours=2)
+_PATIENCE = timedelta(hours=2)
+"""The others wait while the main process looks at every image, or a slow machine fetches the weights."""
+_LEAST_LIMIT_S = 600.0
+"""torch's own for NCCL; machines of one job start minutes apart."""
+_MARGIN_S = 10.0
+"""By which torch's limit for a collective is the longer one: `doccls.run.peers` comes first, and says why."""
+_patient_group: dist.ProcessGroup | None = None
+"""For waits of any length; None in a process alone. Collectives of the default group are given up much sooner."""
 
 
 class ProcessError(UserError):
@@ -46,6 +51,7 @@ def start_processes(config: Config) -> Accelerator:
     Raises:
         ProcessError: another number of processes than expected, or a precision that the device has not.
     """
+    global _patient_group
     _check_launch(os.environ)
     started = int(os.environ.get("WORLD_SIZE", "1"))
     check_world_size(started, started, config)  # before any rank waits for another
@@ -55,12 +61,15 @@ def start_processes(config: Config) -> Accelerator:
         # Nothing here reads memory that it has not written: no need to fill each new tensor, thousands of times a step.
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = not config.train.deterministic
+    limit = timedelta(seconds=max(_LEAST_LIMIT_S, config.train.collective_timeout_s + _MARGIN_S))
     if started > 1 and MEETING_FILE in os.environ:
-        _meet(Path(os.environ[MEETING_FILE]), rank_by_environment(), started)
+        _meet(Path(os.environ[MEETING_FILE]), rank_by_environment(), started, limit)
     # Started as several on a machine without GPUs, Accelerate stays alone unless it is told that CPUs are meant.
     cpu = started > 1 and not torch.cuda.is_available()
-    group = PartialState(cpu, timeout=_GROUP_TIMEOUT)  # its ranks agree on the precision
+    group = PartialState(cpu, timeout=limit)  # its ranks agree on the precision
     check_world_size(group.num_processes, started, config)
+    if started > 1:
+        _patient_group = dist.new_group(backend="gloo", timeout=_PATIENCE)  # type: ignore[assignment]  # of all
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.train.amp is not False
     accelerator = Accelerator(
         cpu=cpu,
@@ -76,11 +85,11 @@ def start_processes(config: Config) -> Accelerator:
     return accelerator
 
 
-def _meet(file: Path, rank: int, world_size: int) -> None:
+def _meet(file: Path, rank: int, world_size: int, limit: timedelta) -> None:
     """Join the group through a file, not through MASTER_ADDR and MASTER_PORT; Accelerate takes the group it finds."""
     backend = "nccl" if torch.cuda.is_available() and not _on_cpu(os.environ) else "gloo"
     store = FileStore(str(file), world_size)
-    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=_GROUP_TIMEOUT)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=limit)
 
 
 def check_world_size(world_size: int, started: int, config: Config) -> None:
@@ -114,7 +123,7 @@ def _agree_on_precision(amp: bool | str, started: int) -> str:
         except ProcessError as error:
             box[0] = _Failure(str(error))
     if started > 1:
-        broadcast_object_list(box)
+        _broadcast(box)
     chosen = box[0]
     if isinstance(chosen, _Failure):
         raise ProcessError(chosen.message)
@@ -205,12 +214,23 @@ def on_main(accelerator: Accelerator, act: Callable[[], _T]) -> _T:
             box[0] = act()
         except Exception as raised:  # noqa: BLE001 (raised again below, when the others know)
             error, box[0] = raised, _Failure(str(raised))
-    broadcast_object_list(box)
+    _broadcast(box)
     if error is not None:
         raise error
     if isinstance(box[0], _Failure):
         raise ProcessError(box[0].message)
     return box[0]  # type: ignore[return-value]
+
+
+def await_all(accelerator: Accelerator) -> None:
+    """Wait, however long it takes, until every process is here. All ranks must call."""
+    if accelerator.num_processes > 1:
+        dist.barrier(group=_patient_group)
+
+
+def _broadcast(box: list[object]) -> None:
+    """The main process's objects to all, from host to host; who comes early waits patiently."""
+    dist.broadcast_object_list(box, src=0, group=_patient_group, device=torch.device("cpu"))
 
 
 class _Failure:

@@ -4,6 +4,7 @@ import functools
 import hashlib
 import json
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,13 +13,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from doccls.config import load_config
+from doccls.config import load_config, parse_override
 from doccls.data.dataset import Batch
 from doccls.errors import UserError
 from doccls.train import main
 from doccls.training import fold as fold_room
+from doccls.training import processes as processes_room
 from doccls.training.evaluate import EvaluationKeys, Normalizer, predict_logits
-from doccls.training.processes import on_main, start_processes
+from doccls.training.processes import agree_on_stop, await_all, on_main, start_processes
 
 COUNTS = (0, 1, 2, 3, 7)
 _T = TypeVar("_T")
@@ -50,6 +52,23 @@ def act_on_main(argv: list[str]) -> int:
     told.append(on_main(accelerator, lambda: None))
     (Path(argv[1]) / f"rank{rank}.json").write_text(json.dumps(told))
     accelerator.end_training()
+    return 0
+
+
+def wait_patiently(argv: list[str]) -> int:
+    """argv = config. Each in turn is later than a collective may take: where all wait for it, and then in one."""
+    processes_room._LEAST_LIMIT_S = processes_room._MARGIN_S = 1.0
+    accelerator = start_processes(
+        load_config(Path(argv[0]), overrides=[parse_override("train.collective_timeout_s=1")])
+    )
+    on_main(accelerator, lambda: time.sleep(4))
+    if not accelerator.is_main_process:
+        time.sleep(4)
+    await_all(accelerator)
+    print("patient", flush=True)
+    if not accelerator.is_main_process:
+        time.sleep(4)
+    agree_on_stop(accelerator)
     return 0
 
 

@@ -13,7 +13,9 @@ from typing import Any, TypeVar
 import pytest
 
 from doccls.data import prepare as prepare_room
+from doccls.run import peers as peers_room
 from doccls.run import tracking as tracking_room
+from doccls.run.rank import rank_by_environment
 from doccls.run.signals import handling_signals
 from doccls.train import main
 from doccls.training import fold as fold_room
@@ -54,6 +56,27 @@ def hold_a_step(argv: list[str]) -> int:
         return take_step(*others)
 
     loop_room._take_step = functools.partial(stand, loop_room._take_step)
+    return main(argv)
+
+
+def hold_a_step_and_lose_patience(argv: list[str]) -> int:
+    """As `hold_a_step`, and what follows a signal's word that nobody hears comes soon."""
+    peers_room._STOPPING_S = 2.0
+    return hold_a_step(argv)
+
+
+def fail_while_the_main_process_stands(argv: list[str]) -> int:
+    """Train as two ranks: in the second step rank 1 fails, while the main process stands in a C call, and for long."""
+    if rank_by_environment() == 0:
+        return hold_a_step(argv)
+    calls = itertools.count(1)
+
+    def fail(take_step: Callable[..., _T], *others: Any) -> _T:
+        if next(calls) == 2:
+            raise RuntimeError("rank 1 met this alone")
+        return take_step(*others)
+
+    loop_room._take_step = functools.partial(fail, loop_room._take_step)
     return main(argv)
 
 

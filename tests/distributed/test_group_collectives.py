@@ -34,6 +34,12 @@ def test_the_main_process_answers_and_refuses_for_all(trainer: Trainer) -> None:
         assert told == [["answer of", 0], "refused by rank 0", None]
 
 
+def test_who_waits_for_all_waits_long_and_a_collective_does_not(trainer: Trainer) -> None:
+    ranks = launch_ranks("rank_programs:wait_patiently", [str(trainer.config)], trainer.new_folder(), 2)
+    assert [rank.stdout for rank in ranks] == ["patient\n", "patient\n"]
+    assert ranks[0].code == 1 and "Timed out waiting 2000ms" in ranks[0].stderr
+
+
 def test_a_bug_on_the_main_process_leaves_nobody_waiting(trainer: Trainer) -> None:
     folder = trainer.new_folder()
     ranks = launch_ranks("rank_programs:break_on_main", [str(trainer.config)], folder, 2)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from accelerate.state import AcceleratorState
 
 from doccls.config import Config
@@ -178,13 +179,12 @@ def broadcast(monkeypatch: pytest.MonkeyPatch, sent: object) -> list[object]:
     """A broadcast among processes of which this is one: the main one's box is kept, the others' is filled."""
     boxes: list[object] = []
 
-    def act(box: list[object]) -> list[object]:
+    def act(box: list[object], **others: object) -> None:
         if sent is not None:
             box[0] = sent
         boxes.append(box[0])
-        return box
 
-    monkeypatch.setattr(processes, "broadcast_object_list", act)
+    monkeypatch.setattr(dist, "broadcast_object_list", act)
     return boxes
 
 

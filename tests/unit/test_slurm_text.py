@@ -107,13 +107,13 @@ REQUEST = JobRequest(nodes=2, gpus_per_node=4, cpus_per_node=16, partition="gpu"
 
 
 def test_an_array_is_submitted_with_a_task_a_fold() -> None:
-    words = render_sbatch(REQUEST, (1, 3, 4), "doccls-r", "doccls:r:abc", "/a run/task%a.txt")
+    words = render_sbatch(REQUEST, (1, 3, 4), "r", "abc", "/a run")
     assert words[0] == "sbatch" and words[-1] == "--qos=high"
     told = dict(word[2:].split("=", 1) for word in words[1:] if "=" in word)
     assert (told["array"], told["nodes"], told["gpus-per-node"], told["cpus-per-task"]) == ("1,3,4%3", "2", "4", "16")
     assert (told["comment"], told["output"], told["partition"]) == ("doccls:r:abc", "/a run/task%a.txt", "gpu")
     assert "account" not in told and "time" not in told
-    alone = render_sbatch(replace(REQUEST, gpus_per_node=0, at_once=None), (0,), "n", "c", "o")
+    alone = render_sbatch(replace(REQUEST, gpus_per_node=0, at_once=None), (0,), "r", "abc", "o")
     assert "--array=0" in alone and not any(word.startswith("--gpus") for word in alone)
 
 

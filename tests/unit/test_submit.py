@@ -17,9 +17,10 @@ from launcher.cancel import cancel_run
 from launcher.slurm_text import JobRequest, QueueEntry, SlurmError
 from launcher.submissions import read_submissions
 from launcher.submit import SubmitOptions, submit
+from launcher.survey import read_status
 
 NOW = datetime(2026, 1, 2, 3, 4)
-OPTIONS = SubmitOptions(JobRequest(1, 1, 4), "python", ("--config", "c.yaml", "--run-id", "r"), 1, False, "again")
+OPTIONS = SubmitOptions(JobRequest(1, 1, 4), "#!/bin/bash\n", 1, False, "again")
 
 
 class Slurm:
@@ -100,6 +101,15 @@ def test_an_array_is_written_down_before_slurm_is_asked_and_folds_on_their_way_a
     slurm.queue = [entry for entry in slurm.queue if entry.number != 1]  # it was cancelled
     submit_run()
     assert list_tasks(slurm) == ["101_0", "101_2", "102_1"]
+
+
+def test_the_status_of_a_refused_submission_says_how_to_go_on(slurm: Slurm, submit_run: Callable[[], RunPaths]) -> None:
+    slurm.takes = False
+    with pytest.raises(SlurmError, match="the folds are not submitted"):
+        submit_run()
+    assert slurm.paths is not None and read_status(slurm.paths).again == "again"
+    slurm.takes = True
+    assert read_status(submit_run()).again is None, "the folds are on their way"
 
 
 def test_a_lost_answer_is_found_in_the_queue(slurm: Slurm, submit_run: Callable[[], RunPaths]) -> None:

@@ -1,0 +1,83 @@
+"""torch's words for what a user can mend, in the config's words; and a trial for one such thing before training."""
+
+import copy
+import re
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from doccls.config.schema import TrainConfig
+from doccls.data.order import BatchPlan
+from doccls.errors import OwnError
+from doccls.run.heartbeat import Cause, find_cause
+from doccls.training.loop import TrainingError
+
+_ONE_VALUE = "Expected more than 1 value per channel"
+"""How torch's BatchNorm begins."""
+
+
+class GpuMemoryError(RuntimeError):
+    """The GPU is full: the message says how full, and which keys need less. No UserError: the launcher mends it."""
+
+
+class OwnTrainingError(TrainingError, OwnError):
+    """Training can't go on, and perhaps on one process alone."""
+
+
+def check_smallest_share(model: nn.Module, plan: BatchPlan, train: TrainConfig, world_size: int) -> None:
+    """One image at a time may be too few for BatchNorm: no process is to meet that alone, later.
+
+    All ranks must call; each comes to the same.
+
+    Raises:
+        TrainingError: the smallest share of a batch is one image, and a trial with one image failed.
+    """
+    parts = [plan.split_batch(0, rank, world_size, train.micro_batch_size) for rank in range(world_size)]
+    if min(len(part) for share in parts for part in share) > 1:
+        return
+    trial = copy.deepcopy(model).train()
+    image = torch.zeros(1, 3, train.img_size, train.img_size, device=next(model.parameters()).device)
+    try:
+        with torch.no_grad():
+            trial(image)
+    except ValueError as error:
+        if _ONE_VALUE not in str(error):
+            raise
+        raise TrainingError(_ask_for_more_images(train)) from error
+
+
+def explain(
+    error: RuntimeError | ValueError, train: TrainConfig, accelerator: Accelerator
+) -> OwnTrainingError | GpuMemoryError | None:
+    """torch's words for three things that a config can mend, in the config's words; None for anything else."""
+    if find_cause(error) is Cause.OUT_OF_MEMORY:
+        return GpuMemoryError(_tell_memory(str(error), train, accelerator))
+    if _ONE_VALUE in str(error):
+        return OwnTrainingError(_ask_for_more_images(train))
+    if "deterministic" in str(error) and train.deterministic:
+        return OwnTrainingError(f"train.deterministic = True: this model can't be that here; set it to false ({error})")
+    return None
+
+
+def _tell_memory(said: str, train: TrainConfig, accelerator: Accelerator) -> str:
+    """`said` is torch's: how much was asked for stands in it."""
+    asked = re.search(r"[Tt]ried to allocate ([\d.]+ \w+)", said)
+    numbers = [f"asked for {asked[1]}"] if asked else []
+    if accelerator.device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(accelerator.device)
+        numbers.append(f"{free / 2**30:.2f} GiB free of {total / 2**30:.2f} GiB")
+    share = -(-train.batch_size // accelerator.num_processes)
+    at_a_time = min(train.micro_batch_size or share, share)
+    return (
+        f"CUDA out of memory on {accelerator.device}{': ' if numbers else ''}{', '.join(numbers)}. "
+        f"Less is needed with train.micro_batch_size below {at_a_time} (the batch stays), "
+        f"train.img_size below {train.img_size}, or train.amp (now {train.amp})"
+    )
+
+
+def _ask_for_more_images(train: TrainConfig) -> str:
+    return (
+        "BatchNorm needs more than one image at a time on each process: raise train.batch_size "
+        f"(now {train.batch_size}, for all processes together) or train.micro_batch_size (now {train.micro_batch_size})"
+    )

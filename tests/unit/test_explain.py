@@ -1,0 +1,98 @@
+"""Errors that torch words for itself, in the config's words; and the trial with one image."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+
+from doccls.config import Config
+from doccls.data.order import BatchPlan
+from doccls.run.heartbeat import Cause, find_cause
+from doccls.training.explain import check_smallest_share, explain
+from doccls.training.loop import TrainingError
+from tests.unit.conftest import MakeConfig
+
+
+def make_accelerator(device: str = "cpu", num_processes: int = 1) -> Accelerator:
+    """What of one is asked here."""
+    return SimpleNamespace(device=torch.device(device), num_processes=num_processes)  # type: ignore[return-value]
+
+
+@pytest.fixture
+def config(make_config: MakeConfig) -> Config:
+    return make_config(train={"batch_size": 1})
+
+
+def test_batch_norm_with_one_image_names_the_batch_keys(config: Config) -> None:
+    with pytest.raises(ValueError, match="Expected more than 1 value") as met:
+        torch.nn.BatchNorm2d(3)(torch.zeros(1, 3, 1, 1))
+    explained = explain(met.value, config.train, make_accelerator())
+    assert isinstance(explained, TrainingError)
+    told = "train.batch_size (now 1, for all processes together) or train.micro_batch_size (now None)"
+    assert told in str(explained)
+
+
+def test_a_step_without_deterministic_kernel_names_the_key(config: Config) -> None:
+    error = RuntimeError("adaptive_max_pool2d_backward_cuda does not have a deterministic implementation")
+    explained = explain(error, config.train, make_accelerator())
+    assert explained is not None and "train.deterministic = True" in str(explained)
+
+
+def test_other_errors_stay_what_they_are(config: Config) -> None:
+    assert explain(RuntimeError("peer is gone"), config.train, make_accelerator()) is None
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    ],
+)
+def test_a_full_gpu_is_told_in_numbers_and_keys(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, error: RuntimeError
+) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2**29, 80 * 2**30))
+    config = make_config(train={"batch_size": 48, "img_size": 384})
+    explained = explain(error, config.train, make_accelerator("cuda:1", 2))
+    assert explained is not None and find_cause(explained) is Cause.OUT_OF_MEMORY, "the launcher halves it"
+    told = str(explained)
+    assert told.startswith("CUDA out of memory on cuda:1: ") and "0.50 GiB free of 80.00 GiB" in told
+    assert ("asked for 2.00 GiB" in told) == isinstance(error, torch.OutOfMemoryError)
+    assert (
+        "train.micro_batch_size below 24 (the batch stays), train.img_size below 384, or train.amp (now True)" in told
+    )
+
+
+class Normalized(torch.nn.Module):
+    """BatchNorm over a map of 1 x 1 or 2 x 2."""
+
+    def __init__(self, side: int) -> None:
+        super().__init__()
+        self.layers = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(side), torch.nn.BatchNorm2d(3))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        maps: torch.Tensor = self.layers(images)
+        return maps
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "world_size", "micro", "side", "refused"),
+    [(3, 2, None, 1, True), (3, 2, None, 2, False), (4, 2, None, 1, False), (5, 1, 2, 1, True), (5, 1, 3, 1, False)],
+)
+def test_a_share_of_one_image_is_tried_before_training(
+    make_config: MakeConfig, batch_size: int, world_size: int, micro: int | None, side: int, refused: bool
+) -> None:
+    train = make_config(train={"batch_size": batch_size, "micro_batch_size": micro, "img_size": 32}).train
+    model = Normalized(side)
+    model.register_parameter("any", torch.nn.Parameter(torch.zeros(1)))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    plan = BatchPlan(1, 0, np.arange(20), batch_size, 1)
+    if refused:
+        with pytest.raises(TrainingError, match=r"train\.batch_size \(now"):
+            check_smallest_share(model, plan, train, world_size)
+    else:
+        check_smallest_share(model, plan, train, world_size)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
