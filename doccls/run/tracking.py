@@ -1,22 +1,31 @@
-"""Weights & Biases behind one small interface: one group a run, one W&B run a fold; it never stops training."""
+"""Tracking behind one small interface: one W&B group a run, one W&B run a fold; it never stops nor delays training.
 
-import netrc
+W&B works in a process of its own (`doccls.run.wandb_process`). It is told through a pipe that nobody waits for.
+"""
+
+import json
 import os
-import socket
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal, Protocol
-from urllib.parse import SplitResult, urlsplit
-from urllib.request import getproxies
+from typing import Any, Protocol
 
 from doccls.config.schema import Config
 from doccls.run.runlog import RunLog
-from doccls.run.signals import ending_at_once
+from doccls.run.signals import stop_requested
+from doccls.run.wandb_process import FINISH_S, WandbRun
 
-_Mode = Literal["online", "offline", "disabled"]
-_START_TIMEOUT_S = 20
-_CONNECT_TIMEOUT_S = 3
+_MARGIN_S = 5.0
+"""The process gives up by itself after FINISH_S."""
+_FAILURE_S = 5.0
+"""How long a fold that failed or was stopped waits for it; it goes on alone, as far as the machine lets it."""
+_LOOK_S = 0.05
+_MOST_UNREAD_BYTES = 2**20
+"""What is kept for a process that does not read, beside what the pipe holds: 15,000 steps."""
 
 
 class Tracker(Protocol):
@@ -32,26 +41,74 @@ class _NoTracker:
 
 
 class _WandbTracker:
-    """Passes numbers on; whatever W&B raises is told once, and training goes on without it."""
+    """Tells the process that has W&B, and logs what it says. If that is lost, it is said once and training goes on."""
 
-    def __init__(self, run: Any, log: RunLog) -> None:
-        self._run = run
+    def __init__(self, run: WandbRun, log: RunLog) -> None:
         self._log = log
+        self._said = b""
+        self._unread = bytearray()
+        self._process: subprocess.Popen[bytes] | None = subprocess.Popen(
+            [sys.executable, "-m", "doccls.run.wandb_process"],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True, bufsize=0,
+        )  # fmt: skip
+        assert self._process.stdin is not None and self._process.stdout is not None
+        os.set_blocking(self._process.stdin.fileno(), False)
+        os.set_blocking(self._process.stdout.fileno(), False)
+        self._tell(asdict(run))
 
     def log(self, values: Mapping[str, float], step: int) -> None:
-        self._attempt(lambda: self._run.log(dict(values), step=step))
+        self._tell({"values": dict(values), "step": step})
+        self._hear()
 
-    def finish(self, exit_code: int) -> None:
-        self._attempt(lambda: self._run.finish(exit_code=exit_code))
+    def finish(self, exit_code: int, within_s: float) -> None:
+        """The last word; it is waited for at most so long, and then goes on alone."""
+        self._tell({"exit_code": exit_code})
+        end_s = time.monotonic() + within_s
+        while self._process is not None and self._process.poll() is None and time.monotonic() < end_s:
+            if stop_requested():
+                end_s = min(end_s, time.monotonic() + _FAILURE_S)
+            self._write()
+            time.sleep(_LOOK_S)
+        self._hear()
 
-    def _attempt(self, act: Callable[[], object]) -> None:
-        if self._run is None:
+    def _tell(self, message: Mapping[str, Any]) -> None:
+        if self._process is not None:
+            self._unread += f"{json.dumps(message)}\n".encode()
+            self._write()
+
+    def _write(self) -> None:
+        """As much as the pipe takes at once."""
+        if self._process is None:
             return
+        assert self._process.stdin is not None
         try:
-            act()
-        except Exception as error:  # noqa: BLE001 (a tracker must not end a training of days, whatever ails it)
-            self._log.line(f"[TRACKING] W&B failed ({type(error).__name__}: {error}); training goes on without it")
-            self._run = None
+            while self._unread:
+                del self._unread[: os.write(self._process.stdin.fileno(), self._unread)]
+        except BlockingIOError:
+            if len(self._unread) > _MOST_UNREAD_BYTES:
+                self._lose("it does not read")
+        except OSError as error:
+            self._lose(str(error.strerror))
+
+    def _lose(self, reason: str) -> None:
+        assert self._process is not None
+        self._hear()
+        self._log.line(f"[TRACKING] W&B's process is lost ({reason}); training goes on without it")
+        self._process.kill()
+        self._process.wait()
+        self._process = None
+
+    def _hear(self) -> None:
+        """Log the lines that it has said meanwhile."""
+        if self._process is None:
+            return
+        assert self._process.stdout is not None
+        with suppress(BlockingIOError):
+            while said := os.read(self._process.stdout.fileno(), 65536):
+                self._said += said
+        *lines, self._said = self._said.split(b"\n")
+        for line in lines:
+            self._log.line(f"[TRACKING] {line.decode(errors='replace')}")
 
 
 @contextmanager
@@ -60,84 +117,18 @@ def track_fold(config: Config, run_dir: Path | None, fold: int, log: RunLog) -> 
     if run_dir is None or not config.tracking.wandb:
         yield _NoTracker()
         return
-    with ending_at_once():  # it may wait long for a server
-        run = _start_wandb(config, run_dir, fold, log)
-    if run is None:
-        yield _NoTracker()
-        return
+    run = WandbRun(
+        project=config.tracking.project or config.project.name,
+        entity=config.tracking.entity,
+        group=run_dir.name,
+        name=f"{run_dir.name}-fold{fold}",
+        config=config.model_dump(mode="json", exclude={"provenance"}) | {"fold": fold},
+        folder=str(run_dir),
+    )
     tracker = _WandbTracker(run, log)
     try:
         yield tracker
     except BaseException:
-        tracker.finish(exit_code=1)
+        tracker.finish(1, _FAILURE_S)
         raise
-    tracker.finish(exit_code=0)
-
-
-def _start_wandb(config: Config, run_dir: Path, fold: int, log: RunLog) -> Any:
-    import wandb  # a second of imports that most runs don't need
-
-    for mode in _choose_modes():
-        try:
-            settings = wandb.Settings(
-                console="off",
-                silent=True,
-                init_timeout=_START_TIMEOUT_S,
-                disable_git=True,
-                save_code=False,
-                program="doccls.train",
-            )
-            run = wandb.init(
-                project=config.tracking.project or config.project.name,
-                entity=config.tracking.entity,
-                group=run_dir.name,
-                name=f"{run_dir.name}-fold{fold}",
-                job_type="fold",
-                config=config.model_dump(mode="json", exclude={"provenance"}) | {"fold": fold},
-                dir=run_dir,
-                mode=mode,
-                reinit="finish_previous",
-                settings=settings,
-            )
-        except Exception as error:  # noqa: BLE001 (as above)
-            log.line(f"[TRACKING] W&B {mode} did not start ({type(error).__name__}); training goes on")
-            continue
-        log.line(f"[TRACKING] W&B {mode} | group={run_dir.name} name={run_dir.name}-fold{fold}")
-        return run
-    return None
-
-
-def _choose_modes() -> tuple[_Mode, ...]:
-    """Online, if there is a key and the server answers, with offline to fall back on; else offline at once."""
-    if os.environ.get("WANDB_MODE") == "disabled":
-        return ("disabled",)
-    if os.environ.get("WANDB_MODE") == "offline":
-        return ("offline",)
-    import wandb
-
-    try:
-        url = urlsplit(wandb.Settings().base_url)
-    except ValueError:  # the environment holds settings that W&B refuses
-        return ("offline",)
-    return ("online", "offline") if url.hostname and _has_key(url.hostname) and _answers(url) else ("offline",)
-
-
-def _has_key(host: str) -> bool:
-    """From the environment or .netrc. (`wandb.login` would ask the server, and wait long where there is none.)"""
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    try:
-        stored = netrc.netrc(os.environ.get("NETRC"))
-        return any(stored.authenticators(name) is not None for name in (host, "api.wandb.ai"))
-    except (OSError, netrc.NetrcParseError):
-        return False
-
-
-def _answers(url: SplitResult) -> bool:
-    if getproxies():  # the way out is not a plain connection: leave it to W&B to find out
-        return True
-    try:
-        with socket.create_connection((url.hostname, url.port or 443), timeout=_CONNECT_TIMEOUT_S):
-            return True
-    except OSError:
-        return False
+    tracker.finish(0, FINISH_S + _MARGIN_S)

@@ -14,7 +14,6 @@ import pytest
 
 from doccls.data import prepare as prepare_room
 from doccls.run import peers as peers_room
-from doccls.run import tracking as tracking_room
 from doccls.run.rank import rank_by_environment
 from doccls.run.signals import handling_signals
 from doccls.train import main
@@ -90,12 +89,6 @@ def hold_the_model(argv: list[str]) -> int:
     """Train; the model says so and comes from a hub slower than anybody waits."""
     fold_room.build_model = _hold  # type: ignore[attr-defined]
     return main(argv)
-
-
-def hold_the_tracker(argv: list[str]) -> int:
-    """Train; W&B says so and answers later than anybody waits."""
-    tracking_room._start_wandb = _hold
-    return main([*argv, "--set", "tracking.wandb=true"])
 
 
 def hold_a_write(argv: list[str]) -> int:

@@ -225,7 +225,7 @@ def test_a_second_signal_ends_at_once_also_in_a_c_call(trainer: Trainer, number:
     assert select_last_words(told.read_text()) == last_words(number)
 
 
-@pytest.mark.parametrize("place", ["the_look_at_the_data", "the_model", "the_tracker"])
+@pytest.mark.parametrize("place", ["the_look_at_the_data", "the_model"])
 def test_before_training_and_in_waits_for_others_the_first_signal_ends_at_once(trainer: Trainer, place: str) -> None:
     with running(trainer, f"signal_programs:hold_{place}", LONG) as (folder, ranks):
         _await_hold(folder, ranks[0])
