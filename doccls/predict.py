@@ -17,6 +17,7 @@ from rich.progress import track
 
 from doccls.config import Config
 from doccls.data.manifest import DataError, check_paths, read_table, resolve_images, tell
+from doccls.data.packed import PackedPaths, PackedTexts
 from doccls.errors import UserError
 from doccls.oof.metrics import probabilities
 from doccls.run.artifacts import write_array, write_text
@@ -35,8 +36,8 @@ class TestPages:
 
     table: pd.DataFrame
     """The sample submission, every cell as the text that stands there."""
-    ids: tuple[str, ...]
-    paths: tuple[Path | None, ...]
+    ids: PackedTexts
+    paths: PackedPaths
     """None where the image is missing or bad (and --on-bad-image is `skip`)."""
     problems: tuple[str, ...]
 
@@ -119,8 +120,8 @@ def _look(paths: RunPaths, files: Sequence[Path], config: Config) -> TestPages:
 
 def _write(paths: RunPaths, config: Config, classes: Sequence[str], pages: TestPages, chances: np.ndarray) -> None:
     """The main process calls."""
-    missing = [row for row, path in enumerate(pages.paths) if path is None]
-    if missing:
+    missing = pages.paths.find_missing()
+    if len(missing):
         chances[missing] = _read_class_shares(config, classes)
     write_array(paths.test_probabilities, chances.astype(np.float32))
     write_text(paths.submission, render_submission(pages.table, config.data.id_col, classes, chances))
@@ -145,18 +146,23 @@ def read_test_pages(config: Config) -> TestPages:
         )
     ids = tuple(table[data.id_col])
     refused: list[str] = []
-    paths, missing = resolve_images(ids, data.image_dir_test, data.image_ext, refused)
+    names, missing = resolve_images(ids, data.image_dir_test, data.image_ext, refused)
     if refused:
         raise DataError("\n".join(refused))
-    files = sorted({path for path in paths if path is not None})
-    facts = dict(zip(files, inspect_images(files, data.max_image_pixels, threads=8), strict=True))
-    bad = {path: fact.problem for path, fact in facts.items() if fact.problem is not None}
+    files = sorted({name for name in names if name is not None})
+    facts = inspect_images([data.image_dir_test / name for name in files], data.max_image_pixels, threads=8)
+    bad = {name: fact.problem for name, fact in zip(files, facts, strict=True) if fact.problem is not None}
     problems = [tell(f"test images missing in {data.image_dir_test}", missing)] if missing else []
     if bad:
-        problems.append(tell("test images that can't be used", [f"{path}: {why}" for path, why in bad.items()]))
+        problems.append(
+            tell(
+                "test images that can't be used", [f"{data.image_dir_test / name}: {why}" for name, why in bad.items()]
+            )
+        )
     if problems and data.on_bad_image == "error":
         raise DataError("\n".join([*problems, "(--on-bad-image skip keeps their rows, with the classes' shares)"]))
-    return TestPages(table, ids, tuple(None if path in bad else path for path in paths), tuple(problems))
+    paths = PackedPaths(data.image_dir_test, (None if name in bad else name for name in names))
+    return TestPages(table, PackedTexts(ids), paths, tuple(problems))
 
 
 def render_submission(table: pd.DataFrame, id_col: str, classes: Sequence[str], chances_NC: np.ndarray) -> str:
@@ -202,13 +208,12 @@ def _predict_folds(files: Sequence[Path], config: Config, pages: TestPages, acce
     from doccls.training.checkpoint import read_best
     from doccls.training.evaluate import EvaluationKeys
 
-    rows = np.asarray([row for row, path in enumerate(pages.paths) if path is not None], dtype=np.int64)
+    rows = np.setdiff1d(np.arange(len(pages.ids)), pages.paths.find_missing())
     share = -(-config.train.batch_size // accelerator.num_processes)
     size = min(config.train.micro_batch_size or share, share)
     keys = EvaluationKeys(rows, size, accelerator.process_index, accelerator.num_processes)
-    described = Pages(
-        pages.ids, pages.paths, [-1] * len(pages.ids), config.train.img_size, config.data.max_image_pixels
-    )
+    unlabelled = np.full(len(pages.ids), -1)
+    described = Pages(pages.ids, pages.paths, unlabelled, config.train.img_size, config.data.max_image_pixels)
     chances = []
     all_keys = (batch for _ in files for batch in keys)
     pin_memory = accelerator.device.type == "cuda"

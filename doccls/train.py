@@ -8,6 +8,7 @@ import socket
 import sys
 import traceback
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import TYPE_CHECKING
 
@@ -104,14 +105,18 @@ def _run(config: Config, run_id: str, now: datetime, accelerator: "Accelerator",
     tell_config(config, log)
     on_main(accelerator, lambda: check_names(config))
     paths = on_main(accelerator, lambda: locate_run(config.output.exp_dir, run_id, now))
-    data = on_main(accelerator, lambda: prepare(config, paths, log))
-    experiment = on_main(accelerator, lambda: identify(config, data, paths))
-    processes = {
-        "world_size": accelerator.num_processes,
-        "device": str(accelerator.device),
-        "precision": accelerator.mixed_precision,
-    }
-    finished = on_main(accelerator, lambda: open_run(experiment, now, processes))
+
+    def make_run() -> "tuple[Experiment, list[int]]":
+        described = {
+            "world_size": accelerator.num_processes,
+            "device": str(accelerator.device),
+            "precision": accelerator.mixed_precision,
+        }
+        made = identify(config, prepare(config, paths, log), paths)
+        finished = open_run(made, now, described)
+        return replace(made, data=replace(made.data, looks={})), finished  # nobody needs the looks any more
+
+    experiment, finished = on_main(accelerator, make_run)
     on_main(accelerator, lambda: claim_precision(paths, accelerator.mixed_precision))
     heart.write_to(paths.heartbeat(_find_fold(config), accelerator.process_index))
     log.line(f"[ARTIFACTS] {paths.root}")

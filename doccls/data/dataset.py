@@ -41,11 +41,12 @@ class Batch(NamedTuple):
 
 
 class Pages(NamedTuple):
-    """Where pages lie and how they are read; index i of each tuple is sample i."""
+    """Where pages lie and how they are read; place i of each is sample i."""
 
     ids: Sequence[str]
     paths: Sequence[Path | None]
-    targets: Sequence[int]
+    targets_N: np.ndarray
+    """(n,) int64 class indices; -1 where there is no label."""
     img_size: int
     max_pixels: int
 
@@ -65,7 +66,7 @@ class DocClsDataset(Dataset[tuple[np.ndarray, int, int]]):
             assert self._augmentation is not None
             stream = derive_stream(self._seed, Purpose.AUGMENTATION, drawing.fold, drawing.epoch, index)
             page = self._augmentation.apply(page, stream)
-        return page, self._pages.targets[index], index
+        return page, int(self._pages.targets_N[index]), index
 
     def _read(self, index: int) -> np.ndarray:
         path = self._pages.paths[index]

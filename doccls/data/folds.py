@@ -12,20 +12,21 @@ from doccls.data.manifest import DataError, Manifest, tell
 from doccls.randomness import Purpose, derive_seed
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class FoldAssignment:
-    """Row i is validated in fold `fold_of[i]` and trained on in every other."""
+    """Row i is validated in fold `fold_of_N[i]` and trained on in every other."""
 
-    fold_of: tuple[int, ...]
+    fold_of_N: np.ndarray
+    """(n,) int64."""
     num_folds: int
 
     def list_valid(self, fold: int) -> np.ndarray:
         """Rows validated in `fold`, ascending, int64."""
-        return np.flatnonzero(np.asarray(self.fold_of) == fold)
+        return np.flatnonzero(self.fold_of_N == fold)
 
     def list_train(self, fold: int) -> np.ndarray:
         """Rows trained on in `fold`, ascending, int64."""
-        return np.flatnonzero(np.asarray(self.fold_of) != fold)
+        return np.flatnonzero(self.fold_of_N != fold)
 
     def count(self) -> dict[int, int]:
         """Rows of each fold."""
@@ -33,7 +34,7 @@ class FoldAssignment:
 
     def digest(self) -> str:
         """SHA-256 of the assignment."""
-        return hashlib.sha256(np.asarray(self.fold_of, dtype="<i8").tobytes()).hexdigest()
+        return hashlib.sha256(self.fold_of_N.astype("<i8").tobytes()).hexdigest()
 
 
 def assign_folds(manifest: Manifest, num_folds: int, stratify: bool, seed: int) -> FoldAssignment:
@@ -46,26 +47,26 @@ def assign_folds(manifest: Manifest, num_folds: int, stratify: bool, seed: int) 
     """
     if manifest.folds is not None:
         return _read_fold_column(manifest, manifest.folds, num_folds)
-    units = _first_row_of_each_image(manifest)
-    rows = np.flatnonzero(np.asarray(units) == np.arange(len(units)))
+    units = np.asarray(_first_row_of_each_image(manifest))
+    rows = np.flatnonzero(units == np.arange(len(units)))
     if len(rows) < num_folds:
         raise DataError(f"data.folds = {num_folds}: more folds than images ({len(rows)})")
-    groups = None if manifest.groups is None else np.asarray(manifest.groups, dtype=object)[rows].astype(str)
+    groups = None if manifest.groups is None else np.asarray([manifest.groups[row] for row in rows.tolist()])
     if groups is not None and len(set(groups)) < num_folds:
         raise DataError(f"data.folds = {num_folds}: more folds than groups in data.group_col ({len(set(groups))})")
-    targets = np.asarray(manifest.targets)[rows]
+    targets = manifest.targets_N[rows]
     if stratify and max(np.bincount(targets)) < num_folds:
         raise DataError(
             f"data.stratify: no class has the {num_folds} samples that data.folds needs (the largest has "
             f"{max(np.bincount(targets))}): use fewer folds, or data.stratify: false"
         )
-    fold_of_row: dict[int, int] = {}
+    fold_of_N = np.full(len(manifest), -1, dtype=np.int64)
     splitter = _choose_splitter(stratify, groups is not None, num_folds, derive_seed(seed, Purpose.FOLDS))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The least populated class")  # the manifest has told it, with the classes
         for fold, (_, valid) in enumerate(splitter.split(np.zeros(len(rows)), targets, groups)):
-            fold_of_row.update({int(rows[position]): fold for position in valid})
-    return FoldAssignment(tuple(fold_of_row[unit] for unit in units), num_folds)
+            fold_of_N[rows[valid]] = fold
+    return FoldAssignment(fold_of_N[units], num_folds)
 
 
 def _choose_splitter(
@@ -109,4 +110,4 @@ def _read_fold_column(manifest: Manifest, column: Sequence[str], num_folds: int)
         torn = [f"{group!r}: folds {sorted(folds)}" for group, folds in folds_of_group.items() if len(folds) > 1]
         if torn:
             raise DataError(tell("groups of data.group_col in several folds of the `fold` column", torn))
-    return FoldAssignment(fold_of, num_folds)
+    return FoldAssignment(np.asarray(fold_of, dtype=np.int64), num_folds)

@@ -3,13 +3,15 @@
 import os
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
+import numpy as np
 import pandas as pd
 
 from doccls.config.schema import IMAGE_EXTENSIONS, DataConfig
+from doccls.data.packed import PackedPaths, PackedTexts
 from doccls.errors import UserError
 
 _MISSING_LABELS = {"", "nan", "none", "null", "na", "n/a", "<na>"}
@@ -21,21 +23,21 @@ class DataError(UserError):
     """The data as given can't be trained on; the message lists every problem, each with its count."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Manifest:
     """All rows of train.csv, in its order. A sample's index is its row (0-based) and keys everything about it."""
 
-    ids: tuple[str, ...]
+    ids: PackedTexts
     """As written in the CSV."""
-    targets: tuple[int, ...]
-    """Index into `classes`."""
+    targets_N: np.ndarray
+    """(n,) int64 indices into `classes`."""
     classes: tuple[str, ...]
     """Labels as written, ordered by number if all are numbers, else by text."""
-    paths: tuple[Path | None, ...]
+    paths: PackedPaths
     """Image file; None where there is none (and data.on_bad_image is `skip`)."""
-    groups: tuple[str, ...] | None
+    groups: PackedTexts | None
     """data.group_col, where it is set."""
-    folds: tuple[str, ...] | None
+    folds: PackedTexts | None
     """The CSV's own `fold` column, not yet validated."""
     warnings: tuple[str, ...]
     """What a user should know and training can live with."""
@@ -77,12 +79,12 @@ def read_manifest(data: DataConfig) -> Manifest:
         problems.append(f"every row has the label {classes[0]!r}: at least two classes are needed")
     problems.extend(_find_double_spellings(classes))
 
-    paths, missing = resolve_images(ids, data.image_dir_train, data.image_ext, problems)
+    names, missing = resolve_images(ids, data.image_dir_train, data.image_ext, problems)
     if missing:
         line = tell(f"images missing in {data.image_dir_train} (data.image_dir_train)", missing)
         (warnings if data.on_bad_image == "skip" else problems).append(line)
 
-    duplicates = _find_duplicates(paths)
+    duplicates = _find_duplicates(names)
     if duplicates:
         line = tell("images named by more than one row", [_duplicate(ids, labels, rows) for rows in duplicates])
         (warnings if data.on_duplicate == "keep" else problems).append(f"{line}\n  (data.on_duplicate: keep | error)")
@@ -91,7 +93,7 @@ def read_manifest(data: DataConfig) -> Manifest:
     if problems:
         raise DataError(f"{data.train_csv}: the data can't be used\n" + "\n".join(f"- {line}" for line in problems))
 
-    targets = tuple(classes.index(label) for label in labels)
+    number_of = {label: number for number, label in enumerate(classes)}
     counts = Counter(labels)
     small = [f"{label} ({counts[label]})" for label in classes if counts[label] < data.folds]
     if small:
@@ -99,12 +101,12 @@ def read_manifest(data: DataConfig) -> Manifest:
             tell(f"classes with fewer samples than the {data.folds} folds, which some folds will lack", small)
         )
     return Manifest(
-        ids=ids,
-        targets=targets,
+        ids=PackedTexts(ids),
+        targets_N=np.asarray([number_of[label] for label in labels], dtype=np.int64),
         classes=classes,
-        paths=paths,
-        groups=tuple(table[data.group_col]) if data.group_col else None,
-        folds=tuple(table["fold"]) if "fold" in table.columns else None,
+        paths=PackedPaths(data.image_dir_train, names),
+        groups=PackedTexts(table[data.group_col]) if data.group_col else None,
+        folds=PackedTexts(table["fold"]) if "fold" in table.columns else None,
         warnings=tuple(warnings),
     )
 
@@ -158,29 +160,29 @@ def order_classes(labels: Iterable[str]) -> tuple[str, ...]:
 
 def resolve_images(
     ids: Iterable[str], folder: Path, image_ext: str, problems: list[str]
-) -> tuple[tuple[Path | None, ...], list[str]]:
-    """Each ID's image file, None where there is none, and a line for each missing one that says what was tried.
+) -> tuple[list[str | None], list[str]]:
+    """Each ID's image file, relative to `folder`, and a line for each missing one (None) that says what was tried.
 
     An ID that is absolute, climbs with `..` or is empty never becomes a path: those go to `problems`.
     """
-    folders = _Folders()
-    paths: list[Path | None] = []
+    folders = _Folders(folder)
+    names: list[str | None] = []
     missing: list[str] = []
     escaping: list[str] = []
     for row, sample_id in enumerate(ids):
-        path = None
+        name = None
         if _leaves_folder(sample_id):
             escaping.append(f"line {row + 2}: ID {sample_id!r}")
         else:
             candidates = list_candidates(sample_id, image_ext)
-            path = next((found for name in candidates if (found := folders.find(folder / name))), None)
-            if path is None:
-                tried = ", ".join(str(folder / name) for name in candidates)
+            name = next((found for one in candidates if (found := folders.find(one))), None)
+            if name is None:
+                tried = ", ".join(str(folder / one) for one in candidates)
                 missing.append(f"line {row + 2}: ID {sample_id!r}: tried {tried}")
-        paths.append(path)
+        names.append(name)
     if escaping:
         problems.append(tell("IDs that are empty or leave the image folder (absolute, or with `..`)", escaping))
-    return tuple(paths), missing
+    return names, missing
 
 
 def list_candidates(sample_id: str, image_ext: str) -> tuple[str, ...]:
@@ -203,18 +205,21 @@ def _leaves_folder(sample_id: str) -> bool:
 
 
 class _Folders:
-    """Directory listings, each read once: name -> name, and lower-case name -> first such name."""
+    """Listings of folders in one, each read once: name -> name, and lower-case name -> first such name."""
 
-    def __init__(self) -> None:
-        self._listings: dict[Path, dict[str, str]] = {}
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._listings: dict[str, dict[str, str]] = {}
 
-    def find(self, path: Path) -> Path | None:
-        """`path` if that file is there, else the file whose name differs only in case."""
-        names = self._listings.get(path.parent)
+    def find(self, path: str) -> str | None:
+        """`path`, relative to the root, if that file is there, else the file whose name differs only in case."""
+        path = os.path.normpath(path)  # of `./x.jpg` and `x.jpg` one file, and one name
+        folder, name = os.path.split(path)
+        names = self._listings.get(folder)
         if names is None:
-            names = self._listings[path.parent] = self._read(path.parent)
-        name = path.name if path.name in names else names.get(path.name.lower())
-        return path.with_name(names[name]) if name else None
+            names = self._listings[folder] = self._read(self._root / folder)
+        found = names.get(name) or names.get(name.lower())
+        return f"{folder}/{found}" if found and folder else found
 
     @staticmethod
     def _read(folder: Path) -> dict[str, str]:
@@ -225,11 +230,11 @@ class _Folders:
         return {name.lower(): name for name in reversed(files)} | {name: name for name in files}
 
 
-def _find_duplicates(paths: tuple[Path | None, ...]) -> list[list[int]]:
-    rows: dict[Path, list[int]] = {}
-    for row, path in enumerate(paths):
-        if path is not None:
-            rows.setdefault(path, []).append(row)
+def _find_duplicates(names: Sequence[str | None]) -> list[list[int]]:
+    rows: dict[str, list[int]] = {}
+    for row, name in enumerate(names):
+        if name is not None:
+            rows.setdefault(name, []).append(row)
     return [found for found in rows.values() if len(found) > 1]
 
 

@@ -65,7 +65,7 @@ def prepare_data(config: Config, known: Mapping[Path, ImageLook] | None = None) 
         if data.on_bad_image == "error":
             raise DataError(f"{line}\n(data.on_bad_image: skip leaves such rows out)")
         warnings.append(line)
-    skipped = frozenset(bad) | {row for row, path in enumerate(manifest.paths) if path is None}
+    skipped = frozenset(bad).union(manifest.paths.find_missing().tolist())
     if skipped:
         warnings.append(f"{len(skipped)} rows are left out of training; their OOF logits will be NaN")
     rows = [
@@ -74,7 +74,7 @@ def prepare_data(config: Config, known: Mapping[Path, ImageLook] | None = None) 
             manifest.classes[target],
             manifest.groups[row] if manifest.groups else "",
         )
-        for row, target in enumerate(manifest.targets)
+        for row, target in enumerate(manifest.targets_N)
     ]
     digest = hashlib.sha256(json.dumps([manifest.classes, rows]).encode()).hexdigest()
     prepared = PreparedData(manifest, assignment, skipped, digest, tuple(warnings), looks)

@@ -29,12 +29,12 @@ class EvaluationKeys(Iterable[list[SampleKey]]):
     """One rank's share of `samples`, every world_size-th, in batches; no padding, so no sample comes twice."""
 
     def __init__(self, samples: np.ndarray, batch_size: int, rank: int, world_size: int) -> None:
-        self._share = samples[rank::world_size].tolist()
+        self._share = samples[rank::world_size]
         self._batch_size = batch_size
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
         for start in range(0, len(self._share), self._batch_size):
-            yield [SampleKey(index) for index in self._share[start : start + self._batch_size]]
+            yield [SampleKey(index) for index in self._share[start : start + self._batch_size].tolist()]
 
     def __len__(self) -> int:
         return -(-len(self._share) // self._batch_size)

@@ -49,7 +49,7 @@ def load_folds(
 ) -> AbstractContextManager[Iterator[Batch]]:
     """This rank's batches of all that `train_fold` does on `folds`, in that order: one set of workers for all."""
     config, manifest = experiment.config, experiment.data.manifest
-    pages = Pages(manifest.ids, manifest.paths, manifest.targets, config.train.img_size, config.data.max_image_pixels)
+    pages = Pages(manifest.ids, manifest.paths, manifest.targets_N, config.train.img_size, config.data.max_image_pixels)
     dataset = DocClsDataset(pages, Augmentation(config.augment), config.project.seed)
     keys = (batch for fold in folds for batch in _list_keys(experiment, fold, accelerator))
     return loading(dataset, keys, config.data.num_workers, accelerator.device.type == "cuda")
@@ -190,7 +190,7 @@ def _build_engine(
 def _fit(experiment: Experiment, engine: Engine, fold: int, batches: Iterator[Batch]) -> _Best:
     """All epochs; each is validated, and an improvement is kept at once: weights and logits in one file."""
     accelerator, log, manifest = engine.accelerator, engine.log, experiment.data.manifest
-    config, targets = experiment.config, np.asarray(manifest.targets, dtype=np.int64)
+    config, targets = experiment.config, manifest.targets_N
     num_valid = len(_validation_keys(experiment, fold, accelerator))
 
     best: _Best | None = None
@@ -285,7 +285,7 @@ def _make_part(experiment: Experiment, fold: int, best: _Best, precision: str) -
         precision=precision,
         micro_batch_size=experiment.config.train.micro_batch_size,
     )
-    return OofPart(info, rows.astype(np.int64), logits, np.asarray(manifest.targets, dtype=np.int64)[rows])
+    return OofPart(info, rows.astype(np.int64), logits, manifest.targets_N[rows])
 
 
 def measure_memory(accelerator: Accelerator) -> float:

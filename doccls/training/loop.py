@@ -1,6 +1,6 @@
 """The epoch and the step: straight down, from batches to updated weights."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 
@@ -49,7 +49,7 @@ class Engine:
     num_classes: int
     plan: BatchPlan
     config: TrainConfig
-    ids: tuple[str, ...]
+    ids: Sequence[str]
     """Of all samples, to name those of a bad batch."""
     log: RunLog
     tracker: Tracker

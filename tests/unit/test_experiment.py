@@ -63,7 +63,7 @@ def finish(experiment: Experiment, fold: int, identity: str | None = None) -> No
         identity or experiment.identity, fold, 3, len(manifest), manifest.classes,
         tuple(manifest.ids[row] for row in rows), (), 1, 0.5,
     )  # fmt: skip
-    targets = np.asarray(manifest.targets, dtype=np.int64)[rows]
+    targets = manifest.targets_N[rows]
     logits = np.zeros((len(rows), len(manifest.classes)), np.float32)
     write_part(experiment.paths.part(fold), OofPart(info, rows.astype(np.int64), logits, targets))
 
