@@ -14,7 +14,7 @@ import pytest
 
 from doccls.config import Config
 from doccls.run.runlog import RunLog
-from doccls.run.tracking import track_fold
+from doccls.run.tracking import Tracker, track_fold
 
 MakeConfig = Callable[..., Config]
 WANDB = """
@@ -62,11 +62,17 @@ def wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[
 
 
 def track(config: Config, folder: Path, fold: int = 2, count: int = 1) -> str:
-    """What the log says of a fold with that many numbers."""
+    """What the log says of a fold with that many numbers; W&B's process is gone then."""
     with RunLog(folder / "a.log") as log, track_fold(config, folder / "v1-abc", fold, log) as tracker:
+        process = find_process(tracker)
         for step in range(count):
             tracker.log({"train/loss": 0.5}, step)
+    assert not process.is_running()
     return (folder / "a.log").read_text()
+
+
+def find_process(tracker: Tracker) -> psutil.Process:
+    return psutil.Process(tracker._process.pid)  # type: ignore[attr-defined]
 
 
 def test_one_group_a_run_and_one_run_a_fold(
@@ -93,7 +99,8 @@ def test_off_and_on_other_processes_nothing_is_started(
     make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("subprocess.Popen", lambda *words, **options: pytest.fail("a process"))
-    track(make_config(), tmp_path)
+    with track_fold(make_config(), tmp_path, 0, RunLog(None)) as tracker:
+        tracker.log({"train/loss": 0.5}, 7)
     with track_fold(make_config(tracking={"wandb": True}), None, 0, RunLog(None)) as tracker:
         tracker.log({"train/loss": 0.5}, 7)
 
@@ -110,7 +117,6 @@ def test_whatever_it_waits_for_training_goes_on_and_ends(
     said = track(make_config(tracking={"wandb": True}), tmp_path, count=20_000)  # far more than a pipe holds
     assert "[TRACKING] W&B has not sent everything within 1 s: `wandb sync` sends it" in said
     assert said.splitlines()[-2] == "[EXIT] TRAINING SUCCESS code=0"
-    assert not psutil.Process().children()
 
 
 @pytest.mark.parametrize("number", [signal.SIGSTOP, signal.SIGKILL])
@@ -119,7 +125,7 @@ def test_a_process_that_is_lost_is_told_once(
 ) -> None:
     config = make_config(tracking={"wandb": True})
     with RunLog(tmp_path / "a.log") as log, track_fold(config, tmp_path / "v1-abc", 0, log) as tracker:
-        (process,) = psutil.Process().children()
+        process = find_process(tracker)
         process.send_signal(number)
         for step in range(40_000):
             tracker.log({"train/loss": 0.5}, step)
@@ -141,7 +147,7 @@ def test_the_end_of_a_killed_training_is_a_failure(
 ) -> None:
     """Its input ends without a last word."""
     with track_fold(make_config(tracking={"wandb": True}), tmp_path / "v1-abc", 0, RunLog(None)) as tracker:
-        (process,) = psutil.Process().children()
+        process = find_process(tracker)
         tracker._process.stdin.close()  # type: ignore[attr-defined]
         process.wait(60)
         tracker._process = None  # type: ignore[attr-defined]
