@@ -65,7 +65,7 @@ def _check(arguments: argparse.Namespace) -> int:
     if arguments.keys:
         print(render_keys(), end="")
     if arguments.config is not None:
-        from doccls.data.prepare import prepare_data
+        from doccls.data.prepare import describe_folds, prepare_data
         from doccls.experiment import check_files
         from doccls.model.names import check_names
 
@@ -77,7 +77,8 @@ def _check(arguments: argparse.Namespace) -> int:
         for warning in prepared.warnings:
             print(f"[WARNING] {warning}")
         print(f"[DATA] OK | {len(prepared.manifest)} rows, {len(prepared.manifest.classes)} classes")
-        print(f"[FOLD] distribution={prepared.assignment.count()}")
+        for line in describe_folds(prepared):
+            print(f"[FOLD] {line}")
     return 0
 
 

@@ -11,7 +11,7 @@ from doccls.config.load import list_values
 from doccls.data.known import read_known, write_known
 from doccls.data.manifest import check_paths
 from doccls.data.order import BatchPlan
-from doccls.data.prepare import PreparedData, prepare_data
+from doccls.data.prepare import PreparedData, describe_folds, prepare_data
 from doccls.oof.merge import merge_run
 from doccls.oof.parts import find_finished_folds
 from doccls.oof.summary import list_scores
@@ -75,7 +75,8 @@ def prepare(config: Config, paths: RunPaths, log: RunLog) -> PreparedData:
     prepared = prepare_data(config, read_known(paths.images, data.max_image_pixels))
     for warning in prepared.warnings:
         log.line(f"[WARNING] {warning}")
-    log.line(f"[FOLD] distribution={prepared.assignment.count()}")
+    for line in describe_folds(prepared):
+        log.line(f"[FOLD] {line}")
     return prepared
 
 

@@ -138,7 +138,7 @@ def _train_folds(
         if fold in finished:
             log.line(f"[FOLD {fold}] finished before: kept {experiment.paths.part(fold)}")
     missing = [fold for fold in wanted if fold not in finished]
-    with stopping_gracefully(), load_folds(experiment, missing, accelerator) as batches:
+    with stopping_gracefully(), load_folds(experiment, missing, accelerator, log) as batches:
         for fold in missing:
             train_fold(experiment, fold, batches, accelerator, log, heart)
             release_memory(accelerator)

@@ -1,14 +1,15 @@
 """Samples and batches: pages stay uint8 until they are on the device."""
 
-from collections.abc import Sequence
+from collections.abc import MutableSequence, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 
 from doccls.data.images import ImageError, decode_image, fit_page
+from doccls.data.room import describe_room
 from doccls.data.transforms import Augmentation
 from doccls.errors import OwnError
 from doccls.randomness import Purpose, derive_stream
@@ -68,6 +69,15 @@ class DocClsDataset(Dataset[tuple[np.ndarray, int, int]]):
             page = self._augmentation.apply(page, stream)
         return page, int(self._pages.targets_N[index]), index
 
+    @property
+    def page_bytes(self) -> int:
+        """Of one page on its way to the device."""
+        return 3 * self._pages.img_size**2
+
+    def describe(self, sample: int) -> str:
+        """The sample in a user's words."""
+        return f"ID {self._pages.ids[sample]!r} ({self._pages.paths[sample]})"
+
     def _read(self, index: int) -> np.ndarray:
         path = self._pages.paths[index]
         assert path is not None, f"sample {index} has no image and must not be asked for"
@@ -77,7 +87,36 @@ class DocClsDataset(Dataset[tuple[np.ndarray, int, int]]):
             raise OwnError(f"image of ID {self._pages.ids[index]!r} turned bad: {path}: {error}") from error
 
 
+class NotedDataset(Dataset[tuple[np.ndarray, int, int]]):
+    """The same samples; each loader worker writes down the one that it holds, for whoever finds it dead."""
+
+    def __init__(self, dataset: DocClsDataset, held: MutableSequence[int]) -> None:
+        """`held` is in shared memory: a place for each worker, -1 while it holds none."""
+        self._dataset = dataset
+        self._held = held
+
+    def __getitem__(self, key: SampleKey) -> tuple[np.ndarray, int, int]:
+        worker = get_worker_info()
+        assert worker is not None
+        self._held[worker.id] = key.sample
+        page = self._dataset[key]
+        self._held[worker.id] = -1
+        return page
+
+
 def collate_batch(samples: list[tuple[np.ndarray, int, int]]) -> Batch:
-    """Samples -> Batch, on the CPU."""
+    """Samples -> Batch, on the CPU; in a loader worker in shared memory, where the other process finds it."""
     images, targets, indices = zip(*samples, strict=True)
-    return Batch(torch.from_numpy(np.stack(images)), torch.tensor(targets), torch.tensor(indices))
+    batch = Batch(torch.from_numpy(np.stack(images)), torch.tensor(targets), torch.tensor(indices))
+    if get_worker_info() is not None:
+        _share(batch)
+    return batch
+
+
+def _share(batch: Batch) -> None:
+    """Move the batch. Left to the thread that sends it, a want of room would be printed and the batch forgotten."""
+    try:
+        for tensor in batch:
+            tensor.share_memory_()  # type: ignore[no-untyped-call]
+    except RuntimeError as error:
+        raise OwnError(f"no shared memory for a batch of {len(batch.indices_N)} pages: {describe_room()}") from error

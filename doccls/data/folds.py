@@ -2,7 +2,7 @@
 
 import hashlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,36 +37,94 @@ class FoldAssignment:
         return hashlib.sha256(self.fold_of_N.astype("<i8").tobytes()).hexdigest()
 
 
-def assign_folds(manifest: Manifest, num_folds: int, stratify: bool, seed: int) -> FoldAssignment:
+@dataclass(frozen=True)
+class Units:
+    """Which rows belong together, whatever splits them."""
+
+    first_N: np.ndarray
+    """(n,) int64: the first row of the same image; itself, almost always, and where there is no image."""
+    groups: Sequence[str] | None
+    """Each row's group, one name for groups that share an image; None without data.group_col."""
+
+
+def find_units(manifest: Manifest, contents: Mapping[int, str] | None = None) -> Units:
+    """By the image that rows name, and, as far as it is known, by what it shows (`contents`, by row)."""
+    known = contents or {}
+    first: dict[object, int] = {}
+    first_N = np.arange(len(manifest))
+    for row, path in enumerate(manifest.paths):
+        if path is not None:
+            first_N[row] = first.setdefault(known.get(row) or path, row)
+    return Units(first_N, None if manifest.groups is None else _join_groups(manifest.groups, first_N))
+
+
+def _join_groups(groups: Sequence[str], first_N: np.ndarray) -> list[str]:
+    """Each row's group, by the name of the first that it is joined with through shared images (union-find)."""
+    parent = {group: group for group in groups}
+
+    def find(group: str) -> str:
+        while parent[group] != group:
+            parent[group] = group = parent[parent[group]]
+        return group
+
+    for row in np.flatnonzero(first_N != np.arange(len(first_N))).tolist():
+        parent[find(groups[row])] = find(groups[int(first_N[row])])
+    return [find(group) for group in groups]
+
+
+def tell_ids(manifest: Manifest, rows: Sequence[int]) -> str:
+    """The rows' IDs, each once."""
+    ids = dict.fromkeys(manifest.ids[row] for row in rows)
+    return f"ID{'s' if len(ids) > 1 else ''} {', '.join(map(repr, ids))}"
+
+
+def assign_folds(manifest: Manifest, units: Units, num_folds: int, stratify: bool, seed: int) -> FoldAssignment:
     """Split by the CSV's `fold` column, else by scikit-learn's splitter for (stratify, groups).
 
-    Rows that share an image share a fold: an image that is trained on must not be validated on.
+    Rows of one unit share a fold: an image that is trained on must not be validated on, under whatever name.
 
     Raises:
-        DataError: a `fold` column that is not exactly 0 to num_folds-1, or too few rows or groups for num_folds.
+        DataError: a `fold` column that is not exactly 0 to num_folds-1 or tears units apart, or too few of them.
     """
     if manifest.folds is not None:
-        return _read_fold_column(manifest, manifest.folds, num_folds)
-    units = np.asarray(_first_row_of_each_image(manifest))
-    rows = np.flatnonzero(units == np.arange(len(units)))
+        return _read_fold_column(manifest, units, manifest.folds, num_folds)
+    rows = np.flatnonzero(units.first_N == np.arange(len(manifest)))
     if len(rows) < num_folds:
         raise DataError(f"data.folds = {num_folds}: more folds than images ({len(rows)})")
-    groups = None if manifest.groups is None else np.asarray([manifest.groups[row] for row in rows.tolist()])
+    groups = None if units.groups is None else np.asarray([units.groups[row] for row in rows.tolist()])
     if groups is not None and len(set(groups)) < num_folds:
-        raise DataError(f"data.folds = {num_folds}: more folds than groups in data.group_col ({len(set(groups))})")
+        raise DataError(
+            f"data.folds = {num_folds}: more folds than groups in data.group_col ({len(set(groups))}; "
+            "groups that share an image count as one)"
+        )
     targets = manifest.targets_N[rows]
     if stratify and max(np.bincount(targets)) < num_folds:
         raise DataError(
             f"data.stratify: no class has the {num_folds} samples that data.folds needs (the largest has "
             f"{max(np.bincount(targets))}): use fewer folds, or data.stratify: false"
         )
-    fold_of_N = np.full(len(manifest), -1, dtype=np.int64)
+    fold_of_row = np.full(len(rows), -1, dtype=np.int64)
     splitter = _choose_splitter(stratify, groups is not None, num_folds, derive_seed(seed, Purpose.FOLDS))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The least populated class")  # the manifest has told it, with the classes
         for fold, (_, valid) in enumerate(splitter.split(np.zeros(len(rows)), targets, groups)):
-            fold_of_N[rows[valid]] = fold
-    return FoldAssignment(fold_of_N[units], num_folds)
+            fold_of_row[valid] = fold
+    if groups is not None:
+        _fill_empty(fold_of_row, groups, num_folds)
+    fold_of_N = np.full(len(manifest), -1, dtype=np.int64)
+    fold_of_N[rows] = fold_of_row
+    return FoldAssignment(fold_of_N[units.first_N], num_folds)
+
+
+def _fill_empty(fold_of_row: np.ndarray, groups: np.ndarray, num_folds: int) -> None:
+    """Give each empty fold the smallest group of the largest fold that has more than one, in place.
+
+    scikit-learn's stratified splitter of groups looks at classes alone and may leave folds empty.
+    """
+    while len(empty := np.setdiff1d(np.arange(num_folds), fold_of_row)):
+        held = {fold: np.unique(groups[fold_of_row == fold], return_counts=True) for fold in np.unique(fold_of_row)}
+        names, sizes = max((one for one in held.values() if len(one[0]) > 1), key=lambda one: one[1].sum())
+        fold_of_row[groups == names[sizes.argmin()]] = empty[0]
 
 
 def _choose_splitter(
@@ -81,13 +139,7 @@ def _choose_splitter(
     return kind(n_splits=num_folds, shuffle=True, random_state=seed)
 
 
-def _first_row_of_each_image(manifest: Manifest) -> list[int]:
-    """For each row, the first row that names the same image (itself, almost always; also where there is no image)."""
-    first: dict[object, int] = {}
-    return [row if path is None else first.setdefault(path, row) for row, path in enumerate(manifest.paths)]
-
-
-def _read_fold_column(manifest: Manifest, column: Sequence[str], num_folds: int) -> FoldAssignment:
+def _read_fold_column(manifest: Manifest, units: Units, column: Sequence[str], num_folds: int) -> FoldAssignment:
     allowed = {str(fold) for fold in range(num_folds)}
     wrong = [f"line {row + 2}: {value!r}" for row, value in enumerate(column) if value.strip() not in allowed]
     if wrong:
@@ -97,8 +149,8 @@ def _read_fold_column(manifest: Manifest, column: Sequence[str], num_folds: int)
         raise DataError(f"column `fold`: no row is in fold {', '.join(empty)} (data.folds = {num_folds})")
     fold_of = tuple(int(value) for value in column)
     split = [
-        f"lines {first + 2} and {row + 2}: ID {manifest.ids[row]!r}"
-        for row, first in enumerate(_first_row_of_each_image(manifest))
+        f"lines {first + 2} and {row + 2}: {tell_ids(manifest, (first, row))}"
+        for row, first in enumerate(units.first_N.tolist())
         if fold_of[first] != fold_of[row]
     ]
     if split:

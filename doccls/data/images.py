@@ -2,8 +2,7 @@
 
 import hashlib
 import io
-import struct
-import zlib
+import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -11,18 +10,17 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
+from doccls.data.metadata import count_tiff_pages, is_tiff, read_orientation, strip_metadata
 from doccls.errors import UserError
 
+# It warns of tags that it can't read; nothing here reads tags through it.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 # Pillow's own guard can't be told our limit per call; `decode_image` checks data.max_image_pixels before it decodes.
 Image.MAX_IMAGE_PIXELS = None
 # Only formats that IMAGE_EXTENSIONS stand for: others (EPS, ...) start programs. (Pillow opens MPO through JPEG.)
 _FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP", "GIF")
-# What Pillow's decoders raise on damaged input.
-_DECODE_ERRORS = (
-    OSError, SyntaxError, ValueError, TypeError, EOFError, IndexError, KeyError, OverflowError, struct.error, zlib.error
-)  # fmt: skip
 WHITE = 255
 
 
@@ -38,30 +36,71 @@ class ImageFact:
     """SHA-256 of the file's bytes; empty if it could not be read."""
     problem: str | None
     """Why it can't be used; None if it can."""
+    content: str = ""
+    """Digest of the upright RGB page, whatever file it came from; empty if there is none."""
+    pages: int = 1
+    """In the file; the first is used."""
 
 
 def decode_image(data: bytes, max_pixels: int) -> np.ndarray:
     """File bytes -> (height, width, 3) uint8 RGB, upright by its EXIF orientation, transparency on white.
 
-    16-bit and float images are scaled to 8 bits, not clipped.
+    16-bit and float images are scaled to 8 bits, not clipped. Of several pages, the first.
 
     Raises:
-        ImageError: not an image, truncated, or more than `max_pixels` pixels.
+        ImageError: not an image, truncated, or more than `max_pixels` pixels. Nothing else.
     """
     if not data:
         raise ImageError("not an image: the file is empty")
     try:
-        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-            width, height = image.size
-            if width * height > max_pixels:
-                raise ImageError(f"{width} x {height} px is more than data.max_image_pixels = {max_pixels}")
-            return np.asarray(_to_rgb(ImageOps.exif_transpose(image)))
+        page = _decode(strip_metadata(data) if is_tiff(data) else data, max_pixels)  # a TIFF's tags are all in one list
     except ImageError:
         raise
-    except UnidentifiedImageError as error:
-        raise ImageError(f"not an image: it begins with {data[:12]!r}") from error
-    except _DECODE_ERRORS as error:
-        raise ImageError(f"{type(error).__name__}: {error}".replace("<_io.BytesIO object", "<file")) from error
+    except Exception as error:  # noqa: BLE001 (decoders raise what they like on what they do not expect)
+        page = _decode_bare(data, max_pixels, error)
+    return _set_upright(page, read_orientation(data))
+
+
+def _decode_bare(data: bytes, max_pixels: int, met: Exception) -> np.ndarray:
+    """Decode without metadata, which may be all that was wrong; if it was not, `met` says what is."""
+    try:
+        return _decode(strip_metadata(data), max_pixels)
+    except ImageError:
+        raise
+    except Exception:  # noqa: BLE001 (as above)
+        if isinstance(met, UnidentifiedImageError):
+            raise ImageError(f"not an image: it begins with {data[:12]!r}") from met
+        raise ImageError(f"{type(met).__name__}: {met}".replace("<_io.BytesIO object", "<file")) from met
+
+
+def _decode(data: bytes, max_pixels: int) -> np.ndarray:
+    """As it is stored, not yet upright; raises whatever the decoder does."""
+    with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+        width, height = image.size
+        if width * height > max_pixels:
+            raise ImageError(f"{width} x {height} px is more than data.max_image_pixels = {max_pixels}")
+        image.load()
+        return np.asarray(_to_rgb(image))
+
+
+def _set_upright(page: np.ndarray, orientation: int) -> np.ndarray:
+    """Undo EXIF's orientation, 1 to 8: where the first row and the first column of the stored page belong."""
+    if orientation >= 5:
+        page = page.transpose(1, 0, 2)
+    upside_down, mirrored = orientation in (3, 4, 7, 8), orientation in (2, 3, 6, 7)
+    page = page[:: -1 if upside_down else 1, :: -1 if mirrored else 1]
+    return np.ascontiguousarray(page)
+
+
+def count_pages(data: bytes) -> int:
+    """Pages of a TIFF, frames of a GIF or WEBP; 1 where they can't be counted."""
+    if is_tiff(data):
+        return count_tiff_pages(data)
+    try:
+        with Image.open(io.BytesIO(data), formats=("GIF", "WEBP")) as image:
+            return int(getattr(image, "n_frames", 1))
+    except Exception:  # noqa: BLE001 (of another format, or broken after its first frame)
+        return 1
 
 
 def fit_page(image: np.ndarray, size_px: int) -> np.ndarray:
@@ -91,18 +130,21 @@ def _inspect(path: Path, max_pixels: int) -> ImageFact:
         return ImageFact("", f"can't be read: {error.strerror or error}")
     digest = hashlib.sha256(data).hexdigest()
     try:
-        decode_image(data, max_pixels)
+        page = decode_image(data, max_pixels)
     except ImageError as error:
         return ImageFact(digest, str(error))
-    return ImageFact(digest, None)
+    content = hashlib.blake2b(page.data, digest_size=16, key=repr(page.shape).encode()).hexdigest()
+    return ImageFact(digest, None, content, count_pages(data))
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "F" or image.mode.startswith("I"):
         return Image.fromarray(_scale_to_8_bits(np.asarray(image), image.mode)).convert("RGB")
     if image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in image.info:
-        page = Image.new("RGBA", image.size, (WHITE, WHITE, WHITE, WHITE))
-        return Image.alpha_composite(page, image.convert("RGBA")).convert("RGB")
+        image = image.convert("RGBA")
+        if image.getchannel("A").getextrema() != (0, 0):  # else nothing would be seen: the channel is not meant
+            page = Image.new("RGBA", image.size, (WHITE, WHITE, WHITE, WHITE))
+            image = Image.alpha_composite(page, image)
     return image.convert("RGB")
 
 

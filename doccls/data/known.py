@@ -2,13 +2,13 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
 from doccls.data.images import ImageFact
 from doccls.run.artifacts import write_text
 
-_FORMAT = "doccls-images-1"
+_FORMAT = "doccls-images-2"
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,8 @@ def read_known(file: Path, max_pixels: int) -> dict[Path, ImageLook]:
         if (content["format"], content["max_image_pixels"]) != (_FORMAT, max_pixels):
             return {}
         return {
-            Path(path): ImageLook(size_bytes, mtime_ns, ImageFact(digest, problem))
-            for path, size_bytes, mtime_ns, digest, problem in content["images"]
+            Path(path): ImageLook(size_bytes, mtime_ns, ImageFact(*fact))
+            for path, size_bytes, mtime_ns, *fact in content["images"]
         }
     except (OSError, ValueError, KeyError, TypeError):
         return {}  # it saves time and decides nothing: the images are looked at
@@ -39,9 +39,7 @@ def write_known(file: Path, looks: Mapping[Path, ImageLook], max_pixels: int) ->
     looks = {path: look for path, look in looks.items() if look.fact.digest}
     if read_known(file, max_pixels) == looks:
         return
-    rows = [
-        [str(path), look.size_bytes, look.mtime_ns, look.fact.digest, look.fact.problem] for path, look in looks.items()
-    ]
+    rows = [[str(path), look.size_bytes, look.mtime_ns, *astuple(look.fact)] for path, look in looks.items()]
     content = {"format": _FORMAT, "max_image_pixels": max_pixels, "images": rows}
     write_text(file, json.dumps(content, separators=(",", ":")) + "\n")
 

@@ -5,12 +5,14 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from doccls.config.schema import Config
-from doccls.data.folds import FoldAssignment, assign_folds
+from doccls.data.balance import count_classes, find_scarce, find_unseen, render_counts
+from doccls.data.folds import FoldAssignment, assign_folds, find_units, tell_ids
 from doccls.data.images import inspect_images
 from doccls.data.known import ImageLook, is_unchanged
 from doccls.data.manifest import DataError, Manifest, read_manifest, tell
@@ -18,12 +20,14 @@ from doccls.data.manifest import DataError, Manifest, read_manifest, tell
 _MAX_THREADS = 32
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PreparedData:
     """The manifest, its folds, and which rows can be used."""
 
     manifest: Manifest
     assignment: FoldAssignment
+    counts_CF: np.ndarray
+    """Usable rows of each class in each fold: (classes, folds) int64."""
     skipped: frozenset[int]
     """Rows without a usable image (only with data.on_bad_image: skip): never trained on, NaN in the OOF logits."""
     digest: str
@@ -52,10 +56,19 @@ def prepare_data(config: Config, known: Mapping[Path, ImageLook] | None = None) 
     """
     data = config.data
     manifest = read_manifest(data)
-    assignment = assign_folds(manifest, data.folds, data.stratify, config.project.seed)
+    split = partial(assign_folds, manifest, num_folds=data.folds, stratify=data.stratify, seed=config.project.seed)
+    split(find_units(manifest))  # what is wrong without a look at the images is told before it
     looks = _look(manifest, data.max_image_pixels, known or {})
     digests, bad = _sort_rows(manifest, looks)
+    contents = _list_contents(manifest, looks)
     warnings = list(manifest.warnings)
+    twins = _tell_twins(manifest, contents)
+    if twins and data.on_duplicate == "error":
+        raise DataError(f"{twins}\n(data.on_duplicate: keep puts them into one fold)")
+    if twins:
+        warnings.append(f"{twins}\n  (data.on_duplicate: keep | error)")
+    units = find_units(manifest, contents)
+    assignment = split(units)
     if bad:
         line = tell(
             "images that can't be used",
@@ -65,6 +78,9 @@ def prepare_data(config: Config, known: Mapping[Path, ImageLook] | None = None) 
         if data.on_bad_image == "error":
             raise DataError(f"{line}\n(data.on_bad_image: skip leaves such rows out)")
         warnings.append(line)
+    several = [f"{path}: {look.fact.pages}" for path, look in looks.items() if look.fact.pages > 1]
+    if several:
+        warnings.append(tell("files of several pages, of which the first is used", several))
     skipped = frozenset(bad).union(manifest.paths.find_missing().tolist())
     if skipped:
         warnings.append(f"{len(skipped)} rows are left out of training; their OOF logits will be NaN")
@@ -77,12 +93,25 @@ def prepare_data(config: Config, known: Mapping[Path, ImageLook] | None = None) 
         for row, target in enumerate(manifest.targets_N)
     ]
     digest = hashlib.sha256(json.dumps([manifest.classes, rows]).encode()).hexdigest()
-    prepared = PreparedData(manifest, assignment, skipped, digest, tuple(warnings), looks)
+    usable = np.setdiff1d(np.arange(len(manifest)), sorted(skipped))
+    targets_N, fold_of_N = manifest.targets_N[usable], assignment.fold_of_N[usable]
+    counts_CF = count_classes(targets_N, fold_of_N, len(manifest.classes), data.folds)
+    warnings += find_unseen(manifest.classes, counts_CF)
+    if units.groups is not None and data.group_col is not None:
+        group_of_N = np.unique([units.groups[row] for row in usable.tolist()], return_inverse=True)[1]
+        warnings += find_scarce(manifest.classes, targets_N, group_of_N, data.group_col, data.folds)
+    prepared = PreparedData(manifest, assignment, counts_CF, skipped, digest, tuple(warnings), looks)
     for fold in range(data.folds):
         for rows_of, what in ((prepared.list_train(fold), "train on"), (prepared.list_valid(fold), "validate on")):
             if len(rows_of) == 0:
                 raise DataError(f"fold {fold}: no usable image is left to {what}")
     return prepared
+
+
+def describe_folds(data: PreparedData) -> list[str]:
+    """Lines for the log: rows of each fold, and the usable ones of each class in fold 0, 1, ..."""
+    counts = render_counts(data.manifest.classes, data.counts_CF)
+    return [f"distribution={data.assignment.count()}", *(f"class {line}" for line in counts)]
 
 
 def _look(manifest: Manifest, max_pixels: int, known: Mapping[Path, ImageLook]) -> dict[Path, ImageLook]:
@@ -95,6 +124,30 @@ def _look(manifest: Manifest, max_pixels: int, known: Mapping[Path, ImageLook]) 
     for path, found, fact in zip(new, before, facts, strict=True):
         looks[path] = ImageLook(found.st_size, found.st_mtime_ns, fact)
     return looks
+
+
+def _list_contents(manifest: Manifest, looks: Mapping[Path, ImageLook]) -> dict[int, str]:
+    """Row -> digest of what its image shows, of those rows that have a usable one."""
+    found = {row: looks[path].fact.content for row, path in enumerate(manifest.paths) if path is not None}
+    return {row: content for row, content in found.items() if content}
+
+
+def _tell_twins(manifest: Manifest, contents: Mapping[int, str]) -> str | None:
+    """Images that are there under several names; one name in several rows is told by the manifest."""
+    rows_of: dict[str, list[int]] = {}
+    for row, content in contents.items():
+        rows_of.setdefault(content, []).append(row)
+    twins = []
+    for rows in rows_of.values():
+        if len(rows) > 1 and len({manifest.paths[row] for row in rows}) > 1:
+            labels = [manifest.classes[manifest.targets_N[row]] for row in rows]
+            differ = f", labels differ: {labels}" if len(set(labels)) > 1 else ""
+            twins.append(
+                (not differ, f"lines {' and '.join(str(row + 2) for row in rows)}: {tell_ids(manifest, rows)}{differ}")
+            )
+    conflicts = sum(not agree for agree, _ in twins)
+    what = f"images that lie under several names and share a fold ({conflicts} of them with labels that differ)"
+    return tell(what, [line for _, line in sorted(twins, key=lambda one: one[0])]) if twins else None
 
 
 def _sort_rows(manifest: Manifest, looks: Mapping[Path, ImageLook]) -> tuple[dict[int, str], dict[int, str]]:

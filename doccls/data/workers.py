@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import wait
@@ -18,6 +18,8 @@ from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from typing import TYPE_CHECKING
 
+from doccls.data.room import describe_room
+from doccls.errors import OwnError
 from doccls.run.signals import STOP_SIGNALS
 
 if TYPE_CHECKING:  # torch takes seconds to import: the server is started meanwhile
@@ -33,6 +35,10 @@ _SERVER_ENVIRONMENT = {
     # multiprocessing's tracker speaks of semaphores that a sudden end left to it, while it does just its work.
     "PYTHONWARNINGS": "ignore::UserWarning:multiprocessing.resource_tracker",
 }  # fmt: skip
+
+
+class WorkerError(RuntimeError):
+    """A loader worker was killed; the message says by what, and which sample it held. A launcher may try again."""
 
 
 def start_worker_server() -> None:
@@ -58,35 +64,45 @@ def start_worker_server() -> None:
 
 @contextmanager
 def loading(
-    dataset: "DocClsDataset", batches: Iterable[list["SampleKey"]], num_workers: int, pin_memory: bool
+    dataset: "DocClsDataset",
+    batches: Iterable[list["SampleKey"]],
+    num_workers: int,
+    pin_memory: bool,
+    prefetch: int = 1,
 ) -> Iterator[Iterator["Batch"]]:
     """An iterator over exactly `batches`, in their order; the number of workers changes no bit of what it gives.
 
-    The workers live as long as the block, however it ends.
+    The workers live as long as the block, however it ends. Each makes `prefetch` batches ahead.
+
+    Raises:
+        UserError: an image turned bad, or there is no room for a batch.
+        WorkerError: a worker was killed.
     """
     import torch
     from torch.utils.data import DataLoader
 
-    from doccls.data.dataset import collate_batch
+    from doccls.data.dataset import NotedDataset, collate_batch
 
+    held = _CONTEXT.RawArray("q", [-1] * num_workers)
     if num_workers:
         start_worker_server()
     loader: DataLoader[Batch] = DataLoader(
-        dataset,  # type: ignore[arg-type]
+        NotedDataset(dataset, held) if num_workers else dataset,  # type: ignore[arg-type]
         batch_sampler=batches,
         collate_fn=collate_batch,
         num_workers=num_workers,
         multiprocessing_context=_CONTEXT if num_workers else None,
-        prefetch_factor=4 if num_workers else None,
+        prefetch_factor=prefetch if num_workers else None,
         pin_memory=pin_memory,
         worker_init_fn=_start_worker,
         generator=torch.Generator(),  # the loader draws a base seed: keep its hands off the global generator
     )
-    before = multiprocessing.active_children()
     iterator = iter(loader)
-    workers = [child for child in multiprocessing.active_children() if child not in before]
+    workers: list[BaseProcess] = iterator._workers if num_workers else []  # type: ignore[attr-defined]
     try:
-        yield _name_death(iterator, workers)
+        yield _name_errors(
+            iterator, workers, lambda number: "no image" if held[number] < 0 else dataset.describe(held[number])
+        )
     finally:
         if num_workers:
             iterator._shutdown_workers()  # type: ignore[attr-defined]  # torch has no public word for it
@@ -95,20 +111,34 @@ def loading(
             worker.join()
 
 
-def _name_death(batches: Iterator["Batch"], workers: Sequence[BaseProcess]) -> Iterator["Batch"]:
+def _name_errors(
+    batches: Iterator["Batch"], workers: Sequence[BaseProcess], describe_held: Callable[[int], str]
+) -> Iterator["Batch"]:
     """The batches; an error for want of a worker that was killed says so, whatever torch met first."""
     try:
         yield from batches
+    except OwnError as error:  # torch has put the worker's stack before its words
+        name = f"{OwnError.__module__}.{OwnError.__qualname__}: "
+        raise OwnError(str(error).rpartition(name)[2].strip()) from error
     except (RuntimeError, OSError, EOFError) as error:
-        for worker in workers:
-            worker.join(_REPORT_S)
+        wait([worker.sentinel for worker in workers], _REPORT_S)
+        for number, worker in enumerate(workers):
             if worker.exitcode is not None and worker.exitcode < 0:
-                name = signal.Signals(-worker.exitcode).name
-                raise RuntimeError(
-                    f"loader worker {worker.pid} was killed by {name}: if the machine's memory was full, fewer "
-                    "data.num_workers need less"
+                signum = signal.Signals(-worker.exitcode)
+                raise WorkerError(
+                    f"loader worker {worker.pid} was killed by {signum.name} while it held {describe_held(number)}. "
+                    f"{_suggest(signum)}"
                 ) from error
         raise
+
+
+def _suggest(signum: signal.Signals) -> str:
+    match signum:
+        case signal.SIGKILL:
+            return "If the machine's memory was full, fewer data.num_workers need less"
+        case signal.SIGBUS:
+            return f"If shared memory was full: {describe_room()}"
+    return "If it is that image again, its decoder crashes: take it out of the CSV, or write it anew"
 
 
 def _start_worker(worker_id: int) -> None:

@@ -16,6 +16,7 @@ from accelerate import Accelerator
 from timm.utils import distribute_bn
 
 from doccls.data.dataset import Batch, DocClsDataset, Pages, SampleKey
+from doccls.data.room import plan_prefetch
 from doccls.data.transforms import Augmentation
 from doccls.data.workers import loading
 from doccls.experiment import Experiment
@@ -45,14 +46,23 @@ class _Best:
 
 
 def load_folds(
-    experiment: Experiment, folds: Sequence[int], accelerator: Accelerator
+    experiment: Experiment, folds: Sequence[int], accelerator: Accelerator, log: RunLog
 ) -> AbstractContextManager[Iterator[Batch]]:
-    """This rank's batches of all that `train_fold` does on `folds`, in that order: one set of workers for all."""
+    """This rank's batches of all that `train_fold` does on `folds`, in that order: one set of workers for all.
+
+    Raises:
+        OwnError: this machine has no shared memory for them.
+    """
     config, manifest = experiment.config, experiment.data.manifest
     pages = Pages(manifest.ids, manifest.paths, manifest.targets_N, config.train.img_size, config.data.max_image_pixels)
     dataset = DocClsDataset(pages, Augmentation(config.augment), config.project.seed)
     keys = (batch for fold in folds for batch in _list_keys(experiment, fold, accelerator))
-    return loading(dataset, keys, config.data.num_workers, accelerator.device.type == "cuda")
+    share = -(-config.train.batch_size // accelerator.num_processes)
+    most = min(config.train.micro_batch_size or share, share)
+    prefetch = plan_prefetch(most * dataset.page_bytes, config.data.num_workers)
+    if prefetch.remark:
+        log.line(f"[DATA] {prefetch.remark}")
+    return loading(dataset, keys, config.data.num_workers, accelerator.device.type == "cuda", prefetch.batches)
 
 
 def _list_keys(experiment: Experiment, fold: int, accelerator: Accelerator) -> Iterator[list[SampleKey]]:

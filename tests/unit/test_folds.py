@@ -10,7 +10,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from doccls.data.folds import FoldAssignment, assign_folds
+from doccls.data.folds import FoldAssignment, find_units
+from doccls.data.folds import assign_folds as assign
 from doccls.data.manifest import DataError, Manifest
 from doccls.data.packed import PackedPaths, PackedTexts
 
@@ -34,6 +35,12 @@ def make_manifest(
         folds=None if folds is None else PackedTexts(folds),
         warnings=(),
     )
+
+
+def assign_folds(
+    manifest: Manifest, num_folds: int, stratify: bool, seed: int, contents: dict[int, str] | None = None
+) -> FoldAssignment:
+    return assign(manifest, find_units(manifest, contents), num_folds, stratify, seed)
 
 
 targets_and_folds = st.tuples(st.lists(st.integers(0, 4), min_size=12, max_size=80), st.integers(2, 5))
@@ -157,13 +164,98 @@ def test_a_fold_without_rows_is_named() -> None:
 
 def test_an_image_in_two_folds_of_the_column_is_refused() -> None:
     manifest = make_manifest([0, 1, 0], folds=["0", "1", "1"], images=["a.jpg", "b.jpg", "a.jpg"])
-    with pytest.raises(DataError, match="lines 2 and 4: ID 'id2'"):
+    with pytest.raises(DataError, match="lines 2 and 4: IDs 'id0', 'id2'"):
         assign_folds(manifest, 2, True, 0)
 
 
 def test_a_group_in_two_folds_of_the_column_is_refused() -> None:
     with pytest.raises(DataError, match=r"'g': folds \[0, 1\]"):
         assign_folds(make_manifest([0, 1, 0], ["g", "h", "g"], ["0", "1", "1"]), 2, True, 0)
+
+
+# --- one content under several names ----------------------------------------------------------------------------------
+
+
+@FEW
+@given(st.lists(st.integers(0, 14), min_size=20, max_size=60), st.booleans(), st.integers(0, 99))
+def test_rows_of_one_content_share_a_fold_whatever_their_names(shown: list[int], stratify: bool, seed: int) -> None:
+    targets = [content % 2 for content in shown]
+    distinct = {content: content % 2 for content in shown}
+    assume(len(distinct) >= 3 and max(np.bincount(list(distinct.values()))) >= 3)
+    contents = {row: f"digest{content}" for row, content in enumerate(shown)}
+    assignment = assign_folds(make_manifest(targets), 3, stratify, seed, contents)
+    check_partition(assignment, len(shown))
+    for content in set(shown):
+        assert len({fold for fold, one in zip(assignment.fold_of_N, shown, strict=True) if one == content}) == 1
+
+
+@FEW
+@given(
+    st.lists(st.tuples(st.integers(0, 24), st.integers(0, 199)), min_size=40, max_size=60),
+    st.booleans(),
+    st.integers(0, 99),
+)
+def test_groups_that_share_a_content_are_one(rows: list[tuple[int, int]], stratify: bool, seed: int) -> None:
+    groups, shown = [f"g{row[0]}" for row in rows], [row[1] for row in rows]
+    contents = {row: str(content) for row, content in enumerate(shown)}
+    manifest = make_manifest([0, 1] * (len(rows) // 2) + [0] * (len(rows) % 2), groups)
+    units = find_units(manifest, contents)
+    assert units.groups is not None
+    assume(len(set(units.groups)) >= 3)
+    kept = units.first_N == np.arange(len(rows))
+    assume(not stratify or max(np.bincount(manifest.targets_N[kept])) >= 3)
+    assignment = assign(manifest, units, 3, stratify, seed)
+    check_partition(assignment, len(rows))
+    for names in (groups, shown):
+        for name in set(names):
+            assert len({fold for fold, one in zip(assignment.fold_of_N, names, strict=True) if one == name}) == 1
+
+
+def test_an_image_that_is_listed_under_two_groups_joins_them() -> None:
+    images = ["a", "b", "a", "c", "d", "e", "f"]
+    manifest = make_manifest([0, 1, 0, 1, 0, 1, 0], ["g", "g", "h", "h", "k", "l", "k"], images=images)
+    assert find_units(manifest).groups == ["g", "g", "g", "g", "k", "l", "k"]
+    for seed in range(8):
+        folds = assign_folds(manifest, 3, False, seed).fold_of_N
+        assert len(set(folds[:4])) == 1 and folds[4] == folds[6]
+    with pytest.raises(DataError, match=r"more folds than groups in data.group_col \(3; groups that share an image"):
+        assign_folds(manifest, 4, False, 0)
+
+
+def test_a_chain_of_shared_contents_joins_all_its_groups() -> None:
+    manifest = make_manifest([0, 1] * 4, list("abbccdde"))
+    assert find_units(manifest, {0: "x", 1: "x", 2: "y", 3: "y", 4: "z", 5: "z"}).groups == list("a" * 7 + "e")
+
+
+def test_a_fold_column_that_tears_one_content_apart_is_refused_with_both_names() -> None:
+    manifest = make_manifest([0, 1, 0, 1], folds=["0", "1", "1", "0"])
+    with pytest.raises(DataError, match=r"in two folds of the `fold` column: 1\n.*lines 2 and 4: IDs 'id0', 'id2'"):
+        assign_folds(manifest, 2, True, 0, {0: "same", 2: "same"})
+
+
+# --- no fold is empty -------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(1, 9), st.integers(0, 3)), min_size=3, max_size=9),
+    st.integers(2, 6),
+    st.booleans(),
+    st.integers(0, 2**32 - 1),
+)
+def test_groups_fill_every_fold_where_there_are_enough(
+    documents: list[tuple[int, int]], num_folds: int, stratify: bool, seed: int
+) -> None:
+    """Documents of one class each: there scikit-learn's stratified splitter leaves folds empty."""
+    targets = [target for size, target in documents for _ in range(size)]
+    groups = [f"doc{number}" for number, (size, _) in enumerate(documents) for _ in range(size)]
+    assume(len(documents) >= num_folds and (not stratify or max(np.bincount(targets)) >= num_folds))
+    assignment = assign_folds(make_manifest(targets, groups), num_folds, stratify, seed)
+    check_partition(assignment, len(targets))
+    again = assign_folds(make_manifest(targets, groups), num_folds, stratify, seed)
+    assert again.digest() == assignment.digest()
+    for group in set(groups):
+        assert len({fold for fold, one in zip(assignment.fold_of_N, groups, strict=True) if one == group}) == 1
 
 
 # --- too few ---------------------------------------------------------------------------------------------------------
@@ -177,7 +269,7 @@ def test_more_folds_than_images_is_refused() -> None:
 
 
 def test_more_folds_than_groups_is_refused() -> None:
-    with pytest.raises(DataError, match=r"more folds than groups in data.group_col \(2\)"):
+    with pytest.raises(DataError, match=r"more folds than groups in data.group_col \(2;"):
         assign_folds(make_manifest([0, 1] * 3, ["a", "b"] * 3), 3, False, 0)
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 
-from doccls.data.images import ImageError, decode_image, fit_page, inspect_images
+from doccls.data.images import ImageError, count_pages, decode_image, fit_page, inspect_images
 
 LIMIT = 10**8
 
@@ -100,6 +100,120 @@ def test_a_turned_16_bit_scan_keeps_its_shades() -> None:
     check_gradient(page[::-1, ::-1])
 
 
+METADATA = {0x9204: (10, (-2, 0)), 0x013C: (5, (72, 1)), 0x010F: (4, (7,)), 0x0132: (12, (0.5,)), 0x011A: (2, b"x")}
+"""EXIF tags in a type that is not theirs, or a fraction by nothing, as phones and programs were seen to write them."""
+
+
+def render_exif(tags: dict[int, tuple[int, object]], order: str = "<") -> bytes:
+    """An EXIF block: tag -> (TIFF's type, values), none of them checked."""
+    codes = {2: "s", 3: "H", 4: "L", 5: "L", 10: "l", 12: "d"}
+    entries, beyond = b"", b""
+    for tag, (kind, values) in sorted(tags.items()):
+        if isinstance(values, bytes):
+            count, packed = len(values), values
+        else:
+            assert isinstance(values, tuple)
+            count = len(values) // (2 if kind in (5, 10) else 1)
+            packed = struct.pack(f"{order}{len(values)}{codes[kind]}", *values)
+        place = 8 + 2 + 12 * len(tags) + 4 + len(beyond)
+        entries += struct.pack(f"{order}HHL", tag, kind, count)
+        entries += packed.ljust(4, b"\0") if len(packed) <= 4 else struct.pack(f"{order}L", place)
+        beyond += packed if len(packed) > 4 else b""
+    head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(f"{order}L", 8)
+    return head + struct.pack(f"{order}H", len(tags)) + entries + bytes(4) + beyond
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("tag", METADATA)
+def test_a_tag_that_cannot_be_read_refuses_no_page_and_turns_it_no_other_way(tag: int, order: str, kind: str) -> None:
+    exif = b"Exif\0\0" + render_exif({0x0112: (3, (6,)), tag: METADATA[tag]}, order)
+    corners = np.zeros((32, 64, 3), np.uint8)
+    corners[:16, :32], corners[:16, 32:], corners[16:, :32] = (255, 0, 0), (0, 255, 0), (0, 0, 255)
+    page = decode(Image.fromarray(corners), kind, exif=exif, quality=95, lossless=True)
+    assert np.abs(page.astype(int) - TURNS[6](corners)).mean() < 5
+
+
+@pytest.mark.parametrize("value", [(3, (6, 6)), (2, b"6"), (5, (6, 1)), (12, (6.0,)), (3, (0,)), (4, (2**31,))])
+def test_an_orientation_that_cannot_be_read_is_none(value: tuple[int, object]) -> None:
+    exif = b"Exif\0\0" + render_exif({0x0112: value})
+    assert np.array_equal(decode(Image.fromarray(draw_colours()), "PNG", exif=exif), draw_colours())
+
+
+@pytest.mark.parametrize(
+    "exif", [b"", b"Exif\0\0", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0MM\0*\0\0\0\x08\xff\xff"]
+)
+def test_a_broken_exif_block_is_none(exif: bytes) -> None:
+    assert np.array_equal(decode(Image.fromarray(draw_colours()), "WEBP", exif=exif, lossless=True), draw_colours())
+
+
+def render_chunk(name: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        (b"pHYs", b"\0"),
+        (b"gAMA", b""),
+        (b"iCCP", b"x" * 9),
+        (b"iCCP", b"x\0\x07"),
+        (b"tEXt", b"no end"),
+        (b"zTXt", b"key\0\x05"),
+        (b"zTXt", b"key\0\0" + zlib.compress(bytes(2**21))),
+        (b"iTXt", b"key\0\1\0en\0\0" + zlib.compress(bytes(2**21))),
+        (b"acTL", b"\0"),
+        (b"eXIf", b"MM"),
+        (b"cHRM", b"\0" * 3),
+        (b"sRGB", b""),
+        (b"tIME", b"\xff"),
+    ],
+)
+def test_a_broken_chunk_beside_the_pixels_refuses_no_png(name: bytes, data: bytes) -> None:
+    whole = encode(Image.fromarray(draw_colours()), "PNG")
+    for place in (33, whole.index(b"IEND") - 4):  # before the pixels, and after them
+        page = decode_image(whole[:place] + render_chunk(name, data) + whole[place:], LIMIT)
+        assert np.array_equal(page, draw_colours())
+    torn = bytearray(whole[:33] + render_chunk(name, data) + whole[33:])
+    torn[33 + 8 + len(data)] ^= 1  # its checksum
+    assert np.array_equal(decode_image(bytes(torn), LIMIT), draw_colours())
+
+
+@pytest.mark.parametrize("marker", [0xE1, 0xE2, 0xED, 0xFE])
+@pytest.mark.parametrize(
+    "data", [b"", b"Exif\0\0", b"ICC_PROFILE\0\1\2x", b"Photoshop 3.0\08BIM\x04\x04", b"MPF\0II", b"\xff" * 40]
+)
+def test_a_broken_segment_beside_the_pixels_refuses_no_jpeg(marker: int, data: bytes) -> None:
+    whole = encode(Image.fromarray(draw_colours()), "JPEG")
+    segment = b"\xff" + bytes([marker]) + struct.pack(">H", len(data) + 2) + data
+    assert np.array_equal(decode_image(whole[:2] + segment + whole[2:], LIMIT), decode_image(whole, LIMIT))
+
+
+@pytest.mark.parametrize("big", [False, True])
+@pytest.mark.parametrize(
+    "tag",
+    [
+        (282, 2, b"300 dpi"),
+        (305, 12, bytes(8)),
+        (700, 4, bytes(4)),
+        (34665, 2, b"xxxx"),
+        (34675, 3, b"ab"),
+        (33550, 7, b""),
+    ],
+)
+def test_a_broken_tag_beside_the_pixels_refuses_no_tiff(tag: tuple[int, int, bytes], big: bool) -> None:
+    """The tag is written in its place into a TIFF that has none of that number."""
+    page = Image.fromarray(draw_colours())
+    number, kind, value = tag
+    info = TiffImagePlugin.ImageFileDirectory_v2()
+    info[65000], info.tagtype[65000] = b"12345678", 7
+    data = bytearray(encode(page, "TIFF", tiffinfo=info, big_tiff=big))
+    at = data.index(struct.pack("<HH", 65000, 7))
+    data[at : at + 4] = struct.pack("<HH", number, kind)
+    data[at + 4 : at + 8] = struct.pack("<L", len(value))
+    assert np.array_equal(decode_image(bytes(data), LIMIT), draw_colours())
+
+
 # --- modes -----------------------------------------------------------------------------------------------------------
 
 
@@ -165,6 +279,14 @@ def test_alpha_lies_on_white(kind: str) -> None:
     page = decode(Image.fromarray(pixels), kind, **options)
     assert page[0, 0].tolist() == [255, 255, 255] and page[0, 1].tolist() == [0, 0, 0]
     assert np.abs(page[0, 2].astype(int) - [177, 127, 227]).max() <= 1
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP", "BMP"])
+def test_an_alpha_that_is_zero_everywhere_hides_nothing(kind: str) -> None:
+    """A fourth byte that programs left unused; seen through it, the page would be empty."""
+    pixels = np.dstack([draw_colours(), np.zeros((6, 4), np.uint8)])
+    options = {"lossless": True, "exact": True} if kind == "WEBP" else {}
+    assert np.array_equal(decode(Image.fromarray(pixels), kind, **options), draw_colours())
 
 
 def test_grey_with_alpha_lies_on_white() -> None:
@@ -296,6 +418,30 @@ def test_random_damage_never_raises_anything_but_an_image_error() -> None:
             assert decode_image(data.tobytes(), 10**6).dtype == np.uint8
         except ImageError:
             continue
+
+
+# --- several pages ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["GIF", "TIFF", "WEBP"])
+def test_pages_are_counted_and_the_first_is_taken(kind: str) -> None:
+    pages = [Image.new("RGB", (4, 4), colour) for colour in ("red", "lime", "blue")]
+    data = encode(pages[0], kind, save_all=True, append_images=pages[1:])
+    assert count_pages(data) == 3 and count_pages(encode(pages[0], kind)) == 1
+    assert np.abs(decode_image(data, LIMIT).astype(int) - (255, 0, 0)).max() < 8
+
+
+@pytest.mark.parametrize("data", [b"", b"II*\0\xff\xff\xff\xff", b"GIF89a", encode(Image.new("L", (3, 3)), "JPEG")])
+def test_what_cannot_be_counted_is_one_page(data: bytes) -> None:
+    assert count_pages(data) == 1
+
+
+def test_a_tiff_whose_pages_go_round_in_a_ring_is_counted() -> None:
+    data = bytearray(encode(Image.new("L", (3, 3)), "TIFF"))
+    first = struct.unpack_from("<L", data, 4)[0]
+    (count,) = struct.unpack_from("<H", data, first)
+    struct.pack_into("<L", data, first + 2 + 12 * count, first)
+    assert count_pages(bytes(data)) == 1 and decode_image(bytes(data), LIMIT).shape == (3, 3, 3)
 
 
 # --- inspection ------------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from doccls.config import Config
 from doccls.data.manifest import (
@@ -18,7 +19,7 @@ from doccls.data.manifest import (
     read_table,
     resolve_images,
 )
-from doccls.data.prepare import prepare_data
+from doccls.data.prepare import describe_folds, prepare_data
 
 MakeConfig = Callable[..., Config]
 MakeData = Callable[..., Path]
@@ -209,6 +210,81 @@ def test_the_data_digest_follows_content_and_labels_and_not_spelling(
     assert digest() != plain
     make_data(["a", "b", "c", "d"], ["x", "y", "x", "y"])
     assert digest() != plain
+
+
+def copy_page(folder: Path, source: str, target: str) -> None:
+    (folder / "train" / target).write_bytes((folder / "train" / source).read_bytes())
+
+
+def test_one_content_under_several_names_is_told_with_labels_that_differ_and_shares_a_fold(
+    make_data: MakeData, make_config: MakeConfig, tmp_path: Path
+) -> None:
+    make_data([f"i{n}" for n in range(12)], ["0", "1"] * 6)
+    copy_page(tmp_path, "i2.jpg", "i8.jpg")  # the same label
+    copy_page(tmp_path, "i3.jpg", "i6.jpg")  # another
+    prepared = prepare_data(make_config(data={"folds": 3}))
+    (told,) = prepared.warnings
+    assert told.startswith(
+        "images that lie under several names and share a fold (1 of them with labels that differ): 2\n"
+    )
+    assert told.index("lines 5 and 8: IDs 'i3', 'i6', labels differ: ['1', '0']") < told.index("lines 4 and 10: IDs")
+    folds = prepared.assignment.fold_of_N
+    assert folds[2] == folds[8] and folds[3] == folds[6]
+    with pytest.raises(DataError, match=r"lie under several names.*\n(.*\n)*.*data.on_duplicate: keep"):
+        prepare_data(make_config(data={"folds": 3, "on_duplicate": "error"}))
+
+
+def test_the_same_page_in_another_file_format_or_with_other_metadata_is_the_same_content(
+    make_data: MakeData, make_config: MakeConfig, tmp_path: Path
+) -> None:
+    files = ["a.png", "b.bmp", "c.png", "d.png", "e.tif", "f.png"]
+    make_data(files, ["0", "1"] * 3, files=files)
+    page = Image.open(tmp_path / "train" / "a.png").convert("RGB")
+    page.save(tmp_path / "train" / "b.bmp")
+    page.save(tmp_path / "train" / "e.tif", dpi=(300, 300))
+    turned = Image.Exif()
+    turned[0x0112] = 3
+    page.rotate(180).save(tmp_path / "train" / "f.png", exif=turned)
+    prepared = prepare_data(make_config(data={"folds": 3, "stratify": False}))
+    assert "lines 2 and 3 and 6 and 7: IDs 'a.png', 'b.bmp', 'e.tif', 'f.png'" in prepared.warnings[0]
+    assert len(set(prepared.assignment.fold_of_N[[0, 1, 4, 5]])) == 1
+
+
+def test_files_of_several_pages_are_counted(make_data: MakeData, make_config: MakeConfig, tmp_path: Path) -> None:
+    make_data(["a.tif", "b.tif", "c.tif", "d.tif"], ["0", "1"] * 2, files=["a.tif", "b.tif", "c.tif", "d.tif"])
+    pages = [Image.new("RGB", (9, 9), colour) for colour in ("red", "blue")]
+    pages[0].save(tmp_path / "train" / "c.tif", save_all=True, append_images=pages[1:])
+    prepared = prepare_data(make_config(data={"folds": 2}))
+    told = f"files of several pages, of which the first is used: 1\n    {tmp_path / 'train' / 'c.tif'}: 2"
+    assert prepared.warnings == (told,)
+    assert prepare_data(make_config(data={"folds": 2}), prepared.looks).warnings == (told,), "also where it is known"
+
+
+def test_a_class_that_its_own_model_never_saw_is_named_with_its_fold_and_its_groups(
+    make_data: MakeData, make_config: MakeConfig
+) -> None:
+    labels = ["ring", "box", "stamp"] * 12
+    groups = ["doc" if label == "stamp" else f"d{row // 3 % 6}" for row, label in enumerate(labels)]
+    make_data([f"i{row}" for row in range(36)], labels, extra={"doc": groups})
+    prepared = prepare_data(make_config(data={"folds": 3, "group_col": "doc"}))
+    (fold,) = set(prepared.assignment.fold_of_N[2::3])
+    assert prepared.warnings == (
+        f"classes that are validated by a model that never saw them: 1\n    stamp: all 12 samples in fold {fold}",
+        "classes in fewer groups of 'doc' than the 3 folds, which some folds will lack: 1\n"
+        "    stamp (groups: 1, samples: 12)",
+    )
+    lines = describe_folds(prepared)
+    assert lines[1:3] == ["class box   :  4  4  4", "class ring  :  4  4  4"]
+    assert sorted(lines[3].split()) == sorted(["class", "stamp", ":", "12", "0", "0"])
+
+
+def test_counts_are_of_usable_rows(make_data: MakeData, make_config: MakeConfig, tmp_path: Path) -> None:
+    make_data(list("abcdef"), ["0", "1"] * 3, extra={"fold": list("001122")})
+    for name in "ac":
+        (tmp_path / "train" / f"{name}.jpg").write_bytes(b"no image")
+    prepared = prepare_data(make_config(data={"folds": 3, "on_bad_image": "skip"}))
+    assert prepared.counts_CF.tolist() == [[0, 0, 1], [1, 1, 1]]
+    assert "    0: all 1 samples in fold 2" in prepared.warnings[-1]
 
 
 def test_no_fold_may_be_left_without_a_usable_image(make_data: MakeData, make_config: MakeConfig) -> None:

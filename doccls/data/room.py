@@ -1,0 +1,69 @@
+"""Shared memory for batches on their way from loader workers: whether there is room, and for how many."""
+
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from doccls.errors import OwnError
+
+_SHM = Path("/dev/shm")
+_MOST_PREFETCH = 4
+_USED = 0.9
+"""Share of the free room that batches may take; NCCL and torch take a little too."""
+_IN_USE = 2
+"""Batches that the training holds: the one of its step, and the next."""
+_BESIDE_BYTES = 3 * 4096
+"""Of each batch: its targets and indices, and that all come in whole memory pages."""
+_MORE_ROOM = "more room: docker run --shm-size=2g or --ipc=host, or remount /dev/shm"
+
+
+@dataclass(frozen=True)
+class Prefetch:
+    """Batches that each worker makes ahead, and what is to be said of it."""
+
+    batches: int
+    remark: str | None = None
+
+
+def plan_prefetch(batch_bytes: int, num_workers: int, environment: Mapping[str, str] = os.environ) -> Prefetch:
+    """As many as the room in /dev/shm allows, which the processes of this machine share.
+
+    Raises:
+        OwnError: not even one a worker.
+    """
+    if not num_workers or not _SHM.is_dir():
+        return Prefetch(_MOST_PREFETCH)
+    found = shutil.disk_usage(_SHM)
+    own_bytes = found.free / int(environment.get("LOCAL_WORLD_SIZE", "1"))
+    batches = fit_prefetch(own_bytes, batch_bytes, num_workers)
+    room = f"/dev/shm has {_tell_size(found.free)} free of {_tell_size(found.total)}"
+    if batches == 0:
+        needed = _tell_size((num_workers + _IN_USE) * (batch_bytes + _BESIDE_BYTES) / _USED * found.free / own_bytes)
+        raise OwnError(
+            f"{room}, and data.num_workers = {num_workers} with {_tell_size(batch_bytes)} a batch need {needed}: fewer "
+            f"data.num_workers (0 needs none), a smaller train.micro_batch_size, or {_MORE_ROOM}"
+        )
+    if batches == _MOST_PREFETCH:
+        return Prefetch(batches)
+    return Prefetch(batches, f"{room}: workers prefetch {batches} batches, not {_MOST_PREFETCH} ({_MORE_ROOM})")
+
+
+def fit_prefetch(free_bytes: float, batch_bytes: int, num_workers: int) -> int:
+    """Batches that each worker may make ahead, at most 4; 0 if one and those in use have no room."""
+    fitting = int(free_bytes * _USED / (batch_bytes + _BESIDE_BYTES)) - _IN_USE
+    return max(0, min(_MOST_PREFETCH, fitting // num_workers))
+
+
+def describe_room() -> str:
+    """What a worker that ran out of it is to be told with."""
+    if not _SHM.is_dir():
+        return "fewer data.num_workers"
+    found = shutil.disk_usage(_SHM)
+    room = f"{_tell_size(found.free)} free of {_tell_size(found.total)}"
+    return f"/dev/shm has {room}; {_MORE_ROOM}, or fewer data.num_workers"
+
+
+def _tell_size(count: float) -> str:
+    return f"{count / 2**20:.0f} MiB" if count >= 10 * 2**20 else f"{count / 2**10:.0f} KiB"
