@@ -38,13 +38,19 @@ def test_every_page_is_usable_and_in_one_fold(prepared: PreparedData) -> None:
     assert len(prepared.manifest) == 1353
     assert prepared.manifest.classes == tuple(str(label) for label in range(17))
     assert not prepared.skipped
-    assert sorted(prepared.assignment.count().values()) == [270, 270, 271, 271, 271]
+    assert sorted(prepared.assignment.count().values()) == [270, 270, 270, 271, 272]
 
 
 def test_the_page_with_two_labels_is_named_and_stays_in_one_fold(prepared: PreparedData) -> None:
-    (warning,) = prepared.warnings
+    warning, _ = prepared.warnings
     assert "lines 166 and 167" in warning and "labels differ: ['3', '8']" in warning
     assert prepared.assignment.fold_of_N[164] == prepared.assignment.fold_of_N[165]
+
+
+def test_the_page_under_two_names_is_named_and_stays_in_one_fold(prepared: PreparedData) -> None:
+    _, warning = prepared.warnings
+    assert "lines 636 and 796" in warning and "labels differ: ['12', '14']" in warning
+    assert prepared.assignment.fold_of_N[634] == prepared.assignment.fold_of_N[794]
 
 
 def test_ids_without_extension_are_the_same_data_and_folds(
