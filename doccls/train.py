@@ -47,7 +47,14 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add_config_arguments(parser)
     parser.add_argument(
-        "--run-id", metavar="ID", help="name of the run; an existing one is joined: finished folds are kept"
+        "--run-id",
+        metavar="ID",
+        help="name of the run; an existing one is joined: finished folds are kept, others go on",
+    )
+    parser.add_argument(
+        "--allow-world-size-change",
+        action="store_true",
+        help="go on with a fold that another number of processes began: the same batches, not the same bits",
     )
     return parser
 
@@ -82,7 +89,7 @@ def _train(arguments: argparse.Namespace) -> int:
                 path = name_log(config.output.logs_dir, run_id, now, "" if fold is None else f"fold{fold}")
                 log = RunLog(path if accelerator.is_main_process else None)
                 with log, naming_one_cause():
-                    _run(config, run_id, now, accelerator, log, heart)
+                    _run(config, run_id, now, arguments.allow_world_size_change, accelerator, log, heart)
         except (Exception, Interrupted) as error:  # noqa: BLE001 (the last place: an error ends the process, told)
             return _fail(error, logged=log.opened)
     accelerator.end_training()
@@ -96,7 +103,15 @@ def _find_fold(config: Config) -> int | None:
     return None if config.data.valid_fold == "all" else config.data.valid_fold
 
 
-def _run(config: Config, run_id: str, now: datetime, accelerator: "Accelerator", log: RunLog, heart: Heartbeat) -> None:
+def _run(
+    config: Config,
+    run_id: str,
+    now: datetime,
+    allow_change: bool,
+    accelerator: "Accelerator",
+    log: RunLog,
+    heart: Heartbeat,
+) -> None:
     """The run, in the order of the contract. All ranks must call."""
     from doccls.experiment import close_run, identify, open_run, prepare, tell_config
     from doccls.model.names import check_names
@@ -124,23 +139,29 @@ def _run(config: Config, run_id: str, now: datetime, accelerator: "Accelerator",
     peers = {rank: paths.heartbeat(_find_fold(config), rank) for rank in ranks}
     limit_s = config.train.collective_timeout_s if accelerator.num_processes > 1 else None
     with telling_of_peers(peers, log), watching(heart, peers, limit_s):
-        _train_folds(experiment, finished, accelerator, log, heart)
+        _train_folds(experiment, finished, allow_change, accelerator, log, heart)
     on_main(accelerator, lambda: close_run(experiment, log))
 
 
 def _train_folds(
-    experiment: "Experiment", finished: list[int], accelerator: "Accelerator", log: RunLog, heart: Heartbeat
+    experiment: "Experiment",
+    finished: list[int],
+    allow_change: bool,
+    accelerator: "Accelerator",
+    log: RunLog,
+    heart: Heartbeat,
 ) -> None:
-    from doccls.training.fold import load_folds, release_memory, train_fold
+    from doccls.training.fold import find_starts, load_folds, release_memory, train_fold
 
     wanted = experiment.config.data.list_wanted()
     for fold in wanted:
         if fold in finished:
             log.line(f"[FOLD {fold}] finished before: kept {experiment.paths.part(fold)}")
     missing = [fold for fold in wanted if fold not in finished]
-    with stopping_gracefully(), load_folds(experiment, missing, accelerator, log) as batches:
+    starts = find_starts(experiment, missing, accelerator, allow_change, log)
+    with stopping_gracefully(), load_folds(experiment, missing, starts, accelerator, log) as batches:
         for fold in missing:
-            train_fold(experiment, fold, batches, accelerator, log, heart)
+            train_fold(experiment, fold, starts.get(fold), batches, accelerator, log, heart)
             release_memory(accelerator)
 
 

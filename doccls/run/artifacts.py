@@ -1,5 +1,6 @@
 """Files that are whole whenever they exist: written beside, synced, and renamed into place."""
 
+import glob
 import os
 import secrets
 from collections.abc import Iterator
@@ -36,6 +37,12 @@ def replacing(path: Path, durable: bool = True) -> Iterator[BinaryIO]:
         raise
     if durable:
         _sync_folder(path.parent)
+
+
+def remove_leftovers(path: Path) -> None:
+    """What processes that were killed had written beside `path`; nobody may be writing it now."""
+    for beside in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        beside.unlink(missing_ok=True)
 
 
 def write_bytes(path: Path, content: bytes) -> None:

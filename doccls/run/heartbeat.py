@@ -59,6 +59,8 @@ class Heartbeat:
         self._path: Path | None = None
         self._beat = Beat(socket.gethostname(), os.getpid())
         self._written_s = float("-inf")
+        self.earlier: Beat | None = None
+        """What an earlier process left where this one writes: it was killed there."""
 
     @property
     def last(self) -> Beat:
@@ -67,7 +69,8 @@ class Heartbeat:
 
     def write_to(self, path: Path) -> None:
         """From now on the beats are on disk, as long as the run has a folder for them."""
-        self._path = path
+        if self._path != path:
+            self._path, self.earlier = path, read_beat(path)
         self.beat()
 
     def beat(self, **changes: Any) -> None:

@@ -111,6 +111,10 @@ class RunPaths:
         """Best weights of the fold, with the logits they gave on its validation rows."""
         return self.root / "ckpt" / f"best_fold{fold}.pth"
 
+    def last_states(self, fold: int) -> tuple[Path, Path]:
+        """Where an unfinished fold can go on: the newest state in one of them, the one before it in the other."""
+        return tuple(self.root / "ckpt" / f"last_fold{fold}_{slot}.safetensors" for slot in (0, 1))  # type: ignore[return-value]
+
     def part(self, fold: int) -> Path:
         """The fold's OOF part: it exists when, and only when, the fold is done."""
         return self.root / "oof" / "parts" / f"fold{fold}.safetensors"

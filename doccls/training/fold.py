@@ -3,9 +3,8 @@
 import gc
 import time
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, closing
 from functools import partial
 from itertools import islice
 
@@ -16,6 +15,7 @@ from accelerate import Accelerator
 from timm.utils import distribute_bn
 
 from doccls.data.dataset import Batch, DocClsDataset, Pages, SampleKey
+from doccls.data.order import BatchPlan
 from doccls.data.room import plan_prefetch
 from doccls.data.transforms import Augmentation
 from doccls.data.workers import loading
@@ -25,28 +25,46 @@ from doccls.model.optim import build_ema, build_loss, build_mixup, build_optimiz
 from doccls.oof.metrics import cross_entropy, macro_f1
 from doccls.oof.parts import OofPart, PartInfo, write_part
 from doccls.randomness import Purpose, derive_seed
+from doccls.run.artifacts import remove_leftovers
 from doccls.run.heartbeat import Heartbeat
 from doccls.run.history import EpochMetrics, write_fold_metrics
+from doccls.run.paths import RunPaths
 from doccls.run.runlog import RunLog
 from doccls.run.signals import ending_at_once
 from doccls.run.tracking import Tracker, track_fold
 from doccls.training.checkpoint import BestCheckpoint, write_best
 from doccls.training.evaluate import EvaluationKeys, Normalizer, predict_logits
 from doccls.training.explain import check_smallest_share, explain
-from doccls.training.loop import Engine, TrainingError, list_training_keys, train_epoch
+from doccls.training.loop import Engine, LossMeter, TrainingError, list_training_keys, train_epoch
 from doccls.training.processes import agree_on_stop, await_all, on_main
+from doccls.training.resume import Start, StateKeeper, describe_start, find_start, remove_states, take_up
+from doccls.training.state import BestSoFar, Progress
 
 
-@dataclass(frozen=True)
-class _Best:
-    epoch: int
-    macro_f1: float
-    indices_N: np.ndarray
-    logits_NC: np.ndarray
+def find_starts(
+    experiment: Experiment, folds: Sequence[int], accelerator: Accelerator, allow_change: bool, log: RunLog
+) -> dict[int, Start]:
+    """Where those of `folds` go on that were killed; what these left half-written is removed. All ranks must call.
+
+    Raises:
+        ResumeError: another number of processes saved them, and `allow_change` is not said.
+    """
+
+    def find() -> dict[int, Start]:
+        world_size, identity, paths = accelerator.num_processes, experiment.identity, experiment.paths
+        for fold in folds:
+            for path in (*paths.last_states(fold), paths.best_checkpoint(fold), paths.part(fold)):
+                remove_leftovers(path)
+        found = {
+            fold: find_start(paths.last_states(fold), identity, fold, world_size, allow_change, log) for fold in folds
+        }
+        return {fold: start for fold, start in found.items() if start is not None}
+
+    return on_main(accelerator, find)
 
 
 def load_folds(
-    experiment: Experiment, folds: Sequence[int], accelerator: Accelerator, log: RunLog
+    experiment: Experiment, folds: Sequence[int], starts: Mapping[int, Start], accelerator: Accelerator, log: RunLog
 ) -> AbstractContextManager[Iterator[Batch]]:
     """This rank's batches of all that `train_fold` does on `folds`, in that order: one set of workers for all.
 
@@ -56,7 +74,7 @@ def load_folds(
     config, manifest = experiment.config, experiment.data.manifest
     pages = Pages(manifest.ids, manifest.paths, manifest.targets_N, config.train.img_size, config.data.max_image_pixels)
     dataset = DocClsDataset(pages, Augmentation(config.augment), config.project.seed)
-    keys = (batch for fold in folds for batch in _list_keys(experiment, fold, accelerator))
+    keys = (batch for fold in folds for batch in _list_keys(experiment, fold, starts.get(fold), accelerator))
     share = -(-config.train.batch_size // accelerator.num_processes)
     most = min(config.train.micro_batch_size or share, share)
     prefetch = plan_prefetch(most * dataset.page_bytes, config.data.num_workers)
@@ -65,13 +83,21 @@ def load_folds(
     return loading(dataset, keys, config.data.num_workers, accelerator.device.type == "cuda", prefetch.batches)
 
 
-def _list_keys(experiment: Experiment, fold: int, accelerator: Accelerator) -> Iterator[list[SampleKey]]:
-    """One fold's batches on this rank: an epoch, its validation, the next epoch, ..."""
+def _list_keys(
+    experiment: Experiment, fold: int, start: Start | None, accelerator: Accelerator
+) -> Iterator[list[SampleKey]]:
+    """One fold's batches on this rank, from where it goes on: an epoch, its validation, the next epoch, ..."""
     train, plan = experiment.config.train, experiment.plan(fold)
     rank, world_size = accelerator.process_index, accelerator.num_processes
-    for epoch in range(train.epochs):
-        yield from list_training_keys(plan, epoch, train.micro_batch_size, rank, world_size)
+    step = 0 if start is None else start.step
+    for epoch in range(_find_epoch(step, plan), train.epochs):
+        yield from list_training_keys(plan, epoch, train.micro_batch_size, rank, world_size, step)
         yield from _validation_keys(experiment, fold, accelerator)
+
+
+def _find_epoch(step: int, plan: BatchPlan) -> int:
+    """The epoch (0-based) that a fold goes on in: at an epoch's end its validation is still to do."""
+    return max(0, step - 1) // plan.steps_per_epoch
 
 
 def _validation_keys(experiment: Experiment, fold: int, accelerator: Accelerator) -> EvaluationKeys:
@@ -83,6 +109,7 @@ def _validation_keys(experiment: Experiment, fold: int, accelerator: Accelerator
 def train_fold(
     experiment: Experiment,
     fold: int,
+    start: Start | None,
     batches: Iterator[Batch],
     accelerator: Accelerator,
     log: RunLog,
@@ -90,7 +117,7 @@ def train_fold(
 ) -> None:
     """Train one fold and leave its checkpoint, its metrics and, last, its OOF part. All ranks must call.
 
-    It takes its own of the batches of `load_folds`.
+    It takes its own of the batches of `load_folds`, which begin at `start`.
 
     Raises:
         UserError: the model, its weights or the optimizer can't be had, or the numbers went bad.
@@ -102,8 +129,20 @@ def train_fold(
     with track_fold(experiment.config, run_dir, fold, log) as tracker:
         heart.beat(phase="start", fold=fold, epoch=0, step=0)
         try:
-            engine = _build_engine(experiment, fold, accelerator, log, tracker, heart)
-            best = _fit(experiment, engine, fold, batches)
+            keeper = StateKeeper(
+                experiment.paths.last_states(fold),
+                start,
+                experiment.config.train.checkpoint_interval_s,
+                accelerator,
+                log,
+            )
+            engine = _build_engine(experiment, fold, accelerator, log, tracker, heart, keeper)
+            progress = Progress()
+            if start is not None:
+                progress = take_up(engine, start)
+                log.line(describe_start(start, fold, engine.plan.steps_per_epoch, _find_last_sign_s(heart, fold)))
+            with closing(keeper):
+                best = _fit(experiment, engine, keeper, progress, batches)
         except TrainingError:
             raise
         except (RuntimeError, ValueError) as error:
@@ -112,8 +151,19 @@ def train_fold(
                 raise
             raise explained from error
         part = _make_part(experiment, fold, best, accelerator.mixed_precision)
-        on_main(accelerator, lambda: write_part(experiment.paths.part(fold), part))
+        on_main(accelerator, lambda: _finish(experiment.paths, fold, part))
         log.line(f"[FOLD {fold}] done | best epoch={best.epoch} macro_f1={best.macro_f1:.5f}")
+
+
+def _find_last_sign_s(heart: Heartbeat, fold: int) -> float | None:
+    """When the process that trained the fold before this one gave its last, in seconds since 1970."""
+    earlier = heart.earlier
+    return earlier.time_s if earlier is not None and earlier.fold == fold else None
+
+
+def _finish(paths: RunPaths, fold: int, part: OofPart) -> None:
+    write_part(paths.part(fold), part)
+    remove_states(paths.last_states(fold))
 
 
 def release_memory(accelerator: Accelerator) -> None:
@@ -132,7 +182,13 @@ def _start_afresh(accelerator: Accelerator) -> None:
 
 
 def _build_engine(
-    experiment: Experiment, fold: int, accelerator: Accelerator, log: RunLog, tracker: Tracker, heart: Heartbeat
+    experiment: Experiment,
+    fold: int,
+    accelerator: Accelerator,
+    log: RunLog,
+    tracker: Tracker,
+    heart: Heartbeat,
+    keeper: StateKeeper,
 ) -> Engine:
     config, manifest = experiment.config, experiment.data.manifest
     train = config.train
@@ -194,24 +250,33 @@ def _build_engine(
         log=log,
         tracker=tracker,
         heart=heart,
+        is_save_due=keeper.is_due,
     )
 
 
-def _fit(experiment: Experiment, engine: Engine, fold: int, batches: Iterator[Batch]) -> _Best:
-    """All epochs; each is validated, and an improvement is kept at once: weights and logits in one file."""
+def _fit(
+    experiment: Experiment, engine: Engine, keeper: StateKeeper, progress: Progress, batches: Iterator[Batch]
+) -> BestSoFar:
+    """The rest of all epochs; each is validated, and an improvement is kept at once: weights and logits in one file."""
     accelerator, log, manifest = engine.accelerator, engine.log, experiment.data.manifest
-    config, targets = experiment.config, manifest.targets_N
+    config, targets, fold = experiment.config, manifest.targets_N, engine.plan.fold
     num_valid = len(_validation_keys(experiment, fold, accelerator))
 
-    best: _Best | None = None
-    rows: list[EpochMetrics] = []
-    for epoch in range(config.train.epochs):
-        started_s = time.perf_counter()
+    best, rows = progress.best, list(progress.rows)
+    meter = LossMeter(list(progress.losses), progress.skipped_steps)
+
+    def save(step: int, meter: LossMeter, wait: bool) -> None:
+        reached = Progress(step, tuple(meter.losses), meter.skipped, best, tuple(rows))
+        keeper.save(engine, experiment.identity, reached, wait)
+
+    for epoch in range(_find_epoch(progress.step, engine.plan), config.train.epochs):
+        started_s, trained = time.perf_counter(), (engine.plan.steps_per_epoch - len(meter.losses)) * engine.plan.size
         with log.progress(f"fold {fold} epoch {epoch + 1}/{config.train.epochs}", engine.plan.steps_per_epoch) as bar:
-            done = train_epoch(engine, batches, epoch, bar)
+            done = train_epoch(engine, batches, epoch, meter, save, bar)
+        meter = LossMeter()
         if accelerator.num_processes > 1:
             distribute_bn(engine.best_of, accelerator.num_processes, reduce=True)
-        trained, trained_s = engine.plan.steps_per_epoch * engine.plan.size, time.perf_counter() - started_s
+        trained_s = time.perf_counter() - started_s
         log.line(
             f"[EPOCH {epoch + 1}] fold={fold} loss={done.loss:.5f} lr={done.rate:.3e} "
             f"{'' if done.skipped_steps is None else f'skipped_steps={done.skipped_steps} '}"
@@ -246,14 +311,14 @@ def _fit(experiment: Experiment, engine: Engine, fold: int, batches: Iterator[Ba
         )
         rows.append(row)
         if best is None or score > best.macro_f1:
-            best = _Best(epoch + 1, score, indices, logits)
+            best = BestSoFar(epoch + 1, score, indices, logits)
             on_main(accelerator, partial(_keep_best, experiment, engine, best))
         on_main(accelerator, partial(write_fold_metrics, experiment.paths, rows))
     assert best is not None
     return best
 
 
-def _keep_best(experiment: Experiment, engine: Engine, best: _Best) -> None:
+def _keep_best(experiment: Experiment, engine: Engine, best: BestSoFar) -> None:
     fold = engine.plan.fold
     path = experiment.paths.best_checkpoint(fold)
     write_best(
@@ -276,7 +341,7 @@ def _keep_best(experiment: Experiment, engine: Engine, best: _Best) -> None:
     engine.log.line(f"NEW_BEST F1={best.macro_f1:.5f} -> {path.relative_to(experiment.paths.root)}")
 
 
-def _make_part(experiment: Experiment, fold: int, best: _Best, precision: str) -> OofPart:
+def _make_part(experiment: Experiment, fold: int, best: BestSoFar, precision: str) -> OofPart:
     """The best epoch's logits as the fold's part; rows without a usable image are in it, as NaN."""
     manifest, assignment = experiment.data.manifest, experiment.data.assignment
     rows = assignment.list_valid(fold)

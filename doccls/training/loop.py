@@ -1,6 +1,6 @@
 """The epoch and the step: straight down, from batches to updated weights."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 
@@ -20,10 +20,10 @@ from doccls.errors import UserError
 from doccls.randomness import Purpose, derive_seed
 from doccls.run.heartbeat import Heartbeat
 from doccls.run.runlog import ProgressBar, RunLog
-from doccls.run.signals import check_stop
+from doccls.run.signals import Interrupted, stop_requested
 from doccls.run.tracking import Tracker
 from doccls.training.evaluate import Normalizer
-from doccls.training.processes import raise_stop, render_stop
+from doccls.training.processes import read_stop, render_stop
 
 
 class TrainingError(UserError):
@@ -54,6 +54,8 @@ class Engine:
     log: RunLog
     tracker: Tracker
     heart: Heartbeat
+    is_save_due: Callable[[], bool]
+    """Whether a state is to be saved; true on the main process alone."""
 
     @property
     def best_of(self) -> nn.Module:
@@ -64,15 +66,15 @@ class Engine:
 
 @dataclass
 class LossMeter:
-    """Losses of steps, kept on the device until they are asked for."""
+    """Losses of an epoch's steps, kept on the device until they are asked for."""
 
+    losses: list[float] = field(default_factory=list)
+    """Of the steps that are settled: fetched, summed over ranks and finite."""
+    skipped: int = 0
+    """Of those, in fp16."""
     pending: list[torch.Tensor] = field(default_factory=list)
     falls: list[torch.Tensor] = field(default_factory=list)
-    """In fp16, of the same steps: whether the gradient scale fell, which is to say that the step was skipped."""
-    first_step: int = 0
-    total: float = 0.0
-    count: int = 0
-    skipped: int = 0
+    """In fp16, of the pending steps: whether the gradient scale fell, which is to say that the step was skipped."""
 
 
 @dataclass(frozen=True)
@@ -88,30 +90,38 @@ class TrainedEpoch:
 
 
 def list_training_keys(
-    plan: BatchPlan, epoch: int, micro_batch_size: int | None, rank: int, world_size: int
+    plan: BatchPlan, epoch: int, micro_batch_size: int | None, rank: int, world_size: int, from_step: int = 0
 ) -> Iterator[list[SampleKey]]:
-    """One rank's micro-batches of an epoch (0-based)."""
+    """One rank's micro-batches of an epoch (0-based), or of those of its steps that begin at `from_step`."""
     drawing = Drawing(plan.fold, epoch)
     for step in plan.list_steps(epoch):
+        if step < from_step:
+            continue
         for micro_batch in plan.split_batch(step, rank, world_size, micro_batch_size):
             yield [SampleKey(index, drawing) for index in micro_batch.tolist()]
 
 
-def train_epoch(engine: Engine, batches: Iterator[Batch], epoch: int, bar: ProgressBar) -> TrainedEpoch:
-    """Train one epoch (0-based). All ranks must call.
+def train_epoch(
+    engine: Engine,
+    batches: Iterator[Batch],
+    epoch: int,
+    meter: LossMeter,
+    save: Callable[[int, LossMeter, bool], None],
+    bar: ProgressBar,
+) -> TrainedEpoch:
+    """Train the rest of an epoch (0-based), whose first steps are in `meter`. All ranks must call.
+
+    `save` is called by all ranks at one step, with the number of steps that are done and whether to wait for the disk:
+    when a state is due, at the epoch's end, and before a stop.
 
     Raises:
         TrainingError: a loss was not finite; the step and the samples of its batch are named.
         Interrupted: a signal asked for the end; several ranks leave where they exchange losses, all at one step.
     """
     engine.model.train()
-    plan, config = engine.plan, engine.config
+    plan, config, alone = engine.plan, engine.config, engine.accelerator.num_processes == 1
     first = plan.list_steps(epoch).start
-    meter = LossMeter(first_step=first)
-    rate = 0.0
-    for step in plan.list_steps(epoch):
-        if engine.accelerator.num_processes == 1:
-            check_stop()
+    for step in plan.list_steps(epoch)[len(meter.losses) :]:
         engine.scheduler.step_update(step)
         rate = float(engine.optimizer.param_groups[0]["lr"])
         scale = _read_scale(engine.accelerator)
@@ -121,14 +131,26 @@ def train_epoch(engine: Engine, batches: Iterator[Batch], epoch: int, bar: Progr
         engine.heart.beat(phase="train", epoch=epoch + 1, step=step + 1)
         bar.advance()
         done = step + 1 - first
-        if done % config.log_interval == 0 or done == plan.steps_per_epoch:
-            loss = _settle(engine, meter)
-            told = f"fold={plan.fold} epoch={epoch + 1} loss={loss:.5f} lr={rate:.3e}"
+        ends = done == plan.steps_per_epoch
+        told = ends or done % config.log_interval == 0
+        if not told and not (alone and (stop_requested() or engine.is_save_due())):
+            continue
+        stop, due = _settle(engine, meter, first)
+        if told:
+            loss = float(np.mean(meter.losses[(done - 1) // config.log_interval * config.log_interval :]))
+            line = f"fold={plan.fold} epoch={epoch + 1} loss={loss:.5f} lr={rate:.3e}"
             if scale is not None:
-                told += f" scale={engine.accelerator.scaler.get_scale():g} skipped_steps={meter.skipped}"
-            engine.log.detail(f"[STEP {done}/{plan.steps_per_epoch}] {told}")
+                line += f" scale={engine.accelerator.scaler.get_scale():g} skipped_steps={meter.skipped}"
+            engine.log.detail(f"[STEP {done}/{plan.steps_per_epoch}] {line}")
             engine.tracker.log({"train/loss": loss, "train/lr": rate}, step + 1)
-    return TrainedEpoch(meter.total / meter.count, rate, None if scale is None else meter.skipped)
+        if due or ends or stop is not None:
+            save(step + 1, meter, stop is not None)
+        if stop is not None:
+            raise Interrupted(stop)
+    engine.scheduler.step_update(plan.list_steps(epoch)[-1])  # where no step was left to do
+    rate = float(engine.optimizer.param_groups[0]["lr"])
+    fp16 = engine.accelerator.scaler is not None and engine.accelerator.scaler.is_enabled()
+    return TrainedEpoch(float(np.mean(meter.losses)), rate, meter.skipped if fp16 else None)
 
 
 def _read_scale(accelerator: Accelerator) -> torch.Tensor | None:
@@ -191,16 +213,21 @@ def _mix(engine: Engine, images: torch.Tensor, targets: torch.Tensor) -> tuple[t
     return torch.cat([mixed_images, images[even:]]), torch.cat([mixed_targets, rest])
 
 
-def _settle(engine: Engine, meter: LossMeter) -> float:
-    """Fetch the pending losses, sum them over ranks, check them; the mean of those steps. Stops all ranks together."""
+def _settle(engine: Engine, meter: LossMeter, first: int) -> tuple[int | None, bool]:
+    """Fetch the pending losses, sum them over ranks, check them; `first` is the epoch's first step.
+
+    Returns:
+        (the signal by which all ranks are to stop, whether the main process finds a state due).
+    """
     device, count = engine.accelerator.device, len(meter.pending)
     falls = torch.stack(meter.falls).sum()[None].float() if meter.falls else torch.zeros(1, device=device)
-    own = torch.cat([torch.stack(meter.pending), falls, render_stop(device)])
+    due = torch.tensor([float(engine.is_save_due())], device=device)
+    own = torch.cat([torch.stack(meter.pending), falls, due, render_stop(device)])
     sums = engine.accelerator.reduce(own, reduction="sum").cpu().double()
-    losses, fallen, stops = sums.tensor_split([count, count + 1])
+    losses, fallen, due, stops = sums.tensor_split([count, count + 1, count + 2])
     bad = (~torch.isfinite(losses)).nonzero()
     if len(bad):
-        step = meter.first_step + int(bad[0])
+        step = first + len(meter.losses) + int(bad[0])
         ids = [engine.ids[index] for index in engine.plan.list_batch(step)]
         epoch = step // engine.plan.steps_per_epoch
         raise TrainingError(
@@ -208,11 +235,8 @@ def _settle(engine: Engine, meter: LossMeter) -> float:
             "nothing of it was saved. A lower train.lr, train.grad_clip_norm or train.amp: false may help. "
             f"The batch held {len(ids)} samples: {', '.join(ids)}"
         )
-    meter.total += float(losses.sum())
-    meter.count += len(losses)
-    meter.first_step += len(losses)
+    meter.losses += losses.tolist()
     meter.pending.clear()
     meter.skipped += round(float(fallen) / engine.accelerator.num_processes)  # the scale is the same on all ranks
     meter.falls.clear()
-    raise_stop(stops)
-    return float(losses.mean())
+    return read_stop(stops), bool(due)

@@ -180,15 +180,20 @@ def render_stop(device: torch.device) -> torch.Tensor:
     return torch.tensor([float(number == requested) for number in STOP_SIGNALS], device=device)
 
 
+def read_stop(stops: torch.Tensor) -> int | None:
+    """The signal that came to one of the ranks, by the sum of all ranks' `render_stop`; None if none did."""
+    return next((number for number, count in zip(STOP_SIGNALS, stops.tolist(), strict=True) if count), None)
+
+
 def raise_stop(stops: torch.Tensor) -> None:
     """Read the sum of all ranks' `render_stop`, which is the same on each, so that all leave together.
 
     Raises:
         Interrupted: a signal came to one of them.
     """
-    for number, count in zip(STOP_SIGNALS, stops.tolist(), strict=True):
-        if count:
-            raise Interrupted(number)
+    number = read_stop(stops)
+    if number is not None:
+        raise Interrupted(number)
 
 
 def agree_on_stop(accelerator: Accelerator) -> None:
@@ -226,6 +231,15 @@ def await_all(accelerator: Accelerator) -> None:
     """Wait, however long it takes, until every process is here. All ranks must call."""
     if accelerator.num_processes > 1:
         dist.barrier(group=_patient_group)
+
+
+def gather_rows(accelerator: Accelerator, own_B: torch.Tensor) -> torch.Tensor:
+    """Each rank's (n,) tensor on the CPU -> (ranks, n), on every rank. All ranks must call, with one n."""
+    if accelerator.num_processes == 1 or own_B.numel() == 0:
+        return own_B.repeat(accelerator.num_processes, 1)
+    rows = [torch.empty_like(own_B) for _ in range(accelerator.num_processes)]
+    dist.all_gather(rows, own_B, group=_patient_group)
+    return torch.stack(rows)
 
 
 def _broadcast(box: list[object]) -> None:

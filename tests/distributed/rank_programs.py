@@ -119,14 +119,13 @@ def record_failure(argv: list[str]) -> int:
 def lose_images(argv: list[str]) -> int:
     """Train, but the images named by DOCCLS_TEST_LOSE go after the data was checked and before it is trained on."""
 
-    def lose(
-        train_fold: Callable[..., _T], experiment: Any, fold: int, batches: Any, accelerator: Any, *others: Any
-    ) -> _T:
+    def lose(train_fold: Callable[..., _T], experiment: Any, *others: Any) -> _T:
+        accelerator = others[3]
         if accelerator.is_main_process:
             for name in os.environ["DOCCLS_TEST_LOSE"].split(","):
                 (experiment.config.data.image_dir_train / name).unlink()
         accelerator.wait_for_everyone()
-        return train_fold(experiment, fold, batches, accelerator, *others)
+        return train_fold(experiment, *others)
 
     _wrap(fold_room, "train_fold", lose)
     return main(argv)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from doccls.run.artifacts import replacing, write_array, write_once, write_text
+from doccls.run.artifacts import remove_leftovers, replacing, write_array, write_once, write_text
 
 
 @pytest.mark.parametrize("error", [OSError("no room"), KeyboardInterrupt(), SystemExit(1)])
@@ -82,3 +82,12 @@ def test_of_many_that_write_once_at_a_time_one_is_heard_by_all(tmp_path: Path) -
     with ThreadPoolExecutor(8) as pool:
         said = list(pool.map(lambda number: write_once(tmp_path / "said.txt", f"{number}\n" * 100), range(32)))
     assert len(set(said)) == 1 and len(said[0].splitlines()) == 100
+
+
+def test_what_killed_processes_left_beside_a_file_goes_and_nothing_else(tmp_path: Path) -> None:
+    kept = ["a[1].pth", ".a[1].pth.tmp", ".b.pth.0123abcd.tmp", "a1.pth"]
+    for name in (*kept, ".a[1].pth.0123abcd.tmp", ".a[1].pth.ffff0000.tmp"):
+        (tmp_path / name).touch()
+    remove_leftovers(tmp_path / "a[1].pth")
+    assert sorted(file.name for file in tmp_path.iterdir()) == sorted(kept)
+    remove_leftovers(tmp_path / "nowhere" / "x")

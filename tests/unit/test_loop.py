@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -36,6 +36,9 @@ from doccls.training.loop import (
 COUNT, CLASSES, SIDE = 11, 3, 4
 PAGES = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (COUNT, SIDE, SIDE, 3), dtype=np.uint8))
 TARGETS = torch.arange(COUNT) % CLASSES
+
+
+Save = Callable[[int, LossMeter, bool], None]
 
 
 class Recorder:
@@ -86,6 +89,7 @@ def make_engine(model: nn.Module | None = None, **keys: Any) -> Engine:
         log=RunLog(None),
         tracker=Recorder(),
         heart=Heartbeat(),
+        is_save_due=lambda: False,
     )
 
 
@@ -96,9 +100,9 @@ def load(engine: Engine, pages: torch.Tensor = PAGES) -> Iterator[Batch]:
             yield Batch(pages[rows], TARGETS[rows], rows)
 
 
-def train(engine: Engine, epochs: int = 2) -> list[TrainedEpoch]:
+def train(engine: Engine, epochs: int = 2, save: Save = lambda *told: None) -> list[TrainedEpoch]:
     batches = load(engine)
-    return [train_epoch(engine, batches, epoch, ProgressBar(None)) for epoch in range(epochs)]
+    return [train_epoch(engine, batches, epoch, LossMeter(), save, ProgressBar(None)) for epoch in range(epochs)]
 
 
 def flat(model: nn.Module) -> torch.Tensor:
@@ -253,15 +257,31 @@ def test_a_loss_that_is_not_finite_names_step_and_samples(log_interval: int) -> 
     assert f"The batch held 4 samples: {', '.join(ids)}" in message
 
 
-def test_the_meter_sums_steps_over_the_epoch() -> None:
-    engine = make_engine()
-    meter = LossMeter(first_step=2)
+def test_the_meter_keeps_each_steps_loss_however_often_it_is_settled() -> None:
+    engine, meter = make_engine(), LossMeter()
     meter.pending = [torch.tensor(1.0), torch.tensor(3.0)]
-    assert _settle(engine, meter) == 2.0
-    assert (meter.total, meter.count, meter.first_step, meter.pending) == (4.0, 2, 4, [])
+    assert _settle(engine, meter, 2) == (None, False)
+    assert (meter.losses, meter.pending) == ([1.0, 3.0], [])
     meter.pending = [torch.tensor(5.0)]
-    assert _settle(engine, meter) == 5.0
-    assert (meter.total, meter.count) == (9.0, 3)
+    _settle(engine, meter, 2)
+    assert meter.losses == [1.0, 3.0, 5.0]
+
+
+# --- when a state is saved -------------------------------------------------------------------------------------------
+
+
+def test_a_state_is_saved_when_one_is_due_and_at_each_epochs_end() -> None:
+    due = iter([False, True, True, False, False])  # asked after each of five steps, twice where it is
+    engine = replace(make_engine(batch_size=2, log_interval=100), is_save_due=lambda: next(due, False))
+    saved: list[tuple[int, int, bool]] = []
+    train(engine, 1, lambda step, meter, wait: saved.append((step, len(meter.losses), wait)))
+    assert saved == [(2, 2, False), (5, 5, False)]
+
+
+def test_saving_changes_no_bit_of_what_is_trained_or_told() -> None:
+    plain, saving = make_engine(batch_size=2), replace(make_engine(batch_size=2), is_save_due=lambda: True)
+    assert train(plain) == train(saving)
+    assert torch.equal(flat(plain.bare_model), flat(saving.bare_model))
 
 
 # --- stops -----------------------------------------------------------------------------------------------------------
@@ -277,9 +297,11 @@ def test_a_signal_lets_the_step_end_and_the_next_one_not_begin() -> None:
             signal.raise_signal(signal.SIGTERM)
 
     engine.optimizer.register_step_post_hook(step)
+    saved: list[tuple[int, int, bool]] = []
     with handling_signals(), stopping_gracefully(), pytest.raises(Interrupted) as caught:
-        train(engine)
+        train(engine, save=lambda step, meter, wait: saved.append((step, len(meter.losses), wait)))
     assert (len(taken), caught.value.exit_code) == (3, 143)
+    assert saved == [(3, 3, True)], "and it waits for the disk"
 
 
 def test_a_signal_between_validation_batches_ends_there() -> None:

@@ -1,0 +1,293 @@
+"""A fold's state on disk: what comes back is what was saved, and training goes on with the same bits."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from doccls.run.history import EpochMetrics
+from doccls.run.paths import RunPaths
+from doccls.run.runlog import ProgressBar, RunLog
+from doccls.training.loop import Engine, LossMeter, list_training_keys, train_epoch
+from doccls.training.resume import ResumeError, Start, StateKeeper, describe_start, find_start, take_up
+from doccls.training.state import BestSoFar, Progress, SavedState, StateError, read_state, write_state
+from tests.unit.test_loop import CLASSES, PAGES, TARGETS, TellingLog, load, make_engine
+
+IDENTITY = "a" * 64
+
+
+def make_conv() -> nn.Module:
+    """BatchNorm and dropout, with weights in channels_last, as a fold has them."""
+    torch.manual_seed(0)
+    layers = (nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(), nn.Dropout(0.3))
+    model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, CLASSES))
+    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+
+RICH = {
+    "batch_size": 3,
+    "mixup_alpha": 0.4,
+    "ema_decay": 0.9,
+    "micro_batch_size": 2,
+    "grad_clip_norm": 1.0,
+    "epochs": 3,
+}
+OPTIMIZERS = (
+    "sgd", "momentum", "adam", "adamw", "nadamw", "radam", "rmsproptf", "lamb", "lion", "adafactor", "adafactorbv",
+    "adopt", "novograd", "adabelief", "madgrad", "mars", "adadelta", "laprop", "lars",
+)  # fmt: skip
+
+
+def list_bits(engine: Engine) -> dict[str, bytes]:
+    modules = {"model": engine.bare_model} | ({} if engine.ema is None else {"ema": engine.ema.module})
+    found = {
+        f"{part}.{name}": tensor.contiguous().numpy().tobytes()
+        for part, module in modules.items()
+        for name, tensor in module.state_dict().items()
+    }
+    for number, state in enumerate(engine.optimizer.state.values()):
+        found |= {f"{number}.{name}": repr(value).encode() for name, value in state.items()}
+    return found
+
+
+def keep(engine: Engine, folder: Path, step: int, losses: list[float]) -> Path:
+    """Save the engine as it is; the file."""
+    keeper = StateKeeper(RunPaths(folder).last_states(0), None, 1e9, engine.accelerator, RunLog(None))
+    keeper.save(engine, IDENTITY, Progress(step, tuple(losses)), True)
+    keeper.close()
+    return RunPaths(folder).last_states(0)[0]
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_training_goes_on_from_any_step_with_the_same_bits(tmp_path: Path, optimizer: str) -> None:
+    keys = {**RICH, "optimizer": optimizer}
+    whole = make_engine(make_conv(), **keys)
+    batches = load(whole)
+    states: list[tuple[int, Path]] = []
+    whole = replace(whole, is_save_due=lambda: True)
+
+    def save(step: int, meter: LossMeter, wait: bool) -> None:
+        states.append((step, keep(whole, tmp_path / str(step), step, meter.losses)))
+
+    results = [train_epoch(whole, batches, epoch, LossMeter(), save, ProgressBar(None)) for epoch in range(3)]
+    assert len(states) >= whole.plan.total_steps
+    for step, path in states[:: 1 if optimizer == "adamw" else 4]:
+        again = make_engine(make_conv(), **keys)
+        progress = take_up(again, Start(path, step, 0.0))
+        told = train_from(again, progress)
+        assert told == results[-len(told) :], step
+        assert list_bits(again) == list_bits(whole), step
+
+
+def train_from(engine: Engine, progress: Progress) -> list[Any]:
+    """The rest of the training."""
+    plan = engine.plan
+    first = max(0, progress.step - 1) // plan.steps_per_epoch
+
+    def draw() -> Iterator[Any]:
+        for epoch in range(first, plan.epochs):
+            keys_of = list_training_keys(plan, epoch, engine.config.micro_batch_size, 0, 1, progress.step)
+            for keys in keys_of:
+                rows = torch.tensor([key.sample for key in keys])
+                yield type(next(load(engine)))(PAGES[rows], TARGETS[rows], rows)
+
+    batches, meter = draw(), LossMeter(list(progress.losses), progress.skipped_steps)
+    results = []
+    for epoch in range(first, plan.epochs):
+        results.append(train_epoch(engine, batches, epoch, meter, lambda *told: None, ProgressBar(None)))
+        meter = LossMeter()
+    assert next(batches, None) is None, "no batch twice, none left out"
+    return results
+
+
+def test_the_layout_of_moments_is_that_of_their_weights(tmp_path: Path) -> None:
+    engine = make_engine(make_conv(), **RICH, optimizer="adamw")
+    train_epoch(engine, load(engine), 0, LossMeter(), lambda *told: None, ProgressBar(None))
+    path = keep(engine, tmp_path, 3, [0.1] * 3)
+    again = make_engine(make_conv(), **RICH, optimizer="adamw")
+    take_up(again, Start(path, 3, 0.0))
+    strides = [[state["exp_avg"].stride() for state in one.optimizer.state.values()] for one in (engine, again)]
+    assert strides[0] == strides[1] and any(stride[1] == 1 for stride in strides[0] if len(stride) == 4)
+
+
+# --- the file --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def state() -> SavedState:
+    draw = torch.Generator().manual_seed(0)
+    best = BestSoFar(2, 0.625, np.array([1, 4, 7]), np.array([[0.5, -1], [2, 3], [4, 5]], np.float32))
+    row = EpochMetrics(0, 1, 0.1, 0.2, 0.3, 1e-3, 4.5, 100.0)
+    return SavedState(
+        identity=IDENTITY, fold=3, world_size=2, precision="fp16", saved_s=1234.5,
+        progress=Progress(17, (0.25, 1 / 3), 2, best, (row,)),
+        model={"a.weight": torch.rand(3, 4, generator=draw), "a.count": torch.tensor(5)},
+        buffers_RB=torch.rand(2, 6, generator=draw).double(),
+        optimizer={
+            "state": {0: {"step": torch.tensor(7.0),
+                  "exp_avg": torch.rand(3), "none": None, "more": [torch.ones(2), 3]}},
+            "param_groups": [{"lr": 1e-3, "betas": (0.9, 0.999), "params": [0], "type": torch.bfloat16, "d": math.pi}],
+        },
+        scaler={"scale": 1024.0, "growth_factor": 2.0, "_growth_tracker": 3},
+    )  # fmt: skip
+
+
+def test_a_state_comes_back_as_it_was(state: SavedState, tmp_path: Path) -> None:
+    path = tmp_path / "ckpt" / "last"
+    write_state(path, state)
+    back = read_state(path)
+    assert replace(back, model={}, buffers_RB=0, optimizer={}, progress=replace(back.progress, best=None)) == replace(  # type: ignore[arg-type]
+        state,
+        model={},
+        buffers_RB=0,
+        optimizer={},
+        progress=replace(state.progress, best=None),  # type: ignore[arg-type]
+    )
+    best, was = back.progress.best, state.progress.best
+    assert best is not None and was is not None and (best.epoch, best.macro_f1) == (2, 0.625)
+    assert np.array_equal(best.indices_N, was.indices_N) and np.array_equal(best.logits_NC, was.logits_NC)
+    assert all(torch.equal(back.model[name], one) for name, one in state.model.items())
+    assert torch.equal(back.buffers_RB, state.buffers_RB)
+    own, other = back.optimizer["state"][0], state.optimizer["state"][0]
+    assert own["none"] is None and own["more"][1] == 3 and torch.equal(own["more"][0], other["more"][0])
+    assert all(torch.equal(own[name], other[name]) for name in ("step", "exp_avg"))
+    assert back.optimizer["param_groups"][0] == {**state.optimizer["param_groups"][0], "betas": [0.9, 0.999]}
+
+
+def test_the_same_state_gives_the_same_bytes(state: SavedState, tmp_path: Path) -> None:
+    for name in "ab":
+        write_state(tmp_path / name, state)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+DAMAGES: dict[str, Callable[[bytes], bytes]] = {
+    "truncated": lambda data: data[: len(data) // 2],
+    "one byte short": lambda data: data[:-1],
+    "empty": lambda data: b"",
+    "flipped in a tensor": lambda data: data[:-5] + bytes([data[-5] ^ 1]) + data[-4:],
+    "flipped in the words": lambda data: data.replace(b"1234.5", b"1234.6"),
+    "foreign": lambda data: b"PK\x03\x04" + data,
+    "a pickle": lambda data: b"\x80\x04\x95" + data,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_state_is_passed_over_for_the_one_before_it(state: SavedState, tmp_path: Path, damage: str) -> None:
+    paths, log = RunPaths(tmp_path).last_states(3), TellingLines()
+    write_state(paths[1], replace(state, progress=replace(state.progress, step=9)))
+    write_state(paths[0], state)
+    assert find_start(paths, IDENTITY, 3, 2, False, log) == Start(paths[0], 17, 1234.5) and log.lines == []
+    paths[0].write_bytes(DAMAGES[damage](paths[0].read_bytes()))
+    assert find_start(paths, IDENTITY, 3, 2, False, log) == Start(paths[1], 9, 1234.5)
+    (told,) = log.lines
+    assert told.startswith(f"[WARNING] {paths[0]}: ") and told.endswith(": passed over")
+    paths[1].write_bytes(b"")
+    assert find_start(paths, IDENTITY, 3, 2, False, log) is None and len(log.lines) == 3
+    with pytest.raises(StateError):
+        read_state(paths[0])
+
+
+class TellingLines(TellingLog):
+    def line(self, text: str) -> None:
+        self.lines.append(text)
+
+
+def test_a_state_of_another_experiment_or_fold_is_passed_over(state: SavedState, tmp_path: Path) -> None:
+    paths, log = RunPaths(tmp_path).last_states(3), TellingLines()
+    write_state(paths[0], state)
+    assert find_start(paths, "b" * 64, 3, 2, False, log) is None
+    assert find_start(paths, IDENTITY, 2, 2, False, log) is None
+    assert [line.endswith("of another experiment or fold: passed over") for line in log.lines] == [True, True]
+    assert find_start(RunPaths(tmp_path).last_states(0), IDENTITY, 0, 2, False, log) is None
+
+
+def test_another_number_of_processes_is_refused_with_the_ways_out(state: SavedState, tmp_path: Path) -> None:
+    paths = RunPaths(tmp_path).last_states(3)
+    write_state(paths[0], state)
+    told = r"fold 3 was saved at step 17 by 2 processes, and these are 1\. Start 2; or say --allow-world-size-change"
+    with pytest.raises(ResumeError, match=told):
+        find_start(paths, IDENTITY, 3, 1, False, RunLog(None))
+    assert find_start(paths, IDENTITY, 3, 1, True, RunLog(None)) == Start(paths[0], 17, 1234.5)
+
+
+# --- saving ----------------------------------------------------------------------------------------------------------
+
+
+def test_two_states_are_kept_and_the_newer_is_never_written_over(tmp_path: Path) -> None:
+    engine, paths = make_engine(make_conv()), RunPaths(tmp_path).last_states(0)
+    keeper = StateKeeper(paths, None, 1e9, engine.accelerator, RunLog(None))
+    for step in range(1, 6):
+        keeper.save(engine, IDENTITY, Progress(step), True)
+        steps = [read_state(path).progress.step for path in paths if path.exists()]
+        assert sorted(steps) == [step - 1, step] or (step, steps) == (1, [1])
+    keeper.close()
+    start = find_start(paths, IDENTITY, 0, 1, False, RunLog(None))
+    assert start is not None and start.step == 5
+    keeper = StateKeeper(paths, start, 1e9, engine.accelerator, RunLog(None))
+    keeper.save(engine, IDENTITY, Progress(6), False)
+    keeper.close()
+    assert sorted(read_state(path).progress.step for path in paths) == [5, 6]
+
+
+def test_a_state_is_due_once_an_interval_and_on_the_main_process_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now_s[0])
+    engine = make_engine()
+    keeper = StateKeeper(RunPaths(Path("nowhere")).last_states(0), None, 300.0, engine.accelerator, RunLog(None))
+    assert not keeper.is_due()
+    now_s[0] += 300
+    assert keeper.is_due()
+    monkeypatch.setattr(type(engine.accelerator), "is_main_process", False)
+    assert not keeper.is_due()
+
+
+def test_a_disk_that_takes_no_more_is_told_and_the_state_before_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, paths, log = make_engine(), RunPaths(tmp_path).last_states(0), TellingLines()
+    keeper = StateKeeper(paths, None, 1e9, engine.accelerator, log)
+    keeper.save(engine, IDENTITY, Progress(1), True)
+
+    def refuse(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("doccls.run.artifacts.os.fsync", refuse)
+        keeper.save(engine, IDENTITY, Progress(2), True)
+    keeper.close()
+    (told,) = log.lines
+    assert told == "[WARNING] the fold's state was not saved ([Errno 28] No space left on device); training goes on"
+    start = find_start(paths, IDENTITY, 0, 1, False, log)
+    assert start is not None and start.step == 1 and not list(tmp_path.rglob("*.tmp"))
+
+
+def test_a_saved_state_is_not_what_the_next_step_makes_of_it(tmp_path: Path) -> None:
+    """It is written beside the training, which goes on meanwhile."""
+    engine = make_engine(make_conv(), optimizer="adamw")
+    before = {name: one.clone() for name, one in engine.bare_model.state_dict().items()}
+    keeper = StateKeeper(RunPaths(tmp_path).last_states(0), None, 1e9, engine.accelerator, RunLog(None))
+    started: list[Callable[[], None]] = []
+    keeper._writer.submit = lambda act, *words: started.append(lambda: act(*words))  # type: ignore[assignment, return-value]
+    keeper.save(engine, IDENTITY, Progress(1), False)
+    train_epoch(engine, load(engine), 0, LossMeter(), lambda *told: None, ProgressBar(None))
+    started[0]()
+    saved = read_state(RunPaths(tmp_path).last_states(0)[0]).model
+    assert all(torch.equal(saved[name], one) for name, one in before.items())
+
+
+def test_going_on_is_told_with_what_is_done_again() -> None:
+    start = Start(Path("x"), 412, time.mktime((2026, 1, 2, 14, 3, 22, 0, 0, -1)))
+    told = "[RESUME] fold=2 from step 412 (epoch 5), saved 14:03:22"
+    assert describe_start(start, 2, 90, start.saved_s + 37.2) == f"{told}, 37 s of work done again"
+    assert describe_start(start, 2, 90, start.saved_s - 5) == f"{told}, 0 s of work done again"
+    assert describe_start(start, 2, 90, None) == told
+    assert "from step 90 (epoch 1)" in describe_start(replace(start, step=90), 2, 90, None)
