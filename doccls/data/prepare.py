@@ -57,7 +57,8 @@ def prepare_data(config: Config, known: Mapping[Path, ImageLook] | None = None) 
     data = config.data
     manifest = read_manifest(data)
     split = partial(assign_folds, manifest, num_folds=data.folds, stratify=data.stratify, seed=config.project.seed)
-    split(find_units(manifest))  # what is wrong without a look at the images is told before it
+    units = find_units(manifest)
+    assignment = split(units)  # what is wrong without a look at the images is told before it
     looks = _look(manifest, data.max_image_pixels, known or {})
     digests, bad = _sort_rows(manifest, looks)
     contents = _list_contents(manifest, looks)
@@ -67,8 +68,8 @@ def prepare_data(config: Config, known: Mapping[Path, ImageLook] | None = None) 
         raise DataError(f"{twins}\n(data.on_duplicate: keep puts them into one fold)")
     if twins:
         warnings.append(f"{twins}\n  (data.on_duplicate: keep | error)")
-    units = find_units(manifest, contents)
-    assignment = split(units)
+        units = find_units(manifest, contents)
+        assignment = split(units)
     if bad:
         line = tell(
             "images that can't be used",

@@ -124,6 +124,8 @@ class StateKeeper:
         if not self._accelerator.is_main_process:
             return
         scaler = self._accelerator.scaler
+        kept = {} if engine.ema is None else engine.ema.module.state_dict()
+        ema = {_EMA + name: one for name, one in kept.items()}
         state = SavedState(
             identity=identity,
             fold=engine.plan.fold,
@@ -131,12 +133,7 @@ class StateKeeper:
             precision=self._accelerator.mixed_precision,
             saved_s=time.time(),
             progress=progress,
-            model=_copy(engine.bare_model.state_dict())
-            | (
-                {}
-                if engine.ema is None
-                else {_EMA + name: one for name, one in _copy(engine.ema.module.state_dict()).items()}
-            ),
+            model=_copy(engine.bare_model.state_dict() | ema),
             buffers_RB=buffers,
             optimizer=_copy(engine.optimizer.state_dict()),
             scaler=scaler.state_dict() if scaler is not None and scaler.is_enabled() else {},
