@@ -1,9 +1,7 @@
 """Entry point `python -m doccls.train --config ...`: arguments -> config -> folds -> exit marker."""
 
 import argparse
-import faulthandler
 import os
-import signal
 import socket
 import sys
 import traceback
@@ -29,6 +27,7 @@ from doccls.run.signals import (
     handling_signals,
     ignore_signals,
     naming_one_cause,
+    stop_on_sigusr2,
     stopping_gracefully,
 )
 
@@ -62,8 +61,6 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Train as the command line says; returns the exit code. Never raises for what a user did."""
     end_with_parent()
-    if hasattr(signal, "SIGUSR2"):  # not on Windows
-        faulthandler.register(signal.SIGUSR2, file=2)  # a process that stands still says where
     arguments = build_parser().parse_args(argv)
     with handling_signals():
         return _train(arguments)
@@ -75,6 +72,8 @@ def _train(arguments: argparse.Namespace) -> int:
         try:
             with beating() as heart:
                 config, now = load_arguments(arguments), datetime.now()
+                if config.train.sigusr2 == "stop":
+                    stop_on_sigusr2()
                 if is_launched():  # into a run that is known to be this config's: its launcher hears of any mistake
                     paths = locate_run(config.output.exp_dir, check_run_id(arguments.run_id), now)
                     heart.write_to(paths.heartbeat(_find_fold(config), rank_by_environment()))

@@ -67,6 +67,11 @@ def _add_policy_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="TIME",
         help="kill and restart a fold without progress for so long: 90s, 30m (default), 2h; 0 is never",
     )
+    parser.add_argument(
+        "--allow-world-size-change",
+        action="store_true",
+        help="go on with folds that another number of processes began: the same batches, not the same bits",
+    )
 
 
 def _add_device_arguments(parser: argparse.ArgumentParser) -> None:
@@ -274,6 +279,8 @@ def _list_run_words(arguments: argparse.Namespace, run_id: str) -> list[str]:
         words += ["--set", override]
     if arguments.num_workers is not None:
         words += ["--num-workers", str(arguments.num_workers)]
+    if arguments.allow_world_size_change:
+        words.append("--allow-world-size-change")
     return [*words, "--run-id", run_id]
 
 

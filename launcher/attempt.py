@@ -40,8 +40,10 @@ class RunningFold:
         """
         fold, self._ranks = assignment.fold, range(len(assignment.ranks))
         self._heartbeats = [paths.heartbeat(fold, rank) for rank in self._ranks]
-        for heartbeat in self._heartbeats:
-            heartbeat.unlink(missing_ok=True)  # of an attempt before
+        self._beats_before = [read_beat(heartbeat) for heartbeat in self._heartbeats]
+        """Of an attempt before: the fold tells by them how much of its work is done again."""
+        self._states = paths.last_states(fold)
+        self._states_before = _find_changes(self._states)
         self._consoles = [paths.console(fold, rank) for rank in self._ranks]
         self._told_before = [_measure(console) for console in self._consoles]
         self.processes = backend.start(assignment, self._consoles)
@@ -72,11 +74,16 @@ class RunningFold:
                 self.processes.strike()
         return False
 
+    @property
+    def has_advanced(self) -> bool:
+        """Whether a state was saved in this attempt, from which the next one goes on."""
+        return _find_changes(self._states) - self._states_before != set()
+
     def conclude(self, done: bool, stopping: bool) -> tuple[Ending, str]:
         """How the attempt ended, and why, in words. `done`: the fold's part is there and valid."""
         codes, beats = self.processes.poll(), self._read_beats()
         causes = [beat.cause if beat else None for beat in beats]
-        outcome = judge(codes, causes, done, self._silence is not None, stopping)
+        outcome = judge(codes, causes, done, self._silence is not None, stopping, self.has_advanced)
         if outcome in (Outcome.DONE, Outcome.STOPPED):
             return Ending(outcome), str(outcome)
         if self._silence is not None:
@@ -112,7 +119,8 @@ class RunningFold:
         return f"rank {rank}: {word}" if len(self._ranks) > 1 else word
 
     def _read_beats(self) -> list[Beat | None]:
-        return [read_beat(heartbeat) for heartbeat in self._heartbeats]
+        beats = [read_beat(heartbeat) for heartbeat in self._heartbeats]
+        return [None if beat == old else beat for beat, old in zip(beats, self._beats_before, strict=True)]
 
     def _read_console(self, rank: int) -> str:
         """What the rank printed in this attempt."""
@@ -162,6 +170,15 @@ def _tell_code(code: int) -> str:
     with suppress(ValueError):
         return f"was killed by {signal.Signals(-code).name}"
     return f"was killed by signal {-code}"
+
+
+def _find_changes(states: Sequence[Path]) -> set[tuple[Path, int]]:
+    """Of those that are there: when they were written."""
+    found = set()
+    for path in states:
+        with suppress(OSError):
+            found.add((path, path.stat().st_mtime_ns))
+    return found
 
 
 def _measure(file: Path) -> int:

@@ -96,7 +96,7 @@ def _act_logged(prepare: Callable[[], _Prepared | None]) -> int:
 
 
 def _prepare_run(arguments: argparse.Namespace, words: Sequence[str]) -> _Prepared:
-    config = load_arguments(arguments)
+    config = _load_config(arguments)
     if arguments.backend == "slurm":
         return _prepare_submission(arguments, words, config)
     slots = choose_slots(arguments, config)
@@ -110,6 +110,16 @@ def _prepare_run(arguments: argparse.Namespace, words: Sequence[str]) -> _Prepar
         launch(config, run_id, now, plan, _make_options(arguments, words, config, run_id, slots), log)
 
     return name_log(config.output.logs_dir, run_id, now), act
+
+
+def _load_config(arguments: argparse.Namespace) -> Config:
+    """Of a command that trains, and that signals may ask to leave."""
+    from doccls.run.signals import stop_on_sigusr2
+
+    config = load_arguments(arguments)
+    if config.train.sigusr2 == "stop":
+        stop_on_sigusr2()
+    return config
 
 
 def _prepare_submission(arguments: argparse.Namespace, words: Sequence[str], config: Config) -> _Prepared:
@@ -129,7 +139,7 @@ def _prepare_submission(arguments: argparse.Namespace, words: Sequence[str], con
 
 def _prepare_task(arguments: argparse.Namespace, words: Sequence[str]) -> _Prepared | None:
     """None if no fold is left for the task."""
-    task, config, now = parse_task(os.environ), load_arguments(arguments), datetime.now()
+    task, config, now = parse_task(os.environ), _load_config(arguments), datetime.now()
     folds = pick_folds(task, config.data.list_wanted(), arguments.share)
     if not folds:
         print(f"[LAUNCH] task {task.job}: no fold is left for it (data.folds={config.data.folds})")

@@ -154,6 +154,7 @@ class FoldLoop:
         self._experiment, self._options, self._backend, self._log = experiment, options, backend, log
         self._ledger_file, self._ledger, self._lock = ledger_file, ledger, lock
         self._running: dict[int, RunningFold] = {}
+        self._advanced = False
         self._reasons: dict[int, str] = {}
         self._started_s: dict[int, float] = {}
         self._most_images = _count_most_images(experiment.config, len(options.slots[0].devices))
@@ -182,9 +183,10 @@ class FoldLoop:
         if failed := self._state.list_in("failed"):
             raise LaunchError(self._tell_failure([one.fold for one in failed]))
 
-    def list_done(self) -> list[int]:
-        """The folds that this launch has finished."""
-        return [one.fold for one in self._state.list_in("done")]
+    @property
+    def has_advanced(self) -> bool:
+        """Whether this launch has come further: a fold is done, or a state was saved from which it goes on."""
+        return self._advanced
 
     def _decide(self) -> Action:
         if stop_requested() and not self._state.stopping:
@@ -237,6 +239,7 @@ class FoldLoop:
         """Done by its part; else by what its processes said and how they ended."""
         score = self._read_score(fold)
         ending, reason = running.conclude(score is not None, self._state.stopping)
+        self._advanced |= score is not None or running.has_advanced
         del self._running[fold]
         told = reason if score is None else f"done macro_f1={score:.5f}"
         self._end(fold, ending, told, running.processes.poll(), running.find_log())
@@ -266,6 +269,8 @@ class FoldLoop:
             self._log.line(f"{where}: {told} in {took}")
         elif ending.outcome is Outcome.STOPPED:
             self._log.line(f"{where}: stopped after {took}")
+        elif ending.outcome is Outcome.LEFT:
+            self._log.line(f"{where}: left after {took}: {told}, not of this launcher; it goes on from where it was")
         else:
             self._reasons[fold] = told if log is None else f"{told}{_separate(told)}log: {log}"
             self._log.line(f"{where}: failed: {self._reasons[fold]}")

@@ -19,7 +19,9 @@ class Outcome(StrEnum):
     DONE = "done"
     """Its part is there and valid, whatever else was said."""
     STOPPED = "stopped"
-    """It was asked to leave, and left."""
+    """The launcher asked it to leave, and it left."""
+    LEFT = "left"
+    """Somebody else asked it; it has saved where it was, and goes on from there."""
     USER_ERROR = "user error"
     """It would fail again: a user has to mend something."""
     OUT_OF_MEMORY = "out of memory"
@@ -167,6 +169,8 @@ def _judge(fold: FoldState, ending: Ending, policy: Policy, now_s: float) -> Fol
     if outcome is Outcome.OUT_OF_MEMORY and fold.micro_batch_size > 1:
         smaller = choose_micro_batch_size(fold.micro_batch_size, [fold.micro_batch_size])
         return replace(fold, status="waiting", micro_batch_size=smaller)
+    if outcome is Outcome.LEFT:
+        return replace(fold, status="waiting", ready_s=now_s + policy.backoff_s)
     came_back = ending.error is not None and ending.error == fold.error
     if outcome in (Outcome.USER_ERROR, Outcome.OUT_OF_MEMORY) or came_back or fold.restarts == policy.max_restarts:
         return replace(fold, status="failed")
@@ -181,11 +185,12 @@ def _update(state: LaunchState, changed: FoldState) -> LaunchState:
 
 
 def judge(
-    codes: Sequence[int | None], causes: Sequence[Cause | None], done: bool, hung: bool, stopping: bool
+    codes: Sequence[int | None], causes: Sequence[Cause | None], done: bool, hung: bool, stopping: bool, advanced: bool
 ) -> Outcome:
     """What the end of a fold's ranks means together; its valid part counts for more than any word.
 
-    When one rank fails, the others fail for want of it: the cause is the one that says most.
+    When one rank fails, the others fail for want of it: the cause is the one that says most. `stopping`: the launcher
+    has asked them to leave; `advanced`: a state was saved in this attempt, so that the next one begins further on.
     """
     if done:
         return Outcome.DONE
@@ -195,4 +200,8 @@ def judge(
         return Outcome.USER_ERROR
     if Cause.OUT_OF_MEMORY in causes:
         return Outcome.OUT_OF_MEMORY
-    return Outcome.STOPPED if stopping and _LEFT.intersection(codes) else Outcome.CRASHED
+    if not _LEFT.intersection(codes):
+        return Outcome.CRASHED
+    if stopping:
+        return Outcome.STOPPED
+    return Outcome.LEFT if advanced else Outcome.CRASHED

@@ -24,8 +24,8 @@ _OPENING_S = 7200.0
 """How long a look at the data by another task may take."""
 _EARLIER_S = 180.0
 """How long the lock of this very task may outlive its node, from which Slurm has taken it."""
-_TIME_IS_UP = signal.SIGUSR1
-"""What slurm/kfold.sh has Slurm send ahead of the job's time limit."""
+_TIME_IS_UP = (signal.SIGUSR1, signal.SIGUSR2)
+"""What Slurm sends ahead of the job's time limit: slurm/kfold.sh asks for the first, a site may for the second."""
 
 
 def run_task(
@@ -68,24 +68,21 @@ def run_task(
             try:
                 loop.run()
             except Interrupted as stop:
-                if stop.signum == _TIME_IS_UP:
-                    _come_again(loop.list_done(), task, options, log)
+                if stop.signum in _TIME_IS_UP:
+                    _come_again(loop.has_advanced, task, options, log)
                 raise
     close_share(experiment, log)
 
 
-def _come_again(done: Sequence[int], task: SlurmTask, options: LaunchOptions, log: RunLog) -> None:
-    """The job's time is nearly up: put it back into the queue, unless a fold has had all the time that there is.
-
-    It would start with its first epoch again, and come no further.
-    """
-    if not done:
+def _come_again(advanced: bool, task: SlurmTask, options: LaunchOptions, log: RunLog) -> None:
+    """The job's time is nearly up: put it back into the queue, unless it would come no further the next time either."""
+    if not advanced:
         log.line(
-            f"[LAUNCH] the time limit of job {task.job} came before a fold was done: ask for more (sbatch --time=...), "
-            f"then: {options.again}"
+            f"[LAUNCH] the time limit of job {task.job} came before a step was saved: ask for more "
+            f"(sbatch --time=...), then: {options.again}"
         )
         return
-    log.line(f"[LAUNCH] the time limit of job {task.job} comes: it goes back into the queue, to train the rest")
+    log.line(f"[LAUNCH] the time limit of job {task.job} comes: it goes back into the queue, and goes on from here")
     done_by_slurm = subprocess.run(["scontrol", "requeue", task.job], capture_output=True, text=True, check=False)
     if done_by_slurm.returncode:
         log.line(f"[WARNING] Slurm did not take it ({done_by_slurm.stderr.strip()}): {options.again}")

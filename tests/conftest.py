@@ -2,7 +2,9 @@
 
 import os
 import re
-from collections.abc import Callable
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -23,6 +25,19 @@ def need() -> Callable[[str, bool, str], None]:
         pytest.skip(f"suite {suite!r}: {reason}")
 
     return check
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path, need: Callable[[str, bool, str], None]) -> Iterator[Path]:
+    """A folder on a disk of 3 MiB; only root may make one."""
+    folder = tmp_path / "small disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=3m", "none", str(folder)]
+    need("small disk", shutil.which("mount") is not None, "there is no command `mount`")
+    mounted = subprocess.run(command, capture_output=True, text=True, check=False)
+    need("small disk", mounted.returncode == 0, f"a tmpfs can't be mounted: {mounted.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:

@@ -1,5 +1,6 @@
 """Files that are whole whenever they exist: written beside, synced, and renamed into place."""
 
+import errno
 import glob
 import os
 import secrets
@@ -10,7 +11,19 @@ from typing import BinaryIO
 
 import numpy as np
 
+from doccls.errors import UserError
 from doccls.run.signals import at_sudden_end
+
+_MENDABLE = {
+    number
+    for name in ("ENOSPC", "EDQUOT", "EROFS", "EACCES", "EPERM", "EFBIG", "EISDIR", "ENOTDIR", "ENAMETOOLONG")
+    if (number := getattr(errno, name, None)) is not None
+}
+"""What a user has to see to; other errors, such as a network file system's, may be gone the next time."""
+
+
+class WriteError(UserError, OSError):
+    """A file can't be written: the disk is full, read-only, ...; the message says which, why, and the errno."""
 
 
 @contextmanager
@@ -20,11 +33,12 @@ def replacing(path: Path, durable: bool = True) -> Iterator[BinaryIO]:
     Not `durable`, it is whole for whoever reads it, but a power cut may take it.
 
     Raises:
-        OSError: no room, no right, ...; what was half written is gone.
+        WriteError: no room, no right, ...; what was half written is gone.
+        OSError: another error of the file system; it names the path.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with at_sudden_end(lambda reason, code: beside.unlink(missing_ok=True)):
             with beside.open("wb") as file:
                 yield file
@@ -32,11 +46,14 @@ def replacing(path: Path, durable: bool = True) -> Iterator[BinaryIO]:
                 if durable:
                     os.fsync(file.fileno())
             beside.replace(path)
-    except BaseException:
-        beside.unlink(missing_ok=True)
+        if durable:
+            _sync_folder(path.parent)
+    except BaseException as error:
+        with suppress(OSError):
+            beside.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno is not None:
+            raise _name_path(error, path) from error
         raise
-    if durable:
-        _sync_folder(path.parent)
 
 
 def remove_leftovers(path: Path) -> None:
@@ -76,6 +93,13 @@ def write_array(path: Path, array: np.ndarray) -> None:
     """`array` as the .npy file `path`, whole; the same array gives the same bytes."""
     with replacing(path) as file:
         np.save(file, np.ascontiguousarray(array), allow_pickle=False)
+
+
+def _name_path(error: OSError, path: Path) -> OSError:
+    """A write call's own error does not say of which file."""
+    if error.errno in _MENDABLE:
+        return WriteError(f"can't write {path}: {error.strerror} (errno {error.errno})")
+    return OSError(error.errno, error.strerror, str(path))
 
 
 def _sync_folder(folder: Path) -> None:

@@ -8,6 +8,7 @@ make another error of it, and another exit code. So nothing here raises by itsel
   and is gone. A thread does that, since no Python handler runs while the main thread stands in a C call.
 """
 
+import faulthandler
 import os
 import signal
 import threading
@@ -18,8 +19,14 @@ from types import FrameType
 
 from doccls.run.rank import rank_by_environment
 
-STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
-"""What asks for the end. Slurm sends SIGUSR1 ahead of a time limit, if told so; Windows has none."""
+STOP_SIGNALS = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)
+)
+"""What asks for the end: Slurm sends SIGUSR1 ahead of a time limit, if told so; Windows has neither.
+
+SIGUSR2 does so only after `stop_on_sigusr2`; before, it has the process write its stacks.
+"""
+_STACKS: signal.Signals | None = getattr(signal, "SIGUSR2", None)
 _ECHO_S = 1.0
 """One request may come as several signals: to the whole group by a terminal, and again from a launcher that forwards
 it. What comes so soon after the first is taken for its echo."""
@@ -53,7 +60,10 @@ def handling_signals() -> Iterator[None]:
     read_end, write_end = os.pipe()
     os.set_blocking(write_end, False)
     earlier_fd = signal.set_wakeup_fd(write_end)
-    earlier = {number: signal.signal(number, _note) for number in STOP_SIGNALS}
+    earlier = {number: signal.signal(number, _note) for number in STOP_SIGNALS if number != _STACKS}
+    if _STACKS is not None:
+        earlier[_STACKS] = signal.getsignal(_STACKS)
+        faulthandler.register(_STACKS, file=2)  # a process that stands still says where
     watcher = threading.Thread(target=_watch, args=(read_end,), name="doccls-signals", daemon=True)
     watcher.start()
     try:
@@ -61,11 +71,19 @@ def handling_signals() -> Iterator[None]:
     finally:
         signal.set_wakeup_fd(earlier_fd)
         if not _closing:
+            if _STACKS is not None:
+                faulthandler.unregister(_STACKS)
             for number, handler in earlier.items():
                 signal.signal(number, handler)
         os.close(write_end)
         watcher.join()
         _requested = None
+
+
+def stop_on_sigusr2() -> None:
+    """From now on, while `handling_signals`, it asks for the end as the others do; the main thread calls."""
+    if _STACKS is not None:
+        signal.signal(_STACKS, _note)
 
 
 @contextmanager
@@ -142,7 +160,8 @@ def ignore_signals() -> None:
     with _lock:
         _closing = True
     for number in STOP_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
+        if signal.getsignal(number) is _note:
+            signal.signal(number, signal.SIG_IGN)
 
 
 def _in_mode(graceful: bool) -> Iterator[None]:

@@ -1,6 +1,7 @@
 """A fold's best weights, with the logits they gave, in one file that is whole and says what it belongs to."""
 
 import hashlib
+import io
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -43,16 +44,22 @@ class BestCheckpoint:
 
 
 def write_best(path: Path, best: BestCheckpoint) -> None:
-    """Write the checkpoint, whole, with the digest of its tensors and words. The main process calls."""
+    """Write the checkpoint, whole, with the digest of its tensors and words. The main process calls.
+
+    Raises:
+        OSError: no room, no right, ...; what stood there before still does.
+    """
     meta = {
         "format": _FORMAT, "identity": best.identity, "fold": best.fold, "epoch": best.epoch,
         "macro_f1": best.macro_f1, "classes": best.classes, "mean": best.mean, "std": best.std,
         "precision": best.precision, "config": best.config,
     }  # fmt: skip
     text = json.dumps(meta)
+    digest = _digest(best.state_dict, best.oof, text)
+    content = io.BytesIO()  # torch's own words for a disk that is full name neither the file nor the reason
+    torch.save({"state_dict": best.state_dict, "oof": best.oof, "meta": text, "digest": digest}, content)
     with replacing(path) as file:
-        digest = _digest(best.state_dict, best.oof, text)
-        torch.save({"state_dict": best.state_dict, "oof": best.oof, "meta": text, "digest": digest}, file)
+        file.write(content.getbuffer())
 
 
 def read_best(path: Path) -> BestCheckpoint:

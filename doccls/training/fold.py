@@ -38,6 +38,7 @@ from doccls.training.explain import check_smallest_share, explain
 from doccls.training.loop import Engine, LossMeter, TrainingError, list_training_keys, train_epoch
 from doccls.training.processes import agree_on_stop, await_all, on_main
 from doccls.training.resume import Start, StateKeeper, describe_start, find_start, remove_states, take_up
+from doccls.training.space import describe_space, measure_free, measure_space
 from doccls.training.state import BestSoFar, Progress
 
 
@@ -137,6 +138,9 @@ def train_fold(
                 log,
             )
             engine = _build_engine(experiment, fold, accelerator, log, tracker, heart, keeper)
+            if run_dir is not None:
+                for line in describe_space(measure_space(engine), measure_free(run_dir), fold, run_dir):
+                    log.line(line)
             progress = Progress()
             if start is not None:
                 progress = take_up(engine, start)

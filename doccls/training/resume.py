@@ -151,7 +151,7 @@ class StateKeeper:
         try:
             self._writing.result()
         except (OSError, TypeError) as error:  # TypeError: an optimizer that keeps what no file can hold
-            self._log.line(f"[WARNING] the fold's state was not saved ({error}); training goes on")
+            self._log.line(f"[WARNING] the fold's state was not saved: {error}; training goes on")
         self._writing = None
 
     def close(self) -> None:

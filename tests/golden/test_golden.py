@@ -16,6 +16,7 @@ _MASKS = (
     (r"v001-[0-9a-f]{6}", "<RUN_ID>"),
     (r"run_\d{8}-\d{4}_", "run_<WHEN>_"),
     (r"experiments/\d{8}/", "experiments/<DAY>/"),
+    (r"[\d.]+ .iB are free", "<...> are free"),
     (r"(mem_MiB|time_s|images_per_s)=[\d.]+", r"\1=<...>"),
 )
 _SLURM = (

@@ -51,7 +51,8 @@ def meet(what: str, largest_micro_batch: int) -> None:
         time.sleep(60)
     else:
         os.kill(os.getpid(), signal.Signals[what])
-        time.sleep(60)  # one that was stopped may not end before it is killed, just because it was woken for its stacks
+        if what == "SIGSTOP":
+            time.sleep(60)  # it may not end before it is killed, just because it was woken for its stacks
 
 
 def step_into(what: str, take_step: Callable[..., Any], engine: Any, batches: Any, step: int) -> Any:

@@ -70,6 +70,22 @@ def test_a_fold_that_is_killed_is_started_again(
     assert_same(launched.run, undisturbed if ranks == 1 else undisturbed_pair)
 
 
+@pytest.mark.parametrize(("ranks", "fault"), [(1, "SIGTERM"), (2, "SIGINT of rank 1")])
+def test_a_fold_that_somebody_else_stops_goes_on_and_no_restart_is_counted(
+    trainer: Trainer, undisturbed: Run, undisturbed_pair: Run, ranks: int, fault: str
+) -> None:
+    sets, slots = (RECIPE, "1") if ranks == 1 else (PAIR, "2")
+    launched = launch(trainer, sets, "--slots", slots, "--max-restarts", "0", fault=fault)
+    assert launched.code == 0, launched.out + launched.err
+    assert_none_left(launched.run.folder)
+    assert list_outcomes(launched.run) == ["left", "done"]
+    told = f": {fault.partition(' ')[0]} received, not of this launcher; it goes on from where it was"
+    assert any(told in line for line in launched.log)
+    logs = "".join(log.read_text() for log in sorted(launched.run.folder.glob("logs/*_fold1.log")))
+    assert re.findall(r"^\[RESUME\] fold=1 from step (\d+) .* s of work done again$", logs, re.MULTILINE) == ["4"]
+    assert_same(launched.run, undisturbed if ranks == 1 else undisturbed_pair)
+
+
 def test_a_fold_whose_loader_worker_is_killed_is_started_again(trainer: Trainer, undisturbed: Run) -> None:
     launched = launch(trainer, RECIPE, "--slots", "1", fault="loader worker")
     assert launched.code == 0, launched.out + launched.err

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,9 +15,11 @@ from launches import ask, assert_same_bytes, trains
 from slurm_cluster import JOBS_S, ROOT, Cluster, read_outputs, submit_folds
 from tiny_runs import PLAIN, Run, Trainer
 
-ONE = (*PLAIN, "data.valid_fold=1", "train.epochs=20")
-"""One fold, long enough to be met in its midst."""
+ONE = (*PLAIN, "data.valid_fold=1", "train.epochs=20", "train.checkpoint_interval_s=0.001")
+"""One fold, long enough to be met in its midst; a state after every step."""
 PART = "oof/parts/fold1.safetensors"
+FIRST_EPOCH = 3
+"""Steps; each fault strikes after them."""
 
 
 @pytest.fixture(scope="module")
@@ -43,14 +46,22 @@ def await_training(folder: Path) -> None:
     await_event(lambda: trains(folder), "an epoch", folder)
 
 
+def read_starts(run: Run) -> list[int]:
+    """The steps that a fold has gone on from, as its logs tell, one a minute."""
+    told = "".join(log.read_text() for log in sorted(run.folder.glob("logs/*_fold1.log")))
+    return [int(step) for step in re.findall(r"^\[RESUME\] fold=1 from step (\d+) \(", told, re.MULTILINE)]
+
+
 def assert_same_fold(cluster: Cluster, job: str, folder: Path, undisturbed: Run, restarted: bool) -> None:
-    """It has ended well, at its first start or at a later one, and left what an undisturbed run leaves."""
+    """It has ended well, at its first start or from a step at a later one, and left what an undisturbed run leaves."""
     assert cluster.wait(job, folder) == ["COMPLETED"], read_outputs(folder)
     run = Run([], folder)
     assert (run.root / PART).read_bytes() == (undisturbed.root / PART).read_bytes()
     assert run.read_weights(1) == undisturbed.read_weights(1)
     outcomes = [one["outcome"] for one in json.loads((run.root / "launch_task1.json").read_text())["attempts"]]
     assert (len(outcomes) > 1) == restarted and outcomes[-1] == "done", outcomes
+    starts = read_starts(run)
+    assert len(starts) == restarted and all(step >= FIRST_EPOCH for step in starts), starts
     assert not list(folder.rglob("*.tmp"))
 
 
@@ -172,12 +183,27 @@ def test_a_time_limit_puts_the_rest_back_into_the_queue(cluster: Cluster, traine
     assert_same_bytes(whole, Run([], folder))
 
 
-def test_a_fold_that_had_all_the_time_is_not_tried_again(cluster: Cluster, trainer: Trainer) -> None:
+@pytest.mark.parametrize("number", ["USR1", "USR2"])
+def test_a_fold_that_meets_a_time_limit_goes_on_from_its_step(
+    cluster: Cluster, trainer: Trainer, undisturbed: Run, number: str
+) -> None:
     folder = trainer.new_folder()
-    job = submit_folds(cluster, trainer, folder, (*ONE, "train.epochs=500"), "--array=1")
+    job = submit_folds(cluster, trainer, folder, (*ONE, "train.sigusr2=stop"), "--array=1")
     await_training(folder)
+    cluster.ask("scancel", "--batch", f"--signal={number}", f"{job}_1")
+    assert_same_fold(cluster, job, folder, undisturbed, restarted=True)
+    assert f"SIG{number} received" in read_outputs(folder)
+    run = Run([], folder)
+    (stopped, _) = json.loads((run.root / "launch_task1.json").read_text())["attempts"]
+    assert (stopped["outcome"], stopped["then"]) == ("stopped", "stopped")
+
+
+def test_a_job_whose_time_is_up_before_a_step_is_saved_is_not_tried_again(cluster: Cluster, trainer: Trainer) -> None:
+    folder = trainer.new_folder()
+    job = submit_folds(cluster, trainer, folder, ONE, "--array=1")
+    await_event(lambda: "[LAUNCH] fold 1 on " in read_outputs(folder), "the fold's start", folder)  # it imports
     cluster.ask("scancel", "--batch", "--signal=USR1", f"{job}_1")
     assert cluster.wait(job, folder) == ["FAILED"], read_outputs(folder)
     told = read_outputs(folder)
-    assert f"the time limit of job {job}_1 came before a fold was done: ask for more (sbatch --time=...)" in told
+    assert f"the time limit of job {job}_1 came before a step was saved: ask for more (sbatch --time=...)" in told
     assert told.rstrip().endswith("[EXIT][ERROR] training failed: SIGUSR1 received")

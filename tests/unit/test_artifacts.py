@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from doccls.run.artifacts import remove_leftovers, replacing, write_array, write_once, write_text
+from doccls.errors import UserError
+from doccls.run.artifacts import WriteError, remove_leftovers, replacing, write_array, write_once, write_text
+from doccls.training.checkpoint import BestCheckpoint, write_best
 
 
 @pytest.mark.parametrize("error", [OSError("no room"), KeyboardInterrupt(), SystemExit(1)])
@@ -19,6 +24,44 @@ def test_an_old_file_stays_whole_when_writing_fails_in_the_middle(tmp_path: Path
         raise error
     assert (tmp_path / "a").read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("number", "kind"), [(errno.ENOSPC, WriteError), (errno.EROFS, WriteError), (errno.EDQUOT, WriteError),
+                         (errno.EIO, OSError), (errno.ESTALE, OSError)]
+)  # fmt: skip
+@pytest.mark.parametrize("where", ["write", "sync", "rename"])
+def test_an_error_of_the_disk_names_file_and_number_and_says_whether_a_user_can_mend_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, kind: type[OSError], where: str
+) -> None:
+    write_text(tmp_path / "a", "old")
+
+    def fail(*others: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    if where == "sync":
+        monkeypatch.setattr("doccls.run.artifacts.os.fsync", fail)
+    if where == "rename":
+        monkeypatch.setattr(Path, "replace", fail)
+    with pytest.raises(OSError, match=os.strerror(number)) as caught, replacing(tmp_path / "a") as file:
+        file.write(b"half of the new")
+        if where == "write":
+            fail()
+    assert isinstance(caught.value, UserError) == (kind is WriteError)
+    assert str(tmp_path / "a") in str(caught.value) and str(int(number)) in str(caught.value)
+    assert (tmp_path / "a").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_disk_that_is_full_leaves_the_best_weights_before(small_disk: Path) -> None:
+    weights = {f"w{number}": torch.ones(100_000) for number in range(4)}  # 1.6 MB; torch writes them in many calls
+    best = BestCheckpoint(weights, {}, "x", 0, 1, 0.5, ("a",), (0.0,), (1.0,), "no", {})
+    write_best(small_disk / "best.pth", best)
+    before = (small_disk / "best.pth").read_bytes()
+    with pytest.raises(WriteError, match=r"can't write \S*best.pth: No space left on device \(errno 28\)"):
+        write_best(small_disk / "best.pth", best)
+    assert (small_disk / "best.pth").read_bytes() == before
+    assert [path.name for path in small_disk.iterdir()] == ["best.pth"]
 
 
 def test_no_file_appears_when_the_first_writing_fails(tmp_path: Path) -> None:

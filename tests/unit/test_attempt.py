@@ -79,17 +79,22 @@ def start(tmp_path: Path, clock: Clock, struck: list[int]) -> Start:
 
     def make(ranks: int) -> tuple[RunningFold, list[Process], list[Heartbeat]]:
         processes = [Process(10**8 + rank) for rank in range(ranks)]  # no process has such an id
-        made = FoldProcesses(tuple(processes))  # type: ignore[arg-type]
-        backend = SimpleNamespace(start=lambda *others: made)
-        (slot,) = make_slots(list_cpus(ranks), ranks)
-        assignment = Workload("python", ("--config", "c.yaml"), 1).assign(2, slot)
         hearts = [Heartbeat() for _ in processes]
-        fold = RunningFold(assignment, paths, backend)  # type: ignore[arg-type]
+        fold = start_silent(tmp_path, *processes)
         for rank, heart in enumerate(hearts):
             heart.write_to(paths.heartbeat(2, rank))
         return fold, processes, hearts
 
     return make
+
+
+def start_silent(tmp_path: Path, *processes: Process) -> RunningFold:
+    """A fold whose ranks say nothing."""
+    made = FoldProcesses(tuple(processes))  # type: ignore[arg-type]
+    (slot,) = make_slots(list_cpus(len(processes)), len(processes))
+    assignment = Workload("python", ("--config", "c.yaml"), 1).assign(2, slot)
+    backend = SimpleNamespace(start=lambda *others: made)
+    return RunningFold(assignment, RunPaths(tmp_path / "20260101" / "r"), backend)  # type: ignore[arg-type]
 
 
 def say(tmp_path: Path, rank: int, text: str) -> None:
@@ -244,3 +249,33 @@ def test_done_and_stopped_need_no_reason(start: Start) -> None:
     assert fold.conclude(done=True, stopping=False)[0] == Ending(Outcome.DONE)
     assert fold.conclude(done=False, stopping=True)[0] == Ending(Outcome.STOPPED)
     assert fold.conclude(done=False, stopping=False)[0] == Ending(Outcome.CRASHED)
+
+
+def test_who_left_with_a_state_saved_goes_on(start: Start, tmp_path: Path) -> None:
+    states = RunPaths(tmp_path / "20260101" / "r").last_states(2)
+    states[0].parent.mkdir(parents=True)
+    states[0].write_bytes(b"of an attempt before")
+    fold, processes, _ = start(1)
+    say(tmp_path, 0, "[EXIT][ERROR] training failed: SIGTERM received\n")
+    processes[0].code = 143
+    assert not fold.has_advanced
+    states[1].write_bytes(b"of this one")
+    assert fold.has_advanced
+    assert fold.conclude(done=False, stopping=False) == (Ending(Outcome.LEFT), "SIGTERM received")
+
+
+def test_beats_of_an_attempt_before_are_kept_for_the_fold_and_not_taken_for_its_own(
+    clock: Clock, struck: list[int], tmp_path: Path
+) -> None:
+    place = RunPaths(tmp_path / "20260101" / "r").heartbeat(2, 0)
+    place.parent.mkdir(parents=True)
+    earlier = Heartbeat()
+    earlier.write_to(place)
+    fail(earlier, cause="error", error="KeyError", message="'a defect'", step=7)
+    before = place.read_bytes()
+    fold = start_silent(tmp_path, Process(10**8))
+    assert place.read_bytes() == before
+    look(fold, clock, 3000)  # it imports
+    fold.processes.ranks[0].code = 1  # type: ignore[attr-defined]
+    assert fold.has_ended(10.0)
+    assert fold.conclude(done=False, stopping=False)[1].startswith("rank 0 ended with exit code 1; its last lines:")

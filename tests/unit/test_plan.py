@@ -266,6 +266,7 @@ def test_a_changed_config_is_refused_for_a_run_that_was_begun(
 def test_the_words_that_were_said_are_in_every_command(write_config: Callable[..., Path]) -> None:
     path = write_config()
     said = ["--mode", "basic", "--set", "project.name=a b", "--set", "train.epochs=3", "--num-workers", "0"]
+    said.append("--allow-world-size-change")
     (words, *_) = [shlex.split(render_command(one)) for wave in plan_run(path, *said).waves for one in wave]
     last = ["--run-id", "v001-abc", "--set", "data.valid_fold=0"]
     assert words[words.index("doccls.train") + 1 :] == ["--config", str(path), *said, *last]

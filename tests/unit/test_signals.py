@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import signal
 import threading
@@ -24,6 +25,7 @@ from doccls.run.signals import (
     handling_signals,
     ignore_signals,
     naming_one_cause,
+    stop_on_sigusr2,
     stop_requested,
     stopping_gracefully,
 )
@@ -48,6 +50,25 @@ def test_the_first_of_several_names_the_cause() -> None:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGTERM):  # a terminal's and a launcher's, at once
             signal.raise_signal(number)
         assert stop_requested() == signal.SIGTERM
+
+
+def test_sigusr2_writes_stacks_or_asks_for_the_end(capfd: pytest.CaptureFixture[str]) -> None:
+    with handling_signals(), stopping_gracefully():
+        signal.raise_signal(signal.SIGUSR2)
+        assert stop_requested() is None
+        assert "test_sigusr2_writes_stacks_or_asks_for_the_end" in capfd.readouterr().err
+        stop_on_sigusr2()
+        signal.raise_signal(signal.SIGUSR2)
+        assert stop_requested() == signal.SIGUSR2
+        assert "most recent call first" not in capfd.readouterr().err
+    assert signal.getsignal(signal.SIGUSR2) is signal.SIG_DFL
+    with handling_signals():  # as at first
+        signal.raise_signal(signal.SIGUSR2)
+        assert "most recent call first" in capfd.readouterr().err
+        ignore_signals()
+        signal.raise_signal(signal.SIGUSR2)  # a process that hangs at its end says where
+        assert "most recent call first" in capfd.readouterr().err
+    faulthandler.unregister(signal.SIGUSR2)
 
 
 def test_nothing_is_left_of_the_handlers_and_the_note() -> None:

@@ -133,6 +133,8 @@ class Simulation:
         if ending.outcome in RESTARTED:
             wait_s = self.policy.backoff_s * 2**earlier
             book.not_before_s = now_s + min(wait_s, self.policy.longest_backoff_s)
+        if ending.outcome is Outcome.LEFT:
+            book.not_before_s = now_s + self.policy.backoff_s
 
 
 @st.composite
@@ -142,7 +144,9 @@ def simulations(draw: st.DrawFn) -> Simulation:
     folds = draw(st.lists(st.integers(0, 99), min_size=1, max_size=8, unique=True))
     times = st.integers(0, 80).map(lambda quarters: quarters / 4)  # whole quarters add up exactly
     endings = st.builds(Ending, st.sampled_from(Outcome), st.sampled_from([None, None, "here", "there"]))
-    ends = st.lists(st.tuples(endings, times), min_size=1, max_size=12)
+    ends = st.lists(st.tuples(endings, times), min_size=1, max_size=12).filter(
+        lambda script: any(ending.outcome is not Outcome.LEFT for ending, _ in script)  # which comes further each time
+    )
     policy = Policy(draw(st.integers(0, 3)), draw(st.booleans()), draw(st.sampled_from([0.0, 0.5, 2.0])), 3.0)
     sizes = st.integers(1, 9)
     state = LaunchState(tuple(FoldState(fold, micro_batch_size=draw(sizes)) for fold in folds), slots)
@@ -335,11 +339,12 @@ def test_out_of_memory_with_one_image_is_a_failure() -> None:
 def test_the_cause_that_says_most_counts(
     codes: tuple[int, ...], causes: tuple[Cause | None, ...], outcome: Outcome
 ) -> None:
-    assert judge(codes, causes, done=False, hung=False, stopping=False) is outcome
-    assert judge(codes[::-1], causes[::-1], done=False, hung=False, stopping=False) is outcome
-    assert judge(codes, causes, done=False, hung=True, stopping=False) is Outcome.HUNG
-    for hung in (False, True):
-        assert judge(codes, causes, done=True, hung=hung, stopping=True) is Outcome.DONE
+    assert judge(codes, causes, done=False, hung=False, stopping=False, advanced=False) is outcome
+    assert judge(codes[::-1], causes[::-1], done=False, hung=False, stopping=False, advanced=False) is outcome
+    for advanced in (False, True):
+        assert judge(codes, causes, done=False, hung=True, stopping=False, advanced=advanced) is Outcome.HUNG
+        for hung in (False, True):
+            assert judge(codes, causes, done=True, hung=hung, stopping=True, advanced=advanced) is Outcome.DONE
 
 
 @pytest.mark.parametrize(
@@ -353,7 +358,27 @@ def test_the_cause_that_says_most_counts(
 def test_a_fold_is_stopped_if_it_left_when_asked(
     codes: tuple[int, ...], causes: tuple[Cause | None, ...], outcome: Outcome
 ) -> None:
-    assert judge(codes, causes, done=False, hung=False, stopping=True) is outcome
+    for advanced in (False, True):
+        assert judge(codes, causes, done=False, hung=False, stopping=True, advanced=advanced) is outcome
+
+
+@pytest.mark.parametrize("code", [130, 143, 138, 140, -15])
+@pytest.mark.parametrize(("others", "causes"), [((), ()), ((1,), (Cause.ERROR,))])
+def test_a_fold_that_another_asked_to_leave_goes_on_if_it_came_further(
+    code: int, others: tuple[int, ...], causes: tuple[Cause, ...]
+) -> None:
+    told = (code, *others), (None, *causes)
+    assert judge(*told, done=False, hung=False, stopping=False, advanced=True) is Outcome.LEFT
+    assert judge(*told, done=False, hung=False, stopping=False, advanced=False) is Outcome.CRASHED
+    assert judge((-9,), (None,), done=False, hung=False, stopping=False, advanced=True) is Outcome.CRASHED
+
+
+@pytest.mark.parametrize("restarts", [0, 2])
+def test_to_leave_costs_no_restart(restarts: int) -> None:
+    policy = Policy(max_restarts=2, backoff_s=3.0)
+    state = start_fold(make_state(FoldState(0, restarts=restarts, error="here")), 0, SLOTS[0])
+    after = end_fold(state, 0, Ending(Outcome.LEFT), policy, 10.0).find(0)
+    assert after == FoldState(0, restarts=restarts, error="here", ready_s=13.0)
 
 
 def test_any_number_of_restarts_may_be_asked_for() -> None:
