@@ -5,13 +5,19 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PYTEST := -m pytest
 
-.PHONY: demo test lint format clean
+.PHONY: demo test soak lint format clean
 
 demo: $(READY)
 	$(BIN)/doccls demo demo
 
 test: $(READY)
 	$(BIN)/python $(PYTEST) -n 2 --dist loadgroup
+
+# Hours: every fault at every place, and 200 kills at random moments.
+soak: $(READY)
+	$(BIN)/python tests/faults/fault_table.py
+	$(BIN)/python tests/faults/fault_table.py --processes 2
+	DOCCLS_TEST_KILLS=50 $(BIN)/python $(PYTEST) tests/distributed/test_resumed_runs.py
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -1,6 +1,7 @@
-"""`doccls demo | check | train | predict`, also `python -m doccls`."""
+"""`doccls demo | check | train | predict | verify-resume`, also `python -m doccls`."""
 
 import argparse
+import functools
 import json
 import sys
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from doccls.config.reference import render_keys
 from doccls.errors import OwnError, UserError
 from doccls.run.artifacts import write_text
 from doccls.run.rank import rank_by_environment
+from launcher import verify
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -28,6 +30,9 @@ def build_parser() -> argparse.ArgumentParser:
     check.add_argument("--keys", action="store_true", help="print every config key, its default and its meaning")
     commands.add_parser("train", help="train: the same as python -m doccls.train", add_help=False)
     predict.add_arguments(commands.add_parser("predict", help="average a run's folds on the test images"))
+    verify.add_arguments(
+        commands.add_parser("verify-resume", help="kill short runs of a config, resume them, and compare the bytes")
+    )
     return parser
 
 
@@ -43,6 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return demo.demo(arguments)
         if arguments.command == "predict":
             return predict.predict(arguments)
+        if arguments.command == "verify-resume":
+            return verify.verify(arguments, functools.partial(print, flush=True))
         if arguments.schema is None and arguments.config is None and not arguments.keys:
             parser.error("check needs --config FILE, --schema or --keys")
         return _check(arguments)

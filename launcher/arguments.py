@@ -35,7 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
         _add_policy_arguments(command)
     for command in (run, plan):
         command.add_argument("--backend", choices=("local", "slurm"), default="local", help="default: this machine")
-        _add_device_arguments(command)
+        add_device_arguments(command)
         _add_slurm_arguments(command)
     task.add_argument("--share", action="store_true", help="an array's tasks 0 to T - 1 share all folds out")
     run.add_argument("--wait", action="store_true", help="with --backend slurm: return when the run has ended")
@@ -74,27 +74,28 @@ def _add_policy_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_device_arguments(parser: argparse.ArgumentParser) -> None:
+def add_device_arguments(parser: argparse.ArgumentParser) -> None:
+    """Where folds are trained: what `choose_slots` reads."""
     parser.add_argument("--gpus", metavar="LIST", help="as 0,1,3 (nvidia-smi's numbers) or UUIDs; default: all visible")
     parser.add_argument(
         "--gpus-per-fold", type=_natural, metavar="N", help="train each fold on N (default: train.num_processes, or 1)"
     )
-    parser.add_argument("--folds-per-gpu", type=_count, default=1, metavar="N", help="small models: N share a GPU")
+    parser.add_argument("--folds-per-gpu", type=count, default=1, metavar="N", help="small models: N share a GPU")
     parser.add_argument(
-        "--slots", type=_count, metavar="N", help="use N CPU processes, no GPU (default without GPUs: as cores allow)"
+        "--slots", type=count, metavar="N", help="use N CPU processes, no GPU (default without GPUs: as cores allow)"
     )
 
 
 def _add_slurm_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("with --backend slurm (--gpus-per-fold 0 computes on CPUs)")
-    group.add_argument("--nodes", type=_count, metavar="N", help="of each fold (default: 1)")
+    group.add_argument("--nodes", type=count, metavar="N", help="of each fold (default: 1)")
     group.add_argument(
-        "--cpus-per-node", type=_count, metavar="N", help="default: what train.cpu_threads and data.num_workers take"
+        "--cpus-per-node", type=count, metavar="N", help="default: what train.cpu_threads and data.num_workers take"
     )
     group.add_argument("--partition", metavar="NAME")
     group.add_argument("--account", metavar="NAME")
     group.add_argument("--time", metavar="LIMIT", help="of a task, as sbatch takes it: 4:00:00")
-    group.add_argument("--at-once", type=_count, metavar="N", help="most folds at a time")
+    group.add_argument("--at-once", type=count, metavar="N", help="most folds at a time")
     group.add_argument(
         "--sbatch-arg", action="append", default=[], metavar="ARG", help="any other, as in --sbatch-arg=--qos=high"
     )
@@ -119,7 +120,8 @@ def _duration(text: str) -> float:
     return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]]
 
 
-def _count(text: str) -> int:
+def count(text: str) -> int:
+    """The type of an argument that is a number of something."""
     if not (text.isascii() and text.isdecimal() and int(text) > 0):
         raise argparse.ArgumentTypeError(f"{text!r}: a whole number, at least 1")
     return int(text)
@@ -272,6 +274,12 @@ def list_task_words(arguments: argparse.Namespace, run_id: str) -> tuple[str, ..
 
 
 def _list_run_words(arguments: argparse.Namespace, run_id: str) -> list[str]:
+    changes = ["--allow-world-size-change"] if arguments.allow_world_size_change else []
+    return [*list_config_words(arguments), *changes, "--run-id", run_id]
+
+
+def list_config_words(arguments: argparse.Namespace) -> list[str]:
+    """The words that say which config, for a process in any folder."""
     words = ["--config", str(arguments.config.absolute())]
     if arguments.mode:
         words += ["--mode", arguments.mode]
@@ -279,9 +287,7 @@ def _list_run_words(arguments: argparse.Namespace, run_id: str) -> list[str]:
         words += ["--set", override]
     if arguments.num_workers is not None:
         words += ["--num-workers", str(arguments.num_workers)]
-    if arguments.allow_world_size_change:
-        words.append("--allow-world-size-change")
-    return [*words, "--run-id", run_id]
+    return words
 
 
 def render_again(words: Sequence[str], run_id: str) -> str:

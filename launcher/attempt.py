@@ -101,7 +101,7 @@ class RunningFold:
         where = f", last seen in {tell_place(beat)}" if beat is not None else ""
         last = (console or self._read_console(0)).splitlines()[-_TAIL_LINES:]  # rank 0 says what all do
         tail = "".join(f"\n  | {line}" for line in [*last, *self.processes.tell().splitlines()[-_TAIL_LINES:]])
-        return Ending(outcome), f"rank {rank} {_tell_code(code)}{where}; its last lines:{tail or ' none'}"
+        return Ending(outcome), f"rank {rank} {tell_code(code)}{where}; its last lines:{tail or ' none'}"
 
     def _find_culprit(self, codes: Sequence[int | None], causes: Sequence[Cause | None]) -> int:
         """The rank to be heard: one that says what went wrong, else the first that was seen to fail."""
@@ -164,7 +164,8 @@ def _tell_state(beat: Beat | None) -> str:
     return ""
 
 
-def _tell_code(code: int) -> str:
+def tell_code(code: int) -> str:
+    """How a process ended, by its exit code, which is minus a signal's number where one killed it."""
     if code >= 0:
         return f"ended with exit code {code}"
     with suppress(ValueError):

@@ -3,7 +3,7 @@
 import csv
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -11,7 +11,7 @@ from doccls.errors import UserError
 from doccls.oof.metrics import probabilities
 from doccls.oof.parts import OofPart, PartError, read_part
 from doccls.oof.summary import Summary, render_summary, summarize
-from doccls.run.artifacts import write_array, write_text
+from doccls.run.artifacts import remove_leftovers, write_array, write_text
 from doccls.run.history import write_metrics
 from doccls.run.paths import RunPaths
 
@@ -43,7 +43,9 @@ def merge_run(paths: RunPaths) -> Summary:
         MergeError: no parts, or parts that are missing, damaged, foreign or in each other's way.
     """
     merged, summary = load_merged(paths)
-    write_metrics(paths)
+    for path in (paths.metrics, paths.oof_logits, paths.oof_targets, paths.oof_csv, paths.summary):
+        remove_leftovers(path)  # of a merge that was killed
+    summary = replace(summary, notes=(*summary.notes, *write_metrics(paths)))
     write_array(paths.oof_logits, merged.logits_NC)
     write_array(paths.oof_targets, merged.targets_N)
     write_text(paths.oof_csv, render_csv(merged))

@@ -116,6 +116,17 @@ def find_finished_folds(paths: RunPaths, identity: str | None, num_folds: int) -
     return finished
 
 
+def find_damage(path: Path) -> str | None:
+    """What is wrong with a part that is there; None of a valid one, or where there is none."""
+    if not path.exists():
+        return None
+    try:
+        read_part(path)
+    except PartError as error:
+        return str(error)
+    return None
+
+
 def is_merged(paths: RunPaths) -> bool:
     """Whether the merged files are there, and of the parts as they are."""
     try:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeGuard, TypeVar
 
 from doccls.errors import UserError
-from doccls.run.artifacts import replacing
+from doccls.run.artifacts import remove_leftovers, replacing
 from doccls.run.signals import Interrupted
 
 _T = TypeVar("_T")
@@ -71,6 +71,7 @@ class Heartbeat:
         """From now on the beats are on disk, as long as the run has a folder for them."""
         if self._path != path:
             self._path, self.earlier = path, read_beat(path)
+            remove_leftovers(path)
         self.beat()
 
     def beat(self, **changes: Any) -> None:

@@ -23,15 +23,44 @@ class EpochMetrics:
     mem_MiB: float
 
 
-def write_fold_metrics(paths: RunPaths, rows: Sequence[EpochMetrics]) -> None:
-    """Write one fold's epochs so far, and metrics.jsonl anew from all folds. The main process calls."""
+def write_fold_metrics(paths: RunPaths, rows: Sequence[EpochMetrics]) -> list[str]:
+    """Write one fold's epochs so far, and metrics.jsonl anew from all folds. The main process calls.
+
+    Returns:
+        What `write_metrics` does.
+    """
     assert rows
     write_text(paths.fold_metrics(rows[0].fold), "".join(json.dumps(asdict(row)) + "\n" for row in rows))
-    write_metrics(paths)
+    return write_metrics(paths)
 
 
-def write_metrics(paths: RunPaths) -> None:
-    """metrics.jsonl from every fold's file, sorted by (fold, epoch)."""
-    lines = [line for file in paths.metrics_dir.glob("fold*.jsonl") for line in file.read_text().splitlines()]
-    rows = sorted((json.loads(line) for line in lines), key=lambda row: (row["fold"], row["epoch"]))
-    write_text(paths.metrics, "".join(json.dumps(row) + "\n" for row in rows))
+def write_metrics(paths: RunPaths) -> list[str]:
+    """metrics.jsonl from every fold's file, sorted by (fold, epoch).
+
+    Returns:
+        A remark on each line of them that is damaged, and left out: it is a record, on which nothing depends.
+    """
+    rows, remarks = [], []
+    for file in sorted(paths.metrics_dir.glob("fold*.jsonl")):
+        lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+        found = [_parse_row(line) for line in lines]
+        rows += [row for row in found if row is not None]
+        name = file.relative_to(paths.root)
+        if not lines:
+            remarks.append(f"{name}: empty")
+        remarks += [
+            f"{name}:{number}: damaged, and left out of {paths.metrics.name}"
+            for number, row in enumerate(found, 1)
+            if row is None
+        ]
+    rows.sort(key=lambda row: (row.fold, row.epoch))
+    write_text(paths.metrics, "".join(json.dumps(asdict(row)) + "\n" for row in rows))
+    return remarks
+
+
+def _parse_row(line: str) -> EpochMetrics | None:
+    try:
+        row = EpochMetrics(**json.loads(line))
+    except (ValueError, TypeError):
+        return None
+    return row if isinstance(row.fold, int) and isinstance(row.epoch, int) else None

@@ -23,7 +23,7 @@ from doccls.experiment import Experiment
 from doccls.model.build import build_model, count_parameters, get_normalization
 from doccls.model.optim import build_ema, build_loss, build_mixup, build_optimizer, build_scheduler
 from doccls.oof.metrics import cross_entropy, macro_f1
-from doccls.oof.parts import OofPart, PartInfo, write_part
+from doccls.oof.parts import OofPart, PartInfo, find_damage, write_part
 from doccls.randomness import Purpose, derive_seed
 from doccls.run.artifacts import remove_leftovers
 from doccls.run.heartbeat import Heartbeat
@@ -54,10 +54,16 @@ def find_starts(
     def find() -> dict[int, Start]:
         world_size, identity, paths = accelerator.num_processes, experiment.identity, experiment.paths
         for fold in folds:
-            for path in (*paths.last_states(fold), paths.best_checkpoint(fold), paths.part(fold)):
+            results = paths.best_checkpoint(fold), paths.part(fold), paths.fold_metrics(fold)
+            for path in (*paths.last_states(fold), *results):
                 remove_leftovers(path)
+            if (damage := find_damage(paths.part(fold))) is not None:
+                log.line(f"[WARNING] {damage}: fold {fold} is trained again")
         found = {
-            fold: find_start(paths.last_states(fold), identity, fold, world_size, allow_change, log) for fold in folds
+            fold: find_start(
+                paths.last_states(fold), paths.best_checkpoint(fold), identity, fold, world_size, allow_change, log
+            )
+            for fold in folds
         }
         return {fold: start for fold, start in found.items() if start is not None}
 
@@ -273,7 +279,8 @@ def _fit(
         reached = Progress(step, tuple(meter.losses), meter.skipped, best, tuple(rows))
         keeper.save(engine, experiment.identity, reached, wait)
 
-    for epoch in range(_find_epoch(progress.step, engine.plan), config.train.epochs):
+    first = _find_epoch(progress.step, engine.plan)
+    for epoch in range(first, config.train.epochs):
         started_s, trained = time.perf_counter(), (engine.plan.steps_per_epoch - len(meter.losses)) * engine.plan.size
         with log.progress(f"fold {fold} epoch {epoch + 1}/{config.train.epochs}", engine.plan.steps_per_epoch) as bar:
             done = train_epoch(engine, batches, epoch, meter, save, bar)
@@ -317,7 +324,9 @@ def _fit(
         if best is None or score > best.macro_f1:
             best = BestSoFar(epoch + 1, score, indices, logits)
             on_main(accelerator, partial(_keep_best, experiment, engine, best))
-        on_main(accelerator, partial(write_fold_metrics, experiment.paths, rows))
+        remarks = on_main(accelerator, partial(write_fold_metrics, experiment.paths, rows))
+        for remark in remarks if epoch == first else ():
+            log.line(f"[WARNING] {remark}")
     assert best is not None
     return best
 

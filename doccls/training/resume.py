@@ -14,6 +14,7 @@ from torch import nn
 
 from doccls.errors import UserError
 from doccls.run.runlog import RunLog
+from doccls.training.checkpoint import CheckpointError, read_best
 from doccls.training.loop import Engine
 from doccls.training.processes import gather_rows
 from doccls.training.state import Progress, SavedState, StateError, read_state, write_state
@@ -37,9 +38,11 @@ class Start:
 
 
 def find_start(
-    paths: Sequence[Path], identity: str, fold: int, world_size: int, allow_change: bool, log: RunLog
+    paths: Sequence[Path], best: Path, identity: str, fold: int, world_size: int, allow_change: bool, log: RunLog
 ) -> Start | None:
     """The newest whole state of the fold; what can't be used is told and passed over. The main process calls.
+
+    A state holds the best epoch's logits, and not its weights: these lie in `best`, and must be whole too.
 
     Raises:
         ResumeError: it was saved by another number of processes, and `allow_change` is not said.
@@ -53,10 +56,12 @@ def find_start(
         except StateError as error:
             log.line(f"[WARNING] {error}: passed over")
             continue
-        if (state.identity, state.fold) == (identity, fold):
-            found.append((path, state))
-        else:
+        if (state.identity, state.fold) != (identity, fold):
             log.line(f"[WARNING] {path}: of another experiment or fold: passed over")
+        elif (lack := _find_lack(best, state)) is not None:
+            log.line(f"[WARNING] {path}: passed over, since its best weights are not there: {lack}")
+        else:
+            found.append((path, state))
     if not found:
         return None
     path, state = max(found, key=lambda one: one[1].progress.step)
@@ -67,6 +72,19 @@ def find_start(
             f"not the same bits; or delete {path.parent}/last_fold{fold}_*, and the fold begins again"
         )
     return Start(path, state.progress.step, state.saved_s)
+
+
+def _find_lack(path: Path, state: SavedState) -> str | None:
+    """What is wrong with the best weights that the state relies on; those of a later epoch will be written anew."""
+    if state.progress.best is None:
+        return None
+    try:
+        best = read_best(path)
+    except CheckpointError as error:
+        return str(error)
+    if (best.identity, best.fold) != (state.identity, state.fold) or best.epoch < state.progress.best.epoch:
+        return f"{path}: of another experiment, fold or epoch"
+    return None
 
 
 def take_up(engine: Engine, start: Start) -> Progress:

@@ -19,6 +19,8 @@ from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
+import psutil
+
 from doccls.run.rank import MEETING_FILE
 from launcher.devices import list_cpus, render_environment
 
@@ -29,6 +31,7 @@ _FROM_LAUNCHERS = (
 )  # fmt: skip
 _GRACE_S = 30.0
 """How long the other ranks may outlive one that failed."""
+_LOOK_S = 0.1
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["doccls.training.fold", "doccls.train", "doccls.predict", "doccls.__main__"])
@@ -77,14 +80,16 @@ def launch_ranks(
     world_size: int = 1,
     environment: Mapping[str, str] | None = None,
     timeout_s: float = 150,
+    kill_stopped: bool = False,
 ) -> list[Rank]:
     """Run `program` as `world_size` ranks with their output in `folder`; how each ended, in the order of ranks.
 
-    A rank that hangs (past the timeout, or long after another failed) is killed and has no exit code.
+    A rank that hangs (past the timeout, or long after another failed) is killed and has no exit code. With
+    `kill_stopped`, one that has stopped itself (SIGSTOP) is killed too, and that is its end.
     """
     ranks = start_ranks(program, argv, folder, world_size, environment)
     try:
-        _await(ranks, timeout_s)
+        _await(ranks, timeout_s, kill_stopped)
     finally:
         hung = [process for process in ranks if process.is_alive()]
         for process in hung:
@@ -115,15 +120,26 @@ def start_ranks(
     return ranks
 
 
-def _await(ranks: Sequence[ForkServerProcess], timeout_s: float) -> None:
+def _await(ranks: Sequence[ForkServerProcess], timeout_s: float, kill_stopped: bool) -> None:
     deadline = time.monotonic() + timeout_s
     alive = list(ranks)
     while alive and time.monotonic() < deadline:
-        wait([process.sentinel for process in alive], timeout=max(0.0, deadline - time.monotonic()))
+        longest_s = _LOOK_S if kill_stopped else timeout_s
+        wait([process.sentinel for process in alive], timeout=min(longest_s, max(0.0, deadline - time.monotonic())))
+        if kill_stopped:
+            for process in filter(_is_stopped, alive):
+                process.kill()
         ended = [process for process in alive if not process.is_alive()]
         alive = [process for process in alive if process not in ended]
         if any(process.exitcode for process in ended):
             deadline = min(deadline, time.monotonic() + _GRACE_S)
+
+
+def _is_stopped(process: ForkServerProcess) -> bool:
+    try:
+        return psutil.Process(process.pid).status() == psutil.STATUS_STOPPED
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _be_rank(program: str, argv: list[str], folder: str, rank: int, environment: dict[str, str]) -> None:

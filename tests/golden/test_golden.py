@@ -34,6 +34,7 @@ HELPS = {
     "doccls_predict": ("doccls", "predict", "--help"),
     "doccls_check": ("doccls", "check", "--help"),
     "doccls_demo": ("doccls", "demo", "--help"),
+    "doccls_verify_resume": ("doccls", "verify-resume", "--help"),
     "doccls_launch": ("launcher", "--help"),
     "doccls_launch_run": ("launcher", "run", "--help"),
     "doccls_launch_plan": ("launcher", "plan", "--help"),

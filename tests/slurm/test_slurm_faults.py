@@ -18,7 +18,7 @@ from tiny_runs import PLAIN, Run, Trainer
 ONE = (*PLAIN, "data.valid_fold=1", "train.epochs=20", "train.checkpoint_interval_s=0.001")
 """One fold, long enough to be met in its midst; a state after every step."""
 PART = "oof/parts/fold1.safetensors"
-FIRST_EPOCH = 3
+FIRST_EPOCH = 2
 """Steps; each fault strikes after them."""
 
 

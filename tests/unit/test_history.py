@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from doccls.run.history import EpochMetrics, write_fold_metrics, write_metrics
 from doccls.run.paths import RunPaths
 
@@ -55,3 +57,21 @@ def test_the_whole_is_made_anew_from_the_folds(tmp_path: Path) -> None:
 def test_a_run_without_metrics_gets_an_empty_file(tmp_path: Path) -> None:
     write_metrics(RunPaths(tmp_path))
     assert RunPaths(tmp_path).metrics.read_text() == ""
+
+
+@pytest.mark.parametrize("line", ['{"fold": 1, "epo', "", '{"a": 1}', "[1]", "3", '{"fold": "x"}', "\xff"])
+def test_a_damaged_line_is_left_out_and_told(tmp_path: Path, line: str) -> None:
+    paths = RunPaths(tmp_path)
+    assert write_fold_metrics(paths, [make_row(1, 1), make_row(1, 2)]) == []
+    first, _ = paths.fold_metrics(1).read_text().splitlines()
+    paths.fold_metrics(1).write_text(f"{first}\n{line}\n")
+    remarks = write_fold_metrics(paths, [make_row(0, 1)])
+    assert remarks == ["metrics/fold1.jsonl:2: damaged, and left out of metrics.jsonl"]
+    assert [(row["fold"], row["epoch"]) for row in read(paths)] == [(0, 1), (1, 1)]
+
+
+def test_an_empty_file_is_told(tmp_path: Path) -> None:
+    paths = RunPaths(tmp_path)
+    write_fold_metrics(paths, [make_row(1, 1)])
+    paths.fold_metrics(1).write_text("")
+    assert write_metrics(paths) == ["metrics/fold1.jsonl: empty"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from torch import nn
 from doccls.run.history import EpochMetrics
 from doccls.run.paths import RunPaths
 from doccls.run.runlog import ProgressBar, RunLog
+from doccls.training.checkpoint import BestCheckpoint, write_best
 from doccls.training.loop import Engine, LossMeter, list_training_keys, train_epoch
 from doccls.training.resume import ResumeError, Start, StateKeeper, describe_start, find_start, take_up
 from doccls.training.state import BestSoFar, Progress, SavedState, StateError, read_state, write_state
@@ -122,8 +123,24 @@ def test_the_layout_of_moments_is_that_of_their_weights(tmp_path: Path) -> None:
 # --- the file --------------------------------------------------------------------------------------------------------
 
 
+def find(
+    states: Sequence[Path], identity: str, fold: int, world_size: int, allow_change: bool, log: RunLog
+) -> Start | None:
+    """`find_start`, with the best weights that lie beside the states."""
+    best = states[0].with_name("best.pth")
+    return find_start(states, best, identity, fold, world_size, allow_change, log)
+
+
+def keep_best(tmp_path: Path, identity: str = IDENTITY, fold: int = 3, epoch: int = 2) -> Path:
+    path = RunPaths(tmp_path).last_states(3)[0].with_name("best.pth")
+    write_best(path, BestCheckpoint({}, {}, identity, fold, epoch, 0.625, ("a",), (0.0,), (1.0,), "no", {}))
+    return path
+
+
 @pytest.fixture
-def state() -> SavedState:
+def state(tmp_path: Path) -> SavedState:
+    """Of fold 3, whose best weights are there."""
+    keep_best(tmp_path)
     draw = torch.Generator().manual_seed(0)
     best = BestSoFar(2, 0.625, np.array([1, 4, 7]), np.array([[0.5, -1], [2, 3], [4, 5]], np.float32))
     row = EpochMetrics(0, 1, 0.1, 0.2, 0.3, 1e-3, 4.5, 100.0)
@@ -185,13 +202,13 @@ def test_a_damaged_state_is_passed_over_for_the_one_before_it(state: SavedState,
     paths, log = RunPaths(tmp_path).last_states(3), TellingLines()
     write_state(paths[1], replace(state, progress=replace(state.progress, step=9)))
     write_state(paths[0], state)
-    assert find_start(paths, IDENTITY, 3, 2, False, log) == Start(paths[0], 17, 1234.5) and log.lines == []
+    assert find(paths, IDENTITY, 3, 2, False, log) == Start(paths[0], 17, 1234.5) and log.lines == []
     paths[0].write_bytes(DAMAGES[damage](paths[0].read_bytes()))
-    assert find_start(paths, IDENTITY, 3, 2, False, log) == Start(paths[1], 9, 1234.5)
+    assert find(paths, IDENTITY, 3, 2, False, log) == Start(paths[1], 9, 1234.5)
     (told,) = log.lines
     assert told.startswith(f"[WARNING] {paths[0]}: ") and told.endswith(": passed over")
     paths[1].write_bytes(b"")
-    assert find_start(paths, IDENTITY, 3, 2, False, log) is None and len(log.lines) == 3
+    assert find(paths, IDENTITY, 3, 2, False, log) is None and len(log.lines) == 3
     with pytest.raises(StateError):
         read_state(paths[0])
 
@@ -204,10 +221,35 @@ class TellingLines(TellingLog):
 def test_a_state_of_another_experiment_or_fold_is_passed_over(state: SavedState, tmp_path: Path) -> None:
     paths, log = RunPaths(tmp_path).last_states(3), TellingLines()
     write_state(paths[0], state)
-    assert find_start(paths, "b" * 64, 3, 2, False, log) is None
-    assert find_start(paths, IDENTITY, 2, 2, False, log) is None
+    assert find(paths, "b" * 64, 3, 2, False, log) is None
+    assert find(paths, IDENTITY, 2, 2, False, log) is None
     assert [line.endswith("of another experiment or fold: passed over") for line in log.lines] == [True, True]
-    assert find_start(RunPaths(tmp_path).last_states(0), IDENTITY, 0, 2, False, log) is None
+    assert find(RunPaths(tmp_path).last_states(0), IDENTITY, 0, 2, False, log) is None
+
+
+@pytest.mark.parametrize(
+    ("there", "is_used"),
+    [({}, True), ({"epoch": 3}, True), ({"epoch": 1}, False), ({"fold": 2}, False), ({"identity": "b" * 64}, False),
+     (b"torn", False), (None, False)],
+)  # fmt: skip
+def test_a_state_without_the_best_weights_that_it_relies_on_is_passed_over(
+    state: SavedState, tmp_path: Path, there: dict[str, Any] | bytes | None, is_used: bool
+) -> None:
+    """Those of a later epoch are there when the newest state was damaged: that epoch comes again."""
+    paths, log = RunPaths(tmp_path).last_states(3), TellingLines()
+    write_state(paths[1], replace(state, progress=replace(state.progress, step=9, best=None)))
+    write_state(paths[0], state)
+    path = keep_best(tmp_path, **there) if isinstance(there, dict) else keep_best(tmp_path)
+    if isinstance(there, bytes):
+        path.write_bytes(there)
+    elif there is None:
+        path.unlink()
+    assert find(paths, IDENTITY, 3, 2, False, log) == (
+        Start(paths[0], 17, 1234.5) if is_used else Start(paths[1], 9, 1234.5)
+    )
+    assert len(log.lines) == (0 if is_used else 1)
+    told = f"[WARNING] {paths[0]}: passed over, since its best weights are not there: "
+    assert all(line.startswith(told) and str(path) in line for line in log.lines)
 
 
 def test_another_number_of_processes_is_refused_with_the_ways_out(state: SavedState, tmp_path: Path) -> None:
@@ -215,8 +257,8 @@ def test_another_number_of_processes_is_refused_with_the_ways_out(state: SavedSt
     write_state(paths[0], state)
     told = r"fold 3 was saved at step 17 by 2 processes, and these are 1\. Start 2; or say --allow-world-size-change"
     with pytest.raises(ResumeError, match=told):
-        find_start(paths, IDENTITY, 3, 1, False, RunLog(None))
-    assert find_start(paths, IDENTITY, 3, 1, True, RunLog(None)) == Start(paths[0], 17, 1234.5)
+        find(paths, IDENTITY, 3, 1, False, RunLog(None))
+    assert find(paths, IDENTITY, 3, 1, True, RunLog(None)) == Start(paths[0], 17, 1234.5)
 
 
 # --- saving ----------------------------------------------------------------------------------------------------------
@@ -230,7 +272,7 @@ def test_two_states_are_kept_and_the_newer_is_never_written_over(tmp_path: Path)
         steps = [read_state(path).progress.step for path in paths if path.exists()]
         assert sorted(steps) == [step - 1, step] or (step, steps) == (1, [1])
     keeper.close()
-    start = find_start(paths, IDENTITY, 0, 1, False, RunLog(None))
+    start = find(paths, IDENTITY, 0, 1, False, RunLog(None))
     assert start is not None and start.step == 5
     keeper = StateKeeper(paths, start, 1e9, engine.accelerator, RunLog(None))
     keeper.save(engine, IDENTITY, Progress(6), False)
@@ -265,8 +307,11 @@ def test_a_disk_that_takes_no_more_is_told_and_the_state_before_stays(
         keeper.save(engine, IDENTITY, Progress(2), True)
     keeper.close()
     (told,) = log.lines
-    assert told == "[WARNING] the fold's state was not saved ([Errno 28] No space left on device); training goes on"
-    start = find_start(paths, IDENTITY, 0, 1, False, log)
+    assert told == (
+        f"[WARNING] the fold's state was not saved: can't write {paths[1]}: No space left on device (errno 28); "
+        "training goes on"
+    )
+    start = find(paths, IDENTITY, 0, 1, False, log)
     assert start is not None and start.step == 1 and not list(tmp_path.rglob("*.tmp"))
 
 

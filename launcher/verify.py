@@ -1,0 +1,246 @@
+"""`doccls verify-resume`: a fold that is killed at a random moment and goes on ends in an undisturbed one's bytes."""
+
+import argparse
+import hashlib
+import json
+import random
+import re
+import secrets
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from doccls.config.arguments import add_config_arguments, load_arguments
+from doccls.config.load import parse_override
+from doccls.errors import UserError
+from doccls.run.heartbeat import Beat, has_begun, read_beat, tell_place
+from doccls.run.paths import RunPaths, locate_run
+from launcher.arguments import add_device_arguments, choose_slots, count, list_config_words
+from launcher.attempt import tell_code
+from launcher.backend import Backend, kill_folds
+from launcher.local import LocalBackend
+from launcher.plan import Assignment, Workload
+
+_EPOCHS = 2
+_INTERVAL_S = 1.0
+_TICK_S = 0.01
+_TAIL_LINES = 15
+_DRAWS = 10
+_RUN_ID, _WHOLE = "verify", "undisturbed"
+_ROW = "{:>4}  {:<28}  {:<14}  {:>11}  {}"
+_STEPS = re.compile(r"^\[SCHED\] .* steps=(\d+) epochs=(\d+) ", re.MULTILINE)
+_RESUMED = re.compile(r"^\[RESUME\] fold=\d+ from step (\d+) ", re.MULTILINE)
+_KEPT = re.compile(r"^\[FOLD \d+\] finished before: kept ", re.MULTILINE)
+_TIMES = ("time_s", "mem_MiB")
+"""Of a row of metrics: no two runs share them."""
+
+
+class VerifyError(UserError):
+    """The short run can't be had: it fails by itself, or ends before it can be killed."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One run that was killed and went on."""
+
+    killed: Beat
+    """Its last sign: at most a second before."""
+    began_at: int | None
+    """The step that it went on from; None: it was done, and nothing was left to do."""
+    differing: tuple[str, ...]
+    """What of it is not the undisturbed run's, byte for byte."""
+
+
+@dataclass(frozen=True)
+class _Whole:
+    """The undisturbed run."""
+
+    steps: int
+    time_s: float
+    """From its first step to its part."""
+    digests: dict[str, str]
+    looks: Path
+    """What it found of the images, so that the others need not look."""
+
+
+@dataclass(frozen=True)
+class _Ran:
+    """One start of the fold's processes."""
+
+    time_s: float
+    """From the first step to the part, or to the end before it."""
+    killed: Beat | None
+    """Its last sign, if it was killed before its end."""
+    said: str
+    """By its main process."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command line of `doccls verify-resume`."""
+    add_config_arguments(parser)
+    parser.add_argument("--kills", type=count, default=5, metavar="N", help="runs to kill, once each (default: 5)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the moments (default: 0)")
+    add_device_arguments(parser)
+
+
+def verify(arguments: argparse.Namespace, say: Callable[[str], None]) -> int:
+    """Train one fold of the config undisturbed, then kill and resume it `--kills` times; the exit code.
+
+    Raises:
+        UserError: config or devices stand in the way, or the run fails by itself.
+    """
+    chosen = _shorten(arguments)
+    config = load_arguments(arguments)
+    slot = choose_slots(arguments, config)[0]
+    fold = 0 if config.data.valid_fold == "all" else config.data.valid_fold
+    folder = config.output.exp_dir / f"verify-resume-{secrets.token_hex(3)}"
+    places = {"output.exp_dir": folder / "experiments", "output.logs_dir": folder / "logs"}
+    words = [*list_config_words(arguments), *(f"--set={key}={json.dumps(str(path))}" for key, path in places.items())]
+    assignment = Workload(sys.executable, (*words, "--run-id", _RUN_ID), config.train.cpu_threads).assign(fold, slot)
+    say(
+        f"[VERIFY] fold {fold} on {slot.name}, trained {1 + 2 * arguments.kills} times, with {' '.join(chosen)}; "
+        f"files: {folder}"
+    )
+    with tempfile.TemporaryDirectory(prefix="doccls-verify-") as meetings:
+        runs = _Runs(folder, assignment, LocalBackend(Path(meetings)))
+        whole = runs.train_undisturbed()
+        say(f"[VERIFY] undisturbed: {whole.steps} steps in {whole.time_s:.1f} s")
+        draw, equal = random.Random(arguments.seed), 0
+        say(_ROW.format("kill", "killed in", "went on from", "steps again", "bytes"))
+        for number in range(1, arguments.kills + 1):
+            trial = runs.try_kill(whole, number, draw)
+            equal += not trial.differing
+            say(render_trial(number, trial))
+    told = f"[VERIFY] {equal} of {arguments.kills} runs that were killed ended in the undisturbed run's bytes"
+    if equal < arguments.kills:
+        say(f"{told}; the files of the others: {folder}")
+        return 1
+    shutil.rmtree(folder)
+    say(told)
+    return 0
+
+
+def render_trial(number: int, trial: Trial) -> str:
+    """Its row of the table."""
+    place, began_at = tell_place(trial.killed), trial.began_at
+    came_from = "its end" if began_at is None else f"step {began_at}" if began_at else "its beginning"
+    again = 0 if began_at is None else max(0, trial.killed.step - began_at)
+    same = f"differ: {', '.join(trial.differing)}" if trial.differing else "the same"
+    return _ROW.format(number, place, came_from, again, same)
+
+
+def _shorten(arguments: argparse.Namespace) -> list[str]:
+    """Make the run short, and its states frequent, where the arguments do not say otherwise; what is in force then."""
+    config = load_arguments(arguments)
+    stated = {parse_override(text).key for text in arguments.overrides}
+    epochs = config.train.epochs if "train.epochs" in stated else min(_EPOCHS, config.train.epochs)
+    chosen = {
+        "train.epochs": epochs,
+        "train.warmup_epochs": min(config.train.warmup_epochs, epochs / 2),
+        "train.checkpoint_interval_s": _INTERVAL_S,
+    }
+    own = [f"{key}={value}" for key, value in chosen.items() if key not in stated]
+    arguments.overrides = [*own, *arguments.overrides, "tracking.wandb=false"]
+    return [*own, *(text for text in arguments.overrides if parse_override(text).key in chosen and text not in own)]
+
+
+class _Runs:
+    """The runs, one after the other in the same folder: best weights hold the config, and with it the folders."""
+
+    def __init__(self, folder: Path, assignment: Assignment, backend: Backend) -> None:
+        self._folder, self._assignment, self._backend = folder, assignment, backend
+        self._starts = 0
+
+    @property
+    def _paths(self) -> RunPaths:
+        return locate_run(self._folder / "experiments", _RUN_ID, datetime.now())
+
+    def train_undisturbed(self) -> _Whole:
+        ran, paths = self._start(None), self._paths
+        digests, looks = self._digest(), self._folder / _WHOLE / paths.images.name
+        paths.root.rename(self._folder / _WHOLE)
+        planned = _STEPS.search(ran.said)
+        assert planned is not None
+        return _Whole(int(planned[1]) * int(planned[2]), ran.time_s, digests, looks)
+
+    def try_kill(self, whole: _Whole, number: int, draw: random.Random) -> Trial:
+        """Kill at a random moment from the first step to the end, then go on.
+
+        Raises:
+            VerifyError: the run fails by itself, or is always over before it can be killed.
+        """
+        killed = self._kill(whole, draw)
+        said, found = self._start(None).said, self._digest()
+        resumed = _RESUMED.search(said)
+        began_at = int(resumed[1]) if resumed else None if _KEPT.search(said) else 0
+        differing = tuple(name for name, digest in whole.digests.items() if found[name] != digest)
+        if differing:
+            self._paths.root.rename(self._folder / f"killed{number}")
+        else:
+            shutil.rmtree(self._paths.root)
+        return Trial(killed, began_at, differing)
+
+    def _kill(self, whole: _Whole, draw: random.Random) -> Beat:
+        longest_s = whole.time_s
+        for _ in range(_DRAWS):
+            images = self._paths.images
+            images.parent.mkdir(parents=True)
+            shutil.copyfile(whole.looks, images)
+            ran = self._start(draw.uniform(0, longest_s))
+            if ran.killed is not None:
+                return ran.killed
+            longest_s = min(longest_s, ran.time_s)  # this machine is not always as slow as at first
+            shutil.rmtree(self._paths.root)
+        raise VerifyError(f"the run was over {_DRAWS} times before it was killed: make it longer, --set train.epochs=N")
+
+    def _start(self, kill_after_s: float | None) -> _Ran:
+        """Start the fold's processes; let them end, or kill them so long after their first step.
+
+        Raises:
+            VerifyError: they failed by themselves.
+        """
+        self._starts += 1
+        ranks = range(len(self._assignment.ranks))
+        consoles = [self._folder / "console" / f"start{self._starts}_rank{rank}.txt" for rank in ranks]
+        heartbeat = self._paths.heartbeat(self._assignment.fold, 0)
+        before = last = read_beat(heartbeat)
+        begun_s: float | None = None
+        done_s: float | None = None
+        part = self._paths.part(self._assignment.fold)
+        processes = self._backend.start(self._assignment, consoles)
+        try:
+            while None in processes.poll():
+                last = read_beat(heartbeat) or last
+                if begun_s is None and last != before and has_begun(last):
+                    begun_s = time.monotonic()
+                if done_s is None and part.exists():
+                    done_s = time.monotonic()
+                if begun_s is not None and kill_after_s is not None and time.monotonic() - begun_s >= kill_after_s:
+                    break
+                time.sleep(_TICK_S)
+        finally:
+            kill_folds([processes])
+        time_s = 0.0 if begun_s is None else (done_s or time.monotonic()) - begun_s
+        said, codes = consoles[0].read_text(encoding="utf-8", errors="replace"), set(processes.poll())
+        if codes == {0}:
+            return _Ran(time_s, None, said)
+        if begun_s is not None and kill_after_s is not None and -signal.SIGKILL in codes:
+            return _Ran(time_s, last, said)
+        rank, code = next((rank, code) for rank, code in enumerate(processes.poll()) if code)
+        tail = "".join(f"\n  | {line}" for line in said.splitlines()[-_TAIL_LINES:])
+        raise VerifyError(f"rank {rank} {tell_code(code)} by itself; files: {self._folder}; the last lines:{tail}")
+
+    def _digest(self) -> dict[str, str]:
+        """Of what must be the same."""
+        paths, fold = self._paths, self._assignment.fold
+        rows = [json.loads(line) for line in paths.fold_metrics(fold).read_text(encoding="utf-8").splitlines()]
+        told = [{key: value for key, value in row.items() if key not in _TIMES} for row in rows]
+        contents = {path.name: path.read_bytes() for path in (paths.part(fold), paths.best_checkpoint(fold))}
+        contents["metrics.jsonl"] = json.dumps(told).encode()
+        return {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}

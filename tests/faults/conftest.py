@@ -1,0 +1,35 @@
+"""Fixtures of the suite `faults`: runs that meet faults, on the CPU."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from fault_cases import Whole, train_whole
+from tiny_runs import Trainer, write_pages
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Under xdist one worker runs this suite: its cases are made in one folder."""
+    for item in items:
+        if item.path.parent == Path(__file__).parent:
+            item.add_marker(pytest.mark.xdist_group("fault-table"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _gloo(need: Callable[[str, bool, str], None]) -> None:
+    import torch.distributed as dist
+
+    need("distributed", dist.is_available() and dist.is_gloo_available(), "torch has no gloo here")
+
+
+@pytest.fixture(scope="session")
+def trainer(tmp_path_factory: pytest.TempPathFactory) -> Trainer:
+    """Runs on 48 drawn pages."""
+    workplace: Path = tmp_path_factory.mktemp("faults")
+    return Trainer(write_pages(workplace / "data"), workplace)
+
+
+@pytest.fixture(scope="session")
+def whole(trainer: Trainer) -> Whole:
+    """The run that nothing disturbs."""
+    return train_whole(trainer)

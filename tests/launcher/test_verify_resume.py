@@ -1,0 +1,92 @@
+"""`doccls verify-resume`: what it says where the promise holds, where it does not, and where the run itself fails."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from launches import LAUNCH_S, assert_none_left
+from rank_launcher import clean_environment
+from tiny_runs import PLAIN, RICH, Trainer
+
+from doccls.run.heartbeat import Beat
+from launcher.verify import Trial, render_trial
+
+
+def verify(
+    trainer: Trainer, sets: tuple[str, ...], *words: str, folder: Path | None = None
+) -> "subprocess.CompletedProcess[str]":
+    """In a folder of its own, whose `sitecustomize.py` each process reads."""
+    folder = folder or trainer.new_folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    environment = clean_environment()
+    environment["PYTHONPATH"] = os.pathsep.join([str(folder), environment["PYTHONPATH"]])
+    command = [sys.executable, "-m", "doccls", "verify-resume", *trainer.arguments(sets, folder), *words]
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=LAUNCH_S, check=False
+    )
+    assert_none_left(folder)
+    return done
+
+
+def test_two_ranks_that_are_killed_end_in_the_same_bytes_and_leave_nothing(trainer: Trainer) -> None:
+    sets = (*RICH, "train.num_processes=2", "train.checkpoint_interval_s=0.001", "train.log_interval=1")
+    done = verify(trainer, sets, "--slots", "2", "--kills", "1", "--set", "data.valid_fold=2")
+    assert done.returncode == 0, done.stdout + done.stderr
+    first, undisturbed, heading, row, last = done.stdout.splitlines()
+    assert first.startswith("[VERIFY] fold 2 on cpu 0,1, trained 3 times, with train.epochs=2 train.warmup_epochs=0.0 ")
+    assert "train.checkpoint_interval_s=0.001; files: " in first
+    assert re.fullmatch(r"\[VERIFY\] undisturbed: \d+ steps in [0-9.]+ s", undisturbed)
+    assert heading.split("  ")[0] == "kill" and re.match(r"   1  (train|validate) step \d+, epoch [12]  ", row)
+    assert row.endswith("  the same")
+    assert last == "[VERIFY] 1 of 1 runs that were killed ended in the undisturbed run's bytes"
+    (folder,) = re.findall(r"files: (\S+)", first)
+    assert not list(trainer.workplace.rglob(folder.rpartition("/")[2]))
+
+
+_DEFECT = """
+import sys
+if "doccls.train" in sys.orig_argv:
+    from doccls.training import resume
+    def read_state(path, read=resume.read_state):
+        state = read(path)
+        state.model["head.fc.weight"] += 1e-3
+        return state
+    resume.read_state = read_state
+"""
+
+
+def test_a_resume_that_changes_a_weight_is_found_out(trainer: Trainer, tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(_DEFECT)
+    sets = (*PLAIN, "train.epochs=30", "train.checkpoint_interval_s=0.001", "data.valid_fold=1")
+    done = verify(trainer, sets, "--slots", "1", "--kills", "1", "--seed", "3", folder=tmp_path)  # early
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "  differ: fold1.safetensors, best_fold1.pth, metrics.jsonl\n" in done.stdout
+    last = done.stdout.splitlines()[-1]
+    assert last.startswith("[VERIFY] 0 of 1 runs that were killed ended in the undisturbed run's bytes; the files of")
+    kept = Path(last.rpartition(": ")[2])
+    assert {"undisturbed", "killed1"} <= {one.name for one in kept.iterdir()}
+
+
+def test_a_run_that_fails_by_itself_is_told_with_its_last_lines(trainer: Trainer) -> None:
+    done = verify(trainer, (*PLAIN, "model.name=nope"), "--slots", "1")
+    assert done.returncode == 1
+    assert done.stderr.startswith("doccls verify-resume: rank 0 ended with exit code 1 by itself; files: ")
+    assert "model.name = 'nope': timm has no such model" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("phase", "step", "began_at", "differing", "row"),
+    [
+        ("train", 7, 5, (), "   3  train step 7, epoch 2         step 5                    2  the same"),
+        ("validate", 8, 8, (), "   3  validate step 8, epoch 2      step 8                    0  the same"),
+        ("train", 2, 0, ("a", "b"), "   3  train step 2, epoch 2         its beginning             2  differ: a, b"),
+        ("validate", 9, None, (), "   3  validate step 9, epoch 2      its end                   0  the same"),
+        ("train", 4, 5, (), "   3  train step 4, epoch 2         step 5                    0  the same"),
+    ],
+)
+def test_a_row_of_the_table(phase: str, step: int, began_at: int | None, differing: tuple[str, ...], row: str) -> None:
+    killed = Beat("here", 1, phase, 0, 2, step)  # type: ignore[arg-type]
+    assert render_trial(3, Trial(killed, began_at, differing)) == row
