@@ -270,7 +270,7 @@ class FoldLoop:
         elif ending.outcome is Outcome.STOPPED:
             self._log.line(f"{where}: stopped after {took}")
         elif ending.outcome is Outcome.LEFT:
-            self._log.line(f"{where}: left after {took}: {told}, not of this launcher; it goes on from where it was")
+            self._log.line(f"{where}: left after {took}, asked by another; it goes on from where it was: {told}")
         else:
             self._reasons[fold] = told if log is None else f"{told}{_separate(told)}log: {log}"
             self._log.line(f"{where}: failed: {self._reasons[fold]}")

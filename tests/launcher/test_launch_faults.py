@@ -79,8 +79,8 @@ def test_a_fold_that_somebody_else_stops_goes_on_and_no_restart_is_counted(
     assert launched.code == 0, launched.out + launched.err
     assert_none_left(launched.run.folder)
     assert list_outcomes(launched.run) == ["left", "done"]
-    told = f": {fault.partition(' ')[0]} received, not of this launcher; it goes on from where it was"
-    assert any(told in line for line in launched.log)
+    left = [line for line in launched.log if ", asked by another; it goes on from where it was: " in line]
+    assert len(left) == 1 and left[0].endswith(f"{fault.partition(' ')[0]} received"), launched.log
     logs = "".join(log.read_text() for log in sorted(launched.run.folder.glob("logs/*_fold1.log")))
     assert re.findall(r"^\[RESUME\] fold=1 from step (\d+) .* s of work done again$", logs, re.MULTILINE) == ["4"]
     assert_same(launched.run, undisturbed if ranks == 1 else undisturbed_pair)
