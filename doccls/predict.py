@@ -150,8 +150,8 @@ def read_test_pages(config: Config) -> TestPages:
     if refused:
         raise DataError("\n".join(refused))
     files = sorted({name for name in names if name is not None})
-    facts = inspect_images([data.image_dir_test / name for name in files], data.max_image_pixels, threads=8)
-    bad = {name: fact.problem for name, fact in zip(files, facts, strict=True) if fact.problem is not None}
+    seen = inspect_images([data.image_dir_test / name for name in files], data.max_image_pixels, threads=8)
+    bad = {name: one.fact.problem for name, one in zip(files, seen, strict=True) if one.fact.problem is not None}
     problems = [tell(f"test images missing in {data.image_dir_test}", missing)] if missing else []
     if bad:
         problems.append(

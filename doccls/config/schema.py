@@ -56,6 +56,11 @@ class Section(BaseModel):
     )
 
 
+def _unread_off(value: Any) -> Any:
+    """YAML reads `off` as false."""
+    return "off" if value is False else value
+
+
 def _refuse(contradictions: dict[str, str]) -> None:
     """An error between keys, if there are any: key -> what it may be; `load` tells each."""
     if contradictions:
@@ -100,6 +105,13 @@ class DataConfig(Section):
     """Missing, truncated or non-image files: `error` names them all before training; `skip` leaves those rows out."""
     max_image_pixels: Annotated[int, Field(ge=1)] = 100_000_000
     """Largest width x height accepted: a guard against decompression bombs."""
+    store: Annotated[
+        Literal["auto", "off"] | ConfigPath,
+        Field(union_mode="left_to_right"),
+        BeforeValidator(_unread_off),
+        Operational(),
+    ] = "auto"
+    """Folder of decoded pages, for all runs; `auto`: page_store beside output.exp_dir; `off`: decode in each epoch."""
     num_workers: Annotated[int, Field(ge=0)] = 2
     """Processes that load images, for each training process; 0 loads in the training process itself."""
 

@@ -10,6 +10,7 @@ from torch.utils.data import Dataset, get_worker_info
 
 from doccls.data.images import ImageError, decode_image, fit_page
 from doccls.data.room import describe_room
+from doccls.data.store import StoredPages
 from doccls.data.transforms import Augmentation
 from doccls.errors import OwnError
 from doccls.randomness import Purpose, derive_stream
@@ -50,6 +51,8 @@ class Pages(NamedTuple):
     """(n,) int64 class indices; -1 where there is no label."""
     img_size: int
     max_pixels: int
+    stored: StoredPages | None = None
+    """The same pages, decoded; those that it lacks are read from their files."""
 
 
 class DocClsDataset(Dataset[tuple[np.ndarray, int, int]]):
@@ -81,6 +84,9 @@ class DocClsDataset(Dataset[tuple[np.ndarray, int, int]]):
     def _read(self, index: int) -> np.ndarray:
         path = self._pages.paths[index]
         assert path is not None, f"sample {index} has no image and must not be asked for"
+        page = None if self._pages.stored is None else self._pages.stored.read(index)
+        if page is not None:
+            return page
         try:
             return fit_page(decode_image(path.read_bytes(), self._pages.max_pixels), self._pages.img_size)
         except (OSError, ImageError) as error:

@@ -3,7 +3,7 @@
 import hashlib
 import io
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +40,17 @@ class ImageFact:
     """Digest of the upright RGB page, whatever file it came from; empty if there is none."""
     pages: int = 1
     """In the file; the first is used."""
+
+
+@dataclass(frozen=True, eq=False)
+class Inspected:
+    """A look at an image file, and its page, if that was asked for and there is one."""
+
+    fact: ImageFact
+    scaled: np.ndarray | None = None
+    """(height, width, 3) uint8."""
+    pixels: int = 0
+    """Of the whole page."""
 
 
 def decode_image(data: bytes, max_pixels: int) -> np.ndarray:
@@ -105,36 +116,58 @@ def count_pages(data: bytes) -> int:
 
 def fit_page(image: np.ndarray, size_px: int) -> np.ndarray:
     """(h, w, 3) uint8 -> (size_px, size_px, 3) uint8: longest side scaled to size_px, centred on white."""
+    return pad_page(scale_page(image, size_px), size_px)
+
+
+def scale_page(image: np.ndarray, size_px: int) -> np.ndarray:
+    """(h, w, 3) uint8 -> the same with its longest side size_px."""
     height, width = image.shape[:2]
     scale = size_px / max(height, width)
     new_width, new_height = max(1, round(width * scale)), max(1, round(height * scale))
-    resized = cv2.resize(
-        image, (new_width, new_height), interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-    )
+    how = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+    scaled: np.ndarray = cv2.resize(image, (new_width, new_height), interpolation=how)
+    return scaled
+
+
+def pad_page(scaled: np.ndarray, size_px: int) -> np.ndarray:
+    """(h, w, 3) uint8, no side longer than size_px -> (size_px, size_px, 3), centred on white."""
+    height, width = scaled.shape[:2]
     page = np.full((size_px, size_px, 3), WHITE, dtype=np.uint8)
-    top, left = (size_px - new_height) // 2, (size_px - new_width) // 2
-    page[top : top + new_height, left : left + new_width] = resized
+    top, left = (size_px - height) // 2, (size_px - width) // 2
+    page[top : top + height, left : left + width] = scaled
     return page
 
 
-def inspect_images(paths: Sequence[Path], max_pixels: int, threads: int) -> list[ImageFact]:
-    """Read and decode every file once, so that a bad one is met before training and not in epoch 3."""
+def inspect_images(
+    paths: Sequence[Path],
+    max_pixels: int,
+    threads: int,
+    size_px: int | None = None,
+    known: Mapping[str, ImageFact] | None = None,
+) -> list[Inspected]:
+    """Read and decode every file once, so that a bad one is met before training and not in epoch 3.
+
+    With a size, its page is scaled to that. A file whose digest is `known` is not decoded.
+    """
     with ThreadPoolExecutor(threads) as pool:
-        return list(pool.map(lambda path: _inspect(path, max_pixels), paths))
+        return list(pool.map(lambda path: _inspect(path, max_pixels, size_px, known or {}), paths))
 
 
-def _inspect(path: Path, max_pixels: int) -> ImageFact:
+def _inspect(path: Path, max_pixels: int, size_px: int | None, known: Mapping[str, ImageFact]) -> Inspected:
     try:
         data = path.read_bytes()
     except OSError as error:
-        return ImageFact("", f"can't be read: {error.strerror or error}")
+        return Inspected(ImageFact("", f"can't be read: {error.strerror or error}"))
     digest = hashlib.sha256(data).hexdigest()
+    if digest in known:
+        return Inspected(known[digest])
     try:
         page = decode_image(data, max_pixels)
     except ImageError as error:
-        return ImageFact(digest, str(error))
+        return Inspected(ImageFact(digest, str(error)))
     content = hashlib.blake2b(page.data, digest_size=16, key=repr(page.shape).encode()).hexdigest()
-    return ImageFact(digest, None, content, count_pages(data))
+    fact = ImageFact(digest, None, content, count_pages(data))
+    return Inspected(fact, None if size_px is None else scale_page(page, size_px), page.shape[0] * page.shape[1])
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -79,7 +79,14 @@ def load_folds(
         OwnError: this machine has no shared memory for them.
     """
     config, manifest = experiment.config, experiment.data.manifest
-    pages = Pages(manifest.ids, manifest.paths, manifest.targets_N, config.train.img_size, config.data.max_image_pixels)
+    pages = Pages(
+        manifest.ids,
+        manifest.paths,
+        manifest.targets_N,
+        config.train.img_size,
+        config.data.max_image_pixels,
+        experiment.data.stored,
+    )
     dataset = DocClsDataset(pages, Augmentation(config.augment), config.project.seed)
     keys = (batch for fold in folds for batch in _list_keys(experiment, fold, starts.get(fold), accelerator))
     share = -(-config.train.batch_size // accelerator.num_processes)

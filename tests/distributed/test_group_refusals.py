@@ -99,7 +99,7 @@ def test_an_image_that_turns_bad_on_any_rank_is_named(trainer: Trainer, loser: i
     rows = _list_validated(trainer, fold=0)  # rank r reads every second one from r on
     name = f"page_{rows[loser]:03d}.jpg"
     folder = trainer.new_folder()
-    sets = [*PLAIN, "data.valid_fold=0", f"data.image_dir_train={pages}"]
+    sets = [*PLAIN, "data.valid_fold=0", f"data.image_dir_train={pages}", "data.store=off"]
     told = {"DOCCLS_TEST_LOSE": name}
     ranks = launch_ranks(
         "rank_programs:lose_images", trainer.arguments(sets, folder), folder / "console", 2, environment=told
@@ -140,8 +140,8 @@ def test_a_loss_that_is_not_finite_stops_all_ranks_with_step_and_samples(trainer
     assert len(set(re.findall(r"page_\d{3}\.jpg", message))) == 11
     assert run.stderr.count("the loss of step 2") == 1
     assert run.lines[-2:] == ["[EXIT] TRAINING ERROR code=1", ">> Stopping logger and restoring stdio"]
-    assert not list(run.folder.rglob("best_fold*.pth"))
-    assert not list(run.folder.rglob("*.safetensors"))
+    assert not list(run.root.rglob("best_fold*.pth"))
+    assert not list(run.root.rglob("*.safetensors"))
 
 
 # --- accelerate launch, as a user types it ---------------------------------------------------------------------------

@@ -43,6 +43,16 @@ def test_the_number_of_workers_changes_no_byte(trainer: Trainer, rich_run: Run, 
     assert trainer.train(*RICH, f"data.num_workers={workers}").read_oof() == rich_run.read_oof()
 
 
+def test_decoded_pages_change_no_byte_with_and_without_workers(trainer: Trainer, rich_run: Run) -> None:
+    """The others read theirs from the store."""
+    (told,) = [line for line in rich_run.lines if line.startswith("[DATA] decoded pages: ")]
+    assert told.endswith(" holds 48, of which 48 were decoded now")
+    for workers in (0, 2):
+        without = trainer.train(*RICH, "data.store=off", f"data.num_workers={workers}")
+        assert without.read_oof() == rich_run.read_oof()
+        assert not (without.folder / "page_store").exists()
+
+
 def test_how_often_steps_are_logged_changes_no_byte(trainer: Trainer, rich_run: Run) -> None:
     assert trainer.train(*RICH, "train.log_interval=1").read_oof() == rich_run.read_oof()
 

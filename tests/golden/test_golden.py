@@ -17,6 +17,8 @@ _MASKS = (
     (r"run_\d{8}-\d{4}_", "run_<WHEN>_"),
     (r"experiments/\d{8}/", "experiments/<DAY>/"),
     (r"[\d.]+ .iB are free", "<...> are free"),
+    (r"-pillow\S+-opencv[\w.]+-", "-pillow<...>-opencv<...>-"),
+    (r"pages_[0-9a-f]{16}", "pages_<...>"),
     (r"(mem_MiB|time_s|images_per_s)=[\d.]+", r"\1=<...>"),
 )
 _SLURM = (

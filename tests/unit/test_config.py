@@ -511,3 +511,14 @@ def test_every_key_has_a_description() -> None:
 def test_a_config_cannot_be_changed(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="frozen"):
         load(tmp_path, DATA).train.epochs = 3  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("off", "off"), ("'off'", "off"), ("auto", "auto"), ("pages", Path("pages"))]
+)
+def test_the_store_is_a_word_or_a_folder_also_where_yaml_reads_a_boolean(
+    tmp_path: Path, text: str, value: object
+) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(f"data: {{train_csv: a.csv, image_dir_train: b, store: {text}}}\n")
+    assert load_config(path).data.store == (tmp_path / value if isinstance(value, Path) else value)

@@ -12,8 +12,9 @@ import pytest
 import yaml
 
 from doccls.config import Config, load_config
-from doccls.data.images import ImageFact, inspect_images
+from doccls.data.images import Inspected, inspect_images
 from doccls.data.manifest import DataError
+from doccls.data.prepare import PreparedData
 from doccls.errors import UserError
 from doccls.experiment import (
     Experiment,
@@ -25,6 +26,7 @@ from doccls.experiment import (
     tell_unmerged,
 )
 from doccls.oof.parts import OofPart, PartInfo, write_part
+from doccls.run.lock import LockError
 from doccls.run.paths import RunError, RunPaths, locate_run
 from doccls.run.runlog import RunLog
 from tests.unit.conftest import MakeConfig, MakeData
@@ -220,9 +222,9 @@ def looked_at(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the images that were read, as they are."""
     names: list[str] = []
 
-    def inspect(paths: list[Path], max_pixels: int, threads: int) -> list[ImageFact]:
+    def inspect(paths: list[Path], *others: Any) -> list[Inspected]:
         names.extend(path.name for path in paths)
-        return inspect_images(paths, max_pixels, threads)
+        return inspect_images(paths, *others)
 
     monkeypatch.setattr("doccls.data.prepare.inspect_images", inspect)
     return names
@@ -234,6 +236,13 @@ def test_a_run_that_is_joined_reads_no_image_again(open_it: Open, looked_at: lis
     looked_at.clear()
     second, _ = open_it(data={"valid_fold": 1})
     assert looked_at == [] and second.identity == first.identity
+
+
+def test_another_run_on_the_same_images_reads_none_of_them(open_it: Open, looked_at: list[str]) -> None:
+    first, _ = open_it("a")
+    looked_at.clear()
+    second, _ = open_it("b", data={"valid_fold": 1})
+    assert looked_at == [] and second.identity == first.identity and second.paths.images.exists()
 
 
 def test_an_image_that_changed_is_read_again(open_it: Open, pages: Path, looked_at: list[str]) -> None:
@@ -251,6 +260,8 @@ def test_what_was_kept_of_the_look_decides_nothing(open_it: Open, looked_at: lis
     kept = first.paths.images.read_bytes()
     first.paths.images.write_bytes(damage)
     looked_at.clear()
+    (store,) = (first.paths.root.parents[2] / "page_store").iterdir()
+    (store / "images.json").write_bytes(damage)
     open_it()
     assert len(looked_at) == len(IDS) and first.paths.images.read_bytes() == kept
 
@@ -260,6 +271,59 @@ def test_another_limit_of_pixels_is_another_look(open_it: Open, looked_at: list[
     looked_at.clear()
     open_it("a", data={"max_image_pixels": 10_000}, output={"snapshots": False})
     assert len(looked_at) == len(IDS)
+
+
+# --- decoded pages ---------------------------------------------------------------------------------------------------
+
+
+class Telling(RunLog):
+    def __init__(self) -> None:
+        super().__init__(None)
+        self.lines: list[str] = []
+
+    def line(self, text: str) -> None:
+        self.lines.append(text)
+
+
+@pytest.fixture
+def prepare_it(pages: Path, make_config: MakeConfig) -> Callable[..., tuple[PreparedData, str]]:
+    """`prepare_it(store="off")`: the data, and what the log says of decoded pages and stores."""
+
+    def act(**data: Any) -> tuple[PreparedData, str]:
+        config = make_config(data={"folds": 3, **data}, output={"exp_dir": "experiments"}, train={"img_size": 32})
+        log = Telling()
+        prepared = prepare(config, locate_run(config.output.exp_dir, "x", NOW), log)
+        return prepared, "\n".join(line for line in log.lines if line.startswith(("[DATA]", "[WARNING]")))
+
+    return act
+
+
+def test_pages_are_kept_beside_the_experiments_or_where_it_is_said(
+    prepare_it: Callable[..., tuple[PreparedData, str]], pages: Path
+) -> None:
+    for store, folder in (("auto", pages / "page_store"), ("mine", pages / "mine")):
+        for decoded in (12, 0):
+            prepared, told = prepare_it(store=store)
+            assert prepared.stored is not None and prepared.stored.read(3) is not None
+            assert told.startswith(f"[DATA] decoded pages: {folder}/px32-")
+            assert told.endswith(f" holds 12, of which {decoded} were decoded now")
+
+
+def test_without_a_store_nothing_is_kept(prepare_it: Callable[..., tuple[PreparedData, str]], pages: Path) -> None:
+    prepared, told = prepare_it(store="off")
+    assert prepared.stored is None and told == ""
+    assert not (pages / "page_store").exists()
+
+
+def test_a_store_that_can_not_be_filled_is_told_and_done_without_unless_it_was_asked_for(
+    prepare_it: Callable[..., tuple[PreparedData, str]], pages: Path
+) -> None:
+    (pages / "page_store").write_text("what is to be a folder is a file")
+    prepared, told = prepare_it()
+    assert prepared.stored is None
+    assert told.startswith(f"[WARNING] {pages}/page_store/px32-") and told.endswith("in each epoch (data.store)")
+    with pytest.raises(LockError, match="page_store"):
+        prepare_it(store="page_store")
 
 
 # --- which folds -----------------------------------------------------------------------------------------------------

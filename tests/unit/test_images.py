@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image, TiffImagePlugin
 
-from doccls.data.images import ImageError, count_pages, decode_image, fit_page, inspect_images
+from doccls.data.images import ImageError, count_pages, decode_image, fit_page, inspect_images, scale_page
 
 LIMIT = 10**8
 
@@ -452,7 +452,10 @@ def test_inspection_tells_each_files_digest_and_problem_in_order(tmp_path: Path)
     good.write_bytes(make_noise("PNG"))
     text.write_text("not an image")
     folder.mkdir()
-    facts = inspect_images([text, good, gone, folder, good], LIMIT, threads=3)
+    seen = inspect_images([text, good, gone, folder, good], LIMIT, threads=3, size_px=20)
+    facts = [one.fact for one in seen]
+    assert [one.scaled is not None for one in seen] == [fact.problem is None for fact in facts]
+    assert np.array_equal(seen[1].scaled, scale_page(decode_image(good.read_bytes(), LIMIT), 20))
     assert [fact.problem is None for fact in facts] == [False, True, False, False, True]
     assert facts[1] == facts[4] and len(facts[1].digest) == 64
     assert facts[0].problem is not None and "not an image" in facts[0].problem and facts[0].digest
@@ -462,7 +465,7 @@ def test_inspection_tells_each_files_digest_and_problem_in_order(tmp_path: Path)
 
 def test_inspection_refuses_above_the_pixel_limit(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(make_noise("PNG"))
-    (fact,) = inspect_images([tmp_path / "a.png"], 100, threads=1)
+    (fact,) = (one.fact for one in inspect_images([tmp_path / "a.png"], 100, threads=1))
     assert fact.problem is not None and "max_image_pixels" in fact.problem
 
 
