@@ -150,12 +150,17 @@ def _train_folds(
     log: RunLog,
     heart: Heartbeat,
 ) -> None:
-    from doccls.training.fold import find_starts, load_folds, release_memory, train_fold
+    from doccls.oof.parts import remove_states
+    from doccls.training.batches import load_folds
+    from doccls.training.fold import release_memory, train_fold
+    from doccls.training.processes import on_main
+    from doccls.training.starts import find_starts
 
     wanted = experiment.config.data.list_wanted()
     for fold in wanted:
         if fold in finished:
             log.line(f"[FOLD {fold}] finished before: kept {experiment.paths.part(fold)}")
+    on_main(accelerator, lambda: remove_states(experiment.paths, finished))  # killed before they could
     missing = [fold for fold in wanted if fold not in finished]
     starts = find_starts(experiment, missing, accelerator, allow_change, log)
     with stopping_gracefully(), load_folds(experiment, missing, starts, accelerator, log) as batches:

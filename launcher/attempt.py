@@ -104,11 +104,17 @@ class RunningFold:
         return Ending(outcome), f"rank {rank} {tell_code(code)}{where}; its last lines:{tail or ' none'}"
 
     def _find_culprit(self, codes: Sequence[int | None], causes: Sequence[Cause | None]) -> int:
-        """The rank to be heard: one that says what went wrong, else the first that was seen to fail."""
+        """The rank to be heard: one that says what went wrong, else the first that was seen to fail.
+
+        Ranks that were asked to leave do so together, and the main process says why for all.
+        """
         for cause in (Cause.USER_ERROR, Cause.OUT_OF_MEMORY):
             if cause in causes:
                 return causes.index(cause)
-        return next((rank for rank in self.processes.ended if codes[rank]), 0)
+        first = next((rank for rank in self.processes.ended if codes[rank]), 0)
+        code = codes[first]
+        left_together = code is not None and code > _SIGNALLED and codes[0] == code
+        return 0 if left_together else first
 
     def find_log(self) -> Path:
         """The fold's log, or what the process printed if it did not come so far."""

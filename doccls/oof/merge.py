@@ -9,7 +9,7 @@ import numpy as np
 
 from doccls.errors import UserError
 from doccls.oof.metrics import probabilities
-from doccls.oof.parts import OofPart, PartError, read_part
+from doccls.oof.parts import OofPart, PartError, read_part, remove_states
 from doccls.oof.summary import Summary, render_summary, summarize
 from doccls.run.artifacts import remove_leftovers, write_array, write_text
 from doccls.run.history import write_metrics
@@ -45,6 +45,7 @@ def merge_run(paths: RunPaths) -> Summary:
     merged, summary = load_merged(paths)
     for path in (paths.metrics, paths.oof_logits, paths.oof_targets, paths.oof_csv, paths.summary):
         remove_leftovers(path)  # of a merge that was killed
+    remove_states(paths, sorted(set(merged.folds_N.tolist())))  # of folds killed when their part stood
     summary = replace(summary, notes=(*summary.notes, *write_metrics(paths)))
     write_array(paths.oof_logits, merged.logits_NC)
     write_array(paths.oof_targets, merged.targets_N)

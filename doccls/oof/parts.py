@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from doccls.errors import UserError
-from doccls.run.artifacts import replacing
+from doccls.run.artifacts import remove_leftovers, replacing
 from doccls.run.paths import RunError, RunPaths
 
 _FORMAT = "doccls-oof-part-2"
@@ -125,6 +126,14 @@ def find_damage(path: Path) -> str | None:
     except PartError as error:
         return str(error)
     return None
+
+
+def remove_states(paths: RunPaths, folds: Iterable[int]) -> None:
+    """Of folds whose part stands: nothing goes on from their states, nor from what a kill left half-written of them."""
+    for fold in folds:
+        for path in paths.last_states(fold):
+            remove_leftovers(path)
+            path.unlink(missing_ok=True)
 
 
 def is_merged(paths: RunPaths) -> bool:

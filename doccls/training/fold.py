@@ -3,8 +3,8 @@
 import gc
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, closing
+from collections.abc import Iterator
+from contextlib import closing
 from functools import partial
 from itertools import islice
 
@@ -14,110 +14,29 @@ import torch
 from accelerate import Accelerator
 from timm.utils import distribute_bn
 
-from doccls.data.dataset import Batch, DocClsDataset, Pages, SampleKey
-from doccls.data.order import BatchPlan
-from doccls.data.room import plan_prefetch
-from doccls.data.transforms import Augmentation
-from doccls.data.workers import loading
+from doccls.data.dataset import Batch
 from doccls.experiment import Experiment
 from doccls.model.build import build_model, count_parameters, get_normalization
 from doccls.model.optim import build_ema, build_loss, build_mixup, build_optimizer, build_scheduler
 from doccls.oof.metrics import cross_entropy, macro_f1
-from doccls.oof.parts import OofPart, PartInfo, find_damage, write_part
+from doccls.oof.parts import OofPart, PartInfo, remove_states, write_part
 from doccls.randomness import Purpose, derive_seed
-from doccls.run.artifacts import remove_leftovers
 from doccls.run.heartbeat import Heartbeat
 from doccls.run.history import EpochMetrics, write_fold_metrics
 from doccls.run.paths import RunPaths
 from doccls.run.runlog import RunLog
 from doccls.run.signals import ending_at_once
 from doccls.run.tracking import Tracker, track_fold
+from doccls.training.batches import find_epoch, list_validation_keys
 from doccls.training.checkpoint import BestCheckpoint, write_best
-from doccls.training.evaluate import EvaluationKeys, Normalizer, predict_logits
+from doccls.training.evaluate import Normalizer, predict_logits
 from doccls.training.explain import check_smallest_share, explain
-from doccls.training.loop import Engine, LossMeter, TrainingError, list_training_keys, train_epoch
+from doccls.training.loop import Engine, LossMeter, TrainingError, train_epoch
 from doccls.training.processes import agree_on_stop, await_all, on_main
-from doccls.training.resume import Start, StateKeeper, describe_start, find_start, remove_states, take_up
+from doccls.training.resume import StateKeeper, take_up
 from doccls.training.space import describe_space, measure_free, measure_space
+from doccls.training.starts import Start, describe_start
 from doccls.training.state import BestSoFar, Progress
-
-
-def find_starts(
-    experiment: Experiment, folds: Sequence[int], accelerator: Accelerator, allow_change: bool, log: RunLog
-) -> dict[int, Start]:
-    """Where those of `folds` go on that were killed; what these left half-written is removed. All ranks must call.
-
-    Raises:
-        ResumeError: another number of processes saved them, and `allow_change` is not said.
-    """
-
-    def find() -> dict[int, Start]:
-        world_size, identity, paths = accelerator.num_processes, experiment.identity, experiment.paths
-        for fold in folds:
-            results = paths.best_checkpoint(fold), paths.part(fold), paths.fold_metrics(fold)
-            for path in (*paths.last_states(fold), *results):
-                remove_leftovers(path)
-            if (damage := find_damage(paths.part(fold))) is not None:
-                log.line(f"[WARNING] {damage}: fold {fold} is trained again")
-        found = {
-            fold: find_start(
-                paths.last_states(fold), paths.best_checkpoint(fold), identity, fold, world_size, allow_change, log
-            )
-            for fold in folds
-        }
-        return {fold: start for fold, start in found.items() if start is not None}
-
-    return on_main(accelerator, find)
-
-
-def load_folds(
-    experiment: Experiment, folds: Sequence[int], starts: Mapping[int, Start], accelerator: Accelerator, log: RunLog
-) -> AbstractContextManager[Iterator[Batch]]:
-    """This rank's batches of all that `train_fold` does on `folds`, in that order: one set of workers for all.
-
-    Raises:
-        OwnError: this machine has no shared memory for them.
-    """
-    config, manifest = experiment.config, experiment.data.manifest
-    pages = Pages(
-        manifest.ids,
-        manifest.paths,
-        manifest.targets_N,
-        config.train.img_size,
-        config.data.max_image_pixels,
-        experiment.data.stored,
-    )
-    dataset = DocClsDataset(pages, Augmentation(config.augment), config.project.seed)
-    keys = (batch for fold in folds for batch in _list_keys(experiment, fold, starts.get(fold), accelerator))
-    share = -(-config.train.batch_size // accelerator.num_processes)
-    most = min(config.train.micro_batch_size or share, share)
-    prefetch = plan_prefetch(most * dataset.page_bytes, config.data.num_workers)
-    if prefetch.remark:
-        log.line(f"[DATA] {prefetch.remark}")
-    return loading(dataset, keys, config.data.num_workers, accelerator.device.type == "cuda", prefetch.batches)
-
-
-def _list_keys(
-    experiment: Experiment, fold: int, start: Start | None, accelerator: Accelerator
-) -> Iterator[list[SampleKey]]:
-    """One fold's batches on this rank, from where it goes on: an epoch, its validation, the next epoch, ..."""
-    train, plan = experiment.config.train, experiment.plan(fold)
-    rank, world_size = accelerator.process_index, accelerator.num_processes
-    step = 0 if start is None else start.step
-    for epoch in range(_find_epoch(step, plan), train.epochs):
-        yield from list_training_keys(plan, epoch, train.micro_batch_size, rank, world_size, step)
-        yield from _validation_keys(experiment, fold, accelerator)
-
-
-def _find_epoch(step: int, plan: BatchPlan) -> int:
-    """The epoch (0-based) that a fold goes on in: at an epoch's end its validation is still to do."""
-    return max(0, step - 1) // plan.steps_per_epoch
-
-
-def _validation_keys(experiment: Experiment, fold: int, accelerator: Accelerator) -> EvaluationKeys:
-    train, world_size = experiment.config.train, accelerator.num_processes
-    size = min(train.micro_batch_size or train.batch_size, -(-train.batch_size // world_size))
-    return EvaluationKeys(experiment.data.list_valid(fold), size, accelerator.process_index, world_size)
 
 
 def train_fold(
@@ -180,7 +99,7 @@ def _find_last_sign_s(heart: Heartbeat, fold: int) -> float | None:
 
 def _finish(paths: RunPaths, fold: int, part: OofPart) -> None:
     write_part(paths.part(fold), part)
-    remove_states(paths.last_states(fold))
+    remove_states(paths, [fold])
 
 
 def release_memory(accelerator: Accelerator) -> None:
@@ -277,7 +196,7 @@ def _fit(
     """The rest of all epochs; each is validated, and an improvement is kept at once: weights and logits in one file."""
     accelerator, log, manifest = engine.accelerator, engine.log, experiment.data.manifest
     config, targets, fold = experiment.config, manifest.targets_N, engine.plan.fold
-    num_valid = len(_validation_keys(experiment, fold, accelerator))
+    num_valid = len(list_validation_keys(experiment, fold, accelerator))
 
     best, rows = progress.best, list(progress.rows)
     meter = LossMeter(list(progress.losses), progress.skipped_steps)
@@ -286,7 +205,7 @@ def _fit(
         reached = Progress(step, tuple(meter.losses), meter.skipped, best, tuple(rows))
         keeper.save(engine, experiment.identity, reached, wait)
 
-    first = _find_epoch(progress.step, engine.plan)
+    first = find_epoch(progress.step, engine.plan)
     for epoch in range(first, config.train.epochs):
         started_s, trained = time.perf_counter(), (engine.plan.steps_per_epoch - len(meter.losses)) * engine.plan.size
         with log.progress(f"fold {fold} epoch {epoch + 1}/{config.train.epochs}", engine.plan.steps_per_epoch) as bar:

@@ -1,10 +1,8 @@
-"""A fold goes on where it was: saving its state beside the training, finding the newest whole one, taking it up."""
+"""A fold goes on where it was: saving its state beside the training, and taking it up."""
 
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,79 +10,13 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from doccls.errors import UserError
 from doccls.run.runlog import RunLog
-from doccls.training.checkpoint import CheckpointError, read_best
 from doccls.training.loop import Engine
 from doccls.training.processes import gather_rows
-from doccls.training.state import Progress, SavedState, StateError, read_state, write_state
+from doccls.training.starts import Start
+from doccls.training.state import Progress, SavedState, read_state, write_state
 
 _EMA = "ema."
-
-
-class ResumeError(UserError):
-    """A fold can't go on with what was saved of it."""
-
-
-@dataclass(frozen=True)
-class Start:
-    """Where a fold goes on."""
-
-    path: Path
-    step: int
-    """Optimizer steps done."""
-    saved_s: float
-    """Seconds since 1970."""
-
-
-def find_start(
-    paths: Sequence[Path], best: Path, identity: str, fold: int, world_size: int, allow_change: bool, log: RunLog
-) -> Start | None:
-    """The newest whole state of the fold; what can't be used is told and passed over. The main process calls.
-
-    A state holds the best epoch's logits, and not its weights: these lie in `best`, and must be whole too.
-
-    Raises:
-        ResumeError: it was saved by another number of processes, and `allow_change` is not said.
-    """
-    found: list[tuple[Path, SavedState]] = []
-    for path in paths:
-        if not path.exists():
-            continue
-        try:
-            state = read_state(path)
-        except StateError as error:
-            log.line(f"[WARNING] {error}: passed over")
-            continue
-        if (state.identity, state.fold) != (identity, fold):
-            log.line(f"[WARNING] {path}: of another experiment or fold: passed over")
-        elif (lack := _find_lack(best, state)) is not None:
-            log.line(f"[WARNING] {path}: passed over, since its best weights are not there: {lack}")
-        else:
-            found.append((path, state))
-    if not found:
-        return None
-    path, state = max(found, key=lambda one: one[1].progress.step)
-    if state.world_size != world_size and not allow_change:
-        raise ResumeError(
-            f"fold {fold} was saved at step {state.progress.step} by {state.world_size} processes, and these are "
-            f"{world_size}. Start {state.world_size}; or say --allow-world-size-change: the same batches follow, but "
-            f"not the same bits; or delete {path.parent}/last_fold{fold}_*, and the fold begins again"
-        )
-    return Start(path, state.progress.step, state.saved_s)
-
-
-def _find_lack(path: Path, state: SavedState) -> str | None:
-    """What is wrong with the best weights that the state relies on; those of a later epoch will be written anew."""
-    if state.progress.best is None:
-        return None
-    try:
-        best = read_best(path)
-    except CheckpointError as error:
-        return str(error)
-    if (best.identity, best.fold) != (state.identity, state.fold) or best.epoch < state.progress.best.epoch:
-        return f"{path}: of another experiment, fold or epoch"
-    return None
 
 
 def take_up(engine: Engine, start: Start) -> Progress:
@@ -104,15 +36,6 @@ def take_up(engine: Engine, start: Start) -> Progress:
     if state.scaler:
         engine.accelerator.scaler.load_state_dict(state.scaler)
     return state.progress
-
-
-def describe_start(start: Start, fold: int, steps_per_epoch: int, last_seen_s: float | None) -> str:
-    """For the log; `last_seen_s` is when the process that was killed gave its last sign."""
-    again_s = max(0.0, last_seen_s - start.saved_s) if last_seen_s is not None else None
-    again = "" if again_s is None else f", {again_s:.0f} s of work done again"
-    when = datetime.fromtimestamp(start.saved_s).strftime("%H:%M:%S")
-    epoch = (start.step - 1) // steps_per_epoch + 1
-    return f"[RESUME] fold={fold} from step {start.step} (epoch {epoch}), saved {when}{again}"
 
 
 class StateKeeper:
@@ -158,7 +81,6 @@ class StateKeeper:
         )
         self.settle()
         self._writing = self._writer.submit(write_state, self._paths[self._next], state)
-        self._next = (self._next + 1) % len(self._paths)
         if wait:
             self.settle()
 
@@ -168,6 +90,7 @@ class StateKeeper:
             return
         try:
             self._writing.result()
+            self._next = (self._next + 1) % len(self._paths)
         except (OSError, TypeError) as error:  # TypeError: an optimizer that keeps what no file can hold
             self._log.line(f"[WARNING] the fold's state was not saved: {error}; training goes on")
         self._writing = None
@@ -176,12 +99,6 @@ class StateKeeper:
         """Nothing is being written any more."""
         self.settle()
         self._writer.shutdown()
-
-
-def remove_states(paths: Sequence[Path]) -> None:
-    """The fold is done: nothing will go on from them."""
-    for path in paths:
-        path.unlink(missing_ok=True)
 
 
 def _copy(tree: Any) -> Any:

@@ -12,6 +12,8 @@ import pytest
 from rank_launcher import Rank, clean_environment, launch_ranks
 from tiny_runs import LABELS, RICH, TEST_COUNT, Run, Trainer
 
+from doccls.run.paths import RunPaths
+
 
 @dataclass(frozen=True)
 class Joined:
@@ -76,6 +78,17 @@ def test_a_merge_of_too_few_folds_names_the_missing(joined: Joined, tmp_path: Pa
     done = _merge(run.root)
     assert done.returncode == 1
     assert "1 of 3 folds have no part: 1" in done.stderr
+    assert run.list_files() == before
+
+
+def test_a_fold_killed_when_its_part_stood_is_kept_and_leaves_no_state(
+    trainer: Trainer, joined: Joined, tmp_path: Path
+) -> None:
+    run = _copy(joined.run, tmp_path / "copy")
+    before = run.list_files()
+    for state in RunPaths(run.root).last_states(1):
+        state.touch()
+    trainer.train(*RICH, "data.valid_fold=1", run_id="x", folder=run.folder)
     assert run.list_files() == before
 
 

@@ -243,6 +243,18 @@ def test_to_be_asked_to_leave_by_another_is_no_error_that_comes_back(start: Star
     assert fold.conclude(done=False, stopping=False) == (Ending(Outcome.CRASHED), "SIGTERM received")
 
 
+@pytest.mark.parametrize("first", [0, 1])
+def test_ranks_that_leave_together_are_told_by_the_main_ones_word_whoever_ended_first(
+    start: Start, tmp_path: Path, first: int
+) -> None:
+    fold, processes, _ = start(2)
+    say(tmp_path, 0, "[EXIT][ERROR] training failed: SIGINT received\n")
+    for rank in (first, 1 - first):
+        processes[rank].code = 128 + signal.SIGINT
+        fold.has_ended(0.0)
+    assert fold.conclude(done=False, stopping=False)[1] == "rank 0: SIGINT received"
+
+
 def test_done_and_stopped_need_no_reason(start: Start) -> None:
     fold, processes, _ = start(1)
     processes[0].code = 143

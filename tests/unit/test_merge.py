@@ -80,6 +80,15 @@ def test_merging_again_gives_the_same_bytes(run: RunPaths) -> None:
     assert len(first) == 4 and [path.read_bytes() for path in list_outputs(run)] == first
 
 
+def test_states_of_folds_that_were_killed_when_their_part_stood_go_with_the_merge(run: RunPaths) -> None:
+    foreign = run.root / "ckpt" / "last_fold7_0.safetensors"
+    for state in (*run.last_states(1), foreign, run.root / "ckpt" / ".last_fold2_1.safetensors.0a1b.tmp"):
+        state.parent.mkdir(exist_ok=True)
+        state.touch()
+    merge_run(run)
+    assert list((run.root / "ckpt").iterdir()) == [foreign]
+
+
 def test_the_table_holds_ids_labels_and_probabilities(run: RunPaths) -> None:
     merge_run(run)
     with run.oof_csv.open(newline="", encoding="utf-8") as lines:

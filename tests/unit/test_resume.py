@@ -19,7 +19,8 @@ from doccls.run.paths import RunPaths
 from doccls.run.runlog import ProgressBar, RunLog
 from doccls.training.checkpoint import BestCheckpoint, write_best
 from doccls.training.loop import Engine, LossMeter, list_training_keys, train_epoch
-from doccls.training.resume import ResumeError, Start, StateKeeper, describe_start, find_start, take_up
+from doccls.training.resume import StateKeeper, take_up
+from doccls.training.starts import ResumeError, Start, describe_start, find_start
 from doccls.training.state import BestSoFar, Progress, SavedState, StateError, read_state, write_state
 from tests.unit.test_loop import CLASSES, PAGES, TARGETS, TellingLog, load, make_engine
 
@@ -313,6 +314,27 @@ def test_a_disk_that_takes_no_more_is_told_and_the_state_before_stays(
     )
     start = find(paths, IDENTITY, 0, 1, False, log)
     assert start is not None and start.step == 1 and not list(tmp_path.rglob("*.tmp"))
+
+
+@pytest.mark.parametrize("failures", [1, 2])
+def test_after_a_failed_write_the_older_state_is_written_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failures: int
+) -> None:
+    engine, paths = make_engine(), RunPaths(tmp_path).last_states(0)
+    keeper = StateKeeper(paths, None, 1e9, engine.accelerator, RunLog(None))
+    for step in (1, 2):
+        keeper.save(engine, IDENTITY, Progress(step), True)
+
+    def refuse(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("doccls.run.artifacts.os.fsync", refuse)
+        for step in range(3, 3 + failures):
+            keeper.save(engine, IDENTITY, Progress(step), True)
+    keeper.save(engine, IDENTITY, Progress(9), True)
+    keeper.close()
+    assert [read_state(path).progress.step for path in paths] == [9, 2]
 
 
 def test_a_saved_state_is_not_what_the_next_step_makes_of_it(tmp_path: Path) -> None:
