@@ -27,16 +27,17 @@ class WriteError(UserError, OSError):
 
 
 @contextmanager
-def replacing(path: Path, durable: bool = True) -> Iterator[BinaryIO]:
+def replacing(path: Path, durable: bool = True, by: str | None = None) -> Iterator[BinaryIO]:
     """A binary file that becomes `path` when the block ends well; if it does not, `path` stays as it was.
 
-    Not `durable`, it is whole for whoever reads it, but a power cut may take it.
+    Not `durable`, it is whole for whoever reads it, but a power cut may take it. `by` names the writer of a file that
+    several write, so that its own leftovers can be told from what others are writing now.
 
     Raises:
         WriteError: no room, no right, ...; what was half written is gone.
         OSError: another error of the file system; it names the path.
     """
-    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    beside = path.with_name(f".{path.name}.{f'{by}.' if by else ''}{secrets.token_hex(4)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with at_sudden_end(lambda reason, code: beside.unlink(missing_ok=True)):
@@ -56,21 +57,21 @@ def replacing(path: Path, durable: bool = True) -> Iterator[BinaryIO]:
         raise
 
 
-def remove_leftovers(path: Path) -> None:
-    """What processes that were killed had written beside `path`; nobody may be writing it now."""
-    for beside in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+def remove_leftovers(path: Path, by: str | None = None) -> None:
+    """What processes that were killed had written beside `path`; nobody, or not that writer, may be writing it now."""
+    for beside in path.parent.glob(f".{glob.escape(path.name)}.{f'{by}.' if by else ''}*.tmp"):
         beside.unlink(missing_ok=True)
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """`content` as `path`, whole."""
-    with replacing(path) as file:
+def write_bytes(path: Path, content: bytes, by: str | None = None) -> None:
+    """`content` as `path`, whole; `by` as for `replacing`."""
+    with replacing(path, by=by) as file:
         file.write(content)
 
 
-def write_text(path: Path, text: str) -> None:
-    """`text` in UTF-8 as `path`, whole."""
-    write_bytes(path, text.encode())
+def write_text(path: Path, text: str, by: str | None = None) -> None:
+    """`text` in UTF-8 as `path`, whole; `by` as for `replacing`."""
+    write_bytes(path, text.encode(), by)
 
 
 def write_once(path: Path, text: str) -> str:

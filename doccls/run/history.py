@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from doccls.run.artifacts import write_text
+from doccls.run.artifacts import remove_leftovers, write_text
 from doccls.run.paths import RunPaths
 
 
@@ -30,12 +30,23 @@ def write_fold_metrics(paths: RunPaths, rows: Sequence[EpochMetrics]) -> list[st
         What `write_metrics` does.
     """
     assert rows
-    write_text(paths.fold_metrics(rows[0].fold), "".join(json.dumps(asdict(row)) + "\n" for row in rows))
-    return write_metrics(paths)
+    fold = rows[0].fold
+    write_text(paths.fold_metrics(fold), "".join(json.dumps(asdict(row)) + "\n" for row in rows))
+    return write_metrics(paths, _name_writer(fold))
 
 
-def write_metrics(paths: RunPaths) -> list[str]:
-    """metrics.jsonl from every fold's file, sorted by (fold, epoch).
+def remove_metrics_leftovers(paths: RunPaths, fold: int) -> None:
+    """What a killed process that trained the fold had half-written; others may be writing metrics.jsonl now."""
+    remove_leftovers(paths.fold_metrics(fold))
+    remove_leftovers(paths.metrics, _name_writer(fold))
+
+
+def _name_writer(fold: int) -> str:
+    return f"fold{fold}"
+
+
+def write_metrics(paths: RunPaths, by: str = "merge") -> list[str]:
+    """metrics.jsonl from every fold's file, sorted by (fold, epoch); `by` whom, of several processes.
 
     Returns:
         A remark on each line of them that is damaged, and left out: it is a record, on which nothing depends.
@@ -54,7 +65,7 @@ def write_metrics(paths: RunPaths) -> list[str]:
             if row is None
         ]
     rows.sort(key=lambda row: (row.fold, row.epoch))
-    write_text(paths.metrics, "".join(json.dumps(asdict(row)) + "\n" for row in rows))
+    write_text(paths.metrics, "".join(json.dumps(asdict(row)) + "\n" for row in rows), by)
     return remarks
 
 

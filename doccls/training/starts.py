@@ -11,6 +11,7 @@ from doccls.errors import UserError
 from doccls.experiment import Experiment
 from doccls.oof.parts import find_damage
 from doccls.run.artifacts import remove_leftovers
+from doccls.run.history import remove_metrics_leftovers
 from doccls.run.runlog import RunLog
 from doccls.training.checkpoint import CheckpointError, read_best
 from doccls.training.processes import on_main
@@ -44,9 +45,9 @@ def find_starts(
     def find() -> dict[int, Start]:
         world_size, identity, paths = accelerator.num_processes, experiment.identity, experiment.paths
         for fold in folds:
-            results = paths.best_checkpoint(fold), paths.part(fold), paths.fold_metrics(fold)
-            for path in (*paths.last_states(fold), *results):
+            for path in (*paths.last_states(fold), paths.best_checkpoint(fold), paths.part(fold)):
                 remove_leftovers(path)
+            remove_metrics_leftovers(paths, fold)
             if (damage := find_damage(paths.part(fold))) is not None:
                 log.line(f"[WARNING] {damage}: fold {fold} is trained again")
         found = {

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from doccls.run.history import EpochMetrics, write_fold_metrics, write_metrics
+from doccls.run.history import EpochMetrics, remove_metrics_leftovers, write_fold_metrics, write_metrics
 from doccls.run.paths import RunPaths
 
 
@@ -36,6 +36,27 @@ def test_rows_are_sorted_by_fold_and_epoch_as_numbers(tmp_path: Path) -> None:
     assert [(row["fold"], row["epoch"]) for row in read(paths)] == [
         (fold, epoch) for fold in (0, 2, 10) for epoch in range(1, 12)
     ]
+
+
+def test_a_killed_fold_removes_what_it_had_half_written_and_no_one_elses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = RunPaths(tmp_path)
+
+    def kill(*others: object) -> None:
+        raise KeyboardInterrupt
+
+    for fold in (1, 12):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            for act in ("replace", "unlink"):  # nobody tidies up after a SIGKILL
+                patch.setattr(Path, act, lambda path, *others, **words: kill() if path.suffix == ".tmp" else None)
+            write_metrics(paths, f"fold{fold}")
+    assert len(list(tmp_path.glob(".metrics.jsonl.fold*.tmp"))) == 2
+    remove_metrics_leftovers(paths, 1)
+    (left,) = tmp_path.glob(".*.tmp")
+    assert left.name.startswith(".metrics.jsonl.fold12.")
+    write_fold_metrics(paths, [make_row(12, 1)])
+    assert [row["fold"] for row in read(paths)] == [12]
 
 
 def test_a_fold_trained_again_replaces_its_rows(tmp_path: Path) -> None:

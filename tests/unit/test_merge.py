@@ -85,8 +85,10 @@ def test_states_of_folds_that_were_killed_when_their_part_stood_go_with_the_merg
     for state in (*run.last_states(1), foreign, run.root / "ckpt" / ".last_fold2_1.safetensors.0a1b.tmp"):
         state.parent.mkdir(exist_ok=True)
         state.touch()
+    half_written = run.root / ".metrics.jsonl.fold1.0a1b.tmp"
+    half_written.touch()
     merge_run(run)
-    assert list((run.root / "ckpt").iterdir()) == [foreign]
+    assert list((run.root / "ckpt").iterdir()) == [foreign] and not half_written.exists()
 
 
 def test_the_table_holds_ids_labels_and_probabilities(run: RunPaths) -> None:

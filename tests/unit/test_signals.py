@@ -139,8 +139,8 @@ class Disturbed:
 
 def disturb_write(monkeypatch: pytest.MonkeyPatch, number: int, disturb: Callable[[], None]) -> None:
     @contextmanager
-    def disturbed(path: Path) -> Iterator[Any]:
-        with replacing(path) as file:
+    def disturbed(path: Path, **words: Any) -> Iterator[Any]:
+        with replacing(path, **words) as file:
             yield Disturbed(file, number, disturb)
 
     monkeypatch.setattr(artifacts, "replacing", disturbed)
