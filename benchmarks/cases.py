@@ -1,0 +1,194 @@
+"""What is measured: each case is a set of contenders that do the same work, and the figures that are read of each."""
+
+import re
+import shutil
+import statistics
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.measure import Cost, run
+from benchmarks.pages import link_for_timm
+from doccls.config.load import load_config
+from doccls.data.prepare import prepare_data
+
+Figures = Mapping[str, float]
+_EPOCH_RATE = re.compile(r"images_per_s=([\d.]+)")
+_TIMM_RATE = re.compile(r"\(\s*100%\)\].*\(\s*[\d.]+s,\s*([\d.]+)/s\)")
+_DECODED = re.compile(r"of which (\d+) were decoded now")
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Where it is measured."""
+
+    folder: Path
+    pages: Path
+    """A4: train.csv, train/."""
+    few: Path
+    """The same, a few of them."""
+    timm: Path
+    """A checkout of timm's repository."""
+    epochs: int
+
+
+@dataclass(frozen=True)
+class Case:
+    """Contenders at the same work; figures of the first are told over those of the others."""
+
+    name: str
+    what: str
+    contenders: Mapping[str, Callable[[Bench, int], Figures]]
+    figures: tuple[str, ...]
+    rounds: int
+    """At most."""
+
+
+def _train_ours(bench: Bench, name: str, sets: Sequence[str], pages: Path, again: bool = False) -> Cost:
+    place = bench.folder / "runs" / name if again else _make_folder(bench, name)
+    config = _write_config(pages)
+    places = (f"output.exp_dir={place}/experiments", f"output.logs_dir={place}/logs", f"data.store={place}/store")
+    words = [f"--set={one}" for one in (*places, "model.pretrained=false", f"train.epochs={bench.epochs}", *sets)]
+    command = [sys.executable, "-m", "doccls.train", "--config", str(config), "--run-id", "bench", *words]
+    return run(command, Path.cwd(), {}, place / "console.txt")
+
+
+def _write_config(pages: Path) -> Path:
+    config = pages / "bench.yaml"
+    config.write_text("data:\n  train_csv: train.csv\n  image_dir_train: train\n")
+    return config
+
+
+def _train_timm(bench: Bench, name: str, words: Sequence[str], epochs: int, pages: Path) -> Cost:
+    place = _make_folder(bench, name)
+    command = [
+        sys.executable, "train.py", "--data-dir", str(_lay_out(pages)), "--num-classes", "12", "--batch-size", "32",
+        "--epochs", str(epochs), "--device", "cpu", "--no-prefetcher", "--workers", "2", "--opt", "adamw",
+        "--lr", "5e-4", "--weight-decay", "0.01", "--clip-grad", "5", "--warmup-epochs", "0",
+        "--scale", "0.9", "1.0", "--ratio", "0.9", "1.1", "--hflip", "0", "--color-jitter", "0.15",
+        "--train-interpolation", "bilinear", "--log-interval", "1000", "--output", str(place), *words,
+    ]  # fmt: skip
+    return run(command, bench.timm, {"PYTHONPATH": str(bench.timm)}, place / "console.txt")
+
+
+def _make_folder(bench: Bench, name: str) -> Path:
+    """Empty: nothing of a round before is of use to this one."""
+    place = bench.folder / "runs" / name
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir(parents=True)
+    return place
+
+
+def _lay_out(pages: Path) -> Path:
+    """Fold 0's split, for timm."""
+    if (pages / "timm").exists():
+        return pages / "timm"
+    data = prepare_data(load_config(_write_config(pages)))
+    names = [[data.manifest.ids[row] for row in rows.tolist()] for rows in (data.list_train(0), data.list_valid(0))]
+    return link_for_timm(pages, *names)
+
+
+def _tell(cost: Cost) -> dict[str, float]:
+    return {"CPU-s": cost.cpu_s, "wall s": cost.wall_s, "memory MiB": cost.memory_mib}
+
+
+_TINY = ("model.name=test_efficientnet", "train.img_size=224")
+
+
+def _one_fold(bench: Bench, number: int) -> Figures:
+    cost = _train_ours(bench, "a4", (*_TINY, "data.valid_fold=0"), bench.pages)
+    return {**_tell(cost), "decoded": _sum_decoded(cost)}
+
+
+def _one_fold_again(bench: Bench, number: int) -> Figures:
+    """The store is there, of the round's first contender; the fold is trained anew."""
+    place = bench.folder / "runs" / "a4"
+    shutil.rmtree(place / "experiments")
+    cost = _train_ours(bench, "a4", (*_TINY, "data.valid_fold=0"), bench.pages, again=True)
+    return {**_tell(cost), "decoded": _sum_decoded(cost)}
+
+
+def _one_timm(bench: Bench, number: int) -> Figures:
+    words = ("--model", "test_efficientnet", "--img-size", "224")
+    return _tell(_train_timm(bench, "a4-timm", words, bench.epochs, bench.pages))
+
+
+def _five_folds(bench: Bench, number: int) -> Figures:
+    cost = _train_ours(bench, "a4-folds", _TINY, bench.pages)
+    return {**_tell(cost), "decoded": _sum_decoded(cost)}
+
+
+def _five_timm(bench: Bench, number: int) -> Figures:
+    costs = [_one_timm(bench, number) for _ in range(5)]
+    return {name: max(one[name] for one in costs) if name == "memory MiB" else sum(one[name] for one in costs)
+            for name in costs[0]}  # fmt: skip
+
+
+def _sum_decoded(cost: Cost) -> float:
+    return float(sum(int(count) for count in _DECODED.findall(cost.output)))
+
+
+_LITE = ("model.name=tf_efficientnet_lite0", "train.img_size=160", "train.epochs=4", "data.valid_fold=0")
+
+
+def _lite_ours(bench: Bench, number: int) -> Figures:
+    return _median_rate(_EPOCH_RATE.findall(_train_ours(bench, "lite0", _LITE, bench.pages).output))
+
+
+def _lite_bare(bench: Bench, number: int) -> Figures:
+    words = ("--model", "tf_efficientnet_lite0", "--size", "160", "--pages", "384", "--classes", "12", "--epochs", "4")
+    place = _make_folder(bench, "lite0-bare")
+    cost = run([sys.executable, "-m", "benchmarks.bare_loop", *words], Path.cwd(), {}, place / "console.txt")
+    return _median_rate(_EPOCH_RATE.findall(cost.output))
+
+
+def _lite_timm(bench: Bench, number: int) -> Figures:
+    words = ("--model", "tf_efficientnet_lite0", "--img-size", "160", "--channels-last")
+    return _median_rate(_TIMM_RATE.findall(_train_timm(bench, "lite0-timm", words, 4, bench.pages).output))
+
+
+def _median_rate(rates: Sequence[str]) -> Figures:
+    """Without the first epoch, in which libraries warm up."""
+    return {"images/s": statistics.median(float(rate) for rate in rates[1:])}
+
+
+def _load(who: str) -> Callable[[Bench, int], Figures]:
+    def act(bench: Bench, number: int) -> Figures:
+        place = _make_folder(bench, f"loader-{who}")
+        if who == "timm":
+            _lay_out(bench.pages)
+        command = [sys.executable, "-m", "benchmarks.loader_alone", who, str(bench.pages)]
+        cost = run(command, Path.cwd(), {"OMP_NUM_THREADS": "1"}, place / "console.txt")
+        return {"images/CPU-s": float(cost.output.rpartition("images_per_cpu_s=")[2])}
+
+    return act
+
+
+def _start_ours(bench: Bench, number: int) -> Figures:
+    sets = ("model.name=test_efficientnet", "train.img_size=32", "train.epochs=1", "data.valid_fold=0")
+    return _tell(_train_ours(bench, "start", sets, bench.few))
+
+
+def _start_timm(bench: Bench, number: int) -> Figures:
+    words = ("--model", "test_efficientnet", "--img-size", "32")
+    return _tell(_train_timm(bench, "start-timm", words, 1, bench.few))
+
+
+_COSTS = ("CPU-s", "wall s", "memory MiB")
+CASES = (
+    Case(
+        "a4", "A4 pages, test_efficientnet 224 px, one fold",
+        {"doccls": _one_fold, "doccls, store filled": _one_fold_again, "timm": _one_timm}, (*_COSTS, "decoded"), 3,
+    ),
+    Case("a4-folds", "the same, five folds", {"doccls": _five_folds, "timm x 5": _five_timm}, (*_COSTS, "decoded"), 1),
+    Case(
+        "loader", "loader alone, A4 to 224 px, augmented", {"doccls": _load("ours"), "timm": _load("timm")},
+        ("images/CPU-s",), 3,
+    ),
+    Case(
+        "lite0", "tf_efficientnet_lite0 160 px, ready pages",
+        {"doccls": _lite_ours, "bare loop": _lite_bare, "timm": _lite_timm}, ("images/s",), 3,
+    ),
+    Case("start", "64 pages, one epoch at 32 px: start-up", {"doccls": _start_ours, "timm": _start_timm}, _COSTS, 3),
+)  # fmt: skip
