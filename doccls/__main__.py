@@ -1,4 +1,4 @@
-"""`doccls demo | check | train | predict | verify-resume`, also `python -m doccls`."""
+"""`doccls demo | check | train | predict | store | verify-resume`, also `python -m doccls`."""
 
 import argparse
 import functools
@@ -7,12 +7,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from doccls import demo, predict, train
+from doccls import demo, predict, store_command, train
 from doccls.config import Config
 from doccls.config.arguments import add_config_arguments, load_arguments
 from doccls.config.reference import render_keys
 from doccls.errors import OwnError, UserError
 from doccls.run.artifacts import write_text
+from doccls.run.progress import ConsoleTeller
 from doccls.run.rank import rank_by_environment
 from launcher import verify
 
@@ -30,6 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
     check.add_argument("--keys", action="store_true", help="print every config key, its default and its meaning")
     commands.add_parser("train", help="train: the same as python -m doccls.train", add_help=False)
     predict.add_arguments(commands.add_parser("predict", help="average a run's folds on the test images"))
+    store_command.add_arguments(commands.add_parser("store", help="what is kept of decoded pages, and its removal"))
     verify.add_arguments(
         commands.add_parser("verify-resume", help="kill short runs of a config, resume them, and compare the bytes")
     )
@@ -48,6 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return demo.demo(arguments)
         if arguments.command == "predict":
             return predict.predict(arguments)
+        if arguments.command == "store":
+            return store_command.store(arguments)
         if arguments.command == "verify-resume":
             return verify.verify(arguments, functools.partial(print, flush=True))
         if arguments.schema is None and arguments.config is None and not arguments.keys:
@@ -73,6 +77,7 @@ def _check(arguments: argparse.Namespace) -> int:
         print(render_keys(), end="")
     if arguments.config is not None:
         from doccls.data.prepare import describe_folds, prepare_data
+        from doccls.data.store import choose_store
         from doccls.experiment import check_files
         from doccls.model.names import check_names
 
@@ -80,7 +85,8 @@ def _check(arguments: argparse.Namespace) -> int:
         check_files(config)
         check_names(config)
         print(f"[CONFIG] OK | {arguments.config.resolve()}")
-        prepared = prepare_data(config)
+        store = choose_store(config.data.store, config.output.exp_dir)
+        prepared = prepare_data(config, None, store, ConsoleTeller())
         for warning in prepared.warnings:
             print(f"[WARNING] {warning}")
         print(f"[DATA] OK | {len(prepared.manifest)} rows, {len(prepared.manifest.classes)} classes")

@@ -2,25 +2,22 @@
 
 import sys
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 from doccls.config import Config, render_snapshot
 from doccls.config.load import list_values
-from doccls.data.known import ImageLook, read_known, write_known
+from doccls.data.known import read_known, write_known
 from doccls.data.manifest import check_paths
 from doccls.data.order import BatchPlan
 from doccls.data.prepare import PreparedData, describe_folds, prepare_data
-from doccls.data.store import PageStore, StoreError
+from doccls.data.store import choose_store
 from doccls.oof.merge import merge_run
 from doccls.oof.parts import find_finished_folds
 from doccls.oof.summary import list_scores
-from doccls.run.artifacts import WriteError, write_text
+from doccls.run.artifacts import write_text
 from doccls.run.identity import check_snapshot, derive_identity, digest_file
-from doccls.run.lock import LockError
 from doccls.run.paths import RunError, RunPaths
 from doccls.run.provenance import describe_software, render_command
 from doccls.run.runlog import RunLog
@@ -76,39 +73,12 @@ def prepare(config: Config, paths: RunPaths, log: RunLog) -> PreparedData:
         f"[PATH] OK | train_csv={data.train_csv} | sample_csv={data.sample_csv}"
         f" | image_dir_train={data.image_dir_train}"
     )
-    prepared = _prepare_stored(config, read_known(paths.images, data.max_image_pixels), log)
+    known = read_known(paths.images, data.max_image_pixels)
+    prepared = prepare_data(config, known, choose_store(data.store, config.output.exp_dir), log)
     for warning in prepared.warnings:
         log.line(f"[WARNING] {warning}")
     for line in describe_folds(prepared):
         log.line(f"[FOLD] {line}")
-    return prepared
-
-
-def locate_store(config: Config) -> Path | None:
-    """The folder of decoded pages; None if there is to be none."""
-    if config.data.store == "off":
-        return None
-    return config.output.exp_dir.parent / "page_store" if config.data.store == "auto" else config.data.store
-
-
-def _prepare_stored(config: Config, known: Mapping[Path, ImageLook], log: RunLog) -> PreparedData:
-    """With the store of decoded pages, if there is to be one and it can be filled."""
-    folder, max_pixels = locate_store(config), config.data.max_image_pixels
-    if folder is None:
-        return prepare_data(config, known)
-    store = PageStore(folder, config.train.img_size)
-    before, kept = len(store.read_index()), read_known(store.looks, max_pixels)
-    try:
-        prepared = prepare_data(config, {**kept, **known}, store)
-    except (StoreError, WriteError, LockError) as error:
-        if config.data.store != "auto":
-            raise
-        log.line(f"[WARNING] {error}: pages are decoded in each epoch (data.store)")
-        return prepare_data(config, known)
-    with suppress(OSError):  # it saves time and decides nothing
-        write_known(store.looks, {**kept, **prepared.looks}, max_pixels)
-    now = len(store.read_index())
-    log.line(f"[DATA] decoded pages: {store.folder} holds {now}, of which {now - before} were decoded now")
     return prepared
 
 

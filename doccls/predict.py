@@ -5,7 +5,7 @@ import csv
 import io
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,11 +22,13 @@ from doccls.errors import UserError
 from doccls.oof.metrics import probabilities
 from doccls.run.artifacts import write_array, write_text
 from doccls.run.paths import RunError, RunPaths
+from doccls.run.progress import ConsoleTeller
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from doccls.data.dataset import Batch
+    from doccls.data.store import StoreChoice, StoredPages
     from doccls.training.checkpoint import BestCheckpoint
 
 
@@ -40,6 +42,8 @@ class TestPages:
     paths: PackedPaths
     """None where the image is missing or bad (and --on-bad-image is `skip`)."""
     problems: tuple[str, ...]
+    stored: "StoredPages | None" = None
+    """Their decoded pages, where there is a store."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -106,7 +110,7 @@ def _look(paths: RunPaths, files: Sequence[Path], config: Config) -> TestPages:
     if len(set(identities.values())) > 1:
         told = ", ".join(f"fold {fold}: {identity[:12]}" for fold, identity in identities.items())
         raise RunError(f"the checkpoints are of different runs ({told}): their probabilities can't be averaged")
-    pages = read_test_pages(config)
+    pages = read_test_pages(config, _choose_store(paths, config))
     _check_form(pages.table, config.data.id_col, best.classes)
     if len(files) < config.data.folds:
         print(f"[WARNING] {len(files)} of {config.data.folds} folds have a checkpoint; the average is over those")
@@ -128,13 +132,22 @@ def _write(paths: RunPaths, config: Config, classes: Sequence[str], pages: TestP
     print(f"[PREDICT] {paths.submission}\n[PREDICT] {paths.test_probabilities} {chances.shape}")
 
 
-def read_test_pages(config: Config) -> TestPages:
-    """The sample submission's rows, in its order, and their images, each looked at once.
+def _choose_store(paths: RunPaths, config: Config) -> "StoreChoice | None":
+    """As the training's; `auto` is beside the run, wherever it was moved to, and a named folder may not be there."""
+    from doccls.data.store import choose_store
+
+    choice = choose_store(config.data.store, paths.root.parent.parent)
+    return None if choice is None else replace(choice, needed=False)
+
+
+def read_test_pages(config: Config, store: "StoreChoice | None" = None) -> TestPages:
+    """The sample submission's rows, in its order, and their images, each looked at once, and kept in the store.
 
     Raises:
         DataError: no sample or folder, no ID column, or (unless data.on_bad_image is `skip`) images missing or bad.
     """
-    from doccls.data.images import inspect_images
+    from doccls.data.look import look_at_images
+    from doccls.data.store import locate_pages
 
     data = config.data
     check_paths({"data.sample_csv": (data.sample_csv, "file"), "data.image_dir_test": (data.image_dir_test, "folder")})
@@ -149,9 +162,12 @@ def read_test_pages(config: Config) -> TestPages:
     names, missing = resolve_images(ids, data.image_dir_test, data.image_ext, refused)
     if refused:
         raise DataError("\n".join(refused))
-    files = sorted({name for name in names if name is not None})
-    seen = inspect_images([data.image_dir_test / name for name in files], data.max_image_pixels, threads=8)
-    bad = {name: one.fact.problem for name, one in zip(files, seen, strict=True) if one.fact.problem is not None}
+    files = {name: data.image_dir_test / name for name in names if name is not None}
+    looked = look_at_images(
+        sorted(set(files.values())), {}, config.page_px, data.max_image_pixels, store, ConsoleTeller()
+    )
+    facts = {name: looked.looks[path].fact for name, path in files.items()}
+    bad = {name: fact.problem for name, fact in sorted(facts.items()) if fact.problem is not None}
     problems = [tell(f"test images missing in {data.image_dir_test}", missing)] if missing else []
     if bad:
         problems.append(
@@ -162,7 +178,9 @@ def read_test_pages(config: Config) -> TestPages:
     if problems and data.on_bad_image == "error":
         raise DataError("\n".join([*problems, "(--on-bad-image skip keeps their rows, with the classes' shares)"]))
     paths = PackedPaths(data.image_dir_test, (None if name in bad else name for name in names))
-    return TestPages(table, PackedTexts(ids), paths, tuple(problems))
+    digests = [None if name is None or name in bad else facts[name].digest for name in names]
+    stored = None if looked.index is None else locate_pages(looked.index, digests)
+    return TestPages(table, PackedTexts(ids), paths, tuple(problems), stored)
 
 
 def render_submission(table: pd.DataFrame, id_col: str, classes: Sequence[str], chances_NC: np.ndarray) -> str:
@@ -214,7 +232,15 @@ def _predict_folds(files: Sequence[Path], config: Config, pages: TestPages, acce
     size = min(config.train.micro_batch_size or share, share)
     keys = EvaluationKeys(rows, size, accelerator.process_index, accelerator.num_processes)
     unlabelled = np.full(len(pages.ids), -1)
-    described = Pages(pages.ids, pages.paths, unlabelled, config.train.img_size, config.data.max_image_pixels)
+    described = Pages(
+        pages.ids,
+        pages.paths,
+        unlabelled,
+        config.train.img_size,
+        config.page_px,
+        config.data.max_image_pixels,
+        pages.stored,
+    )
     chances = []
     all_keys = (batch for _ in files for batch in keys)
     pin_memory = accelerator.device.type == "cuda"

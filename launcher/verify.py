@@ -18,8 +18,8 @@ from pathlib import Path
 
 from doccls.config.arguments import add_config_arguments, load_arguments
 from doccls.config.load import parse_override
+from doccls.data.store import choose_store
 from doccls.errors import UserError
-from doccls.experiment import locate_store
 from doccls.run.heartbeat import Beat, has_begun, read_beat, tell_place
 from doccls.run.paths import RunPaths, locate_run
 from launcher.arguments import add_device_arguments, choose_slots, count, list_config_words
@@ -101,10 +101,11 @@ def verify(arguments: argparse.Namespace, say: Callable[[str], None]) -> int:
     slot = choose_slots(arguments, config)[0]
     fold = 0 if config.data.valid_fold == "all" else config.data.valid_fold
     folder = config.output.exp_dir / f"verify-resume-{secrets.token_hex(3)}"
+    store = choose_store(config.data.store, config.output.exp_dir)
     places = {
         "output.exp_dir": folder / "experiments",
         "output.logs_dir": folder / "logs",
-        "data.store": locate_store(config) or "off",
+        "data.store": store.folder if store else "off",
     }
     words = [*list_config_words(arguments), *(f"--set={key}={json.dumps(str(path))}" for key, path in places.items())]
     assignment = Workload(sys.executable, (*words, "--run-id", _RUN_ID), config.train.cpu_threads).assign(fold, slot)

@@ -154,6 +154,8 @@ class ModelConfig(Section):
 class TrainConfig(Section):
     img_size: Annotated[int, Field(ge=32, le=4096)] = 224
     """Side of the square the page is fitted into (longest side scaled, the rest white), in pixels."""
+    page_px: Annotated[int, Field(ge=32, le=8192)] | None = None
+    """Longest side of the pages that are kept and augmented; null: 5/4 of img_size if they are turned or zoomed."""
     batch_size: Annotated[int, Field(ge=1)] = 32
     """Images in one optimizer step, over all processes together."""
     micro_batch_size: Annotated[Annotated[int, Field(ge=1)] | None, Operational()] = None
@@ -214,6 +216,8 @@ class TrainConfig(Section):
             contradictions["warmup_epochs"] = f"less than train.epochs, which is {self.epochs}"
         if self.min_lr > self.lr:
             contradictions["min_lr"] = f"at most train.lr, which is {self.lr}"
+        if self.page_px is not None and self.page_px < self.img_size:
+            contradictions["page_px"] = f"at least train.img_size, which is {self.img_size}"
         if self.num_processes is not None and self.num_processes > self.batch_size:
             contradictions["num_processes"] = f"at most train.batch_size, which is {self.batch_size}"
         _refuse(contradictions)
@@ -221,7 +225,7 @@ class TrainConfig(Section):
 
 
 class AugmentConfig(Section):
-    """Training augmentation, applied to the fitted page. Every `_prob` is the share of pages that it touches."""
+    """Training augmentation, applied to the padded page. Every `_prob` is the share of pages that it touches."""
 
     rotate_deg: Annotated[float, Field(ge=0, le=180)] = 0.0
     """Turn by any angle up to this, either way."""
@@ -283,6 +287,15 @@ class Config(Section):
     output: Annotated[OutputConfig, Operational()] = Field(default_factory=OutputConfig)
     provenance: Annotated[dict[str, Any] | None, Operational()] = None
     """Written into snapshots (versions, commit, command, digests, class order); read by people, ignored by doccls."""
+
+    @property
+    def page_px(self) -> int:
+        """Longest side of the pages as they are kept: more than `img_size` where turning or zooming would blur them."""
+        if self.train.page_px is not None:
+            return self.train.page_px
+        size_px, augment = self.train.img_size, self.augment
+        moved = augment.rotate_deg > 0 or augment.scale > 0
+        return size_px + -(-size_px // 4) if moved else size_px
 
 
 SECTIONS: dict[str, type[Section]] = {

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, get_worker_info
 
-from doccls.data.images import ImageError, decode_image, fit_page
+from doccls.data.images import ImageError, load_page, pad_page, shrink_page
 from doccls.data.room import describe_room
 from doccls.data.store import StoredPages
 from doccls.data.transforms import Augmentation
@@ -50,6 +50,9 @@ class Pages(NamedTuple):
     targets_N: np.ndarray
     """(n,) int64 class indices; -1 where there is no label."""
     img_size: int
+    """Side of the square that the network takes."""
+    page_px: int
+    """Longest side of the pages as they are kept, and augmented."""
     max_pixels: int
     stored: StoredPages | None = None
     """The same pages, decoded; those that it lacks are read from their files."""
@@ -65,12 +68,14 @@ class DocClsDataset(Dataset[tuple[np.ndarray, int, int]]):
 
     def __getitem__(self, key: SampleKey) -> tuple[np.ndarray, int, int]:
         index, drawing = key
-        page = self._read(index)
-        if drawing is not None:
+        page, pages = self._read(index), self._pages
+        if drawing is None:
+            page = pad_page(shrink_page(page, pages.img_size), pages.img_size)
+        else:
             assert self._augmentation is not None
             stream = derive_stream(self._seed, Purpose.AUGMENTATION, drawing.fold, drawing.epoch, index)
-            page = self._augmentation.apply(page, stream)
-        return page, int(self._pages.targets_N[index]), index
+            page = self._augmentation.apply(pad_page(page, pages.page_px), stream)
+        return page, int(pages.targets_N[index]), index
 
     @property
     def page_bytes(self) -> int:
@@ -82,13 +87,14 @@ class DocClsDataset(Dataset[tuple[np.ndarray, int, int]]):
         return f"ID {self._pages.ids[sample]!r} ({self._pages.paths[sample]})"
 
     def _read(self, index: int) -> np.ndarray:
+        """(h, w, 3) uint8 with its longest side page_px."""
         path = self._pages.paths[index]
         assert path is not None, f"sample {index} has no image and must not be asked for"
         page = None if self._pages.stored is None else self._pages.stored.read(index)
         if page is not None:
             return page
         try:
-            return fit_page(decode_image(path.read_bytes(), self._pages.max_pixels), self._pages.img_size)
+            return load_page(path.read_bytes(), self._pages.max_pixels, self._pages.page_px)
         except (OSError, ImageError) as error:
             raise OwnError(f"image of ID {self._pages.ids[index]!r} turned bad: {path}: {error}") from error
 

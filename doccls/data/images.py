@@ -2,8 +2,9 @@
 
 import hashlib
 import io
+import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ Image.MAX_IMAGE_PIXELS = None
 # Only formats that IMAGE_EXTENSIONS stand for: others (EPS, ...) start programs. (Pillow opens MPO through JPEG.)
 _FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP", "GIF")
 WHITE = 255
+_MAX_THREADS = 32
 
 
 class ImageError(UserError):
@@ -40,6 +42,11 @@ class ImageFact:
     """Digest of the upright RGB page, whatever file it came from; empty if there is none."""
     pages: int = 1
     """In the file; the first is used."""
+    height_px: int = 0
+    """Of the upright page, whole."""
+    width_px: int = 0
+    reduced: int = 1
+    """The `content` is that of the page at one so-many-th of its size."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,8 +56,23 @@ class Inspected:
     fact: ImageFact
     scaled: np.ndarray | None = None
     """(height, width, 3) uint8."""
-    pixels: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Decoded:
+    """A page out of its file."""
+
+    page: np.ndarray
+    """(height, width, 3) uint8 RGB, upright."""
+    reduced: int
+    """It has one so-many-th of the whole page's size: 1, 2, 4 or 8."""
+    height_px: int
     """Of the whole page."""
+    width_px: int
+
+    def scale(self, size_px: int) -> np.ndarray:
+        """As `scale_page` of the whole page."""
+        return _scale(self.page, self.height_px, self.width_px, size_px)
 
 
 def decode_image(data: bytes, max_pixels: int) -> np.ndarray:
@@ -61,21 +83,30 @@ def decode_image(data: bytes, max_pixels: int) -> np.ndarray:
     Raises:
         ImageError: not an image, truncated, or more than `max_pixels` pixels. Nothing else.
     """
+    return decode_near(data, max_pixels, None).page
+
+
+def decode_near(data: bytes, max_pixels: int, size_px: int | None) -> Decoded:
+    """The same, but a JPEG comes at 1/2, 1/4 or 1/8 of its size where that leaves its longest side twice `size_px`.
+
+    libjpeg decodes it so for a fraction of the work, and reads the whole file: one that is truncated is found. Scaled
+    to `size_px`, real pages differ from whole ones less than the area filter from Pillow's bilinear (tests/texdoc17).
+    """
     if not data:
         raise ImageError("not an image: the file is empty")
-    try:
-        page = _decode(strip_metadata(data) if is_tiff(data) else data, max_pixels)  # a TIFF's tags are all in one list
+    try:  # a TIFF's tags are all in one list
+        decoded = _decode(strip_metadata(data) if is_tiff(data) else data, max_pixels, size_px)
     except ImageError:
         raise
     except Exception as error:  # noqa: BLE001 (decoders raise what they like on what they do not expect)
-        page = _decode_bare(data, max_pixels, error)
-    return _set_upright(page, read_orientation(data))
+        decoded = _decode_bare(data, max_pixels, size_px, error)
+    return _set_upright(decoded, read_orientation(data))
 
 
-def _decode_bare(data: bytes, max_pixels: int, met: Exception) -> np.ndarray:
+def _decode_bare(data: bytes, max_pixels: int, size_px: int | None, met: Exception) -> Decoded:
     """Decode without metadata, which may be all that was wrong; if it was not, `met` says what is."""
     try:
-        return _decode(strip_metadata(data), max_pixels)
+        return _decode(strip_metadata(data), max_pixels, size_px)
     except ImageError:
         raise
     except Exception:  # noqa: BLE001 (as above)
@@ -84,23 +115,34 @@ def _decode_bare(data: bytes, max_pixels: int, met: Exception) -> np.ndarray:
         raise ImageError(f"{type(met).__name__}: {met}".replace("<_io.BytesIO object", "<file")) from met
 
 
-def _decode(data: bytes, max_pixels: int) -> np.ndarray:
+def _decode(data: bytes, max_pixels: int, size_px: int | None) -> Decoded:
     """As it is stored, not yet upright; raises whatever the decoder does."""
     with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
         width, height = image.size
         if width * height > max_pixels:
             raise ImageError(f"{width} x {height} px is more than data.max_image_pixels = {max_pixels}")
+        reduced = 1
+        if size_px is not None and image.format in ("JPEG", "MPO"):
+            reduced = _choose_reduction(max(width, height), min(width, height), size_px)
+            image.draft(None, (width // reduced, height // reduced))
         image.load()
-        return np.asarray(_to_rgb(image))
+        return Decoded(np.asarray(_to_rgb(image)), reduced, height, width)
 
 
-def _set_upright(page: np.ndarray, orientation: int) -> np.ndarray:
+def _choose_reduction(longest_px: int, shortest_px: int, size_px: int) -> int:
+    """Twice the size is left for the area filter: with less, libjpeg's own, which is sharper, would be seen."""
+    fitting = (one for one in (8, 4, 2) if longest_px >= 2 * size_px * one and shortest_px >= one)
+    return next(fitting, 1)
+
+
+def _set_upright(decoded: Decoded, orientation: int) -> Decoded:
     """Undo EXIF's orientation, 1 to 8: where the first row and the first column of the stored page belong."""
+    page, height, width = decoded.page, decoded.height_px, decoded.width_px
     if orientation >= 5:
-        page = page.transpose(1, 0, 2)
+        page, height, width = page.transpose(1, 0, 2), width, height
     upside_down, mirrored = orientation in (3, 4, 7, 8), orientation in (2, 3, 6, 7)
     page = page[:: -1 if upside_down else 1, :: -1 if mirrored else 1]
-    return np.ascontiguousarray(page)
+    return Decoded(np.ascontiguousarray(page), decoded.reduced, height, width)
 
 
 def count_pages(data: bytes) -> int:
@@ -121,7 +163,11 @@ def fit_page(image: np.ndarray, size_px: int) -> np.ndarray:
 
 def scale_page(image: np.ndarray, size_px: int) -> np.ndarray:
     """(h, w, 3) uint8 -> the same with its longest side size_px."""
-    height, width = image.shape[:2]
+    return _scale(image, image.shape[0], image.shape[1], size_px)
+
+
+def _scale(image: np.ndarray, height: int, width: int, size_px: int) -> np.ndarray:
+    """The image, which stands for a page of that height and width, with its longest side size_px."""
     scale = size_px / max(height, width)
     new_width, new_height = max(1, round(width * scale)), max(1, round(height * scale))
     how = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
@@ -138,22 +184,60 @@ def pad_page(scaled: np.ndarray, size_px: int) -> np.ndarray:
     return page
 
 
+def load_page(data: bytes, max_pixels: int, size_px: int) -> np.ndarray:
+    """File bytes -> (h, w, 3) uint8 with its longest side size_px, as the store keeps it.
+
+    Raises:
+        ImageError: see `decode_image`.
+    """
+    return decode_near(data, max_pixels, size_px).scale(size_px)
+
+
+def shrink_page(page: np.ndarray, size_px: int) -> np.ndarray:
+    """A page as it is kept -> with its longest side size_px, which is not much less: through the same filter that
+    turns and zooms the pages that are trained on."""
+    longest = max(page.shape[:2])
+    if longest == size_px:
+        return page
+    height, width = (max(1, round(side * size_px / longest)) for side in page.shape[:2])
+    how = cv2.INTER_LINEAR if longest < 2 * size_px else cv2.INTER_AREA
+    shrunk: np.ndarray = cv2.resize(page, (width, height), interpolation=how)
+    return shrunk
+
+
 def inspect_images(
     paths: Sequence[Path],
     max_pixels: int,
-    threads: int,
-    size_px: int | None = None,
-    known: Mapping[str, ImageFact] | None = None,
-) -> list[Inspected]:
-    """Read and decode every file once, so that a bad one is met before training and not in epoch 3.
+    size_px: int,
+    known: Mapping[str, ImageFact],
+    keep_pages: bool,
+) -> Iterator[Inspected]:
+    """Read and decode every file once, so that a bad one is met before training and not in epoch 3; on all cores.
 
-    With a size, its page is scaled to that. A file whose digest is `known` is not decoded.
+    A file whose digest is `known` is not decoded. With `keep_pages` each comes with its page, scaled to `size_px`.
     """
-    with ThreadPoolExecutor(threads) as pool:
-        return list(pool.map(lambda path: _inspect(path, max_pixels, size_px, known or {}), paths))
+    with ThreadPoolExecutor(_count_threads()) as pool:
+        yield from pool.map(lambda path: _inspect(path, max_pixels, size_px, known, keep_pages), paths)
 
 
-def _inspect(path: Path, max_pixels: int, size_px: int | None, known: Mapping[str, ImageFact]) -> Inspected:
+def digest_wholes(paths: Sequence[Path], max_pixels: int) -> list[str | None]:
+    """Of each file the `content` of its page at its whole size; None if there is none."""
+
+    def act(path: Path) -> str | None:
+        try:
+            return _digest_page(decode_image(path.read_bytes(), max_pixels))
+        except (OSError, ImageError):
+            return None
+
+    with ThreadPoolExecutor(_count_threads()) as pool:
+        return list(pool.map(act, paths))
+
+
+def _count_threads() -> int:
+    return min(_MAX_THREADS, os.cpu_count() or 1)
+
+
+def _inspect(path: Path, max_pixels: int, size_px: int, known: Mapping[str, ImageFact], keep_pages: bool) -> Inspected:
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -162,12 +246,16 @@ def _inspect(path: Path, max_pixels: int, size_px: int | None, known: Mapping[st
     if digest in known:
         return Inspected(known[digest])
     try:
-        page = decode_image(data, max_pixels)
+        decoded = decode_near(data, max_pixels, size_px)
     except ImageError as error:
         return Inspected(ImageFact(digest, str(error)))
-    content = hashlib.blake2b(page.data, digest_size=16, key=repr(page.shape).encode()).hexdigest()
-    fact = ImageFact(digest, None, content, count_pages(data))
-    return Inspected(fact, None if size_px is None else scale_page(page, size_px), page.shape[0] * page.shape[1])
+    content, pages = _digest_page(decoded.page), count_pages(data)
+    fact = ImageFact(digest, None, content, pages, decoded.height_px, decoded.width_px, decoded.reduced)
+    return Inspected(fact, decoded.scale(size_px) if keep_pages else None)
+
+
+def _digest_page(page: np.ndarray) -> str:
+    return hashlib.blake2b(page.data, digest_size=16, key=repr(page.shape).encode()).hexdigest()
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -178,7 +266,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         if image.getchannel("A").getextrema() != (0, 0):  # else nothing would be seen: the channel is not meant
             page = Image.new("RGBA", image.size, (WHITE, WHITE, WHITE, WHITE))
             image = Image.alpha_composite(page, image)
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")  # which would copy it
 
 
 def _scale_to_8_bits(values: np.ndarray, mode: str) -> np.ndarray:

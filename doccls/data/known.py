@@ -8,7 +8,7 @@ from pathlib import Path
 from doccls.data.images import ImageFact
 from doccls.run.artifacts import write_text
 
-_FORMAT = "doccls-images-2"
+_FORMAT = "doccls-images-3"
 
 
 @dataclass(frozen=True)

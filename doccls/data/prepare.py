@@ -2,9 +2,7 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,15 +12,14 @@ import numpy as np
 from doccls.config.schema import Config
 from doccls.data.balance import count_classes, find_scarce, find_unseen, render_counts
 from doccls.data.folds import FoldAssignment, assign_folds, find_units, tell_ids
-from doccls.data.images import inspect_images
-from doccls.data.known import ImageLook, is_unchanged
+from doccls.data.known import ImageLook
+from doccls.data.look import look_at_images
 from doccls.data.manifest import DataError, Manifest, read_manifest, tell
-from doccls.data.store import PageStore, Place, StoredPages, locate_pages
-from doccls.run.lock import hold_lock
+from doccls.data.store import StoreChoice, StoredPages, locate_pages
+from doccls.run.progress import Teller
+from doccls.run.runlog import RunLog
 
-_MAX_THREADS = 32
-_FILLING_S = 24 * 3600.0
-"""How long another one's decoding may take."""
+_SILENT = RunLog(None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,14 +53,17 @@ class PreparedData:
 
 
 def prepare_data(
-    config: Config, known: Mapping[Path, ImageLook] | None = None, store: PageStore | None = None
+    config: Config,
+    known: Mapping[Path, ImageLook] | None = None,
+    store: StoreChoice | None = None,
+    teller: Teller = _SILENT,
 ) -> PreparedData:
     """Read the CSV, look at every image that is not `known` and unchanged, assign the folds.
 
     With a store, each usable page is in it then; what is not is decoded, by one of several that come at once.
 
     Raises:
-        StoreError, WriteError, LockError: the store can't be filled.
+        StoreError, WriteError, LockError: the store can't be filled, and was named.
         DataError: whatever is wrong with the CSV, the images or the folds; all of one stage in one message.
     """
     data = config.data
@@ -71,7 +71,9 @@ def prepare_data(
     split = partial(assign_folds, manifest, num_folds=data.folds, stratify=data.stratify, seed=config.project.seed)
     units = find_units(manifest)
     assignment = split(units)  # what is wrong without a look at the images is told before it
-    looks, index = _look(manifest, data.max_image_pixels, known or {}, store)
+    files = sorted({path for path in manifest.paths if path is not None})
+    looked = look_at_images(files, known or {}, config.page_px, data.max_image_pixels, store, teller)
+    looks = looked.looks
     digests, bad = _sort_rows(manifest, looks)
     contents = _list_contents(manifest, looks)
     warnings = list(manifest.warnings)
@@ -114,7 +116,7 @@ def prepare_data(
         group_of_N = np.unique([units.groups[row] for row in usable.tolist()], return_inverse=True)[1]
         warnings += find_scarce(manifest.classes, targets_N, group_of_N, data.group_col, data.folds)
     found = [None if row in skipped else digests[row] for row in range(len(manifest))]
-    stored = None if store is None else locate_pages(index, found, config.train.img_size)
+    stored = None if looked.index is None else locate_pages(looked.index, found)
     prepared = PreparedData(manifest, assignment, counts_CF, skipped, digest, tuple(warnings), looks, stored)
     for fold in range(data.folds):
         for rows_of, what in ((prepared.list_train(fold), "train on"), (prepared.list_valid(fold), "validate on")):
@@ -127,51 +129,6 @@ def describe_folds(data: PreparedData) -> list[str]:
     """Lines for the log: rows of each fold, and the usable ones of each class in fold 0, 1, ..."""
     counts = render_counts(data.manifest.classes, data.counts_CF)
     return [f"distribution={data.assignment.count()}", *(f"class {line}" for line in counts)]
-
-
-def _look(
-    manifest: Manifest, max_pixels: int, known: Mapping[Path, ImageLook], store: PageStore | None
-) -> tuple[dict[Path, ImageLook], dict[str, Place]]:
-    """Each image file of the manifest, one named by several rows once; and the store's index."""
-    files: list[Path] = sorted({path for path in manifest.paths if path is not None})
-    looks = {path: known[path] for path in files if path in known and is_unchanged(path, known[path])}
-    index = {} if store is None else store.read_index()
-    if not _list_lacking(files, looks, index, store):
-        return looks, index
-    threads = min(_MAX_THREADS, os.cpu_count() or 1)
-    waiting = hold_lock(store.lock, "pages are being decoded", wait_s=_FILLING_S) if store else nullcontext()
-    with waiting as lock:
-        index = {} if store is None else store.read_index()  # another may have been here first
-        lacking = _list_lacking(files, looks, index, store)
-        if store is not None:
-            store.check_room(len(lacking))
-        facts = {digest: place.fact for digest, place in index.items() if place.pixels <= max_pixels}
-        together = len(lacking) if store is None else store.segment_pages
-        for start in range(0, len(lacking), together):
-            paths = lacking[start : start + together]
-            before = [path.stat() for path in paths]  # a change while it is read shows as one
-            seen = inspect_images(paths, max_pixels, threads, None if store is None else store.size_px, facts)
-            for path, found, one in zip(paths, before, seen, strict=True):
-                looks[path] = ImageLook(found.st_size, found.st_mtime_ns, one.fact)
-            pages = list({one.fact.digest: one for one in seen if one.scaled is not None}.values())
-            if store is not None and lock is not None and pages:
-                store.add(pages)
-                lock.keep()
-        return looks, index if store is None else store.read_index()
-
-
-def _list_lacking(
-    files: list[Path], looks: Mapping[Path, ImageLook], index: Mapping[str, Place], store: PageStore | None
-) -> list[Path]:
-    """Files that are not known, or whose page is not in the store."""
-
-    def lacks(path: Path) -> bool:
-        if path not in looks:
-            return True
-        fact = looks[path].fact
-        return store is not None and fact.problem is None and fact.digest not in index
-
-    return [path for path in files if lacks(path)]
 
 
 def _list_contents(manifest: Manifest, looks: Mapping[Path, ImageLook]) -> dict[int, str]:

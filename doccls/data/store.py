@@ -6,31 +6,36 @@ whole and never changes; a page is found by the digest of its file's bytes, so a
 
 import json
 import mmap
+import re
 import secrets
-import shutil
 import struct
 import sys
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import cv2
 import numpy as np
 import PIL
 from safetensors.numpy import save
 
-from doccls.data.images import ImageFact, Inspected, pad_page
+from doccls.data.images import ImageFact, Inspected
 from doccls.errors import UserError
 from doccls.run.artifacts import replacing
+from doccls.run.disk import measure_free, tell_size
+from doccls.run.lock import hold_lock
 
-_RULE = 1
-"""Of `decode_image` and `scale_page`: grows when they give other pixels."""
+_RULE = 2
+"""Of `decode_near` and `scale_page`: grows when they give other pixels."""
 _PLACE = np.dtype([("segment", "i4"), ("offset", "i8"), ("height", "u2"), ("width", "u2"), ("checksum", "u4")])
 """20 bytes a sample: all of them go to each rank and each loader worker."""
 _LENGTH = struct.Struct("<Q")
 _MARGIN = 2
+_SEGMENTS, _LOOKS, _LOCK = "pages_*.safetensors", "images.json", "filling.lock"
+_SET = re.compile(r"px(?P<size>[1-9]\d{0,4})-pillow(?P<pillow>.+)-opencv(?P<opencv>.+)-(?P<rule>\d+)")
 _SEGMENT_PAGES, _SEGMENT_BYTES = 256, 2**26
 
 
@@ -43,13 +48,27 @@ class Place:
     height: int
     width: int
     checksum: int
-    pixels: int
-    """Of the whole page, before it was scaled."""
     fact: ImageFact
 
 
 class StoreError(UserError):
     """The store has no room."""
+
+
+@dataclass(frozen=True)
+class StoreChoice:
+    """Where decoded pages are to be kept."""
+
+    folder: Path
+    needed: bool
+    """It was named, so that it is an error if it can't be filled; otherwise a warning says so."""
+
+
+def choose_store(stated: Path | Literal["auto", "off"], exp_dir: Path) -> StoreChoice | None:
+    """What data.store says; None if there is to be no store."""
+    if isinstance(stated, Path):
+        return StoreChoice(stated, needed=True)
+    return StoreChoice(exp_dir.parent / "page_store", needed=False) if stated == "auto" else None
 
 
 class PageStore:
@@ -67,34 +86,33 @@ class PageStore:
     @property
     def looks(self) -> Path:
         """What the looks at the files found: whoever comes next need not read them."""
-        return self.folder / "images.json"
+        return self.folder / _LOOKS
 
     @property
     def lock(self) -> Path:
         """Held by whoever decodes, so that of several that come at once one does."""
-        return self.folder / "filling.lock"
+        return self.folder / _LOCK
 
     def read_index(self) -> dict[str, Place]:
         """Digest of a file -> its page, of all segments; what is no whole segment is passed over."""
         found: dict[str, Place] = {}
-        for segment in sorted(self.folder.glob("pages_*.safetensors")):
+        for segment in sorted(self.folder.glob(_SEGMENTS)):
             found |= _read_header(segment, self.size_px)
         return found
 
-    def add(self, pages: Sequence[Inspected]) -> None:
-        """Keep the scaled pages, in a segment of their own.
+    def add(self, pages: Sequence[Inspected]) -> dict[str, Place]:
+        """Keep the scaled pages, in a segment of their own; where each now lies.
 
         Raises:
             OSError: no room, no right, ...
         """
         scaled = {one.fact.digest: np.ascontiguousarray(one.scaled) for one in pages}
-        told = {
-            one.fact.digest: [zlib.crc32(scaled[one.fact.digest].data), one.pixels, one.fact.content, one.fact.pages]
-            for one in pages
-        }
+        told = {one.fact.digest: [zlib.crc32(scaled[one.fact.digest].data), *astuple(one.fact)[1:]] for one in pages}
         words = json.dumps(told)
-        with replacing(self.folder / f"pages_{secrets.token_hex(8)}.safetensors") as file:
+        segment = self.folder / f"pages_{secrets.token_hex(8)}.safetensors"
+        with replacing(segment) as file:
             file.write(save(scaled, {"pages": words, "crc32": str(zlib.crc32(words.encode()))}))
+        return _read_header(segment, self.size_px)
 
     def check_room(self, count: int) -> None:
         """So many more pages can be kept, each as large as it may be.
@@ -102,10 +120,10 @@ class PageStore:
         Raises:
             StoreError: they can't.
         """
-        needed, free = count * 3 * self.size_px**2, shutil.disk_usage(self.folder).free
+        needed, free = count * 3 * self.size_px**2, measure_free(self.folder)
         if free < _MARGIN * needed:
             raise StoreError(
-                f"{self.folder}: {free / 2**20:.0f} MiB are free, less than twice the {needed / 2**20:.0f} MiB that "
+                f"{self.folder}: {tell_size(free)} are free, less than twice the {tell_size(needed)} that "
                 f"{count} pages of {self.size_px} px may take"
             )
 
@@ -117,11 +135,10 @@ class StoredPages:
     segments: tuple[Path, ...]
     places_N: np.ndarray
     """(n,) of `_PLACE`; segment -1 where there is no page."""
-    size_px: int
     _maps: dict[int, mmap.mmap] = field(default_factory=dict)
 
     def read(self, sample: int) -> np.ndarray | None:
-        """The sample's page, (size_px, size_px, 3) uint8; None if there is none, or it is damaged, or not to be had."""
+        """The sample's page, (height, width, 3) uint8, read-only; None if there is none, or it is damaged or gone."""
         segment, offset, height, width, checksum = self.places_N[sample].tolist()
         if segment < 0:
             return None
@@ -132,7 +149,7 @@ class StoredPages:
         if zlib.crc32(page) != checksum:
             print(f"[WARNING] {self.segments[segment]}: a page is damaged, and decoded anew", file=sys.stderr)
             return None
-        return pad_page(np.frombuffer(page, np.uint8).reshape(height, width, 3), self.size_px)
+        return np.frombuffer(page, np.uint8).reshape(height, width, 3)
 
     def _map(self, segment: int) -> mmap.mmap:
         if segment not in self._maps:
@@ -144,7 +161,60 @@ class StoredPages:
         return self.__dict__ | {"_maps": {}}  # another process maps for itself
 
 
-def locate_pages(index: Mapping[str, Place], digests: Sequence[str | None], size_px: int) -> StoredPages:
+@dataclass(frozen=True)
+class PageSet:
+    """The pages of one size that one set of decoders made."""
+
+    folder: Path
+    size_px: int
+    made_by: str
+    usable: bool
+    """These versions use it."""
+    pages: int
+    size_bytes: int
+    damaged: int
+    """Files that are torn or foreign, and passed over."""
+
+
+def list_page_sets(folder: Path) -> list[PageSet]:
+    """What a store holds, by size; nothing where there is no store."""
+    found = []
+    for place in folder.glob("px*"):
+        named = _SET.fullmatch(place.name)
+        if named is not None and place.is_dir() and not place.is_symlink():
+            size_px = int(named["size"])
+            segments = [(one, len(_read_header(one, size_px))) for one in place.glob(_SEGMENTS)]
+            found.append(
+                PageSet(
+                    folder=place,
+                    size_px=size_px,
+                    made_by=f"Pillow {named['pillow']}, OpenCV {named['opencv']}, rule {named['rule']}",
+                    usable=PageStore(folder, size_px).folder == place,
+                    pages=sum(pages for _, pages in segments),
+                    size_bytes=sum(one.stat().st_size for one, _ in segments),
+                    damaged=sum(pages == 0 for _, pages in segments),
+                )
+            )
+    return sorted(found, key=lambda one: (one.size_px, one.made_by))
+
+
+def clear_page_set(pages: PageSet) -> None:
+    """Remove it. Who has its files open keeps what it has, and decodes what it has not.
+
+    Raises:
+        LockError: pages are being decoded into it now.
+        OSError: no right to.
+    """
+    lock = pages.folder / _LOCK
+    with hold_lock(lock, "decoded pages are being removed"):
+        for file in (*pages.folder.glob(_SEGMENTS), *pages.folder.glob(".*.tmp"), pages.folder / _LOOKS, lock):
+            file.unlink(missing_ok=True)
+    for folder in (pages.folder, pages.folder.parent):
+        with suppress(OSError):  # somebody else's files are in it
+            folder.rmdir()
+
+
+def locate_pages(index: Mapping[str, Place], digests: Sequence[str | None]) -> StoredPages:
     """Where the page of each sample lies, by the digest of its file; None is a sample without one."""
     found = [None if digest is None else index.get(digest) for digest in digests]
     segments = sorted({place.segment for place in found if place is not None})
@@ -153,7 +223,7 @@ def locate_pages(index: Mapping[str, Place], digests: Sequence[str | None], size
         (-1, 0, 0, 0, 0) if one is None else (number[one.segment], one.offset, one.height, one.width, one.checksum)
         for one in found
     ]
-    return StoredPages(tuple(segments), np.array(rows, _PLACE), size_px)
+    return StoredPages(tuple(segments), np.array(rows, _PLACE))
 
 
 def _read_header(segment: Path, size_px: int) -> dict[str, Place]:
@@ -174,9 +244,8 @@ def _read_header(segment: Path, size_px: int) -> dict[str, Place]:
             fits = start >= 0 and begin + end <= size and 0 < height <= size_px and 0 < width <= size_px
             if not fits or (told["dtype"], depth, end - start) != ("U8", 3, height * width * 3):
                 return {}
-            checksum, pixels, content, pages = words[digest]
-            fact = ImageFact(digest, None, content, pages)
-            found[digest] = Place(segment, begin + start, height, width, checksum, pixels, fact)
+            checksum, *fact = words[digest]
+            found[digest] = Place(segment, begin + start, height, width, checksum, ImageFact(digest, *fact))
         return found
     except (OSError, struct.error, ValueError, KeyError, TypeError, AttributeError):
         return {}

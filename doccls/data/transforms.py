@@ -2,6 +2,7 @@
 
 import os
 import random
+from typing import Any
 
 import cv2
 import numpy as np
@@ -21,11 +22,11 @@ class Augmentation:
     generators for each page does not, and makes the draw independent of whatever was drawn before.
     """
 
-    def __init__(self, config: AugmentConfig) -> None:
-        self._compose = A.Compose(_list_transforms(config))
+    def __init__(self, config: AugmentConfig, size_px: int) -> None:
+        self._compose = A.Compose(_list_transforms(config, size_px))
 
     def apply(self, page: np.ndarray, stream: np.random.SeedSequence) -> np.ndarray:
-        """(size, size, 3) uint8 -> the same shape and dtype; a pure function of the page and the stream."""
+        """(page_px, page_px, 3) uint8 -> (size_px, size_px, 3) uint8; a pure function of the page and the stream."""
         numpy_stream, python_stream = stream.spawn(2)
         self._compose.set_random_state(
             np.random.Generator(np.random.PCG64(numpy_stream)),
@@ -35,8 +36,37 @@ class Augmentation:
         return augmented
 
 
-def _list_transforms(config: AugmentConfig) -> list[A.BasicTransform | A.BaseCompose]:
-    """In the order in which a page meets them: turned, moved, photographed, lit, blurred, sensed, compressed."""
+class _Placement(A.Affine):  # type: ignore[misc]  # albumentations is untyped
+    """Turned, zoomed and moved, and scaled from the page's size to `size_px`, all in one pass over the pixels.
+
+    albumentations' own keeps the size; its matrix is taken as it is, and a scaling about the centre put before it.
+    """
+
+    def __init__(self, size_px: int, **words: Any) -> None:
+        super().__init__(**words)
+        self._size_px = size_px
+
+    def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
+        """Its own, for another size."""
+        found: dict[str, Any] = super().get_params_dependent_on_data(params, data)
+        factor = self._size_px / params["shape"][0]
+        middle = (factor - 1) / 2  # a pixel's place is its middle
+        scaling = np.array([[factor, 0, middle], [0, factor, middle], [0, 0, 1]])
+        return found | {"matrix": scaling @ found["matrix"], "output_shape": (self._size_px, self._size_px)}
+
+
+def _list_placements(config: AugmentConfig, size_px: int) -> list[A.BasicTransform | A.BaseCompose]:
+    zoom, move = (1 - config.scale, 1 + config.scale), (-config.shift, config.shift)
+    words = {"scale": zoom, "keep_ratio": True, "translate_percent": move, "interpolation": cv2.INTER_LINEAR}
+    words |= {"fill": WHITE, "border_mode": cv2.BORDER_CONSTANT}
+    turn, share = (-config.rotate_deg, config.rotate_deg), config.rotate_prob if config.rotate_deg else 0.0
+    turned = [_Placement(size_px, rotate=turn, p=share, **words)] if share > 0 else []
+    straight = [_Placement(size_px, p=1 - share, **words)] if share < 1 else []
+    return [A.OneOf([*turned, *straight], p=1)] if turned and straight else [*turned, *straight]
+
+
+def _list_transforms(config: AugmentConfig, size_px: int) -> list[A.BasicTransform | A.BaseCompose]:
+    """In the order in which a page meets them: turned, placed, photographed, lit, blurred, sensed, compressed."""
     flat = {"fill": WHITE, "border_mode": cv2.BORDER_CONSTANT, "interpolation": cv2.INTER_LINEAR}
     transforms: list[A.BasicTransform | A.BaseCompose] = []
     if config.quarter_turn_prob:
@@ -45,11 +75,7 @@ def _list_transforms(config: AugmentConfig) -> list[A.BasicTransform | A.BaseCom
         transforms.append(A.HorizontalFlip(p=config.hflip_prob))
     if config.vflip_prob:
         transforms.append(A.VerticalFlip(p=config.vflip_prob))
-    if config.rotate_deg:
-        transforms.append(A.Rotate(limit=(-config.rotate_deg, config.rotate_deg), p=config.rotate_prob, **flat))
-    if config.scale or config.shift:
-        zoom, move = (1 - config.scale, 1 + config.scale), (-config.shift, config.shift)
-        transforms.append(A.Affine(scale=zoom, keep_ratio=True, translate_percent=move, p=1, **flat))
+    transforms += _list_placements(config, size_px)
     if config.perspective_prob:
         transforms.append(A.Perspective(scale=(0.03, 0.1), p=config.perspective_prob, **flat))
     if config.shadow_prob:

@@ -12,10 +12,11 @@ from types import TracebackType
 from typing import IO, Any, Self, TextIO
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import Progress
 from rich.text import Text
 
 from doccls.errors import UserError
+from doccls.run.progress import ProgressBar, make_bar
 from doccls.run.signals import Interrupted, at_sudden_end, ignore_signals, writing_last_lines
 
 _LAST_LINE = ">> Stopping logger and restoring stdio"
@@ -143,15 +144,12 @@ class RunLog:
             print(text)
 
     @contextmanager
-    def progress(self, what: str, total: int) -> Iterator["ProgressBar"]:
+    def progress(self, what: str, total: int) -> Iterator[ProgressBar]:
         """A bar while the block runs, if the console is a terminal; otherwise nothing."""
         if self._file is None or not self._stdio[1].isatty():
             yield ProgressBar(None)
             return
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        console = Console(file=self._stdio[1])
-        with Progress(*columns, console=console, transient=True, redirect_stdout=False, redirect_stderr=False) as bar:
-            bar.add_task(what, total=total)
+        with make_bar(Console(file=self._stdio[1]), what, total) as bar:
             self._progress = bar
             try:
                 yield ProgressBar(bar)
@@ -160,18 +158,6 @@ class RunLog:
                 if self._pending:
                     self._stdio[0].write(self._pending)
                     self._pending = ""
-
-
-class ProgressBar:
-    """The bar of `RunLog.progress`, or none."""
-
-    def __init__(self, bar: Progress | None) -> None:
-        self._bar = bar
-
-    def advance(self) -> None:
-        """One unit further."""
-        if self._bar is not None:
-            self._bar.advance(self._bar.task_ids[0])
 
 
 def render_exit(code: int) -> str:

@@ -31,10 +31,11 @@ def load_folds(
         manifest.paths,
         manifest.targets_N,
         config.train.img_size,
+        config.page_px,
         config.data.max_image_pixels,
         experiment.data.stored,
     )
-    dataset = DocClsDataset(pages, Augmentation(config.augment), config.project.seed)
+    dataset = DocClsDataset(pages, Augmentation(config.augment, config.train.img_size), config.project.seed)
     keys = (batch for fold in folds for batch in _list_keys(experiment, fold, starts.get(fold), accelerator))
     share = -(-config.train.batch_size // accelerator.num_processes)
     most = min(config.train.micro_batch_size or share, share)

@@ -21,6 +21,7 @@ from doccls.model.optim import build_ema, build_loss, build_mixup, build_optimiz
 from doccls.oof.metrics import cross_entropy, macro_f1
 from doccls.oof.parts import OofPart, PartInfo, remove_states, write_part
 from doccls.randomness import Purpose, derive_seed
+from doccls.run.disk import measure_free
 from doccls.run.heartbeat import Heartbeat
 from doccls.run.history import EpochMetrics, write_fold_metrics
 from doccls.run.paths import RunPaths
@@ -34,7 +35,7 @@ from doccls.training.explain import check_smallest_share, explain
 from doccls.training.loop import Engine, LossMeter, TrainingError, train_epoch
 from doccls.training.processes import agree_on_stop, await_all, on_main
 from doccls.training.resume import StateKeeper, take_up
-from doccls.training.space import describe_space, measure_free, measure_space
+from doccls.training.space import describe_space, measure_space
 from doccls.training.starts import Start, describe_start
 from doccls.training.state import BestSoFar, Progress
 

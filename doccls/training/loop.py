@@ -19,7 +19,8 @@ from doccls.data.order import BatchPlan
 from doccls.errors import UserError
 from doccls.randomness import Purpose, derive_seed
 from doccls.run.heartbeat import Heartbeat
-from doccls.run.runlog import ProgressBar, RunLog
+from doccls.run.progress import ProgressBar
+from doccls.run.runlog import RunLog
 from doccls.run.signals import Interrupted, stop_requested
 from doccls.run.tracking import Tracker
 from doccls.training.evaluate import Normalizer

@@ -1,12 +1,12 @@
 """Room on the disk for what a fold will write: told before it trains, since it may take hours to find out."""
 
-import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from doccls.run.disk import tell_size
 from doccls.training.loop import Engine
 
 _STATES = 2
@@ -37,27 +37,17 @@ def describe_space(space: FoldSpace, free_bytes: int, fold: int, folder: Path) -
     """What the log says of it; a warning if less is free than twice what will be written."""
     needed = space.best + space.states
     lines = [
-        f"[DISK] fold={fold} writes about {_tell(needed)} (best weights {_tell(space.best)}, two states to go on from "
-        f"{_tell(space.states)}); {_tell(free_bytes)} are free"
+        f"[DISK] fold={fold} writes about {tell_size(needed)} (best weights {tell_size(space.best)}, two states to go "
+        f"on from {tell_size(space.states)}); {tell_size(free_bytes)} are free"
     ]
     if free_bytes < _MARGIN * needed:
         lines.append(
-            f"[WARNING] {folder}: {_tell(free_bytes)} are free, less than twice the {_tell(needed)} that fold {fold} "
-            "writes. States that find no room are left out, best weights that find none end the fold: make room, or "
-            "set output.exp_dir to another disk"
+            f"[WARNING] {folder}: {tell_size(free_bytes)} are free, less than twice the {tell_size(needed)} that fold "
+            f"{fold} writes. States that find no room are left out, best weights that find none end the fold: make "
+            "room, or set output.exp_dir to another disk"
         )
     return lines
 
 
-def measure_free(folder: Path) -> int:
-    """Bytes that this user may still write; what a quota leaves is not seen."""
-    return shutil.disk_usage(folder).free
-
-
 def _count_bytes(tensors: Iterable[torch.Tensor]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-
-
-def _tell(count_bytes: int) -> str:
-    mib = count_bytes / 2**20
-    return f"{mib:.1f} MiB" if mib < 1024 else f"{mib / 1024:.1f} GiB"

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import pytest
 
-from doccls.data import prepare as prepare_room
+from doccls.data import look as look_room
 from doccls.run import peers as peers_room
 from doccls.run.rank import rank_by_environment
 from doccls.run.signals import handling_signals
@@ -81,7 +81,7 @@ def fail_while_the_main_process_stands(argv: list[str]) -> int:
 
 def hold_the_look_at_the_data(argv: list[str]) -> int:
     """Train; the look at the images says so and takes longer than anybody waits."""
-    prepare_room.inspect_images = _hold  # type: ignore[assignment]
+    look_room.inspect_images = _hold  # type: ignore[assignment]
     return main(argv)
 
 

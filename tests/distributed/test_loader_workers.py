@@ -27,7 +27,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> Pages:
     folder = tmp_path_factory.mktemp("pages")
     write_pages(folder / "data")
     paths = sorted((folder / "data" / "train").iterdir())
-    return Pages([path.name for path in paths], paths, np.zeros(len(paths), np.int64), 64, 10**6)
+    return Pages([path.name for path in paths], paths, np.zeros(len(paths), np.int64), 64, 64, 10**6)
 
 
 @pytest.mark.parametrize("crash", DEATHS)

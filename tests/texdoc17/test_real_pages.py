@@ -3,10 +3,13 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from doccls.config import Config, Override, load_config
+from doccls.data.images import decode_image, decode_near, scale_page
 from doccls.data.prepare import PreparedData, prepare_data
 from doccls.model.build import build_model
 from tests.conftest import SHARED
@@ -51,6 +54,25 @@ def test_the_page_under_two_names_is_named_and_stays_in_one_fold(prepared: Prepa
     _, warning = prepared.warnings
     assert "lines 636 and 796" in warning and "labels differ: ['12', '14']" in warning
     assert prepared.assignment.fold_of_N[634] == prepared.assignment.fold_of_N[794]
+
+
+@pytest.mark.parametrize(("size_px", "reduced"), [(56, 4), (64, 2), (112, 2)])
+def test_a_jpeg_at_a_part_of_its_size_shows_no_loss(
+    config_of: Callable[..., Config], size_px: int, reduced: int
+) -> None:
+    """Against the whole page through the area filter; two usual filters differ by more."""
+    config_of()
+    losses, yardstick = [], []
+    for path in sorted((PAGES / "train").glob("*.jpg"))[::20]:
+        data = path.read_bytes()
+        near, page = decode_near(data, 10**8, size_px), decode_image(data, 10**8)
+        assert near.reduced == reduced
+        area = scale_page(page, size_px).astype(int)
+        bilinear = Image.fromarray(page).resize((area.shape[1], area.shape[0]), Image.Resampling.BILINEAR)
+        losses.append(np.abs(near.scale(size_px) - area).mean())
+        yardstick.append(np.abs(np.asarray(bilinear) - area).mean())
+    assert len(losses) > 60
+    assert np.mean(losses) < np.mean(yardstick) and np.mean(losses) < 2.0, (np.mean(losses), np.mean(yardstick))
 
 
 def test_ids_without_extension_are_the_same_data_and_folds(

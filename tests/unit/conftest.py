@@ -81,4 +81,4 @@ def pages(make_data: MakeData) -> Pages:
     """Six pages of two classes."""
     ids = [f"i{number}" for number in range(6)]
     folder = make_data(ids, ["0", "1"] * 3, files=[f"{one}.png" for one in ids])
-    return Pages(ids, [folder / "train" / f"{one}.png" for one in ids], np.array([0, 1] * 3), 16, 10**6)
+    return Pages(ids, [folder / "train" / f"{one}.png" for one in ids], np.array([0, 1] * 3), 16, 16, 10**6)

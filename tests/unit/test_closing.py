@@ -14,14 +14,16 @@ from doccls.config import Config
 from doccls.experiment import Experiment, identify, open_run, prepare
 from doccls.oof.parts import OofPart, PartInfo, is_merged, write_part
 from doccls.run.paths import RunPaths
+from doccls.run.runlog import RunLog
 from launcher import closing as room
 from launcher.closing import close_share
 
 
-class Log:
-    """Stands for a RunLog."""
+class Log(RunLog):
+    """One that keeps its lines."""
 
     def __init__(self) -> None:
+        super().__init__(None)
         self.lines: list[str] = []
 
     def line(self, text: str) -> None:
@@ -34,7 +36,7 @@ def experiment(tmp_path: Path, make_config: Callable[..., Config], make_data: Ca
     ids = [f"p{row}.png" for row in range(4)]
     make_data(ids, ["a", "b", "a", "b"], files=ids)
     config, log, paths = make_config(data={"folds": 2}), Log(), RunPaths(tmp_path / "20260101" / "r")
-    experiment = identify(config, prepare(config, paths, log), paths)  # type: ignore[arg-type]
+    experiment = identify(config, prepare(config, paths, log), paths)
     open_run(experiment, datetime(2026, 1, 1), {})
     return experiment
 
@@ -51,7 +53,7 @@ def finish(experiment: Experiment, fold: int) -> None:
 
 def close(experiment: Experiment) -> tuple[bool, list[str]]:
     log = Log()
-    return close_share(experiment, log), log.lines  # type: ignore[arg-type]
+    return close_share(experiment, log), log.lines
 
 
 def test_before_the_last_one_what_is_missing_is_said(experiment: Experiment) -> None:
@@ -83,7 +85,7 @@ def test_of_two_that_come_at_once_one_merges(experiment: Experiment, monkeypatch
         second.start()
         second.join(1.0)  # it waits for this one
         assert second.is_alive()
-        close_run(*others)  # type: ignore[arg-type]
+        close_run(*others)
 
     monkeypatch.setattr(room, "close_run", merge_slowly)
     second = threading.Thread(target=close, args=(experiment,))

@@ -27,12 +27,12 @@ def test_a_key_gives_the_fitted_page_its_target_and_its_index(pages: Pages) -> N
 
 def test_without_a_drawing_nothing_is_augmented(pages: Pages) -> None:
     key = SampleKey(2)
-    assert np.array_equal(DocClsDataset(pages, Augmentation(AUGMENT))[key][0], DocClsDataset(pages)[key][0])
+    assert np.array_equal(DocClsDataset(pages, Augmentation(AUGMENT, 16))[key][0], DocClsDataset(pages)[key][0])
 
 
 def test_augmentation_depends_on_seed_fold_epoch_and_sample(pages: Pages) -> None:
     def draw(seed: int, fold: int, epoch: int) -> bytes:
-        dataset = DocClsDataset(pages, Augmentation(AUGMENT), seed)
+        dataset = DocClsDataset(pages, Augmentation(AUGMENT, 16), seed)
         return dataset[SampleKey(0, Drawing(fold, epoch))][0].tobytes()
 
     drawn = [draw(0, 0, 0), draw(1, 0, 0), draw(0, 1, 0), draw(0, 0, 1)]
@@ -41,7 +41,7 @@ def test_augmentation_depends_on_seed_fold_epoch_and_sample(pages: Pages) -> Non
 
 
 def test_the_order_of_asking_changes_nothing(pages: Pages) -> None:
-    forward, backward = (DocClsDataset(pages, Augmentation(AUGMENT), 1) for _ in range(2))
+    forward, backward = (DocClsDataset(pages, Augmentation(AUGMENT, 16), 1) for _ in range(2))
     keys = [SampleKey(index, Drawing(0, epoch)) for epoch in range(2) for index in range(6)]
     first = {key: forward[key][0].tobytes() for key in keys}
     assert first == {key: backward[key][0].tobytes() for key in reversed(keys)}

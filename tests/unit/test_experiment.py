@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -222,11 +222,11 @@ def looked_at(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the images that were read, as they are."""
     names: list[str] = []
 
-    def inspect(paths: list[Path], *others: Any) -> list[Inspected]:
+    def inspect(paths: list[Path], *others: Any) -> Iterator[Inspected]:
         names.extend(path.name for path in paths)
         return inspect_images(paths, *others)
 
-    monkeypatch.setattr("doccls.data.prepare.inspect_images", inspect)
+    monkeypatch.setattr("doccls.data.look.inspect_images", inspect)
     return names
 
 
@@ -305,13 +305,15 @@ def test_pages_are_kept_beside_the_experiments_or_where_it_is_said(
         for decoded in (12, 0):
             prepared, told = prepare_it(store=store)
             assert prepared.stored is not None and prepared.stored.read(3) is not None
-            assert told.startswith(f"[DATA] decoded pages: {folder}/px32-")
-            assert told.endswith(f" holds 12, of which {decoded} were decoded now")
+            *begun, ended = told.splitlines()
+            assert begun == (["[DATA] 12 images to read and decode"] if decoded else [])
+            assert ended.startswith(f"[DATA] decoded pages: {folder}/px32-")
+            assert ended.endswith(f" holds 12, of which {decoded} were decoded now")
 
 
 def test_without_a_store_nothing_is_kept(prepare_it: Callable[..., tuple[PreparedData, str]], pages: Path) -> None:
     prepared, told = prepare_it(store="off")
-    assert prepared.stored is None and told == ""
+    assert prepared.stored is None and told == "[DATA] 12 images to read and decode"
     assert not (pages / "page_store").exists()
 
 
@@ -321,7 +323,9 @@ def test_a_store_that_can_not_be_filled_is_told_and_done_without_unless_it_was_a
     (pages / "page_store").write_text("what is to be a folder is a file")
     prepared, told = prepare_it()
     assert prepared.stored is None
-    assert told.startswith(f"[WARNING] {pages}/page_store/px32-") and told.endswith("in each epoch (data.store)")
+    warned, begun = told.splitlines()
+    assert warned.startswith(f"[WARNING] {pages}/page_store/px32-") and warned.endswith("in each epoch (data.store)")
+    assert begun == "[DATA] 12 images to read and decode"
     with pytest.raises(LockError, match="page_store"):
         prepare_it(store="page_store")
 

@@ -8,11 +8,22 @@ import tracemalloc
 import zlib
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image, TiffImagePlugin
 
-from doccls.data.images import ImageError, count_pages, decode_image, fit_page, inspect_images, scale_page
+from doccls.data.images import (
+    ImageError,
+    count_pages,
+    decode_image,
+    decode_near,
+    fit_page,
+    inspect_images,
+    load_page,
+    scale_page,
+    shrink_page,
+)
 
 LIMIT = 10**8
 
@@ -444,6 +455,79 @@ def test_a_tiff_whose_pages_go_round_in_a_ring_is_counted() -> None:
     assert count_pages(bytes(data)) == 1 and decode_image(bytes(data), LIMIT).shape == (3, 3, 3)
 
 
+# --- a JPEG at a part of its size ------------------------------------------------------------------------------------
+
+
+def draw_text(height: int, width: int) -> np.ndarray:
+    """Dark strokes on paper, with colour, as soft as a scanner's lens makes them."""
+    rows, columns = np.mgrid[:height, :width]
+    ink = ((rows // 14) % 3 == 0) & ((columns // 18 + rows // 42) % 3 != 0)
+    page = np.full((height, width, 3), (250, 245, 235), np.uint8)
+    page[ink] = (40, 30, 60)
+    return cv2.GaussianBlur(page, (0, 0), 1.5)
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "size_px", "reduced"),
+    [(1754, 1240, 224, 2), (1754, 1240, 109, 8), (1754, 1240, 438, 2), (1754, 1240, 439, 1), (448, 9, 112, 2),
+     (447, 9, 112, 1), (447, 9, 1, 8), (447, 7, 1, 4), (447, 1, 1, 1), (1, 1, 1, 1)],
+)  # fmt: skip
+def test_twice_the_size_is_left_and_no_more_than_needed_is_decoded(
+    height: int, width: int, size_px: int, reduced: int
+) -> None:
+    decoded = decode_near(encode(Image.fromarray(draw_text(height, width)), "JPEG"), LIMIT, size_px)
+    assert (decoded.reduced, decoded.height_px, decoded.width_px) == (reduced, height, width)
+    assert decoded.page.shape == (-(-height // reduced), -(-width // reduced), 3)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "BMP", "WEBP"])
+def test_other_formats_are_decoded_whole(kind: str) -> None:
+    assert decode_near(encode(Image.fromarray(draw_text(640, 480)), kind), LIMIT, 40).page.shape == (640, 480, 3)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}])
+def test_scaled_down_it_is_as_the_whole_page_scaled_down(mode: str, options: dict[str, object]) -> None:
+    data = encode(Image.fromarray(draw_text(1600, 1200)).convert(mode), "JPEG", quality=90, **options)
+    page = decode_image(data, LIMIT)
+    near, area = load_page(data, LIMIT, 192), scale_page(page, 192).astype(int)
+    bilinear = np.asarray(Image.fromarray(page).resize((144, 192), Image.Resampling.BILINEAR))
+    assert np.abs(near - area).mean() < np.abs(bilinear - area).mean(), "two usual filters differ by more"
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_its_orientation_is_undone(orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encode(Image.fromarray(draw_text(800, 600)), "JPEG", exif=exif)
+    near, whole = decode_near(data, LIMIT, 100), decode_image(data, LIMIT)
+    assert near.reduced == 4 and (near.height_px, near.width_px) == whole.shape[:2]
+    assert np.abs(near.scale(100).astype(int) - scale_page(whole, 100)).mean() < 4.0
+    assert np.abs(near.scale(100).astype(int) - scale_page(whole[::-1], 100)).mean() > 20.0, "it has an up and a down"
+
+
+@pytest.mark.parametrize("share", [0.3, 0.9, 0.99])
+def test_a_truncated_one_is_found_all_the_same(share: float) -> None:
+    data = encode(Image.fromarray(draw_text(1600, 1200)), "JPEG", quality=90)
+    with pytest.raises(ImageError, match="truncated"):
+        decode_near(data[: int(share * len(data))], LIMIT, 100)
+
+
+def test_its_limit_of_pixels_is_that_of_the_whole_page() -> None:
+    data = encode(Image.fromarray(draw_text(800, 600)), "JPEG")
+    with pytest.raises(ImageError, match="600 x 800 px is more than"):
+        decode_near(data, 800 * 600 - 1, 50)
+
+
+@pytest.mark.parametrize(("shape", "size_px"), [((280, 200), 224), ((300, 400), 320), ((5, 640), 512), ((224, 9), 224)])
+def test_a_kept_page_is_shrunk_to_the_networks_size(shape: tuple[int, int], size_px: int) -> None:
+    page = draw_text(*shape)
+    shrunk = shrink_page(page, size_px)
+    scale = size_px / max(shape)
+    assert shrunk.shape == (max(1, round(shape[0] * scale)), max(1, round(shape[1] * scale)), 3)
+    assert max(shape) != size_px or shrunk is page
+
+
 # --- inspection ------------------------------------------------------------------------------------------------------
 
 
@@ -452,7 +536,7 @@ def test_inspection_tells_each_files_digest_and_problem_in_order(tmp_path: Path)
     good.write_bytes(make_noise("PNG"))
     text.write_text("not an image")
     folder.mkdir()
-    seen = inspect_images([text, good, gone, folder, good], LIMIT, threads=3, size_px=20)
+    seen = list(inspect_images([text, good, gone, folder, good], LIMIT, 20, {}, keep_pages=True))
     facts = [one.fact for one in seen]
     assert [one.scaled is not None for one in seen] == [fact.problem is None for fact in facts]
     assert np.array_equal(seen[1].scaled, scale_page(decode_image(good.read_bytes(), LIMIT), 20))
@@ -465,7 +549,7 @@ def test_inspection_tells_each_files_digest_and_problem_in_order(tmp_path: Path)
 
 def test_inspection_refuses_above_the_pixel_limit(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(make_noise("PNG"))
-    (fact,) = (one.fact for one in inspect_images([tmp_path / "a.png"], 100, threads=1))
+    (fact,) = (one.fact for one in inspect_images([tmp_path / "a.png"], 100, 20, {}, keep_pages=False))
     assert fact.problem is not None and "max_image_pixels" in fact.problem
 
 

@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("doccls.__main__",),
-    ("doccls.demo", "doccls.train", "doccls.predict", "launcher"),
+    ("doccls.demo", "doccls.train", "doccls.predict", "doccls.store_command", "launcher"),
     ("doccls.training",),
     ("doccls.experiment",),
     ("doccls.model",),

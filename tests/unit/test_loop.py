@@ -19,7 +19,8 @@ from doccls.data.dataset import Batch, Drawing
 from doccls.data.order import BatchPlan
 from doccls.model.optim import build_ema, build_loss, build_mixup, build_optimizer, build_scheduler
 from doccls.run.heartbeat import Heartbeat
-from doccls.run.runlog import ProgressBar, RunLog
+from doccls.run.progress import ProgressBar
+from doccls.run.runlog import RunLog
 from doccls.run.signals import Interrupted, handling_signals, stopping_gracefully
 from doccls.training.evaluate import EvaluationKeys, Normalizer, predict_logits
 from doccls.training.loop import (

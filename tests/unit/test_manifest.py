@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -248,6 +249,27 @@ def test_the_same_page_in_another_file_format_or_with_other_metadata_is_the_same
     prepared = prepare_data(make_config(data={"folds": 3, "stratify": False}))
     assert "lines 2 and 3 and 6 and 7: IDs 'a.png', 'b.bmp', 'e.tif', 'f.png'" in prepared.warnings[0]
     assert len(set(prepared.assignment.fold_of_N[[0, 1, 4, 5]])) == 1
+
+
+def test_a_large_jpeg_is_known_in_every_format_and_in_other_jpegs(
+    make_data: MakeData, make_config: MakeConfig, tmp_path: Path
+) -> None:
+    files = ["a.jpg", "b.jpg", "c.png", "d.jpg", "e.jpg", "f.jpg"]
+    make_data(files, ["0", "1"] * 3, files=files)
+    noise, folder = np.random.default_rng(0), tmp_path / "train"
+    for name, size in (("a.jpg", 600), ("d.jpg", 600), ("e.jpg", 700)):
+        Image.fromarray(noise.integers(0, 256, (size, size, 3), np.uint8)).save(folder / name)
+    config = make_config(data={"folds": 3, "stratify": False}, train={"img_size": 64})
+    (folder / "f.jpg").write_bytes((folder / "e.jpg").read_bytes() + b"another file")
+    told = [line for line in prepare_data(config).warnings if "several names" in line]
+    assert len(told) == 1 and "lines 6 and 7: IDs 'e.jpg', 'f.jpg'" in told[0]
+    Image.open(folder / "a.jpg").save(folder / "c.png")
+    prepared = prepare_data(config)
+    assert "lines 2 and 4: IDs 'a.jpg', 'c.png'" in prepared.warnings[0] and "lines 6 and 7" in prepared.warnings[0]
+    reduced = [prepared.looks[folder / name].fact.reduced for name in files]
+    assert reduced == [1, 1, 1, 1, 4, 4], "those of the PNG's size by their whole pages"
+    again = prepare_data(config, prepared.looks)
+    assert (again.warnings, again.looks) == (prepared.warnings, prepared.looks)
 
 
 def test_files_of_several_pages_are_counted(make_data: MakeData, make_config: MakeConfig, tmp_path: Path) -> None:

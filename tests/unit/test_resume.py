@@ -16,7 +16,8 @@ from torch import nn
 
 from doccls.run.history import EpochMetrics
 from doccls.run.paths import RunPaths
-from doccls.run.runlog import ProgressBar, RunLog
+from doccls.run.progress import ProgressBar
+from doccls.run.runlog import RunLog
 from doccls.training.checkpoint import BestCheckpoint, write_best
 from doccls.training.loop import Engine, LossMeter, list_training_keys, train_epoch
 from doccls.training.resume import StateKeeper, take_up

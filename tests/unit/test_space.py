@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from doccls.training.space import FoldSpace, describe_space, measure_free, measure_space
+from doccls.run.disk import measure_free
+from doccls.training.space import FoldSpace, describe_space, measure_space
 
 MIB = 2**20
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 
+import cv2
 import numpy as np
 import pytest
 
@@ -43,7 +44,7 @@ def test_the_list_above_names_every_transform() -> None:
 
 def test_all_off_is_the_identity() -> None:
     page = make_page()
-    assert np.array_equal(Augmentation(AugmentConfig()).apply(page, stream(0)), page)
+    assert np.array_equal(Augmentation(AugmentConfig(), 64).apply(page, stream(0)), page)
 
 
 @pytest.mark.parametrize("key", ALONE)
@@ -51,7 +52,7 @@ def test_each_key_alone_builds_without_a_warning_and_changes_the_page(key: str) 
     """albumentations only warns of arguments that it doesn't know."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        augmentation = Augmentation(AugmentConfig(**{key: ALONE[key]}))
+        augmentation = Augmentation(AugmentConfig(**{key: ALONE[key]}), 64)
         pages = [augmentation.apply(make_page(), stream(number)) for number in range(12)]
     assert all(page.shape == (64, 64, 3) and page.dtype == np.uint8 for page in pages)
     changed = [not np.array_equal(page, make_page()) for page in pages]
@@ -62,7 +63,7 @@ def test_each_key_alone_builds_without_a_warning_and_changes_the_page(key: str) 
 def test_a_modes_recipe_runs_on_many_pages_without_a_warning(mode: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        augmentation = Augmentation(read_augment(mode))
+        augmentation = Augmentation(read_augment(mode), 64)
         pages = [augmentation.apply(make_page(), stream(number)) for number in range(50)]
     assert all(page.shape == (64, 64, 3) and page.dtype == np.uint8 for page in pages)
     assert len({page.tobytes() for page in pages}) == 50
@@ -70,7 +71,7 @@ def test_a_modes_recipe_runs_on_many_pages_without_a_warning(mode: str) -> None:
 
 def test_the_page_given_is_not_changed() -> None:
     page = make_page()
-    augmentation = Augmentation(read_augment("highperf"))
+    augmentation = Augmentation(read_augment("highperf"), 64)
     for number in range(20):
         augmentation.apply(page, stream(number))
     assert np.array_equal(page, make_page())
@@ -78,11 +79,11 @@ def test_the_page_given_is_not_changed() -> None:
 
 def test_the_result_depends_on_page_and_stream_alone_and_not_on_what_came_before() -> None:
     config = read_augment("highperf")
-    first = Augmentation(config)
+    first = Augmentation(config, 64)
     forward = [first.apply(make_page(), stream(number)) for number in range(12)]
-    second = Augmentation(config)
+    second = Augmentation(config, 64)
     backward = [second.apply(make_page(), stream(number)) for number in reversed(range(12))][::-1]
-    fresh = [Augmentation(config).apply(make_page(), stream(number)) for number in range(12)]
+    fresh = [Augmentation(config, 64).apply(make_page(), stream(number)) for number in range(12)]
     np.random.seed(0)  # noqa: NPY002 (the global generator must not matter)
     again = [first.apply(make_page(), stream(number)) for number in range(12)]
     for one, two, three, four in zip(forward, backward, fresh, again, strict=True):
@@ -93,13 +94,13 @@ def test_the_global_generators_are_left_alone() -> None:
     np.random.seed(3)  # noqa: NPY002
     expected = np.random.random()  # noqa: NPY002
     np.random.seed(3)  # noqa: NPY002
-    Augmentation(read_augment("highperf")).apply(make_page(), stream(0))
+    Augmentation(read_augment("highperf"), 64).apply(make_page(), stream(0))
     assert np.random.random() == expected  # noqa: NPY002
 
 
 def test_transforms_draw_independently_of_each_other() -> None:
     """One stream for all of them would give two outcomes of the eight: everything or nothing."""
-    augmentation = Augmentation(AugmentConfig(hflip_prob=0.5, vflip_prob=0.5, jpeg_prob=0.5))
+    augmentation = Augmentation(AugmentConfig(hflip_prob=0.5, vflip_prob=0.5, jpeg_prob=0.5), 16)
     page = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
     turns = {"none": page, "h": page[:, ::-1], "v": page[::-1], "hv": page[::-1, ::-1]}
     seen = []
@@ -114,20 +115,20 @@ def test_transforms_draw_independently_of_each_other() -> None:
 
 @pytest.mark.parametrize("place", [(0, 0, 1), (0, 1, 0), (1, 0, 0)])
 def test_fold_epoch_and_sample_each_change_the_draw(place: tuple[int, ...]) -> None:
-    augmentation = Augmentation(read_augment("highperf"))
+    augmentation = Augmentation(read_augment("highperf"), 64)
     pages = [augmentation.apply(make_page(), stream(0, 0, 0)), augmentation.apply(make_page(), stream(*place))]
     assert not np.array_equal(*pages)
 
 
 @pytest.mark.parametrize("key", ["rotate_deg", "shift", "scale", "perspective_prob"])
 def test_what_a_moved_page_uncovers_is_white(key: str) -> None:
-    augmentation = Augmentation(AugmentConfig(**{key: ALONE[key]}))
+    augmentation = Augmentation(AugmentConfig(**{key: ALONE[key]}), 64)
     paper = np.full((64, 64, 3), 255, np.uint8)
     assert all(augmentation.apply(paper, stream(number)).min() == 255 for number in range(25))
 
 
 def test_probabilities_are_shares() -> None:
-    augmentation = Augmentation(AugmentConfig(hflip_prob=0.25))
+    augmentation = Augmentation(AugmentConfig(hflip_prob=0.25), 64)
     changed = [not np.array_equal(augmentation.apply(make_page(), stream(n)), make_page()) for n in range(400)]
     assert 0.18 < np.mean(changed) < 0.32
 
@@ -136,9 +137,44 @@ def test_rotation_goes_both_ways_up_to_its_limit() -> None:
     """A dot right of the centre: its angle tells the turn."""
     page = np.full((101, 101, 3), 255, np.uint8)
     page[48:53, 88:93] = 0
-    augmentation = Augmentation(AugmentConfig(rotate_deg=30))
+    augmentation = Augmentation(AugmentConfig(rotate_deg=30), 101)
     angles = []
     for number in range(60):
         rows, columns = np.nonzero(augmentation.apply(page, stream(number))[..., 0] < 128)
         angles.append(np.degrees(np.arctan2(50 - rows.mean(), columns.mean() - 50)))
     assert -31.5 < min(angles) < -15 and 15 < max(angles) < 31.5
+
+
+# --- from a larger page -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page_px", [64, 80, 96, 128])
+def test_a_larger_page_that_is_not_moved_is_scaled_about_its_middle(page_px: int) -> None:
+    page = cv2.resize(make_page(), (page_px, page_px), interpolation=cv2.INTER_AREA)
+    found = Augmentation(AugmentConfig(), 64).apply(page, stream(0))
+    assert found.shape == (64, 64, 3)
+    assert np.abs(found.astype(int) - cv2.resize(page, (64, 64))).max() <= 1
+
+
+@pytest.mark.parametrize("prob", [1.0, 0.5])
+def test_turned_and_zoomed_from_a_larger_page_less_is_lost(prob: float) -> None:
+    """Against the same done at eight times the size; the same stream moves pages of every size alike."""
+    config = AugmentConfig(rotate_deg=30, rotate_prob=prob, scale=0.2)
+    full = cv2.GaussianBlur(np.random.default_rng(0).integers(0, 256, (512, 512, 3), np.uint8), (0, 0), 6)
+    full = cv2.normalize(full, None, 0, 255, cv2.NORM_MINMAX)
+    losses: dict[int, list[float]] = {64: [], 80: []}
+    for number in range(40):
+        whole = Augmentation(config, 512).apply(full, stream(number))
+        truth = cv2.resize(whole, (64, 64), interpolation=cv2.INTER_AREA).astype(int)
+        for page_px, found in losses.items():
+            page = cv2.resize(full, (page_px, page_px), interpolation=cv2.INTER_AREA)
+            found.append(float(np.abs(Augmentation(config, 64).apply(page, stream(number)) - truth).mean()))
+    assert np.mean(losses[80]) < 0.9 * np.mean(losses[64]), {size: np.mean(found) for size, found in losses.items()}
+    assert np.mean(losses[80]) < 10, "they show the same"
+
+
+@pytest.mark.parametrize("prob", [0.0, 0.25, 1.0])
+def test_so_many_pages_are_turned(prob: float) -> None:
+    augmentation = Augmentation(AugmentConfig(rotate_deg=90, rotate_prob=prob), 64)
+    turned = [not np.array_equal(augmentation.apply(make_page(), stream(n)), make_page()) for n in range(300)]
+    assert abs(np.mean(turned) - prob) < 0.09

@@ -1,0 +1,150 @@
+"""The look at the image files before training: each is read and decoded once, and its page kept in a store, if any.
+
+What is known of a file, by its size and time of change, is not read again: not by the next run, nor by another process.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from doccls.data.images import ImageFact, Inspected, digest_wholes, inspect_images
+from doccls.data.known import ImageLook, is_unchanged, read_known, write_known
+from doccls.data.store import PageStore, Place, StoreChoice, StoreError
+from doccls.run.artifacts import WriteError
+from doccls.run.lock import LockError, hold_lock
+from doccls.run.progress import Teller
+
+_FILLING_S = 24 * 3600.0
+"""How long another one's decoding may take."""
+
+
+@dataclass(frozen=True, eq=False)
+class Looked:
+    """What is known of the files after the look."""
+
+    looks: dict[Path, ImageLook]
+    index: Mapping[str, Place] | None = None
+    """Of the store: digest of a file -> its page; None if there is no store."""
+
+
+def look_at_images(
+    files: Sequence[Path],
+    known: Mapping[Path, ImageLook],
+    size_px: int,
+    max_pixels: int,
+    choice: StoreChoice | None,
+    teller: Teller,
+) -> Looked:
+    """Each of `files`; with a store, each usable page is in it then, at `size_px`.
+
+    Raises:
+        StoreError, WriteError, LockError: the store can't be filled, and was named.
+    """
+    looked = None
+    if choice is not None:
+        try:
+            looked = _fill(PageStore(choice.folder, size_px), files, known, max_pixels, teller)
+        except (StoreError, WriteError, LockError) as error:
+            if choice.needed:
+                raise
+            teller.line(f"[WARNING] {error}: pages are decoded in each epoch (data.store)")
+    if looked is None:
+        looks = _keep_unchanged(files, known)
+        lacking = [path for path in files if path not in looks]
+        for paths, seen in _inspect(lacking, size_px, max_pixels, {}, len(lacking), False, teller):
+            looks |= _note(paths, seen)
+        looked = Looked(looks)
+    return replace(looked, looks=_compare_whole(looked.looks, max_pixels))
+
+
+def _fill(
+    store: PageStore, files: Sequence[Path], known: Mapping[Path, ImageLook], max_pixels: int, teller: Teller
+) -> Looked:
+    """By one of several processes that come at once; what was decoded before a kill is kept."""
+    kept = read_known(store.looks, max_pixels)
+    looks = _keep_unchanged(files, {**kept, **known})
+    index, decoded = store.read_index(), 0
+    if _list_lacking(files, looks, index):
+        with hold_lock(store.lock, "pages are being decoded", wait_s=_FILLING_S) as lock:
+            index = store.read_index()  # another may have been here first
+            lacking = _list_lacking(files, looks, index)
+            store.check_room(len(lacking))
+            facts = {one: place.fact for one, place in index.items() if _count_pixels(place.fact) <= max_pixels}
+            for paths, seen in _inspect(lacking, store.size_px, max_pixels, facts, store.segment_pages, True, teller):
+                looks |= _note(paths, seen)
+                pages = {one.fact.digest: one for one in seen if one.scaled is not None}
+                if pages:
+                    index |= store.add(list(pages.values()))
+                    decoded += len(pages)
+                lock.keep()
+    with suppress(OSError):  # it saves time and decides nothing
+        if (now := {**kept, **looks}) != kept:
+            write_known(store.looks, now, max_pixels)
+    teller.line(f"[DATA] decoded pages: {store.folder} holds {len(index)}, of which {decoded} were decoded now")
+    return Looked(looks, index)
+
+
+def _keep_unchanged(files: Sequence[Path], known: Mapping[Path, ImageLook]) -> dict[Path, ImageLook]:
+    return {path: known[path] for path in files if path in known and is_unchanged(path, known[path])}
+
+
+def _list_lacking(files: Sequence[Path], looks: Mapping[Path, ImageLook], index: Mapping[str, Place]) -> list[Path]:
+    """Files that are not known, or whose page is not in the store."""
+
+    def lacks(path: Path) -> bool:
+        fact = looks[path].fact if path in looks else None
+        return fact is None or (fact.problem is None and fact.digest not in index)
+
+    return [path for path in files if lacks(path)]
+
+
+def _inspect(
+    files: Sequence[Path],
+    size_px: int,
+    max_pixels: int,
+    facts: Mapping[str, ImageFact],
+    together: int,
+    keep_pages: bool,
+    teller: Teller,
+) -> Iterator[tuple[list[tuple[Path, int, int]], list[Inspected]]]:
+    """The files with size and time of change, and what is in them, so many at a time; with a bar."""
+    if not files:
+        return
+    what = "images to read and decode"
+    teller.line(f"[DATA] {len(files)} {what}")
+    with teller.progress(what, len(files)) as bar:
+        for start in range(0, len(files), together):
+            paths = files[start : start + together]
+            before = [(path, (found := path.stat()).st_size, found.st_mtime_ns) for path in paths]
+            seen = []  # a change while it is read shows as one
+            for one in inspect_images(paths, max_pixels, size_px, facts, keep_pages):
+                seen.append(one)
+                bar.advance()
+            yield before, seen
+
+
+def _note(before: Sequence[tuple[Path, int, int]], seen: Sequence[Inspected]) -> dict[Path, ImageLook]:
+    return {path: ImageLook(size, time, one.fact) for (path, size, time), one in zip(before, seen, strict=True)}
+
+
+def _compare_whole(looks: dict[Path, ImageLook], max_pixels: int) -> dict[Path, ImageLook]:
+    """A JPEG is known by its page at a part of its size. Where a file of another kind has as many pixels, and so may
+    show the same page, it is to be known by its whole page too."""
+    facts = [look.fact for look in looks.values()]
+    whole = {(fact.height_px, fact.width_px) for fact in facts if fact.content and fact.reduced == 1}
+    mixed = [
+        path
+        for path, look in looks.items()
+        if look.fact.reduced > 1 and (look.fact.height_px, look.fact.width_px) in whole
+    ]
+    contents = zip(mixed, digest_wholes(mixed, max_pixels), strict=True)
+    return looks | {
+        path: replace(looks[path], fact=replace(looks[path].fact, content=content, reduced=1))
+        for path, content in contents
+        if content is not None
+    }
+
+
+def _count_pixels(fact: ImageFact) -> int:
+    return fact.height_px * fact.width_px

@@ -1,0 +1,75 @@
+"""`doccls store info | clear`: what the store of decoded pages holds, and its removal."""
+
+import argparse
+from pathlib import Path
+
+from doccls.config.arguments import add_config_arguments, load_arguments
+from doccls.data.store import PageSet, choose_store, clear_page_set, list_page_sets
+from doccls.errors import UserError
+from doccls.run.disk import tell_size
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command line of `doccls store`."""
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    info = actions.add_parser("info", help="what it holds: page sizes, pages, bytes, and what made them")
+    clear = actions.add_parser("clear", help="remove its pages; they are decoded anew when they are needed")
+    clear.add_argument(
+        "--unused", action="store_true", help="only pages that other versions made, which these do not use"
+    )
+    for action in (info, clear):
+        action.add_argument(
+            "folder", nargs="?", type=Path, metavar="FOLDER", help="the store (or --config of one who uses it)"
+        )
+        add_config_arguments(action, required=False)
+
+
+def store(arguments: argparse.Namespace) -> int:
+    """Do as the command line says; returns the exit code.
+
+    Raises:
+        UserError: no store is named, or its pages are being decoded now.
+    """
+    folder = _find_folder(arguments)
+    sets = list_page_sets(folder)
+    if arguments.action == "info":
+        print("\n".join(_describe(folder, sets)))
+        return 0
+    chosen = [one for one in sets if not (arguments.unused and one.usable)]
+    for one in chosen:
+        clear_page_set(one)
+        print(f"removed {one.folder}: {_count(one.pages)}, {tell_size(one.size_bytes)}", flush=True)
+    if not chosen:
+        print(f"{folder}: nothing to remove")
+    return 0
+
+
+def _find_folder(arguments: argparse.Namespace) -> Path:
+    if (arguments.folder is None) == (arguments.config is None):
+        raise UserError("say which store: its FOLDER, or --config FILE of one who uses it (one of the two)")
+    if arguments.folder is not None:
+        return Path(arguments.folder)
+    config = load_arguments(arguments)
+    choice = choose_store(config.data.store, config.output.exp_dir)
+    if choice is None:
+        raise UserError(f"{arguments.config}: data.store is off: there is no store")
+    return choice.folder
+
+
+def _describe(folder: Path, sets: list[PageSet]) -> list[str]:
+    if not sets:
+        return [f"{folder}: no decoded pages"]
+    pages, size_bytes = sum(one.pages for one in sets), sum(one.size_bytes for one in sets)
+    lines = [f"{folder}: {_count(pages)}, {tell_size(size_bytes)}"]
+    for one in sets:
+        line = f"  {one.size_px} px: {_count(one.pages)}, {tell_size(one.size_bytes)}, made by {one.made_by}"
+        if not one.usable:
+            line += "; not used by these versions (doccls store clear --unused)"
+        if one.damaged:
+            line += f"; {one.damaged} damaged files are passed over"
+        lines.append(line)
+    return lines
+
+
+def _count(pages: int) -> str:
+    return f"{pages:,} pages" if pages != 1 else "1 page"
