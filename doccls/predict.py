@@ -222,7 +222,7 @@ def _predict_folds(files: Sequence[Path], config: Config, pages: TestPages, acce
     One fold's weights at a time; one set of workers loads the pages for all of them.
     """
     from doccls.data.dataset import DocClsDataset, Pages
-    from doccls.data.room import plan_prefetch
+    from doccls.data.room import plan_loader
     from doccls.data.workers import loading
     from doccls.training.checkpoint import read_best
     from doccls.training.evaluate import EvaluationKeys
@@ -245,10 +245,10 @@ def _predict_folds(files: Sequence[Path], config: Config, pages: TestPages, acce
     all_keys = (batch for _ in files for batch in keys)
     pin_memory = accelerator.device.type == "cuda"
     dataset = DocClsDataset(described)
-    prefetch = plan_prefetch(size * dataset.page_bytes, config.data.num_workers)
-    if prefetch.remark and accelerator.is_main_process:
-        print(f"[PREDICT] {prefetch.remark}", flush=True)
-    with loading(dataset, all_keys, config.data.num_workers, pin_memory, prefetch.batches) as batches:
+    plan = plan_loader(config.data.num_workers, size * dataset.page_bytes, pin_memory, pages.stored is not None)
+    for remark in plan.remarks if accelerator.is_main_process else ():
+        print(f"[PREDICT] {remark}", flush=True)
+    with loading(dataset, all_keys, plan.workers, pin_memory, plan.prefetch) as batches:
         for file in files:
             best = read_best(file)
             shown = _show(islice(batches, len(keys)), f"fold {best.fold}", len(keys), accelerator.is_main_process)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from doccls.config import Config
 from doccls.config.arguments import add_config_arguments, load_arguments
+from doccls.data.room import expects_workers
 from doccls.data.workers import start_worker_server
 from doccls.errors import OwnError, UserError
 from doccls.run.heartbeat import Heartbeat, beating
@@ -77,7 +78,7 @@ def _train(arguments: argparse.Namespace) -> int:
                 if is_launched():  # into a run that is known to be this config's: its launcher hears of any mistake
                     paths = locate_run(config.output.exp_dir, check_run_id(arguments.run_id), now)
                     heart.write_to(paths.heartbeat(_find_fold(config), rank_by_environment()))
-                if config.data.num_workers:
+                if expects_workers(config.data.num_workers, config.data.store != "off"):
                     start_worker_server()  # it imports while this process does
                 from doccls.training.processes import on_main, start_processes
 

@@ -12,8 +12,9 @@ from pathlib import Path
 from doccls.config import Config
 from doccls.config.arguments import add_config_arguments
 from doccls.config.load import redact_argument
+from doccls.run.cores import count_cores
 from doccls.run.paths import RunPaths, locate_run
-from launcher.devices import Device, DeviceError, choose_gpus, count_cores, find_gpus, list_cpus
+from launcher.devices import Device, DeviceError, choose_gpus, find_gpus, list_cpus
 from launcher.plan import LaunchPlan, Workload, plan_waves, warn_of_threads
 from launcher.slots import Slot, make_slots
 from launcher.slurm_text import JobRequest, SlurmTask
@@ -101,6 +102,8 @@ def _add_slurm_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+_AUTO_WORKERS = 2
+"""What CPUs are asked for, for each process, where data.num_workers is auto: it takes what the job gets."""
 _ONLY_SLURM = ("nodes", "cpus_per_node", "partition", "account", "time", "at_once", "sbatch_arg", "wait")
 _ONLY_LOCAL = {"gpus": None, "folds_per_gpu": 1, "slots": None, "fail_fast": False, "takeover": False}
 """And their defaults."""
@@ -187,7 +190,8 @@ def make_request(arguments: argparse.Namespace, config: Config) -> tuple[JobRequ
     if ranks % nodes:
         raise DeviceError(f"{ranks} processes of a fold do not divide by --nodes {nodes}")
     _check_batch(config, ranks)
-    own = ranks // nodes * max(config.train.cpu_threads, 1 + config.data.num_workers)
+    workers = _AUTO_WORKERS if config.data.num_workers == "auto" else config.data.num_workers
+    own = ranks // nodes * max(config.train.cpu_threads, 1 + workers)
     request = JobRequest(
         nodes=nodes,
         gpus_per_node=0 if gpus == 0 else ranks // nodes,

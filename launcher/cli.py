@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from doccls.config import Config
 from doccls.config.arguments import load_arguments
 from doccls.errors import UserError
+from doccls.run.cores import count_cores
 from doccls.run.paths import RunError, RunPaths, check_run_id, locate_run, name_log, new_run_id
 from launcher.arguments import (
     build_parser,
@@ -30,7 +31,7 @@ from launcher.arguments import (
     make_workload,
     render_again,
 )
-from launcher.devices import count_cores, find_gpus
+from launcher.devices import find_gpus
 from launcher.plan import describe_plan, render_plan
 from launcher.slots import Slot
 from launcher.slurm_text import parse_task, pick_folds, render_sbatch, render_script

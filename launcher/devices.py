@@ -1,6 +1,5 @@
 """What a fold's processes compute on: the GPUs that NVML knows and the user allows, or places for CPU processes."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -88,11 +87,6 @@ def choose_gpus(found: Sequence[Device], visible: str | None, wanted: str | None
 def list_cpus(count: int) -> list[Device]:
     """Places for CPU processes."""
     return [Device(f"cpu {number}") for number in range(count)]
-
-
-def count_cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def render_environment(devices: Sequence[Device], rank: int, threads: int) -> dict[str, str]:

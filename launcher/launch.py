@@ -88,7 +88,8 @@ def launch(config: Config, run_id: str, now: datetime, plan: LaunchPlan, options
         ledger = begin_launch(paths.ledger(), describe_launch(experiment, wanted, options, log, now))
         with tempfile.TemporaryDirectory(prefix="doccls-launch-") as folder, stopping_gracefully():
             missing = [fold for fold in wanted if fold not in finished]
-            backend = LocalBackend(Path(folder))
+            processes = min(len(missing), len(options.slots)) * len(options.slots[0].devices)
+            backend = LocalBackend(Path(folder), processes)
             FoldLoop(experiment, options, backend, log, paths.ledger(), ledger, missing, lock).run()
         close_run(experiment, log)
 

@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from doccls.run.cores import CORES, count_cores
 from doccls.run.lifeline import LAUNCHED, PARENT
 from doccls.run.rank import MEETING_FILE
 from launcher.backend import StartError, kill_folds
@@ -74,9 +75,13 @@ class FoldProcesses:
 class LocalBackend:
     """Starts folds on this machine."""
 
-    def __init__(self, meetings: Path) -> None:
-        """`meetings` is a folder of this machine's, for the files through which the ranks of a fold find each other."""
+    def __init__(self, meetings: Path, processes: int) -> None:
+        """`meetings` is a folder of this machine's, for the files through which the ranks of a fold find each other.
+
+        So many `processes` at once share the cores.
+        """
         self._meetings = meetings
+        self._cores = max(1, count_cores() // max(1, processes))
         self._numbers = itertools.count()
 
     def start(self, assignment: Assignment, consoles: Sequence[Path]) -> FoldProcesses:
@@ -86,7 +91,7 @@ class LocalBackend:
             StartError: a process or its output file can't be had; none of the fold's is left.
         """
         started: list[subprocess.Popen[bytes]] = []
-        told = {LAUNCHED: "local", PARENT: str(os.getpid())}
+        told = {LAUNCHED: "local", PARENT: str(os.getpid()), CORES: str(self._cores)}
         if len(assignment.ranks) > 1:
             told[MEETING_FILE] = str(self._meetings / f"fold{assignment.fold}.{next(self._numbers)}")
         try:

@@ -114,7 +114,7 @@ def verify(arguments: argparse.Namespace, say: Callable[[str], None]) -> int:
         f"files: {folder}"
     )
     with tempfile.TemporaryDirectory(prefix="doccls-verify-") as meetings:
-        runs = _Runs(folder, assignment, LocalBackend(Path(meetings)))
+        runs = _Runs(folder, assignment, LocalBackend(Path(meetings), len(slot.devices)))
         whole = runs.train_undisturbed()
         say(f"[VERIFY] undisturbed: {whole.steps} steps in {whole.time_s:.1f} s")
         draw, equal = random.Random(arguments.seed), 0

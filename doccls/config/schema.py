@@ -112,8 +112,8 @@ class DataConfig(Section):
         Operational(),
     ] = "auto"
     """Folder of decoded pages, for all runs; `auto`: page_store beside output.exp_dir; `off`: decode in each epoch."""
-    num_workers: Annotated[int, Field(ge=0)] = 2
-    """Processes that load images, for each training process; 0 loads in the training process itself."""
+    num_workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
+    """Processes that load images, for each training process; 0: it does so itself; `auto`: as many as pay."""
 
     @model_validator(mode="after")
     def _fold_exists(self) -> Self:

@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,11 +14,14 @@ from PIL import Image, UnidentifiedImageError
 
 from doccls.data.metadata import count_tiff_pages, is_tiff, read_orientation, strip_metadata
 from doccls.errors import UserError
+from doccls.run.cores import count_cores
 
 # It warns of tags that it can't read; nothing here reads tags through it.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 # Pillow's own guard can't be told our limit per call; `decode_image` checks data.max_image_pixels before it decodes.
 Image.MAX_IMAGE_PIXELS = None
+# Whoever decodes and scales many pages has a thread or a process for each: threads within would be in each other's way.
+cv2.setNumThreads(0)
 # Only formats that IMAGE_EXTENSIONS stand for: others (EPS, ...) start programs. (Pillow opens MPO through JPEG.)
 _FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP", "GIF")
 WHITE = 255
@@ -234,7 +236,7 @@ def digest_wholes(paths: Sequence[Path], max_pixels: int) -> list[str | None]:
 
 
 def _count_threads() -> int:
-    return min(_MAX_THREADS, os.cpu_count() or 1)
+    return min(_MAX_THREADS, count_cores())
 
 
 def _inspect(path: Path, max_pixels: int, size_px: int, known: Mapping[str, ImageFact], keep_pages: bool) -> Inspected:

@@ -54,8 +54,8 @@ def look_at_images(
         lacking = [path for path in files if path not in looks]
         for paths, seen in _inspect(lacking, size_px, max_pixels, {}, len(lacking), False, teller):
             looks |= _note(paths, seen)
-        looked = Looked(looks)
-    return replace(looked, looks=_compare_whole(looked.looks, max_pixels))
+        looked = Looked(_compare_whole(looks, max_pixels))
+    return looked
 
 
 def _fill(
@@ -78,6 +78,7 @@ def _fill(
                     index |= store.add(list(pages.values()))
                     decoded += len(pages)
                 lock.keep()
+    looks = _compare_whole(looks, max_pixels)
     with suppress(OSError):  # it saves time and decides nothing
         if (now := {**kept, **looks}) != kept:
             write_known(store.looks, now, max_pixels)

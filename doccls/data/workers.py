@@ -143,10 +143,8 @@ def _suggest(signum: signal.Signals) -> str:
 
 def _start_worker(worker_id: int) -> None:
     """A worker computes on one thread, leaves signals to its parent, and ends with it."""
-    import cv2
     import torch
 
-    cv2.setNumThreads(0)
     torch.set_num_threads(1)
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # also where it was not the server that was told to
     parent = multiprocessing.parent_process()

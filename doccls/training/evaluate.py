@@ -40,7 +40,7 @@ class EvaluationKeys(Iterable[list[SampleKey]]):
         return -(-len(self._share) // self._batch_size)
 
 
-@torch.no_grad()
+@torch.no_grad()  # not inference_mode: what a model caches here, it may train with
 def predict_logits(
     model: nn.Module, batches: Iterable[Batch], normalize: Normalizer, num_classes: int, accelerator: Accelerator
 ) -> tuple[np.ndarray, np.ndarray]:

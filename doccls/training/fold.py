@@ -28,7 +28,7 @@ from doccls.run.paths import RunPaths
 from doccls.run.runlog import RunLog
 from doccls.run.signals import ending_at_once
 from doccls.run.tracking import Tracker, track_fold
-from doccls.training.batches import find_epoch, list_validation_keys
+from doccls.training.batches import WaitingBatches, advise_on_waiting, find_epoch, list_validation_keys
 from doccls.training.checkpoint import BestCheckpoint, write_best
 from doccls.training.evaluate import Normalizer, predict_logits
 from doccls.training.explain import check_smallest_share, explain
@@ -38,6 +38,9 @@ from doccls.training.resume import StateKeeper, take_up
 from doccls.training.space import describe_space, measure_space
 from doccls.training.starts import Start, describe_start
 from doccls.training.state import BestSoFar, Progress
+
+_MUCH_WAITING = 0.1
+"""Share of an epoch's time, above which it is said what to do about it."""
 
 
 def train_fold(
@@ -199,6 +202,7 @@ def _fit(
     config, targets, fold = experiment.config, manifest.targets_N, engine.plan.fold
     num_valid = len(list_validation_keys(experiment, fold, accelerator))
 
+    waiting = WaitingBatches(batches)
     best, rows = progress.best, list(progress.rows)
     meter = LossMeter(list(progress.losses), progress.skipped_steps)
 
@@ -210,19 +214,22 @@ def _fit(
     for epoch in range(first, config.train.epochs):
         started_s, trained = time.perf_counter(), (engine.plan.steps_per_epoch - len(meter.losses)) * engine.plan.size
         with log.progress(f"fold {fold} epoch {epoch + 1}/{config.train.epochs}", engine.plan.steps_per_epoch) as bar:
-            done = train_epoch(engine, batches, epoch, meter, save, bar)
+            done = train_epoch(engine, waiting, epoch, meter, save, bar)
         meter = LossMeter()
         if accelerator.num_processes > 1:
             distribute_bn(engine.best_of, accelerator.num_processes, reduce=True)
         trained_s = time.perf_counter() - started_s
+        share = waiting.take_s() / trained_s
         log.line(
             f"[EPOCH {epoch + 1}] fold={fold} loss={done.loss:.5f} lr={done.rate:.3e} "
             f"{'' if done.skipped_steps is None else f'skipped_steps={done.skipped_steps} '}"
-            f"mem_MiB={measure_memory(accelerator):.0f} images_per_s={trained / trained_s:.1f}"
+            f"mem_MiB={measure_memory(accelerator):.0f} images_per_s={trained / trained_s:.1f} data_wait={share:.0%}"
         )
+        if share > _MUCH_WAITING and epoch > first:  # the first is also the loader's start
+            log.line(f"[DATA] {advise_on_waiting(share, config.data, experiment.data.stored is not None)}")
         indices, logits = predict_logits(
             engine.best_of,
-            engine.heart.watch(islice(batches, num_valid), "validate"),
+            engine.heart.watch(islice(waiting, num_valid), "validate"),
             engine.normalize,
             engine.num_classes,
             accelerator,
@@ -231,6 +238,7 @@ def _fit(
             bad = [manifest.ids[index] for index in indices[~np.isfinite(logits).all(axis=1)]]
             raise TrainingError(f"fold {fold} epoch {epoch + 1}: {len(bad)} logits are not finite, such as {bad[:5]}")
         score, valid_loss = macro_f1(targets[indices], logits), cross_entropy(targets[indices], logits)
+        waiting.take_s()
         row = EpochMetrics(
             fold,
             epoch + 1,

@@ -21,11 +21,11 @@ EVERYTHING = (
 """Also BatchNorm and gradient accumulation, and a state after every step."""
 
 
-def start(trainer: Trainer, folder: Path, world_size: int, rank: int, moment: int) -> list[Rank]:
+def start(trainer: Trainer, folder: Path, world_size: int, rank: int, moment: int, run_id: str = "r") -> list[Rank]:
     told = {
         "DOCCLS_TEST_RANK": str(rank), "DOCCLS_TEST_MOMENT": str(moment), "DOCCLS_TEST_MOMENTS": str(folder / "moments")
     }  # fmt: skip
-    argv = trainer.arguments(EVERYTHING, folder, "r")
+    argv = trainer.arguments(EVERYTHING, folder, run_id)
     return launch_ranks("killed_programs:die_at_a_moment", argv, folder / "console", world_size, environment=told)
 
 
@@ -114,6 +114,17 @@ def test_going_on_replays_no_step_and_says_where_it_begins(
     step = int(told.partition("from step ")[2].partition(" ")[0])
     assert step >= 1 and told.startswith(f"[RESUME] fold=0 from step {step} (epoch ") and "s of work done again" in told
     assert run.list_step_losses(0) == whole.losses[step:]
+
+
+def test_a_killed_run_decodes_each_page_once_and_the_next_run_none(trainer: Trainer, wholes: dict[int, Whole]) -> None:
+    folder, decoded = clear(wholes[1]), []
+    for run_id, moment in (("r", len(wholes[1].moments) // 2), ("r", -1), ("another", -1)):
+        start(trainer, folder, 1, 0, moment, run_id)
+        (told,) = [line for line in Run([], folder).lines if line.startswith("[DATA] decoded pages: ")]
+        decoded.append(told.partition(" holds ")[2])
+    each = "48, of which {} were decoded now"
+    assert decoded == [each.format(48), each.format(0), each.format(0)]
+    assert len(list(folder.glob("experiments/*/*/summary.json"))) == 2
 
 
 def test_another_number_of_processes_is_refused_or_goes_on_with_the_same_batches(

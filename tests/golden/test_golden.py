@@ -19,7 +19,8 @@ _MASKS = (
     (r"[\d.]+ .iB are free", "<...> are free"),
     (r"-pillow\S+-opencv[\w.]+-", "-pillow<...>-opencv<...>-"),
     (r"pages_[0-9a-f]{16}", "pages_<...>"),
-    (r"(mem_MiB|time_s|images_per_s)=[\d.]+", r"\1=<...>"),
+    (r"(mem_MiB|time_s|images_per_s|data_wait)=[\d.]+%?", r"\1=<...>"),
+    (r"\[DATA\] steps waited for pages .*\n", ""),
 )
 _SLURM = (
     "plan", "--backend", "slurm", "--config", "tiny.yaml", "--run-id", "kept", "--set", "output.exp_dir=it's here",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 
 import pynvml
@@ -12,7 +11,6 @@ from launcher.devices import (
     Device,
     DeviceError,
     choose_gpus,
-    count_cores,
     find_gpus,
     list_cpus,
     render_environment,
@@ -108,16 +106,6 @@ def test_cpu_places_are_numbered_and_have_no_uuid() -> None:
     assert [device.name for device in list_cpus(3)] == ["cpu 0", "cpu 1", "cpu 2"]
     assert all(device.uuid is None for device in list_cpus(3))
     assert list_cpus(0) == []
-
-
-def test_cores_are_those_that_this_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3, 5, 7}, raising=False)
-    assert count_cores() == 3
-    monkeypatch.delattr(os, "sched_getaffinity")
-    monkeypatch.setattr(os, "cpu_count", lambda: 6)
-    assert count_cores() == 6
-    monkeypatch.setattr(os, "cpu_count", lambda: None)
-    assert count_cores() == 1
 
 
 # --- CUDA_VISIBLE_DEVICES --------------------------------------------------------------------------------------------

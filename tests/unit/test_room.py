@@ -1,12 +1,13 @@
 """How many batches ahead have room in shared memory."""
 
 from collections import namedtuple
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from doccls.data import room
-from doccls.data.room import fit_prefetch, plan_prefetch
+from doccls.data.room import LoaderPlan, choose_workers, expects_workers, fit_prefetch, plan_loader, plan_prefetch
 from doccls.errors import OwnError
 
 BATCH = 32 * 300 * 300 * 3
@@ -22,11 +23,24 @@ def test_what_is_made_ahead_has_room(free_mib: int, num_workers: int, batches: i
     assert (batches * num_workers + 2) * BATCH <= free_mib * MIB or batches == 0
 
 
+Shm = Callable[[int], None]
+
+
 @pytest.fixture
-def docker(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """/dev/shm as `docker run` gives it."""
+def shm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Shm:
+    """`shm(bytes)`: so much of /dev/shm is free."""
     monkeypatch.setattr(room, "_SHM", tmp_path)
-    monkeypatch.setattr(room.shutil, "disk_usage", lambda path: Usage(64 * MIB, 0, 64 * MIB))
+
+    def act(free: int) -> None:
+        monkeypatch.setattr(room.shutil, "disk_usage", lambda path: Usage(free, 0, free))
+
+    return act
+
+
+@pytest.fixture
+def docker(shm: Shm) -> None:
+    """/dev/shm as `docker run` gives it."""
+    shm(64 * MIB)
 
 
 @pytest.mark.usefixtures("docker")
@@ -54,3 +68,49 @@ def test_no_worker_needs_none_and_elsewhere_there_is_no_such_folder(monkeypatch:
     monkeypatch.setattr(room, "_SHM", Path("/nowhere/at/all"))
     assert plan_prefetch(BATCH, 8, {}) == plan_prefetch(BATCH, 0, {}) == room.Prefetch(4)
     assert room.describe_room() == "fewer data.num_workers"
+
+
+# --- how many workers -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("cores", "on_gpu", "stored", "workers"),
+    [(16, True, True, 8), (16, True, False, 8), (4, True, True, 3), (1, True, True, 1), (0, True, True, 1),
+     (16, False, True, 0), (16, False, False, 2), (1, False, False, 1), (0, False, False, 1)],
+)  # fmt: skip
+def test_workers_only_where_they_pay(cores: int, on_gpu: bool, stored: bool, workers: int) -> None:
+    assert choose_workers(cores, on_gpu, stored) == workers
+
+
+def test_what_is_stated_is_taken_without_a_word(shm: Shm) -> None:
+    shm(2**30)
+    for workers in (0, 3):
+        assert plan_loader(workers, BATCH, True, True, {}) == LoaderPlan(workers, 4)
+
+
+def test_what_is_chosen_is_told_shared_among_the_machines_ranks_and_fits(
+    shm: Shm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("doccls.run.cores.count_cores", lambda: 12)
+    shm(2**30)
+    assert plan_loader("auto", BATCH, True, True, {}) == LoaderPlan(
+        8, 4, ("loader workers: 8 (data.num_workers: auto, 12 cores)",)
+    )
+    assert plan_loader("auto", BATCH, True, True, {"LOCAL_WORLD_SIZE": "4"}).workers == 2
+    shm(int(6 * BATCH / 0.9))
+    plan = plan_loader("auto", BATCH, True, True, {})
+    assert (plan.workers, plan.prefetch) == (3, 1) and "workers prefetch 1 batches, not 4" in plan.remarks[1]
+    shm(BATCH)
+    assert plan_loader("auto", BATCH, True, True, {}) == LoaderPlan(
+        0, 4, ("loader workers: 0 (data.num_workers: auto)",)
+    )
+    assert plan_loader("auto", BATCH, False, True, {}).workers == 0
+
+
+def test_the_worker_server_is_started_early_where_workers_are_likely(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for gpu in (False, True):
+        monkeypatch.setattr(room, "_GPU", tmp_path if gpu else tmp_path / "nowhere")
+        assert [expects_workers("auto", stored) for stored in (True, False)] == [gpu, True]
+        assert [expects_workers(workers, True) for workers in (0, 2)] == [False, True]
