@@ -1,7 +1,6 @@
 """`doccls demo | check | train | predict | store | verify-resume`, also `python -m doccls`."""
 
 import argparse
-import functools
 import json
 import sys
 from collections.abc import Sequence
@@ -53,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.command == "store":
             return store_command.store(arguments)
         if arguments.command == "verify-resume":
-            return verify.verify(arguments, functools.partial(print, flush=True))
+            return verify.verify(arguments, ConsoleTeller())
         if arguments.schema is None and arguments.config is None and not arguments.keys:
             parser.error("check needs --config FILE, --schema or --keys")
         return _check(arguments)
@@ -85,8 +84,7 @@ def _check(arguments: argparse.Namespace) -> int:
         check_files(config)
         check_names(config)
         print(f"[CONFIG] OK | {arguments.config.resolve()}")
-        store = choose_store(config.data.store, config.output.exp_dir)
-        prepared = prepare_data(config, None, store, ConsoleTeller())
+        prepared = prepare_data(config, None, choose_store(config), ConsoleTeller())
         for warning in prepared.warnings:
             print(f"[WARNING] {warning}")
         print(f"[DATA] OK | {len(prepared.manifest)} rows, {len(prepared.manifest.classes)} classes")

@@ -74,7 +74,7 @@ def prepare(config: Config, paths: RunPaths, log: RunLog) -> PreparedData:
         f" | image_dir_train={data.image_dir_train}"
     )
     known = read_known(paths.images, data.max_image_pixels)
-    prepared = prepare_data(config, known, choose_store(data.store, config.output.exp_dir), log)
+    prepared = prepare_data(config, known, choose_store(config), log)
     for warning in prepared.warnings:
         log.line(f"[WARNING] {warning}")
     for line in describe_folds(prepared):

@@ -136,7 +136,8 @@ def _choose_store(paths: RunPaths, config: Config) -> "StoreChoice | None":
     """As the training's; `auto` is beside the run, wherever it was moved to, and a named folder may not be there."""
     from doccls.data.store import choose_store
 
-    choice = choose_store(config.data.store, paths.root.parent.parent)
+    output = config.output.model_copy(update={"exp_dir": paths.exp_dir})
+    choice = choose_store(config.model_copy(update={"output": output}))
     return None if choice is None else replace(choice, needed=False)
 
 

@@ -50,7 +50,7 @@ def _find_folder(arguments: argparse.Namespace) -> Path:
     if arguments.folder is not None:
         return Path(arguments.folder)
     config = load_arguments(arguments)
-    choice = choose_store(config.data.store, config.output.exp_dir)
+    choice = choose_store(config)
     if choice is None:
         raise UserError(f"{arguments.config}: data.store is off: there is no store")
     return choice.folder

@@ -11,17 +11,18 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
 from doccls.config.arguments import add_config_arguments, load_arguments
 from doccls.config.load import parse_override
+from doccls.config.schema import Config
 from doccls.data.store import choose_store
 from doccls.errors import UserError
 from doccls.run.heartbeat import Beat, has_begun, read_beat, tell_place
 from doccls.run.paths import RunPaths, locate_run
+from doccls.run.progress import Teller
 from launcher.arguments import add_device_arguments, choose_slots, count, list_config_words
 from launcher.attempt import tell_code
 from launcher.backend import Backend, kill_folds
@@ -90,7 +91,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_device_arguments(parser)
 
 
-def verify(arguments: argparse.Namespace, say: Callable[[str], None]) -> int:
+def verify(arguments: argparse.Namespace, teller: Teller) -> int:
     """Train one fold of the config undisturbed, then kill and resume it `--kills` times; the exit code.
 
     Raises:
@@ -101,12 +102,12 @@ def verify(arguments: argparse.Namespace, say: Callable[[str], None]) -> int:
     slot = choose_slots(arguments, config)[0]
     fold = 0 if config.data.valid_fold == "all" else config.data.valid_fold
     folder = config.output.exp_dir / f"verify-resume-{secrets.token_hex(3)}"
-    store = choose_store(config.data.store, config.output.exp_dir)
     places = {
         "output.exp_dir": folder / "experiments",
         "output.logs_dir": folder / "logs",
-        "data.store": store.folder if store else "off",
+        "data.store": _fill_store(config, teller) or "off",
     }
+    say = teller.line
     words = [*list_config_words(arguments), *(f"--set={key}={json.dumps(str(path))}" for key, path in places.items())]
     assignment = Workload(sys.executable, (*words, "--run-id", _RUN_ID), config.train.cpu_threads).assign(fold, slot)
     say(
@@ -130,6 +131,22 @@ def verify(arguments: argparse.Namespace, say: Callable[[str], None]) -> int:
     shutil.rmtree(folder)
     say(told)
     return 0
+
+
+def _fill_store(config: Config, teller: Teller) -> Path | None:
+    """Decode the pages before the runs, whose own store would lie in their folder; None if there is, or can be, none.
+
+    Raises:
+        UserError: the data can't be used, or the store was named and can't be filled.
+    """
+    from doccls.data.prepare import prepare_data
+    from doccls.experiment import check_files
+
+    choice = choose_store(config)
+    if choice is None:
+        return None
+    check_files(config)
+    return choice.folder if prepare_data(config, None, choice, teller).stored is not None else None
 
 
 def render_trial(number: int, trial: Trial) -> str:

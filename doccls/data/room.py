@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,14 +22,6 @@ _BESIDE_BYTES = 3 * 4096
 _MOST_WORKERS, _MOST_WORKERS_ON_CPU = 8, 2
 """Of one process, where nobody says how many; on a CPU they take its time from the training."""
 _MORE_ROOM = "more room: docker run --shm-size=2g or --ipc=host, or remount /dev/shm"
-
-
-@dataclass(frozen=True)
-class Prefetch:
-    """Batches that each worker makes ahead, and what is to be said of it."""
-
-    batches: int
-    remark: str | None = None
 
 
 @dataclass(frozen=True)
@@ -53,20 +46,28 @@ def plan_loader(
     Raises:
         OwnError: there is no room for those that were stated.
     """
-    if stated != "auto":
-        prefetch = plan_prefetch(batch_bytes, stated, environment)
-        return LoaderPlan(stated, prefetch.batches, (prefetch.remark,) if prefetch.remark else ())
-    cores = count_own_cores(environment)
-    workers = choose_workers(cores, on_gpu, stored)
-    while workers:
-        try:
-            prefetch = plan_prefetch(batch_bytes, workers, environment)
-        except OwnError:
-            workers -= 1
-            continue
-        told = f"loader workers: {workers} (data.num_workers: auto, {cores} cores)"
-        return LoaderPlan(workers, prefetch.batches, (told, prefetch.remark) if prefetch.remark else (told,))
-    return LoaderPlan(0, _MOST_PREFETCH, ("loader workers: 0 (data.num_workers: auto)",))
+    shm, ranks = shutil.disk_usage(_SHM) if _SHM.is_dir() else None, int(environment.get("LOCAL_WORLD_SIZE", "1"))
+    own_bytes = sys.maxsize if shm is None else shm.free / ranks  # the processes of a machine share the room
+    remarks = []
+    if stated == "auto":
+        cores = count_own_cores(environment)
+        paying = range(choose_workers(cores, on_gpu, stored), -1, -1)
+        workers = next(count for count in paying if fit_prefetch(own_bytes, batch_bytes, count))
+        remarks.append(f"loader workers: {workers} (data.num_workers: auto, {cores} cores)")
+    else:
+        workers = stated
+    prefetch = fit_prefetch(own_bytes, batch_bytes, workers)
+    if prefetch < _MOST_PREFETCH:
+        assert shm is not None
+        room = f"/dev/shm has {_tell_size(shm.free)} free of {_tell_size(shm.total)}"
+        if prefetch == 0:
+            needed = _tell_size((workers + _IN_USE) * (batch_bytes + _BESIDE_BYTES) / _USED * ranks)
+            raise OwnError(
+                f"{room}, and data.num_workers = {workers} with {_tell_size(batch_bytes)} a batch need {needed}: fewer "
+                f"data.num_workers (0 needs none), a smaller train.micro_batch_size, or {_MORE_ROOM}"
+            )
+        remarks.append(f"{room}: workers prefetch {prefetch} batches, not {_MOST_PREFETCH} ({_MORE_ROOM})")
+    return LoaderPlan(workers, prefetch, tuple(remarks))
 
 
 def choose_workers(cores: int, on_gpu: bool, stored: bool) -> int:
@@ -81,31 +82,13 @@ def expects_workers(stated: int | Literal["auto"], stored: bool) -> bool:
     return (not stored or _GPU.exists()) if stated == "auto" else stated > 0
 
 
-def plan_prefetch(batch_bytes: int, num_workers: int, environment: Mapping[str, str] = os.environ) -> Prefetch:
-    """As many as the room in /dev/shm allows, which the processes of this machine share.
-
-    Raises:
-        OwnError: not even one a worker.
-    """
-    if not num_workers or not _SHM.is_dir():
-        return Prefetch(_MOST_PREFETCH)
-    found = shutil.disk_usage(_SHM)
-    own_bytes = found.free / int(environment.get("LOCAL_WORLD_SIZE", "1"))
-    batches = fit_prefetch(own_bytes, batch_bytes, num_workers)
-    room = f"/dev/shm has {_tell_size(found.free)} free of {_tell_size(found.total)}"
-    if batches == 0:
-        needed = _tell_size((num_workers + _IN_USE) * (batch_bytes + _BESIDE_BYTES) / _USED * found.free / own_bytes)
-        raise OwnError(
-            f"{room}, and data.num_workers = {num_workers} with {_tell_size(batch_bytes)} a batch need {needed}: fewer "
-            f"data.num_workers (0 needs none), a smaller train.micro_batch_size, or {_MORE_ROOM}"
-        )
-    if batches == _MOST_PREFETCH:
-        return Prefetch(batches)
-    return Prefetch(batches, f"{room}: workers prefetch {batches} batches, not {_MOST_PREFETCH} ({_MORE_ROOM})")
-
-
 def fit_prefetch(free_bytes: float, batch_bytes: int, num_workers: int) -> int:
-    """Batches that each worker may make ahead, at most 4; 0 if one and those in use have no room."""
+    """Batches that each worker may make ahead, at most 4; 0 if one and those in use have no room.
+
+    Without workers nothing goes through shared memory, and any room will do.
+    """
+    if num_workers == 0:
+        return _MOST_PREFETCH
     fitting = int(free_bytes * _USED / (batch_bytes + _BESIDE_BYTES)) - _IN_USE
     return max(0, min(_MOST_PREFETCH, fitting // num_workers))
 

@@ -15,13 +15,14 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import astuple, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import cv2
 import numpy as np
 import PIL
 from safetensors.numpy import save
 
+from doccls.config.schema import Config
 from doccls.data.images import ImageFact, Inspected
 from doccls.errors import UserError
 from doccls.run.artifacts import replacing
@@ -64,11 +65,12 @@ class StoreChoice:
     """It was named, so that it is an error if it can't be filled; otherwise a warning says so."""
 
 
-def choose_store(stated: Path | Literal["auto", "off"], exp_dir: Path) -> StoreChoice | None:
+def choose_store(config: Config) -> StoreChoice | None:
     """What data.store says; None if there is to be no store."""
+    stated = config.data.store
     if isinstance(stated, Path):
         return StoreChoice(stated, needed=True)
-    return StoreChoice(exp_dir.parent / "page_store", needed=False) if stated == "auto" else None
+    return StoreChoice(config.output.exp_dir.parent / "page_store", needed=False) if stated == "auto" else None
 
 
 class PageStore:

@@ -153,7 +153,10 @@ def _try_lock(file: IO[str], path: Path) -> bool:
             raise
         holder = _read_holder(path)
         return holder is None or _is_dead(holder, path)
-    return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:  # whoever held it has removed it
+        return False
 
 
 def _read_holder(path: Path) -> Holder | None:

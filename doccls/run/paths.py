@@ -26,6 +26,11 @@ class RunPaths:
         return self.root.name
 
     @property
+    def exp_dir(self) -> Path:
+        """Where the run lies now; output.exp_dir says where it was begun."""
+        return self.root.parent.parent
+
+    @property
     def snapshot(self) -> Path:
         """The resolved config and where it came from."""
         return self.root / "config.yaml"

@@ -4,6 +4,7 @@ import functools
 import hashlib
 import json
 import os
+import resource
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -37,6 +38,17 @@ def predict_counts(argv: list[str]) -> int:
         indices, logits = predict_logits(_Echo(), batches, normalize, 3, accelerator)
         np.savez(Path(argv[1]) / f"count{count}_rank{rank}.npz", indices=indices, logits=logits)
     accelerator.end_training()
+    return 0
+
+
+def count_page_faults(argv: list[str]) -> int:
+    """argv = config. Print how many memory pages the kernel gave for the last ten of twenty tensors of 64 MiB."""
+    start_processes(load_config(Path(argv[0])))
+    for number in range(20):
+        if number == 10:
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.empty(2**24).fill_(1.0)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before, flush=True)
     return 0
 
 

@@ -35,7 +35,8 @@ def test_two_ranks_that_are_killed_end_in_the_same_bytes_and_leave_nothing(train
     sets = (*RICH, "train.num_processes=2", "train.checkpoint_interval_s=0.001", "train.log_interval=1")
     done = verify(trainer, sets, "--slots", "2", "--kills", "1", "--set", "data.valid_fold=2")
     assert done.returncode == 0, done.stdout + done.stderr
-    first, undisturbed, heading, row, last = done.stdout.splitlines()
+    read, filled, first, undisturbed, heading, row, last = done.stdout.splitlines()
+    assert read.startswith("[DATA] 48 images to ") and filled.endswith(" holds 48, of which 48 were decoded now")
     assert first.startswith("[VERIFY] fold 2 on cpu 0,1, trained 3 times, with train.epochs=2 train.warmup_epochs=0.0 ")
     assert "train.checkpoint_interval_s=0.001; files: " in first
     assert re.fullmatch(r"\[VERIFY\] undisturbed: \d+ steps in [0-9.]+ s", undisturbed)
@@ -44,6 +45,21 @@ def test_two_ranks_that_are_killed_end_in_the_same_bytes_and_leave_nothing(train
     assert last == "[VERIFY] 1 of 1 runs that were killed ended in the undisturbed run's bytes"
     (folder,) = re.findall(r"files: (\S+)", first)
     assert not list(trainer.workplace.rglob(folder.rpartition("/")[2]))
+
+
+def test_a_store_that_cannot_be_filled_stops_nothing_unless_it_was_named(trainer: Trainer) -> None:
+    folder = trainer.new_folder()
+    folder.mkdir()
+    in_the_way = folder / "page_store"
+    in_the_way.write_text("a file")
+    sets, words = (*PLAIN, "train.epochs=30", "data.valid_fold=1", "data.store=auto"), ("--slots", "1", "--kills", "1")
+    done = verify(trainer, sets, *words, folder=folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"^\[WARNING\] .*page_store.* can't be made: .*pages are decoded in each epoch", done.stdout, re.M)
+    assert done.stdout.endswith("1 of 1 runs that were killed ended in the undisturbed run's bytes\n")
+    done = verify(trainer, (*sets, f"data.store={in_the_way}"), *words, folder=folder)
+    assert done.returncode == 1 and "[VERIFY]" not in done.stdout
+    assert re.match(r"doccls verify-resume: .*page_store.* can't be made: ", done.stderr)
 
 
 _DEFECT = """

@@ -106,6 +106,27 @@ def test_who_waits_gets_it_when_its_holder_has_ended(path: Path, monkeypatch: py
             assert len(looks) >= 4
 
 
+def test_who_waits_for_a_lock_that_its_holder_removes_makes_it_anew(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `doccls store clear` does; removed between the wait's opening it and its taking it."""
+    holding = hold_lock(path, WHAT)
+    holding.__enter__()
+    flock, left = lock.fcntl.flock, []
+
+    def remove_first(file: int, how: int) -> None:
+        if not left:
+            left.append(path.unlink())
+            path.parent.rmdir()
+            holding.__exit__(None, None, None)
+        flock(file, how)
+
+    monkeypatch.setattr(lock.fcntl, "flock", remove_first)
+    with hold_lock(path, "this test", wait_s=3600.0):
+        assert json.loads(path.read_text())["what"] == "this test"
+        assert "this test by process" in refuse(path)
+
+
 def test_who_has_waited_long_enough_is_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now_s = [100.0]
     monkeypatch.setattr(lock.time, "monotonic", lambda: now_s[0])

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from doccls.data import room
-from doccls.data.room import LoaderPlan, choose_workers, expects_workers, fit_prefetch, plan_loader, plan_prefetch
+from doccls.data.room import LoaderPlan, choose_workers, expects_workers, fit_prefetch, plan_loader
 from doccls.errors import OwnError
 
 BATCH = 32 * 300 * 300 * 3
@@ -45,12 +45,11 @@ def docker(shm: Shm) -> None:
 
 @pytest.mark.usefixtures("docker")
 def test_it_is_made_to_fit_and_said() -> None:
-    planned = plan_prefetch(BATCH, 2, {})
-    assert planned.batches == 2 and planned.remark is not None
-    assert planned.remark.startswith(
-        "/dev/shm has 64 MiB free of 64 MiB: workers prefetch 2 batches, not 4 (more room: "
-    )
-    assert plan_prefetch(BATCH, 1, {}) == room.Prefetch(4)
+    planned = plan_loader(2, BATCH, True, True, {})
+    (remark,) = planned.remarks
+    assert planned.prefetch == 2
+    assert remark.startswith("/dev/shm has 64 MiB free of 64 MiB: workers prefetch 2 batches, not 4 (more room: ")
+    assert plan_loader(1, BATCH, True, True, {}) == LoaderPlan(1, 4)
 
 
 @pytest.mark.usefixtures("docker")
@@ -61,12 +60,13 @@ def test_too_little_for_one_is_refused_with_what_is_needed(num_workers: int, ran
         rf"/dev/shm has 64 MiB free of 64 MiB, and data.num_workers = {num_workers} with 8438 KiB a batch need {needed}"
     )
     with pytest.raises(OwnError, match=told):
-        plan_prefetch(BATCH, num_workers, {"LOCAL_WORLD_SIZE": ranks})
+        plan_loader(num_workers, BATCH, True, True, {"LOCAL_WORLD_SIZE": ranks})
 
 
 def test_no_worker_needs_none_and_elsewhere_there_is_no_such_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(room, "_SHM", Path("/nowhere/at/all"))
-    assert plan_prefetch(BATCH, 8, {}) == plan_prefetch(BATCH, 0, {}) == room.Prefetch(4)
+    assert plan_loader(8, BATCH, True, True, {}) == LoaderPlan(8, 4)
+    assert plan_loader(0, BATCH, True, True, {}) == LoaderPlan(0, 4)
     assert room.describe_room() == "fewer data.num_workers"
 
 
@@ -102,7 +102,7 @@ def test_what_is_chosen_is_told_shared_among_the_machines_ranks_and_fits(
     assert (plan.workers, plan.prefetch) == (3, 1) and "workers prefetch 1 batches, not 4" in plan.remarks[1]
     shm(BATCH)
     assert plan_loader("auto", BATCH, True, True, {}) == LoaderPlan(
-        0, 4, ("loader workers: 0 (data.num_workers: auto)",)
+        0, 4, ("loader workers: 0 (data.num_workers: auto, 12 cores)",)
     )
     assert plan_loader("auto", BATCH, False, True, {}).workers == 0
 

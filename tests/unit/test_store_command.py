@@ -37,7 +37,7 @@ def folder(make_config: MakeConfig, make_data: MakeData, tmp_path: Path, monkeyp
             if version is not None:
                 patch.setattr("PIL.__version__", version)
             config = make_config(data={"folds": 2, "store": str(folder)}, train={"img_size": size})
-            prepare_data(config, None, choose_store(config.data.store, config.output.exp_dir))
+            prepare_data(config, None, choose_store(config))
     return folder
 
 
