@@ -15,7 +15,7 @@ from doccls.data.prepare import prepare_data
 
 Figures = Mapping[str, float]
 _EPOCH_RATE = re.compile(r"images_per_s=([\d.]+)")
-_TIMM_RATE = re.compile(r"\(\s*100%\)\].*\(\s*[\d.]+s,\s*([\d.]+)/s\)")
+TIMM_RATE = re.compile(r"\(\s*100%\)\].*\(\s*[\d.]+s,\s*([\d.]+)/s\)")
 _DECODED = re.compile(r"of which (\d+) were decoded now")
 
 
@@ -154,7 +154,7 @@ def _run_bare(bench: Bench, environment: Mapping[str, str]) -> Figures:
 
 def _lite_timm(bench: Bench, number: int) -> Figures:
     words = ("--model", "tf_efficientnet_lite0", "--img-size", "160", "--channels-last")
-    return _median_rate(_TIMM_RATE.findall(_train_timm(bench, "lite0-timm", words, 4, bench.pages).output))
+    return _median_rate(TIMM_RATE.findall(_train_timm(bench, "lite0-timm", words, 4, bench.pages).output))
 
 
 def _median_rate(rates: Sequence[str]) -> Figures:

@@ -1,12 +1,8 @@
 """Image files -> pixels: whatever a scanner, phone or exporter wrote becomes the same upright 8-bit RGB page."""
 
-import hashlib
 import io
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -14,7 +10,6 @@ from PIL import Image, UnidentifiedImageError
 
 from doccls.data.metadata import count_tiff_pages, is_tiff, read_orientation, strip_metadata
 from doccls.errors import UserError
-from doccls.run.cores import count_cores
 
 # It warns of tags that it can't read; nothing here reads tags through it.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
@@ -25,39 +20,10 @@ cv2.setNumThreads(0)
 # Only formats that IMAGE_EXTENSIONS stand for: others (EPS, ...) start programs. (Pillow opens MPO through JPEG.)
 _FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP", "GIF")
 WHITE = 255
-_MAX_THREADS = 32
 
 
 class ImageError(UserError):
     """One image file can't be used; the message says why, the caller says which."""
-
-
-@dataclass(frozen=True)
-class ImageFact:
-    """What one look at an image file found."""
-
-    digest: str
-    """SHA-256 of the file's bytes; empty if it could not be read."""
-    problem: str | None
-    """Why it can't be used; None if it can."""
-    content: str = ""
-    """Digest of the upright RGB page, whatever file it came from; empty if there is none."""
-    pages: int = 1
-    """In the file; the first is used."""
-    height_px: int = 0
-    """Of the upright page, whole."""
-    width_px: int = 0
-    reduced: int = 1
-    """The `content` is that of the page at one so-many-th of its size."""
-
-
-@dataclass(frozen=True, eq=False)
-class Inspected:
-    """A look at an image file, and its page, if that was asked for and there is one."""
-
-    fact: ImageFact
-    scaled: np.ndarray | None = None
-    """(height, width, 3) uint8."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -205,59 +171,6 @@ def shrink_page(page: np.ndarray, size_px: int) -> np.ndarray:
     how = cv2.INTER_LINEAR if longest < 2 * size_px else cv2.INTER_AREA
     shrunk: np.ndarray = cv2.resize(page, (width, height), interpolation=how)
     return shrunk
-
-
-def inspect_images(
-    paths: Sequence[Path],
-    max_pixels: int,
-    size_px: int,
-    known: Mapping[str, ImageFact],
-    keep_pages: bool,
-) -> Iterator[Inspected]:
-    """Read and decode every file once, so that a bad one is met before training and not in epoch 3; on all cores.
-
-    A file whose digest is `known` is not decoded. With `keep_pages` each comes with its page, scaled to `size_px`.
-    """
-    with ThreadPoolExecutor(_count_threads()) as pool:
-        yield from pool.map(lambda path: _inspect(path, max_pixels, size_px, known, keep_pages), paths)
-
-
-def digest_wholes(paths: Sequence[Path], max_pixels: int) -> list[str | None]:
-    """Of each file the `content` of its page at its whole size; None if there is none."""
-
-    def act(path: Path) -> str | None:
-        try:
-            return _digest_page(decode_image(path.read_bytes(), max_pixels))
-        except (OSError, ImageError):
-            return None
-
-    with ThreadPoolExecutor(_count_threads()) as pool:
-        return list(pool.map(act, paths))
-
-
-def _count_threads() -> int:
-    return min(_MAX_THREADS, count_cores())
-
-
-def _inspect(path: Path, max_pixels: int, size_px: int, known: Mapping[str, ImageFact], keep_pages: bool) -> Inspected:
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        return Inspected(ImageFact("", f"can't be read: {error.strerror or error}"))
-    digest = hashlib.sha256(data).hexdigest()
-    if digest in known:
-        return Inspected(known[digest])
-    try:
-        decoded = decode_near(data, max_pixels, size_px)
-    except ImageError as error:
-        return Inspected(ImageFact(digest, str(error)))
-    content, pages = _digest_page(decoded.page), count_pages(data)
-    fact = ImageFact(digest, None, content, pages, decoded.height_px, decoded.width_px, decoded.reduced)
-    return Inspected(fact, decoded.scale(size_px) if keep_pages else None)
-
-
-def _digest_page(page: np.ndarray) -> str:
-    return hashlib.blake2b(page.data, digest_size=16, key=repr(page.shape).encode()).hexdigest()
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -2,22 +2,13 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import astuple, dataclass
+from dataclasses import astuple
 from pathlib import Path
 
-from doccls.data.images import ImageFact
+from doccls.data.inspection import ImageFact, ImageLook
 from doccls.run.artifacts import write_text
 
 _FORMAT = "doccls-images-3"
-
-
-@dataclass(frozen=True)
-class ImageLook:
-    """One image file, by what tells whether it changed, and what was found in it."""
-
-    size_bytes: int
-    mtime_ns: int
-    fact: ImageFact
 
 
 def read_known(file: Path, max_pixels: int) -> dict[Path, ImageLook]:

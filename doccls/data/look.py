@@ -6,10 +6,11 @@ What is known of a file, by its size and time of change, is not read again: not 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
-from doccls.data.images import ImageFact, Inspected, digest_wholes, inspect_images
-from doccls.data.known import ImageLook, is_unchanged, read_known, write_known
+from doccls.data.inspection import ImageFact, ImageLook, Inspected, digest_wholes, inspect_images
+from doccls.data.known import is_unchanged, read_known, write_known
 from doccls.data.store import PageStore, Place, StoreChoice, StoreError
 from doccls.run.artifacts import WriteError
 from doccls.run.lock import LockError, hold_lock
@@ -52,8 +53,7 @@ def look_at_images(
     if looked is None:
         looks = _keep_unchanged(files, known)
         lacking = [path for path in files if path not in looks]
-        for paths, seen in _inspect(lacking, size_px, max_pixels, {}, len(lacking), False, teller):
-            looks |= _note(paths, seen)
+        looks |= {path: one.look for path, one in _inspect(lacking, size_px, max_pixels, {}, False, teller)}
         looked = Looked(_compare_whole(looks, max_pixels))
     return looked
 
@@ -71,9 +71,10 @@ def _fill(
             lacking = _list_lacking(files, looks, index)
             store.check_room(len(lacking))
             facts = {one: place.fact for one, place in index.items() if _count_pixels(place.fact) <= max_pixels}
-            for paths, seen in _inspect(lacking, store.size_px, max_pixels, facts, store.segment_pages, True, teller):
-                looks |= _note(paths, seen)
-                pages = {one.fact.digest: one for one in seen if one.scaled is not None}
+            inspected = _inspect(lacking, store.size_px, max_pixels, facts, True, teller)
+            while some := list(islice(inspected, store.segment_pages)):
+                looks |= {path: one.look for path, one in some}
+                pages = {one.fact.digest: one for _, one in some if one.scaled is not None}
                 if pages:
                     index |= store.add(list(pages.values()))
                     decoded += len(pages)
@@ -105,28 +106,18 @@ def _inspect(
     size_px: int,
     max_pixels: int,
     facts: Mapping[str, ImageFact],
-    together: int,
     keep_pages: bool,
     teller: Teller,
-) -> Iterator[tuple[list[tuple[Path, int, int]], list[Inspected]]]:
-    """The files with size and time of change, and what is in them, so many at a time; with a bar."""
+) -> Iterator[tuple[Path, Inspected]]:
+    """Each file and the look into it, with a bar."""
     if not files:
         return
     what = "images to read and decode"
     teller.line(f"[DATA] {len(files)} {what}")
     with teller.progress(what, len(files)) as bar:
-        for start in range(0, len(files), together):
-            paths = files[start : start + together]
-            before = [(path, (found := path.stat()).st_size, found.st_mtime_ns) for path in paths]
-            seen = []  # a change while it is read shows as one
-            for one in inspect_images(paths, max_pixels, size_px, facts, keep_pages):
-                seen.append(one)
-                bar.advance()
-            yield before, seen
-
-
-def _note(before: Sequence[tuple[Path, int, int]], seen: Sequence[Inspected]) -> dict[Path, ImageLook]:
-    return {path: ImageLook(size, time, one.fact) for (path, size, time), one in zip(before, seen, strict=True)}
+        for path, one in zip(files, inspect_images(files, max_pixels, size_px, facts, keep_pages), strict=True):
+            bar.advance()
+            yield path, one
 
 
 def _compare_whole(looks: dict[Path, ImageLook], max_pixels: int) -> dict[Path, ImageLook]:

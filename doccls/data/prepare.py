@@ -12,7 +12,7 @@ import numpy as np
 from doccls.config.schema import Config
 from doccls.data.balance import count_classes, find_scarce, find_unseen, render_counts
 from doccls.data.folds import FoldAssignment, assign_folds, find_units, tell_ids
-from doccls.data.known import ImageLook
+from doccls.data.inspection import ImageLook
 from doccls.data.look import look_at_images
 from doccls.data.manifest import DataError, Manifest, read_manifest, tell
 from doccls.data.store import StoreChoice, StoredPages, locate_pages

@@ -23,7 +23,7 @@ import PIL
 from safetensors.numpy import save
 
 from doccls.config.schema import Config
-from doccls.data.images import ImageFact, Inspected
+from doccls.data.inspection import ImageFact, Inspected
 from doccls.errors import UserError
 from doccls.run.artifacts import replacing
 from doccls.run.disk import measure_free, tell_size

@@ -15,10 +15,25 @@ from PIL import Image
 
 from doccls.config import Config
 from doccls.data.dataset import Pages
+from doccls.run.runlog import RunLog
 from doccls.run.signals import STOP_SIGNALS
 
 MakeConfig = Callable[..., Config]
 MakeData = Callable[..., Path]
+
+
+class KeptLog(RunLog):
+    """Keeps what is told, in brief and in detail."""
+
+    def __init__(self) -> None:
+        super().__init__(None)
+        self.lines: list[str] = []
+
+    def line(self, text: str) -> None:
+        self.lines.append(text)
+
+    def detail(self, text: str) -> None:
+        self.lines.append(text)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.__main__ import render_case
-from benchmarks.cases import _TIMM_RATE, Case
+from benchmarks.cases import TIMM_RATE, Case
 from benchmarks.measure import run
 from benchmarks.pages import A4_PX, draw_pages, link_for_timm
 from doccls.data.images import decode_image
@@ -72,4 +72,4 @@ def test_pages_lie_as_both_want_them(tmp_path: Path) -> None:
 
 def test_timms_words_are_read() -> None:
     line = "Train: 3 [   9/10 (100%)]  Loss: 2.8 (2.9)  Time: 0.412s,   77.61/s  (0.402s,   79.58/s)  LR: 5.0e-04"
-    assert _TIMM_RATE.findall(line) == ["79.58"]
+    assert TIMM_RATE.findall(line) == ["79.58"]

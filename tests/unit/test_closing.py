@@ -14,20 +14,9 @@ from doccls.config import Config
 from doccls.experiment import Experiment, identify, open_run, prepare
 from doccls.oof.parts import OofPart, PartInfo, is_merged, write_part
 from doccls.run.paths import RunPaths
-from doccls.run.runlog import RunLog
 from launcher import closing as room
 from launcher.closing import close_share
-
-
-class Log(RunLog):
-    """One that keeps its lines."""
-
-    def __init__(self) -> None:
-        super().__init__(None)
-        self.lines: list[str] = []
-
-    def line(self, text: str) -> None:
-        self.lines.append(text)
+from tests.unit.conftest import KeptLog
 
 
 @pytest.fixture
@@ -35,7 +24,7 @@ def experiment(tmp_path: Path, make_config: Callable[..., Config], make_data: Ca
     """Of two folds."""
     ids = [f"p{row}.png" for row in range(4)]
     make_data(ids, ["a", "b", "a", "b"], files=ids)
-    config, log, paths = make_config(data={"folds": 2}), Log(), RunPaths(tmp_path / "20260101" / "r")
+    config, log, paths = make_config(data={"folds": 2}), KeptLog(), RunPaths(tmp_path / "20260101" / "r")
     experiment = identify(config, prepare(config, paths, log), paths)
     open_run(experiment, datetime(2026, 1, 1), {})
     return experiment
@@ -52,7 +41,7 @@ def finish(experiment: Experiment, fold: int) -> None:
 
 
 def close(experiment: Experiment) -> tuple[bool, list[str]]:
-    log = Log()
+    log = KeptLog()
     return close_share(experiment, log), log.lines
 
 

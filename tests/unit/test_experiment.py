@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from doccls.config import Config, load_config
-from doccls.data.images import Inspected, inspect_images
+from doccls.data.inspection import Inspected, inspect_images
 from doccls.data.manifest import DataError
 from doccls.data.prepare import PreparedData
 from doccls.errors import UserError
@@ -29,7 +29,7 @@ from doccls.oof.parts import OofPart, PartInfo, write_part
 from doccls.run.lock import LockError
 from doccls.run.paths import RunError, RunPaths, locate_run
 from doccls.run.runlog import RunLog
-from tests.unit.conftest import MakeConfig, MakeData
+from tests.unit.conftest import KeptLog, MakeConfig, MakeData
 
 NOW = datetime(2026, 3, 7, 9, 5, 59)
 IDS = tuple(f"page{row}" for row in range(12))
@@ -276,22 +276,13 @@ def test_another_limit_of_pixels_is_another_look(open_it: Open, looked_at: list[
 # --- decoded pages ---------------------------------------------------------------------------------------------------
 
 
-class Telling(RunLog):
-    def __init__(self) -> None:
-        super().__init__(None)
-        self.lines: list[str] = []
-
-    def line(self, text: str) -> None:
-        self.lines.append(text)
-
-
 @pytest.fixture
 def prepare_it(pages: Path, make_config: MakeConfig) -> Callable[..., tuple[PreparedData, str]]:
     """`prepare_it(store="off")`: the data, and what the log says of decoded pages and stores."""
 
     def act(**data: Any) -> tuple[PreparedData, str]:
         config = make_config(data={"folds": 3, **data}, output={"exp_dir": "experiments"}, train={"img_size": 32})
-        log = Telling()
+        log = KeptLog()
         prepared = prepare(config, locate_run(config.output.exp_dir, "x", NOW), log)
         return prepared, "\n".join(line for line in log.lines if line.startswith(("[DATA]", "[WARNING]")))
 

@@ -6,7 +6,6 @@ import io
 import struct
 import tracemalloc
 import zlib
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -19,7 +18,6 @@ from doccls.data.images import (
     decode_image,
     decode_near,
     fit_page,
-    inspect_images,
     load_page,
     scale_page,
     shrink_page,
@@ -526,31 +524,6 @@ def test_a_kept_page_is_shrunk_to_the_networks_size(shape: tuple[int, int], size
     scale = size_px / max(shape)
     assert shrunk.shape == (max(1, round(shape[0] * scale)), max(1, round(shape[1] * scale)), 3)
     assert max(shape) != size_px or shrunk is page
-
-
-# --- inspection ------------------------------------------------------------------------------------------------------
-
-
-def test_inspection_tells_each_files_digest_and_problem_in_order(tmp_path: Path) -> None:
-    good, text, gone, folder = (tmp_path / name for name in ("good.png", "text.jpg", "gone.jpg", "folder.jpg"))
-    good.write_bytes(make_noise("PNG"))
-    text.write_text("not an image")
-    folder.mkdir()
-    seen = list(inspect_images([text, good, gone, folder, good], LIMIT, 20, {}, keep_pages=True))
-    facts = [one.fact for one in seen]
-    assert [one.scaled is not None for one in seen] == [fact.problem is None for fact in facts]
-    assert np.array_equal(seen[1].scaled, scale_page(decode_image(good.read_bytes(), LIMIT), 20))
-    assert [fact.problem is None for fact in facts] == [False, True, False, False, True]
-    assert facts[1] == facts[4] and len(facts[1].digest) == 64
-    assert facts[0].problem is not None and "not an image" in facts[0].problem and facts[0].digest
-    assert facts[2].problem is not None and "can't be read" in facts[2].problem and facts[2].digest == ""
-    assert facts[3].problem is not None and "can't be read" in facts[3].problem
-
-
-def test_inspection_refuses_above_the_pixel_limit(tmp_path: Path) -> None:
-    (tmp_path / "a.png").write_bytes(make_noise("PNG"))
-    (fact,) = (one.fact for one in inspect_images([tmp_path / "a.png"], 100, 20, {}, keep_pages=False))
-    assert fact.problem is not None and "max_image_pixels" in fact.problem
 
 
 # --- fit_page --------------------------------------------------------------------------------------------------------

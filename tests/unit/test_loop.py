@@ -33,6 +33,7 @@ from doccls.training.loop import (
     list_training_keys,
     train_epoch,
 )
+from tests.unit.conftest import KeptLog
 
 COUNT, CLASSES, SIDE = 11, 3, 4
 PAGES = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (COUNT, SIDE, SIDE, 3), dtype=np.uint8))
@@ -48,17 +49,6 @@ class Recorder:
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         self.logged.append((dict(values), step))
-
-
-class TellingLog(RunLog):
-    """Keeps what is told."""
-
-    def __init__(self) -> None:
-        super().__init__(None)
-        self.lines: list[str] = []
-
-    def detail(self, text: str) -> None:
-        self.lines.append(text)
 
 
 def make_model() -> nn.Module:
@@ -216,7 +206,7 @@ def test_steps_that_fp16_skips_are_counted_and_the_scale_is_told(capsys: pytest.
     engine = make_engine(Overflowing(), batch_size=2, log_interval=2)  # five steps an epoch
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
     engine.accelerator.scaler = scaler
-    engine = replace(engine, optimizer=AcceleratedOptimizer(engine.optimizer, scaler=scaler), log=TellingLog())
+    engine = replace(engine, optimizer=AcceleratedOptimizer(engine.optimizer, scaler=scaler), log=KeptLog())
     first, second = train(engine)
     assert (first.skipped_steps, second.skipped_steps) == (2, 0)
     assert [line.partition(" lr=")[2].partition(" ")[2] for line in engine.log.lines] == [
@@ -226,7 +216,7 @@ def test_steps_that_fp16_skips_are_counted_and_the_scale_is_told(capsys: pytest.
 
 
 def test_other_precisions_skip_nothing_and_say_nothing_of_a_scale() -> None:
-    engine = replace(make_engine(), log=TellingLog())
+    engine = replace(make_engine(), log=KeptLog())
     assert [one.skipped_steps for one in train(engine)] == [None, None]
     assert not any("scale" in line for line in engine.log.lines)
 

@@ -23,7 +23,8 @@ from doccls.training.loop import Engine, LossMeter, list_training_keys, train_ep
 from doccls.training.resume import StateKeeper, take_up
 from doccls.training.starts import ResumeError, Start, describe_start, find_start
 from doccls.training.state import BestSoFar, Progress, SavedState, StateError, read_state, write_state
-from tests.unit.test_loop import CLASSES, PAGES, TARGETS, TellingLog, load, make_engine
+from tests.unit.conftest import KeptLog
+from tests.unit.test_loop import CLASSES, PAGES, TARGETS, load, make_engine
 
 IDENTITY = "a" * 64
 
@@ -201,7 +202,7 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_state_is_passed_over_for_the_one_before_it(state: SavedState, tmp_path: Path, damage: str) -> None:
-    paths, log = RunPaths(tmp_path).last_states(3), TellingLines()
+    paths, log = RunPaths(tmp_path).last_states(3), KeptLog()
     write_state(paths[1], replace(state, progress=replace(state.progress, step=9)))
     write_state(paths[0], state)
     assert find(paths, IDENTITY, 3, 2, False, log) == Start(paths[0], 17, 1234.5) and log.lines == []
@@ -215,13 +216,8 @@ def test_a_damaged_state_is_passed_over_for_the_one_before_it(state: SavedState,
         read_state(paths[0])
 
 
-class TellingLines(TellingLog):
-    def line(self, text: str) -> None:
-        self.lines.append(text)
-
-
 def test_a_state_of_another_experiment_or_fold_is_passed_over(state: SavedState, tmp_path: Path) -> None:
-    paths, log = RunPaths(tmp_path).last_states(3), TellingLines()
+    paths, log = RunPaths(tmp_path).last_states(3), KeptLog()
     write_state(paths[0], state)
     assert find(paths, "b" * 64, 3, 2, False, log) is None
     assert find(paths, IDENTITY, 2, 2, False, log) is None
@@ -238,7 +234,7 @@ def test_a_state_without_the_best_weights_that_it_relies_on_is_passed_over(
     state: SavedState, tmp_path: Path, there: dict[str, Any] | bytes | None, is_used: bool
 ) -> None:
     """Those of a later epoch are there when the newest state was damaged: that epoch comes again."""
-    paths, log = RunPaths(tmp_path).last_states(3), TellingLines()
+    paths, log = RunPaths(tmp_path).last_states(3), KeptLog()
     write_state(paths[1], replace(state, progress=replace(state.progress, step=9, best=None)))
     write_state(paths[0], state)
     path = keep_best(tmp_path, **there) if isinstance(there, dict) else keep_best(tmp_path)
@@ -297,7 +293,7 @@ def test_a_state_is_due_once_an_interval_and_on_the_main_process_alone(monkeypat
 def test_a_disk_that_takes_no_more_is_told_and_the_state_before_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine, paths, log = make_engine(), RunPaths(tmp_path).last_states(0), TellingLines()
+    engine, paths, log = make_engine(), RunPaths(tmp_path).last_states(0), KeptLog()
     keeper = StateKeeper(paths, None, 1e9, engine.accelerator, log)
     keeper.save(engine, IDENTITY, Progress(1), True)
 

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from doccls.data import images as images_room
+from doccls.data import inspection as inspection_room
 from doccls.data import store as store_room
 from doccls.data.dataset import DocClsDataset, Pages, SampleKey
-from doccls.data.images import Decoded, ImageFact, Inspected, scale_page
-from doccls.data.known import ImageLook
+from doccls.data.images import Decoded, scale_page
+from doccls.data.inspection import ImageFact, ImageLook, Inspected
 from doccls.data.manifest import DataError
 from doccls.data.prepare import PreparedData, prepare_data
 from doccls.data.store import PageStore, Place, StoreChoice, StoredPages, StoreError, locate_pages
@@ -33,7 +33,8 @@ def draw_page(height: int, width: int) -> np.ndarray:
 
 
 def inspect(digest: str, shape: tuple[int, int]) -> Inspected:
-    return Inspected(ImageFact(digest, None, f"of {digest}", 1, *shape), scale_page(draw_page(*shape), SIZE))
+    look = ImageLook(0, 0, ImageFact(digest, None, f"of {digest}", 1, *shape))
+    return Inspected(look, scale_page(draw_page(*shape), SIZE))
 
 
 def fill(folder: Path) -> PageStore:
@@ -151,13 +152,13 @@ def test_too_little_room_is_told_before_anything_is_written(small_disk: Path) ->
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     """The files that were decoded."""
     files: list[bytes] = []
-    real = images_room.decode_near
+    real = inspection_room.decode_near
 
     def decode(data: bytes, *others: Any) -> Decoded:
         files.append(data)
         return real(data, *others)
 
-    monkeypatch.setattr(images_room, "decode_near", decode)
+    monkeypatch.setattr(inspection_room, "decode_near", decode)
     return files
 
 

@@ -1,0 +1,124 @@
+"""A look into each image file: whether it can be used, what it shows, and its page; on all cores."""
+
+import hashlib
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from doccls.data.images import ImageError, count_pages, decode_image, decode_near
+from doccls.run.cores import count_cores
+
+_MAX_THREADS = 32
+_AHEAD = 4
+"""Files a thread that are looked into before they are asked for: meanwhile the asker may write to a disk."""
+
+
+@dataclass(frozen=True)
+class ImageFact:
+    """What was found in an image file."""
+
+    digest: str
+    """SHA-256 of the file's bytes; empty if it could not be read."""
+    problem: str | None
+    """Why it can't be used; None if it can."""
+    content: str = ""
+    """Digest of the upright RGB page, whatever file it came from; empty if there is none."""
+    pages: int = 1
+    """In the file; the first is used."""
+    height_px: int = 0
+    """Of the upright page, whole."""
+    width_px: int = 0
+    reduced: int = 1
+    """The `content` is that of the page at one so-many-th of its size."""
+
+
+@dataclass(frozen=True)
+class ImageLook:
+    """One image file, by what tells whether it changed, and what was found in it."""
+
+    size_bytes: int
+    mtime_ns: int
+    fact: ImageFact
+
+
+@dataclass(frozen=True, eq=False)
+class Inspected:
+    """A look into an image file, and its page, if that was asked for and there is one."""
+
+    look: ImageLook
+    scaled: np.ndarray | None = None
+    """(height, width, 3) uint8."""
+
+    @property
+    def fact(self) -> ImageFact:
+        """What was found."""
+        return self.look.fact
+
+
+def inspect_images(
+    paths: Sequence[Path],
+    max_pixels: int,
+    size_px: int,
+    known: Mapping[str, ImageFact],
+    keep_pages: bool,
+) -> Iterator[Inspected]:
+    """Read and decode every file once, so that a bad one is met before training and not in epoch 3; in their order.
+
+    A file whose digest is `known` is not decoded. With `keep_pages` each comes with its page, scaled to `size_px`.
+    """
+    threads = _count_threads()
+    ahead: deque[Future[Inspected]] = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        try:
+            for path in paths:
+                ahead.append(pool.submit(_inspect, path, max_pixels, size_px, known, keep_pages))
+                if len(ahead) > _AHEAD * threads:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+        finally:
+            for one in ahead:
+                one.cancel()
+
+
+def digest_wholes(paths: Sequence[Path], max_pixels: int) -> list[str | None]:
+    """Of each file the `content` of its page at its whole size; None if there is none."""
+
+    def act(path: Path) -> str | None:
+        try:
+            return _digest_page(decode_image(path.read_bytes(), max_pixels))
+        except (OSError, ImageError):
+            return None
+
+    with ThreadPoolExecutor(_count_threads()) as pool:
+        return list(pool.map(act, paths))
+
+
+def _count_threads() -> int:
+    return min(_MAX_THREADS, count_cores())
+
+
+def _inspect(path: Path, max_pixels: int, size_px: int, known: Mapping[str, ImageFact], keep_pages: bool) -> Inspected:
+    try:
+        before, data = path.stat(), path.read_bytes()  # in this order: a change while it is read shows as one
+    except OSError as error:
+        return Inspected(ImageLook(0, 0, ImageFact("", f"can't be read: {error.strerror or error}")))
+    size, time = before.st_size, before.st_mtime_ns
+    digest = hashlib.sha256(data).hexdigest()
+    if digest in known:
+        return Inspected(ImageLook(size, time, known[digest]))
+    try:
+        decoded = decode_near(data, max_pixels, size_px)
+    except ImageError as error:
+        return Inspected(ImageLook(size, time, ImageFact(digest, str(error))))
+    content, pages = _digest_page(decoded.page), count_pages(data)
+    fact = ImageFact(digest, None, content, pages, decoded.height_px, decoded.width_px, decoded.reduced)
+    return Inspected(ImageLook(size, time, fact), decoded.scale(size_px) if keep_pages else None)
+
+
+def _digest_page(page: np.ndarray) -> str:
+    return hashlib.blake2b(page.data, digest_size=16, key=repr(page.shape).encode()).hexdigest()
