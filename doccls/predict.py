@@ -3,6 +3,7 @@
 import argparse
 import csv
 import io
+import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +21,7 @@ from doccls.data.manifest import DataError, check_paths, read_table, resolve_ima
 from doccls.data.packed import PackedPaths, PackedTexts
 from doccls.errors import UserError
 from doccls.oof.metrics import probabilities
+from doccls.run.allocator import keep_freed_memory
 from doccls.run.artifacts import write_array, write_text
 from doccls.run.paths import RunError, RunPaths
 from doccls.run.progress import ConsoleTeller
@@ -249,6 +251,8 @@ def _predict_folds(files: Sequence[Path], config: Config, pages: TestPages, acce
     plan = plan_loader(config.data.num_workers, size * dataset.page_bytes, pin_memory, pages.stored is not None)
     for remark in plan.remarks if accelerator.is_main_process else ():
         print(f"[PREDICT] {remark}", flush=True)
+    if not pin_memory:
+        keep_freed_memory(os.environ)
     with loading(dataset, all_keys, plan.workers, pin_memory, plan.prefetch) as batches:
         for file in files:
             best = read_best(file)

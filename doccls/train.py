@@ -15,6 +15,7 @@ from doccls.config.arguments import add_config_arguments, load_arguments
 from doccls.data.room import expects_workers
 from doccls.data.workers import start_worker_server
 from doccls.errors import OwnError, UserError
+from doccls.run.allocator import keep_freed_memory
 from doccls.run.heartbeat import Heartbeat, beating
 from doccls.run.identity import claim_precision
 from doccls.run.lifeline import end_with_parent, is_launched
@@ -164,6 +165,8 @@ def _train_folds(
     on_main(accelerator, lambda: remove_states(experiment.paths, finished))  # killed before they could
     missing = [fold for fold in wanted if fold not in finished]
     starts = find_starts(experiment, missing, accelerator, allow_change, log)
+    if accelerator.device.type == "cpu":  # not before the look, each of whose threads would keep what it decoded in
+        keep_freed_memory(os.environ)
     with stopping_gracefully(), load_folds(experiment, missing, starts, accelerator, log) as batches:
         for fold in missing:
             train_fold(experiment, fold, starts.get(fold), batches, accelerator, log, heart)

@@ -20,7 +20,6 @@ from torch.distributed import FileStore  # type: ignore[attr-defined]  # documen
 
 from doccls.config.schema import Config
 from doccls.errors import OwnError, UserError
-from doccls.run.allocator import keep_freed_memory
 from doccls.run.rank import MEETING_FILE, rank_by_environment
 from doccls.run.signals import STOP_SIGNALS, Interrupted, stop_requested
 
@@ -80,8 +79,6 @@ def start_processes(config: Config) -> Accelerator:
             DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
         ],
     )
-    if accelerator.device.type == "cpu":
-        keep_freed_memory(os.environ)
     torch.set_num_threads(config.train.cpu_threads)  # after Accelerate, which sets its own count for CPU processes
     _check_accelerator(accelerator)
     set_seed(config.project.seed)

@@ -1,7 +1,6 @@
 """What ranks do together outside the step: predicting, asking the main process, agreeing on the weights to validate."""
 
 import json
-import resource
 
 import numpy as np
 import pytest
@@ -24,24 +23,6 @@ def test_every_sample_is_predicted_once_however_few_there_are(trainer: Trainer, 
             assert got["logits"].dtype == np.float32
             expected = np.stack([samples, -samples, samples * samples], axis=1)
             np.testing.assert_allclose(got["logits"], expected.reshape(count, 3), rtol=1e-5)
-
-
-_PAGES_OF_TEN_TENSORS = 10 * 2**26 // resource.getpagesize()
-
-
-@pytest.mark.parametrize(
-    ("chosen", "kept"),
-    [({}, True), ({"MALLOC_ARENA_MAX": "2"}, False), ({"GLIBC_TUNABLES": "glibc.malloc.x=1"}, False)],
-)
-def test_on_a_cpu_memory_that_is_freed_is_kept_unless_the_user_chose(
-    trainer: Trainer, chosen: dict[str, str], kept: bool
-) -> None:
-    folder = trainer.new_folder()
-    argv = [str(trainer.config)]
-    (rank,) = launch_ranks("rank_programs:count_page_faults", argv, folder, environment=chosen)
-    assert rank.code == 0, rank.stderr
-    faults = int(rank.stdout)
-    assert faults < 0.1 * _PAGES_OF_TEN_TENSORS if kept else faults > 0.9 * _PAGES_OF_TEN_TENSORS
 
 
 def test_the_main_process_answers_and_refuses_for_all(trainer: Trainer) -> None:
