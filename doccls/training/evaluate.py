@@ -40,7 +40,7 @@ class EvaluationKeys(Iterable[list[SampleKey]]):
         return -(-len(self._share) // self._batch_size)
 
 
-@torch.no_grad()  # not inference_mode: what a model caches here, it may train with
+@torch.no_grad()  # not inference_mode: what a model derives once, here after a resume, it may train with
 def predict_logits(
     model: nn.Module, batches: Iterable[Batch], normalize: Normalizer, num_classes: int, accelerator: Accelerator
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -54,6 +54,8 @@ def predict_logits(
     Raises:
         Interrupted: a signal asked for the end; several ranks leave where they exchange their logits.
     """
+    # LeViT and its like, in timm 1.0.29 and before, keep until then what they derived from an EMA's earlier weights.
+    model.train()
     model.eval()
     indices: list[torch.Tensor] = []
     logits: list[torch.Tensor] = []

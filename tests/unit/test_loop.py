@@ -387,6 +387,37 @@ def test_logits_come_sorted_by_index_whatever_the_batches_and_no_gradient_is_kep
         np.testing.assert_allclose(logits, model(engine.normalize(PAGES[indices])).numpy(), atol=1e-5)
 
 
+class Deriving(nn.Module):
+    """As LeViT in timm 1.0.29 and before: what it derives from its weights, it keeps until it is set to training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weights = nn.Parameter(torch.ones(CLASSES))
+        self.derived: torch.Tensor | None = None
+
+    def train(self, mode: bool = True) -> Deriving:
+        if mode:
+            self.derived = None
+        return super().train(mode)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        if self.derived is None:
+            self.derived = 2 * self.weights
+        return self.derived.expand(len(images), CLASSES)
+
+
+def test_what_an_ema_derived_from_earlier_weights_is_derived_anew() -> None:
+    engine, model = make_engine(), Deriving()
+    ema = build_ema(TrainConfig(ema_decay=0.5), model)
+    assert ema is not None
+    for scale in (1.0, 3.0):
+        nn.init.constant_(model.weights, scale)
+        ema.set(model)
+        batch = Batch(PAGES[:2], TARGETS[:2], torch.arange(2))
+        logits = predict_logits(ema.module, [batch], engine.normalize, CLASSES, engine.accelerator)[1]
+        assert np.array_equal(logits, np.full((2, CLASSES), 2 * scale)) and not ema.module.training
+
+
 def test_no_batches_give_no_logits() -> None:
     engine = make_engine()
     indices, logits = predict_logits(engine.bare_model, [], engine.normalize, CLASSES, engine.accelerator)
