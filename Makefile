@@ -5,19 +5,27 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PYTEST := -m pytest
 
-.PHONY: demo test soak lint format clean
+.PHONY: demo test test-fast soak lint format clean
 
 demo: $(READY)
 	$(BIN)/doccls demo demo
 
-test: $(READY)
-	$(BIN)/python $(PYTEST) -n 2 --dist loadgroup
+# Three processes on two cores: one of them, with the suite that comes first (Slurm's), mostly waits.
+XDIST := -n 3 --dist loadgroup --no-loadscope-reorder
 
-# About 20 minutes on two cores: every fault at every place, and 200 kills at random moments.
+test: $(READY)
+	$(BIN)/python $(PYTEST) $(XDIST)
+
+# What finds most mistakes within a minute.
+test-fast: lint
+	$(BIN)/python $(PYTEST) -n 2 --dist loadgroup --no-loadscope-reorder tests/golden tests/unit
+
+# About 20 minutes on two cores: every fault at every place, 200 kills at random moments, and many drawn examples.
 soak: $(READY)
 	$(BIN)/python tests/faults/fault_table.py
 	$(BIN)/python tests/faults/fault_table.py --processes 2
 	DOCCLS_TEST_KILLS=50 $(BIN)/python $(PYTEST) tests/distributed/test_resumed_runs.py
+	DOCCLS_HYPOTHESIS=soak $(BIN)/python $(PYTEST) tests/unit
 
 lint: $(READY)
 	$(BIN)/ruff check .

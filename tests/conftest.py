@@ -8,8 +8,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
+HERE = Path(__file__).parent
+SUITES = ("slurm", "distributed", "launcher", "faults", "texdoc17", "golden", "unit")
+"""In the order in which xdist hands them out: what must stay together and takes long comes first."""
+settings.register_profile("short", deadline=None, max_examples=60)
+settings.register_profile("soak", deadline=None, max_examples=2000)
+settings.load_profile(os.environ.get("DOCCLS_HYPOTHESIS", "short"))
 _skipped: dict[str, str] = {}
 
 
@@ -38,6 +45,17 @@ def small_disk(tmp_path: Path, need: Callable[[str, bool, str], None]) -> Iterat
     need("small disk", mounted.returncode == 0, f"a tmpfs can't be mounted: {mounted.stderr.strip()}")
     yield folder
     subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The suites in the order of SUITES; a suite's tests stay in theirs."""
+    ranks = {suite: rank for rank, suite in enumerate(SUITES)}
+    items.sort(key=lambda item: ranks.get(_find_suite(item), len(SUITES)))
+
+
+def _find_suite(item: pytest.Item) -> str | None:
+    return item.path.relative_to(HERE).parts[0] if item.path.is_relative_to(HERE) else None
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:

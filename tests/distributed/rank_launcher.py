@@ -34,7 +34,9 @@ _GRACE_S = 30.0
 _LOOK_S = 0.1
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["doccls.training.fold", "doccls.train", "doccls.predict", "doccls.__main__"])
+_CONTEXT.set_forkserver_preload(
+    ["doccls.training.fold", "doccls.train", "doccls.predict", "doccls.__main__", "launcher.cli", "launcher.launch"]
+)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ import functools
 import hashlib
 import itertools
 import os
+import runpy
 import sys
 import time
 from collections.abc import Callable
@@ -24,12 +25,23 @@ from tests.unit.test_signals import WRITES, disturb_write
 _T = TypeVar("_T")
 HELD = "held"
 """File of the run's folder that says: now."""
+FORKS = "forks.txt"
+"""File of the run's folder: process and number of its threads, for each fork."""
 
 
 def best_each_epoch(argv: list[str]) -> int:
     """Train; each epoch is better than the last, so each writes a checkpoint."""
     scores = itertools.count(1)
     fold_room.macro_f1 = lambda *others: next(scores) / 1e6  # type: ignore[attr-defined]
+    return main(argv)
+
+
+def note_forks(argv: list[str]) -> int:
+    """Train in a process group of its own; this process and each interpreter that it starts note their forks."""
+    os.setsid()
+    folder = Path(__file__).parent / "noting_forks"
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(folder), os.environ["PYTHONPATH"]])
+    runpy.run_path(str(folder / "sitecustomize.py"))
     return main(argv)
 
 

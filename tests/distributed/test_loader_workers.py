@@ -12,7 +12,7 @@ import psutil
 import pytest
 from crashing_pages import CRASHING, CrashingDataset
 from rank_launcher import clean_environment
-from test_signals_to_runs import END_S, LONG, started
+from test_signals_to_runs import join, with_workers
 from tiny_runs import PLAIN, Run, Trainer, write_pages
 
 from doccls.data.dataset import Pages, SampleKey
@@ -43,17 +43,16 @@ def test_the_sample_that_killed_a_worker_is_named(pages: Pages, crash: signal.Si
 
 @pytest.mark.parametrize("death", DEATHS)
 def test_a_worker_that_dies_in_mid_epoch_ends_the_run(trainer: Trainer, death: signal.Signals) -> None:
-    folder = trainer.new_folder()
-    with started(trainer, folder, (*LONG, "data.num_workers=2")) as (process, family):
+    with with_workers(trainer) as (folder, process, family):
         worker = next(one for one in family if one.ppid() != process.pid)  # the server's child
         worker.send_signal(death)
-        assert process.wait(END_S) == 1
+        assert join([process], folder) == [1]
         _, left = psutil.wait_procs(family, timeout=30)
         assert left == []
     lines = Run([], folder).lines
     assert lines[-2:] == ["[EXIT] TRAINING ERROR code=1", ">> Stopping logger and restoring stdio"]
     assert f"loader worker {worker.pid} was killed by {death.name} while it held " in lines[-3]
-    assert "[EXIT][ERROR] training failed: loader worker" in (folder / "run.err").read_text()
+    assert "[EXIT][ERROR] training failed: loader worker" in (folder / "console" / "rank0.err").read_text()
 
 
 def test_an_image_that_turns_bad_is_told_by_a_worker_in_its_words_alone(pages: Pages, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 from rank_launcher import REPOSITORY, clean_environment, find_free_port, start_ranks
-from signal_programs import HELD
+from signal_programs import FORKS, HELD
 from tiny_runs import RICH, Run, Trainer
 
 from tests.unit.test_signals import WRITES, count_writes
@@ -23,14 +23,6 @@ START_S = 100
 END_S = 60
 LONG = (*RICH, "train.epochs=500", "train.log_interval=1")
 STOPS = int(os.environ.get("DOCCLS_TEST_STOPS", "15"))
-FORKS = "forks.txt"
-_SITE = f"""
-import os
-def note():
-    with open(os.environ["DOCCLS_TEST_FOLDER"] + "/{FORKS}", "a") as file:
-        file.write(f"{{os.getpid()}} {{len(os.listdir('/proc/self/task'))}}\\n")
-os.register_at_fork(before=note)
-"""
 
 
 def await_event(happened: Callable[[], bool], within_s: float, what: str, folder: Path) -> None:
@@ -104,56 +96,40 @@ def test_a_signal_ends_a_run_in_good_order(trainer: Trainer, number: signal.Sign
 
     And no process of the run has forked while it had more than one thread.
     """
-    folder = trainer.new_folder()
-    with started(trainer, folder, (*LONG, "data.num_workers=2")) as (process, workers):
+    with with_workers(trainer) as (folder, process, workers):
+        assert process.pid is not None
         (os.killpg if to_group else os.kill)(process.pid, number)
-        code = process.wait(END_S)
+        assert join([process], folder) == [128 + number]
         _, left = psutil.wait_procs(workers, timeout=10)
         assert left == []
-    assert code == 128 + number
     assert_ended_well(folder, 128 + number)
     assert Run([], folder).read_metrics()[-1]["fold"] == 0
-    assert select_last_words((folder / "run.err").read_text()) == last_words(number)
+    assert select_last_words((folder / "console" / "rank0.err").read_text()) == last_words(number)
     forks = [line.split() for line in (folder / FORKS).read_text().splitlines()]
     assert len(forks) >= 2, "the workers' forks were seen"
     assert {threads for _, threads in forks} == {"1"}
 
 
 def test_workers_end_with_a_run_that_is_killed(trainer: Trainer) -> None:
-    folder = trainer.new_folder()
-    with started(trainer, folder, (*LONG, "data.num_workers=2")) as (process, workers):
+    with with_workers(trainer) as (folder, process, workers):
         process.kill()
-        assert process.wait(END_S) == -signal.SIGKILL
+        assert join([process], folder) == [-signal.SIGKILL]
         _, left = psutil.wait_procs(workers, timeout=30)
         assert left == []
 
 
 @contextmanager
-def started(
-    trainer: Trainer, folder: Path, sets: tuple[str, ...]
-) -> Iterator[tuple["subprocess.Popen[bytes]", list[psutil.Process]]]:
-    """`python -m doccls.train` as a user starts it, in its second epoch, and all processes under it."""
-    (folder / "site").mkdir(parents=True)
-    (folder / "site" / "sitecustomize.py").write_text(_SITE)
-    environment = clean_environment()
-    environment |= {
-        "PYTHONPATH": f"{folder / 'site'}{os.pathsep}{environment['PYTHONPATH']}", "DOCCLS_TEST_FOLDER": str(folder)
-    }  # fmt: skip
-    with (folder / "run.out").open("w") as out, (folder / "run.err").open("w") as err:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "doccls.train", *trainer.arguments(sets, folder)],
-            cwd=folder, env=environment, stdout=out, stderr=err, start_new_session=True,
-        )  # fmt: skip
-    try:
-        await_event(lambda: process.poll() is not None or trains(folder), START_S, "an epoch", folder)
-        assert process.poll() is None, (folder / "run.err").read_text()
+def with_workers(trainer: Trainer) -> Iterator[tuple[Path, ForkServerProcess, list[psutil.Process]]]:
+    """A run with two loader workers, in its second epoch and in a process group of its own, and all processes under it.
+
+    Each of them writes its forks into the file FORKS.
+    """
+    with running(trainer, "signal_programs:note_forks", (*LONG, "data.num_workers=2")) as (folder, (process,)):
+        await_event(lambda: not process.is_alive() or trains(folder), START_S, "an epoch", folder)
+        assert process.is_alive(), (folder / "console" / "rank0.err").read_text()
         children = psutil.Process(process.pid).children(recursive=True)
         assert len(children) >= 3, "two workers and their server"
-        yield process, children
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait(10)
+        yield folder, process, children
 
 
 @pytest.mark.parametrize("struck", [(0, 1), (1,), (0,)])

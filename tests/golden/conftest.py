@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from PIL import Image
 HERE = Path(__file__).resolve().parent
 RENEW = "DOCCLS_RENEW_GOLDEN"
 _HEAD = f"# Golden text. After a change that is meant: {RENEW}=1 python -m pytest tests/golden, then read the diff.\n"
+_CONSOLE = {"COLUMNS": "100", "NO_COLOR": "1", "PYTHON_COLORS": "0"}
 _CONFIG = """\
 project: {seed: 7}
 data: {train_csv: data/train.csv, image_dir_train: data/train, folds: 2, num_workers: 0}
@@ -39,33 +40,48 @@ class GoldenRun:
         return path.read_text(encoding="utf-8")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Under xdist one worker runs this suite: it has one run."""
+    for item in items:
+        if item.path.parent == HERE:
+            item.add_marker(pytest.mark.xdist_group("golden"))
+
+
+@pytest.fixture
+def call_command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """`call_command(main, "plan", ..., cwd=...)`: exit code, stdout and stderr; no colours, 100 columns."""
+
+    def call(main: Callable[[Sequence[str]], int], *words: str, cwd: Path | None = None) -> tuple[int, str, str]:
+        for name, value in _CONSOLE.items():
+            monkeypatch.setenv(name, value)
+        if cwd is not None:
+            monkeypatch.chdir(cwd)
+        try:
+            code = main(words)
+        except SystemExit as end:  # argparse
+            assert isinstance(end.code, int)
+            code = end.code
+        return code, *capsys.readouterr()
+
+    return call
+
+
 @pytest.fixture(scope="session")
-def run_command() -> Callable[..., "subprocess.CompletedProcess[str]"]:
-    """`run_command("doccls", "train", "--help", cwd=...)`: python -m, no colours, 100 columns, no GPU."""
-
-    def run(module: str, *arguments: str, cwd: Path | None = None) -> "subprocess.CompletedProcess[str]":
-        fixed = {
-            "COLUMNS": "100", "NO_COLOR": "1", "PYTHON_COLORS": "0", "CUDA_VISIBLE_DEVICES": "",
-            "NO_ALBUMENTATIONS_UPDATE": "1",
-            "PYTHONPATH": os.pathsep.join([str(HERE.parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]),
-        }  # fmt: skip
-        command = [sys.executable, "-m", module, *arguments]
-        return subprocess.run(
-            command, cwd=cwd, env=os.environ | fixed, capture_output=True, text=True, timeout=180, check=False
-        )
-
-    return run
-
-
-@pytest.fixture(scope="session")
-def golden_run(
-    run_command: Callable[..., "subprocess.CompletedProcess[str]"], tmp_path_factory: pytest.TempPathFactory
-) -> GoldenRun:
+def golden_run(tmp_path_factory: pytest.TempPathFactory) -> GoldenRun:
     """Two folds of 22 pages, two epochs, one process, started as a user does."""
     folder: Path = tmp_path_factory.mktemp("golden")
     _write_pages(folder / "data")
     (folder / "tiny.yaml").write_text(_CONFIG)
-    done = run_command("doccls.train", "--config", "tiny.yaml", cwd=folder)
+    environment = os.environ | _CONSOLE | {
+        "CUDA_VISIBLE_DEVICES": "", "NO_ALBUMENTATIONS_UPDATE": "1",
+        "PYTHONPATH": os.pathsep.join([str(HERE.parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]),
+    }  # fmt: skip
+    command = [sys.executable, "-m", "doccls.train", "--config", "tiny.yaml"]
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=180, check=False
+    )
     assert done.returncode == 0, done.stderr
     return GoldenRun(folder, done.stdout, done.stderr)
 

@@ -1,13 +1,15 @@
 """What a user sees, in full: a run's log, the files it leaves, and every help text."""
 
 import re
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+
+from doccls.__main__ import main as doccls
+from launcher.cli import main as launcher
 
 if TYPE_CHECKING:
     from conftest import GoldenRun
@@ -32,22 +34,22 @@ _TOLERANCE = 0.002
 """Sums in another order, on another processor, move a loss by about 1e-6 a step."""
 
 HELPS = {
-    "doccls": ("doccls", "--help"),
-    "doccls_train": ("doccls", "train", "--help"),
-    "doccls_predict": ("doccls", "predict", "--help"),
-    "doccls_check": ("doccls", "check", "--help"),
-    "doccls_demo": ("doccls", "demo", "--help"),
-    "doccls_store": ("doccls", "store", "--help"),
-    "doccls_store_info": ("doccls", "store", "info", "--help"),
-    "doccls_store_clear": ("doccls", "store", "clear", "--help"),
-    "doccls_verify_resume": ("doccls", "verify-resume", "--help"),
-    "doccls_launch": ("launcher", "--help"),
-    "doccls_launch_run": ("launcher", "run", "--help"),
-    "doccls_launch_plan": ("launcher", "plan", "--help"),
-    "doccls_launch_task": ("launcher", "task", "--help"),
-    "doccls_launch_merge": ("launcher", "merge", "--help"),
-    "doccls_launch_status": ("launcher", "status", "--help"),
-    "doccls_launch_cancel": ("launcher", "cancel", "--help"),
+    "doccls": (doccls, "--help"),
+    "doccls_train": (doccls, "train", "--help"),
+    "doccls_predict": (doccls, "predict", "--help"),
+    "doccls_check": (doccls, "check", "--help"),
+    "doccls_demo": (doccls, "demo", "--help"),
+    "doccls_store": (doccls, "store", "--help"),
+    "doccls_store_info": (doccls, "store", "info", "--help"),
+    "doccls_store_clear": (doccls, "store", "clear", "--help"),
+    "doccls_verify_resume": (doccls, "verify-resume", "--help"),
+    "doccls_launch": (launcher, "--help"),
+    "doccls_launch_run": (launcher, "run", "--help"),
+    "doccls_launch_plan": (launcher, "plan", "--help"),
+    "doccls_launch_task": (launcher, "task", "--help"),
+    "doccls_launch_merge": (launcher, "merge", "--help"),
+    "doccls_launch_status": (launcher, "status", "--help"),
+    "doccls_launch_cancel": (launcher, "cancel", "--help"),
 }
 
 
@@ -82,12 +84,12 @@ def test_a_run_leaves_the_files_kept(golden_run: "GoldenRun", read_golden: Calla
 def test_what_is_submitted_to_slurm_reads_as_kept(
     form: str,
     golden_run: "GoldenRun",
-    run_command: Callable[..., "subprocess.CompletedProcess[str]"],
+    call_command: Callable[..., tuple[int, str, str]],
     read_golden: Callable[[str, str], str],
 ) -> None:
-    done = run_command("launcher", *_SLURM, *(["--json"] if form == "json" else []), cwd=golden_run.folder)
-    assert done.returncode == 0 and done.stderr == ""
-    text = mask(done.stdout.replace(sys.executable, "<PYTHON>"), golden_run.folder)
+    code, out, err = call_command(launcher, *_SLURM, *(["--json"] if form == "json" else []), cwd=golden_run.folder)
+    assert (code, err) == (0, "")
+    text = mask(out.replace(sys.executable, "<PYTHON>"), golden_run.folder)
     text = re.sub(r"here/\d{8}/", "here/<DAY>/", text)
     assert text == read_golden(f"slurm_plan_{form}.txt", text)
 
@@ -95,10 +97,10 @@ def test_what_is_submitted_to_slurm_reads_as_kept(
 @pytest.mark.parametrize("name", HELPS)
 def test_the_help_reads_as_kept(
     name: str,
-    run_command: Callable[..., "subprocess.CompletedProcess[str]"],
+    call_command: Callable[..., tuple[int, str, str]],
     read_golden: Callable[[str, str], str],
 ) -> None:
-    done = run_command(*HELPS[name])
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
-    assert done.stdout == read_golden(f"help_{name}.txt", done.stdout)
+    main, *words = HELPS[name]
+    code, out, err = call_command(main, *words)
+    assert (code, err) == (0, "")
+    assert out == read_golden(f"help_{name}.txt", out)

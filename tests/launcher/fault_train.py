@@ -1,12 +1,12 @@
-"""`python -m fault_train ...`: `doccls.train` that meets a fault in its fourth step, once or as long as it has cause.
+"""`doccls.train` that meets a fault in its fourth step, once or as long as it has cause.
 
 DOCCLS_TEST_FAULT is `what`, or `what of rank 1`; DOCCLS_TEST_FOLDER holds the marks.
 """
 
 import functools
+import json
 import os
 import signal
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,10 +17,31 @@ import torch
 
 from doccls.train import main
 from doccls.training import loop as loop_room
+from doccls.training import resume
 
 STEP = 3
 STRUCK = "struck"
 STEPPED = "stepped"
+
+
+def train_with_fault(argv: list[str]) -> int:
+    """Train; the fault is in the environment."""
+    what, _, rank = os.environ["DOCCLS_TEST_FAULT"].partition(" of rank ")
+    if os.environ.get("RANK", "0") == (rank or "0"):
+        loop_room._take_step = functools.partial(step_into, what, loop_room._take_step)
+    return main(argv)
+
+
+def train_with_changed_weight(argv: list[str]) -> int:
+    """Train; each state that is read has one weight changed."""
+
+    def read_changed(path: Path, read_state: Callable[[Path], Any] = resume.read_state) -> Any:
+        state = read_state(path)
+        state.model["head.fc.weight"] += 1e-3
+        return state
+
+    resume.read_state = read_changed
+    return main(argv)
 
 
 def find_mark(name: str) -> Path:
@@ -44,8 +65,10 @@ def meet(what: str, largest_micro_batch: int) -> None:
         (server,) = [one for one in psutil.Process().children() if one.children()]
         server.children()[0].kill()  # torch tells of it when it waits for a batch
     elif what == "whole fold":
-        for rank in psutil.Process(os.getppid()).children():
-            rank.kill()
+        (ledger,) = find_mark("experiments").glob("*/*/launch.json")
+        ranks = json.loads(ledger.read_text())["attempts"][-1]["pids"]
+        for rank in sorted(ranks, key=os.getpid().__eq__):  # this one last
+            os.kill(rank, signal.SIGKILL)
     elif what == "launcher":
         os.kill(os.getppid(), signal.SIGKILL)
         time.sleep(60)
@@ -62,10 +85,3 @@ def step_into(what: str, take_step: Callable[..., Any], engine: Any, batches: An
         share = -(-engine.config.batch_size // engine.accelerator.num_processes)
         meet(what, min(engine.config.micro_batch_size or share, share))
     return take_step(engine, batches, step)
-
-
-if __name__ == "__main__":
-    what, _, rank = os.environ["DOCCLS_TEST_FAULT"].partition(" of rank ")
-    if os.environ.get("RANK", "0") == (rank or "0"):
-        loop_room._take_step = functools.partial(step_into, what, loop_room._take_step)
-    sys.exit(main())

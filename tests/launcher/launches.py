@@ -1,19 +1,22 @@
 """Whole launches from the command line, each in a folder of its own, and what they leave."""
 
-import os
+import secrets
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 import psutil
 import pytest
-from rank_launcher import clean_environment
+from rank_launcher import clean_environment, launch_ranks, start_ranks
 from tiny_runs import Run, Trainer
 
 LAUNCH_S = 100
+CONSOLE = "launch"
+"""Folder of what a launcher prints, in that of the launch."""
 LAST = ">> Stopping logger and restoring stdio"
 
 
@@ -36,32 +39,37 @@ class Launch:
 
 def start(
     trainer: Trainer, sets: tuple[str, ...], folder: Path, *words: str, fault: str | None = None
-) -> "subprocess.Popen[bytes]":
-    """`doccls-launch run` on its way; with a fault, its workers meet that (`fault_train`)."""
-    folder.mkdir(parents=True, exist_ok=True)
-    module = "launcher" if fault is None else "fault_launcher"
-    command = [sys.executable, "-m", module, "run", *trainer.arguments(sets, folder), "--run-id", "tiny", *words]
-    environment = clean_environment()
-    if fault is not None:
-        environment |= {"DOCCLS_TEST_FAULT": fault, "DOCCLS_TEST_FOLDER": str(folder)}
-        environment["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), environment["PYTHONPATH"]])
-    with (folder / "launch.out").open("wb") as out, (folder / "launch.err").open("wb") as err:
-        return subprocess.Popen(command, cwd=folder, env=environment, stdout=out, stderr=err, start_new_session=True)
+) -> ForkServerProcess:
+    """`doccls-launch run` on its way; with a fault, its ranks meet that (`fault_train`)."""
+    program = "doccls.train:main" if fault is None else "fault_train:train_with_fault"
+    told = {} if fault is None else {"DOCCLS_TEST_FAULT": fault}
+    return start_command(
+        folder, program, "launcher", "run", *trainer.arguments(sets, folder), "--run-id", "tiny", *words, **told
+    )
 
 
-def finish(process: "subprocess.Popen[bytes]", folder: Path) -> Launch:
-    try:
-        code = process.wait(LAUNCH_S)
-    except subprocess.TimeoutExpired:
+def start_command(folder: Path, program: str, *words: str, **told: str) -> ForkServerProcess:
+    """`python -m WORDS` on its way, working in the folder; the ranks that it starts run `program`."""
+    told |= {"DOCCLS_TEST_FOLDER": str(folder)}
+    (process,) = start_ranks("forked_launcher:main", [program, *words], folder / CONSOLE, environment=told)
+    return process
+
+
+def finish(process: ForkServerProcess, folder: Path) -> Launch:
+    """Wait for its end, for no longer than LAUNCH_S."""
+    process.join(LAUNCH_S)
+    hangs = process.is_alive()
+    if hangs:
+        process.kill()
+        for child in folder_processes(folder):
+            child.kill()
+        process.join()
+    out, err = ((folder / CONSOLE / f"rank0.{name}").read_text() for name in ("out", "err"))
+    if hangs:
         consoles = "\n".join(file.read_text()[-2000:] for file in folder.rglob("console/*"))
-        pytest.fail(f"the launch hangs\n{(folder / 'launch.out').read_text()[-3000:]}\n{consoles}")
-    finally:
-        if process.poll() is None:
-            process.kill()
-            for child in folder_processes(folder):
-                child.kill()
-            process.wait()
-    return Launch(code, (folder / "launch.out").read_text(), (folder / "launch.err").read_text(), Run([], folder))
+        pytest.fail(f"the launch hangs\n{out[-3000:]}\n{err[-3000:]}\n{consoles}")
+    assert process.exitcode is not None
+    return Launch(process.exitcode, out, err, Run([], folder))
 
 
 def launch(
@@ -72,12 +80,21 @@ def launch(
     return finish(start(trainer, sets, folder, *words, fault=fault), folder)
 
 
-def ask(*words: str, **told: str) -> str:
+def launch_as_user(trainer: Trainer, sets: tuple[str, ...], folder: Path, *words: str) -> Launch:
+    """The same from the command line, with a fresh interpreter for the launcher and for each rank."""
+    command = [sys.executable, "-m", "launcher", "run", *trainer.arguments(sets, folder), "--run-id", "tiny", *words]
+    done = subprocess.run(
+        command, cwd=folder, env=clean_environment(), capture_output=True, text=True, timeout=LAUNCH_S, check=False
+    )
+    return Launch(done.returncode, done.stdout, done.stderr, Run([], folder))
+
+
+def ask(folder: Path, *words: str, **told: str) -> str:
     """What another command of `doccls-launch` says, with `told` in its environment."""
-    return subprocess.run(
-        [sys.executable, "-m", "launcher", *words],
-        env=clean_environment() | told, capture_output=True, text=True, timeout=LAUNCH_S, check=True,
-    ).stdout  # fmt: skip
+    asked = folder / f"asked_{secrets.token_hex(4)}"
+    (done,) = launch_ranks("launcher.cli:main", words, asked, environment=told, timeout_s=LAUNCH_S)
+    assert done.code == 0, done.stderr
+    return done.stdout
 
 
 def folder_processes(folder: Path) -> list[psutil.Process]:
@@ -103,7 +120,7 @@ def await_event(happened: Callable[[], bool], what: str, folder: Path) -> None:
     deadline = time.monotonic() + LAUNCH_S
     while not happened():
         if time.monotonic() > deadline:
-            pytest.fail(f"not within {LAUNCH_S} s: {what}\n{(folder / 'launch.out').read_text()}")
+            pytest.fail(f"not within {LAUNCH_S} s: {what}\n{(folder / CONSOLE / 'rank0.out').read_text()}")
         time.sleep(0.05)
 
 

@@ -9,12 +9,14 @@ from typing import Any
 
 import pytest
 from fault_train import STEPPED, STRUCK
-from launches import ask, assert_none_left, await_event, finish, launch, start, trains
+from launches import CONSOLE, ask, assert_none_left, await_event, finish, launch, start, trains
 from tiny_runs import PLAIN, Run, Trainer
 
-RECIPE = (*PLAIN, "data.valid_fold=1", "data.num_workers=1")
+RECIPE = (*PLAIN, "data.valid_fold=1")
 """One fold of three steps an epoch: the fault is in the second."""
 PAIR = (*RECIPE, "train.num_processes=2")
+WORKER = "data.num_workers=1"
+"""For a fault that strikes loader workers too."""
 
 
 @pytest.fixture(scope="module")
@@ -52,13 +54,19 @@ def tell_times(run: Run) -> None:
 
 
 @pytest.mark.parametrize(
-    ("ranks", "fault", "told_of"), [(1, "SIGKILL", 0), (2, "SIGKILL of rank 1", 1), (2, "whole fold", 0)]
+    ("ranks", "sets", "fault", "told_of"),
+    [(1, RECIPE, "SIGKILL", 0), (2, PAIR, "SIGKILL of rank 1", 1), (2, (*PAIR, WORKER), "whole fold", 0)],
 )
 def test_a_fold_that_is_killed_is_started_again(
-    trainer: Trainer, undisturbed: Run, undisturbed_pair: Run, ranks: int, fault: str, told_of: int
+    trainer: Trainer,
+    undisturbed: Run,
+    undisturbed_pair: Run,
+    ranks: int,
+    sets: tuple[str, ...],
+    fault: str,
+    told_of: int,
 ) -> None:
-    sets, slots = (RECIPE, "1") if ranks == 1 else (PAIR, "2")
-    launched = launch(trainer, sets, "--slots", slots, fault=fault)
+    launched = launch(trainer, sets, "--slots", str(ranks), fault=fault)
     assert launched.code == 0, launched.out + launched.err
     assert_none_left(launched.run.folder)
     assert list_outcomes(launched.run) == ["crashed", "done"]
@@ -87,7 +95,7 @@ def test_a_fold_that_somebody_else_stops_goes_on_and_no_restart_is_counted(
 
 
 def test_a_fold_whose_loader_worker_is_killed_is_started_again(trainer: Trainer, undisturbed: Run) -> None:
-    launched = launch(trainer, RECIPE, "--slots", "1", fault="loader worker")
+    launched = launch(trainer, (*RECIPE, WORKER), "--slots", "1", fault="loader worker")
     assert launched.code == 0, launched.out + launched.err
     assert_none_left(launched.run.folder)
     assert list_outcomes(launched.run) == ["crashed", "done"]
@@ -97,12 +105,12 @@ def test_a_fold_whose_loader_worker_is_killed_is_started_again(trainer: Trainer,
 
 
 def test_a_killed_launcher_takes_all_with_it_and_the_same_command_goes_on(trainer: Trainer, undisturbed: Run) -> None:
-    folder = trainer.new_folder()
-    killed = finish(start(trainer, RECIPE, folder, "--slots", "1", fault="launcher"), folder)
+    folder, sets = trainer.new_folder(), (*RECIPE, WORKER)
+    killed = finish(start(trainer, sets, folder, "--slots", "1", fault="launcher"), folder)
     assert killed.code == -signal.SIGKILL
     assert_none_left(folder)
     assert list_outcomes(killed.run) == [None]
-    again = launch(trainer, RECIPE, "--slots", "1", folder=folder)
+    again = launch(trainer, sets, "--slots", "1", folder=folder)
     assert again.code == 0, again.out + again.err
     assert list_outcomes(again.run) == ["lost", "done"]
     assert any("ended with its launcher, which was killed" in line for line in again.log)
@@ -170,14 +178,16 @@ def test_an_error_that_comes_back_at_the_same_step_is_not_met_a_third_time(train
 def test_ctrl_c_twice_ends_all_at_once(trainer: Trainer, undisturbed: Run) -> None:
     folder = trainer.new_folder()
     process = start(trainer, RECIPE, folder, "--slots", "1", fault="SIGSTOP")  # it can't leave by itself
-    await_event(lambda: process.poll() is not None or (folder / STRUCK).exists(), "the stop", folder)
+    await_event(lambda: not process.is_alive() or (folder / STRUCK).exists(), "the stop", folder)
     os.killpg(process.pid, signal.SIGINT)
-    await_event(lambda: "are asked to leave" in (folder / "launch.out").read_text(), "the word of the first", folder)
+    await_event(
+        lambda: "are asked to leave" in (folder / CONSOLE / "rank0.out").read_text(), "the word of the first", folder
+    )
 
     def strike_again() -> bool:
-        if process.poll() is None:
+        if process.is_alive():
             os.killpg(process.pid, signal.SIGINT)  # within a second it is taken for an echo
-        return process.poll() is not None
+        return not process.is_alive()
 
     await_event(strike_again, "the end", folder)
     ended = finish(process, folder)
@@ -193,7 +203,7 @@ def test_a_run_that_is_launched_is_refused_to_a_second_launcher_and_can_be_cance
     sets = (*RECIPE, "train.epochs=500")
     process = start(trainer, sets, folder, "--slots", "1")
     try:
-        await_event(lambda: process.poll() is not None or trains(folder), "an epoch", folder)
+        await_event(lambda: not process.is_alive() or trains(folder), "an epoch", folder)
         other = trainer.new_folder()
         other.mkdir()
         (other / "experiments").symlink_to(folder / "experiments")
@@ -201,13 +211,13 @@ def test_a_run_that_is_launched_is_refused_to_a_second_launcher_and_can_be_cance
             second = launch(trainer, sets, "--slots", "1", *words, folder=other)
             assert second.code == 1
             assert f"run tiny is being launched by process {process.pid} on " in second.err
-        status = json.loads(ask("status", "--json", str(Run([], folder).root)))
+        status = json.loads(ask(folder, "status", "--json", str(Run([], folder).root)))
         assert [one["pid"] for one in status["launchers"]] == [process.pid] and status["folds"][1]["state"] == "running"
         assert " epoch " in status["folds"][1]["remark"]
-        assert process.poll() is None
-        assert "[CANCEL] stopped" in ask("cancel", str(Run([], folder).root))
+        assert process.is_alive()
+        assert "[CANCEL] stopped" in ask(folder, "cancel", str(Run([], folder).root))
         assert finish(process, folder).code == 143
-        status = json.loads(ask("status", "--json", str(Run([], folder).root)))
+        status = json.loads(ask(folder, "status", "--json", str(Run([], folder).root)))
         assert status["launchers"] == [] and status["folds"][1]["state"] == "stopped"
     finally:
         process.kill()

@@ -1,5 +1,6 @@
 """`doccls-launch run`: folds side by side give the bytes of one process; failures and signals are told and end well."""
 
+import json
 import os
 import signal
 import time
@@ -7,7 +8,7 @@ import time
 import psutil
 import pytest
 import yaml
-from launches import LAST, ask, assert_same_bytes, await_event, finish, launch, start, trains
+from launches import LAST, ask, assert_same_bytes, await_event, finish, launch, launch_as_user, start, trains
 from tiny_runs import PLAIN, RICH, Run, Trainer
 
 
@@ -18,7 +19,7 @@ def test_folds_side_by_side_give_the_bytes_of_one_process(trainer: Trainer) -> N
     (moved / "experiments" / "day").mkdir(parents=True)
     root.rename(moved / "experiments" / "day" / "alone")
     alone = Run([], moved)
-    launched = launch(trainer, RICH, "--slots", "2", folder=folder)
+    launched = launch_as_user(trainer, RICH, folder, "--slots", "2")
     assert launched.code == 0, launched.out + launched.err
     assert_same_bytes(alone, launched.run)
     for fold in range(3):
@@ -38,7 +39,7 @@ def test_folds_side_by_side_give_the_bytes_of_one_process(trainer: Trainer) -> N
     assert snapshot["provenance"]["device"] == ["cpu 0", "cpu 1"]
     # By hand the same bytes again.
     before = {name: digest for name, digest in launched.run.list_files().items() if name.startswith(("oof", "summary"))}
-    assert "[OOF] all folds macro_f1=" in ask("merge", str(launched.run.root))
+    assert "[OOF] all folds macro_f1=" in ask(folder, "merge", str(launched.run.root))
     assert before.items() <= launched.run.list_files().items()
 
 
@@ -86,9 +87,10 @@ def test_a_fold_that_is_killed_is_told_with_its_signal(trainer: Trainer) -> None
     folder = trainer.new_folder()
     sets = (*PLAIN, "data.valid_fold=2", "train.epochs=500")
     process = start(trainer, sets, folder, "--slots", "1", "--max-restarts", "0")
-    await_event(lambda: process.poll() is not None or trains(folder), "an epoch", folder)
-    (worker,) = psutil.Process(process.pid).children()
-    worker.kill()
+    await_event(lambda: not process.is_alive() or trains(folder), "an epoch", folder)
+    (attempt,) = json.loads((Run([], folder).root / "launch.json").read_text())["attempts"]
+    (rank,) = attempt["pids"]
+    os.kill(rank, signal.SIGKILL)
     ended = finish(process, folder)
     assert ended.code == 1 and "rank 0 was killed by SIGKILL" in ended.err
 
@@ -97,7 +99,7 @@ def test_a_fold_that_is_killed_is_told_with_its_signal(trainer: Trainer) -> None
 def test_a_signal_stops_all_folds_and_leaves_none(trainer: Trainer, number: signal.Signals) -> None:
     folder = trainer.new_folder()
     process = start(trainer, (*PLAIN, "train.epochs=500", "data.num_workers=1"), folder, "--slots", "2")
-    await_event(lambda: process.poll() is not None or trains(folder), "an epoch", folder)
+    await_event(lambda: not process.is_alive() or trains(folder), "an epoch", folder)
     children = psutil.Process(process.pid).children(recursive=True)
     assert len(children) >= 2
     os.killpg(process.pid, number)

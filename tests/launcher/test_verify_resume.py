@@ -1,14 +1,10 @@
 """`doccls verify-resume`: what it says where the promise holds, where it does not, and where the run itself fails."""
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from launches import LAUNCH_S, assert_none_left
-from rank_launcher import clean_environment
+from launches import Launch, assert_none_left, finish, start_command
 from tiny_runs import PLAIN, RICH, Trainer
 
 from doccls.run.heartbeat import Beat
@@ -16,17 +12,16 @@ from launcher.verify import Trial, render_trial
 
 
 def verify(
-    trainer: Trainer, sets: tuple[str, ...], *words: str, folder: Path | None = None
-) -> "subprocess.CompletedProcess[str]":
-    """In a folder of its own, whose `sitecustomize.py` each process reads."""
+    trainer: Trainer,
+    sets: tuple[str, ...],
+    *words: str,
+    folder: Path | None = None,
+    program: str = "doccls.train:main",
+) -> Launch:
+    """In a folder of its own; the ranks run `program`."""
     folder = folder or trainer.new_folder()
-    folder.mkdir(parents=True, exist_ok=True)
-    environment = clean_environment()
-    environment["PYTHONPATH"] = os.pathsep.join([str(folder), environment["PYTHONPATH"]])
-    command = [sys.executable, "-m", "doccls", "verify-resume", *trainer.arguments(sets, folder), *words]
-    done = subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=LAUNCH_S, check=False
-    )
+    command = ("doccls", "verify-resume", *trainer.arguments(sets, folder), *words)
+    done = finish(start_command(folder, program, *command), folder)
     assert_none_left(folder)
     return done
 
@@ -34,8 +29,8 @@ def verify(
 def test_two_ranks_that_are_killed_end_in_the_same_bytes_and_leave_nothing(trainer: Trainer) -> None:
     sets = (*RICH, "train.num_processes=2", "train.checkpoint_interval_s=0.001", "train.log_interval=1")
     done = verify(trainer, sets, "--slots", "2", "--kills", "1", "--set", "data.valid_fold=2")
-    assert done.returncode == 0, done.stdout + done.stderr
-    read, filled, first, undisturbed, heading, row, last = done.stdout.splitlines()
+    assert done.code == 0, done.out + done.err
+    read, filled, first, undisturbed, heading, row, last = done.out.splitlines()
     assert read.startswith("[DATA] 48 images to ") and filled.endswith(" holds 48, of which 48 were decoded now")
     assert first.startswith("[VERIFY] fold 2 on cpu 0,1, trained 3 times, with train.epochs=2 train.warmup_epochs=0.0 ")
     assert "train.checkpoint_interval_s=0.001; files: " in first
@@ -54,33 +49,21 @@ def test_a_store_that_cannot_be_filled_stops_nothing_unless_it_was_named(trainer
     in_the_way.write_text("a file")
     sets, words = (*PLAIN, "train.epochs=30", "data.valid_fold=1", "data.store=auto"), ("--slots", "1", "--kills", "1")
     done = verify(trainer, sets, *words, folder=folder)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert re.search(r"^\[WARNING\] .*page_store.* can't be made: .*pages are decoded in each epoch", done.stdout, re.M)
-    assert done.stdout.endswith("1 of 1 runs that were killed ended in the undisturbed run's bytes\n")
+    assert done.code == 0, done.out + done.err
+    assert re.search(r"^\[WARNING\] .*page_store.* can't be made: .*pages are decoded in each epoch", done.out, re.M)
+    assert done.out.endswith("1 of 1 runs that were killed ended in the undisturbed run's bytes\n")
     done = verify(trainer, (*sets, f"data.store={in_the_way}"), *words, folder=folder)
-    assert done.returncode == 1 and "[VERIFY]" not in done.stdout
-    assert re.match(r"doccls verify-resume: .*page_store.* can't be made: ", done.stderr)
+    assert done.code == 1 and "[VERIFY]" not in done.out
+    assert re.match(r"doccls verify-resume: .*page_store.* can't be made: ", done.err)
 
 
-_DEFECT = """
-import sys
-if "doccls.train" in sys.orig_argv:
-    from doccls.training import resume
-    def read_state(path, read=resume.read_state):
-        state = read(path)
-        state.model["head.fc.weight"] += 1e-3
-        return state
-    resume.read_state = read_state
-"""
-
-
-def test_a_resume_that_changes_a_weight_is_found_out(trainer: Trainer, tmp_path: Path) -> None:
-    (tmp_path / "sitecustomize.py").write_text(_DEFECT)
+def test_a_resume_that_changes_a_weight_is_found_out(trainer: Trainer) -> None:
     sets = (*PLAIN, "train.epochs=30", "train.checkpoint_interval_s=0.001", "data.valid_fold=1")
-    done = verify(trainer, sets, "--slots", "1", "--kills", "1", "--seed", "3", folder=tmp_path)  # early
-    assert done.returncode == 1, done.stdout + done.stderr
-    assert re.search(r"  differ: .*metrics\.jsonl\n", done.stdout)  # part and best weights may be of before the kill
-    last = done.stdout.splitlines()[-1]
+    words = ("--slots", "1", "--kills", "1", "--seed", "3")  # early
+    done = verify(trainer, sets, *words, program="fault_train:train_with_changed_weight")
+    assert done.code == 1, done.out + done.err
+    assert re.search(r"  differ: .*metrics\.jsonl\n", done.out)  # part and best weights may be of before the kill
+    last = done.out.splitlines()[-1]
     assert last.startswith("[VERIFY] 0 of 1 runs that were killed ended in the undisturbed run's bytes; the files of")
     kept = Path(last.rpartition(": ")[2])
     assert {"undisturbed", "killed1"} <= {one.name for one in kept.iterdir()}
@@ -88,9 +71,9 @@ def test_a_resume_that_changes_a_weight_is_found_out(trainer: Trainer, tmp_path:
 
 def test_a_run_that_fails_by_itself_is_told_with_its_last_lines(trainer: Trainer) -> None:
     done = verify(trainer, (*PLAIN, "model.name=nope"), "--slots", "1")
-    assert done.returncode == 1
-    assert done.stderr.startswith("doccls verify-resume: rank 0 ended with exit code 1 by itself; files: ")
-    assert "model.name = 'nope': timm has no such model" in done.stderr
+    assert done.code == 1
+    assert done.err.startswith("doccls verify-resume: rank 0 ended with exit code 1 by itself; files: ")
+    assert "model.name = 'nope': timm has no such model" in done.err
 
 
 @pytest.mark.parametrize(

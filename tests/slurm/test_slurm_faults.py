@@ -102,7 +102,7 @@ def test_a_controller_that_is_away_while_a_fold_trains(cluster: Cluster, trainer
     (root,) = folder.glob("experiments/*/tiny")
     cluster.act("ctld", "stop")
     try:
-        status = json.loads(ask("status", "--json", str(root), **cluster.environment))
+        status = json.loads(ask(folder, "status", "--json", str(root), **cluster.environment))
         assert status["folds"][1]["state"] in ("running", "done")
         assert (status["folds"][0]["state"], status["folds"][0]["remark"]) == (
             "unknown", "Slurm does not answer (squeue)"
@@ -164,9 +164,9 @@ def test_cancel_ends_the_runs_jobs_and_no_other(cluster: Cluster, trainer: Train
     job = submit_folds(cluster, trainer, folder, (*PLAIN, "train.epochs=500"), "--array=0-2%1")
     await_training(folder)
     (root,) = folder.glob("experiments/*/tiny")
-    status = json.loads(ask("status", "--json", str(root), **cluster.environment))
+    status = json.loads(ask(folder, "status", "--json", str(root), **cluster.environment))
     assert [fold["state"] for fold in status["folds"]] == ["running", "waiting", "waiting"]
-    assert "[CANCEL] stopped" in ask("cancel", str(root), **cluster.environment)
+    assert "[CANCEL] stopped" in ask(folder, "cancel", str(root), **cluster.environment)
     assert not {"RUNNING", "PENDING", "COMPLETING"} & set(cluster.list_states(job))
     assert cluster.ask("squeue", "--noheader", f"--jobs={other}", "--format=%T").strip() in ("RUNNING", "PENDING")
     cluster.ask("scancel", other)

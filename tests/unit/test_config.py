@@ -435,8 +435,6 @@ def test_a_snapshot_reads_back_to_the_same_config(tmp_path: Path, mode: str) -> 
 
 
 @settings(
-    max_examples=60,
-    deadline=None,
     phases=(Phase.explicit, Phase.generate),
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )

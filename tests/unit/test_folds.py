@@ -7,15 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from doccls.data.folds import FoldAssignment, find_units
 from doccls.data.folds import assign_folds as assign
 from doccls.data.manifest import DataError, Manifest
 from doccls.data.packed import PackedPaths, PackedTexts
-
-FEW = settings(max_examples=60, deadline=None)
 
 
 def make_manifest(
@@ -58,7 +56,6 @@ def check_partition(assignment: FoldAssignment, count: int) -> None:
     assert assignment.count() == {fold: len(rows) for fold, rows in enumerate(valid)}
 
 
-@FEW
 @given(targets_and_folds, st.booleans(), st.integers(0, 2**32 - 1))
 def test_every_row_is_validated_in_exactly_one_fold(drawn: tuple[list[int], int], stratify: bool, seed: int) -> None:
     targets, num_folds = drawn
@@ -66,7 +63,6 @@ def test_every_row_is_validated_in_exactly_one_fold(drawn: tuple[list[int], int]
     check_partition(assign_folds(make_manifest(targets), num_folds, stratify, seed), len(targets))
 
 
-@FEW
 @given(targets_and_folds, st.integers(0, 2**32 - 1))
 def test_stratified_folds_hold_near_equal_numbers_of_each_class(drawn: tuple[list[int], int], seed: int) -> None:
     targets, num_folds = drawn
@@ -79,7 +75,6 @@ def test_stratified_folds_hold_near_equal_numbers_of_each_class(drawn: tuple[lis
     assert max(sizes) - min(sizes) <= len(set(targets))
 
 
-@FEW
 @given(
     st.lists(st.tuples(st.integers(0, 2), st.integers(0, 9)), min_size=30, max_size=60),
     st.booleans(),
@@ -93,7 +88,6 @@ def test_groups_are_never_split(rows: list[tuple[int, int]], stratify: bool, see
         assert len({fold for fold, one in zip(assignment.fold_of_N, groups, strict=True) if one == group}) == 1
 
 
-@FEW
 @given(st.lists(st.integers(0, 14), min_size=20, max_size=60), st.booleans(), st.integers(0, 99))
 def test_rows_of_one_image_share_a_fold(images: list[int], stratify: bool, seed: int) -> None:
     targets = [image % 2 for image in images]
@@ -176,7 +170,6 @@ def test_a_group_in_two_folds_of_the_column_is_refused() -> None:
 # --- one content under several names ----------------------------------------------------------------------------------
 
 
-@FEW
 @given(st.lists(st.integers(0, 14), min_size=20, max_size=60), st.booleans(), st.integers(0, 99))
 def test_rows_of_one_content_share_a_fold_whatever_their_names(shown: list[int], stratify: bool, seed: int) -> None:
     targets = [content % 2 for content in shown]
@@ -189,7 +182,6 @@ def test_rows_of_one_content_share_a_fold_whatever_their_names(shown: list[int],
         assert len({fold for fold, one in zip(assignment.fold_of_N, shown, strict=True) if one == content}) == 1
 
 
-@FEW
 @given(
     st.lists(st.tuples(st.integers(0, 24), st.integers(0, 199)), min_size=40, max_size=60),
     st.booleans(),
@@ -236,7 +228,6 @@ def test_a_fold_column_that_tears_one_content_apart_is_refused_with_both_names()
 # --- no fold is empty -------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=200, deadline=None)
 @given(
     st.lists(st.tuples(st.integers(1, 9), st.integers(0, 3)), min_size=3, max_size=9),
     st.integers(2, 6),

@@ -5,14 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import f1_score
 
 from doccls.oof.metrics import cross_entropy, macro_f1, probabilities
 
 
-@settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=40))
 def test_macro_f1_is_scikit_learns(pairs: list[tuple[int, int]]) -> None:
     targets, predictions = (np.asarray(column) for column in zip(*pairs, strict=True))

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from doccls.data.order import BatchPlan
 
-FEW = settings(max_examples=80, deadline=None)
 plans = st.builds(
     lambda seed, fold, count, batch, epochs: BatchPlan(seed, fold, np.arange(count) * 3 + 1, batch, epochs),
     st.integers(0, 2**32 - 1), st.integers(0, 9), st.integers(1, 50), st.integers(1, 60), st.integers(1, 3),
 )  # fmt: skip
 
 
-@FEW
 @given(plans, st.integers(1, 9), st.none() | st.integers(1, 8), st.data())
 def test_a_global_batch_is_the_same_at_any_split(
     plan: BatchPlan, world_size: int, micro: int | None, data: st.DataObject
@@ -35,7 +33,6 @@ def test_a_global_batch_is_the_same_at_any_split(
         assert micro is not None or len(rank) == 1
 
 
-@FEW
 @given(plans)
 def test_an_epoch_takes_samples_without_repeats_and_leaves_out_less_than_a_batch(plan: BatchPlan) -> None:
     for epoch in range(plan.epochs):
@@ -46,7 +43,6 @@ def test_an_epoch_takes_samples_without_repeats_and_leaves_out_less_than_a_batch
         assert len(plan.samples) - len(seen) < plan.size
 
 
-@FEW
 @given(plans)
 def test_every_batch_has_one_size_and_int64_indices(plan: BatchPlan) -> None:
     assert plan.steps_per_epoch >= 1

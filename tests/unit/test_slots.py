@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import pynvml
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from doccls.config import Config
@@ -17,7 +17,6 @@ from launcher.devices import Device, DeviceError, list_cpus
 from launcher.slots import Slot, list_starts, make_slots
 
 MakeConfig = Callable[..., Config]
-FEW = settings(max_examples=200, deadline=None)
 UUIDS = [f"GPU-{digit * 8}" for digit in "abcdefgh"]
 VISIBLE = {
     None: [0, 1, 2, 3, 4, 5, 6, 7],
@@ -210,7 +209,6 @@ def test_a_slot_is_named_by_its_devices() -> None:
 
 
 @given(st.integers(0, 70), st.integers(1, 9), st.integers(1, 5))
-@FEW
 def test_no_device_is_in_more_slots_than_may_share_it_and_none_is_wasted(count: int, ranks: int, packing: int) -> None:
     assume(count >= ranks)
     devices = list_cpus(count)
@@ -228,7 +226,6 @@ def test_no_device_is_in_more_slots_than_may_share_it_and_none_is_wasted(count: 
 
 
 @given(st.integers(0, 8), st.integers(1, 9))
-@FEW
 def test_fewer_devices_than_one_fold_takes_are_refused(count: int, ranks: int) -> None:
     assume(count < ranks)
     with pytest.raises(DeviceError, match=f"takes {ranks} devices, and there are {count}: "):
@@ -247,7 +244,6 @@ def test_parts_of_gpus_are_named_once() -> None:
     st.lists(st.tuples(st.floats(0.1, 50), st.booleans()), max_size=24),
     st.integers(1, 8), st.integers(1, 3), st.integers(1, 3),
 )  # fmt: skip
-@FEW
 def test_a_launch_of_any_folds_that_fail_at_random(
     folds: list[tuple[float, bool]], count: int, ranks: int, packing: int
 ) -> None:

@@ -8,7 +8,7 @@ from itertools import cycle, pairwise
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from doccls.run.heartbeat import Cause
@@ -156,7 +156,6 @@ def simulations(draw: st.DrawFn) -> Simulation:
 
 
 @given(simulations())
-@settings(max_examples=400, deadline=None)
 def test_whatever_fails_no_slot_is_overfilled_no_fold_is_lost_and_every_launch_ends(simulation: Simulation) -> None:
     books = simulation.run()
     state, policy = simulation.state, simulation.policy
@@ -179,7 +178,6 @@ def test_whatever_fails_no_slot_is_overfilled_no_fold_is_lost_and_every_launch_e
 
 
 @given(st.integers(1, 30), st.integers(1, 5), st.integers(1, 3))
-@settings(max_examples=60, deadline=None)
 def test_a_launch_without_failures_starts_each_fold_once(folds: int, devices: int, packing: int) -> None:
     state = LaunchState(tuple(map(FoldState, range(folds))), make_slots(list_cpus(devices), 1, packing))
     simulation = Simulation(state, Policy(), packing, [(Ending(Outcome.DONE), 1.0)], None, 0.0)
