@@ -11,14 +11,14 @@ demo: $(READY)
 	$(BIN)/doccls demo demo
 
 # Three processes on two cores: one of them, with the suite that comes first (Slurm's), mostly waits.
-XDIST := -n 3 --dist loadgroup --no-loadscope-reorder
+XDIST := -n 3 --no-loadscope-reorder
 
 test: $(READY)
 	$(BIN)/python $(PYTEST) $(XDIST)
 
 # What finds most mistakes within a minute.
 test-fast: lint
-	$(BIN)/python $(PYTEST) -n 2 --dist loadgroup --no-loadscope-reorder tests/golden tests/unit
+	$(BIN)/python $(PYTEST) -n 2 --no-loadscope-reorder tests/golden tests/unit
 
 # About 20 minutes on two cores: every fault at every place, 200 kills at random moments, and many drawn examples.
 soak: $(READY)

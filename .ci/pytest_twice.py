@@ -3,14 +3,11 @@
 The arguments are pytest's. Exit code: 0 if each failed test passed the second time, else pytest's own.
 """
 
-import re
 import subprocess
 import sys
 
 import pytest
 
-_GROUP = re.compile(r"@[a-z]+$")
-"""xdist tells a test's group at the end of its name, which is no part of it."""
 _ONE_TEST_S = 300
 """Its set-up and its 120 s; beyond that the second run has hung."""
 
@@ -40,13 +37,12 @@ def main(arguments: list[str]) -> int:
     code = int(pytest.main(arguments, plugins=[failures]))
     if code != pytest.ExitCode.TESTS_FAILED or not failures.texts:
         return code  # all passed, or it was not the tests that failed
-    tests = {_GROUP.sub("", name): text for name, text in failures.texts.items()}
-    flakes = {test: text for test, text in tests.items() if passes_alone(test)}
+    flakes = {test: text for test, text in failures.texts.items() if passes_alone(test)}
     for test, text in flakes.items():
         print(f"FLAKY {test} passed when it ran once more, alone; before:\n{text}")
-    for test in tests.keys() - flakes.keys():
+    for test in failures.texts.keys() - flakes.keys():
         print(f"FAILED {test} twice")
-    return 0 if len(flakes) == len(tests) else code
+    return 0 if len(flakes) == len(failures.texts) else code
 
 
 if __name__ == "__main__":

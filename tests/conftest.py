@@ -6,14 +6,16 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
-HERE = Path(__file__).parent
 SUITES = ("slurm", "distributed", "launcher", "faults", "texdoc17", "golden", "unit")
 """In the order in which xdist hands them out: what must stay together and takes long comes first."""
+TOGETHER = ("slurm", "distributed", "faults", "golden")
+"""Suites whose tests share runs, or one cluster."""
 settings.register_profile("short", deadline=None, max_examples=60)
 settings.register_profile("soak", deadline=None, max_examples=2000)
 settings.load_profile(os.environ.get("DOCCLS_HYPOTHESIS", "short"))
@@ -47,15 +49,37 @@ def small_disk(tmp_path: Path, need: Callable[[str, bool, str], None]) -> Iterat
     subprocess.run(["umount", str(folder)], check=True)
 
 
-@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The suites in the order of SUITES; a suite's tests stay in theirs."""
-    ranks = {suite: rank for rank, suite in enumerate(SUITES)}
-    items.sort(key=lambda item: ranks.get(_find_suite(item), len(SUITES)))
+    """The suites in the order of SUITES."""
+    items.sort(key=lambda item: SUITES.index(find_suite(item.nodeid)))
 
 
-def _find_suite(item: pytest.Item) -> str | None:
-    return item.path.relative_to(HERE).parts[0] if item.path.is_relative_to(HERE) else None
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """What must stay together is done by one process of xdist: a suite of TOGETHER, a file of the launcher's.
+
+    xdist's own groups (--dist loadgroup) are without effect from pytest 9.2 on (pytest-xdist issue 1386).
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class SuiteScheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return find_scope(nodeid)
+
+    return SuiteScheduling(config, log)
+
+
+def find_suite(nodeid: str) -> str:
+    """The folder of tests/ that the test is in; `unit` for one of elsewhere, as tests/unit/test_require.py makes."""
+    return next((part for part in nodeid.partition("::")[0].split("/") if part in SUITES), "unit")
+
+
+def find_scope(nodeid: str) -> str:
+    """What is done by one process of xdist: the test, its file, or its suite."""
+    suite = find_suite(nodeid)
+    if suite == "launcher":
+        return nodeid.partition("::")[0]
+    return suite if suite in TOGETHER else nodeid
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:

@@ -7,13 +7,6 @@ import pytest
 from tiny_runs import PLAIN, RICH, Run, Trainer, write_pages
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Under xdist one worker runs this suite: its runs are shared, and its processes take their own two cores."""
-    for item in items:
-        if item.path.parent == Path(__file__).parent:
-            item.add_marker(pytest.mark.xdist_group("ranks"))
-
-
 @pytest.fixture(scope="session", autouse=True)
 def _gloo(need: Callable[[str, bool, str], None]) -> None:
     import torch.distributed as dist  # two seconds: only if a test of this folder runs

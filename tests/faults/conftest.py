@@ -8,13 +8,6 @@ from fault_cases import Whole, train_whole
 from tiny_runs import Trainer, write_pages
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Under xdist one worker runs this suite: its cases are made in one folder."""
-    for item in items:
-        if item.path.parent == Path(__file__).parent:
-            item.add_marker(pytest.mark.xdist_group("fault-table"))
-
-
 @pytest.fixture(scope="session", autouse=True)
 def _gloo(need: Callable[[str, bool, str], None]) -> None:
     import torch.distributed as dist

@@ -40,13 +40,6 @@ class GoldenRun:
         return path.read_text(encoding="utf-8")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Under xdist one worker runs this suite: it has one run."""
-    for item in items:
-        if item.path.parent == HERE:
-            item.add_marker(pytest.mark.xdist_group("golden"))
-
-
 @pytest.fixture
 def call_command(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

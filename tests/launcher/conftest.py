@@ -7,13 +7,6 @@ import pytest
 from tiny_runs import Trainer, write_pages
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Under xdist one worker runs each file: its launches share their undisturbed runs."""
-    for item in items:
-        if item.path.parent == Path(__file__).parent:
-            item.add_marker(pytest.mark.xdist_group("faults" if "faults" in item.path.stem else "launches"))
-
-
 @pytest.fixture(scope="session", autouse=True)
 def _gloo(need: Callable[[str, bool, str], None]) -> None:
     import torch.distributed as dist

@@ -10,13 +10,6 @@ from slurm_cluster import Cluster
 from tiny_runs import Trainer, write_pages
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Under xdist one worker runs this suite: it has one cluster."""
-    for item in items:
-        if item.path.parent == Path(__file__).parent:
-            item.add_marker(pytest.mark.xdist_group("slurm"))
-
-
 @pytest.fixture(scope="session", autouse=True)
 def cluster(need: Callable[[str, bool, str], None], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     path = os.pathsep.join([os.environ["PATH"], "/usr/sbin"])

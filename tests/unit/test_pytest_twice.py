@@ -18,7 +18,6 @@ def test_once():
     seen.touch()
     assert not first, "only the first time"
 """
-GROUPED = f"import pytest\npytestmark = pytest.mark.xdist_group('launches')\n{FLAKY}"
 FAULTY = "def test_never():\n    assert 1 == 2\n"
 GOOD = "def test_always():\n    pass\n"
 BROKEN = "import nothing_of_that_name\n"
@@ -30,7 +29,6 @@ BROKEN = "import nothing_of_that_name\n"
         (GOOD, 0, None, []),
         (FLAKY, 0, "FLAKY test_it.py::test_once passed when it ran once more, alone", []),
         (FLAKY, 0, "FLAKY test_it.py::test_once passed when it ran once more, alone", ["-n", "1"]),
-        (GROUPED, 0, "FLAKY test_it.py::test_once passed when", ["-n", "1", "--dist", "loadgroup"]),
         (FAULTY, 1, "FAILED test_it.py::test_never twice", []),
         (FLAKY + FAULTY, 1, "FLAKY test_it.py::test_once", []),
         (BROKEN, 2, None, []),

@@ -1,0 +1,18 @@
+"""How xdist hands out the tests: what shares runs or a cluster stays together."""
+
+import pytest
+
+from tests.conftest import find_scope, find_suite
+
+
+@pytest.mark.parametrize(
+    ("test", "suite", "scope"),
+    [
+        ("tests/slurm/test_slurm_runs.py::test_x[a/unit]", "slurm", "slurm"),
+        ("tests/launcher/test_launch_runs.py::test_x", "launcher", "tests/launcher/test_launch_runs.py"),
+        ("tests/unit/test_folds.py::test_x[1::2]", "unit", "tests/unit/test_folds.py::test_x[1::2]"),
+        ("test_elsewhere.py::test_x", "unit", "test_elsewhere.py::test_x"),
+    ],
+)
+def test_a_test_belongs_to_its_suite(test: str, suite: str, scope: str) -> None:
+    assert (find_suite(test), find_scope(test)) == (suite, scope)
