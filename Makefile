@@ -25,6 +25,7 @@ soak: $(READY)
 	$(BIN)/python tests/faults/fault_table.py
 	$(BIN)/python tests/faults/fault_table.py --processes 2
 	DOCCLS_TEST_KILLS=50 $(BIN)/python $(PYTEST) tests/distributed/test_resumed_runs.py
+	DOCCLS_TEST_STOPS=50 $(BIN)/python $(PYTEST) tests/distributed/test_signals_to_runs.py -k random
 	DOCCLS_HYPOTHESIS=soak $(BIN)/python $(PYTEST) tests/unit
 
 lint: $(READY)

@@ -21,9 +21,9 @@ data:
   folds: 3
 model: {name: resnet10t, pretrained: false, mean: [0.8, 0.8, 0.8], std: [0.25, 0.25, 0.25]}
 train:
-  img_size: 128
+  img_size: 96
   batch_size: 16
-  epochs: 12
+  epochs: 10
   lr: 3e-3
   weight_decay: 0.05
   warmup_epochs: 2

@@ -1,6 +1,7 @@
 """Entry point `python -m doccls.train --config ...`: arguments -> config -> folds -> exit marker."""
 
 import argparse
+import gc
 import os
 import socket
 import sys
@@ -165,6 +166,7 @@ def _train_folds(
     on_main(accelerator, lambda: remove_states(experiment.paths, finished))  # killed before they could
     missing = [fold for fold in wanted if fold not in finished]
     starts = find_starts(experiment, missing, accelerator, allow_change, log)
+    gc.freeze()  # the imported libraries are a million objects: collecting what a fold leaves need not visit them
     if accelerator.device.type == "cpu":  # not before the look, each of whose threads would keep what it decoded in
         keep_freed_memory(os.environ)
     with stopping_gracefully(), load_folds(experiment, missing, starts, accelerator, log) as batches:

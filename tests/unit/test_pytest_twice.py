@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -39,7 +40,8 @@ def test_a_failed_test_runs_once_more(
 ) -> None:
     (tmp_path / "test_it.py").write_text(source)
     done = subprocess.run(
-        [sys.executable, str(SCRIPT), "-p", "no:cacheprovider", *words],
+        [sys.executable, str(SCRIPT), "-p", "no:cacheprovider", "-p", "xdist", *words],
+        env=os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},  # they take seconds to import
         cwd=tmp_path, capture_output=True, text=True, check=False, timeout=100,
     )  # fmt: skip
     assert done.returncode == code, done.stdout + done.stderr
