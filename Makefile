@@ -26,7 +26,7 @@ soak: $(READY)
 	$(BIN)/python tests/faults/fault_table.py --processes 2
 	DOCCLS_TEST_KILLS=50 $(BIN)/python $(PYTEST) tests/distributed/test_resumed_runs.py
 	DOCCLS_TEST_STOPS=50 $(BIN)/python $(PYTEST) tests/distributed/test_signals_to_runs.py -k random
-	DOCCLS_HYPOTHESIS=soak $(BIN)/python $(PYTEST) tests/unit
+	DOCCLS_HYPOTHESIS=soak $(BIN)/python $(PYTEST) --timeout 1200 tests/unit
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -13,10 +13,10 @@ from hypothesis import settings
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 SUITES = ("slurm", "distributed", "launcher", "faults", "texdoc17", "golden", "unit")
-"""In the order in which xdist hands them out: what must stay together and takes long comes first."""
+"""In the order in which xdist starts them: what must stay together and takes long comes first."""
 TOGETHER = ("slurm", "distributed", "faults", "golden")
 """Suites whose tests share runs, or one cluster."""
-settings.register_profile("short", deadline=None, max_examples=60)
+settings.register_profile("short", deadline=None, max_examples=200)
 settings.register_profile("soak", deadline=None, max_examples=2000)
 settings.load_profile(os.environ.get("DOCCLS_HYPOTHESIS", "short"))
 _skipped: dict[str, str] = {}
@@ -56,9 +56,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """What must stay together is done by one process of xdist: a suite of TOGETHER, a file of the launcher's.
+    """Keep a suite of TOGETHER, and a file of the launcher's, in one process of xdist.
 
-    xdist's own groups (--dist loadgroup) are without effect from pytest 9.2 on (pytest-xdist issue 1386).
+    xdist's own groups (--dist loadgroup) have no effect from pytest 9.2 on (pytest-xdist issue 1386).
     """
     from xdist.scheduler import LoadScopeScheduling
 
@@ -70,12 +70,12 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 
 def find_suite(nodeid: str) -> str:
-    """The folder of tests/ that the test is in; `unit` for one of elsewhere, as tests/unit/test_require.py makes."""
+    """The folder under tests/ that holds the test; `unit` for any other, such as the ones test_require.py writes."""
     return next((part for part in nodeid.partition("::")[0].split("/") if part in SUITES), "unit")
 
 
 def find_scope(nodeid: str) -> str:
-    """What is done by one process of xdist: the test, its file, or its suite."""
+    """What one process of xdist runs as a whole: the test, its file, or its suite."""
     suite = find_suite(nodeid)
     if suite == "launcher":
         return nodeid.partition("::")[0]

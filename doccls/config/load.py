@@ -24,8 +24,9 @@ MODES = get_args(Config.model_fields["mode"].annotation)
 Key = tuple[str, ...]
 
 _DEEPEST = 20
-_SECRET = re.compile(r"key|token|secret|passw|credential", re.IGNORECASE)
-_SECRET_ARGUMENT = re.compile(rf"(?s)^(.*?(?:{_SECRET.pattern})[^=]*=).*$", re.IGNORECASE)
+SECRET_NAME = re.compile(r"key|token|secret|passw|credential", re.IGNORECASE)
+"""No key of the schema has such a name, since its value would reach logs, snapshots and W&B."""
+_SECRET_ARGUMENT = re.compile(rf"(?s)^(.*?(?:{SECRET_NAME.pattern})[^=]*=).*$", re.IGNORECASE)
 
 
 class ConfigError(UserError):
@@ -90,9 +91,9 @@ def render_snapshot(config: Config, provenance: dict[str, Any]) -> str:
 
 
 def list_values(config: Config) -> list[tuple[str, Any]]:
-    """Every dotted key and its resolved value, in the schema's order, secrets redacted; without `provenance`."""
+    """Every dotted key and its resolved value, in the schema's order; without `provenance`."""
     values = config.model_dump(mode="json", exclude={"provenance"})
-    return [(".".join(key), _redact(key, value)) for key, value in _leaves(values)]
+    return [(".".join(key), value) for key, value in _leaves(values)]
 
 
 def redact_argument(argument: str) -> str:
@@ -237,7 +238,7 @@ def _render_errors(error: ValidationError, merged: dict[Key, _Stated]) -> list[s
 
 
 def _render_problem(key: Key, stated: _Stated, allowed: str) -> str:
-    return f"{'.'.join(key)} = {_redact(key, stated.value)!r} ({stated.where}): allowed: {allowed}"
+    return f"{'.'.join(key)} = {stated.value!r} ({stated.where}): allowed: {allowed}"
 
 
 def _render_unknown(key: Key, stated: _Stated) -> str:
@@ -303,10 +304,6 @@ def _leaves(values: dict[str, Any], prefix: Key = ()) -> Iterator[tuple[Key, Any
             yield from _leaves(value, (*prefix, name))
         else:
             yield (*prefix, name), value
-
-
-def _redact(key: Key, value: Any) -> Any:
-    return "***" if _SECRET.search(key[-1]) else value
 
 
 def _explain(error: yaml.YAMLError) -> str:

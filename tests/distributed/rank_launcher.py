@@ -1,4 +1,4 @@
-"""Starts ranks as real processes, each forked from one server that has imported the stack (6 s of CPU saved a process).
+"""Starts ranks as real processes, each forked from one server that has imported the stack (5 s of CPU saved a process).
 
 What a rank runs is `main(argv) -> exit code`, named as `module:function`; it finds the environment that `doccls-launch`
 gives. (That of `accelerate launch` and torchrun: tests/distributed/test_group_refusals.py.)

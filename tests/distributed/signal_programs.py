@@ -1,7 +1,8 @@
 """What ranks run to be struck by a signal at a known place: `doccls.train` with one of its pieces held or made slow."""
 
+import ctypes
+import errno
 import functools
-import hashlib
 import itertools
 import os
 import runpy
@@ -46,7 +47,7 @@ def note_forks(argv: list[str]) -> int:
 
 
 def slow_steps(argv: list[str]) -> int:
-    """Train; the main thread stands in one C call for most of a second in each step, where no Python handler runs."""
+    """Train; in each step the main thread is in one C call for most of a second, where no Python handler runs."""
 
     def stand(take_step: Callable[..., _T], *others: Any) -> _T:
         _stand_in_c(0.7)
@@ -120,12 +121,14 @@ def _say_held() -> None:
     (Path(os.environ["DOCCLS_TEST_FOLDER"]) / HELD).touch()
 
 
-def _stand_in_c(at_least_s: float) -> None:
-    """One call that holds no lock of Python and answers no signal."""
-    started_s = time.perf_counter()
-    hashlib.pbkdf2_hmac("sha256", b"", b"", 50_000)
-    rounds = at_least_s / (time.perf_counter() - started_s) * 50_000
-    hashlib.pbkdf2_hmac("sha256", b"", b"", min(int(rounds), 2**31 - 1))
+def _stand_in_c(time_s: float) -> None:
+    """Stay in one C call without the GIL: the second lock of a mutex, which no signal interrupts."""
+    libc = ctypes.CDLL(None)
+    mutex = (ctypes.c_uint64 * 8)()  # zeros are PTHREAD_MUTEX_INITIALIZER
+    seconds, nanoseconds = divmod(time.time_ns() + int(time_s * 1e9), 10**9)
+    deadline = (ctypes.c_long * 2)(seconds, nanoseconds)  # a timespec
+    assert libc.pthread_mutex_lock(mutex) == 0
+    assert libc.pthread_mutex_timedlock(mutex, deadline) == errno.ETIMEDOUT
 
 
 if __name__ == "__main__":  # what `accelerate launch -m` starts

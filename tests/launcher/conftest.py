@@ -1,9 +1,10 @@
 """Fixtures of the suite `launcher`: whole launches on the CPU, from the command line."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from launches import kill_started
 from tiny_runs import Trainer, write_pages
 
 
@@ -12,6 +13,12 @@ def _gloo(need: Callable[[str, bool, str], None]) -> None:
     import torch.distributed as dist
 
     need("distributed", dist.is_available() and dist.is_gloo_available(), "torch has no gloo here")
+
+
+@pytest.fixture(autouse=True)
+def _no_launch_is_left() -> Iterator[None]:
+    yield
+    kill_started()
 
 
 @pytest.fixture(scope="session")

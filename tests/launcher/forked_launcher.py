@@ -2,8 +2,11 @@
 
 A fresh interpreter takes seconds of CPU to import torch and timm, and a launch starts one for each rank and restart.
 Here the launcher comes from the server of `rank_launcher`. Before it does anything else, it forks a template, and each
-rank is a fork of that one. A rank's first parent ends at once, and the launcher is a subreaper (prctl(2)), so that the
-rank becomes the launcher's child. Its parent, session, output and environment are those of a fresh interpreter.
+rank is a fork of the template. A rank's first parent ends at once, and the launcher is a subreaper (prctl(2)), so that
+the rank becomes the launcher's child.
+
+A forked rank has the parent, session, output and environment of a real one. It differs in its command line as the
+system shows it, in whatever reads the environment at import, in its hash seed, and in how the interpreter ends.
 """
 
 import ctypes
@@ -11,11 +14,13 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import NoReturn
 
 from doccls.__main__ import main as run_doccls
 from launcher import local
@@ -42,12 +47,21 @@ class ForkedRank:
     def __init__(self, pid: int) -> None:
         self.pid = pid
         self._code: int | None = None
+        self._lock = threading.Lock()
+        """Held by the one thread that may reap the rank; a second Ctrl-C is answered in a thread of its own."""
 
     def poll(self) -> int | None:
-        return self._await(os.WNOHANG)
+        if self._lock.acquire(blocking=False):
+            try:
+                self._reap(os.WNOHANG)
+            finally:
+                self._lock.release()
+        return self._code
 
     def wait(self) -> int | None:
-        return self._await(0)
+        with self._lock:
+            self._reap(0)
+        return self._code
 
     def send_signal(self, number: int) -> None:
         if self.poll() is None:
@@ -56,12 +70,11 @@ class ForkedRank:
     def terminate(self) -> None:
         self.send_signal(signal.SIGTERM)
 
-    def _await(self, options: int) -> int | None:
+    def _reap(self, options: int) -> None:
         if self._code is None:
             pid, status = os.waitpid(self.pid, options)
             if pid:
                 self._code = os.waitstatus_to_exitcode(status)
-        return self._code
 
 
 class RankForker:
@@ -78,35 +91,41 @@ class RankForker:
         else:
             served.close()
 
-    def start_rank(self, command: RankCommand, console: Path, told: dict[str, str]) -> ForkedRank:
-        """Stands for `launcher.local._start_rank`."""
+    def start_rank(self, command: RankCommand, console: Path, variables: dict[str, str]) -> ForkedRank:
+        """Replaces `launcher.local._start_rank`, and raises the same errors for a console that can't be written."""
         assert command.argv[1:3] == ("-m", "doccls.train"), command
         console.parent.mkdir(parents=True, exist_ok=True)
-        environment = drop_ranks(os.environ) | dict(command.environment) | told
+        console.open("ab").close()
+        environment = drop_ranks(os.environ) | dict(command.environment) | variables
         self._connection.send((command.argv[3:], environment, console))
         return ForkedRank(self._connection.recv())
 
 
-def _serve(requests: Connection, program: str, launcher: int) -> None:
-    """In the template: a rank for each request, until the launcher is gone. Returns only in a rank, at its end."""
+def _serve(requests: Connection, program: str, launcher: int) -> NoReturn:
+    """In the template: fork a rank for each request, until the launcher is gone. Never returns; a rank exits."""
     os.setsid()  # signals to the launcher's group are not for it
     while True:
         try:
             words, environment, console = requests.recv()
         except EOFError:
             os._exit(0)
-        middle = os.fork()
-        if middle == 0:
+        between = os.fork()
+        if between == 0:
+            between = os.getpid()
             if os.fork():
                 os._exit(0)
-            _be_rank(requests, program, launcher, words, environment, console)
-        os.waitpid(middle, 0)
+            while os.getppid() == between:
+                time.sleep(0.001)
+            if os.getppid() != launcher:  # which is gone, and nobody would end this rank
+                os._exit(1)
+            _be_rank(requests, program, words, environment, console)
+        os.waitpid(between, 0)
 
 
 def _be_rank(
-    requests: Connection, program: str, launcher: int, words: Sequence[str], environment: dict[str, str], console: Path
-) -> None:
-    """In the rank: become what the launcher's `Popen` would have made, and run the program."""
+    requests: Connection, program: str, words: Sequence[str], environment: dict[str, str], console: Path
+) -> NoReturn:
+    """In the rank: become what the launcher's `Popen` would have started, and run the program."""
     os.setsid()
     for path, flags, descriptors in (
         (Path(os.devnull), os.O_RDONLY, (0,)), (console, os.O_WRONLY | os.O_CREAT | os.O_APPEND, (1, 2))
@@ -117,8 +136,6 @@ def _be_rank(
         os.close(file)
     os.environ.clear()
     os.environ.update(environment)
-    while os.getppid() != launcher:
-        time.sleep(0.001)  # for the process between to end
     requests.send(os.getpid())
     requests.close()
     module, function = program.split(":")

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -18,6 +19,8 @@ LAUNCH_S = 100
 CONSOLE = "launch"
 """Folder of what a launcher prints, in that of the launch."""
 LAST = ">> Stopping logger and restoring stdio"
+_started: list[tuple[ForkServerProcess, Path]] = []
+"""The launches of this test, each with its folder."""
 
 
 @dataclass(frozen=True)
@@ -40,19 +43,39 @@ class Launch:
 def start(
     trainer: Trainer, sets: tuple[str, ...], folder: Path, *words: str, fault: str | None = None
 ) -> ForkServerProcess:
-    """`doccls-launch run` on its way; with a fault, its ranks meet that (`fault_train`)."""
+    """Start `doccls-launch run`; with a fault, its ranks have that fault (`fault_train`)."""
     program = "doccls.train:main" if fault is None else "fault_train:train_with_fault"
-    told = {} if fault is None else {"DOCCLS_TEST_FAULT": fault}
+    variables = {} if fault is None else {"DOCCLS_TEST_FAULT": fault}
     return start_command(
-        folder, program, "launcher", "run", *trainer.arguments(sets, folder), "--run-id", "tiny", *words, **told
+        folder, program, "launcher", "run", *trainer.arguments(sets, folder), "--run-id", "tiny", *words, **variables
     )
 
 
-def start_command(folder: Path, program: str, *words: str, **told: str) -> ForkServerProcess:
-    """`python -m WORDS` on its way, working in the folder; the ranks that it starts run `program`."""
-    told |= {"DOCCLS_TEST_FOLDER": str(folder)}
-    (process,) = start_ranks("forked_launcher:main", [program, *words], folder / CONSOLE, environment=told)
+def start_command(folder: Path, program: str, *words: str, **variables: str) -> ForkServerProcess:
+    """Start `python -m WORDS` in the folder, with these environment variables; the ranks that it starts run `program`.
+
+    What still runs at the end of the test is killed (`kill_started`).
+    """
+    variables |= {"DOCCLS_TEST_FOLDER": str(folder)}
+    (process,) = start_ranks("forked_launcher:main", [program, *words], folder / CONSOLE, environment=variables)
+    _started.append((process, folder))
     return process
+
+
+def kill_started() -> None:
+    """End what a failed test has left: its launchers and whatever runs for them."""
+    while _started:
+        kill_launch(*_started.pop())
+
+
+def kill_launch(process: ForkServerProcess, folder: Path) -> None:
+    """End the launcher, if it still runs, and then whatever runs in its folder."""
+    if process.is_alive():
+        process.kill()
+    for child in folder_processes(folder):
+        with suppress(psutil.NoSuchProcess):
+            child.kill()
+    process.join()
 
 
 def finish(process: ForkServerProcess, folder: Path) -> Launch:
@@ -60,10 +83,7 @@ def finish(process: ForkServerProcess, folder: Path) -> Launch:
     process.join(LAUNCH_S)
     hangs = process.is_alive()
     if hangs:
-        process.kill()
-        for child in folder_processes(folder):
-            child.kill()
-        process.join()
+        kill_launch(process, folder)
     out, err = ((folder / CONSOLE / f"rank0.{name}").read_text() for name in ("out", "err"))
     if hangs:
         consoles = "\n".join(file.read_text()[-2000:] for file in folder.rglob("console/*"))
@@ -81,7 +101,7 @@ def launch(
 
 
 def launch_as_user(trainer: Trainer, sets: tuple[str, ...], folder: Path, *words: str) -> Launch:
-    """The same from the command line, with a fresh interpreter for the launcher and for each rank."""
+    """Run `python -m launcher run` to its end, with a fresh interpreter for the launcher and for each rank."""
     command = [sys.executable, "-m", "launcher", "run", *trainer.arguments(sets, folder), "--run-id", "tiny", *words]
     done = subprocess.run(
         command, cwd=folder, env=clean_environment(), capture_output=True, text=True, timeout=LAUNCH_S, check=False
@@ -89,10 +109,10 @@ def launch_as_user(trainer: Trainer, sets: tuple[str, ...], folder: Path, *words
     return Launch(done.returncode, done.stdout, done.stderr, Run([], folder))
 
 
-def ask(folder: Path, *words: str, **told: str) -> str:
-    """What another command of `doccls-launch` says, with `told` in its environment."""
+def ask(folder: Path, *words: str, **variables: str) -> str:
+    """The output of another command of `doccls-launch`, with these environment variables."""
     asked = folder / f"asked_{secrets.token_hex(4)}"
-    (done,) = launch_ranks("launcher.cli:main", words, asked, environment=told, timeout_s=LAUNCH_S)
+    (done,) = launch_ranks("launcher.cli:main", words, asked, environment=variables, timeout_s=LAUNCH_S)
     assert done.code == 0, done.stderr
     return done.stdout
 
@@ -135,5 +155,6 @@ def assert_same_bytes(first: Run, second: Run, num_folds: int = 3) -> None:
         assert first.read_weights(fold) == second.read_weights(fold)
 
 
-def trains(folder: Path) -> bool:
-    return any("[EPOCH 2]" in file.read_text() for file in folder.glob("logs/*_fold*.log"))
+def trains(folder: Path, fold: int | str = "*") -> bool:
+    """Whether the fold, or else any fold, has begun its second epoch."""
+    return any("[EPOCH 2]" in file.read_text() for file in folder.glob(f"logs/*_fold{fold}.log"))

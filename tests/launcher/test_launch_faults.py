@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+from contextlib import suppress
 from datetime import datetime
 from typing import Any
 
@@ -185,8 +186,9 @@ def test_ctrl_c_twice_ends_all_at_once(trainer: Trainer, undisturbed: Run) -> No
     )
 
     def strike_again() -> bool:
-        if process.is_alive():
-            os.killpg(process.pid, signal.SIGINT)  # within a second it is taken for an echo
+        with suppress(ProcessLookupError):  # it may end between the look and the signal
+            if process.is_alive():
+                os.killpg(process.pid, signal.SIGINT)  # within a second it is taken for an echo
         return not process.is_alive()
 
     await_event(strike_again, "the end", folder)
@@ -202,23 +204,20 @@ def test_a_run_that_is_launched_is_refused_to_a_second_launcher_and_can_be_cance
     folder = trainer.new_folder()
     sets = (*RECIPE, "train.epochs=500")
     process = start(trainer, sets, folder, "--slots", "1")
-    try:
-        await_event(lambda: not process.is_alive() or trains(folder), "an epoch", folder)
-        other = trainer.new_folder()
-        other.mkdir()
-        (other / "experiments").symlink_to(folder / "experiments")
-        for words in ((), ("--takeover",)):
-            second = launch(trainer, sets, "--slots", "1", *words, folder=other)
-            assert second.code == 1
-            assert f"run tiny is being launched by process {process.pid} on " in second.err
-        status = json.loads(ask(folder, "status", "--json", str(Run([], folder).root)))
-        assert [one["pid"] for one in status["launchers"]] == [process.pid] and status["folds"][1]["state"] == "running"
-        assert " epoch " in status["folds"][1]["remark"]
-        assert process.is_alive()
-        assert "[CANCEL] stopped" in ask(folder, "cancel", str(Run([], folder).root))
-        assert finish(process, folder).code == 143
-        status = json.loads(ask(folder, "status", "--json", str(Run([], folder).root)))
-        assert status["launchers"] == [] and status["folds"][1]["state"] == "stopped"
-    finally:
-        process.kill()
+    await_event(lambda: not process.is_alive() or trains(folder), "an epoch", folder)
+    other = trainer.new_folder()
+    other.mkdir()
+    (other / "experiments").symlink_to(folder / "experiments")
+    for words in ((), ("--takeover",)):
+        second = launch(trainer, sets, "--slots", "1", *words, folder=other)
+        assert second.code == 1
+        assert f"run tiny is being launched by process {process.pid} on " in second.err
+    status = json.loads(ask(folder, "status", "--json", str(Run([], folder).root)))
+    assert [one["pid"] for one in status["launchers"]] == [process.pid] and status["folds"][1]["state"] == "running"
+    assert " epoch " in status["folds"][1]["remark"]
+    assert process.is_alive()
+    assert "[CANCEL] stopped" in ask(folder, "cancel", str(Run([], folder).root))
+    assert finish(process, folder).code == 143
+    status = json.loads(ask(folder, "status", "--json", str(Run([], folder).root)))
+    assert status["launchers"] == [] and status["folds"][1]["state"] == "stopped"
     assert_none_left(folder)

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 import psutil
@@ -18,13 +19,13 @@ from launcher.plan import RankCommand
 
 _SAY = """
 import json, os, sys
-told = {name: os.environ.get(name) for name in ("RANK", "OMP_NUM_THREADS", "DOCCLS_PARENT_PID", "KEPT")}
-print(json.dumps([os.getppid(), os.getsid(0) == os.getpid(), sys.stdin.read(), told]), flush=True)
+found = {name: os.environ.get(name) for name in ("RANK", "OMP_NUM_THREADS", "DOCCLS_PARENT_PID", "KEPT")}
+print(json.dumps([os.getppid(), os.getsid(0) == os.getpid(), sys.stdin.read(), found]), flush=True)
 print("to stderr", file=sys.stderr, flush=True)
 """
 
 
-def test_a_rank_has_its_own_session_no_input_and_the_environment_it_is_told(
+def test_a_rank_has_its_own_session_no_input_and_the_environment_it_is_given(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RANK", "7")  # of a launcher around this one: not the rank's
@@ -33,9 +34,9 @@ def test_a_rank_has_its_own_session_no_input_and_the_environment_it_is_told(
     command = RankCommand((sys.executable, "-c", _SAY), (("OMP_NUM_THREADS", "3"),))
     for _ in range(2):
         assert local._start_rank(command, console, {"DOCCLS_PARENT_PID": "4711"}).wait(60) == 0
-    told = {"RANK": None, "OMP_NUM_THREADS": "3", "DOCCLS_PARENT_PID": "4711", "KEPT": "yes"}
+    found = {"RANK": None, "OMP_NUM_THREADS": "3", "DOCCLS_PARENT_PID": "4711", "KEPT": "yes"}
     lines = console.read_text().splitlines()
-    assert [json.loads(line) for line in lines[::2]] == [[os.getpid(), True, "", told]] * 2
+    assert [json.loads(line) for line in lines[::2]] == [[os.getpid(), True, "", found]] * 2
     assert lines[1::2] == ["to stderr"] * 2
 
 
@@ -43,11 +44,14 @@ def test_a_strike_ends_a_rank_with_all_that_it_started(tmp_path: Path) -> None:
     script = "sleep 600 & echo $!; wait"
     console = tmp_path / "console.txt"
     process = local._start_rank(RankCommand(("sh", "-c", script), ()), console, {})
-    while not console.read_text().strip():  # pytest's timeout bounds it
-        assert process.poll() is None
-    child = psutil.Process(int(console.read_text()))
     fold = FoldProcesses((process,))
-    fold.strike()
+    try:
+        while not console.read_text().endswith("\n"):  # pytest's timeout bounds it
+            assert process.poll() is None
+            time.sleep(0.02)
+        child = psutil.Process(int(console.read_text()))
+    finally:
+        fold.strike()
     fold.wait()
     assert fold.poll() == (-signal.SIGKILL,)
     assert psutil.wait_procs([child], timeout=30)[1] == []

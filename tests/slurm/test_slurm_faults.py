@@ -17,6 +17,8 @@ from tiny_runs import PLAIN, Run, Trainer
 
 ONE = (*PLAIN, "data.valid_fold=1", "train.epochs=20", "train.checkpoint_interval_s=0.001")
 """One fold, long enough to be met in its midst; a state after every step."""
+BOTH = (*PLAIN, "data.train_csv=train.csv", "data.folds=2", "train.epochs=20", "train.checkpoint_interval_s=0.001")
+"""Two folds."""
 PART = "oof/parts/fold1.safetensors"
 FIRST_EPOCH = 2
 """Steps; each fault strikes after them."""
@@ -29,9 +31,9 @@ def undisturbed(trainer: Trainer) -> Run:
 
 
 @pytest.fixture(scope="module")
-def whole(trainer: Trainer) -> Run:
-    """All folds of the plain recipe."""
-    return trainer.train(*PLAIN)
+def undisturbed_pair(trainer: Trainer) -> Run:
+    """Both folds."""
+    return trainer.train(*BOTH)
 
 
 def await_event(happened: Callable[[], bool], what: str, folder: Path) -> None:
@@ -76,11 +78,12 @@ def test_a_fold_that_is_requeued_by_hand(cluster: Cluster, trainer: Trainer, und
 
 
 def test_a_fold_that_is_preempted(cluster: Cluster, trainer: Trainer) -> None:
-    folder, sets = trainer.new_folder(), (*ONE, "train.epochs=150")  # its grace time is not enough for them
+    folder, sets = trainer.new_folder(), (*ONE, "train.epochs=120")  # its grace time is not enough for them
     job = submit_folds(cluster, trainer, folder, sets, "--array=1", "--partition=low")
     await_training(folder)
     cluster.ask("sbatch", "--partition=high", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=true")
     assert_same_fold(cluster, job, folder, trainer.train(*sets), restarted=True)
+    assert " Restarts=1 " in cluster.ask("scontrol", "show", "job", f"{job}_1"), "it ended in its grace time"
 
 
 def test_a_fold_whose_node_is_killed(cluster: Cluster, trainer: Trainer, undisturbed: Run) -> None:
@@ -125,38 +128,38 @@ def launch(
 
 
 def test_a_task_that_is_cancelled_is_all_that_the_next_launch_submits(
-    cluster: Cluster, trainer: Trainer, whole: Run
+    cluster: Cluster, trainer: Trainer, undisturbed_pair: Run
 ) -> None:
     folder = trainer.new_folder()
-    job = submit_folds(cluster, trainer, folder, PLAIN, "--array=0-2", "--begin=now+1hour")
+    job = submit_folds(cluster, trainer, folder, BOTH, "--array=0-1", "--begin=now+1hour")
     cluster.ask("scancel", f"{job}_1")
     cluster.ask("scontrol", "update", f"JobId={job}", "StartTime=now")
-    await_event(lambda: len(list(folder.rglob("fold?.safetensors"))) == 2, "two folds", folder)
-    launched = launch(cluster, trainer, folder, PLAIN, "--wait")
+    await_event(lambda: bool(list(folder.rglob("fold0.safetensors"))), "fold 0", folder)
+    launched = launch(cluster, trainer, folder, BOTH, "--wait")
     assert launched.returncode == 0, launched.stdout + launched.stderr
     assert "folds 1 submitted, a task a fold" in launched.stdout
     assert "[OOF] all folds macro_f1=" in launched.stdout
-    assert_same_bytes(whole, Run([], folder))
+    assert_same_bytes(undisturbed_pair, Run([], folder), num_folds=2)
 
 
 def test_a_submission_whose_answer_is_lost_is_found_and_not_sent_twice(
-    cluster: Cluster, trainer: Trainer, whole: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cluster: Cluster, trainer: Trainer, undisturbed: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, folder, sets = shutil.which("sbatch"), trainer.new_folder(), (*PLAIN, "data.valid_fold=1")
+    real, folder = shutil.which("sbatch"), trainer.new_folder()
     wrapper = tmp_path / "sbatch"
     wrapper.write_text(f'#!/bin/bash\n"{real}" "$@" >/dev/null\necho "Socket timed out" >&2\nexit 1\n')
     wrapper.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    launched = launch(cluster, trainer, folder, sets)
+    launched = launch(cluster, trainer, folder, ONE)
     assert launched.returncode == 0, launched.stdout + launched.stderr
     (root,) = folder.glob("experiments/*/tiny")
     (sent,) = json.loads((root / "submissions.json").read_text())["submissions"]
     rows = cluster.ask("squeue", "--noheader", "--states=all", "--format=%F %k").splitlines()
     assert {job for job, comment in map(str.split, rows) if comment == f"doccls:tiny:{sent['token']}"} == {sent["job"]}
-    again = launch(cluster, trainer, folder, sets)
+    again = launch(cluster, trainer, folder, ONE)
     assert again.returncode == 0 and "nothing to submit" in again.stdout, again.stdout + again.stderr
     assert cluster.wait(sent["job"], folder) == ["COMPLETED"], read_outputs(folder)
-    assert (root / PART).read_bytes() == (whole.root / PART).read_bytes()
+    assert (root / PART).read_bytes() == (undisturbed.root / PART).read_bytes()
     assert len(json.loads((root / "submissions.json").read_text())["submissions"]) == 1
 
 
@@ -176,21 +179,28 @@ def test_cancel_ends_the_runs_jobs_and_no_other(cluster: Cluster, trainer: Train
     assert log.read_text().splitlines()[-2] == "[EXIT] TRAINING ERROR code=143"
 
 
-def test_a_time_limit_puts_the_rest_back_into_the_queue(cluster: Cluster, trainer: Trainer, whole: Run) -> None:
+def test_a_time_limit_puts_the_rest_back_into_the_queue(
+    cluster: Cluster, trainer: Trainer, undisturbed_pair: Run
+) -> None:
     """One task trains all folds; the signal is the one that Slurm sends ahead of the limit."""
     folder = trainer.new_folder()
-    job = submit_folds(cluster, trainer, folder, PLAIN, "--array=0")
-    await_event(lambda: bool(list(folder.rglob("fold0.safetensors"))), "the first fold", folder)
+    job = submit_folds(cluster, trainer, folder, BOTH, "--array=0")
+    await_event(lambda: trains(folder, fold=1), "an epoch of the second fold", folder)
     cluster.ask("scancel", "--batch", "--signal=USR1", f"{job}_0")
     assert cluster.wait(job, folder) == ["COMPLETED"], read_outputs(folder)
     assert f"the time limit of job {job}_0 comes: it goes back into the queue" in read_outputs(folder)
-    assert_same_bytes(whole, Run([], folder))
+    run = Run([], folder)
+    attempts = json.loads((run.root / "launch_task0.json").read_text())["attempts"]
+    assert [(one["fold"], one["outcome"]) for one in attempts] == [(0, "done"), (1, "stopped"), (1, "done")]
+    (step,) = read_starts(run)
+    assert step >= FIRST_EPOCH
+    assert_same_bytes(undisturbed_pair, run, num_folds=2)
 
 
 def test_a_fold_that_meets_a_time_limit_goes_on_from_its_step(
     cluster: Cluster, trainer: Trainer, undisturbed: Run
 ) -> None:
-    """The signal is the one that a site may send instead; SIGUSR1 is the test's above."""
+    """The signal is the one that a site may send instead of the SIGUSR1 of the test above."""
     folder = trainer.new_folder()
     job = submit_folds(cluster, trainer, folder, (*ONE, "train.sigusr2=stop"), "--array=1")
     await_training(folder)

@@ -55,34 +55,30 @@ def test_it_runs_from_any_folder_with_hostile_names_and_an_empty_environment(
     shutil.copytree(ROOT / "slurm", hostile / "slurm")
     (hostile / "slurm" / "env.sh").write_text(f"export DOCCLS_PYTHON={sys.executable}\n")
     shutil.copytree(trainer.config.parent, away / "data")
-    words = [word for text in PLAIN for word in ("--set", text)]
+    words = [word for text in (*PLAIN, "data.valid_fold=1") for word in ("--set", text)]
     job = cluster.submit(
-        hostile.parent, *CPUS, "--export=NONE", "--array=0-1%1", "../slurm/kfold.sh", "data/tiny.yaml", *words, cwd=away
+        hostile.parent, *CPUS, "--export=NONE", "--array=1", "../slurm/kfold.sh", "data/tiny.yaml", *words, cwd=away
     )
-    assert cluster.wait(job, hostile.parent) == ["COMPLETED"] * 2, read_outputs(hostile.parent)
+    assert cluster.wait(job, hostile.parent) == ["COMPLETED"], read_outputs(hostile.parent)
     (root,) = hostile.rglob(f"v001-j{job}")
-    assert_same_bytes(undisturbed, Run([], root.parents[2]))
+    assert Run([], root.parents[2]).read_weights(1) == undisturbed.read_weights(1)
+    part = "oof/parts/fold1.safetensors"
+    assert (root / part).read_bytes() == (undisturbed.root / part).read_bytes()
 
 
-def test_a_failing_fold_fails_its_task_and_the_others_say_what_is_missing(
-    cluster: Cluster, trainer: Trainer, undisturbed: Run
-) -> None:
-    folder = trainer.new_folder()
-    block = folder / "experiments" / time.strftime("%Y%m%d") / "tiny" / "ckpt" / "best_fold1.pth"
+def test_a_failing_fold_fails_its_task_and_the_others_say_what_is_missing(cluster: Cluster, trainer: Trainer) -> None:
+    folder, sets = trainer.new_folder(), (*PLAIN, "data.train_csv=train.csv", "data.folds=2")
+    block = folder / "experiments" / time.strftime("%Y%m%d") / "tiny" / "ckpt" / "best_fold0.pth"
     block.mkdir(parents=True)  # what is to be a file is a folder
-    job = submit_folds(cluster, trainer, folder, PLAIN, "--array=1", last=("--max-restarts", "0"))
-    assert cluster.wait(job, folder) == ["FAILED"], read_outputs(folder)
-    assert "1 fold failed\n- fold 1: " in read_outputs(folder) and "best_fold1.pth" in read_outputs(folder)
-    job = submit_folds(cluster, trainer, folder, PLAIN, "--array=0,2")
-    assert cluster.wait(job, folder) == ["COMPLETED"] * 2, read_outputs(folder)
-    last = list_logs(Run([], folder), 0) + list_logs(Run([], folder), 2)
-    (told,) = {line for line in last if line.startswith("- fold 1: failed, ")}
-    assert "best_fold1.pth" in told and "_fold1.log" in told
-    assert cluster.list_states(job) == ["COMPLETED"] * 2
+    job = submit_folds(cluster, trainer, folder, sets, "--array=0-1%1", last=("--max-restarts", "0"))  # in this order
+    assert cluster.wait(job, folder) == ["FAILED", "COMPLETED"], read_outputs(folder)
+    assert "1 fold failed\n- fold 0: " in read_outputs(folder) and "best_fold0.pth" in read_outputs(folder)
+    (missing,) = {line for line in list_logs(Run([], folder), 1) if line.startswith("- fold 0: failed, ")}
+    assert "best_fold0.pth" in missing and "_fold0.log" in missing
     block.rmdir()
-    job = submit_folds(cluster, trainer, folder, PLAIN, "--array=0-2")
-    assert cluster.wait(job, folder) == ["COMPLETED"] * 3, read_outputs(folder)
-    assert_same_bytes(undisturbed, Run([], folder))
+    job = submit_folds(cluster, trainer, folder, sets, "--array=0-1")
+    assert cluster.wait(job, folder) == ["COMPLETED"] * 2, read_outputs(folder)
+    assert_same_bytes(trainer.train(*sets), Run([], folder), num_folds=2)
 
 
 def test_two_nodes_with_a_rank_each_give_the_bytes_of_two_ranks_on_one(cluster: Cluster, trainer: Trainer) -> None:

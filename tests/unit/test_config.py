@@ -14,7 +14,7 @@ from pydantic import BaseModel
 
 from doccls.__main__ import render_schema
 from doccls.config import Config, ConfigError, Override, load_config, parse_override, render_snapshot
-from doccls.config.load import list_values, redact_argument
+from doccls.config.load import SECRET_NAME, list_values, redact_argument
 from doccls.config.schema import SECTIONS
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -382,6 +382,11 @@ def test_paths_of_overrides_are_relative_to_the_config_file_too(tmp_path: Path) 
 )
 def test_a_secret_in_the_config_is_never_told(tmp_path: Path, text: str) -> None:
     assert SECRET not in refuse(tmp_path, DATA + text)
+
+
+def test_no_key_of_the_schema_is_for_a_secret() -> None:
+    keys = [*Config.model_fields, *(key for section in SECTIONS.values() for key in section.model_fields)]
+    assert [key for key in keys if SECRET_NAME.search(key)] == []
 
 
 @pytest.mark.parametrize("text", ["tracking.wandb_api_key=" + SECRET, "wandb_api_key=" + SECRET])

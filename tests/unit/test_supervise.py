@@ -8,7 +8,7 @@ from itertools import cycle, pairwise
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from doccls.run.heartbeat import Cause
@@ -155,6 +155,7 @@ def simulations(draw: st.DrawFn) -> Simulation:
     )
 
 
+@settings(max_examples=2 * settings.default.max_examples)
 @given(simulations())
 def test_whatever_fails_no_slot_is_overfilled_no_fold_is_lost_and_every_launch_ends(simulation: Simulation) -> None:
     books = simulation.run()
