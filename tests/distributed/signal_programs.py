@@ -124,7 +124,7 @@ def _say_held() -> None:
 def _stand_in_c(time_s: float) -> None:
     """Stay in one C call without the GIL: the second lock of a mutex, which no signal interrupts."""
     libc = ctypes.CDLL(None)
-    mutex = (ctypes.c_uint64 * 8)()  # zeros are PTHREAD_MUTEX_INITIALIZER
+    mutex = (ctypes.c_uint64 * 8)()  # on Linux, zeros are PTHREAD_MUTEX_INITIALIZER
     seconds, nanoseconds = divmod(time.time_ns() + int(time_s * 1e9), 10**9)
     deadline = (ctypes.c_long * 2)(seconds, nanoseconds)  # a timespec
     assert libc.pthread_mutex_lock(mutex) == 0

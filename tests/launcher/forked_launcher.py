@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from importlib import import_module
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -29,6 +30,7 @@ from launcher.plan import RankCommand, drop_ranks
 
 _COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"launcher": run_launcher, "doccls": run_doccls}
 _PR_SET_CHILD_SUBREAPER = 36
+_START_S = 30
 
 
 def main(argv: list[str]) -> int:
@@ -65,7 +67,8 @@ class ForkedRank:
 
     def send_signal(self, number: int) -> None:
         if self.poll() is None:
-            os.kill(self.pid, number)
+            with suppress(ProcessLookupError):  # another thread may have reaped it since
+                os.kill(self.pid, number)
 
     def terminate(self) -> None:
         self.send_signal(signal.SIGTERM)
@@ -82,7 +85,7 @@ class RankForker:
 
     def __init__(self, program: str) -> None:
         """Fork the template. Each rank runs `program` with the words that the launcher gives to `doccls.train`."""
-        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        assert ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0
         self._connection, served = multiprocessing.Pipe()
         launcher = os.getpid()
         if os.fork() == 0:
@@ -98,6 +101,8 @@ class RankForker:
         console.open("ab").close()
         environment = drop_ranks(os.environ) | dict(command.environment) | variables
         self._connection.send((command.argv[3:], environment, console))
+        if not self._connection.poll(_START_S):
+            raise RuntimeError(f"the template forks no rank within {_START_S} s")
         return ForkedRank(self._connection.recv())
 
 

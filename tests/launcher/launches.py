@@ -1,5 +1,6 @@
 """Whole launches from the command line, each in a folder of its own, and what they leave."""
 
+import re
 import secrets
 import subprocess
 import sys
@@ -119,11 +120,11 @@ def ask(folder: Path, *words: str, **variables: str) -> str:
 
 def folder_processes(folder: Path) -> list[psutil.Process]:
     """Whatever runs on behalf of the folder's launch: told so by its command, or by the folder that it works in."""
-    found = []
+    found, of_folder = [], re.compile(rf"{re.escape(str(folder))}(/|$)")
     for process in psutil.process_iter():
         try:
             if process.status() != psutil.STATUS_ZOMBIE and (
-                process.cwd() == str(folder) or any(str(folder) in word for word in process.cmdline())
+                process.cwd() == str(folder) or any(of_folder.search(word) for word in process.cmdline())
             ):
                 found.append(process)
         except psutil.Error:
@@ -155,6 +156,6 @@ def assert_same_bytes(first: Run, second: Run, num_folds: int = 3) -> None:
         assert first.read_weights(fold) == second.read_weights(fold)
 
 
-def trains(folder: Path, fold: int | str = "*") -> bool:
-    """Whether the fold, or else any fold, has begun its second epoch."""
-    return any("[EPOCH 2]" in file.read_text() for file in folder.glob(f"logs/*_fold{fold}.log"))
+def trains(folder: Path) -> bool:
+    """Whether a fold has taken the steps of its second epoch."""
+    return any("[EPOCH 2]" in file.read_text() for file in folder.glob("logs/*_fold*.log"))

@@ -101,7 +101,8 @@ def test_a_signal_stops_all_folds_and_leaves_none(trainer: Trainer, number: sign
     process = start(trainer, (*PLAIN, "train.epochs=500", "data.num_workers=1"), folder, "--slots", "2")
     await_event(lambda: not process.is_alive() or trains(folder), "an epoch", folder)
     children = psutil.Process(process.pid).children(recursive=True)
-    assert len(children) >= 5, "the ranks' template, two ranks, a loader worker and its server"
+    ranks = psutil.Process(process.pid).children()
+    assert any(server.children() for rank in ranks for server in rank.children()), "no loader worker is seen"
     os.killpg(process.pid, number)
     ended = finish(process, folder)
     assert ended.code == 128 + number, ended.out + ended.err

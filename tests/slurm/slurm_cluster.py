@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 from rank_launcher import clean_environment
-from tiny_runs import Trainer
+from tiny_runs import PLAIN, Trainer
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 CPUS = ("--gpus-per-node=0", "--cpus-per-task=1")
+PAIR = (*PLAIN, "data.train_csv=train.csv", "data.folds=2")
+"""Two folds, where a third would only take time."""
 JOBS_S = 110
 """No job of these tests takes so long, with all that waits before it."""
 _GOING = {"PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "REQUEUED", "SUSPENDED"}
