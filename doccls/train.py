@@ -20,6 +20,7 @@ from doccls.run.allocator import keep_freed_memory
 from doccls.run.heartbeat import Heartbeat, beating
 from doccls.run.identity import claim_precision
 from doccls.run.lifeline import end_with_parent, is_launched
+from doccls.run.owner import FoldOwner
 from doccls.run.paths import check_run_id, locate_run, name_log, new_run_id
 from doccls.run.peers import telling_of_peers, watching
 from doccls.run.rank import rank_by_environment
@@ -135,14 +136,25 @@ def _run(
 
     experiment, finished = on_main(accelerator, make_run)
     on_main(accelerator, lambda: claim_precision(paths, accelerator.mixed_precision))
-    heart.write_to(paths.heartbeat(_find_fold(config), accelerator.process_index))
-    log.line(f"[ARTIFACTS] {paths.root}")
-    ranks = range(1, accelerator.num_processes) if accelerator.is_main_process else ()
-    peers = {rank: paths.heartbeat(_find_fold(config), rank) for rank in ranks}
-    limit_s = config.train.collective_timeout_s if accelerator.num_processes > 1 else None
-    with telling_of_peers(peers, log), watching(heart, peers, limit_s):
-        _train_folds(experiment, finished, allow_change, accelerator, log, heart)
+    with FoldOwner() as owner:
+        finished = on_main(accelerator, lambda: _take_folds(owner, experiment, finished))
+        heart.write_to(paths.heartbeat(_find_fold(config), accelerator.process_index))
+        log.line(f"[ARTIFACTS] {paths.root}")
+        ranks = range(1, accelerator.num_processes) if accelerator.is_main_process else ()
+        peers = {rank: paths.heartbeat(_find_fold(config), rank) for rank in ranks}
+        limit_s = config.train.collective_timeout_s if accelerator.num_processes > 1 else None
+        with telling_of_peers(peers, log), watching(heart, peers, limit_s, config.train.stop_timeout_s):
+            _train_folds(experiment, finished, allow_change, accelerator, log, heart, owner)
     on_main(accelerator, lambda: close_run(experiment, log))
+
+
+def _take_folds(owner: FoldOwner, experiment: "Experiment", finished: list[int]) -> list[int]:
+    """Take the folds that are to be trained; which of all are finished, perhaps by who owned them a moment ago."""
+    from doccls.oof.parts import find_finished_folds
+
+    config = experiment.config
+    owner.take(experiment.paths, [fold for fold in config.data.list_wanted() if fold not in finished])
+    return find_finished_folds(experiment.paths, experiment.identity, config.data.folds)
 
 
 def _train_folds(
@@ -152,6 +164,7 @@ def _train_folds(
     accelerator: "Accelerator",
     log: RunLog,
     heart: Heartbeat,
+    owner: FoldOwner,
 ) -> None:
     from doccls.oof.parts import remove_states
     from doccls.training.batches import load_folds
@@ -171,7 +184,7 @@ def _train_folds(
         keep_freed_memory(os.environ)
     with stopping_gracefully(), load_folds(experiment, missing, starts, accelerator, log) as batches:
         for fold in missing:
-            train_fold(experiment, fold, starts.get(fold), batches, accelerator, log, heart)
+            train_fold(experiment, fold, starts.get(fold), batches, accelerator, log, heart, owner)
             release_memory(accelerator)
 
 

@@ -14,7 +14,7 @@ from doccls.config.arguments import add_config_arguments
 from doccls.config.load import redact_argument
 from doccls.run.cores import count_cores
 from doccls.run.paths import RunPaths, locate_run
-from launcher.devices import Device, DeviceError, choose_gpus, find_gpus, list_cpus
+from launcher.devices import Device, DeviceError, check_mig, choose_gpus, find_gpus, list_cpus
 from launcher.plan import LaunchPlan, Workload, plan_waves, warn_of_threads
 from launcher.slots import Slot, make_slots
 from launcher.slurm_text import JobRequest, SlurmTask
@@ -69,6 +69,14 @@ def _add_policy_arguments(parser: argparse.ArgumentParser) -> None:
         help="kill and restart a fold without progress for so long: 90s, 30m (default), 2h; 0 is never",
     )
     parser.add_argument(
+        "--stop-timeout",
+        type=_override_stop_timeout,
+        action="append",
+        dest="overrides",
+        metavar="TIME",
+        help="how long a stop may take, with the write of the state: short for --set train.stop_timeout_s=SECONDS",
+    )
+    parser.add_argument(
         "--allow-world-size-change",
         action="store_true",
         help="go on with folds that another number of processes began: the same batches, not the same bits",
@@ -115,6 +123,10 @@ def _natural(text: str) -> int:
     return int(text)
 
 
+def _override_stop_timeout(text: str) -> str:
+    return f"train.stop_timeout_s={_duration(text):g}"
+
+
 def _duration(text: str) -> float:
     """Seconds."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text)
@@ -130,8 +142,8 @@ def count(text: str) -> int:
     return int(text)
 
 
-def choose_slots(arguments: argparse.Namespace, config: Config) -> tuple[Slot, ...]:
-    """The slots that the arguments ask for, on the devices that are there.
+def choose_slots(arguments: argparse.Namespace, config: Config) -> tuple[tuple[Slot, ...], list[str]]:
+    """The slots that the arguments ask for, on the devices that are there, and warnings of those that are not used.
 
     Raises:
         DeviceError: more is asked for than there is, or one thing and its opposite.
@@ -143,16 +155,23 @@ def choose_slots(arguments: argparse.Namespace, config: Config) -> tuple[Slot, .
         raise DeviceError("--gpus-per-fold 0: --slots N computes on this machine's CPUs")
     ranks = _count_ranks(arguments, config)
     gpus: list[Device] = []
+    warnings: list[str] = []
     if arguments.slots is None:
-        gpus = choose_gpus(find_gpus(), os.environ.get("CUDA_VISIBLE_DEVICES"), arguments.gpus)
+        found, visible = find_gpus(), os.environ.get("CUDA_VISIBLE_DEVICES")
+        gpus = choose_gpus(found, visible, arguments.gpus)
+        check_mig(gpus)
+        if visible is None and arguments.gpus is None:
+            warnings = [f"{device.name} is not used: {device.fault}" for device in found if device.fault]
+            if warnings and not gpus:
+                raise DeviceError(f"{'; '.join(warnings)}: nvidia-smi may say more; --slots N computes on CPUs")
     elif arguments.gpus is not None or arguments.gpus_per_fold is not None or arguments.folds_per_gpu != 1:
         raise DeviceError("--slots computes on CPUs: leave out --gpus, --gpus-per-fold and --folds-per-gpu")
     if gpus:
-        return make_slots(gpus, ranks, arguments.folds_per_gpu)
+        return make_slots(gpus, ranks, arguments.folds_per_gpu), warnings
     if arguments.gpus_per_fold is not None or arguments.folds_per_gpu != 1:
         raise DeviceError("no GPU is visible: leave out --gpus-per-fold and --folds-per-gpu, or say --slots N")
     fitting = max(ranks, count_cores() // config.train.cpu_threads)
-    return make_slots(list_cpus(arguments.slots or fitting), ranks)
+    return make_slots(list_cpus(arguments.slots or fitting), ranks), warnings
 
 
 def _count_ranks(arguments: argparse.Namespace, config: Config) -> int:
@@ -245,6 +264,7 @@ def make_plan(
     slots: tuple[Slot, ...],
     folds: Sequence[int],
     cores: int,
+    warnings: Sequence[str] = (),
 ) -> LaunchPlan:
     """What a launch of the folds on so many cores would do, by the run's files; the data is not looked at.
 
@@ -262,7 +282,7 @@ def make_plan(
         finished=tuple(fold for fold in folds if fold in finished),
         waves=plan_waves(to_do, slots, make_workload(arguments, config, run_id)),
         files=_list_files(paths, to_do, config.data.valid_fold == "all"),
-        warnings=tuple(warn_of_threads(slots, len(to_do), config.train.cpu_threads, cores)),
+        warnings=(*warnings, *warn_of_threads(slots, len(to_do), config.train.cpu_threads, cores)),
     )
 
 

@@ -3,25 +3,30 @@
 import re
 import signal
 import socket
-import time
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
+from doccls.run.clock import RunningClock
 from doccls.run.heartbeat import Beat, Cause, has_begun, read_beat, tell_place
 from doccls.run.paths import RunPaths
 from launcher.backend import Backend
 from launcher.plan import Assignment
-from launcher.supervise import Ending, Outcome, judge
+from launcher.supervise import STOP_CODES, Ending, Outcome, judge
 
 _SIBLING_GRACE_S = 5.0
 """How long the other ranks may outlive one that ended: they may be about to say why."""
+_STOP_MARGIN_S = 10.0
+"""By which the launcher waits longer for a stop than the ranks themselves, which say why they end."""
 _LOOK_S = 0.5
 """Between two looks at heartbeats."""
 _START_LIMIT_S = 3600.0
-"""How long imports, a look at the data and weights from the hub may take, where nothing beats."""
+"""How long imports, a scan of the data and weights from the hub may take, where nothing beats."""
+_LATER_START_LIMIT_S = 600.0
+"""The same once another fold of the launch has begun: the data is scanned then, and the weights are here."""
 _TAIL_LINES = 5
 _SIGNALLED = 128
 """Exit codes above: this and the number of the signal that was heeded."""
@@ -29,16 +34,29 @@ _LOG_STARTED = ">> Logger started: "
 _FAILED = re.compile(r"\[EXIT\]\[ERROR\] (?:training failed: |rank \d+ (?:on \S+ )?failed: )?(.*)")
 
 
+@dataclass(frozen=True)
+class Limits:
+    """How long the ranks of a fold may take, in seconds."""
+
+    hang_s: float
+    """Without progress, once they train (--hang-timeout); 0 is for ever."""
+    stop_s: float
+    """From a request to stop to their end (train.stop_timeout_s)."""
+
+
 class RunningFold:
     """The processes of one attempt, and what the launcher has seen of them."""
 
-    def __init__(self, assignment: Assignment, paths: RunPaths, backend: Backend) -> None:
+    def __init__(self, assignment: Assignment, paths: RunPaths, backend: Backend, limits: Limits) -> None:
         """Starts them.
 
         Raises:
             StartError: they can't be started.
         """
         fold, self._ranks = assignment.fold, range(len(assignment.ranks))
+        self._limits, self._asked_s = limits, float("inf")
+        self._clock = RunningClock()
+        self._first_end_s: float | None = None
         self._heartbeats = [paths.heartbeat(fold, rank) for rank in self._ranks]
         self._beats_before = [read_beat(heartbeat) for heartbeat in self._heartbeats]
         """Of an attempt before: the fold tells by them how much of its work is done again."""
@@ -49,30 +67,45 @@ class RunningFold:
         self.processes = backend.start(assignment, self._consoles)
         self._silence: str | None = None
         self._beat_counts = [0 for _ in self._ranks]
-        self._moved_s = [time.monotonic() for _ in self._ranks]
+        self._moved_s = [self._clock.read() for _ in self._ranks]
         """When, on this clock, a rank's beat count was seen to change."""
-        self._looked_s = time.monotonic()
+        self._looked_s = self._clock.read()
+        self.has_begun = False
+        """Whether a rank was seen to train."""
 
-    def has_ended(self, hang_timeout_s: float) -> bool:
-        """Whether all ranks are gone. Those that should be are struck: siblings of one that is gone, silent ones.
+    def ask_to_leave(self) -> None:
+        """Ask each rank to leave at its next safe point; `has_ended` kills those that take too long."""
+        self._asked_s = min(self._asked_s, self._clock.read())
+        self.processes.terminate()
 
-        `hang_timeout_s` is how long a rank that has begun to train may be silent; 0 is for ever.
+    def has_ended(self, another_has_begun: bool = False) -> bool:
+        """Whether all ranks are gone; call often. Those that should be are killed: siblings of one that is gone, silent
+        ones.
+
+        `another_has_begun` says that another fold of the launch has begun to train.
         """
-        now_s, codes = time.monotonic(), self.processes.poll()
+        now_s, codes = self._clock.read(), self.processes.poll()
         if None not in codes:
             return True
+        if self._first_end_s is None and self.processes.ended:
+            self._first_end_s = now_s
         if self._silence is not None:
             self.processes.strike()
-        elif self.processes.first_end_s is not None:
-            if now_s - self.processes.first_end_s > _SIBLING_GRACE_S:
+        elif self._first_end_s is not None:
+            leaving = not STOP_CODES.isdisjoint(codes)  # the main process may still write the state
+            if now_s - self._first_end_s > (self._stop_limit_s if leaving else _SIBLING_GRACE_S):
                 self.processes.strike()
-        elif hang_timeout_s and now_s - self._looked_s >= _LOOK_S:
+        elif now_s - self._looked_s >= _LOOK_S:
             self._looked_s = now_s
-            self._silence = self._find_silence(now_s, hang_timeout_s)
+            self._silence = self._find_silence(now_s, another_has_begun)
             if self._silence is not None:
                 self.processes.dump_stacks()
                 self.processes.strike()
         return False
+
+    @property
+    def _stop_limit_s(self) -> float:
+        return self._limits.stop_s + _STOP_MARGIN_S
 
     @property
     def has_advanced(self) -> bool:
@@ -137,21 +170,35 @@ class RunningFold:
         except OSError:
             return ""
 
-    def _find_silence(self, now_s: float, limit_s: float) -> str | None:
-        """What to say if a rank has made no progress for too long; in a collective its siblings wait for it too."""
+    def _find_silence(self, now_s: float, another_has_begun: bool) -> str | None:
+        """What to say if a rank has made no progress for too long; in a collective its siblings wait for it too.
+
+        For a fold that was asked to stop, only the limit of the stop counts.
+        """
         beats = self._read_beats()
         for rank, beat in enumerate(beats):
             count = beat.count if beat else 0
             if self._beat_counts[rank] != count:
                 self._beat_counts[rank], self._moved_s[rank] = count, now_s
         silences_s = [now_s - moved_s for moved_s in self._moved_s]
-        start_limit_s = max(limit_s, _START_LIMIT_S)
-        if any(has_begun(beat) and silent_s > limit_s for beat, silent_s in zip(beats, silences_s, strict=True)):
-            what = f"no progress within {limit_s:g} s (--hang-timeout)"
-        elif any(silent_s > start_limit_s for silent_s in silences_s):
-            what = f"training not begun within {start_limit_s:g} s"
-        else:
+        start_s = _LATER_START_LIMIT_S if another_has_begun else _START_LIMIT_S
+        hang_s, start_s, stop_s = self._limits.hang_s, max(self._limits.hang_s, start_s), self._stop_limit_s
+        limits_s = {"start": start_s, "stopping": stop_s}
+        self.has_begun |= any(has_begun(beat) for beat in beats)
+        phases = ["start" if beat is None else beat.phase for beat in beats]
+        over = {
+            phase for phase, silent_s in zip(phases, silences_s, strict=True) if silent_s > limits_s.get(phase, hang_s)
+        }
+        if now_s - self._asked_s > stop_s or "stopping" in over:
+            what = (
+                f"asked to stop, and not gone after {stop_s:g} s (train.stop_timeout_s and {_STOP_MARGIN_S:g} s more)"
+            )
+        elif self._asked_s < now_s or not hang_s or not over:
             return None
+        elif over == {"start"}:
+            what = f"training not begun within {start_s:g} s"
+        else:
+            what = f"no progress within {hang_s:g} s (--hang-timeout)"
         told = ", ".join(
             f"rank {rank} {silence_s:.1f} s since {tell_place(beat)}{_tell_state(beat)}"
             for rank, (silence_s, beat) in enumerate(zip(silences_s, beats, strict=True))

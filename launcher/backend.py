@@ -17,8 +17,6 @@ class Processes(Protocol):
 
     ended: list[int]
     """Ranks in the order in which they were seen to have ended."""
-    first_end_s: float | None
-    """When the first of them was, on this process's clock."""
 
     @property
     def pids(self) -> tuple[int, ...]:

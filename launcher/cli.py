@@ -100,10 +100,10 @@ def _prepare_run(arguments: argparse.Namespace, words: Sequence[str]) -> _Prepar
     config = _load_config(arguments)
     if arguments.backend == "slurm":
         return _prepare_submission(arguments, words, config)
-    slots = choose_slots(arguments, config)
+    slots, warnings = choose_slots(arguments, config)
     now = datetime.now()
     run_id = check_run_id(arguments.run_id or new_run_id(config.project.version))
-    plan = make_plan(arguments, config, run_id, slots, config.data.list_wanted(), count_cores())
+    plan = make_plan(arguments, config, run_id, slots, config.data.list_wanted(), count_cores(), warnings)
 
     def act(log: "RunLog") -> None:
         from launcher.launch import launch
@@ -145,7 +145,7 @@ def _prepare_task(arguments: argparse.Namespace, words: Sequence[str]) -> _Prepa
     if not folds:
         print(f"[LAUNCH] task {task.job}: no fold is left for it (data.folds={config.data.folds})")
         return None
-    slot = make_job_slot(task, config, len(find_gpus()), socket.gethostname())
+    slot = make_job_slot(task, config, sum(not gpu.fault for gpu in find_gpus()), socket.gethostname())
     run_id = check_run_id(arguments.run_id or f"{config.project.version}-j{task.array_job}")
     plan = make_plan(arguments, config, run_id, (slot,), folds, task.nodes * task.cpus_per_node)
 
@@ -179,8 +179,8 @@ def _plan(arguments: argparse.Namespace) -> int:
     run_id = check_run_id(arguments.run_id or f"{config.project.version}-NEW")
     if arguments.backend == "slurm":
         return _plan_submission(arguments, config, run_id)
-    slots = choose_slots(arguments, config)
-    plan = make_plan(arguments, config, run_id, slots, config.data.list_wanted(), count_cores())
+    slots, warnings = choose_slots(arguments, config)
+    plan = make_plan(arguments, config, run_id, slots, config.data.list_wanted(), count_cores(), warnings)
     print(json.dumps(describe_plan(plan), indent=2) if arguments.json else render_plan(plan))
     return 0
 

@@ -15,11 +15,11 @@ from doccls.config import Config
 from doccls.errors import UserError
 from doccls.experiment import Experiment, close_run, identify, open_run, prepare, tell_config
 from doccls.oof.parts import PartError, read_part
-from doccls.run.lock import Lock, LockError, find_holder, hold_lock
+from doccls.run.lock import LockError, find_holder, hold_lock
 from doccls.run.paths import RunPaths, locate_run
 from doccls.run.runlog import RunLog
 from doccls.run.signals import at_sudden_end, check_stop, stop_requested, stopping_gracefully
-from launcher.attempt import RunningFold
+from launcher.attempt import Limits, RunningFold
 from launcher.backend import Backend, Processes, StartError, kill_folds, strike_folds
 from launcher.ledger import Attempt, Ledger, begin_launch, tell_duration, tell_time, write_ledger
 from launcher.local import LocalBackend
@@ -44,6 +44,8 @@ from launcher.supervise import (
 )
 
 _TICK_S = 0.05
+_REWRITE_S = 5.0
+"""Between two tries to write a ledger that could not be written."""
 
 
 class LaunchError(UserError):
@@ -81,7 +83,7 @@ def launch(config: Config, run_id: str, now: datetime, plan: LaunchPlan, options
             pass  # another launcher is told of before the data is looked at
     refuse_others(paths.list_launch_locks())
     experiment = identify(config, prepare(config, paths, log), paths)
-    with hold_lock(paths.launch_lock(), what, options.takeover) as lock:
+    with hold_lock(paths.launch_lock(), what, options.takeover):
         finished = open_run(experiment, now, describe_processes(options))
         log.line(f"[ARTIFACTS] {paths.root}")
         wanted = config.data.list_wanted()
@@ -90,7 +92,7 @@ def launch(config: Config, run_id: str, now: datetime, plan: LaunchPlan, options
             missing = [fold for fold in wanted if fold not in finished]
             processes = min(len(missing), len(options.slots)) * len(options.slots[0].devices)
             backend = LocalBackend(Path(folder), processes)
-            FoldLoop(experiment, options, backend, log, paths.ledger(), ledger, missing, lock).run()
+            FoldLoop(experiment, options, backend, log, paths.ledger(), ledger, missing).run()
         close_run(experiment, log)
 
 
@@ -149,13 +151,14 @@ class FoldLoop:
         ledger_file: Path,
         ledger: Ledger,
         missing: list[int],
-        lock: Lock,
     ) -> None:
         """`ledger` goes into `ledger_file`; `missing` are the folds to train."""
         self._experiment, self._options, self._backend, self._log = experiment, options, backend, log
-        self._ledger_file, self._ledger, self._lock = ledger_file, ledger, lock
+        self._ledger_file, self._ledger = ledger_file, ledger
         self._running: dict[int, RunningFold] = {}
-        self._advanced = False
+        self._advanced = self._any_has_begun = False
+        self._unwritten_s: float | None = None
+        """When the ledger could last not be written; None if it was."""
         self._reasons: dict[int, str] = {}
         self._started_s: dict[int, float] = {}
         self._most_images = _count_most_images(experiment.config, len(options.slots[0].devices))
@@ -205,9 +208,11 @@ class FoldLoop:
 
     def _look(self) -> None:
         """Settle what ended."""
-        self._lock.keep()
+        if self._unwritten_s is not None and time.monotonic() - self._unwritten_s >= _REWRITE_S:
+            self._write_ledger()
         for fold, running in list(self._running.items()):
-            if running.has_ended(self._options.hang_timeout_s):
+            self._any_has_begun |= running.has_begun
+            if running.has_ended(self._any_has_begun):
                 self._settle(fold, running)
 
     def _start(self, fold: int, slot: Slot) -> None:
@@ -221,7 +226,8 @@ class FoldLoop:
         self._state = start_fold(self._state, fold, slot)
         self._started_s[fold] = time.monotonic()
         try:
-            running = RunningFold(assignment, self._paths, self._backend)
+            limits = Limits(self._options.hang_timeout_s, self._experiment.config.train.stop_timeout_s)
+            running = RunningFold(assignment, self._paths, self._backend, limits)
         except StartError as error:
             self._end(fold, Ending(Outcome.CRASHED, str(error)), str(error), ())
             return
@@ -233,8 +239,8 @@ class FoldLoop:
         self._state = stop_launch(self._state)
         if self._running:
             self._log.line(f"[LAUNCH] stopping: folds {', '.join(map(str, self._running))} are asked to leave")
-        for processes in self._list_processes():
-            processes.terminate()
+        for running in self._running.values():
+            running.ask_to_leave()
 
     def _settle(self, fold: int, running: RunningFold) -> None:
         """Done by its part; else by what its processes said and how they ended."""
@@ -334,7 +340,18 @@ class FoldLoop:
 
     def _note(self, ledger: Ledger) -> None:
         self._ledger = ledger
-        write_ledger(self._ledger_file, ledger)
+        self._write_ledger()
+
+    def _write_ledger(self) -> None:
+        """A full disk or a file server that is away ends no fold: `_look` tries again."""
+        try:
+            write_ledger(self._ledger_file, self._ledger)
+        except OSError as error:
+            if self._unwritten_s is None:
+                self._log.line(f"[WARNING] {error}: the folds go on, and it is tried again")
+            self._unwritten_s = time.monotonic()
+        else:
+            self._unwritten_s = None
 
 
 def _separate(told: str) -> str:

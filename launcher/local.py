@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from doccls.run.cores import CORES, count_cores
+from doccls.run.cores import PROCESSES_HERE
 from doccls.run.lifeline import LAUNCHED, PARENT
 from doccls.run.rank import MEETING_FILE
 from launcher.backend import StartError, kill_folds
@@ -27,7 +27,6 @@ class FoldProcesses:
     ranks: tuple["subprocess.Popen[bytes]", ...]
     ended: list[int] = field(default_factory=list)
     """Ranks in the order in which they were seen to have ended."""
-    first_end_s: float | None = None
 
     @property
     def pids(self) -> tuple[int, ...]:
@@ -38,8 +37,6 @@ class FoldProcesses:
         codes = tuple(process.poll() for process in self.ranks)
         new = [(code >= 0, rank) for rank, code in enumerate(codes) if code is not None and rank not in self.ended]
         self.ended += [rank for _, rank in sorted(new)]  # of those seen at once, who was killed is the cause
-        if new and self.first_end_s is None:
-            self.first_end_s = time.monotonic()
         return codes
 
     def terminate(self) -> None:
@@ -78,10 +75,9 @@ class LocalBackend:
     def __init__(self, meetings: Path, processes: int) -> None:
         """`meetings` is a folder of this machine's, for the files through which the ranks of a fold find each other.
 
-        So many `processes` at once share the cores.
+        So many `processes` at once share this machine.
         """
-        self._meetings = meetings
-        self._cores = max(1, count_cores() // max(1, processes))
+        self._meetings, self._processes = meetings, processes
         self._numbers = itertools.count()
 
     def start(self, assignment: Assignment, consoles: Sequence[Path]) -> FoldProcesses:
@@ -91,7 +87,7 @@ class LocalBackend:
             StartError: a process or its output file can't be had; none of the fold's is left.
         """
         started: list[subprocess.Popen[bytes]] = []
-        told = {LAUNCHED: "local", PARENT: str(os.getpid()), CORES: str(self._cores)}
+        told = {LAUNCHED: "local", PARENT: str(os.getpid()), PROCESSES_HERE: str(self._processes)}
         if len(assignment.ranks) > 1:
             told[MEETING_FILE] = str(self._meetings / f"fold{assignment.fold}.{next(self._numbers)}")
         try:

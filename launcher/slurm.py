@@ -25,7 +25,6 @@ class StepProcesses:
         """`said` is the file into which srun writes."""
         self._srun, self._ranks, self._said = srun, ranks, said
         self.ended: list[int] = []
-        self.first_end_s: float | None = None
 
     @property
     def pids(self) -> tuple[int, ...]:
@@ -42,8 +41,6 @@ class StepProcesses:
         rest = None if code is None else 0 if ends else code
         new = sorted((end >= 0, rank) for rank, end in ends.items() if rank not in self.ended)
         self.ended += [rank for _, rank in new]  # of those seen at once, who was killed is the cause
-        if new and self.first_end_s is None:
-            self.first_end_s = time.monotonic()
         return tuple(ends.get(rank, rest) for rank in range(self._ranks))
 
     def terminate(self) -> None:

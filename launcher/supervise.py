@@ -9,7 +9,7 @@ from doccls.run.heartbeat import Cause
 from doccls.run.signals import STOP_SIGNALS
 from launcher.slots import Slot, list_starts
 
-_LEFT = frozenset(code for number in STOP_SIGNALS for code in (128 + number, -number))
+STOP_CODES = frozenset(code for number in STOP_SIGNALS for code in (128 + number, -number))
 """Exit codes of a process that was asked to leave; the second before it hears signals."""
 
 
@@ -200,7 +200,7 @@ def judge(
         return Outcome.USER_ERROR
     if Cause.OUT_OF_MEMORY in causes:
         return Outcome.OUT_OF_MEMORY
-    if not _LEFT.intersection(codes):
+    if not STOP_CODES.intersection(codes):
         return Outcome.CRASHED
     if stopping:
         return Outcome.STOPPED

@@ -98,7 +98,9 @@ def _survey(paths: RunPaths) -> _Survey:
 
 def _describe(fold: int, part: PartInfo | str | None, survey: _Survey) -> FoldStatus:
     """`part` is what the fold's part says of itself, or what is wrong with it."""
-    beats = tuple(beat for beat in survey.beats if beat.fold == fold and beat.phase in ("train", "validate"))
+    beats = tuple(
+        beat for beat in survey.beats if beat.fold == fold and beat.phase in ("train", "validate", "stopping")
+    )
     own = [one for one in survey.launches if fold in one.ledger.folds or one.ledger.list_attempts(fold)]
     newest = max(own, key=lambda one: (one.holder is not None, one.ledger.started), default=None)
     attempts = [attempt for one in own for attempt in one.ledger.list_attempts(fold)]

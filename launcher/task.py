@@ -22,8 +22,6 @@ from launcher.slurm_text import SlurmTask
 
 _OPENING_S = 7200.0
 """How long a look at the data by another task may take."""
-_EARLIER_S = 180.0
-"""How long the lock of this very task may outlive its node, from which Slurm has taken it."""
 _TIME_IS_UP = (signal.SIGUSR1, signal.SIGUSR2)
 """What Slurm sends ahead of the job's time limit: slurm/kfold.sh asks for the first, a site may for the second."""
 
@@ -58,13 +56,13 @@ def run_task(
         experiment = identify(config, prepare(config, paths, log), paths)
         finished = open_run(experiment, now, describe_processes(options))
     log.line(f"[ARTIFACTS] {paths.root}")
-    with hold_lock(own_lock, f"{what} is being launched", True, _EARLIER_S) as lock:
+    with hold_lock(own_lock, f"{what} is being launched", takeover=True):
         ledger_file = paths.ledger(task.number)
         ledger = begin_launch(ledger_file, describe_launch(experiment, folds, options, log, now, task.job, sharing))
         with tempfile.TemporaryDirectory(prefix="doccls-task-") as folder, stopping_gracefully():
             missing = [fold for fold in folds if fold not in finished]
             backend = SlurmBackend(task, len(options.slots[0].devices) // task.nodes, Path(folder))
-            loop = FoldLoop(experiment, options, backend, log, ledger_file, ledger, missing, lock)
+            loop = FoldLoop(experiment, options, backend, log, ledger_file, ledger, missing)
             try:
                 loop.run()
             except Interrupted as stop:

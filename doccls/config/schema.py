@@ -206,6 +206,8 @@ class TrainConfig(Section):
     """What SIGUSR2 does: write each thread's stack, or stop as SIGTERM does (SGE and LSF send it ahead of a limit)."""
     collective_timeout_s: Annotated[float, Field(ge=1), Operational()] = 600.0
     """Seconds that one of several processes may train or validate without a step before the run ends as hung."""
+    stop_timeout_s: Annotated[float, Field(ge=1), Operational()] = 110.0
+    """Seconds that a stop may take, with the write of the state, before it is cut off; Slurm warns 120 s ahead."""
     log_interval: Annotated[int, Field(ge=1), Operational()] = 10
     """Optimizer steps between two step lines in the log."""
 

@@ -66,7 +66,7 @@ def _fill(
     looks = _keep_unchanged(files, {**kept, **known})
     index, decoded = store.read_index(), 0
     if _list_lacking(files, looks, index):
-        with hold_lock(store.lock, "pages are being decoded", wait_s=_FILLING_S) as lock:
+        with hold_lock(store.lock, "pages are being decoded", wait_s=_FILLING_S):
             index = store.read_index()  # another may have been here first
             lacking = _list_lacking(files, looks, index)
             store.check_room(len(lacking))
@@ -78,7 +78,6 @@ def _fill(
                 if pages:
                     index |= store.add(list(pages.values()))
                     decoded += len(pages)
-                lock.keep()
     looks = _compare_whole(looks, max_pixels)
     with suppress(OSError):  # it saves time and decides nothing
         if (now := {**kept, **looks}) != kept:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from doccls.errors import OwnError
-from doccls.run.cores import count_own_cores
+from doccls.run.cores import count_own_cores, count_sharing
 
 _SHM, _GPU = Path("/dev/shm"), Path("/dev/nvidia0")
 _MOST_PREFETCH = 4
@@ -46,8 +46,8 @@ def plan_loader(
     Raises:
         OwnError: there is no room for those that were stated.
     """
-    shm, ranks = shutil.disk_usage(_SHM) if _SHM.is_dir() else None, int(environment.get("LOCAL_WORLD_SIZE", "1"))
-    own_bytes = sys.maxsize if shm is None else shm.free / ranks  # the processes of a machine share the room
+    shm, sharing = shutil.disk_usage(_SHM) if _SHM.is_dir() else None, count_sharing(environment)
+    own_bytes = sys.maxsize if shm is None else shm.free / sharing
     remarks = []
     if stated == "auto":
         cores = count_own_cores(environment)
@@ -61,7 +61,7 @@ def plan_loader(
         assert shm is not None
         room = f"/dev/shm has {_tell_size(shm.free)} free of {_tell_size(shm.total)}"
         if prefetch == 0:
-            needed = _tell_size((workers + _IN_USE) * (batch_bytes + _BESIDE_BYTES) / _USED * ranks)
+            needed = _tell_size((workers + _IN_USE) * (batch_bytes + _BESIDE_BYTES) / _USED * sharing)
             raise OwnError(
                 f"{room}, and data.num_workers = {workers} with {_tell_size(batch_bytes)} a batch need {needed}: fewer "
                 f"data.num_workers (0 needs none), a smaller train.micro_batch_size, or {_MORE_ROOM}"

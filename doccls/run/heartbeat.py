@@ -36,7 +36,8 @@ class Beat:
 
     host: str
     pid: int
-    phase: Literal["start", "train", "validate", "stopped", "failed"] = "start"
+    phase: Literal["start", "train", "validate", "stopping", "stopped", "failed"] = "start"
+    """`stopping`: its state is being saved, and then all ranks leave."""
     fold: int | None = None
     epoch: int = 0
     """1-based; 0 before the first."""

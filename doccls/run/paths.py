@@ -63,6 +63,10 @@ class RunPaths:
         """How far a process is that trains the fold; None is one that trains all."""
         return self.live / f"{'all' if fold is None else f'fold{fold}'}_rank{rank}.json"
 
+    def fold_lock(self, fold: int) -> Path:
+        """Held by the main process that trains the fold, whoever started it."""
+        return self.live / f"fold{fold}.lock"
+
     @property
     def opening_lock(self) -> Path:
         """Held by the array task that looks at the data and makes the run."""

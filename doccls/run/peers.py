@@ -15,6 +15,7 @@ from pathlib import Path
 
 import psutil
 
+from doccls.run.clock import RunningClock
 from doccls.run.heartbeat import Beat, Cause, Heartbeat, await_failures, read_beat, tell_place
 from doccls.run.runlog import RunLog
 from doccls.run.signals import Interrupted, end_now, stop_requested
@@ -22,8 +23,6 @@ from doccls.run.signals import Interrupted, end_now, stop_requested
 _LOOK_S = 1.0
 _HEARING_S = 5.0
 """Of a peer's failure the main thread hears as an exception (its connection breaks), if it can; then it tells."""
-_STOPPING_S = 20.0
-"""From a signal to the end of a main thread that does not move: torchrun and Slurm kill after 30 s."""
 
 
 @dataclass(frozen=True)
@@ -34,9 +33,11 @@ class Standstill:
     failed_s: float | None
     """Since a peer was seen to have failed."""
     stop_s: float | None
-    """Since a signal asked for the end."""
+    """Since a signal asked for the end, here or of another rank."""
     limit_s: float | None
     """How long it may stand still where it stands."""
+    stop_limit_s: float
+    """How long it may take to leave."""
 
 
 @contextmanager
@@ -55,13 +56,15 @@ def telling_of_peers(peers: Mapping[int, Path], log: RunLog) -> Iterator[None]:
 
 
 @contextmanager
-def watching(heart: Heartbeat, peers: Mapping[int, Path], limit_s: float | None) -> Iterator[None]:
-    """While the block runs, a process that stands still is ended, told why, where its main thread can't end it.
+def watching(heart: Heartbeat, peers: Mapping[int, Path], limit_s: float | None, stop_limit_s: float) -> Iterator[None]:
+    """While the block runs, a process is ended, and says why, where its main thread can't end it.
 
-    That is: a peer failed, a signal asked for the end, or it trains or validates without a step for `limit_s`.
+    That is: a peer failed and this process stands still; it trains or validates without a step for `limit_s`; or it was
+    asked to stop and has not left after `stop_limit_s`. While it saves its state for a stop, only that limit counts.
     """
     done = threading.Event()
-    thread = threading.Thread(target=_watch, args=(done, heart, peers, limit_s), name="doccls-watch", daemon=True)
+    arguments = done, heart, peers, limit_s, stop_limit_s
+    thread = threading.Thread(target=_watch, args=arguments, name="doccls-watch", daemon=True)
     thread.start()
     try:
         yield
@@ -70,12 +73,15 @@ def watching(heart: Heartbeat, peers: Mapping[int, Path], limit_s: float | None)
         thread.join()
 
 
-def _watch(done: threading.Event, heart: Heartbeat, peers: Mapping[int, Path], limit_s: float | None) -> None:
-    count, moved_s = -1, time.monotonic()
+def _watch(
+    done: threading.Event, heart: Heartbeat, peers: Mapping[int, Path], limit_s: float | None, stop_limit_s: float
+) -> None:
+    clock = RunningClock()
+    count, moved_s = -1, clock.read()
     failed_s: float | None = None
     stop_s: float | None = None
     while not done.wait(_LOOK_S):
-        now_s, last = time.monotonic(), heart.last
+        now_s, last = clock.read(), heart.last
         if last.count != count:
             count, moved_s, failed_s = last.count, now_s, None
         elif failed_s is None and any(beat.phase == "failed" for beat in _read(peers).values()):
@@ -84,9 +90,10 @@ def _watch(done: threading.Event, heart: Heartbeat, peers: Mapping[int, Path], l
             stop_s = now_s
         seen = Standstill(
             silent_s=now_s - moved_s,
-            failed_s=None if failed_s is None else now_s - failed_s,
+            failed_s=None if failed_s is None or last.phase == "stopping" else now_s - failed_s,
             stop_s=None if stop_s is None else now_s - stop_s,
             limit_s=limit_s if last.phase in ("train", "validate") else None,
+            stop_limit_s=stop_limit_s,
         )
         ended = judge(seen, stop_requested(), tell_place(last))
         if ended is not None:
@@ -97,8 +104,9 @@ def judge(seen: Standstill, stop: int | None, place: str) -> tuple[str, int] | N
     """(reason, exit code) of a process that is to end; None if it may go on. `stop` is the signal that asked."""
     if seen.failed_s is not None and min(seen.failed_s, seen.silent_s) >= _HEARING_S:
         return f"a peer failed, and this process stood still in {place}", 1
-    if seen.stop_s is not None and stop is not None and min(seen.stop_s, seen.silent_s) >= _STOPPING_S:
-        return f"{Interrupted(stop)}, and this process stood still in {place}", 128 + stop
+    if seen.stop_s is not None and stop is not None and seen.stop_s >= seen.stop_limit_s:
+        limit = f"{seen.stop_limit_s:g} s (train.stop_timeout_s)"
+        return f"{Interrupted(stop)}, and this process had not left after {limit}: it was in {place}", 128 + stop
     if seen.limit_s is not None and seen.silent_s >= seen.limit_s:
         return f"no step for {seen.limit_s:g} s (train.collective_timeout_s) in {place}", 1
     return None

@@ -3,6 +3,8 @@
 import os
 from collections.abc import Mapping
 
+DEVICE = "DOCCLS_DEVICE"
+"""Environment variable: `cuda` for a process that was given a GPU, and is not to train on anything else."""
 MEETING_FILE = "DOCCLS_MEETING_FILE"
 """Environment variable: a new file through which the ranks of one machine find each other, instead of a port that must
 be free. `launcher` sets it."""

@@ -1,5 +1,6 @@
 """The run's log: tagged lines on console and file, everything printed teed into the file, the end always marked."""
 
+import errno
 import os
 import signal
 import sys
@@ -34,9 +35,13 @@ class _Tee:
         self._log = log
 
     def write(self, text: str) -> int:
-        self._log.write(text, self._console)
-        if text.endswith("\n"):  # a pipe's reader (a Slurm output file, say) sees each line when it is written
-            self._console.flush()
+        try:
+            self._log.write(text, self._console)
+            if text.endswith("\n"):  # a pipe's reader (a Slurm output file, say) sees each line when it is written
+                self._console.flush()
+        except OSError as error:
+            if error.errno != errno.EIO:  # a terminal that was just closed: SIGHUP stops the run in good order
+                raise
         return len(text)
 
     def writelines(self, lines: Iterable[str]) -> None:

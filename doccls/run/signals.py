@@ -11,6 +11,7 @@ make another error of it, and another exit code. So nothing here raises by itsel
 import faulthandler
 import os
 import signal
+import stat
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,12 +21,14 @@ from types import FrameType
 from doccls.run.rank import rank_by_environment
 
 STOP_SIGNALS = tuple(
-    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)
 )
 """What asks for the end: Slurm sends SIGUSR1 ahead of a time limit, if told so; Windows has neither.
 
-SIGUSR2 does so only after `stop_on_sigusr2`; before, it has the process write its stacks.
+SIGHUP comes when the terminal is closed, and does nothing under nohup. SIGUSR2 asks for the end only after
+`stop_on_sigusr2`; before, it has the process write its stacks.
 """
+_HANGUP: signal.Signals | None = getattr(signal, "SIGHUP", None)
 _STACKS: signal.Signals | None = getattr(signal, "SIGUSR2", None)
 _ECHO_S = 1.0
 """One request may come as several signals: to the whole group by a terminal, and again from a launcher that forwards
@@ -60,7 +63,9 @@ def handling_signals() -> Iterator[None]:
     read_end, write_end = os.pipe()
     os.set_blocking(write_end, False)
     earlier_fd = signal.set_wakeup_fd(write_end)
-    earlier = {number: signal.signal(number, _note) for number in STOP_SIGNALS if number != _STACKS}
+    ignored = [number for number in STOP_SIGNALS if number == _HANGUP and signal.getsignal(number) is signal.SIG_IGN]
+    heard = [number for number in STOP_SIGNALS if number != _STACKS and number not in ignored]
+    earlier = {number: signal.signal(number, _note) for number in heard}
     if _STACKS is not None:
         earlier[_STACKS] = signal.getsignal(_STACKS)
         faulthandler.register(_STACKS, file=2)  # a process that stands still says where
@@ -101,6 +106,12 @@ def ending_at_once() -> Iterator[None]:
 def stop_requested() -> int | None:
     """Number of the signal that asked for the end; None if none did."""
     return _requested
+
+
+def agree_to_stop(signum: int) -> None:
+    """Another process of the run was asked for the end by that signal, and this one leaves with it."""
+    global _requested
+    _requested = _requested or signum
 
 
 def check_stop() -> None:
@@ -190,6 +201,8 @@ def _watch(read_end: int) -> None:
 def _weigh(signum: int) -> None:
     global _requested, _requested_s
     now_s = time.monotonic()
+    if signum == _HANGUP:
+        _leave_terminal()
     with _lock:
         if _closing:
             return
@@ -205,6 +218,16 @@ def _end(reason: str, code: int) -> None:
         with suppress(Exception):  # whatever a last act meets, the end comes
             act(reason, code)
     os._exit(code)
+
+
+def _leave_terminal() -> None:
+    """A terminal that was closed takes no more output, and an error of writing to it would end the process."""
+    for descriptor in (1, 2):
+        with suppress(OSError):
+            if stat.S_ISCHR(os.fstat(descriptor).st_mode):
+                nothing = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nothing, descriptor)
+                os.close(nothing)
 
 
 def _tell_once(signum: int) -> None:

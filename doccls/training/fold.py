@@ -24,6 +24,7 @@ from doccls.randomness import Purpose, derive_seed
 from doccls.run.disk import measure_free
 from doccls.run.heartbeat import Heartbeat
 from doccls.run.history import EpochMetrics, write_fold_metrics
+from doccls.run.owner import FoldOwner
 from doccls.run.paths import RunPaths
 from doccls.run.runlog import RunLog
 from doccls.run.signals import ending_at_once
@@ -51,13 +52,15 @@ def train_fold(
     accelerator: Accelerator,
     log: RunLog,
     heart: Heartbeat,
+    owner: FoldOwner,
 ) -> None:
     """Train one fold and leave its checkpoint, its metrics and, last, its OOF part. All ranks must call.
 
     It takes its own of the batches of `load_folds`, which begin at `start`.
 
     Raises:
-        UserError: the model, its weights or the optimizer can't be had, or the numbers went bad.
+        UserError: the model, its weights or the optimizer can't be had, the numbers went bad, or another process has
+            taken the fold meanwhile.
         Interrupted: a signal asked for the end, of this rank or another.
     """
     run_dir = experiment.paths.root if accelerator.is_main_process else None
@@ -72,6 +75,7 @@ def train_fold(
                 experiment.config.train.checkpoint_interval_s,
                 accelerator,
                 log,
+                partial(owner.check, fold),
             )
             engine = _build_engine(experiment, fold, accelerator, log, tracker, heart, keeper)
             if run_dir is not None:
@@ -82,7 +86,7 @@ def train_fold(
                 progress = take_up(engine, start)
                 log.line(describe_start(start, fold, engine.plan.steps_per_epoch, _find_last_sign_s(heart, fold)))
             with closing(keeper):
-                best = _fit(experiment, engine, keeper, progress, batches)
+                best = _fit(experiment, engine, keeper, progress, batches, owner)
         except TrainingError:
             raise
         except (RuntimeError, ValueError) as error:
@@ -91,7 +95,7 @@ def train_fold(
                 raise
             raise explained from error
         part = _make_part(experiment, fold, best, accelerator.mixed_precision)
-        on_main(accelerator, lambda: _finish(experiment.paths, fold, part))
+        on_main(accelerator, lambda: _finish(experiment.paths, fold, part, owner))
         log.line(f"[FOLD {fold}] done | best epoch={best.epoch} macro_f1={best.macro_f1:.5f}")
 
 
@@ -101,7 +105,8 @@ def _find_last_sign_s(heart: Heartbeat, fold: int) -> float | None:
     return earlier.time_s if earlier is not None and earlier.fold == fold else None
 
 
-def _finish(paths: RunPaths, fold: int, part: OofPart) -> None:
+def _finish(paths: RunPaths, fold: int, part: OofPart, owner: FoldOwner) -> None:
+    owner.check(fold)
     write_part(paths.part(fold), part)
     remove_states(paths, [fold])
 
@@ -195,7 +200,12 @@ def _build_engine(
 
 
 def _fit(
-    experiment: Experiment, engine: Engine, keeper: StateKeeper, progress: Progress, batches: Iterator[Batch]
+    experiment: Experiment,
+    engine: Engine,
+    keeper: StateKeeper,
+    progress: Progress,
+    batches: Iterator[Batch],
+    owner: FoldOwner,
 ) -> BestSoFar:
     """The rest of all epochs; each is validated, and an improvement is kept at once: weights and logits in one file."""
     accelerator, log, manifest = engine.accelerator, engine.log, experiment.data.manifest
@@ -258,7 +268,7 @@ def _fit(
         rows.append(row)
         if best is None or score > best.macro_f1:
             best = BestSoFar(epoch + 1, score, indices, logits)
-            on_main(accelerator, partial(_keep_best, experiment, engine, best))
+            on_main(accelerator, partial(_keep_best, experiment, engine, best, owner))
         remarks = on_main(accelerator, partial(write_fold_metrics, experiment.paths, rows))
         for remark in remarks if epoch == first else ():
             log.line(f"[WARNING] {remark}")
@@ -266,8 +276,9 @@ def _fit(
     return best
 
 
-def _keep_best(experiment: Experiment, engine: Engine, best: BestSoFar) -> None:
+def _keep_best(experiment: Experiment, engine: Engine, best: BestSoFar, owner: FoldOwner) -> None:
     fold = engine.plan.fold
+    owner.check(fold)
     path = experiment.paths.best_checkpoint(fold)
     write_best(
         path,

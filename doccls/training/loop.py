@@ -21,7 +21,7 @@ from doccls.randomness import Purpose, derive_seed
 from doccls.run.heartbeat import Heartbeat
 from doccls.run.progress import ProgressBar
 from doccls.run.runlog import RunLog
-from doccls.run.signals import Interrupted, stop_requested
+from doccls.run.signals import Interrupted, agree_to_stop, stop_requested
 from doccls.run.tracking import Tracker
 from doccls.training.evaluate import Normalizer
 from doccls.training.processes import read_stop, render_stop
@@ -144,6 +144,9 @@ def train_epoch(
                 line += f" scale={engine.accelerator.scaler.get_scale():g} skipped_steps={meter.skipped}"
             engine.log.detail(f"[STEP {done}/{plan.steps_per_epoch}] {line}")
             engine.tracker.log({"train/loss": loss, "train/lr": rate}, step + 1)
+        if stop is not None:
+            agree_to_stop(stop)
+            engine.heart.beat(phase="stopping")
         if due or ends or stop is not None:
             save(step + 1, meter, stop is not None)
         if stop is not None:

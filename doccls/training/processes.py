@@ -20,7 +20,7 @@ from torch.distributed import FileStore  # type: ignore[attr-defined]  # documen
 
 from doccls.config.schema import Config
 from doccls.errors import OwnError, UserError
-from doccls.run.rank import MEETING_FILE, rank_by_environment
+from doccls.run.rank import DEVICE, MEETING_FILE, rank_by_environment
 from doccls.run.signals import STOP_SIGNALS, Interrupted, stop_requested
 
 _T = TypeVar("_T")
@@ -53,6 +53,7 @@ def start_processes(config: Config) -> Accelerator:
     """
     global _patient_group
     _check_launch(os.environ)
+    _check_device(os.environ)
     started = int(os.environ.get("WORLD_SIZE", "1"))
     check_world_size(started, started, config)  # before any rank waits for another
     if config.train.deterministic:
@@ -297,6 +298,35 @@ def _check_launch(environment: Mapping[str, str]) -> None:
             f"{local} processes on this machine, which shows {torch.cuda.device_count()} GPUs: "
             f"accelerate launch --num_processes {torch.cuda.device_count()} ..."
         )
+
+
+def _check_device(environment: Mapping[str, str]) -> None:
+    """A GPU that NVML shows may be none for torch: Accelerate would train on the CPU, and not say so."""
+    if environment.get(DEVICE) == "cuda" and not torch.cuda.is_available():
+        visible = environment.get("CUDA_VISIBLE_DEVICES")
+        raise ProcessError(
+            f"this process was given a GPU (CUDA_VISIBLE_DEVICES={visible}) that PyTorch can't use: {_explain_cuda()}. "
+            "Install a PyTorch for the machine's driver (https://pytorch.org/get-started/locally), or compute on CPUs "
+            "(doccls-launch run --slots N)"
+        )
+    others = {"xpu": torch.xpu.is_available(), "mps": torch.backends.mps.is_available()}
+    found = [name for name, available in others.items() if available]
+    if found and int(environment.get("WORLD_SIZE", "1")) > 1 and not _on_cpu(environment):
+        raise ProcessError(
+            f"several processes on {found[0]} devices are not supported, only on CUDA and ROCm GPUs: train with one "
+            "process, or on CPUs (ACCELERATE_USE_CPU=true)"
+        )
+
+
+def _explain_cuda() -> str:
+    """Why torch can't use the machine's GPUs, in its own words."""
+    if torch.version.cuda is None and torch.version.hip is None:
+        return f"PyTorch {torch.__version__} is built without CUDA"
+    try:
+        torch.zeros(1, device="cuda")
+    except (RuntimeError, AssertionError) as error:
+        return str(error).partition("\n")[0].rstrip(".")
+    return "it found no GPU"
 
 
 def _on_cpu(environment: Mapping[str, str]) -> bool:

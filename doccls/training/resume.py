@@ -1,7 +1,7 @@
 """A fold goes on where it was: saving its state beside the training, and taking it up."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from torch import nn
 
 from doccls.run.runlog import RunLog
 from doccls.training.loop import Engine
-from doccls.training.processes import gather_rows
+from doccls.training.processes import await_all, gather_rows
 from doccls.training.starts import Start
 from doccls.training.state import Progress, SavedState, read_state, write_state
 
@@ -42,11 +42,19 @@ class StateKeeper:
     """Saves one fold's states, in turn over the older of its two files, beside the training."""
 
     def __init__(
-        self, paths: Sequence[Path], start: Start | None, interval_s: float, accelerator: Accelerator, log: RunLog
+        self,
+        paths: Sequence[Path],
+        start: Start | None,
+        interval_s: float,
+        accelerator: Accelerator,
+        log: RunLog,
+        check_owner: Callable[[], None] = lambda: None,
     ) -> None:
+        """`check_owner` is called before each write, and may raise."""
         newest = paths.index(start.path) if start is not None else -1
         self._paths, self._next = paths, (newest + 1) % len(paths)
         self._interval_s, self._accelerator, self._log = interval_s, accelerator, log
+        self._check_owner = check_owner
         self._saved_s = time.monotonic()
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="doccls-state")
         self._writing: Future[None] | None = None
@@ -56,14 +64,21 @@ class StateKeeper:
         return self._accelerator.is_main_process and time.monotonic() - self._saved_s >= self._interval_s
 
     def save(self, engine: Engine, identity: str, progress: Progress, wait: bool) -> None:
-        """Save; with `wait` it is on disk at the return. All ranks must call, the main process writes.
+        """Save; with `wait` it is on disk when any rank returns. All ranks must call, the main process writes.
 
         A disk that takes no more ends nothing: a warning says what it said, and the file before stays.
         """
         buffers = gather_rows(self._accelerator, _pack_buffers(engine))
         self._saved_s = time.monotonic()
-        if not self._accelerator.is_main_process:
-            return
+        if self._accelerator.is_main_process:
+            self._begin(engine, identity, progress, buffers)
+        if wait:
+            self.settle()
+            await_all(self._accelerator)
+
+    def _begin(self, engine: Engine, identity: str, progress: Progress, buffers: torch.Tensor) -> None:
+        """Copy the state and have it written beside the training."""
+        self._check_owner()
         scaler = self._accelerator.scaler
         kept = {} if engine.ema is None else engine.ema.module.state_dict()
         ema = {_EMA + name: one for name, one in kept.items()}
@@ -81,8 +96,6 @@ class StateKeeper:
         )
         self.settle()
         self._writing = self._writer.submit(write_state, self._paths[self._next], state)
-        if wait:
-            self.settle()
 
     def settle(self) -> None:
         """Wait for what is being written; a failure is told."""

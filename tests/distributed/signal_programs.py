@@ -15,17 +15,19 @@ from typing import Any, TypeVar
 import pytest
 
 from doccls.data import look as look_room
-from doccls.run import peers as peers_room
 from doccls.run.rank import rank_by_environment
 from doccls.run.signals import handling_signals
 from doccls.train import main
 from doccls.training import fold as fold_room
 from doccls.training import loop as loop_room
+from doccls.training import resume as resume_room
 from tests.unit.test_signals import WRITES, disturb_write
 
 _T = TypeVar("_T")
 HELD = "held"
 """File of the run's folder that says: now."""
+GO = "go"
+"""File of the run's folder that ends a hold."""
 FORKS = "forks.txt"
 """File of the run's folder: process and number of its threads, for each fork."""
 
@@ -71,10 +73,27 @@ def hold_a_step(argv: list[str]) -> int:
     return main(argv)
 
 
-def hold_a_step_and_lose_patience(argv: list[str]) -> int:
-    """As `hold_a_step`, and what follows a signal's word that nobody hears comes soon."""
-    peers_room._STOPPING_S = 2.0
-    return hold_a_step(argv)
+def hold_a_save(argv: list[str]) -> int:
+    """Train; the write of a state says so and waits for the file GO."""
+
+    def write_held(*others: Any) -> None:
+        _say_held()
+        while not _find_mark(GO).exists():
+            time.sleep(0.02)
+        write_state(*others)
+
+    write_state, resume_room.write_state = resume_room.write_state, write_held  # type: ignore[attr-defined]
+    return main(argv)
+
+
+def train_on_a_terminal(argv: list[str]) -> int:
+    """Train with the terminal of the environment as this process's own, which hears when it is closed."""
+    os.setsid()
+    terminal = os.open(os.environ["DOCCLS_TEST_TERMINAL"], os.O_RDWR)
+    for descriptor in range(3):
+        os.dup2(terminal, descriptor)
+    os.close(terminal)
+    return main(argv)
 
 
 def fail_while_the_main_process_stands(argv: list[str]) -> int:
@@ -118,7 +137,11 @@ def _hold(*others: Any) -> None:
 
 
 def _say_held() -> None:
-    (Path(os.environ["DOCCLS_TEST_FOLDER"]) / HELD).touch()
+    _find_mark(HELD).touch()
+
+
+def _find_mark(name: str) -> Path:
+    return Path(os.environ["DOCCLS_TEST_FOLDER"]) / name
 
 
 def _stand_in_c(time_s: float) -> None:

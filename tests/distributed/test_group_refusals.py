@@ -40,6 +40,17 @@ def test_a_process_alone_is_refused_where_two_are_expected(trainer: Trainer) -> 
     assert not list(run.folder.glob("logs/*"))
 
 
+def test_a_process_that_was_given_a_gpu_does_not_train_on_the_cpu(trainer: Trainer) -> None:
+    """NVML shows a GPU that torch can't use: built without CUDA, an old driver, a part of a GPU that is not there."""
+    folder = trainer.new_folder()
+    given = {"DOCCLS_DEVICE": "cuda", "CUDA_VISIBLE_DEVICES": "GPU-1234"}
+    words = trainer.arguments(PLAIN, folder)
+    (rank,) = launch_ranks("doccls.train:main", words, folder / "console", environment=given)
+    assert rank.code == 1
+    assert "given a GPU (CUDA_VISIBLE_DEVICES=GPU-1234) that PyTorch can't use: " in rank.stderr
+    assert "--slots N" in rank.stderr and not list(folder.glob("experiments/*"))
+
+
 def test_more_processes_than_samples_in_a_batch_are_refused(trainer: Trainer) -> None:
     run = trainer.run(*PLAIN, "train.batch_size=2", world_size=3)
     assert run.codes == [1, 1, 1]

@@ -13,10 +13,11 @@ from pathlib import Path
 
 import psutil
 import pytest
-from rank_launcher import REPOSITORY, clean_environment, find_free_port, start_ranks
-from signal_programs import FORKS, HELD
+from rank_launcher import REPOSITORY, clean_environment, find_free_port, launch_ranks, start_ranks
+from signal_programs import FORKS, GO, HELD
 from tiny_runs import RICH, Run, Trainer
 
+from doccls.run.heartbeat import read_beat
 from tests.unit.test_signals import WRITES, count_writes
 
 START_S = 100
@@ -116,6 +117,64 @@ def test_workers_end_with_a_run_that_is_killed(trainer: Trainer) -> None:
         assert join([process], folder) == [-signal.SIGKILL]
         _, left = psutil.wait_procs(workers, timeout=30)
         assert left == []
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_all_ranks_stay_until_the_state_is_saved(trainer: Trainer, world_size: int) -> None:
+    """However long the write takes; its limit is that of the stop."""
+    sets = (*LONG, "train.stop_timeout_s=600")
+    with running(trainer, "signal_programs:hold_a_save", sets, world_size) as (folder, ranks):
+        await_event(lambda: has_begun_steps(folder), START_S, "a step", folder)
+        ranks[-1].terminate()
+        await_event(lambda: (folder / HELD).exists(), START_S, "the write", folder)
+        (live,) = folder.glob("experiments/*/*/live")
+        beats = [live / f"all_rank{rank}.json" for rank in range(world_size)]
+        stopping = lambda: all((beat := read_beat(path)) and beat.phase == "stopping" for path in beats)  # noqa: E731
+        await_event(stopping, START_S, "the stop of all ranks", folder)
+        assert all(rank.is_alive() for rank in ranks)
+        (folder / GO).touch()
+        assert join(ranks, folder) == [143] * world_size
+    assert_ended_well(folder, 143)
+    assert len(list(folder.glob("experiments/*/*/ckpt/last_fold0_*.safetensors"))) == 1
+
+
+def test_a_closed_terminal_stops_a_run_with_its_state_saved(trainer: Trainer) -> None:
+    folder = trainer.new_folder()
+    ours, theirs = os.openpty()
+    told = {"DOCCLS_TEST_TERMINAL": os.ttyname(theirs)}
+    program = "signal_programs:train_on_a_terminal"
+    (process,) = start_ranks(program, trainer.arguments(LONG, folder), folder / "console", environment=told)
+    try:
+        await_event(lambda: not process.is_alive() or has_begun_steps(folder), START_S, "a step", folder)
+        os.close(theirs)
+        os.close(ours)
+        assert join([process], folder) == [128 + signal.SIGHUP]
+    finally:
+        process.kill()
+        process.join(10)
+    assert_ended_well(folder, 128 + signal.SIGHUP)
+    assert len(list(folder.glob("experiments/*/*/ckpt/last_fold0_*.safetensors"))) == 1
+
+
+def test_a_fold_that_is_trained_is_refused_to_a_second_process_and_goes_on(trainer: Trainer) -> None:
+    """Two terminals, or a job that was requeued while its first still lives."""
+    folder, sets = trainer.new_folder(), (*LONG, "data.valid_fold=1")
+    words = trainer.arguments(sets, folder, run_id="tiny")
+    first, second = folder / "console", folder / "second"
+    (owner,) = start_ranks("doccls.train:main", words, first)
+    try:
+        await_event(lambda: not owner.is_alive() or trains(folder), START_S, "an epoch", folder)
+        for sets in ((*LONG, "data.valid_fold=1"), LONG):  # the fold alone, and all of them
+            (refused,) = launch_ranks("doccls.train:main", trainer.arguments(sets, folder, run_id="tiny"), second)
+            assert refused.code == 1
+            assert f"fold 1 of run tiny is being trained by process {owner.pid} on " in refused.stderr
+        assert owner.is_alive()
+        owner.terminate()
+        assert join([owner], folder) == [143]
+    finally:
+        owner.kill()
+        owner.join(10)
+    assert len(list(folder.glob("experiments/*/tiny/ckpt/last_fold1_*.safetensors"))) >= 1
 
 
 @contextmanager

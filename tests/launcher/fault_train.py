@@ -27,9 +27,18 @@ STEPPED = "stepped"
 def train_with_fault(argv: list[str]) -> int:
     """Train; the fault is in the environment."""
     what, _, rank = os.environ["DOCCLS_TEST_FAULT"].partition(" of rank ")
+    if what == "slow save":
+        resume.write_state = functools.partial(write_slowly, resume.write_state)  # type: ignore[attr-defined]
+        what = "SIGTERM"
     if os.environ.get("RANK", "0") == (rank or "0"):
         loop_room._take_step = functools.partial(step_into, what, loop_room._take_step)
     return main(argv)
+
+
+def write_slowly(write_state: Callable[..., None], *others: Any) -> None:
+    """As a slow disk does; the ranks' siblings are given less to end after a failure."""
+    time.sleep(8)
+    write_state(*others)
 
 
 def train_with_changed_weight(argv: list[str]) -> int:
@@ -49,6 +58,11 @@ def find_mark(name: str) -> Path:
     return Path(os.environ["DOCCLS_TEST_FOLDER"]) / name
 
 
+def find_ledger() -> Path:
+    (ledger,) = find_mark("experiments").glob("*/*/launch.json")
+    return ledger
+
+
 def meet(what: str, largest_micro_batch: int) -> None:
     """The fault, in the midst of a step."""
     if what == "error":
@@ -59,16 +73,22 @@ def meet(what: str, largest_micro_batch: int) -> None:
         return
     struck = find_mark(STRUCK)
     if struck.exists():
+        if what == "ledger that can't be written":
+            find_ledger().rmdir()
         return
     struck.touch()
     if what == "loader worker":
         (server,) = [one for one in psutil.Process().children() if one.children()]
         server.children()[0].kill()  # torch tells of it when it waits for a batch
     elif what == "whole fold":
-        (ledger,) = find_mark("experiments").glob("*/*/launch.json")
-        ranks = json.loads(ledger.read_text())["attempts"][-1]["pids"]
+        ranks = json.loads(find_ledger().read_text())["attempts"][-1]["pids"]
         for rank in sorted(ranks, key=os.getpid().__eq__):  # this one last
             os.kill(rank, signal.SIGKILL)
+    elif what == "ledger that can't be written":
+        ledger = find_ledger()
+        ledger.unlink()
+        ledger.mkdir()
+        os.kill(os.getpid(), signal.SIGKILL)
     elif what == "launcher":
         os.kill(os.getppid(), signal.SIGKILL)
         time.sleep(60)

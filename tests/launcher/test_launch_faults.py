@@ -79,7 +79,7 @@ def test_a_fold_that_is_killed_is_started_again(
     assert_same(launched.run, undisturbed if ranks == 1 else undisturbed_pair)
 
 
-@pytest.mark.parametrize(("ranks", "fault"), [(1, "SIGTERM"), (2, "SIGINT of rank 1")])
+@pytest.mark.parametrize(("ranks", "fault"), [(1, "SIGTERM"), (2, "SIGINT of rank 1"), (2, "slow save")])
 def test_a_fold_that_somebody_else_stops_goes_on_and_no_restart_is_counted(
     trainer: Trainer, undisturbed: Run, undisturbed_pair: Run, ranks: int, fault: str
 ) -> None:
@@ -89,10 +89,20 @@ def test_a_fold_that_somebody_else_stops_goes_on_and_no_restart_is_counted(
     assert_none_left(launched.run.folder)
     assert list_outcomes(launched.run) == ["left", "done"]
     left = [line for line in launched.log if ", asked by another; it goes on from where it was: " in line]
-    assert len(left) == 1 and left[0].endswith(f"{fault.partition(' ')[0]} received"), launched.log
+    number = "SIGTERM" if fault == "slow save" else fault.partition(" ")[0]
+    assert len(left) == 1 and left[0].endswith(f"{number} received"), launched.log
     logs = "".join(log.read_text() for log in sorted(launched.run.folder.glob("logs/*_fold1.log")))
     assert re.findall(r"^\[RESUME\] fold=1 from step (\d+) .* s of work done again$", logs, re.MULTILINE) == ["4"]
     assert_same(launched.run, undisturbed if ranks == 1 else undisturbed_pair)
+
+
+def test_a_ledger_that_cannot_be_written_ends_no_fold(trainer: Trainer, undisturbed: Run) -> None:
+    launched = launch(trainer, RECIPE, "--slots", "1", fault="ledger that can't be written")
+    assert launched.code == 0, launched.out + launched.err
+    warnings = [line for line in launched.log if line.startswith("[WARNING] ") and "launch.json" in line]
+    assert len(warnings) == 1 and warnings[0].endswith(": the folds go on, and it is tried again")
+    assert list_outcomes(launched.run) == ["crashed", "done"]
+    assert_same(launched.run, undisturbed)
 
 
 def test_a_fold_whose_loader_worker_is_killed_is_started_again(trainer: Trainer, undisturbed: Run) -> None:

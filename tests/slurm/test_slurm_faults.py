@@ -178,6 +178,18 @@ def test_cancel_ends_the_runs_jobs_and_no_other(cluster: Cluster, trainer: Train
     assert log.read_text().splitlines()[-2] == "[EXIT] TRAINING ERROR code=143"
 
 
+def test_a_second_array_is_refused_a_fold_that_the_first_trains(cluster: Cluster, trainer: Trainer) -> None:
+    folder = trainer.new_folder()
+    first = submit_folds(cluster, trainer, folder, (*ONE, "train.epochs=500"), "--array=1")
+    await_training(folder)
+    second = submit_folds(cluster, trainer, folder, (*ONE, "train.epochs=500"), "--array=0")
+    assert cluster.wait(second, folder) == ["FAILED"], read_outputs(folder)
+    assert "fold 1 of run tiny is being trained by process " in (folder / "slurm-0.out").read_text()
+    assert cluster.list_states(first) == ["RUNNING"]
+    cluster.ask("scancel", first)
+    cluster.wait(first, folder)
+
+
 def test_a_time_limit_puts_the_rest_back_into_the_queue(
     cluster: Cluster, trainer: Trainer, undisturbed_pair: Run
 ) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from doccls.run.heartbeat import Heartbeat
 from doccls.run.paths import RunPaths
-from launcher.attempt import RunningFold
+from launcher.attempt import Limits, RunningFold
 from launcher.devices import list_cpus
 from launcher.local import FoldProcesses
 from launcher.plan import Workload
@@ -34,6 +34,9 @@ class Process:
     def send_signal(self, number: int) -> None:
         self.signals.append(number)
 
+    def terminate(self) -> None:
+        self.signals.append(signal.SIGTERM)
+
 
 class Clock(SimpleNamespace):
     """Stands for the module `time` in the launcher's rooms."""
@@ -50,7 +53,7 @@ class Clock(SimpleNamespace):
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    for module in ("launcher.attempt", "launcher.local"):
+    for module in ("doccls.run.clock", "launcher.local"):
         monkeypatch.setattr(f"{module}.time", clock)
     return clock
 
@@ -68,7 +71,7 @@ def struck(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return groups
 
 
-Start = Callable[[int], tuple[RunningFold, list[Process], list[Heartbeat]]]
+Start = Callable[..., tuple[RunningFold, list[Process], list[Heartbeat]]]
 
 
 @pytest.fixture
@@ -77,10 +80,10 @@ def start(tmp_path: Path, clock: Clock, struck: list[int]) -> Start:
     paths = RunPaths(tmp_path / "20260101" / "r")
     paths.live.mkdir(parents=True)
 
-    def make(ranks: int) -> tuple[RunningFold, list[Process], list[Heartbeat]]:
+    def make(ranks: int, hang_s: float = 10.0) -> tuple[RunningFold, list[Process], list[Heartbeat]]:
         processes = [Process(10**8 + rank) for rank in range(ranks)]  # no process has such an id
         hearts = [Heartbeat() for _ in processes]
-        fold = start_silent(tmp_path, *processes)
+        fold = start_silent(tmp_path, *processes, hang_s=hang_s)
         for rank, heart in enumerate(hearts):
             heart.write_to(paths.heartbeat(2, rank))
         return fold, processes, hearts
@@ -88,13 +91,14 @@ def start(tmp_path: Path, clock: Clock, struck: list[int]) -> Start:
     return make
 
 
-def start_silent(tmp_path: Path, *processes: Process) -> RunningFold:
+def start_silent(tmp_path: Path, *processes: Process, hang_s: float = 10.0) -> RunningFold:
     """A fold whose ranks say nothing."""
     made = FoldProcesses(tuple(processes))  # type: ignore[arg-type]
     (slot,) = make_slots(list_cpus(len(processes)), len(processes))
     assignment = Workload("python", ("--config", "c.yaml"), 1).assign(2, slot)
     backend = SimpleNamespace(start=lambda *others: made)
-    return RunningFold(assignment, RunPaths(tmp_path / "20260101" / "r"), backend)  # type: ignore[arg-type]
+    paths = RunPaths(tmp_path / "20260101" / "r")
+    return RunningFold(assignment, paths, backend, Limits(hang_s, stop_s=110.0))  # type: ignore[arg-type]
 
 
 def say(tmp_path: Path, rank: int, text: str) -> None:
@@ -104,11 +108,11 @@ def say(tmp_path: Path, rank: int, text: str) -> None:
         file.write(text)
 
 
-def look(fold: RunningFold, clock: Clock, for_s: float, hang_timeout_s: float = 10.0) -> None:
+def look(fold: RunningFold, clock: Clock, for_s: float, another_has_begun: bool = False) -> None:
     """As the launcher does, for so long."""
     end_s = clock.now + for_s
     while clock.now < end_s:
-        assert not fold.has_ended(hang_timeout_s)
+        assert not fold.has_ended(another_has_begun)
         clock.now += 1.0
 
 
@@ -155,11 +159,79 @@ def test_a_rank_that_trains_and_falls_silent_is_asked_for_its_stacks_and_struck(
     assert ": rank 0 " in told and "rank 1 " in told and "epoch 3" in told
 
 
-def test_without_a_limit_silence_is_borne(start: Start, clock: Clock, struck: list[int]) -> None:
-    fold, _, hearts = start(1)
-    hearts[0].beat(phase="train", fold=2, epoch=1)
-    look(fold, clock, 10_000, hang_timeout_s=0.0)
+def test_a_start_that_takes_ten_minutes_is_once_another_fold_has_begun(
+    start: Start, clock: Clock, struck: list[int]
+) -> None:
+    fold, processes, _ = start(1)
+    look(fold, clock, 590, another_has_begun=True)
     assert struck == []
+    look(fold, clock, 20, another_has_begun=True)
+    assert set(struck) == {processes[0].pid}
+
+
+def test_time_in_which_the_launcher_was_suspended_does_not_count(start: Start, clock: Clock, struck: list[int]) -> None:
+    fold, _, hearts = start(2)
+    for heart in hearts:
+        heart.beat(phase="train", fold=2, epoch=1)
+    look(fold, clock, 8)
+    clock.now += 10_000  # SIGSTOP, or a machine that slept
+    look(fold, clock, 2)
+    assert struck == []
+    look(fold, clock, 6)
+    assert len(set(struck)) == 2
+
+
+def test_without_a_limit_silence_is_borne(start: Start, clock: Clock, struck: list[int]) -> None:
+    fold, _, hearts = start(1, hang_s=0.0)
+    hearts[0].beat(phase="train", fold=2, epoch=1)
+    look(fold, clock, 10_000)
+    assert struck == []
+
+
+# --- a stop ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("phase", ["train", "stopping"])
+def test_a_fold_that_is_asked_to_stop_has_until_the_limit_of_the_stop(
+    start: Start, clock: Clock, struck: list[int], phase: str
+) -> None:
+    fold, processes, hearts = start(2)
+    for heart in hearts:
+        heart.beat(phase=phase, fold=2, epoch=1)
+    fold.ask_to_leave()
+    assert [one.signals for one in processes] == [[signal.SIGTERM]] * 2
+    look(fold, clock, 119)
+    assert struck == []
+    look(fold, clock, 3)
+    assert set(struck) == {one.pid for one in processes}
+    for one in processes:
+        one.code = -9
+    told = fold.conclude(done=False, stopping=True)[1]
+    assert told.startswith("asked to stop, and not gone after 120 s (train.stop_timeout_s and 10 s more) on ")
+
+
+def test_a_state_that_is_saved_for_another_ones_stop_is_not_taken_for_a_hang(
+    start: Start, clock: Clock, struck: list[int]
+) -> None:
+    fold, _, hearts = start(2)
+    for heart in hearts:
+        heart.beat(phase="stopping", fold=2, epoch=1)
+    look(fold, clock, 119)
+    assert struck == []
+    look(fold, clock, 5)
+    assert len(set(struck)) == 2
+
+
+@pytest.mark.parametrize("code", [143, -15])
+def test_siblings_of_one_that_was_asked_to_leave_may_still_be_saving(
+    start: Start, clock: Clock, struck: list[int], code: int
+) -> None:
+    fold, processes, _ = start(2)
+    processes[1].code = code
+    look(fold, clock, 119)
+    assert struck == []
+    look(fold, clock, 3)
+    assert set(struck) == {processes[0].pid}
 
 
 # --- siblings --------------------------------------------------------------------------------------------------------
@@ -178,7 +250,7 @@ def test_siblings_of_one_that_is_gone_get_five_seconds(
     assert set(struck) == {processes[0].pid, processes[2].pid}
     for one in processes:
         one.code = -9
-    assert fold.has_ended(10.0)
+    assert fold.has_ended()
 
 
 # --- what an end is said to be ---------------------------------------------------------------------------------------
@@ -193,7 +265,7 @@ def test_who_was_killed_is_the_cause_and_not_who_mourns(start: Start, tmp_path: 
     say(tmp_path, 0, "[STEP 1/9]\n[EXIT][ERROR] training failed: Connection closed by peer\n")
     fail(hearts[0], cause="error", error="RuntimeError", message="Connection closed by peer", step=4)
     processes[0].code, processes[1].code = 1, -9  # seen at one look
-    assert fold.has_ended(0.0)
+    assert fold.has_ended()
     ending, told = fold.conclude(done=False, stopping=False)
     assert ending == Ending(Outcome.CRASHED)
     assert told.startswith("rank 1 was killed by SIGKILL, last seen in its start") and "| [STEP 1/9]" in told
@@ -204,10 +276,10 @@ def test_the_word_that_says_most_is_told_whoever_ended_first(start: Start, tmp_p
     fold, processes, hearts = start(2)
     processes[0].code = 1
     fail(hearts[0], cause="error", error="RuntimeError", message="peer is gone", step=3)
-    assert not fold.has_ended(0.0)
+    assert not fold.has_ended()
     processes[1].code = 1
     fail(hearts[1], cause=cause, error="Full", message="too large", step=4)
-    assert fold.has_ended(0.0)
+    assert fold.has_ended()
     ending, told = fold.conclude(done=False, stopping=False)
     assert (str(ending.outcome), told) == (cause, "rank 1: Full: too large")
 
@@ -217,7 +289,7 @@ def test_an_error_is_told_by_its_last_line_and_known_by_its_place(start: Start, 
     say(tmp_path, 0, "[EXIT][ERROR] training failed: 'a defect'\n")
     processes[0].code = 1
     fail(hearts[0], cause="error", error="KeyError", message="'a defect'", step=7)
-    assert fold.has_ended(0.0)
+    assert fold.has_ended()
     assert fold.conclude(done=False, stopping=False) == (
         Ending(Outcome.CRASHED, "KeyError after step 7 of fold 2"), "'a defect'"
     )  # fmt: skip
@@ -228,7 +300,7 @@ def test_an_end_before_any_beat_is_told_by_what_was_printed_in_this_attempt(star
     fold, processes, _ = start(1)
     say(tmp_path, 0, "[EXIT][ERROR] rank 0 failed: no module\n")
     processes[0].code = 1
-    assert fold.has_ended(0.0)
+    assert fold.has_ended()
     assert fold.conclude(done=False, stopping=False) == (Ending(Outcome.CRASHED, "no module"), "no module")
 
 
@@ -239,7 +311,7 @@ def test_to_be_asked_to_leave_by_another_is_no_error_that_comes_back(start: Star
     if begun:
         hearts[0].beat(phase="stopped", fold=2, step=3, message="SIGTERM received")
     processes[0].code = 128 + signal.SIGTERM
-    assert fold.has_ended(0.0)
+    assert fold.has_ended()
     assert fold.conclude(done=False, stopping=False) == (Ending(Outcome.CRASHED), "SIGTERM received")
 
 
@@ -251,7 +323,7 @@ def test_ranks_that_leave_together_are_told_by_the_main_ones_word_whoever_ended_
     say(tmp_path, 0, "[EXIT][ERROR] training failed: SIGINT received\n")
     for rank in (first, 1 - first):
         processes[rank].code = 128 + signal.SIGINT
-        fold.has_ended(0.0)
+        fold.has_ended()
     assert fold.conclude(done=False, stopping=False)[1] == "rank 0: SIGINT received"
 
 
@@ -289,5 +361,5 @@ def test_beats_of_an_attempt_before_are_kept_for_the_fold_and_not_taken_for_its_
     assert place.read_bytes() == before
     look(fold, clock, 3000)  # it imports
     fold.processes.ranks[0].code = 1  # type: ignore[attr-defined]
-    assert fold.has_ended(10.0)
+    assert fold.has_ended()
     assert fold.conclude(done=False, stopping=False)[1].startswith("rank 0 ended with exit code 1; its last lines:")

@@ -1,6 +1,7 @@
 """How many cores there are, and how many of them are this process's."""
 
 import os
+from pathlib import Path
 
 import pytest
 
@@ -18,9 +19,40 @@ def test_cores_are_those_that_this_process_may_use(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize(
+    ("own", "files", "cores"),
+    [
+        ("0::/\n", {"cpu.max": "200000 100000\n"}, 2),
+        ("0::/\n", {"cpu.max": "max 100000\n"}, 8),
+        ("0::/kube/pod\n", {"kube/cpu.max": "350000 100000\n", "kube/pod/cpu.max": "max 100000\n"}, 3),
+        ("0::/kube/pod\n", {"kube/cpu.max": "900000 100000\n", "kube/pod/cpu.max": "50000 100000\n"}, 1),
+        (
+            "12:memory:/docker\n4:cpu,cpuacct:/docker\n",
+            {"cpu,cpuacct/docker/cpu.cfs_quota_us": "200000\n", "cpu,cpuacct/docker/cpu.cfs_period_us": "100000\n"},
+            2,
+        ),
+        ("4:cpu:/\n", {"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, 8),
+        ("0::/gone\n", {}, 8),
+        (None, {}, 8),
+    ],
+)
+def test_a_containers_quota_counts(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, own: str | None, files: dict[str, str], cores: int
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    monkeypatch.setattr("doccls.run.cores._CGROUPS", tmp_path / "cgroup")
+    monkeypatch.setattr("doccls.run.cores._OWN_CGROUPS", tmp_path / "own")
+    if own is not None:
+        (tmp_path / "own").write_text(own)
+    for name, text in files.items():
+        (tmp_path / "cgroup" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "cgroup" / name).write_text(text)
+    assert count_cores() == cores
+
+
+@pytest.mark.parametrize(
     ("environment", "own"),
     [({}, 12), ({"LOCAL_WORLD_SIZE": "4"}, 3), ({"LOCAL_WORLD_SIZE": "16"}, 1),
-     ({"DOCCLS_CORES": "5", "LOCAL_WORLD_SIZE": "4"}, 5), ({"DOCCLS_CORES": "0"}, 1)],
+     ({"DOCCLS_PROCESSES_HERE": "6", "LOCAL_WORLD_SIZE": "2"}, 2), ({"DOCCLS_PROCESSES_HERE": "0"}, 12)],
 )  # fmt: skip
 def test_a_processs_own_are_told_or_shared(
     monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], own: int

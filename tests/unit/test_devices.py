@@ -10,6 +10,7 @@ import pytest
 from launcher.devices import (
     Device,
     DeviceError,
+    check_mig,
     choose_gpus,
     find_gpus,
     list_cpus,
@@ -90,6 +91,43 @@ def test_a_driver_that_does_not_answer_is_no_machine_without_gpus(monkeypatch: p
     monkeypatch.setattr(pynvml, "nvmlInit", fail(pynvml.NVMLError_LibRmVersionMismatch))
     with pytest.raises(DeviceError, match=r"driver does not answer \(.*\): nvidia-smi may say more; --slots N"):
         find_gpus()
+
+
+def test_a_gpu_that_is_lost_is_left_out_and_refused_by_name(
+    monkeypatch: pytest.MonkeyPatch, fake_nvml: Callable[[int], list[str]]
+) -> None:
+    fake_nvml(8)
+    get_handle = pynvml.nvmlDeviceGetHandleByIndex
+
+    def lose_5(index: int) -> object:
+        if index == 5:
+            raise pynvml.NVMLError_GpuIsLost
+        return get_handle(index)
+
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetHandleByIndex", lose_5)
+    found = find_gpus()
+    assert [device.name for device in found] == [device.name for device in GPUS]
+    assert [device for device in found if device.fault] == [Device("gpu 5", fault="GPU is lost")]
+    assert choose_gpus(found, None, None) == [*GPUS[:5], *GPUS[6:]]
+    assert choose_gpus(found, "0,1", None) == choose_gpus(found, None, "0,1") == GPUS[:2]
+    for visible, wanted in (("4,5", None), (None, "5,6")):
+        with pytest.raises(DeviceError, match=r"gpu 5 can't be used: GPU is lost"):
+            choose_gpus(found, visible, wanted)
+
+
+def test_a_part_of_a_gpu_that_the_driver_does_not_know_is_refused(
+    monkeypatch: pytest.MonkeyPatch, fake_nvml: Callable[[int], list[str]]
+) -> None:
+    fake_nvml(1)
+    parts = choose_gpus([], "MIG-1,MIG-2", None)
+    asked: list[str] = []
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetHandleByUUID", asked.append)
+    check_mig([*GPUS, *parts])
+    assert asked == ["MIG-1", "MIG-2"]
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetHandleByUUID", fail(pynvml.NVMLError_NotFound))
+    check_mig(GPUS)
+    with pytest.raises(DeviceError, match=r"MIG-1, MIG-2: the NVIDIA driver knows no such device \(Not Found\)"):
+        check_mig(parts)
 
 
 def test_the_driver_is_left_after_an_error_too(
@@ -211,7 +249,8 @@ def test_a_wanted_gpu_that_is_hidden_unknown_or_no_gpu_is_refused(visible: str |
     ("devices", "told"),
     [
         (CPUS[:1], {"CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true"}),
-        (GPUS[3:4], {"CUDA_VISIBLE_DEVICES": UUIDS[3]}),
+        (GPUS[3:4], {"CUDA_VISIBLE_DEVICES": UUIDS[3], "DOCCLS_DEVICE": "cuda"}),
+        ([Device("node 0 gpu 1", given=True)], {"DOCCLS_DEVICE": "cuda"}),
     ],
 )
 def test_a_process_alone_is_told_its_device_and_nothing_of_ranks(

@@ -28,7 +28,8 @@ MakeConfig = Callable[..., Config]
 OPERATIONAL = {
     ("mode",), ("data",), ("tracking",), ("output",), ("provenance",), ("model", "weights"),
     ("train", "micro_batch_size"), ("train", "num_processes"), ("train", "log_interval"),
-    ("train", "collective_timeout_s"), ("train", "sigusr2"), ("train", "checkpoint_interval_s"),
+    ("train", "collective_timeout_s"), ("train", "stop_timeout_s"), ("train", "sigusr2"),
+    ("train", "checkpoint_interval_s"),
     ("project", "name"), ("project", "version"),
 }  # fmt: skip
 """Said once more here, so that a key that is marked by mistake is met."""

@@ -10,17 +10,18 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
 from doccls.errors import UserError
 from doccls.run import lock
-from doccls.run.lock import Holder, LockError, find_holder, hold_lock
+from doccls.run.lock import LockError, find_holder, hold_lock
 
 WHAT = "run r is being launched"
 
@@ -192,9 +193,12 @@ def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
 # --- a holder that is gone, and its lock is not ----------------------------------------------------------------------
 
 
-def write_holder(path: Path, host: str, pid: int, age_s: float = 0.0) -> None:
+def write_holder(path: Path, pid: int, age_s: float = 0.0, **changes: str) -> None:
+    """The words of a process of this machine, or of another by `changes`."""
     path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(asdict(Holder(WHAT, pid, host, "2026-01-02T03:04:05"))))
+    holder = replace(lock._describe_self(WHAT), pid=pid, since="2026-01-02T03:04:05", token="its own")
+    holder = replace(holder, started=lock._read_start(pid) or "1")
+    path.write_text(json.dumps(asdict(replace(holder, **changes))))
     os.utime(path, (time.time() - age_s, time.time() - age_s))
 
 
@@ -215,12 +219,21 @@ def held_by_a_server(path: Path) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("held_by_a_server")
-@pytest.mark.parametrize(("host", "age_s"), [("elsewhere", 200.0), (socket.gethostname(), 0.0)])
+@pytest.mark.parametrize(
+    ("age_s", "changes"),
+    [
+        (0.0, {}),
+        (200.0, {"host": "elsewhere"}),
+        (200.0, {"boot": "of another start"}),
+        (200.0, {"namespace": "pid:[1]"}),
+    ],
+)
 def test_the_lock_of_one_who_is_provably_dead_is_taken_over_when_asked(
-    path: Path, dead_pid: int, host: str, age_s: float
+    path: Path, dead_pid: int, age_s: float, changes: dict[str, str]
 ) -> None:
-    write_holder(path, host, dead_pid, age_s)
+    write_holder(path, dead_pid, age_s, **changes)
     told = refuse(path)
+    host = changes.get("host", socket.gethostname())
     assert f"{WHAT} by process {dead_pid} on {host} since 2026-01-02T03:04:05" in told and "--takeover" in told
     with hold_lock(path, "this test", takeover=True):
         assert json.loads(path.read_text())["what"] == "this test"
@@ -229,24 +242,65 @@ def test_the_lock_of_one_who_is_provably_dead_is_taken_over_when_asked(
 
 
 @pytest.mark.usefixtures("held_by_a_server")
-@pytest.mark.parametrize("host", ["elsewhere", socket.gethostname()])
-def test_the_lock_of_one_who_may_live_is_not(path: Path, host: str) -> None:
-    write_holder(path, host, os.getpid())
+def test_the_lock_of_a_process_that_is_seen_to_live_is_not(path: Path) -> None:
+    write_holder(path, os.getpid(), age_s=1000.0)
     before = path.read_bytes()
-    with pytest.raises(LockError, match="not proven dead"), hold_lock(path, "this test", takeover=True):
+    with pytest.raises(LockError, match="it lives"), hold_lock(path, "this test", takeover=True):
         pytest.fail("two hold it")
     assert path.read_bytes() == before
 
 
+@pytest.mark.usefixtures("held_by_a_server")
+def test_a_process_that_has_the_holders_number_is_not_taken_for_it(path: Path) -> None:
+    """As in a container that is started anew: the first process there is always number 1."""
+    write_holder(path, os.getpid(), started="another time")
+    with hold_lock(path, "this test", takeover=True):
+        assert "this test by process" in refuse(path)
+
+
+@pytest.mark.usefixtures("held_by_a_server")
+@pytest.mark.parametrize("lives", [True, False])
+def test_a_takeover_watches_whether_a_holder_of_another_machine_lives(
+    path: Path, monkeypatch: pytest.MonkeyPatch, lives: bool
+) -> None:
+    write_holder(path, 1, age_s=60.0, host="elsewhere")
+    now_s = [100.0]
+
+    def sleep(seconds: float) -> None:
+        now_s[0] += seconds
+        if lives and now_s[0] > 110.0:
+            os.utime(path)
+
+    monkeypatch.setattr(lock.time, "monotonic", lambda: now_s[0])
+    monkeypatch.setattr(lock.time, "sleep", sleep)
+    monkeypatch.setattr(lock, "_tell_age_s", lambda file: now_s[0] - 40.0)
+    if lives:
+        with pytest.raises(LockError, match="on elsewhere since.*it lives"), hold_lock(path, "this test", True):  # noqa: RUF043
+            pytest.fail("two hold it")
+    else:
+        with hold_lock(path, "this test", takeover=True):
+            assert now_s[0] > 160.0
+
+
 def test_a_holder_that_lives_touches_its_file(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with hold_lock(path, WHAT) as held:
+    monkeypatch.setattr(lock, "_KEEP_S", 0.01)
+    with hold_lock(path, WHAT):
         os.utime(path, (0, 0))
-        held.keep()
-        assert path.stat().st_mtime == 0, "not at every call"
-        now_s = time.monotonic()
-        monkeypatch.setattr(lock.time, "monotonic", lambda: now_s + 11)
-        held.keep()
-        assert path.stat().st_mtime > 0
+        while path.stat().st_mtime == 0:  # pytest's timeout bounds it
+            time.sleep(0.01)
+
+
+@pytest.mark.parametrize("gone", [False, True])
+def test_who_was_suspended_for_long_notices_that_its_lock_was_taken(path: Path, gone: bool) -> None:
+    with hold_lock(path, WHAT) as held:
+        held.check()
+        if gone:
+            path.unlink()
+        else:
+            write_holder(path.with_name("its file"), os.getpid(), host="elsewhere")
+            path.with_name("its file").replace(path)
+        with pytest.raises(LockError, match="was removed" if gone else "on elsewhere since"):
+            held.check()
 
 
 # --- who holds it ----------------------------------------------------------------------------------------------------
@@ -283,7 +337,7 @@ def test_without_locks_the_holder_is_who_says_so_unless_it_is_dead(path: Path, d
     with hold_lock(path, WHAT):
         assert str(find_holder(path)).startswith(f"{WHAT} by process {os.getpid()} on ")
     assert find_holder(path) is None
-    write_holder(path, socket.gethostname(), dead_pid)
+    write_holder(lock._name_owner(path), dead_pid)
     assert find_holder(path) is None
 
 
@@ -302,10 +356,53 @@ def no_locks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
 def test_where_there_are_no_locks_the_words_count(path: Path, dead_pid: int) -> None:
     with hold_lock(path, WHAT):
         assert WHAT in refuse(path)
-    with hold_lock(path, "another"):
-        pass
-    write_holder(path, socket.gethostname(), dead_pid)
-    with hold_lock(path, "after one that was killed"):
-        pass
-    write_holder(path, "elsewhere", 1)
+    with hold_lock(path, "another") as held:
+        held.check()
+    owner = lock._name_owner(path)
+    assert not owner.exists()
+    write_holder(owner, dead_pid)
+    with hold_lock(path, "after one that was killed") as held:
+        held.check()
+    write_holder(owner, 1, host="elsewhere")
     assert "on elsewhere since" in refuse(path)
+    write_holder(owner, 1, age_s=130.0, host="elsewhere")
+    with hold_lock(path, "after one that is long silent"):
+        pass
+    owner.touch()
+    assert "has just begun" in refuse(path)
+    os.utime(owner, (0, 0))  # killed between the creation of its file and its words
+    with hold_lock(path, "after one that said nothing"):
+        pass
+
+
+@pytest.mark.usefixtures("no_locks")
+def test_of_two_that_take_the_place_of_one_dead_the_second_has_it(
+    path: Path, dead_pid: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    owner = lock._name_owner(path)
+    write_holder(owner, dead_pid)
+    monkeypatch.setattr(lock.time, "sleep", lambda seconds: write_holder(owner, os.getpid()))  # it comes just after us
+    assert WHAT in refuse(path)
+    assert json.loads(owner.read_text())["token"] == "its own"
+
+
+@pytest.mark.usefixtures("no_locks")
+def test_without_locks_one_of_many_that_come_at_once_has_it(path: Path) -> None:
+    held, refused = [], []
+    all_tried = threading.Barrier(8)
+
+    def try_it() -> None:
+        try:
+            with hold_lock(path, WHAT):
+                held.append(1)
+                all_tried.wait(60)
+        except LockError:
+            refused.append(1)
+            all_tried.wait(60)
+
+    threads = [threading.Thread(target=try_it) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert (len(held), len(refused)) == (1, 7)

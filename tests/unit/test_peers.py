@@ -11,7 +11,7 @@ import pytest
 from doccls.run.heartbeat import Beat, Heartbeat
 from doccls.run.peers import Standstill, describe_lost, describe_silent, judge
 
-MOVING = Standstill(silent_s=0.5, failed_s=None, stop_s=None, limit_s=600.0)
+MOVING = Standstill(silent_s=0.5, failed_s=None, stop_s=None, limit_s=600.0, stop_limit_s=110.0)
 TERM = signal.SIGTERM
 
 
@@ -21,8 +21,7 @@ TERM = signal.SIGTERM
         (MOVING, None),
         (replace(MOVING, silent_s=599.9), None),
         (replace(MOVING, silent_s=1e9, limit_s=None), None),
-        (replace(MOVING, stop_s=1e9), TERM),  # it goes on, to its safe point
-        (replace(MOVING, silent_s=500.0, stop_s=19.0), TERM),
+        (replace(MOVING, silent_s=500.0, stop_s=109.0), TERM),
         (replace(MOVING, silent_s=500.0, failed_s=4.0), None),
     ],
 )
@@ -35,11 +34,12 @@ def test_a_standstill_is_ended_with_its_reason() -> None:
     assert judge(replace(MOVING, silent_s=600.0), None, place) == (
         "no step for 600 s (train.collective_timeout_s) in train step 3, epoch 1", 1
     )  # fmt: skip
-    stopped = replace(MOVING, silent_s=20.0, stop_s=20.0, limit_s=None)
+    stopped = replace(MOVING, stop_s=110.0, limit_s=None)
     assert judge(stopped, TERM, place) == (
-        "SIGTERM received, and this process stood still in train step 3, epoch 1", 143
+        "SIGTERM received, and this process had not left after 110 s (train.stop_timeout_s): "
+        "it was in train step 3, epoch 1", 143
     )  # fmt: skip
-    lost = judge(replace(stopped, failed_s=5.0), TERM, place)  # torchrun sends SIGTERM when a rank fails
+    lost = judge(replace(stopped, silent_s=5.0, failed_s=5.0), TERM, place)  # torchrun sends SIGTERM when a rank fails
     assert lost == ("a peer failed, and this process stood still in train step 3, epoch 1", 1)
 
 

@@ -39,7 +39,8 @@ PLAN = LaunchPlan(
 
 def start(fold: int, gpus: str) -> str:
     return (
-        f"           env OMP_NUM_THREADS=2 CUDA_VISIBLE_DEVICES={gpus} python -m accelerate.commands.launch "
+        f"           env OMP_NUM_THREADS=2 DOCCLS_DEVICE=cuda CUDA_VISIBLE_DEVICES={gpus} "
+        "python -m accelerate.commands.launch "
         "--multi_gpu --num_processes 2 --main_process_port 0 -m doccls.train --config 'a b.yaml' "
         f"--set data.valid_fold={fold}"
     )
@@ -85,10 +86,10 @@ def test_folds_share_a_gpu_only_when_each_has_one() -> None:
     ("devices", "environment", "program"),
     [
         (list_cpus(1), ["OMP_NUM_THREADS=3", "CUDA_VISIBLE_DEVICES=", "ACCELERATE_USE_CPU=true"], ["python"]),
-        (GPUS[5:6], ["OMP_NUM_THREADS=3", "CUDA_VISIBLE_DEVICES=GPU-0005"], ["python"]),
+        (GPUS[5:6], ["OMP_NUM_THREADS=3", "DOCCLS_DEVICE=cuda", "CUDA_VISIBLE_DEVICES=GPU-0005"], ["python"]),
         (
             GPUS[2:5],
-            ["OMP_NUM_THREADS=3", "CUDA_VISIBLE_DEVICES=GPU-0002,GPU-0003,GPU-0004"],
+            ["OMP_NUM_THREADS=3", "DOCCLS_DEVICE=cuda", "CUDA_VISIBLE_DEVICES=GPU-0002,GPU-0003,GPU-0004"],
             [
                 *("python", "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "3"),
                 *("--main_process_port", "0"),
@@ -167,7 +168,13 @@ def test_a_plan_for_scripts_has_each_ranks_command_and_environment() -> None:
     assert described["finished"] == [0, 3] and described["warnings"] == ["too many threads"]
     assert [[one["fold"] for one in wave] for wave in described["waves"]] == [[1, 2], [4]]
     (last,) = described["waves"][1]
-    assert last["slot"]["devices"][1] == {"name": "gpu 1", "uuid": "GPU-0001", "model": "NVIDIA H100", "given": False}
+    assert last["slot"]["devices"][1] == {
+        "name": "gpu 1",
+        "uuid": "GPU-0001",
+        "model": "NVIDIA H100",
+        "given": False,
+        "fault": "",
+    }
     first, second = last["ranks"]
     assert first["argv"] == second["argv"] == [
         "python", "-m", "doccls.train", "--config", "a b.yaml", "--set", "data.valid_fold=4"
@@ -197,7 +204,7 @@ def plan_run(config: Path, *words: str) -> LaunchPlan:
     """What `doccls-launch plan --config <config> --slots 2 --run-id v001-abc <words>` finds."""
     arguments = build_parser().parse_args(["plan", "--config", str(config), "--slots", "2", *words])
     loaded = cli.load_arguments(arguments)
-    return make_plan(arguments, loaded, "v001-abc", choose_slots(arguments, loaded), loaded.data.list_wanted(), 2)
+    return make_plan(arguments, loaded, "v001-abc", choose_slots(arguments, loaded)[0], loaded.data.list_wanted(), 2)
 
 
 def finish(config: Config, paths: RunPaths, *folds: int) -> None:

@@ -53,6 +53,14 @@ def test_it_is_made_to_fit_and_said() -> None:
 
 
 @pytest.mark.usefixtures("docker")
+def test_four_folds_of_a_machine_share_its_room() -> None:
+    sharing = {"DOCCLS_PROCESSES_HERE": "4"}
+    assert plan_loader(1, BATCH // 8, True, True, sharing).prefetch == 4
+    with pytest.raises(OwnError, match="need 110 MiB"):
+        plan_loader(1, BATCH, True, True, sharing)
+
+
+@pytest.mark.usefixtures("docker")
 @pytest.mark.parametrize(("num_workers", "ranks", "needed"), [(8, "1", "92 MiB"), (1, "4", "110 MiB")])
 def test_too_little_for_one_is_refused_with_what_is_needed(num_workers: int, ranks: str, needed: str) -> None:
     """The processes of a machine share the room."""

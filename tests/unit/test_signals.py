@@ -80,6 +80,20 @@ def test_nothing_is_left_of_the_handlers_and_the_note() -> None:
         assert stop_requested() is None
 
 
+def test_a_hangup_asks_for_the_end_unless_it_is_ignored() -> None:
+    with handling_signals(), stopping_gracefully():
+        signal.raise_signal(signal.SIGHUP)
+        assert stop_requested() == signal.SIGHUP
+    earlier = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        with handling_signals(), stopping_gracefully():
+            signal.raise_signal(signal.SIGHUP)
+            assert stop_requested() is None
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, earlier)
+
+
 def test_the_end_is_not_torn_by_a_further_signal() -> None:
     with handling_signals():
         ignore_signals()

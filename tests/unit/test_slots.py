@@ -61,7 +61,7 @@ def no_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def choose(config: Config, *words: str) -> tuple[Slot, ...]:
     """The slots of `doccls-launch run --config c.yaml <words>`."""
-    return choose_slots(build_parser().parse_args(["run", "--config", "c.yaml", *words]), config)
+    return choose_slots(build_parser().parse_args(["run", "--config", "c.yaml", *words]), config)[0]
 
 
 def list_uuids(slots: Sequence[Slot]) -> list[list[str | None]]:

@@ -1,0 +1,44 @@
+"""A fold has one owner: the main process that trains it holds its lock, whoever has started that process."""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from types import TracebackType
+from typing import Self
+
+from doccls.run.lock import Lock, hold_lock
+from doccls.run.paths import RunPaths
+
+
+class FoldOwner:
+    """The locks of the folds that this process trains, until the block ends. Ranks beside the main one take none."""
+
+    def __init__(self) -> None:
+        self._held = ExitStack()
+        self._locks: dict[int, Lock] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._held.close()
+
+    def take(self, paths: RunPaths, folds: Sequence[int]) -> None:
+        """Take the folds; those of an owner that is provably dead, too. The main process calls, once.
+
+        Raises:
+            LockError: another process trains one of them.
+        """
+        for fold in folds:
+            what = f"fold {fold} of run {paths.run_id} is being trained"
+            self._locks[fold] = self._held.enter_context(hold_lock(paths.fold_lock(fold), what, takeover=True))
+
+    def check(self, fold: int) -> None:
+        """Call before each write of the fold's files.
+
+        Raises:
+            LockError: another process has taken the fold, while this one was suspended.
+        """
+        if fold in self._locks:
+            self._locks[fold].check()
