@@ -16,9 +16,9 @@ XDIST := -n 3 --no-loadscope-reorder
 test: $(READY)
 	$(BIN)/python $(PYTEST) $(XDIST)
 
-# What finds most mistakes within a minute.
+# What finds most mistakes within a minute: no process tests, no slow ones, few examples.
 test-fast: lint
-	$(BIN)/python $(PYTEST) -n 2 --no-loadscope-reorder tests/golden tests/unit
+	DOCCLS_HYPOTHESIS=fast $(BIN)/python $(PYTEST) -n 2 --no-loadscope-reorder -m "not slow" tests/golden tests/unit
 
 # About 20 minutes on two cores: every fault at every place, 200 kills at random moments, and many drawn examples.
 soak: $(READY)

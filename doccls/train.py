@@ -41,6 +41,10 @@ if TYPE_CHECKING:  # the stack takes seconds to import: a mistake in the config 
     from doccls.experiment import Experiment
 
 
+_OUTLIVING_S = 20.0
+"""How long the process of a fold that is started again may outlive the launcher's word that it is gone."""
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The command line of `doccls.train`."""
     parser = argparse.ArgumentParser(
@@ -153,7 +157,8 @@ def _take_folds(owner: FoldOwner, experiment: "Experiment", finished: list[int])
     from doccls.oof.parts import find_finished_folds
 
     config = experiment.config
-    owner.take(experiment.paths, [fold for fold in config.data.list_wanted() if fold not in finished])
+    missing = [fold for fold in config.data.list_wanted() if fold not in finished]
+    owner.take(experiment.paths, missing, _OUTLIVING_S if is_launched() else 0.0)
     return find_finished_folds(experiment.paths, experiment.identity, config.data.folds)
 
 

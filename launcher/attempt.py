@@ -70,6 +70,7 @@ class RunningFold:
         self._moved_s = [self._clock.read() for _ in self._ranks]
         """When, on this clock, a rank's beat count was seen to change."""
         self._looked_s = self._clock.read()
+        self._another_began_s: float | None = None
         self.has_begun = False
         """Whether a rank was seen to train."""
 
@@ -79,8 +80,8 @@ class RunningFold:
         self.processes.terminate()
 
     def has_ended(self, another_has_begun: bool = False) -> bool:
-        """Whether all ranks are gone; call often. Those that should be are killed: siblings of one that is gone, silent
-        ones.
+        """Whether all ranks are gone; call often, since it kills those that should be: siblings of one that is gone,
+        and silent ones.
 
         `another_has_begun` says that another fold of the launch has begun to train.
         """
@@ -93,7 +94,8 @@ class RunningFold:
             self.processes.strike()
         elif self._first_end_s is not None:
             leaving = not STOP_CODES.isdisjoint(codes)  # the main process may still write the state
-            if now_s - self._first_end_s > (self._stop_limit_s if leaving else _SIBLING_GRACE_S):
+            since_s = min(self._asked_s, self._first_end_s) if leaving else self._first_end_s
+            if now_s - since_s > (self._stop_limit_s if leaving else _SIBLING_GRACE_S):
                 self.processes.strike()
         elif now_s - self._looked_s >= _LOOK_S:
             self._looked_s = now_s
@@ -181,8 +183,11 @@ class RunningFold:
             if self._beat_counts[rank] != count:
                 self._beat_counts[rank], self._moved_s[rank] = count, now_s
         silences_s = [now_s - moved_s for moved_s in self._moved_s]
-        start_s = _LATER_START_LIMIT_S if another_has_begun else _START_LIMIT_S
-        hang_s, start_s, stop_s = self._limits.hang_s, max(self._limits.hang_s, start_s), self._stop_limit_s
+        if another_has_begun and self._another_began_s is None:
+            self._another_began_s = now_s
+        hang_s, start_s, stop_s = self._limits.hang_s, max(self._limits.hang_s, _START_LIMIT_S), self._stop_limit_s
+        if self._another_began_s is not None and now_s - self._another_began_s > _LATER_START_LIMIT_S:
+            start_s = _LATER_START_LIMIT_S
         limits_s = {"start": start_s, "stopping": stop_s}
         self.has_begun |= any(has_begun(beat) for beat in beats)
         phases = ["start" if beat is None else beat.phase for beat in beats]

@@ -183,6 +183,8 @@ class FoldLoop:
                     self._look()
         finally:
             kill_folds(self._list_processes())
+            if self._unwritten_s is not None:
+                self._write_ledger()
         check_stop()
         if failed := self._state.list_in("failed"):
             raise LaunchError(self._tell_failure([one.fold for one in failed]))

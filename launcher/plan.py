@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from doccls.run.rank import DEVICE
 from launcher.devices import render_environment
 from launcher.slots import Slot
 
@@ -62,7 +63,7 @@ class LaunchPlan:
 
 
 _OF_A_GROUP = (
-    "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "ACCELERATE_USE_CPU",
+    "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "ACCELERATE_USE_CPU", DEVICE,
 )  # fmt: skip
 
 

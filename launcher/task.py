@@ -22,6 +22,8 @@ from launcher.slurm_text import SlurmTask
 
 _OPENING_S = 7200.0
 """How long a look at the data by another task may take."""
+_OUTLIVING_S = 60.0
+"""How long an earlier start of this very task may outlive Slurm's word that it is gone."""
 _TIME_IS_UP = (signal.SIGUSR1, signal.SIGUSR2)
 """What Slurm sends ahead of the job's time limit: slurm/kfold.sh asks for the first, a site may for the second."""
 
@@ -56,7 +58,7 @@ def run_task(
         experiment = identify(config, prepare(config, paths, log), paths)
         finished = open_run(experiment, now, describe_processes(options))
     log.line(f"[ARTIFACTS] {paths.root}")
-    with hold_lock(own_lock, f"{what} is being launched", takeover=True):
+    with hold_lock(own_lock, f"{what} is being launched", takeover=True, wait_s=_OUTLIVING_S):
         ledger_file = paths.ledger(task.number)
         ledger = begin_launch(ledger_file, describe_launch(experiment, folds, options, log, now, task.job, sharing))
         with tempfile.TemporaryDirectory(prefix="doccls-task-") as folder, stopping_gracefully():

@@ -16,6 +16,7 @@ SUITES = ("slurm", "distributed", "launcher", "faults", "texdoc17", "golden", "u
 """In the order in which xdist starts them: what must stay together and takes long comes first."""
 TOGETHER = ("slurm", "distributed", "faults", "golden")
 """Suites whose tests share runs, or one cluster."""
+settings.register_profile("fast", deadline=None, max_examples=20)
 settings.register_profile("short", deadline=None, max_examples=200)
 settings.register_profile("soak", deadline=None, max_examples=2000)
 settings.load_profile(os.environ.get("DOCCLS_HYPOTHESIS", "short"))

@@ -47,7 +47,7 @@ def plan_loader(
         OwnError: there is no room for those that were stated.
     """
     shm, sharing = shutil.disk_usage(_SHM) if _SHM.is_dir() else None, count_sharing(environment)
-    own_bytes = sys.maxsize if shm is None else shm.free / sharing
+    own_bytes = sys.maxsize if shm is None else min(shm.free, shm.total / sharing)
     remarks = []
     if stated == "auto":
         cores = count_own_cores(environment)

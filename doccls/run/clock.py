@@ -18,7 +18,7 @@ class RunningClock:
         self._left_out_s = 0.0
 
     def read(self) -> float:
-        """Seconds since any fixed moment."""
+        """Seconds since a fixed moment."""
         now_s = time.monotonic()
         gap_s, self._last_s = now_s - self._last_s, now_s
         if gap_s > _GAP_S:

@@ -66,9 +66,11 @@ class Lock:
         """Call before a write that only the holder may make.
 
         Raises:
-            LockError: another process has taken the lock, as from one that was long suspended.
+            LockError: another process has taken the lock, as from one that was long suspended, or its file is gone.
         """
         holder = _read_holder(self._file)
+        if holder is None and self._file.exists():
+            return  # the file server did not answer well; that is no other holder
         if holder is None or holder.token != self._holder.token:
             taken = f"{holder} ({self._path})" if holder else f"{self._path} was removed"
             raise LockError(f"{taken}: this process held it, was suspended for long, and is no longer to write")
@@ -80,9 +82,9 @@ def hold_lock(path: Path, what: str, takeover: bool = False, wait_s: float = 0.0
 
     The kernel's lock (flock; on NFS the server's) is what counts: it ends with the process, a kill -9 included, and the
     file that stays behind means nothing. A server may keep the lock of a machine that is gone: `takeover` takes it from
-    a holder that is provably dead, and waits for that proof (up to two minutes) where it can't see the holder's
-    process.
-    Where a file system has no locks, a second file, `<path>.owner`, which only one process can create, stands for it.
+    a holder that is provably dead. Where it can't see the holder's process, it waits for that proof, at most two and a
+    half minutes. Where a file system has no locks, a second file, `<path>.owner`, which only one process can create,
+    stands for it.
 
     Raises:
         LockError: another process holds it, or its file can't be made.
@@ -207,7 +209,10 @@ def _try_own(owner: Path, holder: Holder) -> bool:
         descriptor = os.open(owner, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     except FileExistsError:
         earlier = _read_holder(owner)
-        if not (_is_dead(earlier, owner) if earlier else _tell_age_s(owner) > _DEAD_S):
+        with suppress(FileNotFoundError):  # it was given back this moment: the next look finds it free
+            if not (_is_dead(earlier, owner) if earlier else _tell_age_s(owner) > _DEAD_S):
+                return False
+        if not owner.exists():
             return False
         _replace(owner, _render(holder).decode())
         time.sleep(_LOOK_S)  # another may have seen the same dead one, and have come after us
@@ -271,7 +276,7 @@ def _is_dead(holder: Holder | None, path: Path) -> bool:
         return False
     if _can_see(holder):
         started = _read_start(holder.pid)
-        return started is None or started != holder.started
+        return started is None or (started != "" and started != holder.started)
     return _tell_age_s(path) > _DEAD_S
 
 
@@ -297,11 +302,14 @@ def _read_start(pid: int) -> str | None:
     """When a process of this machine started, in a text that stays the same; None if there is no such process."""
     with suppress(OSError, IndexError):
         fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-        return fields[19]  # in ticks since the boot, which no change of the clock moves: proc(5)
+        # In ticks since the boot, which no change of the clock moves: proc(5). A zombie holds nothing.
+        return None if fields[0] in "ZX" else fields[19]
     try:
         return str(psutil.Process(pid).create_time())
     except psutil.NoSuchProcess:
         return None
+    except psutil.AccessDenied:
+        return ""  # it lives
 
 
 def _read_time(path: Path) -> int | None:

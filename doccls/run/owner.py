@@ -24,15 +24,19 @@ class FoldOwner:
     ) -> None:
         self._held.close()
 
-    def take(self, paths: RunPaths, folds: Sequence[int]) -> None:
-        """Take the folds; those of an owner that is provably dead, too. The main process calls, once.
+    def take(self, paths: RunPaths, folds: Sequence[int], wait_s: float) -> None:
+        """Take the folds; those of an owner that is provably dead, too, and another's end is waited for so long.
+
+        The main process calls, once.
 
         Raises:
             LockError: another process trains one of them.
         """
         for fold in folds:
             what = f"fold {fold} of run {paths.run_id} is being trained"
-            self._locks[fold] = self._held.enter_context(hold_lock(paths.fold_lock(fold), what, takeover=True))
+            self._locks[fold] = self._held.enter_context(
+                hold_lock(paths.fold_lock(fold), what, takeover=True, wait_s=wait_s)
+            )
 
     def check(self, fold: int) -> None:
         """Call before each write of the fold's files.

@@ -35,8 +35,9 @@ class _Tee:
         self._log = log
 
     def write(self, text: str) -> int:
+        self._log.keep(text)
         try:
-            self._log.write(text, self._console)
+            self._log.show(text, self._console)
             if text.endswith("\n"):  # a pipe's reader (a Slurm output file, say) sees each line when it is written
                 self._console.flush()
         except OSError as error:
@@ -128,10 +129,13 @@ class RunLog:
         if self._file is not None:
             print(text)
 
-    def write(self, text: str, console: TextIO) -> None:
-        """What `_Tee` passes on: to the file as it is, to the console above the progress bar, if there is one."""
+    def keep(self, text: str) -> None:
+        """What `_Tee` passes on, to the file as it is."""
         if self._file is not None:  # a library may keep the stream beyond the log's end
             self._file.write(text)
+
+    def show(self, text: str, console: TextIO) -> None:
+        """The same to the console, above the progress bar, if there is one."""
         if self._progress is None:
             console.write(text)
             return

@@ -163,6 +163,7 @@ def test_a_start_that_takes_ten_minutes_is_once_another_fold_has_begun(
     start: Start, clock: Clock, struck: list[int]
 ) -> None:
     fold, processes, _ = start(1)
+    look(fold, clock, 2000)
     look(fold, clock, 590, another_has_begun=True)
     assert struck == []
     look(fold, clock, 20, another_has_begun=True)

@@ -46,6 +46,7 @@ print(json.dumps(asdict(cost)))
 """
 
 
+@pytest.mark.slow
 def test_a_cost_is_also_of_processes_that_outlive_their_parents(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     done = subprocess.run(
@@ -62,6 +63,7 @@ def test_a_command_that_fails_is_told_with_its_last_lines(tmp_path: Path) -> Non
         run([sys.executable, "-c", "print('at last'); raise SystemExit(3)"], tmp_path, {}, tmp_path / "console.txt")
 
 
+@pytest.mark.slow
 def test_pages_lie_as_both_want_them(tmp_path: Path) -> None:
     draw_pages(tmp_path, 3)
     files = sorted((tmp_path / "train").iterdir())

@@ -100,6 +100,7 @@ def test_starting_weights_come_from_the_global_generator() -> None:
 # --- pooling ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "taken", "refused"),
     [
@@ -118,6 +119,7 @@ def test_a_pooling_that_is_not_taken_is_told_with_those_that_are(name: str, take
         assert "Pooling can only be disabled" not in message
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["test_resnet", "test_vit", "test_convnext", "test_efficientnet"])
 def test_every_pooling_that_is_told_builds_runs_and_learns(name: str) -> None:
     for pooling in list_poolings(name, SIZE):

@@ -162,6 +162,7 @@ def test_an_unknown_class_or_a_page_too_small_to_read_is_refused() -> None:
         draw_page("letter", np.random.default_rng(0), 16)
 
 
+@pytest.mark.slow
 def test_a_linear_model_on_thumbnails_fails() -> None:
     """All 480 pages: a subset would flatter the set, as a linear model gains from more pages."""
     pages = [make_page(0, TRAIN, index) for index in range(480)]

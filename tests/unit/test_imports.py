@@ -116,6 +116,7 @@ def test_no_module_is_a_drawer_for_everything() -> None:
     assert [path for path in files if drawers & {*path.relative_to(ROOT).with_suffix("").parts}] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "module",
     [

@@ -24,6 +24,7 @@ GOOD = "def test_always():\n    pass\n"
 BROKEN = "import nothing_of_that_name\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("source", "code", "told", "words"),
     [

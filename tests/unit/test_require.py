@@ -47,6 +47,7 @@ def test_b():
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [[], ["-n", "1"]])
 def test_the_end_of_the_run_says_what_was_not_tested(tmp_path: Path, words: list[str]) -> None:
     """Also where the skip was met by another process."""

@@ -105,6 +105,7 @@ def test_a_fold_of_skipped_rows_alone_has_no_line() -> None:
 # --- the interval ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("count", "skill"), [(60, 0.6), (300, 0.8), (300, 0.97)])
 def test_the_interval_is_that_of_resampling_row_by_row(count: int, skill: float) -> None:
     targets, logits, _ = draw_run(count, skill)

@@ -105,6 +105,7 @@ def test_off_and_on_other_processes_nothing_is_started(
         tracker.log({"train/loss": 0.5}, 7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["init", "log", "finish"])
 def test_whatever_it_waits_for_training_goes_on_and_ends(
     make_config: MakeConfig,
