@@ -86,8 +86,11 @@ def check_mig(devices: Sequence[Device]) -> None:
         return
     try:
         pynvml.nvmlInit()
-        for name in names:
-            pynvml.nvmlDeviceGetHandleByUUID(name)
+        try:
+            for name in names:
+                pynvml.nvmlDeviceGetHandleByUUID(name)
+        finally:
+            pynvml.nvmlShutdown()
     except pynvml.NVMLError as error:
         raise DeviceError(
             f"{', '.join(names)}: the NVIDIA driver knows no such device ({error}); nvidia-smi -L"

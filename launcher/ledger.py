@@ -1,4 +1,4 @@
-"""launch.json: what was started, where, and how it ended; each line of it written before it happens."""
+"""launch.json: what was started, where, and how it ended, written before it happens where the disk allows."""
 
 import json
 from collections.abc import Sequence

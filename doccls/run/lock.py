@@ -140,18 +140,23 @@ def _touch(file: Path, done: threading.Event) -> None:
 def _acquire(path: Path, holder: Holder, takeover: bool, until_s: float) -> tuple[IO[str], Path]:
     """The open file of the lock, and the file with the holder's words."""
     file, began_s, seen = _open(path), time.monotonic(), None
+    dead_before: Holder | None = None
     try:
         while (words := _try_lock_twice(file, path, holder)) is None:
             where = _find_words(path)
             other, touched = _read_holder(where), _read_time(where)
             seen = seen or touched
             unproven = not _can_see(other) and touched == seen and time.monotonic() - began_s < _PROOF_S
-            if takeover and where == path and _is_dead(other, path):
+            dead = other if takeover and where == path and _is_dead(other, path) else None
+            if dead is not None and dead == dead_before:
                 _replace(path, "")  # the dead one's lock stays with its file
-            elif time.monotonic() >= until_s and not (takeover and unproven):
+            elif dead is None and time.monotonic() >= until_s and not (takeover and unproven):
                 raise LockError(_refuse(other, path, takeover))
             else:
                 time.sleep(_WAIT_LOOK_S)
+            dead_before = (
+                dead  # seen once, the words may be those before a living holder's, which is about to write its own
+            )
             file.close()
             file = _open(path)  # it may be another one by now
     except BaseException:

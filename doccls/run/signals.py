@@ -23,7 +23,7 @@ from doccls.run.rank import rank_by_environment
 STOP_SIGNALS = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)
 )
-"""What asks for the end: Slurm sends SIGUSR1 ahead of a time limit, if told so; Windows has neither.
+"""What asks for the end: Slurm sends SIGUSR1 ahead of a time limit, if asked to. Windows has only the first two.
 
 SIGHUP comes when the terminal is closed, and does nothing under nohup. SIGUSR2 asks for the end only after
 `stop_on_sigusr2`; before, it has the process write its stacks.

@@ -49,7 +49,8 @@ def start_processes(config: Config) -> Accelerator:
     """Join the process group and set up the device. All ranks must call, once.
 
     Raises:
-        ProcessError: another number of processes than expected, or a precision that the device has not.
+        ProcessError: another number of processes than expected, a device that can't be used, or a precision that it
+            has not.
     """
     global _patient_group
     _check_launch(os.environ)
@@ -301,7 +302,13 @@ def _check_launch(environment: Mapping[str, str]) -> None:
 
 
 def _check_device(environment: Mapping[str, str]) -> None:
-    """A GPU that NVML shows may be none for torch: Accelerate would train on the CPU, and not say so."""
+    """Refuse devices that Accelerate would replace by the CPU without saying so.
+
+    That is a GPU that NVML shows and torch can't use, and XPU or MPS devices for several processes.
+
+    Raises:
+        ProcessError: such devices are meant.
+    """
     if environment.get(DEVICE) == "cuda" and not torch.cuda.is_available():
         visible = environment.get("CUDA_VISIBLE_DEVICES")
         raise ProcessError(

@@ -141,9 +141,9 @@ def test_all_ranks_stay_until_the_state_is_saved(trainer: Trainer, world_size: i
 def test_a_closed_terminal_stops_a_run_with_its_state_saved(trainer: Trainer) -> None:
     folder = trainer.new_folder()
     ours, theirs = os.openpty()
-    told = {"DOCCLS_TEST_TERMINAL": os.ttyname(theirs)}
+    variables = {"DOCCLS_TEST_TERMINAL": os.ttyname(theirs)}
     program = "signal_programs:train_on_a_terminal"
-    (process,) = start_ranks(program, trainer.arguments(LONG, folder), folder / "console", environment=told)
+    (process,) = start_ranks(program, trainer.arguments(LONG, folder), folder / "console", environment=variables)
     try:
         await_event(lambda: not process.is_alive() or has_begun_steps(folder), START_S, "a step", folder)
         os.close(theirs)

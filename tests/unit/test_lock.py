@@ -251,6 +251,19 @@ def test_the_lock_of_a_process_that_is_seen_to_live_is_not(path: Path) -> None:
 
 
 @pytest.mark.usefixtures("held_by_a_server")
+def test_the_words_of_a_dead_one_before_are_not_taken_for_those_of_a_holder_that_is_about_to_write_its_own(
+    path: Path, dead_pid: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_holder(path, dead_pid)
+    between_looks = lock._WAIT_LOOK_S
+    monkeypatch.setattr(
+        lock.time, "sleep", lambda seconds: seconds == between_looks and write_holder(path, os.getpid())
+    )
+    with pytest.raises(LockError, match="it lives"), hold_lock(path, "this test", takeover=True):
+        pytest.fail("two hold it")
+
+
+@pytest.mark.usefixtures("held_by_a_server")
 def test_a_process_that_has_the_holders_number_is_not_taken_for_it(path: Path) -> None:
     """As in a container that is started anew: the first process there is always number 1."""
     write_holder(path, os.getpid(), started="another time")
