@@ -6,6 +6,7 @@ import re
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
@@ -14,10 +15,28 @@ from doccls.config.arguments import add_config_arguments
 from doccls.config.load import redact_argument
 from doccls.run.cores import count_cores
 from doccls.run.paths import RunPaths, locate_run
-from launcher.devices import Device, DeviceError, check_mig, choose_gpus, find_gpus, list_cpus
+from launcher.devices import (
+    Device,
+    DeviceError,
+    check_mig,
+    choose_gpus,
+    find_gpus,
+    find_other_accelerator,
+    list_cpus,
+    set_aside,
+    shows_none,
+)
 from launcher.plan import LaunchPlan, Workload, plan_waves, warn_of_threads
 from launcher.slots import Slot, make_slots
 from launcher.slurm_text import JobRequest, SlurmTask
+
+
+@dataclass(frozen=True)
+class ChosenSlots:
+    """Where folds are trained, and what the plan says of the devices."""
+
+    slots: tuple[Slot, ...]
+    warnings: tuple[str, ...]
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -62,6 +81,11 @@ def _add_policy_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-restarts", type=_natural, default=2, metavar="N", help="of a fold that died or hung (default: 2)"
     )
     parser.add_argument(
+        "--no-shrink",
+        action="store_true",
+        help="a fold that runs out of GPU memory fails; default: it goes on with smaller micro-batches",
+    )
+    parser.add_argument(
         "--hang-timeout",
         type=_duration,
         default=1800.0,
@@ -90,6 +114,7 @@ def add_device_arguments(parser: argparse.ArgumentParser) -> None:
         "--gpus-per-fold", type=_natural, metavar="N", help="train each fold on N (default: train.num_processes, or 1)"
     )
     parser.add_argument("--folds-per-gpu", type=count, default=1, metavar="N", help="small models: N share a GPU")
+    parser.add_argument("--exclude-busy", action="store_true", help="leave out GPUs whose memory others use")
     parser.add_argument(
         "--slots", type=count, metavar="N", help="use N CPU processes, no GPU (default without GPUs: as cores allow)"
     )
@@ -110,10 +135,14 @@ def _add_slurm_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+_FOR_GPUS = {"gpus": None, "gpus_per_fold": None, "folds_per_gpu": 1, "exclude_busy": False}
+"""Options that mean nothing without GPUs, and their defaults."""
 _AUTO_WORKERS = 2
 """What CPUs are asked for, for each process, where data.num_workers is auto: it takes what the job gets."""
 _ONLY_SLURM = ("nodes", "cpus_per_node", "partition", "account", "time", "at_once", "sbatch_arg", "wait")
-_ONLY_LOCAL = {"gpus": None, "folds_per_gpu": 1, "slots": None, "fail_fast": False, "takeover": False}
+_ONLY_LOCAL = {
+    "gpus": None, "folds_per_gpu": 1, "exclude_busy": False, "slots": None, "fail_fast": False, "takeover": False,
+}  # fmt: skip
 """And their defaults."""
 
 
@@ -142,8 +171,8 @@ def count(text: str) -> int:
     return int(text)
 
 
-def choose_slots(arguments: argparse.Namespace, config: Config) -> tuple[tuple[Slot, ...], list[str]]:
-    """The slots that the arguments ask for, on the devices that are there, and warnings of those that are not used.
+def choose_slots(arguments: argparse.Namespace, config: Config) -> ChosenSlots:
+    """The slots that the arguments ask for, on the devices that are there.
 
     Raises:
         DeviceError: more is asked for than there is, or one thing and its opposite.
@@ -154,24 +183,45 @@ def choose_slots(arguments: argparse.Namespace, config: Config) -> tuple[tuple[S
     if arguments.gpus_per_fold == 0:
         raise DeviceError("--gpus-per-fold 0: --slots N computes on this machine's CPUs")
     ranks = _count_ranks(arguments, config)
-    gpus: list[Device] = []
-    warnings: list[str] = []
+    for_gpus = [name for name, default in _FOR_GPUS.items() if getattr(arguments, name) != default]
+    if arguments.slots is not None and for_gpus:
+        raise DeviceError(f"--slots computes on CPUs: leave out {_join_options(for_gpus)}")
     if arguments.slots is None:
-        found, visible = find_gpus(), os.environ.get("CUDA_VISIBLE_DEVICES")
-        gpus = choose_gpus(found, visible, arguments.gpus)
-        check_mig(gpus)
-        if visible is None and arguments.gpus is None:
-            warnings = [f"{device.name} is not used: {device.fault}" for device in found if device.fault]
-            if warnings and not gpus:
-                raise DeviceError(f"{'; '.join(warnings)}: nvidia-smi may say more; --slots N computes on CPUs")
-    elif arguments.gpus is not None or arguments.gpus_per_fold is not None or arguments.folds_per_gpu != 1:
-        raise DeviceError("--slots computes on CPUs: leave out --gpus, --gpus-per-fold and --folds-per-gpu")
-    if gpus:
-        return make_slots(gpus, ranks, arguments.folds_per_gpu), warnings
-    if arguments.gpus_per_fold is not None or arguments.folds_per_gpu != 1:
-        raise DeviceError("no GPU is visible: leave out --gpus-per-fold and --folds-per-gpu, or say --slots N")
+        gpus, warnings = _choose_gpus(arguments)
+        if gpus:
+            return ChosenSlots(make_slots(gpus, ranks, arguments.folds_per_gpu), tuple(warnings))
+        if for_gpus:
+            raise DeviceError(f"no GPU is visible: leave out {_join_options(for_gpus)}, or say --slots N")
+        if other := find_other_accelerator():
+            raise DeviceError(
+                f"{other}, and doccls-launch places folds on NVIDIA GPUs and CPUs alone: train the folds one by one "
+                "(python -m doccls.train), or compute on CPUs (--slots N)"
+            )
     fitting = max(ranks, count_cores() // config.train.cpu_threads)
-    return make_slots(list_cpus(arguments.slots or fitting), ranks), warnings
+    return ChosenSlots(make_slots(list_cpus(arguments.slots or fitting), ranks), ())
+
+
+def _choose_gpus(arguments: argparse.Namespace) -> tuple[list[Device], list[str]]:
+    """The GPUs to use, and warnings of those that are not used, or not alone. The driver is asked if any can be meant.
+
+    Raises:
+        DeviceError: GPUs are asked for that can't be used so, or none of those that are there can be.
+    """
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if arguments.gpus is None and shows_none(visible):
+        return [], []
+    named = choose_gpus(find_gpus(), visible, arguments.gpus)
+    gpus, warnings = set_aside(named, arguments.exclude_busy)
+    if named and not gpus:
+        raise DeviceError(f"{'; '.join(warnings)}: nvidia-smi may say more; --slots N computes on CPUs")
+    check_mig(gpus)
+    exclusive = [gpu.name for gpu in gpus if gpu.exclusive]
+    if exclusive and arguments.folds_per_gpu > 1:
+        raise DeviceError(
+            f"--folds-per-gpu {arguments.folds_per_gpu}: {', '.join(exclusive)} in a compute mode that allows one "
+            "process at a time (to change it: sudo nvidia-smi -c DEFAULT)"
+        )
+    return gpus, warnings
 
 
 def _count_ranks(arguments: argparse.Namespace, config: Config) -> int:
@@ -294,7 +344,7 @@ def make_workload(arguments: argparse.Namespace, config: Config, run_id: str) ->
 def list_task_words(arguments: argparse.Namespace, run_id: str) -> tuple[str, ...]:
     """What a submitted task is told."""
     policy = ["--max-restarts", str(arguments.max_restarts), "--hang-timeout", f"{arguments.hang_timeout:g}"]
-    return (*_list_run_words(arguments, run_id), *policy)
+    return (*_list_run_words(arguments, run_id), *policy, *(["--no-shrink"] if arguments.no_shrink else []))
 
 
 def _list_run_words(arguments: argparse.Namespace, run_id: str) -> list[str]:

@@ -143,7 +143,7 @@ class RunningFold:
 
         Ranks that were asked to leave do so together, and the main process says why for all.
         """
-        for cause in (Cause.USER_ERROR, Cause.OUT_OF_MEMORY):
+        for cause in (Cause.USER_ERROR, Cause.OUT_OF_MEMORY, Cause.MEMORY_TAKEN):
             if cause in causes:
                 return causes.index(cause)
         first = next((rank for rank in self.processes.ended if codes[rank]), 0)

@@ -22,6 +22,7 @@ from doccls.errors import UserError
 from doccls.run.cores import count_cores
 from doccls.run.paths import RunError, RunPaths, check_run_id, locate_run, name_log, new_run_id
 from launcher.arguments import (
+    ChosenSlots,
     build_parser,
     choose_slots,
     list_task_words,
@@ -32,7 +33,7 @@ from launcher.arguments import (
     render_again,
 )
 from launcher.devices import find_gpus
-from launcher.plan import describe_plan, render_plan
+from launcher.plan import LaunchPlan, describe_plan, render_plan
 from launcher.slots import Slot
 from launcher.slurm_text import parse_task, pick_folds, render_sbatch, render_script
 
@@ -100,17 +101,21 @@ def _prepare_run(arguments: argparse.Namespace, words: Sequence[str]) -> _Prepar
     config = _load_config(arguments)
     if arguments.backend == "slurm":
         return _prepare_submission(arguments, words, config)
-    slots, warnings = choose_slots(arguments, config)
-    now = datetime.now()
+    chosen, now = choose_slots(arguments, config), datetime.now()
     run_id = check_run_id(arguments.run_id or new_run_id(config.project.version))
-    plan = make_plan(arguments, config, run_id, slots, config.data.list_wanted(), count_cores(), warnings)
+    plan = _make_local_plan(arguments, config, run_id, chosen)
 
     def act(log: "RunLog") -> None:
         from launcher.launch import launch
 
-        launch(config, run_id, now, plan, _make_options(arguments, words, config, run_id, slots), log)
+        launch(config, run_id, now, plan, _make_options(arguments, words, config, run_id, chosen.slots), log)
 
     return name_log(config.output.logs_dir, run_id, now), act
+
+
+def _make_local_plan(arguments: argparse.Namespace, config: Config, run_id: str, chosen: ChosenSlots) -> LaunchPlan:
+    folds = config.data.list_wanted()
+    return make_plan(arguments, config, run_id, chosen.slots, folds, count_cores(), chosen.warnings)
 
 
 def _load_config(arguments: argparse.Namespace) -> Config:
@@ -145,7 +150,8 @@ def _prepare_task(arguments: argparse.Namespace, words: Sequence[str]) -> _Prepa
     if not folds:
         print(f"[LAUNCH] task {task.job}: no fold is left for it (data.folds={config.data.folds})")
         return None
-    slot = make_job_slot(task, config, sum(not gpu.fault for gpu in find_gpus()), socket.gethostname())
+    gpus_here = sum(not gpu.fault for gpu in find_gpus()) if task.gpus_per_node else 0
+    slot = make_job_slot(task, config, gpus_here, socket.gethostname())
     run_id = check_run_id(arguments.run_id or f"{config.project.version}-j{task.array_job}")
     plan = make_plan(arguments, config, run_id, (slot,), folds, task.nodes * task.cpus_per_node)
 
@@ -167,7 +173,7 @@ def _make_options(
     return LaunchOptions(
         slots,
         make_workload(arguments, config, run_id),
-        Policy(arguments.max_restarts, arguments.fail_fast),
+        Policy(arguments.max_restarts, arguments.fail_fast, shrink=not arguments.no_shrink),
         arguments.hang_timeout,
         getattr(arguments, "takeover", False),
         render_again(words, run_id),
@@ -179,8 +185,7 @@ def _plan(arguments: argparse.Namespace) -> int:
     run_id = check_run_id(arguments.run_id or f"{config.project.version}-NEW")
     if arguments.backend == "slurm":
         return _plan_submission(arguments, config, run_id)
-    slots, warnings = choose_slots(arguments, config)
-    plan = make_plan(arguments, config, run_id, slots, config.data.list_wanted(), count_cores(), warnings)
+    plan = _make_local_plan(arguments, config, run_id, choose_slots(arguments, config))
     print(json.dumps(describe_plan(plan), indent=2) if arguments.json else render_plan(plan))
     return 0
 

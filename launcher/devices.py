@@ -1,17 +1,26 @@
 """What a fold's processes compute on: the GPUs that NVML knows and the user allows, or places for CPU processes."""
 
-from collections.abc import Sequence
+import platform
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
 
 from doccls.errors import UserError
+from doccls.run.gpu_memory import MUCH_GIB
 from doccls.run.rank import DEVICE
 
 _NONE = {"", "-1", "none", "void", "nodevfiles"}
 """What CUDA_VISIBLE_DEVICES says to show no GPU, or no more of them."""
-
-
 _MIG = "MIG"
 """Model of a part of a GPU."""
+_P2P_DRIVER = (550, 40, 7)
+"""Before this driver, GeForce RTX 40 GPUs can't reach each other's memory, and NCCL fails unless it is told."""
+_WITHOUT_P2P = {"NCCL_P2P_DISABLE": "1", "NCCL_IB_DISABLE": "1"}
+"""What `accelerate launch` sets for them, too."""
 
 
 class DeviceError(UserError):
@@ -31,18 +40,30 @@ class Device:
     given: bool = False
     """A GPU of a Slurm job: Slurm shows it to the job's processes."""
     fault: str = ""
-    """Why the driver can't use this GPU; empty if it can."""
+    """Why this GPU can't be used; empty if it can."""
+    used_mib: int = 0
+    """Memory that other processes hold, when the driver was asked."""
+    total_mib: int = 0
+    exclusive: bool = False
+    """Its compute mode allows one process at a time."""
+    lacks_p2p: bool = False
+    """It can't reach the memory of another GPU of its kind."""
 
     @property
     def is_cpu(self) -> bool:
         """Whether it is a place for a CPU process."""
         return self.uuid is None and not self.given and not self.fault
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether other processes hold much of its memory."""
+        return self.used_mib > MUCH_GIB * 1024
+
 
 def find_gpus() -> list[Device]:
     """All GPUs that this machine's NVIDIA driver shows, in its order (nvidia-smi's); none without a driver.
 
-    One that fell off the bus, or that this user may not use, is among them with its fault.
+    One that fell off the bus, or that this user may not use, is listed with its fault.
 
     Raises:
         DeviceError: there is a driver, and it does not answer.
@@ -56,21 +77,63 @@ def find_gpus() -> list[Device]:
     except pynvml.NVMLError as error:
         raise DeviceError(_tell_silence(error)) from error
     try:
-        return [_read_gpu(index) for index in range(pynvml.nvmlDeviceGetCount())]
+        driver = _parse_version(_ask(pynvml.nvmlSystemGetDriverVersion) or "")
+        return [_read_gpu(index, driver) for index in range(pynvml.nvmlDeviceGetCount())]
     except pynvml.NVMLError as error:
         raise DeviceError(_tell_silence(error)) from error
     finally:
         pynvml.nvmlShutdown()
 
 
-def _read_gpu(index: int) -> Device:
+def _read_gpu(index: int, driver: tuple[int, ...]) -> Device:
     import pynvml
 
     try:
         handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-        return Device(f"gpu {index}", pynvml.nvmlDeviceGetUUID(handle), pynvml.nvmlDeviceGetName(handle))
+        uuid, model = pynvml.nvmlDeviceGetUUID(handle), pynvml.nvmlDeviceGetName(handle)
     except pynvml.NVMLError as error:
         return Device(f"gpu {index}", fault=str(error))
+    mode, memory = _ask(pynvml.nvmlDeviceGetComputeMode, handle), _ask(pynvml.nvmlDeviceGetMemoryInfo, handle)
+    return Device(
+        f"gpu {index}",
+        uuid,
+        model,
+        fault="its compute mode is Prohibited" if mode == pynvml.NVML_COMPUTEMODE_PROHIBITED else "",
+        used_mib=memory.used // 2**20 if memory else 0,
+        total_mib=memory.total // 2**20 if memory else 0,
+        exclusive=mode in (pynvml.NVML_COMPUTEMODE_EXCLUSIVE_THREAD, pynvml.NVML_COMPUTEMODE_EXCLUSIVE_PROCESS),
+        lacks_p2p="RTX 40" in model and driver < _P2P_DRIVER,
+    )
+
+
+def _ask(question: Callable[..., Any], *about: Any) -> Any:
+    """The driver's answer; None if it has none, as for some virtual GPUs and for one in parts."""
+    import pynvml
+
+    with suppress(pynvml.NVMLError):
+        return question(*about)
+    return None
+
+
+def _parse_version(text: str) -> tuple[int, ...]:
+    """Such as 550.40.07; a word that is no number counts for nothing."""
+    return tuple(int(word) for word in text.split(".") if word.isdecimal())
+
+
+def find_other_accelerator() -> str | None:
+    """What else this machine computes on that `doccls-launch` can't place folds on, in words; None if nothing.
+
+    By files and by the version of PyTorch that is installed, such as `2.8.0+rocm6.4`: importing it takes seconds.
+    """
+    with suppress(metadata.PackageNotFoundError):
+        _, _, build = metadata.version("torch").partition("+")
+        if build.startswith(("rocm", "xpu")):
+            return f"PyTorch is built for {'AMD' if build.startswith('rocm') else 'Intel'} GPUs ({build})"
+    if Path("/dev/kfd").exists():
+        return "this machine has an AMD GPU (/dev/kfd)"
+    if (sys.platform, platform.machine()) == ("darwin", "arm64"):
+        return "this machine has an Apple GPU (MPS)"
+    return None
 
 
 def check_mig(devices: Sequence[Device]) -> None:
@@ -105,18 +168,19 @@ def choose_gpus(found: Sequence[Device], visible: str | None, wanted: str | None
     """The GPUs to use: those that CUDA_VISIBLE_DEVICES (`visible`) shows, and of them those of `--gpus` (`wanted`).
 
     Both are lists such as `0,1,3`, of nvidia-smi's numbers or of UUIDs, which may be cut short as CUDA allows. Numbers
-    mean the same GPU in both; none counts anew from what the other leaves.
+    mean the same GPU in both; none counts anew from what the other leaves. Without `--gpus`, those with a fault are
+    listed, too.
 
     Raises:
-        DeviceError: a GPU that is not there, is named twice, or is not visible.
+        DeviceError: a GPU that is not there, is named twice, is not visible, or was asked for and has a fault.
     """
-    if visible is None:
-        allowed = [device for device in found if wanted is not None or not device.fault]
-    else:
-        allowed = _parse_list(visible, found, "CUDA_VISIBLE_DEVICES", stops=True)
+    allowed = list(found) if visible is None else _parse_list(visible, found, "CUDA_VISIBLE_DEVICES", stops=True)
     if wanted is None:
         return allowed
     chosen = _parse_list(wanted, found, "--gpus", stops=False)
+    for device in chosen:
+        if device.fault:
+            raise DeviceError(f"--gpus {wanted}: {device.name} can't be used: {device.fault} (nvidia-smi may say more)")
     hidden = [device.name for device in chosen if device not in allowed]
     if hidden:
         raise DeviceError(
@@ -124,6 +188,27 @@ def choose_gpus(found: Sequence[Device], visible: str | None, wanted: str | None
             f"{', '.join(device.name for device in allowed) or 'none'}"
         )
     return chosen
+
+
+def shows_none(visible: str | None) -> bool:
+    """Whether CUDA_VISIBLE_DEVICES hides every GPU."""
+    return visible is not None and visible.split(",")[0].strip().lower() in _NONE
+
+
+def set_aside(gpus: Sequence[Device], exclude_busy: bool) -> tuple[list[Device], list[str]]:
+    """Those of the GPUs that can be used, and a warning for each that can't, or whose memory others use."""
+    usable, warnings = [], []
+    for gpu in gpus:
+        held = f"others hold {gpu.used_mib / 1024:.1f} of the {gpu.total_mib / 1024:.1f} GiB of its memory"
+        if gpu.fault:
+            warnings.append(f"{gpu.name} is not used: {gpu.fault}")
+        elif gpu.is_busy and exclude_busy:
+            warnings.append(f"{gpu.name} is not used: {held}")
+        else:
+            usable.append(gpu)
+            if gpu.is_busy:
+                warnings.append(f"{gpu.name}: {held} (--exclude-busy leaves out such GPUs)")
+    return usable, warnings
 
 
 def list_cpus(count: int) -> list[Device]:
@@ -144,6 +229,8 @@ def render_environment(devices: Sequence[Device], rank: int, threads: int) -> di
         if not devices[0].given:
             told["CUDA_VISIBLE_DEVICES"] = ",".join(str(device.uuid) for device in devices)
     if len(devices) > 1:
+        if any(device.lacks_p2p for device in devices):
+            told |= _WITHOUT_P2P
         told |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
         told |= {"WORLD_SIZE": str(len(devices)), "LOCAL_WORLD_SIZE": str(len(devices))}
     return told
@@ -158,8 +245,6 @@ def _parse_list(text: str, known: Sequence[Device], where: str, stops: bool) -> 
                 break  # as CUDA does: what comes after it is not shown
             raise DeviceError(f"{said!r}: write numbers or UUIDs, such as 0,1,3")
         device = _find(word.strip(), known, said)
-        if device.fault:
-            raise DeviceError(f"{said}: {device.name} can't be used: {device.fault} (nvidia-smi may say more)")
         if device in chosen:
             raise DeviceError(f"{said}: {device.name} is named twice")
         chosen.append(device)

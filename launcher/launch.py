@@ -21,11 +21,12 @@ from doccls.run.runlog import RunLog
 from doccls.run.signals import at_sudden_end, check_stop, stop_requested, stopping_gracefully
 from launcher.attempt import Limits, RunningFold
 from launcher.backend import Backend, Processes, StartError, kill_folds, strike_folds
-from launcher.ledger import Attempt, Ledger, begin_launch, tell_duration, tell_time, write_ledger
+from launcher.ledger import Attempt, Ledger, LedgerFile, begin_launch, tell_duration, tell_time
 from launcher.local import LocalBackend
 from launcher.plan import LaunchPlan, Workload, render_plan
 from launcher.slots import Slot
 from launcher.supervise import (
+    MEMORY_OUTCOMES,
     Action,
     Ending,
     Finish,
@@ -44,8 +45,6 @@ from launcher.supervise import (
 )
 
 _TICK_S = 0.05
-_REWRITE_S = 5.0
-"""Between two tries to write a ledger that could not be written."""
 
 
 class LaunchError(UserError):
@@ -92,7 +91,7 @@ def launch(config: Config, run_id: str, now: datetime, plan: LaunchPlan, options
             missing = [fold for fold in wanted if fold not in finished]
             processes = min(len(missing), len(options.slots)) * len(options.slots[0].devices)
             backend = LocalBackend(Path(folder), processes)
-            FoldLoop(experiment, options, backend, log, paths.ledger(), ledger, missing).run()
+            FoldLoop(experiment, options, backend, log, LedgerFile(paths.ledger(), ledger, log), missing).run()
         close_run(experiment, log)
 
 
@@ -148,17 +147,14 @@ class FoldLoop:
         options: LaunchOptions,
         backend: Backend,
         log: RunLog,
-        ledger_file: Path,
-        ledger: Ledger,
+        ledger: LedgerFile,
         missing: list[int],
     ) -> None:
-        """`ledger` goes into `ledger_file`; `missing` are the folds to train."""
+        """`missing` are the folds to train."""
         self._experiment, self._options, self._backend, self._log = experiment, options, backend, log
-        self._ledger_file, self._ledger = ledger_file, ledger
+        self._ledger = ledger
         self._running: dict[int, RunningFold] = {}
         self._advanced = self._any_has_begun = False
-        self._unwritten_s: float | None = None
-        """When the ledger could last not be written; None if it was."""
         self._reasons: dict[int, str] = {}
         self._started_s: dict[int, float] = {}
         self._most_images = _count_most_images(experiment.config, len(options.slots[0].devices))
@@ -183,8 +179,7 @@ class FoldLoop:
                     self._look()
         finally:
             kill_folds(self._list_processes())
-            if self._unwritten_s is not None:
-                self._write_ledger()
+            self._ledger.try_again(0.0)
         check_stop()
         if failed := self._state.list_in("failed"):
             raise LaunchError(self._tell_failure([one.fold for one in failed]))
@@ -210,8 +205,7 @@ class FoldLoop:
 
     def _look(self) -> None:
         """Settle what ended."""
-        if self._unwritten_s is not None and time.monotonic() - self._unwritten_s >= _REWRITE_S:
-            self._write_ledger()
+        self._ledger.try_again()
         for fold, running in list(self._running.items()):
             self._any_has_begun |= running.has_begun
             if running.has_ended(self._any_has_begun):
@@ -219,10 +213,12 @@ class FoldLoop:
 
     def _start(self, fold: int, slot: Slot) -> None:
         state = self._state.find(fold)
-        number = len(self._ledger.list_attempts(fold)) + 1
+        number = len(self._ledger.content.list_attempts(fold)) + 1
         devices = tuple(device.uuid or device.name for device in slot.devices)
         now = tell_time(datetime.now())
-        self._note(self._ledger.add(Attempt(fold, number, slot.name, devices, state.micro_batch_size, now)))
+        self._ledger.write(
+            self._ledger.content.add(Attempt(fold, number, slot.name, devices, state.micro_batch_size, now))
+        )
         smaller = state.micro_batch_size if state.micro_batch_size < self._most_images else None
         assignment = self._options.workload.assign(fold, slot, smaller)
         self._state = start_fold(self._state, fold, slot)
@@ -234,7 +230,7 @@ class FoldLoop:
             self._end(fold, Ending(Outcome.CRASHED, str(error)), str(error), ())
             return
         self._running[fold] = running
-        self._note(self._ledger.amend(fold, pids=running.processes.pids))
+        self._ledger.write(self._ledger.content.amend(fold, pids=running.processes.pids))
         self._log.line(f"[LAUNCH] fold {fold} on {slot.name}: started")
 
     def _stop(self) -> None:
@@ -262,8 +258,8 @@ class FoldLoop:
         self._state = end_fold(self._state, fold, ending, self._options.policy, now_s)
         after = self._state.find(fold)
         done = ending.outcome is Outcome.DONE
-        self._note(
-            self._ledger.amend(
+        self._ledger.write(
+            self._ledger.content.amend(
                 fold,
                 ended=tell_time(datetime.now()),
                 outcome=str(ending.outcome),
@@ -287,7 +283,7 @@ class FoldLoop:
                 self._log.line(f"[LAUNCH] fold {fold}: {self._tell_next(after, ending, now_s)}")
 
     def _tell_next(self, after: FoldState, ending: Ending, now_s: float) -> str:
-        if ending.outcome is Outcome.OUT_OF_MEMORY:
+        if ending.outcome in MEMORY_OUTCOMES:
             return (
                 f"starts again with train.micro_batch_size={after.micro_batch_size}, the same batch in smaller pieces: "
                 "BatchNorm sees fewer images at a time, dropout and Mixup draw anew, all else stays"
@@ -299,26 +295,24 @@ class FoldLoop:
 
     def _take_stock(self) -> None:
         """What a launcher that was killed left open in the ledger is closed; its processes went with it."""
-        for attempt in self._ledger.attempts:
+        for attempt in self._ledger.content.attempts:
             if attempt.outcome is None:
                 self._log.line(
                     f"[LAUNCH] fold {attempt.fold}: its attempt {attempt.number} of {attempt.started} ended with its "
                     "launcher, which was killed"
                 )
-        self._note(self._ledger.close_open(tell_time(datetime.now())))
+        self._ledger.write(self._ledger.content.close_open(tell_time(datetime.now())))
 
     def _make_state(self, fold: int) -> FoldState:
-        """What did not fit an earlier launch's devices need not be found out again."""
-        too_large = [
-            attempt.micro_batch_size
-            for attempt in self._ledger.list_attempts(fold)
-            if attempt.outcome == Outcome.OUT_OF_MEMORY and len(attempt.devices) == len(self._options.slots[0].devices)
-        ]
+        """What did not fit an earlier launch's devices is not tried again, unless others held their memory."""
+        ranks, too_large = len(self._options.slots[0].devices), list[int]()
+        if self._options.policy.shrink:
+            too_large = self._ledger.content.list_sizes(fold, Outcome.OUT_OF_MEMORY, ranks)
         chosen = choose_micro_batch_size(self._most_images, too_large)
         if chosen < self._most_images:
             self._log.line(
                 f"[LAUNCH] fold {fold}: train.micro_batch_size={chosen}, since an earlier launch ran out of memory "
-                f"with more ({self._ledger_file})"
+                f"with more ({self._ledger.path})"
             )
         return FoldState(fold, micro_batch_size=chosen)
 
@@ -339,21 +333,6 @@ class FoldLoop:
 
     def _list_processes(self) -> list[Processes]:
         return [running.processes for running in self._running.values()]
-
-    def _note(self, ledger: Ledger) -> None:
-        self._ledger = ledger
-        self._write_ledger()
-
-    def _write_ledger(self) -> None:
-        """A full disk or a file server that is away ends no fold: `_look` tries again."""
-        try:
-            write_ledger(self._ledger_file, self._ledger)
-        except OSError as error:
-            if self._unwritten_s is None:
-                self._log.line(f"[WARNING] {error}: the folds go on, and it is tried again")
-            self._unwritten_s = time.monotonic()
-        else:
-            self._unwritten_s = None
 
 
 def _separate(told: str) -> str:

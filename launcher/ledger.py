@@ -1,6 +1,7 @@
 """launch.json: what was started, where, and how it ended, written before it happens where the disk allows."""
 
 import json
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -10,8 +11,11 @@ from typing import Any
 from doccls.errors import UserError
 from doccls.run.artifacts import write_text
 from doccls.run.paths import RunError
+from doccls.run.runlog import RunLog
 
 _FORMAT = "doccls-launch-1"
+_REWRITE_S = 5.0
+"""Between two tries to write a ledger that could not be written."""
 
 
 class LedgerError(UserError):
@@ -70,6 +74,14 @@ class Ledger:
     def list_attempts(self, fold: int) -> list[Attempt]:
         """Of one fold, in order."""
         return [attempt for attempt in self.attempts if attempt.fold == fold]
+
+    def list_sizes(self, fold: int, outcome: str, ranks: int) -> list[int]:
+        """Micro-batch sizes of those attempts at one fold, by so many ranks, that ended so."""
+        return [
+            one.micro_batch_size
+            for one in self.list_attempts(fold)
+            if one.outcome == outcome and len(one.devices) == ranks
+        ]
 
     def add(self, attempt: Attempt) -> "Ledger":
         """With one more attempt."""
@@ -132,6 +144,34 @@ def read_ledger(path: Path) -> Ledger | None:
         raise LedgerError(
             f"{path}: damaged, or of another version ({error}). Delete it to go on: what is finished is in oof/parts"
         ) from error
+
+
+class LedgerFile:
+    """A launch's ledger, kept on disk. A full disk or a file server that is away ends no fold: it is tried again."""
+
+    def __init__(self, path: Path, ledger: Ledger, log: RunLog) -> None:
+        """Nothing is written yet."""
+        self.path, self.content = path, ledger
+        self._log = log
+        self._failed_s: float | None = None
+        """When the last write failed; None if it did not."""
+
+    def write(self, ledger: Ledger) -> None:
+        """Keep this one from now on."""
+        self.content = ledger
+        try:
+            write_ledger(self.path, ledger)
+        except OSError as error:
+            if self._failed_s is None:
+                self._log.line(f"[WARNING] {error}: the folds go on, and it is tried again")
+            self._failed_s = time.monotonic()
+        else:
+            self._failed_s = None
+
+    def try_again(self, wait_s: float = _REWRITE_S) -> None:
+        """Write what could not be written, if the last try was so long ago."""
+        if self._failed_s is not None and time.monotonic() - self._failed_s >= wait_s:
+            self.write(self.content)
 
 
 def tell_time(now: datetime) -> str:

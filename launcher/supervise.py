@@ -26,9 +26,15 @@ class Outcome(StrEnum):
     """It would fail again: a user has to mend something."""
     OUT_OF_MEMORY = "out of memory"
     """Of a GPU."""
+    MEMORY_TAKEN = "out of memory that others hold"
+    """Of a GPU. Alone on it, the fold might have had enough."""
     CRASHED = "crashed"
     HUNG = "hung"
     """It was killed after it had made no progress for too long."""
+
+
+MEMORY_OUTCOMES = (Outcome.OUT_OF_MEMORY, Outcome.MEMORY_TAKEN)
+"""After these a fold takes fewer images at a time."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +57,8 @@ class Policy:
     backoff_s: float = 1.0
     """Before a fold's first restart; each further one waits twice as long."""
     longest_backoff_s: float = 60.0
+    shrink: bool = True
+    """After out-of-memory, go on with smaller micro-batches."""
 
 
 @dataclass(frozen=True)
@@ -166,13 +174,13 @@ def _judge(fold: FoldState, ending: Ending, policy: Policy, now_s: float) -> Fol
         return replace(fold, status="done")
     if outcome is Outcome.STOPPED:
         return replace(fold, status="stopped")
-    if outcome is Outcome.OUT_OF_MEMORY and fold.micro_batch_size > 1:
+    if outcome in MEMORY_OUTCOMES and fold.micro_batch_size > 1 and policy.shrink:
         smaller = choose_micro_batch_size(fold.micro_batch_size, [fold.micro_batch_size])
         return replace(fold, status="waiting", micro_batch_size=smaller)
     if outcome is Outcome.LEFT:
         return replace(fold, status="waiting", ready_s=now_s + policy.backoff_s)
     came_back = ending.error is not None and ending.error == fold.error
-    if outcome in (Outcome.USER_ERROR, Outcome.OUT_OF_MEMORY) or came_back or fold.restarts == policy.max_restarts:
+    if outcome in (Outcome.USER_ERROR, *MEMORY_OUTCOMES) or came_back or fold.restarts == policy.max_restarts:
         return replace(fold, status="failed")
     wait_s = min(policy.backoff_s * 2.0 ** min(fold.restarts, 20), policy.longest_backoff_s)
     return replace(
@@ -200,6 +208,8 @@ def judge(
         return Outcome.USER_ERROR
     if Cause.OUT_OF_MEMORY in causes:
         return Outcome.OUT_OF_MEMORY
+    if Cause.MEMORY_TAKEN in causes:
+        return Outcome.MEMORY_TAKEN
     if not STOP_CODES.intersection(codes):
         return Outcome.CRASHED
     if stopping:

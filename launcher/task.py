@@ -15,7 +15,7 @@ from doccls.run.runlog import RunLog
 from doccls.run.signals import Interrupted, stopping_gracefully
 from launcher.closing import close_share
 from launcher.launch import FoldLoop, LaunchOptions, describe_launch, describe_processes, refuse_others
-from launcher.ledger import begin_launch
+from launcher.ledger import LedgerFile, begin_launch
 from launcher.plan import LaunchPlan, render_plan
 from launcher.slurm import SlurmBackend
 from launcher.slurm_text import SlurmTask
@@ -64,7 +64,7 @@ def run_task(
         with tempfile.TemporaryDirectory(prefix="doccls-task-") as folder, stopping_gracefully():
             missing = [fold for fold in folds if fold not in finished]
             backend = SlurmBackend(task, len(options.slots[0].devices) // task.nodes, Path(folder))
-            loop = FoldLoop(experiment, options, backend, log, ledger_file, ledger, missing)
+            loop = FoldLoop(experiment, options, backend, log, LedgerFile(ledger_file, ledger, log), missing)
             try:
                 loop.run()
             except Interrupted as stop:

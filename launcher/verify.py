@@ -99,7 +99,7 @@ def verify(arguments: argparse.Namespace, teller: Teller) -> int:
     """
     chosen = _shorten(arguments)
     config = load_arguments(arguments)
-    slot = choose_slots(arguments, config)[0][0]
+    slot = choose_slots(arguments, config).slots[0]
     fold = 0 if config.data.valid_fold == "all" else config.data.valid_fold
     folder = config.output.exp_dir / f"verify-resume-{secrets.token_hex(3)}"
     places = {

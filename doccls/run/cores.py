@@ -37,7 +37,7 @@ def _read_quotas(cgroups: Path, own: Path) -> Iterator[float]:
                 if not controllers:
                     quota, _, period = _read(cgroups / folder / "cpu.max").partition(" ")
                 elif "cpu" in controllers.split(","):
-                    place = cgroups / controllers / folder
+                    place = cgroups / "cpu" / folder  # a link, whatever else is mounted with it, in which order
                     quota, period = _read(place / "cpu.cfs_quota_us"), _read(place / "cpu.cfs_period_us")
                 else:
                     continue

@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeGuard, TypeVar
 
 from doccls.errors import UserError
 from doccls.run.artifacts import remove_leftovers, replacing
+from doccls.run.gpu_memory import MUCH_GIB, is_full, measure_others_gib
 from doccls.run.signals import Interrupted
 
 _T = TypeVar("_T")
@@ -27,6 +28,8 @@ class Cause(StrEnum):
     """A user has to mend something."""
     OUT_OF_MEMORY = "out of memory"
     """Of a GPU."""
+    MEMORY_TAKEN = "out of memory that others hold"
+    """Of a GPU, too; other processes hold much of it."""
     ERROR = "error"
 
 
@@ -125,12 +128,12 @@ def await_failures(paths: Sequence[Path], within_s: float = 2.0) -> dict[int, Be
 
 
 def find_cause(error: Exception) -> Cause:
-    """What kind of error it is, by its type and torch's words for a GPU that is full."""
+    """What kind of error it is, by its type and by torch's words, which it may have been raised from."""
     if isinstance(error, UserError):
         return Cause.USER_ERROR
-    full = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
-    if isinstance(error, RuntimeError) and any(words in str(error) for words in full):
-        return Cause.OUT_OF_MEMORY  # torch.OutOfMemoryError is a RuntimeError
+    if isinstance(error, RuntimeError) and is_full(str(error)):  # torch.OutOfMemoryError is a RuntimeError
+        others_gib = measure_others_gib(f"{error} {error.__cause__}")
+        return Cause.MEMORY_TAKEN if others_gib > MUCH_GIB else Cause.OUT_OF_MEMORY
     return Cause.ERROR
 
 

@@ -21,6 +21,8 @@ from doccls.run.progress import ProgressBar, make_bar
 from doccls.run.signals import Interrupted, at_sudden_end, ignore_signals, writing_last_lines
 
 _LAST_LINE = ">> Stopping logger and restoring stdio"
+_LOST = (errno.EIO, errno.ENOSPC, errno.EDQUOT)
+"""What writing says to a terminal that was closed (SIGHUP stops the run in good order) and to a full disk."""
 
 
 class LogError(UserError):
@@ -41,7 +43,7 @@ class _Tee:
             if text.endswith("\n"):  # a pipe's reader (a Slurm output file, say) sees each line when it is written
                 self._console.flush()
         except OSError as error:
-            if error.errno != errno.EIO:  # a terminal that was just closed: SIGHUP stops the run in good order
+            if error.errno not in _LOST:
                 raise
         return len(text)
 
@@ -67,6 +69,8 @@ class RunLog:
         self._progress: Progress | None = None
         self._stdio: tuple[TextIO, TextIO] = (sys.stdout, sys.stderr)
         self._pending = ""
+        self._failed = False
+        """Whether the file could not be written, as on a full disk: the run goes on."""
         self._while_open = ExitStack()
 
     def __enter__(self) -> Self:
@@ -94,7 +98,8 @@ class RunLog:
             self._write_end(kind, error, trace)
             self._while_open.close()
         sys.stdout, sys.stderr = self._stdio
-        self._file.close()
+        with suppress(OSError):  # a full disk
+            self._file.close()
         self._file = None
 
     def _write_end(
@@ -108,7 +113,7 @@ class RunLog:
             traced = not isinstance(error, Interrupted) or error.__cause__ is not None
             text = "".join(traceback.format_exception(kind, error, trace)) if traced else f"{error}\n"
             if isinstance(error, UserError | Interrupted):  # the console gets the message alone, at its very end
-                self._file.write(text)
+                self.keep(text)
             else:
                 sys.stderr.write(text)
             self.line(render_exit(exit_code(error)))
@@ -118,7 +123,8 @@ class RunLog:
         """The process is about to end, its main thread anywhere: past all buffers, the reason and the last lines."""
         assert self._file is not None
         marks = f"{render_exit(code)}\n{_LAST_LINE}\n"
-        os.write(self._file.fileno(), f"{reason}\n{marks}".encode())
+        with suppress(OSError):
+            os.write(self._file.fileno(), f"{reason}\n{marks}".encode())
         if self._progress is not None:
             marks = f"\x1b[?25h\n{marks}"  # the bar had hidden the cursor
         with suppress(ValueError):  # a stream without descriptor
@@ -131,8 +137,15 @@ class RunLog:
 
     def keep(self, text: str) -> None:
         """What `_Tee` passes on, to the file as it is."""
-        if self._file is not None:  # a library may keep the stream beyond the log's end
+        if self._file is None:  # a library may keep the stream beyond the log's end
+            return
+        try:
             self._file.write(text)
+        except OSError as error:
+            if not self._failed:
+                self._failed = True
+                with suppress(OSError):
+                    self._stdio[1].write(f"[WARNING] {self.path}: {error.strerror}: it goes on without its log\n")
 
     def show(self, text: str, console: TextIO) -> None:
         """The same to the console, above the progress bar, if there is one."""
@@ -148,7 +161,7 @@ class RunLog:
         if self._file is None:
             return
         if self._progress is not None:
-            self._file.write(text + "\n")
+            self.keep(text + "\n")
         else:
             print(text)
 

@@ -10,7 +10,7 @@ from torch import nn
 from doccls.config.schema import TrainConfig
 from doccls.data.order import BatchPlan
 from doccls.errors import OwnError
-from doccls.run.heartbeat import Cause, find_cause
+from doccls.run.gpu_memory import MUCH_GIB, is_full, measure_others_gib
 from doccls.training.loop import TrainingError
 
 _ONE_VALUE = "Expected more than 1 value per channel"
@@ -51,7 +51,7 @@ def explain(
     error: RuntimeError | ValueError, train: TrainConfig, accelerator: Accelerator
 ) -> OwnTrainingError | GpuMemoryError | None:
     """torch's words for three things that a config can mend, in the config's words; None for anything else."""
-    if find_cause(error) is Cause.OUT_OF_MEMORY:
+    if isinstance(error, RuntimeError) and is_full(str(error)):
         return GpuMemoryError(_tell_memory(str(error), train, accelerator))
     if _ONE_VALUE in str(error):
         return OwnTrainingError(_ask_for_more_images(train))
@@ -67,6 +67,9 @@ def _tell_memory(said: str, train: TrainConfig, accelerator: Accelerator) -> str
     if accelerator.device.type == "cuda":
         free, total = torch.cuda.mem_get_info(accelerator.device)
         numbers.append(f"{free / 2**30:.2f} GiB free of {total / 2**30:.2f} GiB")
+    others_gib = measure_others_gib(said)
+    if others_gib > MUCH_GIB:
+        numbers.append(f"{others_gib:.2f} GiB held by other processes")
     share = -(-train.batch_size // accelerator.num_processes)
     at_a_time = min(train.micro_batch_size or share, share)
     return (

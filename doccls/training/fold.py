@@ -4,7 +4,6 @@ import gc
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import closing
 from functools import partial
 from itertools import islice
 
@@ -85,7 +84,7 @@ def train_fold(
             if start is not None:
                 progress = take_up(engine, start)
                 log.line(describe_start(start, fold, engine.plan.steps_per_epoch, _find_last_sign_s(heart, fold)))
-            with closing(keeper):
+            with keeper:
                 best = _fit(experiment, engine, keeper, progress, batches, owner)
         except TrainingError:
             raise

@@ -4,13 +4,15 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import torch
 from accelerate import Accelerator
 from torch import nn
 
 from doccls.run.runlog import RunLog
+from doccls.run.signals import Interrupted
 from doccls.training.loop import Engine
 from doccls.training.processes import await_all, gather_rows
 from doccls.training.starts import Start
@@ -105,13 +107,27 @@ class StateKeeper:
             self._writing.result()
             self._next = (self._next + 1) % len(self._paths)
         except (OSError, TypeError) as error:  # TypeError: an optimizer that keeps what no file can hold
-            self._log.line(f"[WARNING] the fold's state was not saved: {error}; training goes on")
+            self._log.line(f"[WARNING] the fold's state was not saved: {error}; the one before stays")
         self._writing = None
 
     def close(self) -> None:
         """Nothing is being written any more."""
         self.settle()
         self._writer.shutdown()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close; after a stop, on which all ranks have agreed, none leaves before the state is on disk.
+
+        Whoever started them may end those that outlive the first to leave.
+        """
+        self.close()
+        if isinstance(error, Interrupted):
+            await_all(self._accelerator)
 
 
 def _copy(tree: Any) -> Any:

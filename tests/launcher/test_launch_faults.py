@@ -206,7 +206,8 @@ def test_ctrl_c_twice_ends_all_at_once(trainer: Trainer, undisturbed: Run) -> No
     assert ended.code == 130
     assert_none_left(folder)
     again = launch(trainer, RECIPE, "--slots", "1", folder=folder)
-    assert again.code == 0 and list_outcomes(again.run) == ["lost", "done"]
+    # The launcher may have seen the end of the fold that it killed, before its own.
+    assert again.code == 0 and list_outcomes(again.run) in (["lost", "done"], ["crashed", "done"])
     assert_same(again.run, undisturbed)
 
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import platform
+import sys
 from collections.abc import Callable, Mapping
+from importlib import metadata
+from types import SimpleNamespace
 
 import pynvml
 import pytest
@@ -13,8 +17,10 @@ from launcher.devices import (
     check_mig,
     choose_gpus,
     find_gpus,
+    find_other_accelerator,
     list_cpus,
     render_environment,
+    set_aside,
 )
 
 UUIDS = [f"GPU-{digit * 4}{digit}0-aaaa" for digit in "01234567"]
@@ -108,11 +114,83 @@ def test_a_gpu_that_is_lost_is_left_out_and_refused_by_name(
     found = find_gpus()
     assert [device.name for device in found] == [device.name for device in GPUS]
     assert [device for device in found if device.fault] == [Device("gpu 5", fault="GPU is lost")]
-    assert choose_gpus(found, None, None) == [*GPUS[:5], *GPUS[6:]]
-    assert choose_gpus(found, "0,1", None) == choose_gpus(found, None, "0,1") == GPUS[:2]
-    for visible, wanted in (("4,5", None), (None, "5,6")):
-        with pytest.raises(DeviceError, match=r"gpu 5 can't be used: GPU is lost"):
-            choose_gpus(found, visible, wanted)
+    for visible, left in ((None, [*GPUS[:5], *GPUS[6:]]), ("4,5,6", [GPUS[4], GPUS[6]])):
+        assert set_aside(choose_gpus(found, visible, None), False) == (left, ["gpu 5 is not used: GPU is lost"])
+    for visible in (None, "0,1,5"):
+        assert choose_gpus(found, visible, "0,1") == GPUS[:2]
+    assert set_aside(choose_gpus(found, "0,1", None), False) == (GPUS[:2], [])
+    with pytest.raises(DeviceError, match=r"--gpus 5,6: gpu 5 can't be used: GPU is lost"):
+        choose_gpus(found, None, "5,6")
+
+
+def test_the_driver_says_how_each_gpu_may_be_used(
+    monkeypatch: pytest.MonkeyPatch, fake_nvml: Callable[[int], list[str]]
+) -> None:
+    fake_nvml(5)
+    modes = dict(enumerate((0, 1, 2, 3)))
+    held = {0: 600, 1: 30 * 1024}
+
+    def get_mode(handle: tuple[str, int]) -> int:
+        if handle[1] not in modes:
+            raise pynvml.NVMLError_NotSupported
+        return modes[handle[1]]
+
+    def get_memory(handle: tuple[str, int]) -> SimpleNamespace:
+        return SimpleNamespace(used=held.get(handle[1], 0) * 2**20, total=80 * 2**30)
+
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetComputeMode", get_mode)
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetMemoryInfo", get_memory)
+    found = find_gpus()
+    assert [gpu.exclusive for gpu in found] == [False, True, False, True, False]
+    assert [bool(gpu.fault) for gpu in found] == [False, False, True, False, False]
+    told = "others hold 30.0 of the 80.0 GiB of its memory"
+    prohibited = "gpu 2 is not used: its compute mode is Prohibited"
+    with_busy, without_busy = set_aside(found, False), set_aside(found, True)
+    assert with_busy[1] == [f"gpu 1: {told} (--exclude-busy leaves out such GPUs)", prohibited]
+    assert without_busy[1] == [f"gpu 1 is not used: {told}", prohibited]
+    assert [gpu.name for gpu in with_busy[0]] == ["gpu 0", "gpu 1", "gpu 3", "gpu 4"]
+    assert [gpu.name for gpu in without_busy[0]] == ["gpu 0", "gpu 3", "gpu 4"]
+
+
+@pytest.mark.parametrize(
+    ("model", "driver", "told"),
+    [
+        ("NVIDIA GeForce RTX 4090", "535.129.03", True),
+        ("NVIDIA GeForce RTX 4090", "550.40.07", False),
+        ("NVIDIA GeForce RTX 3090", "535.129.03", False),
+    ],
+)
+def test_nccl_is_told_which_gpus_cannot_reach_each_other(
+    monkeypatch: pytest.MonkeyPatch, fake_nvml: Callable[[int], list[str]], model: str, driver: str, told: bool
+) -> None:
+    fake_nvml(2)
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetName", lambda handle: model)
+    monkeypatch.setattr(pynvml, "nvmlSystemGetDriverVersion", lambda: driver)
+    gpus = find_gpus()
+    words = {"NCCL_P2P_DISABLE", "NCCL_IB_DISABLE"}
+    assert words.intersection(render_environment(gpus, 0, 1)) == (words if told else set())
+    assert not words.intersection(render_environment(gpus[:1], 0, 1))
+
+
+@pytest.mark.parametrize(
+    ("version", "machine", "said"),
+    [
+        ("2.8.0+rocm6.4", ("linux", "x86_64"), "AMD"),
+        ("2.8.0+xpu", ("linux", "x86_64"), "Intel"),
+        ("2.8.0", ("darwin", "arm64"), "Apple"),
+        ("2.8.0+cpu", ("linux", "x86_64"), None),
+        ("2.8.0+cu128", ("linux", "x86_64"), None),
+        ("2.8.0", ("darwin", "x86_64"), None),
+    ],
+)
+def test_a_gpu_of_another_make_is_seen(
+    monkeypatch: pytest.MonkeyPatch, version: str, machine: tuple[str, str], said: str | None
+) -> None:
+    monkeypatch.setattr(metadata, "version", lambda package: version)
+    monkeypatch.setattr(sys, "platform", machine[0])
+    monkeypatch.setattr(platform, "machine", lambda: machine[1])
+    other = find_other_accelerator()
+    assert other is None if said is None else said in str(other)
 
 
 def test_a_part_of_a_gpu_that_the_driver_does_not_know_is_refused(

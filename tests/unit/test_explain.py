@@ -66,6 +66,23 @@ def test_a_full_gpu_is_told_in_numbers_and_keys(
     )
 
 
+def test_memory_that_others_hold_is_told_and_is_another_cause(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2**29, 80 * 2**30))
+    for own, cause in (("39.00 GiB", Cause.MEMORY_TAKEN), ("79.00 GiB", Cause.OUT_OF_MEMORY)):
+        error = torch.OutOfMemoryError(
+            "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 80.00 GiB of which 512.00 "
+            f"MiB is free. Process 7 has 40.50 GiB memory in use. Including non-PyTorch memory, this process has {own} "
+            "memory in use. Of the allocated memory 38.00 GiB is allocated by PyTorch"
+        )
+        explained = explain(error, make_config().train, make_accelerator("cuda:1"))
+        assert explained is not None
+        explained.__cause__ = error
+        assert find_cause(explained) is find_cause(error) is cause
+        assert ("40.50 GiB held by other processes" in str(explained)) == (cause is Cause.MEMORY_TAKEN)
+
+
 class Normalized(torch.nn.Module):
     """BatchNorm over a map of 1 x 1 or 2 x 2."""
 

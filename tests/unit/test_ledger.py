@@ -13,7 +13,17 @@ import pytest
 
 from doccls.run import artifacts
 from doccls.run.paths import RunError
-from launcher.ledger import Attempt, Ledger, LedgerError, begin_launch, read_ledger, tell_time, write_ledger
+from doccls.run.runlog import RunLog
+from launcher.ledger import (
+    Attempt,
+    Ledger,
+    LedgerError,
+    LedgerFile,
+    begin_launch,
+    read_ledger,
+    tell_time,
+    write_ledger,
+)
 
 FIRST = Attempt(
     fold=3, number=1, slot="gpu 0,1", devices=("GPU-a", "GPU-b"), micro_batch_size=8,
@@ -47,6 +57,37 @@ def test_it_is_json_for_others_to_read(path: Path) -> None:
     assert fields["folds"] == [3, 0] and fields["attempts"][0]["exit_codes"] == [-9, None]
     assert path.read_text().endswith("}\n")
     assert fields == {"format": "doccls-launch-1"} | json.loads(json.dumps(asdict(LEDGER)))
+
+
+def test_only_attempts_that_ended_so_by_as_many_ranks_count() -> None:
+    ended = [("out of memory", 16, ("a",)), ("out of memory that others hold", 8, ("a",)), ("crashed", 4, ("a",))]
+    ended += [("out of memory", 2, ("a", "b"))]
+    attempts = tuple(
+        replace(FIRST, outcome=outcome, micro_batch_size=size, devices=devices) for outcome, size, devices in ended
+    )
+    ledger = replace(LEDGER, attempts=(*attempts, replace(attempts[0], fold=0, micro_batch_size=1)))
+    assert ledger.list_sizes(3, "out of memory", 1) == [16]
+    assert ledger.list_sizes(3, "out of memory", 2) == [2]
+
+
+def test_a_ledger_that_cannot_be_written_warns_once_and_is_written_later(path: Path, tmp_path: Path) -> None:
+    log = RunLog(tmp_path / "log.txt")
+    path.parent.mkdir()
+    path.mkdir()  # in the way, as a full disk is
+    with log:
+        kept = LedgerFile(path, LEDGER, log)
+        kept.write(replace(LEDGER, folds=(1,)))
+        kept.write(replace(LEDGER, folds=(2,)))
+        path.rmdir()
+        kept.try_again(3600.0)
+        assert not path.exists(), "too soon"
+        kept.try_again(0.0)
+        assert read_ledger(path) == kept.content == replace(LEDGER, folds=(2,))
+        path.unlink()
+        kept.try_again(0.0)
+        assert not path.exists(), "there was nothing left to write"
+    warnings = [line for line in (tmp_path / "log.txt").read_text().splitlines() if line.startswith("[WARNING]")]
+    assert len(warnings) == 1 and "launch.json" in warnings[0]
 
 
 def test_a_run_that_was_never_launched_has_none(path: Path) -> None:

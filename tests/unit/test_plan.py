@@ -174,6 +174,10 @@ def test_a_plan_for_scripts_has_each_ranks_command_and_environment() -> None:
         "model": "NVIDIA H100",
         "given": False,
         "fault": "",
+        "used_mib": 0,
+        "total_mib": 0,
+        "exclusive": False,
+        "lacks_p2p": False,
     }
     first, second = last["ranks"]
     assert first["argv"] == second["argv"] == [
@@ -204,7 +208,7 @@ def plan_run(config: Path, *words: str) -> LaunchPlan:
     """What `doccls-launch plan --config <config> --slots 2 --run-id v001-abc <words>` finds."""
     arguments = build_parser().parse_args(["plan", "--config", str(config), "--slots", "2", *words])
     loaded = cli.load_arguments(arguments)
-    return make_plan(arguments, loaded, "v001-abc", choose_slots(arguments, loaded)[0], loaded.data.list_wanted(), 2)
+    return make_plan(arguments, loaded, "v001-abc", choose_slots(arguments, loaded).slots, loaded.data.list_wanted(), 2)
 
 
 def finish(config: Config, paths: RunPaths, *folds: int) -> None:

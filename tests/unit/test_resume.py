@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -18,6 +19,8 @@ from doccls.run.history import EpochMetrics
 from doccls.run.paths import RunPaths
 from doccls.run.progress import ProgressBar
 from doccls.run.runlog import RunLog
+from doccls.run.signals import Interrupted
+from doccls.training import resume
 from doccls.training.checkpoint import BestCheckpoint, write_best
 from doccls.training.loop import Engine, LossMeter, list_training_keys, train_epoch
 from doccls.training.resume import StateKeeper, take_up
@@ -290,6 +293,27 @@ def test_a_state_is_due_once_an_interval_and_on_the_main_process_alone(monkeypat
     assert not keeper.is_due()
 
 
+@pytest.mark.parametrize("stops", [True, False])
+def test_after_a_stop_no_rank_leaves_before_a_state_that_is_being_written_is_on_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stops: bool
+) -> None:
+    """As when the signal comes in the validation, right after an epoch's state. Other errors wait for no rank."""
+    engine, paths, waited = make_engine(), RunPaths(tmp_path).last_states(0), []
+
+    def write_late(path: Path, state: SavedState) -> None:
+        time.sleep(0.1)
+        write_state(path, state)
+
+    monkeypatch.setattr(resume, "write_state", write_late)
+    monkeypatch.setattr(resume, "await_all", lambda accelerator: waited.append(read_state(paths[0]).progress.step))
+    error = Interrupted(signal.SIGTERM) if stops else RuntimeError("broken")
+    with pytest.raises(type(error)), StateKeeper(paths, None, 1e9, engine.accelerator, RunLog(None)) as keeper:
+        keeper.save(engine, IDENTITY, Progress(7), False)
+        raise error
+    assert waited == ([7] if stops else [])
+    assert read_state(paths[0]).progress.step == 7
+
+
 def test_a_disk_that_takes_no_more_is_told_and_the_state_before_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -307,7 +331,7 @@ def test_a_disk_that_takes_no_more_is_told_and_the_state_before_stays(
     (told,) = log.lines
     assert told == (
         f"[WARNING] the fold's state was not saved: can't write {paths[1]}: No space left on device (errno 28); "
-        "training goes on"
+        "the one before stays"
     )
     start = find(paths, IDENTITY, 0, 1, False, log)
     assert start is not None and start.step == 1 and not list(tmp_path.rglob("*.tmp"))

@@ -119,6 +119,30 @@ def test_what_is_written_is_in_the_file_at_once(path: Path) -> None:
         assert "now\n" in path.read_text()
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full, which is a full disk")
+def test_a_full_disk_ends_nothing_and_is_told_once(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path.parent.mkdir()
+    path.symlink_to("/dev/full")
+    with RunLog(path) as log:
+        for number in range(3):
+            log.line(f"[STEP {number}]")
+    told = capsys.readouterr()
+    assert [line for line in told.out.splitlines() if line.startswith("[STEP")] == ["[STEP 0]", "[STEP 1]", "[STEP 2]"]
+    assert told.err == f"[WARNING] {path}: No space left on device: it goes on without its log\n"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full, which is a full disk")
+def test_a_console_on_a_full_disk_ends_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    console = open("/dev/full", "w", buffering=1)  # noqa: SIM115, PTH123 (closing it is what fails)
+    monkeypatch.setattr(sys, "stdout", console)
+    with RunLog(path) as log:
+        log.line("[STEP 1]")
+    monkeypatch.undo()
+    with pytest.raises(OSError, match="No space left"):
+        console.close()
+    assert "[STEP 1]\n[EXIT] TRAINING SUCCESS code=0\n" in path.read_text()
+
+
 def test_a_second_run_of_the_same_minute_adds_to_the_file(path: Path) -> None:
     for word in ("alpha", "omega"):
         with RunLog(path) as log:

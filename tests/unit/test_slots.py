@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 
 import pynvml
 import pytest
@@ -61,7 +62,7 @@ def no_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def choose(config: Config, *words: str) -> tuple[Slot, ...]:
     """The slots of `doccls-launch run --config c.yaml <words>`."""
-    return choose_slots(build_parser().parse_args(["run", "--config", "c.yaml", *words]), config)[0]
+    return choose_slots(build_parser().parse_args(["run", "--config", "c.yaml", *words]), config).slots
 
 
 def list_uuids(slots: Sequence[Slot]) -> list[list[str | None]]:
@@ -124,6 +125,54 @@ def test_the_slots_are_made_of_the_wanted_gpus_alone(
 def test_more_than_there_is_is_refused(make_config: MakeConfig, words: list[str]) -> None:
     with pytest.raises(DeviceError):
         choose(make_config(), *words)
+
+
+@pytest.mark.usefixtures("eight_gpus")
+def test_a_gpu_for_one_process_at_a_time_is_not_shared(
+    monkeypatch: pytest.MonkeyPatch, make_config: MakeConfig
+) -> None:
+    mode = pynvml.NVML_COMPUTEMODE_EXCLUSIVE_PROCESS
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetComputeMode", lambda handle: mode if handle == 1 else 0)
+    assert len(choose(make_config())) == 8
+    assert len(choose(make_config(), "--gpus", "0,2", "--folds-per-gpu", "2")) == 4
+    with pytest.raises(DeviceError, match=r"--folds-per-gpu 2: gpu 1 in a compute mode that allows one process"):
+        choose(make_config(), "--folds-per-gpu", "2")
+
+
+@pytest.mark.usefixtures("eight_gpus")
+def test_busy_gpus_are_told_of_or_left_out(monkeypatch: pytest.MonkeyPatch, make_config: MakeConfig) -> None:
+    held = {handle: (10 if handle < 6 else 0) * 2**30 for handle in range(8)}
+    monkeypatch.setattr(
+        pynvml, "nvmlDeviceGetMemoryInfo", lambda handle: SimpleNamespace(used=held[handle], total=80 * 2**30)
+    )
+    assert list_uuids(choose(make_config())) == [[uuid] for uuid in UUIDS]
+    assert list_uuids(choose(make_config(), "--exclude-busy")) == [[UUIDS[6]], [UUIDS[7]]]
+    with pytest.raises(DeviceError, match=r"gpu 1 is not used: others hold 10.0 of the 80.0 GiB of its memory: "):
+        choose(make_config(), "--gpus", "1", "--exclude-busy")
+
+
+def test_the_driver_is_not_asked_where_no_gpu_is_meant(
+    monkeypatch: pytest.MonkeyPatch, make_config: MakeConfig
+) -> None:
+    def fail() -> None:
+        raise pynvml.NVMLError_LibRmVersionMismatch
+
+    monkeypatch.setattr(pynvml, "nvmlInit", fail)
+    assert choose(make_config(), "--slots", "1")[0].name == "cpu 0"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert choose(make_config())[0].name == "cpu 0"
+    with pytest.raises(DeviceError, match="driver does not answer"):
+        choose(make_config(), "--gpus", "0")
+
+
+@pytest.mark.usefixtures("no_gpus")
+def test_a_gpu_of_another_make_is_not_replaced_by_the_cpu(
+    monkeypatch: pytest.MonkeyPatch, make_config: MakeConfig
+) -> None:
+    monkeypatch.setattr(launch_arguments, "find_other_accelerator", lambda: "this machine has an AMD GPU")
+    with pytest.raises(DeviceError, match=r"this machine has an AMD GPU, and .* NVIDIA GPUs and CPUs alone"):
+        choose(make_config())
+    assert choose(make_config(), "--slots", "2")[1].name == "cpu 1"
 
 
 @pytest.mark.usefixtures("eight_gpus")

@@ -15,6 +15,7 @@ from doccls.run.heartbeat import Cause
 from launcher.devices import list_cpus
 from launcher.slots import Slot, make_slots
 from launcher.supervise import (
+    MEMORY_OUTCOMES,
     Ending,
     Finish,
     FoldState,
@@ -110,7 +111,9 @@ class Simulation:
         counts = Counter(before.outcomes)
         assert not any(counts[one] for one in ENDED)
         assert sum(counts[one] for one in RESTARTED) <= self.policy.max_restarts
-        assert counts[Outcome.OUT_OF_MEMORY] <= (most_images - 1).bit_length(), "there was nothing left to halve"
+        assert sum(counts[one] for one in MEMORY_OUTCOMES) <= (most_images - 1).bit_length(), (
+            "there was nothing left to halve"
+        )
         errors = [ending.error for ending in before.endings if ending.outcome in RESTARTED and ending.error is not None]
         assert all(one != after for one, after in pairwise(errors)), "an error that came back was not believed"
 
@@ -147,7 +150,8 @@ def simulations(draw: st.DrawFn) -> Simulation:
     ends = st.lists(st.tuples(endings, times), min_size=1, max_size=12).filter(
         lambda script: any(ending.outcome is not Outcome.LEFT for ending, _ in script)  # which comes further each time
     )
-    policy = Policy(draw(st.integers(0, 3)), draw(st.booleans()), draw(st.sampled_from([0.0, 0.5, 2.0])), 3.0)
+    backoffs = st.sampled_from([0.0, 0.5, 2.0])
+    policy = Policy(draw(st.integers(0, 3)), draw(st.booleans()), draw(backoffs), 3.0, draw(st.booleans()))
     sizes = st.integers(1, 9)
     state = LaunchState(tuple(FoldState(fold, micro_batch_size=draw(sizes)) for fold in folds), slots)
     return Simulation(
@@ -172,7 +176,7 @@ def test_whatever_fails_no_slot_is_overfilled_no_fold_is_lost_and_every_launch_e
             ends = [ending for ending in books[one.fold].endings if ending.outcome in RESTARTED]
             errors = [ending.error for ending in ends if ending.error is not None]
             came_back = errors[-1:] == errors[-2:-1] != []
-            assert gave_up or came_back or outcomes[-1] in (Outcome.USER_ERROR, Outcome.OUT_OF_MEMORY)
+            assert gave_up or came_back or outcomes[-1] in (Outcome.USER_ERROR, *MEMORY_OUTCOMES)
     failed = any(one.status == "failed" for one in state.folds)
     if simulation.stop_s is None:
         assert state.stopping == (failed and policy.fail_fast)
@@ -317,8 +321,12 @@ def test_out_of_memory_halves_the_images_at_once_and_costs_no_restart(before: in
     assert stopped == replace(expected, status="stopped")
 
 
-def test_out_of_memory_with_one_image_is_a_failure() -> None:
-    assert end(Outcome.OUT_OF_MEMORY, micro_batch_size=1).status == "failed"
+@pytest.mark.parametrize("outcome", MEMORY_OUTCOMES)
+def test_out_of_memory_is_a_failure_with_one_image_or_where_shrinking_is_forbidden(outcome: Outcome) -> None:
+    assert end(outcome, micro_batch_size=1).status == "failed"
+    assert end(outcome, micro_batch_size=8).status == "waiting"
+    state = start_fold(LaunchState((FoldState(0, micro_batch_size=8),), SLOTS), 0, SLOTS[0])
+    assert end_fold(state, 0, Ending(outcome), Policy(shrink=False), 0.0).find(0).status == "failed"
 
 
 # --- what an end means -----------------------------------------------------------------------------------------------
@@ -331,6 +339,8 @@ def test_out_of_memory_with_one_image_is_a_failure() -> None:
         ((1,), (Cause.ERROR,), Outcome.CRASHED), ((1,), (None,), Outcome.CRASHED), ((-9,), (None,), Outcome.CRASHED),
         ((0,), (None,), Outcome.CRASHED), ((-9, 1), (None, Cause.ERROR), Outcome.CRASHED),
         ((1, 1), (Cause.ERROR, Cause.OUT_OF_MEMORY), Outcome.OUT_OF_MEMORY),
+        ((1, 1), (Cause.ERROR, Cause.MEMORY_TAKEN), Outcome.MEMORY_TAKEN),
+        ((1, 1), (Cause.MEMORY_TAKEN, Cause.OUT_OF_MEMORY), Outcome.OUT_OF_MEMORY),
         ((-6, 1), (None, Cause.USER_ERROR), Outcome.USER_ERROR),
         ((143,), (None,), Outcome.CRASHED), ((-15,), (None,), Outcome.CRASHED),
     ],
