@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any
 
 from doccls.config import Config, render_snapshot
-from doccls.config.load import list_values
+from doccls.config.load import complete_snapshot, list_values
 from doccls.data.known import read_known, write_known
 from doccls.data.manifest import check_paths
 from doccls.data.order import BatchPlan
@@ -106,7 +106,11 @@ def open_run(experiment: Experiment, now: datetime, processes: Mapping[str, Any]
     except OSError as error:
         raise RunError(f"output.exp_dir: can't make {paths.root}: {error.strerror}") from error
     write_known(paths.images, data.looks, config.data.max_image_pixels)
-    if config.output.snapshots and not paths.snapshot.exists():  # who joins a run leaves it its snapshot
+    if paths.snapshot.exists():  # who joins a run adds what a launcher can't know: what the ranks compute on
+        completed = complete_snapshot(paths.snapshot.read_text(encoding="utf-8"), processes)
+        if completed is not None:
+            write_text(paths.snapshot, completed)
+    elif config.output.snapshots:
         described = {
             "run_id": paths.run_id,
             "started": now.isoformat(timespec="seconds"),

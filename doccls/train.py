@@ -122,18 +122,19 @@ def _run(
     """The run, in the order of the contract. All ranks must call."""
     from doccls.experiment import close_run, identify, open_run, prepare, tell_config
     from doccls.model.names import check_names
-    from doccls.training.processes import on_main
+    from doccls.training.processes import list_devices, on_main
 
     tell_config(config, log)
     on_main(accelerator, lambda: check_names(config))
     paths = on_main(accelerator, lambda: locate_run(config.output.exp_dir, run_id, now))
 
+    described = {
+        "world_size": accelerator.num_processes,
+        "device": list_devices(accelerator),
+        "precision": accelerator.mixed_precision,
+    }
+
     def make_run() -> "tuple[Experiment, list[int]]":
-        described = {
-            "world_size": accelerator.num_processes,
-            "device": str(accelerator.device),
-            "precision": accelerator.mixed_precision,
-        }
         made = identify(config, prepare(config, paths, log), paths)
         finished = open_run(made, now, described)
         return replace(made, data=replace(made.data, looks={})), finished  # nobody needs the looks any more

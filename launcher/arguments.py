@@ -59,7 +59,6 @@ def build_parser() -> argparse.ArgumentParser:
         _add_slurm_arguments(command)
     task.add_argument("--share", action="store_true", help="an array's tasks 0 to T - 1 share all folds out")
     run.add_argument("--wait", action="store_true", help="with --backend slurm: return when the run has ended")
-    run.add_argument("--takeover", action="store_true", help="take the run from a launcher that is provably dead")
     plan.add_argument("--json", action="store_true", help="for scripts")
     merge = commands.add_parser("merge", help="merge the folds' OOF parts and metrics, wherever they were trained")
     status = commands.add_parser("status", help="say where each fold of a run stands, launched or not")
@@ -141,7 +140,7 @@ _AUTO_WORKERS = 2
 """What CPUs are asked for, for each process, where data.num_workers is auto: it takes what the job gets."""
 _ONLY_SLURM = ("nodes", "cpus_per_node", "partition", "account", "time", "at_once", "sbatch_arg", "wait")
 _ONLY_LOCAL = {
-    "gpus": None, "folds_per_gpu": 1, "exclude_busy": False, "slots": None, "fail_fast": False, "takeover": False,
+    "gpus": None, "folds_per_gpu": 1, "exclude_busy": False, "slots": None, "fail_fast": False,
 }  # fmt: skip
 """And their defaults."""
 

@@ -12,8 +12,9 @@ import psutil
 
 from doccls.run.clock import RunningClock
 from doccls.run.heartbeat import Beat, Cause, has_begun, read_beat, tell_place
+from doccls.run.lock import find_holder
 from doccls.run.paths import RunPaths
-from launcher.backend import Backend
+from launcher.backend import KILL_LIMIT_S, Backend
 from launcher.plan import Assignment
 from launcher.supervise import STOP_CODES, Ending, Outcome, judge
 
@@ -57,9 +58,12 @@ class RunningFold:
         self._limits, self._asked_s = limits, float("inf")
         self._clock = RunningClock()
         self._first_end_s: float | None = None
+        self._struck_s: float | None = None
+        """When its processes were first sent SIGKILL."""
         self._heartbeats = [paths.heartbeat(fold, rank) for rank in self._ranks]
         self._beats_before = [read_beat(heartbeat) for heartbeat in self._heartbeats]
         """Of an attempt before: the fold tells by them how much of its work is done again."""
+        self._lock = paths.fold_lock(fold)
         self._states = paths.last_states(fold)
         self._states_before = _find_changes(self._states)
         self._consoles = [paths.console(fold, rank) for rank in self._ranks]
@@ -80,8 +84,8 @@ class RunningFold:
         self.processes.terminate()
 
     def has_ended(self, another_has_begun: bool = False) -> bool:
-        """Whether all ranks are gone; call often, since it kills those that should be: siblings of one that is gone,
-        and silent ones.
+        """Whether all ranks are gone, or can't be killed; call often, since it kills those that should be gone:
+        siblings of one that is, and silent ones.
 
         `another_has_begun` says that another fold of the launch has begun to train.
         """
@@ -91,19 +95,24 @@ class RunningFold:
         if self._first_end_s is None and self.processes.ended:
             self._first_end_s = now_s
         if self._silence is not None:
-            self.processes.strike()
+            self._strike(now_s)
         elif self._first_end_s is not None:
             leaving = not STOP_CODES.isdisjoint(codes)  # the main process may still write the state
             since_s = min(self._asked_s, self._first_end_s) if leaving else self._first_end_s
             if now_s - since_s > (self._stop_limit_s if leaving else _SIBLING_GRACE_S):
-                self.processes.strike()
+                self._strike(now_s)
         elif now_s - self._looked_s >= _LOOK_S:
             self._looked_s = now_s
             self._silence = self._find_silence(now_s, another_has_begun)
             if self._silence is not None:
                 self.processes.dump_stacks()
-                self.processes.strike()
-        return False
+                self._strike(now_s)
+        return self._struck_s is not None and now_s - self._struck_s > KILL_LIMIT_S
+
+    def _strike(self, now_s: float) -> None:
+        self.processes.strike()
+        if self._struck_s is None:
+            self._struck_s = now_s
 
     @property
     def _stop_limit_s(self) -> float:
@@ -118,11 +127,15 @@ class RunningFold:
         """How the attempt ended, and why, in words. `done`: the fold's part is there and valid."""
         codes, beats = self.processes.poll(), self._read_beats()
         causes = [beat.cause if beat else None for beat in beats]
+        if None in codes:
+            return Ending(Outcome.UNKILLABLE), self._tell_living(codes)
         outcome = judge(codes, causes, done, self._silence is not None, stopping, self.has_advanced)
         if outcome in (Outcome.DONE, Outcome.STOPPED):
             return Ending(outcome), str(outcome)
         if self._silence is not None:
             return Ending(outcome), self._silence
+        if (owner := find_holder(self._lock)) is not None:  # whose heartbeats these may be
+            return Ending(Outcome.USER_ERROR), str(owner)
         rank = self._find_culprit(codes, causes)
         beat, code, console = beats[rank], codes[rank], self._read_console(rank)
         assert code is not None
@@ -137,6 +150,15 @@ class RunningFold:
         last = (console or self._read_console(0)).splitlines()[-_TAIL_LINES:]  # rank 0 says what all do
         tail = "".join(f"\n  | {line}" for line in [*last, *self.processes.tell().splitlines()[-_TAIL_LINES:]])
         return Ending(outcome), f"rank {rank} {tell_code(code)}{where}; its last lines:{tail or ' none'}"
+
+    def _tell_living(self, codes: Sequence[int | None]) -> str:
+        ranks = ", ".join(f"rank {rank}" for rank, code in enumerate(codes) if code is None)
+        pids = " ".join(map(str, self.processes.pids))
+        why = f" ({self._silence})" if self._silence is not None else ""
+        return (
+            f"{ranks} could not be killed within {KILL_LIMIT_S:g} s{why}: the driver of its GPU or a file server does "
+            f"not answer (see: ps -o pid,stat,wchan -p {pids.replace(' ', ',')}; dmesg)"
+        )
 
     def _find_culprit(self, codes: Sequence[int | None], causes: Sequence[Cause | None]) -> int:
         """The rank to be heard: one that says what went wrong, else the first that was seen to fail.

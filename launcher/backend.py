@@ -7,6 +7,12 @@ from typing import Protocol
 from doccls.errors import UserError
 from launcher.plan import Assignment
 
+KILL_LIMIT_S = 60.0
+"""After SIGKILL, a process that is still there so much later can't be killed.
+
+It stands in a system call that does not end: on a GPU that fell off the bus, or on a file server that is away.
+"""
+
 
 class StartError(UserError):
     """A fold's processes can't be started."""
@@ -39,8 +45,8 @@ class Processes(Protocol):
         """Kill each rank with all that it started."""
         ...
 
-    def wait(self) -> None:
-        """Until all are gone."""
+    def wait(self, within_s: float = KILL_LIMIT_S) -> None:
+        """Until all are gone, or so long."""
         ...
 
     def tell(self) -> str:
@@ -67,7 +73,7 @@ def strike_folds(folds: Iterable[Processes]) -> None:
 
 
 def kill_folds(folds: Sequence[Processes]) -> None:
-    """The same, and wait until they are gone."""
+    """The same, and wait until they are gone; for one that can't be killed not for ever."""
     strike_folds(folds)
     for fold in folds:
         fold.wait()

@@ -2,11 +2,10 @@
 
 import os
 import signal
-import socket
 import time
 from collections.abc import Callable
 
-from doccls.run.lock import Holder, find_holder
+from doccls.run.lock import Holder, can_see, find_holder
 from doccls.run.paths import RunError, RunPaths
 from launcher.slurm_queue import ask_queue, cancel_jobs
 from launcher.slurm_text import Going, SlurmError
@@ -19,7 +18,7 @@ def cancel_run(paths: RunPaths, tell: Callable[[str], None]) -> None:
     """As Ctrl-C does at its terminal: each fold leaves at its next safe point. Returns when the run is free again.
 
     Raises:
-        RunError: nobody works on the run, or a launcher on another machine.
+        RunError: nobody works on the run, or a launcher that can't be reached from here.
         SlurmError: the run has jobs, and Slurm does not answer.
     """
     jobs = _list_going(paths)
@@ -52,12 +51,14 @@ def _list_going(paths: RunPaths) -> list[str]:
 
 
 def _stop_launcher(holder: Holder, paths: RunPaths, tell: Callable[[str], None]) -> None:
-    if holder.host != socket.gethostname():
-        raise RunError(f"{holder}: cancel it there")
+    if not can_see(holder):
+        raise RunError(f"{holder}: cancel it there, on that machine and in the same container")
     try:
         os.kill(holder.pid, signal.SIGTERM)
     except ProcessLookupError:
         return
+    except PermissionError as error:
+        raise RunError(f"{holder}: it is another user's, who alone can cancel it") from error
     tell(f"[CANCEL] {holder}: it is asked to stop, its folds leave at their next safe point")
     while find_holder(paths.launch_lock()) == holder:
         time.sleep(_LOOK_S)

@@ -175,7 +175,6 @@ def _make_options(
         make_workload(arguments, config, run_id),
         Policy(arguments.max_restarts, arguments.fail_fast, shrink=not arguments.no_shrink),
         arguments.hang_timeout,
-        getattr(arguments, "takeover", False),
         render_again(words, run_id),
     )
 

@@ -15,7 +15,7 @@ from doccls.config import Config
 from doccls.errors import UserError
 from doccls.experiment import Experiment, close_run, identify, open_run, prepare, tell_config
 from doccls.oof.parts import PartError, read_part
-from doccls.run.lock import LockError, find_holder, hold_lock
+from doccls.run.lock import hold_lock
 from doccls.run.paths import RunPaths, locate_run
 from doccls.run.runlog import RunLog
 from doccls.run.signals import at_sudden_end, check_stop, stop_requested, stopping_gracefully
@@ -60,8 +60,6 @@ class LaunchOptions:
     policy: Policy
     hang_timeout_s: float
     """A process that makes no progress for so long is killed; 0 is never."""
-    takeover: bool
-    """Take the run from a launcher that is provably dead."""
     again: str
     """The command that trains what is missing."""
 
@@ -78,11 +76,10 @@ def launch(config: Config, run_id: str, now: datetime, plan: LaunchPlan, options
     paths = locate_run(config.output.exp_dir, run_id, now)
     what = f"run {run_id} is being launched"
     if paths.launch_lock().exists():
-        with hold_lock(paths.launch_lock(), what, options.takeover):
+        with hold_lock(paths.launch_lock(), what):
             pass  # another launcher is told of before the data is looked at
-    refuse_others(paths.list_launch_locks())
     experiment = identify(config, prepare(config, paths, log), paths)
-    with hold_lock(paths.launch_lock(), what, options.takeover):
+    with hold_lock(paths.launch_lock(), what):
         finished = open_run(experiment, now, describe_processes(options))
         log.line(f"[ARTIFACTS] {paths.root}")
         wanted = config.data.list_wanted()
@@ -95,21 +92,9 @@ def launch(config: Config, run_id: str, now: datetime, plan: LaunchPlan, options
         close_run(experiment, log)
 
 
-def refuse_others(locks: Sequence[Path]) -> None:
-    """Folds that others launch are not to be launched a second time.
-
-    Raises:
-        LockError: somebody holds one of the locks.
-    """
-    for path in locks:
-        if (holder := find_holder(path)) is not None:
-            raise LockError(f"{holder} ({path}): end it first, or wait for it")
-
-
 def describe_processes(options: LaunchOptions) -> dict[str, Any]:
-    """What the run's snapshot says of its processes."""
-    devices = [device.model or device.name for slot in options.slots for device in slot.devices]
-    return {"world_size": len(options.slots[0].devices), "device": devices}
+    """What the run's snapshot says of its processes; they add themselves what they compute on."""
+    return {"world_size": len(options.slots[0].devices)}
 
 
 def describe_launch(
@@ -277,6 +262,8 @@ class FoldLoop:
         elif ending.outcome is Outcome.LEFT:
             self._log.line(f"{where}: left after {took}, asked by another; it goes on from where it was: {told}")
         else:
+            if ending.outcome is Outcome.UNKILLABLE:
+                self._log.line(f"[WARNING] {slot.name} is used no more: a process of fold {fold} is still there")
             self._reasons[fold] = told if log is None else f"{told}{_separate(told)}log: {log}"
             self._log.line(f"{where}: failed: {self._reasons[fold]}")
             if after.status == "waiting":

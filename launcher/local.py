@@ -13,7 +13,7 @@ from pathlib import Path
 from doccls.run.cores import PROCESSES_HERE
 from doccls.run.lifeline import LAUNCHED, PARENT
 from doccls.run.rank import MEETING_FILE
-from launcher.backend import StartError, kill_folds
+from launcher.backend import KILL_LIMIT_S, StartError, kill_folds
 from launcher.plan import Assignment, RankCommand, drop_ranks
 
 _DUMP_S = 0.5
@@ -59,10 +59,12 @@ class FoldProcesses:
                 with suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
 
-    def wait(self) -> None:
-        """Until all are gone."""
-        for process in self.ranks:
-            process.wait()
+    def wait(self, within_s: float = KILL_LIMIT_S) -> None:
+        """Until all are gone, or so long."""
+        end_s = time.monotonic() + within_s
+        with suppress(subprocess.TimeoutExpired):
+            for process in self.ranks:
+                process.wait(max(0.0, end_s - time.monotonic()))
 
     def tell(self) -> str:
         """Nobody stands between them and their launcher."""

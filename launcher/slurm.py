@@ -6,11 +6,12 @@ import socket
 import subprocess
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from doccls.run.lifeline import LAUNCHED
 from doccls.run.rank import MEETING_FILE
-from launcher.backend import StartError
+from launcher.backend import KILL_LIMIT_S, StartError
 from launcher.plan import Assignment, drop_ranks
 from launcher.slurm_text import SlurmTask, parse_step_ends, render_step
 
@@ -56,9 +57,10 @@ class StepProcesses:
         """On SIGTERM srun has Slurm kill the whole step."""
         self._send(signal.SIGTERM)
 
-    def wait(self) -> None:
-        """Until all are gone."""
-        self._srun.wait()
+    def wait(self, within_s: float = KILL_LIMIT_S) -> None:
+        """Until all are gone, or so long."""
+        with suppress(subprocess.TimeoutExpired):
+            self._srun.wait(within_s)
 
     def tell(self) -> str:
         """What srun and slurmstepd said."""

@@ -73,8 +73,10 @@ class Seen:
     attempts: tuple[Attempt, ...] = ()
     beats: tuple[Beat, ...] = ()
     """Of its processes."""
+    owned: bool = False
+    """Whether a process holds its lock: it trains the fold, or another of its folds before."""
     alive: bool = False
-    """Whether one of these runs on this machine."""
+    """Whether the beats are that process's."""
     submitted: bool = False
     """Whether a Slurm job was to train it."""
     queued: QueueEntry | None = None
@@ -116,6 +118,8 @@ def _judge(fold: int, seen: Seen, last: Attempt | None, ledger: Ledger | None, l
         its_turn_comes = last is None or last.then == "waiting" or last.started < ledger.started
         if its_turn_comes:
             return State.WAITING
+    if seen.owned:
+        return State.WAITING
     if last is None:
         return State.MISSING
     if last.outcome in (None, "lost"):

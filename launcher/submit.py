@@ -9,12 +9,12 @@ from datetime import datetime
 from doccls.config import Config
 from doccls.experiment import Experiment, identify, open_run, prepare, tell_config
 from doccls.oof.parts import find_finished_folds
-from doccls.run.lock import hold_lock
+from doccls.run.lock import LockError, find_holder, hold_lock
 from doccls.run.paths import RunPaths, locate_run
 from doccls.run.runlog import RunLog
 from doccls.run.signals import check_stop, stopping_gracefully
 from launcher.closing import close_share
-from launcher.launch import LaunchError, refuse_others
+from launcher.launch import LaunchError
 from launcher.ledger import tell_time
 from launcher.slurm_queue import ask_queue, submit_script
 from launcher.slurm_text import (
@@ -59,10 +59,11 @@ def submit(config: Config, run_id: str, now: datetime, options: SubmitOptions, l
     """
     tell_config(config, log)
     paths = locate_run(config.output.exp_dir, run_id, now)
-    refuse_others([paths.launch_lock()])
+    if (launcher := find_holder(paths.launch_lock())) is not None:
+        raise LockError(f"{launcher} ({paths.launch_lock()}): end it first, or wait for it")
     experiment = identify(config, prepare(config, paths, log), paths)
     with hold_lock(paths.submission_lock, f"run {run_id} is being submitted"):
-        finished = open_run(experiment, now, {"world_size": options.world_size, "device": "slurm"})
+        finished = open_run(experiment, now, {"world_size": options.world_size})
         log.line(f"[ARTIFACTS] {paths.root}")
         _submit_missing(experiment, finished, options, log)
     log.line(f"[SLURM] where it stands: doccls-launch status {paths.root}")

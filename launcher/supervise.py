@@ -31,6 +31,8 @@ class Outcome(StrEnum):
     CRASHED = "crashed"
     HUNG = "hung"
     """It was killed after it had made no progress for too long."""
+    UNKILLABLE = "unkillable"
+    """Its processes are still there after SIGKILL, with the fold's lock and their devices."""
 
 
 MEMORY_OUTCOMES = (Outcome.OUT_OF_MEMORY, Outcome.MEMORY_TAKEN)
@@ -129,7 +131,7 @@ def next_action(state: LaunchState, policy: Policy, now_s: float) -> Action:
     running, waiting = state.list_in("running"), state.list_in("waiting")
     if policy.fail_fast and state.list_in("failed") and not state.stopping:
         return Stop()
-    if not running and (state.stopping or not waiting):
+    if not running and (state.stopping or not waiting or not state.slots):
         return Finish()
     if state.stopping:
         return Wait(None)
@@ -149,12 +151,18 @@ def start_fold(state: LaunchState, fold: int, slot: Slot) -> LaunchState:
 
 
 def end_fold(state: LaunchState, fold: int, ending: Ending, policy: Policy, now_s: float) -> LaunchState:
-    """The state once the fold's attempt has ended: done, failed, stopped, or waiting for another."""
+    """The state once the fold's attempt has ended: done, failed, stopped, or waiting for another.
+
+    The devices of one that can't be killed are used no more.
+    """
     before = state.find(fold)
     assert before.status == "running"
     after = _judge(replace(before, slot=None), ending, policy, now_s)
     if after.status == "waiting" and state.stopping:
         after = replace(after, status="stopped")
+    if ending.outcome is Outcome.UNKILLABLE and before.slot is not None:
+        lost = set(before.slot.devices)
+        state = replace(state, slots=tuple(slot for slot in state.slots if lost.isdisjoint(slot.devices)))
     return _update(state, after)
 
 
@@ -180,7 +188,8 @@ def _judge(fold: FoldState, ending: Ending, policy: Policy, now_s: float) -> Fol
     if outcome is Outcome.LEFT:
         return replace(fold, status="waiting", ready_s=now_s + policy.backoff_s)
     came_back = ending.error is not None and ending.error == fold.error
-    if outcome in (Outcome.USER_ERROR, *MEMORY_OUTCOMES) or came_back or fold.restarts == policy.max_restarts:
+    final = outcome in (Outcome.USER_ERROR, Outcome.UNKILLABLE, *MEMORY_OUTCOMES)
+    if final or came_back or fold.restarts == policy.max_restarts:
         return replace(fold, status="failed")
     wait_s = min(policy.backoff_s * 2.0 ** min(fold.restarts, 20), policy.longest_backoff_s)
     return replace(

@@ -1,10 +1,8 @@
 """What is to be seen of a run: its parts, ledgers, locks, heartbeats, and its jobs in Slurm's queue."""
 
-import socket
 from contextlib import suppress
 from dataclasses import dataclass
 
-import psutil
 import yaml
 
 from doccls.oof.parts import PartError, PartInfo, is_merged, read_part
@@ -48,8 +46,10 @@ def read_status(paths: RunPaths) -> RunStatus:
     survey = _survey(paths)
     newest = max((one.ledger for one in survey.launches), key=lambda ledger: ledger.started, default=None)
     identity = newest.identity if newest else None
-    parts = {fold: _read_part(paths, fold, identity) for fold in range(_count_folds(paths, newest))}
-    folds = tuple(_describe(fold, part, survey) for fold, part in parts.items())
+    folds = tuple(
+        _describe(fold, _read_part(paths, fold, identity), find_holder(paths.fold_lock(fold)), survey)
+        for fold in range(_count_folds(paths, newest))
+    )
     holders = tuple(holder for lock in paths.list_launch_locks() if (holder := find_holder(lock)) is not None)
     unfinished = any(one.state is not State.DONE for one in folds)
     on_its_way = bool(holders) or any(one.state in (State.RUNNING, State.WAITING) for one in folds)
@@ -96,8 +96,8 @@ def _survey(paths: RunPaths) -> _Survey:
     )
 
 
-def _describe(fold: int, part: PartInfo | str | None, survey: _Survey) -> FoldStatus:
-    """`part` is what the fold's part says of itself, or what is wrong with it."""
+def _describe(fold: int, part: PartInfo | str | None, owner: Holder | None, survey: _Survey) -> FoldStatus:
+    """`part` is what the fold's part says of itself, or what is wrong with it; `owner` trains the fold, or will."""
     beats = tuple(
         beat for beat in survey.beats if beat.fold == fold and beat.phase in ("train", "validate", "stopping")
     )
@@ -109,7 +109,8 @@ def _describe(fold: int, part: PartInfo | str | None, survey: _Survey) -> FoldSt
         damage=part if isinstance(part, str) else None,
         attempts=tuple(sorted(attempts, key=lambda attempt: attempt.started)),
         beats=beats,
-        alive=any(beat.host == socket.gethostname() and psutil.pid_exists(beat.pid) for beat in beats),
+        owned=owner is not None,
+        alive=owner is not None and any((beat.host, beat.pid) == (owner.host, owner.pid) for beat in beats),
         submitted=bool(survey.jobs) or any(fold in one.folds for one in survey.submissions),
         queued=find_newest(fold, survey.jobs, survey.queue or []),
         queue_answers=survey.queue is not None,

@@ -14,7 +14,7 @@ from doccls.run.paths import locate_run
 from doccls.run.runlog import RunLog
 from doccls.run.signals import Interrupted, stopping_gracefully
 from launcher.closing import close_share
-from launcher.launch import FoldLoop, LaunchOptions, describe_launch, describe_processes, refuse_others
+from launcher.launch import FoldLoop, LaunchOptions, describe_launch, describe_processes
 from launcher.ledger import LedgerFile, begin_launch
 from launcher.plan import LaunchPlan, render_plan
 from launcher.slurm import SlurmBackend
@@ -52,13 +52,11 @@ def run_task(
     paths = locate_run(config.output.exp_dir, run_id, now)
     what = f"run {run_id}, task {task.job} of Slurm,"
     own_lock = paths.launch_lock(task.number)
-    others = paths.list_launch_locks() if task.number is None else [paths.launch_lock()]
-    refuse_others([lock for lock in others if lock != own_lock])
     with hold_lock(paths.opening_lock, f"{what} is being opened", wait_s=_OPENING_S):  # one task looks at each image
         experiment = identify(config, prepare(config, paths, log), paths)
         finished = open_run(experiment, now, describe_processes(options))
     log.line(f"[ARTIFACTS] {paths.root}")
-    with hold_lock(own_lock, f"{what} is being launched", takeover=True, wait_s=_OUTLIVING_S):
+    with hold_lock(own_lock, f"{what} is being launched", _OUTLIVING_S):
         ledger_file = paths.ledger(task.number)
         ledger = begin_launch(ledger_file, describe_launch(experiment, folds, options, log, now, task.job, sharing))
         with tempfile.TemporaryDirectory(prefix="doccls-task-") as folder, stopping_gracefully():

@@ -4,7 +4,7 @@ Precedence, highest first: `--set train.epochs=3`, the YAML file, the mode, the 
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib import resources
@@ -86,8 +86,16 @@ def parse_override(text: str) -> Override:
 
 def render_snapshot(config: Config, provenance: dict[str, Any]) -> str:
     """The resolved config as YAML that `load_config` reads back to the same config, and what made the run beside it."""
-    values = config.model_dump(mode="json") | {"provenance": provenance}
-    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1000)
+    return _dump(config.model_dump(mode="json") | {"provenance": provenance})
+
+
+def complete_snapshot(text: str, provenance: Mapping[str, Any]) -> str | None:
+    """The snapshot with what its provenance does not have yet; None if it has all of it."""
+    values = _parse_value(text)
+    missing = {name: value for name, value in provenance.items() if name not in values["provenance"]}
+    if not missing:
+        return None
+    return _dump(values | {"provenance": values["provenance"] | missing})
 
 
 def list_values(config: Config) -> list[tuple[str, Any]]:
@@ -125,6 +133,10 @@ class _Dumper(yaml.SafeDumper):
 
 
 _Dumper.yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers
+
+
+def _dump(values: dict[str, Any]) -> str:
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1000)
 
 
 def _parse_value(text: str) -> Any:

@@ -77,22 +77,22 @@ class Lock:
 
 
 @contextmanager
-def hold_lock(path: Path, what: str, takeover: bool = False, wait_s: float = 0.0) -> Iterator[Lock]:
+def hold_lock(path: Path, what: str, wait_s: float = 0.0) -> Iterator[Lock]:
     """Hold `path` locked within the block; another's end is waited for so long.
 
     The kernel's lock (flock; on NFS the server's) is what counts: it ends with the process, a kill -9 included, and the
-    file that stays behind means nothing. A server may keep the lock of a machine that is gone: `takeover` takes it from
-    a holder that is provably dead. Where it can't see the holder's process, it waits for that proof, at most two and a
-    half minutes. Where a file system has no locks, a second file, `<path>.owner`, which only one process can create,
-    stands for it.
+    file that stays behind means nothing. A server may keep the lock of a machine that is gone: it is taken from one
+    that is provably dead. Where its process can't be seen from here, that proof is waited for, two and a half minutes
+    at most. Where a file system has no locks, a second file, `<path>.owner`, which only one process can create, stands
+    for it.
 
     Raises:
         LockError: another process holds it, or its file can't be made.
     """
     holder = _describe_self(what)
-    file, words = _acquire(path, holder, takeover, time.monotonic() + wait_s)
+    file, words = _acquire(path, holder, time.monotonic() + wait_s)
     done = threading.Event()
-    threading.Thread(target=_touch, args=(words, done), name="doccls-lock", daemon=True).start()
+    threading.Thread(target=_touch, args=(words, holder, done), name="doccls-lock", daemon=True).start()
     with file:
         try:
             yield Lock(words, path, holder)
@@ -127,17 +127,18 @@ def find_holder(path: Path) -> Holder | None:
         return None
 
 
-def _touch(file: Path, done: threading.Event) -> None:
+def _touch(file: Path, holder: Holder, done: threading.Event) -> None:
     """Other machines see by the file's time that its holder lives, and is not suspended."""
     while not done.wait(_KEEP_S):
         with suppress(OSError):
-            os.utime(file)
+            if _holds(holder, file):  # it may be the file of one that has taken the lock
+                os.utime(file)
 
 
 # --- taking it -------------------------------------------------------------------------------------------------------
 
 
-def _acquire(path: Path, holder: Holder, takeover: bool, until_s: float) -> tuple[IO[str], Path]:
+def _acquire(path: Path, holder: Holder, until_s: float) -> tuple[IO[str], Path]:
     """The open file of the lock, and the file with the holder's words."""
     file, began_s, seen = _open(path), time.monotonic(), None
     dead_before: Holder | None = None
@@ -146,12 +147,13 @@ def _acquire(path: Path, holder: Holder, takeover: bool, until_s: float) -> tupl
             where = _find_words(path)
             other, touched = _read_holder(where), _read_time(where)
             seen = seen or touched
-            unproven = not _can_see(other) and touched == seen and time.monotonic() - began_s < _PROOF_S
-            dead = other if takeover and where == path and _is_dead(other, path) else None
+            unproven = not can_see(other) and touched == seen and time.monotonic() - began_s < _PROOF_S
+            dead = other if where == path and _is_dead(other, path) else None
             if dead is not None and dead == dead_before:
                 _replace(path, "")  # the dead one's lock stays with its file
-            elif dead is None and time.monotonic() >= until_s and not (takeover and unproven):
-                raise LockError(_refuse(other, path, takeover))
+            elif dead is None and time.monotonic() >= until_s and not unproven:
+                who = str(other) if other else "another process has just begun to work on it"
+                raise LockError(f"{who} ({path}), and it lives: end it there, or wait for it")
             else:
                 time.sleep(_WAIT_LOOK_S)
             dead_before = (
@@ -279,14 +281,14 @@ def _is_dead(holder: Holder | None, path: Path) -> bool:
     """Proven: its process is not there; or it can't be seen from here, and has long ceased to touch its file."""
     if holder is None:
         return False
-    if _can_see(holder):
+    if can_see(holder):
         started = _read_start(holder.pid)
         return started is None or (started != "" and started != holder.started)
     return _tell_age_s(path) > _DEAD_S
 
 
-def _can_see(holder: Holder | None) -> bool:
-    """Whether its process would be seen from here."""
+def can_see(holder: Holder | None) -> bool:
+    """Whether its process would be seen from here, under its PID: it is of this machine and of this PID namespace."""
     here = (socket.gethostname(), _read_boot(), _read_namespace())
     return holder is not None and (holder.host, holder.boot, holder.namespace) == here
 
@@ -332,10 +334,3 @@ def _tell_age_s(path: Path) -> float:
         return beside.stat().st_mtime - path.stat().st_mtime
     finally:
         beside.unlink(missing_ok=True)
-
-
-def _refuse(holder: Holder | None, path: Path, takeover: bool) -> str:
-    who = str(holder) if holder else "another process has just begun to work on it"
-    if takeover:
-        return f"{who} ({path}), and it lives: end it there, or wait for it"
-    return f"{who} ({path}): end it first. If that machine is gone, and its lock is not, add --takeover"

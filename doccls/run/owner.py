@@ -34,9 +34,7 @@ class FoldOwner:
         """
         for fold in folds:
             what = f"fold {fold} of run {paths.run_id} is being trained"
-            self._locks[fold] = self._held.enter_context(
-                hold_lock(paths.fold_lock(fold), what, takeover=True, wait_s=wait_s)
-            )
+            self._locks[fold] = self._held.enter_context(hold_lock(paths.fold_lock(fold), what, wait_s))
 
     def check(self, fold: int) -> None:
         """Call before each write of the fold's files.

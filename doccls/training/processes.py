@@ -244,6 +244,16 @@ def gather_rows(accelerator: Accelerator, own_B: torch.Tensor) -> torch.Tensor:
     return torch.stack(rows)
 
 
+def list_devices(accelerator: Accelerator) -> list[str]:
+    """What each rank computes on, by rank, such as `NVIDIA H100 80GB HBM3` or `cpu`. All ranks must call."""
+    device = accelerator.device
+    own = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    names = [own] * accelerator.num_processes
+    if accelerator.num_processes > 1:
+        dist.all_gather_object(names, own, group=_patient_group)
+    return names
+
+
 def _broadcast(box: list[object]) -> None:
     """The main process's objects to all, from host to host; who comes early waits patiently."""
     dist.broadcast_object_list(box, src=0, group=_patient_group, device=torch.device("cpu"))

@@ -13,6 +13,7 @@ import ctypes
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -60,10 +61,13 @@ class ForkedRank:
                 self._lock.release()
         return self._code
 
-    def wait(self) -> int | None:
-        with self._lock:
-            self._reap(0)
-        return self._code
+    def wait(self, timeout: float) -> int:
+        end_s = time.monotonic() + timeout
+        while (code := self.poll()) is None:
+            if time.monotonic() >= end_s:
+                raise subprocess.TimeoutExpired("a forked rank", timeout)
+            time.sleep(0.01)
+        return code
 
     def send_signal(self, number: int) -> None:
         if self.poll() is None:

@@ -219,10 +219,9 @@ def test_a_run_that_is_launched_is_refused_to_a_second_launcher_and_can_be_cance
     other = trainer.new_folder()
     other.mkdir()
     (other / "experiments").symlink_to(folder / "experiments")
-    for words in ((), ("--takeover",)):
-        second = launch(trainer, sets, "--slots", "1", *words, folder=other)
-        assert second.code == 1
-        assert f"run tiny is being launched by process {process.pid} on " in second.err
+    second = launch(trainer, sets, "--slots", "1", folder=other)
+    assert second.code == 1
+    assert f"run tiny is being launched by process {process.pid} on " in second.err
     status = json.loads(ask(folder, "status", "--json", str(Run([], folder).root)))
     assert [one["pid"] for one in status["launchers"]] == [process.pid] and status["folds"][1]["state"] == "running"
     assert " epoch " in status["folds"][1]["remark"]

@@ -180,9 +180,9 @@ def test_cancel_ends_the_runs_jobs_and_no_other(cluster: Cluster, trainer: Train
 
 def test_a_second_array_is_refused_a_fold_that_the_first_trains(cluster: Cluster, trainer: Trainer) -> None:
     folder = trainer.new_folder()
-    first = submit_folds(cluster, trainer, folder, (*ONE, "train.epochs=500"), "--array=1")
+    first = submit_folds(cluster, trainer, folder, (*ONE, "train.epochs=50000"), "--array=1")
     await_training(folder)
-    second = submit_folds(cluster, trainer, folder, (*ONE, "train.epochs=500"), "--array=0")
+    second = submit_folds(cluster, trainer, folder, (*ONE, "train.epochs=50000"), "--array=0")
     assert cluster.wait(second, folder) == ["FAILED"], read_outputs(folder)
     assert "fold 1 of run tiny is being trained by process " in (folder / "slurm-0.out").read_text()
     assert cluster.list_states(first) == ["RUNNING"]

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from doccls.run.heartbeat import Heartbeat
+from doccls.run.lock import hold_lock
 from doccls.run.paths import RunPaths
 from launcher.attempt import Limits, RunningFold
 from launcher.devices import list_cpus
@@ -114,6 +115,37 @@ def look(fold: RunningFold, clock: Clock, for_s: float, another_has_begun: bool 
     while clock.now < end_s:
         assert not fold.has_ended(another_has_begun)
         clock.now += 1.0
+
+
+def test_a_fold_that_another_process_trains_is_not_started_again(start: Start, tmp_path: Path) -> None:
+    """Its heartbeats come over those of the process that was refused."""
+    fold, processes, hearts = start(1)
+    with hold_lock(RunPaths(tmp_path / "20260101" / "r").fold_lock(2), "fold 2 of run r is being trained"):
+        hearts[0].beat(phase="train", fold=2, epoch=1, step=1)
+        processes[0].code = 1
+        assert fold.has_ended()
+        ending, told = fold.conclude(done=False, stopping=False)
+    assert ending == Ending(Outcome.USER_ERROR)
+    assert told.startswith("fold 2 of run r is being trained by process ")
+
+
+def test_a_process_that_cannot_be_killed_is_given_up_after_a_minute(
+    start: Start, clock: Clock, struck: list[int]
+) -> None:
+    """As in a system call on a GPU that fell off the bus."""
+    fold, processes, hearts = start(2)
+    for heart in hearts:
+        heart.beat(phase="train", fold=2, epoch=1, step=1)
+    fold.has_ended()
+    look(fold, clock, 11 + 60)
+    processes[0].code = -9
+    for _ in range(2):
+        clock.now += 1.0
+    assert fold.has_ended() and set(struck) >= {process.pid for process in processes}
+    ending, told = fold.conclude(done=False, stopping=False)
+    assert ending == Ending(Outcome.UNKILLABLE)
+    assert told.startswith("rank 1 could not be killed within 60 s (no progress within 10 s (--hang-timeout) on ")
+    assert f"ps -o pid,stat,wchan -p {processes[0].pid},{processes[1].pid}; dmesg" in told
 
 
 # --- silence ---------------------------------------------------------------------------------------------------------

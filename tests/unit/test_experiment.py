@@ -70,6 +70,20 @@ def finish(experiment: Experiment, fold: int, identity: str | None = None) -> No
     write_part(experiment.paths.part(fold), OofPart(info, rows.astype(np.int64), logits, targets))
 
 
+def test_who_trains_adds_to_the_snapshot_what_a_launcher_cannot_know(pages: Path, make_config: MakeConfig) -> None:
+    config = make_config(data={"folds": 3}, output={"exp_dir": "experiments"}, train={"lr": 1e-3})
+    paths = locate_run(config.output.exp_dir, "x", NOW)
+    experiment = identify(config, prepare(config, paths, SILENT), paths)
+    open_run(experiment, NOW, {"world_size": 2})
+    launched = load_config(paths.snapshot)
+    for device in (["H100", "H100"], ["cpu", "cpu"]):  # who comes first says it
+        open_run(experiment, NOW, {"world_size": 7, "device": device, "precision": "bf16"})
+    trained = load_config(paths.snapshot)
+    assert launched.provenance is not None
+    assert trained.provenance == launched.provenance | {"device": ["H100", "H100"], "precision": "bf16"}
+    assert trained.model_copy(update={"provenance": launched.provenance}) == launched
+
+
 # --- files and data --------------------------------------------------------------------------------------------------
 
 

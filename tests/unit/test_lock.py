@@ -52,6 +52,14 @@ def another_process(path: Path) -> Iterator[subprocess.Popen[str]]:
         process.stdout.close()
 
 
+@pytest.fixture
+def quick_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Waiting for a lock takes no time."""
+    now_s = [100.0]
+    monkeypatch.setattr(lock.time, "monotonic", lambda: now_s[0])
+    monkeypatch.setattr(lock.time, "sleep", lambda seconds: now_s.append(now_s.pop() + seconds))
+
+
 def refuse(path: Path) -> str:
     with pytest.raises(LockError) as caught, hold_lock(path, "this test"):
         pytest.fail("two hold it")
@@ -167,8 +175,11 @@ def test_a_longer_name_before_leaves_nothing_of_itself(path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1]", "{}", '{"what": "x"}', '{"other": 1}', "null", "3"])
-def test_a_holder_that_has_not_yet_said_who_it_is_is_told_as_unknown(path: Path, text: str) -> None:
+def test_a_holder_that_has_not_yet_said_who_it_is_is_told_as_unknown(
+    path: Path, request: pytest.FixtureRequest, text: str
+) -> None:
     with hold_lock(path, WHAT):
+        request.getfixturevalue("quick_waits")
         path.write_text(text)
         assert "another process has just begun to work on it" in refuse(path)
 
@@ -228,14 +239,11 @@ def held_by_a_server(path: Path) -> Iterator[None]:
         (200.0, {"namespace": "pid:[1]"}),
     ],
 )
-def test_the_lock_of_one_who_is_provably_dead_is_taken_over_when_asked(
+def test_the_lock_of_one_who_is_provably_dead_is_taken_over(
     path: Path, dead_pid: int, age_s: float, changes: dict[str, str]
 ) -> None:
     write_holder(path, dead_pid, age_s, **changes)
-    told = refuse(path)
-    host = changes.get("host", socket.gethostname())
-    assert f"{WHAT} by process {dead_pid} on {host} since 2026-01-02T03:04:05" in told and "--takeover" in told
-    with hold_lock(path, "this test", takeover=True):
+    with hold_lock(path, "this test"):
         assert json.loads(path.read_text())["what"] == "this test"
         assert "this test by process" in refuse(path)
     assert [file.name for file in path.parent.iterdir()] == [path.name]
@@ -245,7 +253,7 @@ def test_the_lock_of_one_who_is_provably_dead_is_taken_over_when_asked(
 def test_the_lock_of_a_process_that_is_seen_to_live_is_not(path: Path) -> None:
     write_holder(path, os.getpid(), age_s=1000.0)
     before = path.read_bytes()
-    with pytest.raises(LockError, match="it lives"), hold_lock(path, "this test", takeover=True):
+    with pytest.raises(LockError, match="it lives"), hold_lock(path, "this test"):
         pytest.fail("two hold it")
     assert path.read_bytes() == before
 
@@ -259,7 +267,7 @@ def test_the_words_of_a_dead_one_before_are_not_taken_for_those_of_a_holder_that
     monkeypatch.setattr(
         lock.time, "sleep", lambda seconds: seconds == between_looks and write_holder(path, os.getpid())
     )
-    with pytest.raises(LockError, match="it lives"), hold_lock(path, "this test", takeover=True):
+    with pytest.raises(LockError, match="it lives"), hold_lock(path, "this test"):
         pytest.fail("two hold it")
 
 
@@ -267,7 +275,7 @@ def test_the_words_of_a_dead_one_before_are_not_taken_for_those_of_a_holder_that
 def test_a_process_that_has_the_holders_number_is_not_taken_for_it(path: Path) -> None:
     """As in a container that is started anew: the first process there is always number 1."""
     write_holder(path, os.getpid(), started="another time")
-    with hold_lock(path, "this test", takeover=True):
+    with hold_lock(path, "this test"):
         assert "this test by process" in refuse(path)
 
 
@@ -288,19 +296,28 @@ def test_a_takeover_watches_whether_a_holder_of_another_machine_lives(
     monkeypatch.setattr(lock.time, "sleep", sleep)
     monkeypatch.setattr(lock, "_tell_age_s", lambda file: now_s[0] - 40.0)
     if lives:
-        with pytest.raises(LockError, match="on elsewhere since.*it lives"), hold_lock(path, "this test", True):  # noqa: RUF043
+        with pytest.raises(LockError, match="on elsewhere since.*it lives"), hold_lock(path, "this test"):  # noqa: RUF043
             pytest.fail("two hold it")
     else:
-        with hold_lock(path, "this test", takeover=True):
+        with hold_lock(path, "this test"):
             assert now_s[0] > 160.0
 
 
 def test_a_holder_that_lives_touches_its_file(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lock, "_KEEP_S", 0.01)
+    looked: list[Path] = []
+    holds = lock._holds
+    monkeypatch.setattr(lock, "_holds", lambda holder, file: (looked.append(file), holds(holder, file))[1])
     with hold_lock(path, WHAT):
         os.utime(path, (0, 0))
         while path.stat().st_mtime == 0:  # pytest's timeout bounds it
             time.sleep(0.01)
+        write_holder(path, 1, host="elsewhere")  # which has taken it: its sign of life is its own to give
+        os.utime(path, (0, 0))
+        before = len(looked)
+        while len(looked) < before + 3:
+            time.sleep(0.01)
+        assert path.stat().st_mtime == 0
 
 
 @pytest.mark.parametrize("gone", [False, True])
@@ -365,7 +382,7 @@ def no_locks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(fcntl, "flock", flock)
 
 
-@pytest.mark.usefixtures("no_locks")
+@pytest.mark.usefixtures("no_locks", "quick_waits")
 def test_where_there_are_no_locks_the_words_count(path: Path, dead_pid: int) -> None:
     with hold_lock(path, WHAT):
         assert WHAT in refuse(path)

@@ -214,7 +214,7 @@ def test_a_task_gets_what_its_fold_takes(
 @pytest.mark.parametrize(
     ("words", "stated", "told"),
     [
-        (["--slots", "2", "--takeover"], None, "--slots, --takeover: only on this machine"),
+        (["--slots", "2", "--exclude-busy"], None, "--exclude-busy, --slots: only on this machine"),
         (["--gpus-per-fold", "2"], 4, "--gpus-per-fold 2, but train.num_processes = 4"),
         (["--nodes", "2"], 3, "3 processes of a fold do not divide by --nodes 2"),
         (["--gpus-per-fold", "64"], None, "train.batch_size = 32: 64 processes can't share"),

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from doccls.oof.parts import OofPart, PartInfo, write_part
+from doccls.run import lock
 from doccls.run.artifacts import write_text
 from doccls.run.heartbeat import Beat, Heartbeat
 from doccls.run.lock import hold_lock
@@ -61,7 +62,8 @@ def finish(paths: RunPaths, fold: int, identity: str = "id", name: int | None = 
         (Seen(attempts=(OPEN,)), True, State.RUNNING),
         (Seen(attempts=(OPEN,)), False, State.LOST),
         (Seen(attempts=(OPEN,), beats=(TRAINS,)), False, State.LOST),
-        (Seen(beats=(TRAINS,), alive=True), False, State.RUNNING),  # trained by hand
+        (Seen(beats=(TRAINS,), owned=True, alive=True), False, State.RUNNING),  # trained by hand
+        (Seen(owned=True), False, State.WAITING),  # for another fold that the same process trains before
         (Seen(attempts=(FAILED,)), True, State.FAILED),
         (Seen(attempts=(FAILED,)), False, State.FAILED),
         (Seen(attempts=(replace(FAILED, started=BEFORE),)), True, State.WAITING),  # failed in an earlier launch
@@ -120,6 +122,18 @@ def test_a_launched_run(paths: RunPaths) -> None:
     assert lines[-1] == f"[STATUS] to train the rest: {LEDGER.again}"
 
 
+def test_a_fold_runs_while_the_process_that_beats_holds_it(paths: RunPaths) -> None:
+    """The process number of one that was killed may be another's by now."""
+    write_ledger(paths.ledger(), replace(LEDGER, attempts=(OPEN,)))
+    heart = Heartbeat()
+    heart.write_to(paths.heartbeat(1, 0))
+    heart.beat(phase="train", fold=1, epoch=2, step=14)
+    assert [str(one.state) for one in read_status(paths).folds][:2] == ["missing", "lost"]
+    with hold_lock(paths.fold_lock(1), "fold 1 is being trained"), hold_lock(paths.fold_lock(2), "fold 2, later"):
+        assert [str(one.state) for one in read_status(paths).folds][:3] == ["missing", "running", "waiting"]
+    assert str(read_status(paths).folds[1].state) == "lost"
+
+
 def test_a_finished_run_needs_nothing_more(paths: RunPaths) -> None:
     write_ledger(paths.ledger(), LEDGER)
     for fold in range(4):
@@ -137,10 +151,13 @@ def test_a_run_that_was_trained_by_hand(paths: RunPaths) -> None:
     heart.write_to(paths.heartbeat(None, 0))
     heart.beat(phase="validate", fold=3, epoch=1, step=9)
     states = [State.MISSING, State.MISSING, State.DONE, State.RUNNING]
-    assert [one.state for one in read_status(paths).folds] == states, "as many folds as the part says"
+    with hold_lock(paths.fold_lock(3), "fold 3 is being trained"):
+        assert [one.state for one in read_status(paths).folds] == states, "as many folds as the part says"
     paths.part(2).unlink()
     write_text(paths.snapshot, "data: {folds: 5}\n")
-    assert [one.state for one in read_status(paths).folds] == [*states[:2], State.MISSING, State.RUNNING, State.MISSING]
+    with hold_lock(paths.fold_lock(3), "fold 3 is being trained"):
+        states = [State.MISSING] * 3 + [State.RUNNING, State.MISSING]
+        assert [one.state for one in read_status(paths).folds] == states
 
 
 @pytest.mark.parametrize(
@@ -181,14 +198,24 @@ def test_what_is_no_run_is_told(
     assert f"doccls-launch {command}: {told}" in capsys.readouterr().err
 
 
-def test_a_run_that_another_machine_launches_is_not_cancelled_from_here(
+def test_a_launcher_of_another_user_machine_or_container_is_not_cancelled_from_here(
     paths: RunPaths, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with hold_lock(paths.launch_lock(), "run r is being launched"):
-        monkeypatch.setattr("launcher.cancel.socket.gethostname", lambda: "another")
-        monkeypatch.setattr(os, "kill", lambda *_: pytest.fail("a process of this machine was struck"))
-        assert main(["cancel", str(paths.root)]) == 1
-    assert "cancel it there" in capsys.readouterr().err
+        struck: list[int] = []
+
+        def kill(pid: int, number: int) -> None:
+            struck.append(pid)
+            raise PermissionError
+
+        monkeypatch.setattr(os, "kill", kill)
+        assert main(["cancel", str(paths.root)]) == 1 and struck == [os.getpid()]
+        assert "it is another user's, who alone can cancel it" in capsys.readouterr().err
+        for machine, read in (("gethostname", socket), ("_read_boot", lock), ("_read_namespace", lock)):
+            with monkeypatch.context() as patch:
+                patch.setattr(read, machine, lambda: "another")
+                assert main(["cancel", str(paths.root)]) == 1 and len(struck) == 1, "a stranger was struck"
+            assert "cancel it there, on that machine and in the same container" in capsys.readouterr().err
 
 
 def test_array_tasks_are_told_by_their_own_ledgers_and_locks(paths: RunPaths, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from doccls.run.heartbeat import Cause
-from launcher.devices import list_cpus
+from launcher.devices import Device, list_cpus
 from launcher.slots import Slot, make_slots
 from launcher.supervise import (
     MEMORY_OUTCOMES,
@@ -64,6 +64,12 @@ class Simulation:
     stop_s: float | None
     lag_s: float
     """How late the launcher looks."""
+    lost: set[Device] = field(default_factory=set)
+    """Devices of processes that could not be killed."""
+
+    def __post_init__(self) -> None:
+        self.slots = self.state.slots
+        """All, at the beginning."""
 
     def run(self) -> dict[int, Attempts]:
         """Until `next_action` says that it is over; it has to end by itself."""
@@ -89,16 +95,19 @@ class Simulation:
                 ending, duration_s = next(script)
                 self.state = start_fold(self.state, fold, slot)
                 running[fold] = (slot, now_s + duration_s, ending)
+                assert self.lost.isdisjoint(slot.devices), "on a device that a process still holds"
                 self.check_devices([slot for slot, _, _ in running.values()])
                 continue
-            self.check_none_waits_in_vain(action, len(running), now_s, books)
+            self.check_none_waits_in_vain(action, [slot for slot, _, _ in running.values()], now_s, books)
             later = [end_s for _, end_s, _ in running.values()]
             later += [] if action.until_s is None else [action.until_s]
             later += [self.stop_s] if self.stop_s is not None and self.stop_s > now_s else []
             now_s = max(now_s, min(later)) + self.lag_s
             for fold in [fold for fold, (_, end_s, _) in running.items() if end_s <= now_s]:
-                _, _, ending = running.pop(fold)
+                slot, _, ending = running.pop(fold)
                 self.note_end(books[fold], ending, now_s)
+                if ending.outcome is Outcome.UNKILLABLE:
+                    self.lost.update(slot.devices)
                 self.state = end_fold(self.state, fold, ending, self.policy, now_s)
                 assert self.state.find(fold).slot is None and self.state.find(fold).status != "running"
             assert [one.fold for one in self.state.folds] == list(books), "lost a fold"
@@ -122,11 +131,13 @@ class Simulation:
         uses = Counter(device for slot in taken for device in slot.devices)
         assert max(uses.values()) <= self.packing, "more folds on a device than may share it"
 
-    def check_none_waits_in_vain(self, action: Wait, running: int, now_s: float, books: dict[int, Attempts]) -> None:
+    def check_none_waits_in_vain(
+        self, action: Wait, running: list[Slot], now_s: float, books: dict[int, Attempts]
+    ) -> None:
         """A fold that might start waits for a slot only: there is none free. And the wait ends when one may."""
         waiting = [one.fold for one in self.state.folds if one.status == "waiting"]
         may = [fold for fold in waiting if books[fold].not_before_s <= now_s]
-        assert self.state.stopping or not may or running == len(self.state.slots)
+        assert self.state.stopping or not may or set(self.state.slots) <= set(running)
         next_s = min((books[fold].not_before_s for fold in waiting if fold not in may), default=None)
         assert action.until_s == (None if self.state.stopping else next_s)
 
@@ -170,13 +181,15 @@ def test_whatever_fails_no_slot_is_overfilled_no_fold_is_lost_and_every_launch_e
         assert (one.status == "done") == (Outcome.DONE in outcomes)
         assert one.restarts <= policy.max_restarts
         if one.status == "waiting" or one.status == "stopped":
-            assert state.stopping or outcomes[-1] is Outcome.STOPPED, "left undone, though nobody asked for an end"
+            nowhere = all(not simulation.lost.isdisjoint(slot.devices) for slot in simulation.slots)
+            asked = state.stopping or Outcome.STOPPED in outcomes[-1:]
+            assert asked or nowhere, "left undone, though nobody asked for an end"
         if one.status == "failed":
             gave_up = sum(outcome in RESTARTED for outcome in outcomes) == policy.max_restarts + 1
             ends = [ending for ending in books[one.fold].endings if ending.outcome in RESTARTED]
             errors = [ending.error for ending in ends if ending.error is not None]
             came_back = errors[-1:] == errors[-2:-1] != []
-            assert gave_up or came_back or outcomes[-1] in (Outcome.USER_ERROR, *MEMORY_OUTCOMES)
+            assert gave_up or came_back or outcomes[-1] in (Outcome.USER_ERROR, Outcome.UNKILLABLE, *MEMORY_OUTCOMES)
     failed = any(one.status == "failed" for one in state.folds)
     if simulation.stop_s is None:
         assert state.stopping == (failed and policy.fail_fast)
