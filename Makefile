@@ -20,11 +20,11 @@ test: $(READY)
 test-fast: lint
 	DOCCLS_HYPOTHESIS=fast $(BIN)/python $(PYTEST) -n 2 --no-loadscope-reorder -m "not slow" tests/golden tests/unit
 
-# About 20 minutes on two cores: every fault at every place, 200 kills at random moments, and many drawn examples.
+# About 30 minutes on two cores: every fault at every place, 200 kills and 150 stops at random moments, and many drawn examples.
 soak: $(READY)
 	$(BIN)/python tests/faults/fault_table.py
 	$(BIN)/python tests/faults/fault_table.py --processes 2
-	DOCCLS_TEST_KILLS=50 $(BIN)/python $(PYTEST) tests/distributed/test_resumed_runs.py
+	DOCCLS_TEST_KILLS=50 DOCCLS_TEST_RESUMED_STOPS=50 $(BIN)/python $(PYTEST) tests/distributed/test_resumed_runs.py
 	DOCCLS_TEST_STOPS=50 $(BIN)/python $(PYTEST) tests/distributed/test_signals_to_runs.py -k random
 	DOCCLS_HYPOTHESIS=soak $(BIN)/python $(PYTEST) --timeout 1200 tests/unit
 

@@ -1,5 +1,6 @@
 """The epoch and the step: straight down, from batches to updated weights."""
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -25,6 +26,9 @@ from doccls.run.signals import Interrupted, agree_to_stop, stop_requested
 from doccls.run.tracking import Tracker
 from doccls.training.evaluate import Normalizer
 from doccls.training.processes import read_stop, render_stop
+
+_ASK_S = 2.0
+"""Between two times that ranks ask each other whether to stop or to save."""
 
 
 class TrainingError(UserError):
@@ -117,10 +121,10 @@ def train_epoch(
 
     Raises:
         TrainingError: a loss was not finite; the step and the samples of its batch are named.
-        Interrupted: a signal asked for the end; several ranks leave where they exchange losses, all at one step.
+        Interrupted: a signal asked for the end; several ranks leave at one step, within some two seconds or a step.
     """
     engine.model.train()
-    plan, config, alone = engine.plan, engine.config, engine.accelerator.num_processes == 1
+    plan, config, requests = engine.plan, engine.config, _Requests(engine)
     first = plan.list_steps(epoch).start
     for step in plan.list_steps(epoch)[len(meter.losses) :]:
         engine.scheduler.step_update(step)
@@ -134,9 +138,10 @@ def train_epoch(
         done = step + 1 - first
         ends = done == plan.steps_per_epoch
         told = ends or done % config.log_interval == 0
-        if not told and not (alone and (stop_requested() or engine.is_save_due())):
+        if not told and not requests.are_there():
             continue
         stop, due = _settle(engine, meter, first)
+        requests.start_anew()
         if told:
             loss = float(np.mean(meter.losses[(done - 1) // config.log_interval * config.log_interval :]))
             line = f"fold={plan.fold} epoch={epoch + 1} loss={loss:.5f} lr={rate:.3e}"
@@ -155,6 +160,39 @@ def train_epoch(
     rate = float(engine.optimizer.param_groups[0]["lr"])
     fp16 = engine.accelerator.scaler is not None and engine.accelerator.scaler.is_enabled()
     return TrainedEpoch(float(np.mean(meter.losses)), rate, meter.skipped if fp16 else None)
+
+
+class _Requests:
+    """Requests to stop or to save between two log lines. Several ranks hear of them together, at one step.
+
+    They ask each other about every two seconds: after as many steps as that takes by the pace on which they agreed when
+    they last asked, so that slow steps don't keep a stop waiting and fast ones don't pay for it.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._pause = self._left = 1
+        self._asked_s = time.monotonic()
+
+    def start_anew(self) -> None:
+        """They have just been asked for with the losses. All ranks must call."""
+        self._left, self._asked_s = self._pause, time.monotonic()
+
+    def are_there(self) -> bool:
+        """All ranks must call, once a step, and get one answer."""
+        own = stop_requested() is not None or self._engine.is_save_due()
+        accelerator = self._engine.accelerator
+        if accelerator.num_processes == 1:
+            return own
+        self._left -= 1
+        if self._left:
+            return False
+        step_s = (time.monotonic() - self._asked_s) / self._pause
+        told = torch.tensor([float(own), step_s], device=accelerator.device)
+        asked, steps_s = accelerator.reduce(told, reduction="sum").tolist()
+        self._pause = max(1, int(_ASK_S * accelerator.num_processes / max(steps_s, 1e-3)))
+        self.start_anew()
+        return bool(asked > 0)
 
 
 def _read_scale(accelerator: Accelerator) -> torch.Tensor | None:

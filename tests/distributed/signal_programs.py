@@ -5,6 +5,7 @@ import errno
 import functools
 import itertools
 import os
+import random
 import runpy
 import sys
 import time
@@ -70,6 +71,18 @@ def hold_a_step(argv: list[str]) -> int:
         return take_step(*others)
 
     loop_room._take_step = functools.partial(stand, loop_room._take_step)
+    return main(argv)
+
+
+def slow_saves(argv: list[str]) -> int:
+    """Train; the write of each state takes up to half a second more, drawn by DOCCLS_TEST_SEED."""
+    draw = random.Random(int(os.environ["DOCCLS_TEST_SEED"]))
+
+    def write_slowly(write_state: Callable[..., None], *others: Any) -> None:
+        time.sleep(draw.choice([0.0, draw.uniform(0, 0.5)]))
+        write_state(*others)
+
+    resume_room.write_state = functools.partial(write_slowly, resume_room.write_state)  # type: ignore[attr-defined]
     return main(argv)
 
 

@@ -5,15 +5,22 @@ import os
 import random
 import shutil
 import signal
+import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from rank_launcher import Rank, launch_ranks
+from rank_launcher import Rank, launch_ranks, start_ranks
+from test_signals_to_runs import START_S, await_event, has_begun_steps, join
 from tiny_runs import RICH, Run, Trainer
+
+from doccls.run.heartbeat import read_beat
 
 KILLS = int(os.environ.get("DOCCLS_TEST_KILLS", "3"))
 """For each number of processes."""
+STOPS = int(os.environ.get("DOCCLS_TEST_RESUMED_STOPS", "1"))
+"""The same."""
 EVERYTHING = (
     *RICH, "model.name=test_resnet", "train.optimizer=adamw", "train.micro_batch_size=3", "train.epochs=3",
     "train.checkpoint_interval_s=0.001", "train.log_interval=1",
@@ -91,6 +98,40 @@ def test_killed_at_any_moments_it_ends_in_the_same_bytes(
     found = list_results(run)
     assert found.keys() == whole.results.keys(), told
     assert [name for name in found if found[name] != whole.results[name]] == [], told
+
+
+@pytest.mark.parametrize("seed", range(STOPS))
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_stopped_at_any_moment_it_goes_on_from_the_step_it_had_reached_to_the_same_bytes(
+    trainer: Trainer, wholes: dict[int, Whole], world_size: int, seed: int
+) -> None:
+    """However slowly states are written."""
+    whole, draw = wholes[world_size], random.Random(seed * 10 + world_size)
+    folder, number = clear(whole), draw.choice([signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+    argv, told = trainer.arguments(EVERYTHING, folder, "r"), {"DOCCLS_TEST_SEED": str(seed)}
+    ranks = start_ranks("signal_programs:slow_saves", argv, folder / "console", world_size, told)
+    try:
+        await_event(lambda: has_begun_steps(folder), START_S, "a step", folder)
+        time.sleep(draw.uniform(0, 3))  # the moment is what is drawn here: nothing is waited for
+        with suppress(ProcessLookupError):  # the run may be over
+            os.kill(ranks[draw.randrange(world_size)].pid or 0, number)
+        codes = join(ranks, folder)
+    finally:
+        for rank in ranks:
+            rank.kill()
+            rank.join(10)
+    assert codes in ([128 + number] * world_size, [0] * world_size)
+    (live,) = folder.glob("experiments/*/r/live")
+    beat = read_beat(live / "all_rank0.json")
+    done = beat is not None and (live.parent / "oof" / "parts" / f"fold{beat.fold}.safetensors").exists()
+    run = Run(start(trainer, folder, world_size, 0, -1), folder)
+    assert run.codes == [0] * world_size, (codes, run.stderr)
+    resumed = [line.split()[1:5] for line in run.lines if line.startswith("[RESUME] ")]
+    if beat is not None and beat.step and not done:
+        assert resumed == [[f"fold={beat.fold}", "from", "step", str(beat.step)]]
+    found = list_results(run)
+    assert found.keys() == whole.results.keys()
+    assert [name for name in found if found[name] != whole.results[name]] == [], (number, beat)
 
 
 def test_the_moments_are_of_every_kind(wholes: dict[int, Whole]) -> None:

@@ -204,6 +204,20 @@ def test_all_ranks_leave_together_whichever_was_asked(trainer: Trainer, struck: 
     assert (folder / "console" / "rank1.err").read_text() == ""
 
 
+def test_ranks_with_slow_steps_stop_between_two_log_lines(trainer: Trainer) -> None:
+    """A hundred steps of ten seconds between two lines must not keep a stop from its checkpoint."""
+    sets = (*RICH, "train.log_interval=1000", "train.batch_size=2", "train.epochs=500")
+    with running(trainer, "signal_programs:slow_steps", sets, 2) as (folder, ranks):
+        find = lambda: [read_beat(path) for path in folder.glob("experiments/*/*/live/all_rank*.json")]  # noqa: E731
+        steps = lambda: [beat.step for beat in find() if beat is not None]  # noqa: E731
+        await_event(lambda: max(steps(), default=0) >= 2, START_S, "two steps", folder)
+        ranks[1].terminate()
+        assert join(ranks, folder) == [143] * 2
+        assert len(set(steps())) == 1 and steps()[0] < 16, "at one step, long before the epoch's end"
+    assert_ended_well(folder, 143)
+    assert len(list(folder.glob("experiments/*/*/ckpt/last_fold0_*.safetensors"))) == 1
+
+
 def test_accelerate_launch_with_workers_is_stopped_in_the_midst_of_long_steps(trainer: Trainer) -> None:
     """The whole group is signalled, the workers too, and the launcher forwards it, while the ranks stand in C."""
     folder = trainer.new_folder()
