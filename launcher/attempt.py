@@ -128,14 +128,15 @@ class RunningFold:
         codes, beats = self.processes.poll(), self._read_beats()
         causes = [beat.cause if beat else None for beat in beats]
         if None in codes:
-            return Ending(Outcome.UNKILLABLE), self._tell_living(codes)
+            return Ending(Outcome.DONE if done else Outcome.UNKILLABLE, stays=True), self._tell_living(codes)
         outcome = judge(codes, causes, done, self._silence is not None, stopping, self.has_advanced)
         if outcome in (Outcome.DONE, Outcome.STOPPED):
             return Ending(outcome), str(outcome)
         if self._silence is not None:
             return Ending(outcome), self._silence
-        if (owner := find_holder(self._lock)) is not None:  # whose heartbeats these may be
-            return Ending(Outcome.USER_ERROR), str(owner)
+        with suppress(OSError):  # a file server that does not answer
+            if (owner := find_holder(self._lock)) is not None:  # whose heartbeats these may be
+                return Ending(Outcome.USER_ERROR), str(owner)
         rank = self._find_culprit(codes, causes)
         beat, code, console = beats[rank], codes[rank], self._read_console(rank)
         assert code is not None

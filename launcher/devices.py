@@ -2,7 +2,7 @@
 
 import platform
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
@@ -17,6 +17,8 @@ _NONE = {"", "-1", "none", "void", "nodevfiles"}
 """What CUDA_VISIBLE_DEVICES says to show no GPU, or no more of them."""
 _MIG = "MIG"
 """Model of a part of a GPU."""
+_PROHIBITED, _EXCLUSIVE = 2, (1, 3)
+"""NVML's compute modes: no process may use the GPU; one thread, or one process, at a time."""
 _P2P_DRIVER = (550, 40, 7)
 """Before this driver, GeForce RTX 40 GPUs can't reach each other's memory, and NCCL fails unless it is told."""
 _WITHOUT_P2P = {"NCCL_P2P_DISABLE": "1", "NCCL_IB_DISABLE": "1"}
@@ -77,7 +79,7 @@ def find_gpus() -> list[Device]:
     except pynvml.NVMLError as error:
         raise DeviceError(_tell_silence(error)) from error
     try:
-        driver = _parse_version(_ask(pynvml.nvmlSystemGetDriverVersion) or "")
+        driver = _parse_version(_ask("nvmlSystemGetDriverVersion") or "")
         return [_read_gpu(index, driver) for index in range(pynvml.nvmlDeviceGetCount())]
     except pynvml.NVMLError as error:
         raise DeviceError(_tell_silence(error)) from error
@@ -93,25 +95,25 @@ def _read_gpu(index: int, driver: tuple[int, ...]) -> Device:
         uuid, model = pynvml.nvmlDeviceGetUUID(handle), pynvml.nvmlDeviceGetName(handle)
     except pynvml.NVMLError as error:
         return Device(f"gpu {index}", fault=str(error))
-    mode, memory = _ask(pynvml.nvmlDeviceGetComputeMode, handle), _ask(pynvml.nvmlDeviceGetMemoryInfo, handle)
+    mode, memory = _ask("nvmlDeviceGetComputeMode", handle), _ask("nvmlDeviceGetMemoryInfo", handle)
     return Device(
         f"gpu {index}",
         uuid,
         model,
-        fault="its compute mode is Prohibited" if mode == pynvml.NVML_COMPUTEMODE_PROHIBITED else "",
+        fault="its compute mode is Prohibited" if mode == _PROHIBITED else "",
         used_mib=memory.used // 2**20 if memory else 0,
         total_mib=memory.total // 2**20 if memory else 0,
-        exclusive=mode in (pynvml.NVML_COMPUTEMODE_EXCLUSIVE_THREAD, pynvml.NVML_COMPUTEMODE_EXCLUSIVE_PROCESS),
+        exclusive=mode in _EXCLUSIVE,
         lacks_p2p="RTX 40" in model and driver < _P2P_DRIVER,
     )
 
 
-def _ask(question: Callable[..., Any], *about: Any) -> Any:
-    """The driver's answer; None if it has none, as for some virtual GPUs and for one in parts."""
+def _ask(question: str, *about: Any) -> Any:
+    """The driver's answer; None if it has none, as for some virtual GPUs, for one in parts, and in old drivers."""
     import pynvml
 
-    with suppress(pynvml.NVMLError):
-        return question(*about)
+    with suppress(pynvml.NVMLError, AttributeError):
+        return getattr(pynvml, question)(*about)
     return None
 
 

@@ -254,6 +254,8 @@ class FoldLoop:
                 log=None if log is None else str(log),
             )
         )
+        if ending.stays:
+            self._log.line(f"[WARNING] {slot.name} is used no more: a process of fold {fold} can't be killed")
         where, took = f"[LAUNCH] fold {fold} on {slot.name}", tell_duration(now_s - self._started_s[fold])
         if done:
             self._log.line(f"{where}: {told} in {took}")
@@ -262,8 +264,6 @@ class FoldLoop:
         elif ending.outcome is Outcome.LEFT:
             self._log.line(f"{where}: left after {took}, asked by another; it goes on from where it was: {told}")
         else:
-            if ending.outcome is Outcome.UNKILLABLE:
-                self._log.line(f"[WARNING] {slot.name} is used no more: a process of fold {fold} is still there")
             self._reasons[fold] = told if log is None else f"{told}{_separate(told)}log: {log}"
             self._log.line(f"{where}: failed: {self._reasons[fold]}")
             if after.status == "waiting":

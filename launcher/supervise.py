@@ -46,6 +46,8 @@ class Ending:
     outcome: Outcome
     error: str | None = None
     """Which error ended it, and where; None if it had no time to say. One that comes back is not met a third time."""
+    stays: bool = False
+    """A process of it can't be killed: its devices are used no more."""
 
 
 @dataclass(frozen=True)
@@ -160,7 +162,7 @@ def end_fold(state: LaunchState, fold: int, ending: Ending, policy: Policy, now_
     after = _judge(replace(before, slot=None), ending, policy, now_s)
     if after.status == "waiting" and state.stopping:
         after = replace(after, status="stopped")
-    if ending.outcome is Outcome.UNKILLABLE and before.slot is not None:
+    if ending.stays and before.slot is not None:
         lost = set(before.slot.devices)
         state = replace(state, slots=tuple(slot for slot in state.slots if lost.isdisjoint(slot.devices)))
     return _update(state, after)

@@ -25,7 +25,7 @@ from doccls.run.paths import RunPaths, locate_run
 from doccls.run.progress import Teller
 from launcher.arguments import add_device_arguments, choose_slots, count, list_config_words
 from launcher.attempt import tell_code
-from launcher.backend import Backend, kill_folds
+from launcher.backend import KILL_LIMIT_S, Backend, kill_folds
 from launcher.local import LocalBackend
 from launcher.plan import Assignment, Workload
 
@@ -255,6 +255,8 @@ class _Runs:
             return _Ran(time_s, None, said)
         if begun_s is not None and kill_after_s is not None and -signal.SIGKILL in codes:
             return _Ran(time_s, last, said)
+        if None in codes:
+            raise VerifyError(f"a rank could not be killed within {KILL_LIMIT_S:g} s; files: {self._folder}")
         rank, code = next((rank, code) for rank, code in enumerate(processes.poll()) if code)
         tail = "".join(f"\n  | {line}" for line in said.splitlines()[-_TAIL_LINES:])
         raise VerifyError(f"rank {rank} {tell_code(code)} by itself; files: {self._folder}; the last lines:{tail}")

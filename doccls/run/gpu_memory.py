@@ -5,9 +5,9 @@ import re
 MUCH_GIB = 1.0
 """Others that hold more than this count. The driver and an idle desktop take several hundred MiB."""
 _FULL = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
-_GIB = {"KiB": 2.0**-20, "MiB": 2.0**-10, "GiB": 1.0, "TiB": 2.0**10}
+_GIB = {"bytes": 2.0**-30, "KiB": 2.0**-20, "MiB": 2.0**-10, "GiB": 1.0, "TiB": 2.0**10}
 _AMOUNTS = tuple(
-    re.compile(words.replace("AMOUNT", r"([\d.]+) ([KMGT]iB)"))
+    re.compile(words.replace("AMOUNT", r"([\d.]+) (bytes|[KMGT]iB)"))
     for words in ("total capacity of AMOUNT", "of which AMOUNT is free", "this process has AMOUNT memory in use")
 )
 

@@ -142,8 +142,9 @@ def test_a_process_that_cannot_be_killed_is_given_up_after_a_minute(
     for _ in range(2):
         clock.now += 1.0
     assert fold.has_ended() and set(struck) >= {process.pid for process in processes}
+    assert fold.conclude(done=True, stopping=False)[0] == Ending(Outcome.DONE, stays=True), "its part is there"
     ending, told = fold.conclude(done=False, stopping=False)
-    assert ending == Ending(Outcome.UNKILLABLE)
+    assert ending == Ending(Outcome.UNKILLABLE, stays=True)
     assert told.startswith("rank 1 could not be killed within 60 s (no progress within 10 s (--hang-timeout) on ")
     assert f"ps -o pid,stat,wchan -p {processes[0].pid},{processes[1].pid}; dmesg" in told
 

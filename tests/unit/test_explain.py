@@ -80,6 +80,8 @@ def test_memory_that_others_hold_is_told_and_is_another_cause(
         assert explained is not None
         explained.__cause__ = error
         assert find_cause(explained) is find_cause(error) is cause
+        full = torch.OutOfMemoryError(str(error).replace("512.00 MiB is free", "0 bytes is free"))
+        assert find_cause(full) is cause
         assert ("40.50 GiB held by other processes" in str(explained)) == (cause is Cause.MEMORY_TAKEN)
 
 

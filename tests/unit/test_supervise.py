@@ -106,7 +106,7 @@ class Simulation:
             for fold in [fold for fold, (_, end_s, _) in running.items() if end_s <= now_s]:
                 slot, _, ending = running.pop(fold)
                 self.note_end(books[fold], ending, now_s)
-                if ending.outcome is Outcome.UNKILLABLE:
+                if ending.stays:
                     self.lost.update(slot.devices)
                 self.state = end_fold(self.state, fold, ending, self.policy, now_s)
                 assert self.state.find(fold).slot is None and self.state.find(fold).status != "running"
@@ -157,7 +157,8 @@ def simulations(draw: st.DrawFn) -> Simulation:
     slots = make_slots(list_cpus(draw(st.integers(ranks, 3 * ranks))), ranks, packing)
     folds = draw(st.lists(st.integers(0, 99), min_size=1, max_size=8, unique=True))
     times = st.integers(0, 80).map(lambda quarters: quarters / 4)  # whole quarters add up exactly
-    endings = st.builds(Ending, st.sampled_from(Outcome), st.sampled_from([None, None, "here", "there"]))
+    errors, stays = st.sampled_from([None, None, "here", "there"]), st.sampled_from([False, False, False, True])
+    endings = st.builds(Ending, st.sampled_from(Outcome), errors, stays)
     ends = st.lists(st.tuples(endings, times), min_size=1, max_size=12).filter(
         lambda script: any(ending.outcome is not Outcome.LEFT for ending, _ in script)  # which comes further each time
     )
