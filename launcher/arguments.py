@@ -139,9 +139,7 @@ _FOR_GPUS = {"gpus": None, "gpus_per_fold": None, "folds_per_gpu": 1, "exclude_b
 _AUTO_WORKERS = 2
 """What CPUs are asked for, for each process, where data.num_workers is auto: it takes what the job gets."""
 _ONLY_SLURM = ("nodes", "cpus_per_node", "partition", "account", "time", "at_once", "sbatch_arg", "wait")
-_ONLY_LOCAL = {
-    "gpus": None, "folds_per_gpu": 1, "exclude_busy": False, "slots": None, "fail_fast": False,
-}  # fmt: skip
+_ONLY_LOCAL = {"gpus": None, "folds_per_gpu": 1, "exclude_busy": False, "slots": None, "fail_fast": False}
 """And their defaults."""
 
 
@@ -217,8 +215,8 @@ def _choose_gpus(arguments: argparse.Namespace) -> tuple[list[Device], list[str]
     exclusive = [gpu.name for gpu in gpus if gpu.exclusive]
     if exclusive and arguments.folds_per_gpu > 1:
         raise DeviceError(
-            f"--folds-per-gpu {arguments.folds_per_gpu}: {', '.join(exclusive)} in a compute mode that allows one "
-            "process at a time (to change it: sudo nvidia-smi -c DEFAULT)"
+            f"--folds-per-gpu {arguments.folds_per_gpu}: the compute mode of {', '.join(exclusive)} allows one process "
+            "at a time (to change it: sudo nvidia-smi -c DEFAULT)"
         )
     return gpus, warnings
 

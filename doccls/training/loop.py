@@ -138,10 +138,10 @@ def train_epoch(
         done = step + 1 - first
         ends = done == plan.steps_per_epoch
         told = ends or done % config.log_interval == 0
-        if not told and not requests.are_there():
+        if not told and not requests.any_pending():
             continue
         stop, due = _settle(engine, meter, first)
-        requests.start_anew()
+        requests.restart_count()
         if told:
             loss = float(np.mean(meter.losses[(done - 1) // config.log_interval * config.log_interval :]))
             line = f"fold={plan.fold} epoch={epoch + 1} loss={loss:.5f} lr={rate:.3e}"
@@ -163,10 +163,10 @@ def train_epoch(
 
 
 class _Requests:
-    """Requests to stop or to save between two log lines. Several ranks hear of them together, at one step.
+    """Requests to stop or to save between two log lines, which several ranks learn at the same step.
 
-    They ask each other about every two seconds: after as many steps as that takes by the pace on which they agreed when
-    they last asked, so that slow steps don't keep a stop waiting and fast ones don't pay for it.
+    The ranks ask each other about every two seconds: after a number of steps that they derive from their mean step time
+    when they last asked. So slow steps don't delay a stop, and fast ones don't pay for the question.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -174,12 +174,12 @@ class _Requests:
         self._pause = self._left = 1
         self._asked_s = time.monotonic()
 
-    def start_anew(self) -> None:
-        """They have just been asked for with the losses. All ranks must call."""
+    def restart_count(self) -> None:
+        """Count steps anew: the ranks have just exchanged requests. All ranks must call."""
         self._left, self._asked_s = self._pause, time.monotonic()
 
-    def are_there(self) -> bool:
-        """All ranks must call, once a step, and get one answer."""
+    def any_pending(self) -> bool:
+        """Whether any rank has a request, as far as the ranks have asked. All ranks must call, once a step."""
         own = stop_requested() is not None or self._engine.is_save_due()
         accelerator = self._engine.accelerator
         if accelerator.num_processes == 1:
@@ -188,11 +188,11 @@ class _Requests:
         if self._left:
             return False
         step_s = (time.monotonic() - self._asked_s) / self._pause
-        told = torch.tensor([float(own), step_s], device=accelerator.device)
-        asked, steps_s = accelerator.reduce(told, reduction="sum").tolist()
-        self._pause = max(1, int(_ASK_S * accelerator.num_processes / max(steps_s, 1e-3)))
-        self.start_anew()
-        return bool(asked > 0)
+        exchanged = torch.tensor([float(own), step_s], device=accelerator.device)
+        requests, sum_step_s = accelerator.reduce(exchanged, reduction="sum").tolist()
+        self._pause = max(1, int(_ASK_S * accelerator.num_processes / max(sum_step_s, 1e-3)))
+        self.restart_count()
+        return bool(requests > 0)
 
 
 def _read_scale(accelerator: Accelerator) -> torch.Tensor | None:

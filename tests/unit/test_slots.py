@@ -135,7 +135,7 @@ def test_a_gpu_for_one_process_at_a_time_is_not_shared(
     monkeypatch.setattr(pynvml, "nvmlDeviceGetComputeMode", lambda handle: mode if handle == 1 else 0)
     assert len(choose(make_config())) == 8
     assert len(choose(make_config(), "--gpus", "0,2", "--folds-per-gpu", "2")) == 4
-    with pytest.raises(DeviceError, match=r"--folds-per-gpu 2: gpu 1 in a compute mode that allows one process"):
+    with pytest.raises(DeviceError, match=r"--folds-per-gpu 2: the compute mode of gpu 1 allows one process"):
         choose(make_config(), "--folds-per-gpu", "2")
 
 
