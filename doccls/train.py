@@ -20,11 +20,12 @@ from doccls.run.allocator import keep_freed_memory
 from doccls.run.heartbeat import Heartbeat, beating
 from doccls.run.identity import claim_precision
 from doccls.run.lifeline import end_with_parent, is_launched
+from doccls.run.lock import find_holder
 from doccls.run.owner import FoldOwner
 from doccls.run.paths import check_run_id, locate_run, name_log, new_run_id
 from doccls.run.peers import telling_of_peers, watching
 from doccls.run.rank import rank_by_environment
-from doccls.run.runlog import RunLog, exit_code, render_exit
+from doccls.run.runlog import RunLog, close_console, exit_code, render_exit, say_last
 from doccls.run.signals import (
     Interrupted,
     at_sudden_end,
@@ -71,7 +72,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     end_with_parent()
     arguments = build_parser().parse_args(argv)
     with handling_signals():
-        return _train(arguments)
+        code = _train(arguments)
+    close_console()
+    return code
 
 
 def _train(arguments: argparse.Namespace) -> int:
@@ -83,8 +86,12 @@ def _train(arguments: argparse.Namespace) -> int:
                 if config.train.sigusr2 == "stop":
                     stop_on_sigusr2()
                 if is_launched():  # into a run that is known to be this config's: its launcher hears of any mistake
-                    paths = locate_run(config.output.exp_dir, check_run_id(arguments.run_id), now)
-                    heart.write_to(paths.heartbeat(_find_fold(config), rank_by_environment()))
+                    paths, fold = (
+                        locate_run(config.output.exp_dir, check_run_id(arguments.run_id), now),
+                        _find_fold(config),
+                    )
+                    if fold is None or find_holder(paths.fold_lock(fold)) is None:  # else the heartbeat is another's
+                        heart.write_to(paths.heartbeat(fold, rank_by_environment()))
                 if expects_workers(config.data.num_workers, config.data.store != "off"):
                     start_worker_server()  # it imports while this process does
                 from doccls.training.processes import on_main, start_processes
@@ -101,7 +108,7 @@ def _train(arguments: argparse.Namespace) -> int:
             return _fail(error, logged=log.opened)
     accelerator.end_training()
     if accelerator.is_main_process:
-        print("[EXIT] training finished successfully (see logs/* for details)")
+        say_last("[EXIT] training finished successfully (see logs/* for details)", sys.stdout)
     return 0
 
 
@@ -200,13 +207,13 @@ def _fail(error: BaseException, logged: bool) -> int:
     rank, code = rank_by_environment(), exit_code(error)
     expected = isinstance(error, UserError | Interrupted)
     if not expected and not (logged and rank == 0):  # the main process's log has shown it
-        traceback.print_exception(error)
+        say_last("".join(traceback.format_exception(error)), sys.stderr)
     if rank == 0:
         if not logged:
-            print(render_exit(code), flush=True)
-        print(_render_failure(error), file=sys.stderr, flush=True)
+            say_last(render_exit(code), sys.stdout)
+        say_last(_render_failure(error), sys.stderr)
     elif not expected or isinstance(error, OwnError):
-        print(_render_own_failure(error), file=sys.stderr, flush=True)
+        say_last(_render_own_failure(error), sys.stderr)
     return code
 
 

@@ -14,7 +14,7 @@ from doccls.run.clock import RunningClock
 from doccls.run.heartbeat import Beat, Cause, has_begun, read_beat, tell_place
 from doccls.run.lock import find_holder
 from doccls.run.paths import RunPaths
-from launcher.backend import KILL_LIMIT_S, Backend
+from launcher.backend import KILL_LIMIT_S, LAUNCH, Backend
 from launcher.plan import Assignment
 from launcher.supervise import STOP_CODES, Ending, Outcome, judge
 
@@ -135,7 +135,8 @@ class RunningFold:
         if self._silence is not None:
             return Ending(outcome), self._silence
         with suppress(OSError):  # a file server that does not answer
-            if (owner := find_holder(self._lock)) is not None:  # whose heartbeats these may be
+            owner = find_holder(self._lock)
+            if owner is not None and owner.launch != LAUNCH:  # these may be its heartbeats
                 return Ending(Outcome.USER_ERROR), str(owner)
         rank = self._find_culprit(codes, causes)
         beat, code, console = beats[rank], codes[rank], self._read_console(rank)

@@ -1,5 +1,6 @@
 """Where the processes of a fold run: what the launcher asks of this machine and of Slurm alike."""
 
+import secrets
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -7,10 +8,13 @@ from typing import Protocol
 from doccls.errors import UserError
 from launcher.plan import Assignment
 
-KILL_LIMIT_S = 60.0
+LAUNCH = secrets.token_hex(8)
+"""This launch, in the environment of the processes that it starts (`doccls.run.lifeline.LAUNCHED`)."""
+KILL_LIMIT_S = 120.0
 """After SIGKILL, a process that is still there so much later can't be killed.
 
-It stands in a system call that does not end: on a GPU that fell off the bus, or on a file server that is away.
+It stands in a system call that does not end: on a GPU that fell off the bus, or on a file server that is away. Slurm
+takes 90 s by default before it gives up on one (KillWait and UnkillableStepTimeout).
 """
 
 

@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _act_logged(prepare: Callable[[], _Prepared | None]) -> int:
     """Prepare, then act with the log open; an error is told in words, and the end is marked."""
-    from doccls.run.runlog import RunLog, exit_code, render_exit
+    from doccls.run.runlog import RunLog, close_console, exit_code, render_exit, say_last
     from doccls.run.signals import (
         Interrupted,
         at_sudden_end,
@@ -89,11 +89,13 @@ def _act_logged(prepare: Callable[[], _Prepared | None]) -> int:
             code = exit_code(error)
             if not log.opened:
                 if not isinstance(error, UserError | Interrupted):
-                    traceback.print_exception(error)
-                print(render_exit(code), flush=True)
-            print(f"[EXIT][ERROR] training failed: {error}", file=sys.stderr, flush=True)
+                    say_last("".join(traceback.format_exception(error)), sys.stderr)
+                say_last(render_exit(code), sys.stdout)
+            say_last(f"[EXIT][ERROR] training failed: {error}", sys.stderr)
+            close_console()
             return code
-    print("[EXIT] training finished successfully (see logs/* for details)")
+    say_last("[EXIT] training finished successfully (see logs/* for details)", sys.stdout)
+    close_console()
     return 0
 
 

@@ -21,6 +21,10 @@ _PROHIBITED, _EXCLUSIVE = 2, (1, 3)
 """NVML's compute modes: no process may use the GPU; one thread, or one process, at a time."""
 _P2P_DRIVER = (550, 40, 7)
 """Before this driver, GeForce RTX 40 GPUs can't reach each other's memory, and NCCL fails unless it is told."""
+_PCI, _NVIDIA_MODULE = Path("/sys/bus/pci/devices"), Path("/sys/module/nvidia")
+"""What the kernel has found, and the driver's part in it: both as the host has them, in a container too."""
+_NVIDIA, _DISPLAY = "0x10de", "0x03"
+"""PCI's vendor, and the first digits of the class of a GPU."""
 _WITHOUT_P2P = {"NCCL_P2P_DISABLE": "1", "NCCL_IB_DISABLE": "1"}
 """What `accelerate launch` sets for them, too."""
 
@@ -63,19 +67,24 @@ class Device:
 
 
 def find_gpus() -> list[Device]:
-    """All GPUs that this machine's NVIDIA driver shows, in its order (nvidia-smi's); none without a driver.
+    """All GPUs that this machine's NVIDIA driver shows, in its order (nvidia-smi's); none where there are none.
 
     One that fell off the bus, or that this user may not use, is listed with its fault.
 
     Raises:
-        DeviceError: there is a driver, and it does not answer.
+        DeviceError: there is a driver, and it does not answer; or there is a GPU, and no driver.
     """
     import pynvml
 
     try:
         pynvml.nvmlInit()
     except (pynvml.NVMLError_LibraryNotFound, pynvml.NVMLError_DriverNotLoaded):
-        return []
+        if _lacks_driver():
+            raise DeviceError(
+                "this machine has an NVIDIA GPU, and its driver is not loaded (nvidia-smi may say why; a driver is to "
+                "be built anew for a new kernel): install it, or compute on CPUs (--slots N)"
+            ) from None
+        return []  # also in a container that was given no GPU
     except pynvml.NVMLError as error:
         raise DeviceError(_tell_silence(error)) from error
     try:
@@ -85,6 +94,17 @@ def find_gpus() -> list[Device]:
         raise DeviceError(_tell_silence(error)) from error
     finally:
         pynvml.nvmlShutdown()
+
+
+def _lacks_driver() -> bool:
+    if _NVIDIA_MODULE.exists():
+        return False
+    for device in _PCI.glob("*"):
+        with suppress(OSError):
+            vendor, kind = (Path(device, name).read_text(encoding="ascii").strip() for name in ("vendor", "class"))
+            if vendor == _NVIDIA and kind.startswith(_DISPLAY):
+                return True
+    return False
 
 
 def _read_gpu(index: int, driver: tuple[int, ...]) -> Device:

@@ -79,7 +79,7 @@ def launch(config: Config, run_id: str, now: datetime, plan: LaunchPlan, options
         with hold_lock(paths.launch_lock(), what):
             pass  # another launcher is told of before the data is looked at
     experiment = identify(config, prepare(config, paths, log), paths)
-    with hold_lock(paths.launch_lock(), what):
+    with hold_lock(paths.launch_lock(), what) as lock:
         finished = open_run(experiment, now, describe_processes(options))
         log.line(f"[ARTIFACTS] {paths.root}")
         wanted = config.data.list_wanted()
@@ -88,7 +88,7 @@ def launch(config: Config, run_id: str, now: datetime, plan: LaunchPlan, options
             missing = [fold for fold in wanted if fold not in finished]
             processes = min(len(missing), len(options.slots)) * len(options.slots[0].devices)
             backend = LocalBackend(Path(folder), processes)
-            FoldLoop(experiment, options, backend, log, LedgerFile(paths.ledger(), ledger, log), missing).run()
+            FoldLoop(experiment, options, backend, log, LedgerFile(paths.ledger(), ledger, lock, log), missing).run()
         close_run(experiment, log)
 
 
@@ -166,8 +166,11 @@ class FoldLoop:
             kill_folds(self._list_processes())
             self._ledger.try_again(0.0)
         check_stop()
-        if failed := self._state.list_in("failed"):
-            raise LaunchError(self._tell_failure([one.fold for one in failed]))
+        failed = [one.fold for one in self._state.list_in("failed")]
+        if failed := [
+            fold for fold in failed if self._read_score(fold) is None
+        ]:  # else its owner has finished it since
+            raise LaunchError(self._tell_failure(failed))
 
     @property
     def has_advanced(self) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 
 from doccls.errors import UserError
 from doccls.run.artifacts import write_text
+from doccls.run.lock import Lock
 from doccls.run.paths import RunError
 from doccls.run.runlog import RunLog
 
@@ -149,15 +150,20 @@ def read_ledger(path: Path) -> Ledger | None:
 class LedgerFile:
     """A launch's ledger, kept on disk. A full disk or a file server that is away ends no fold: it is tried again."""
 
-    def __init__(self, path: Path, ledger: Ledger, log: RunLog) -> None:
-        """Nothing is written yet."""
+    def __init__(self, path: Path, ledger: Ledger, lock: Lock, log: RunLog) -> None:
+        """Nothing is written yet. `lock` is the launch's."""
         self.path, self.content = path, ledger
-        self._log = log
+        self._lock, self._log = lock, log
         self._failed_s: float | None = None
         """When the last write failed; None if it did not."""
 
     def write(self, ledger: Ledger) -> None:
-        """Keep this one from now on."""
+        """Keep this one from now on.
+
+        Raises:
+            LockError: another process has taken the launch, while this one was suspended.
+        """
+        self._lock.check()
         self.content = ledger
         try:
             write_ledger(self.path, ledger)

@@ -13,7 +13,7 @@ from pathlib import Path
 from doccls.run.cores import PROCESSES_HERE
 from doccls.run.lifeline import LAUNCHED, PARENT
 from doccls.run.rank import MEETING_FILE
-from launcher.backend import KILL_LIMIT_S, StartError, kill_folds
+from launcher.backend import KILL_LIMIT_S, LAUNCH, StartError, kill_folds
 from launcher.plan import Assignment, RankCommand, drop_ranks
 
 _DUMP_S = 0.5
@@ -89,7 +89,7 @@ class LocalBackend:
             StartError: a process or its output file can't be had; none of the fold's is left.
         """
         started: list[subprocess.Popen[bytes]] = []
-        told = {LAUNCHED: "local", PARENT: str(os.getpid()), PROCESSES_HERE: str(self._processes)}
+        told = {LAUNCHED: LAUNCH, PARENT: str(os.getpid()), PROCESSES_HERE: str(self._processes)}
         if len(assignment.ranks) > 1:
             told[MEETING_FILE] = str(self._meetings / f"fold{assignment.fold}.{next(self._numbers)}")
         try:

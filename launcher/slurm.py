@@ -11,7 +11,7 @@ from pathlib import Path
 
 from doccls.run.lifeline import LAUNCHED
 from doccls.run.rank import MEETING_FILE
-from launcher.backend import KILL_LIMIT_S, StartError
+from launcher.backend import KILL_LIMIT_S, LAUNCH, StartError
 from launcher.plan import Assignment, drop_ranks
 from launcher.slurm_text import SlurmTask, parse_step_ends, render_step
 
@@ -93,7 +93,7 @@ class SlurmBackend:
             self._ranks_per_node,
             self._task.cpus_per_node // self._ranks_per_node,
         )
-        told = dict(assignment.ranks[0].environment) | {LAUNCHED: "slurm"}  # each rank says its own number over it
+        told = dict(assignment.ranks[0].environment) | {LAUNCHED: LAUNCH}  # each rank says its own number over it
         if ranks > 1:
             told["LOCAL_WORLD_SIZE"] = str(self._ranks_per_node)
             told |= self._meet(f"fold{assignment.fold}.{number}")

@@ -9,7 +9,7 @@ from datetime import datetime
 from doccls.config import Config
 from doccls.experiment import Experiment, identify, open_run, prepare, tell_config
 from doccls.oof.parts import find_finished_folds
-from doccls.run.lock import LockError, find_holder, hold_lock
+from doccls.run.lock import Lock, LockError, find_holder, hold_lock
 from doccls.run.paths import RunPaths, locate_run
 from doccls.run.runlog import RunLog
 from doccls.run.signals import check_stop, stopping_gracefully
@@ -62,10 +62,10 @@ def submit(config: Config, run_id: str, now: datetime, options: SubmitOptions, l
     if (launcher := find_holder(paths.launch_lock())) is not None:
         raise LockError(f"{launcher} ({paths.launch_lock()}): end it first, or wait for it")
     experiment = identify(config, prepare(config, paths, log), paths)
-    with hold_lock(paths.submission_lock, f"run {run_id} is being submitted"):
+    with hold_lock(paths.submission_lock, f"run {run_id} is being submitted") as lock:
         finished = open_run(experiment, now, {"world_size": options.world_size})
         log.line(f"[ARTIFACTS] {paths.root}")
-        _submit_missing(experiment, finished, options, log)
+        _submit_missing(experiment, finished, options, lock, log)
     log.line(f"[SLURM] where it stands: doccls-launch status {paths.root}")
     log.line(f"[SLURM] to end it:       doccls-launch cancel {paths.root}")
     if options.wait:
@@ -76,7 +76,9 @@ def submit(config: Config, run_id: str, now: datetime, options: SubmitOptions, l
             raise LaunchError(f"the run has ended, and folds are missing\n{unfinished}\nto train them: {options.again}")
 
 
-def _submit_missing(experiment: Experiment, finished: Sequence[int], options: SubmitOptions, log: RunLog) -> None:
+def _submit_missing(
+    experiment: Experiment, finished: Sequence[int], options: SubmitOptions, lock: Lock, log: RunLog
+) -> None:
     paths, run_id = experiment.paths, experiment.paths.run_id
     submissions, queue = read_submissions(paths.submissions), ask_queue()
     if queue is None:
@@ -93,6 +95,7 @@ def _submit_missing(experiment: Experiment, finished: Sequence[int], options: Su
     if not missing:
         log.line("[SLURM] nothing to submit")
         return
+    lock.check()
     token = secrets.token_hex(8)
     submissions = (*submissions, Submission(token, missing, tell_time(datetime.now()), options.again))
     write_submissions(paths.submissions, submissions)

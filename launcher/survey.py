@@ -14,6 +14,7 @@ from launcher.slurm_queue import ask_queue
 from launcher.slurm_text import QueueEntry
 from launcher.status import FoldStatus, RunStatus, Seen, State, describe_fold
 from launcher.submissions import RunJob, Submission, find_newest, list_jobs, read_submissions
+from launcher.supervise import Outcome
 
 
 @dataclass(frozen=True)
@@ -103,11 +104,15 @@ def _describe(fold: int, part: PartInfo | str | None, owner: Holder | None, surv
     )
     own = [one for one in survey.launches if fold in one.ledger.folds or one.ledger.list_attempts(fold)]
     newest = max(own, key=lambda one: (one.holder is not None, one.ledger.started), default=None)
-    attempts = [attempt for one in own for attempt in one.ledger.list_attempts(fold)]
+    attempts = sorted(
+        (attempt for one in own for attempt in one.ledger.list_attempts(fold)), key=lambda attempt: attempt.started
+    )
+    if owner and attempts and attempts[-1].outcome == Outcome.UNKILLABLE and owner.pid in attempts[-1].pids:
+        owner = None  # it holds the fold's lock, and does nothing any more
     seen = Seen(
         macro_f1=part.macro_f1 if isinstance(part, PartInfo) else None,
         damage=part if isinstance(part, str) else None,
-        attempts=tuple(sorted(attempts, key=lambda attempt: attempt.started)),
+        attempts=tuple(attempts),
         beats=beats,
         owned=owner is not None,
         alive=owner is not None and any((beat.host, beat.pid) == (owner.host, owner.pid) for beat in beats),

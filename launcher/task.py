@@ -52,17 +52,20 @@ def run_task(
     paths = locate_run(config.output.exp_dir, run_id, now)
     what = f"run {run_id}, task {task.job} of Slurm,"
     own_lock = paths.launch_lock(task.number)
-    with hold_lock(paths.opening_lock, f"{what} is being opened", wait_s=_OPENING_S):  # one task looks at each image
+    with hold_lock(
+        paths.opening_lock, f"{what} is being opened", _OPENING_S
+    ) as opening:  # one task looks at each image
         experiment = identify(config, prepare(config, paths, log), paths)
+        opening.check()
         finished = open_run(experiment, now, describe_processes(options))
     log.line(f"[ARTIFACTS] {paths.root}")
-    with hold_lock(own_lock, f"{what} is being launched", _OUTLIVING_S):
+    with hold_lock(own_lock, f"{what} is being launched", _OUTLIVING_S) as lock:
         ledger_file = paths.ledger(task.number)
         ledger = begin_launch(ledger_file, describe_launch(experiment, folds, options, log, now, task.job, sharing))
         with tempfile.TemporaryDirectory(prefix="doccls-task-") as folder, stopping_gracefully():
             missing = [fold for fold in folds if fold not in finished]
             backend = SlurmBackend(task, len(options.slots[0].devices) // task.nodes, Path(folder))
-            loop = FoldLoop(experiment, options, backend, log, LedgerFile(ledger_file, ledger, log), missing)
+            loop = FoldLoop(experiment, options, backend, log, LedgerFile(ledger_file, ledger, lock, log), missing)
             try:
                 loop.run()
             except Interrupted as stop:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 PARENT = "DOCCLS_PARENT_PID"
 """Environment variable: the parent without which this process is not to live. `launcher` sets it."""
 LAUNCHED = "DOCCLS_LAUNCHED"
-"""Environment variable, not empty: `launcher` has started this process, itself or through Slurm."""
+"""Environment variable: names the launch that has started this process, by itself or through Slurm."""
 _PR_SET_PDEATHSIG = 1
 _LOOK_S = 1.0
 

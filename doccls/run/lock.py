@@ -1,11 +1,22 @@
-"""A lock on a piece of work, held by one process on any machine, and gone with it however it ends."""
+"""A lock on a piece of work: one process on any machine holds it, and it is free again when that process is gone.
 
-import errno
-import fcntl
+The lock is a file that names its holder. Only one process can create it (O_EXCL), on every shared file system; the
+kernel's own locks (flock) are missing on some and local to a machine on others. Whoever wants to change the file of a
+holder, to release it or to take it from one that is dead, first creates the file's successor, `<file>.<token>.next`,
+with the token that the holder drew: again only one process can. A taker that dies before it has moved the successor
+into place leaves it behind as the lock's last word. So the holder is the end of that chain.
+
+A holder of this machine and PID namespace is alive while its process is. Of any other one, only the time of the file
+is seen, which a holder renews every ten seconds: after two minutes of silence it counts as dead. It may only be
+suspended, so it has to `check` before it writes what others read.
+"""
+
 import json
 import os
+import re
 import secrets
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -13,20 +24,20 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import IO
 
 import psutil
 
 from doccls.errors import UserError
+from doccls.run.lifeline import LAUNCHED
 
-_NO_LOCKS_HERE = (errno.ENOTSUP, errno.ENOSYS, errno.ENOLCK)
-_KEEP_S = 10.0
-_LOOK_S = 0.1
-_WAIT_LOOK_S = 0.5
+_RENEW_S = 10.0
+_LOOK_S = 0.5
 _DEAD_S = 120.0
-"""A holder that can't be seen from here and has not touched its file for so long is dead."""
+"""After so long a silence, a holder that can't be seen from here is dead. Much longer than `_RENEW_S`, since NFS
+clients see a file's time up to a minute late, and a write to a slow disk may keep the holder's thread from running."""
 _PROOF_S = _DEAD_S + 30.0
-"""How long a takeover waits for the proof; clocks of servers are coarse."""
+"""How long a silent holder is watched; clocks of file servers are coarse."""
+_TOKEN = re.compile("[0-9a-f]{16}")
 
 
 class LockError(UserError):
@@ -35,32 +46,53 @@ class LockError(UserError):
 
 @dataclass(frozen=True)
 class Holder:
-    """Who holds a lock, by its own words."""
+    """The process that holds a lock, as it describes itself."""
 
     what: str
     """Such as `run v001-abc is being launched`."""
     pid: int
     host: str
     since: str
-    boot: str = ""
+    boot: str
     """Of the machine, an ID that is new after each start; empty where the system has none."""
-    namespace: str = ""
+    namespace: str
     """In which the PID counts: each container has its own."""
-    started: str = ""
+    started: str
     """When the process did, by its machine: another process may have its PID later."""
-    token: str = ""
-    """Of this one acquisition."""
+    token: str
+    """Of this acquisition, 16 hexadecimal digits."""
+    launch: str = ""
+    """The launch that started the process (`doccls.run.lifeline.LAUNCHED`); empty for one that was started by hand."""
 
     def __str__(self) -> str:
         return f"{self.what} by process {self.pid} on {self.host} since {self.since}"
 
 
+@dataclass(frozen=True)
+class _Claim:
+    """What a file says of the lock `path`: that file itself, or a successor."""
+
+    path: Path
+    holder: Holder | None
+    """None: the file was created this moment and not yet written, or its process died in between."""
+    renewed_ns: int
+    """When the file was, in nanoseconds since 1970."""
+
+    @property
+    def token(self) -> str:
+        return self.holder.token if self.holder else f"{self.renewed_ns:x}"
+
+    @property
+    def successor(self) -> Path:
+        """Whoever creates this file may change the claim."""
+        return self.path.with_name(f"{self.path.name}.{self.token}.next")
+
+
 class Lock:
     """A lock that is held."""
 
-    def __init__(self, file: Path, path: Path, holder: Holder) -> None:
-        """`file` holds the holder's words."""
-        self._file, self._path, self._holder = file, path, holder
+    def __init__(self, path: Path, holder: Holder) -> None:
+        self._path, self._holder = path, holder
 
     def check(self) -> None:
         """Call before a write that only the holder may make.
@@ -68,184 +100,170 @@ class Lock:
         Raises:
             LockError: another process has taken the lock, as from one that was long suspended, or its file is gone.
         """
-        holder = _read_holder(self._file)
-        if holder is None and self._file.exists():
-            return  # the file server did not answer well; that is no other holder
-        if holder is None or holder.token != self._holder.token:
-            taken = f"{holder} ({self._path})" if holder else f"{self._path} was removed"
+        try:
+            claim = _find_claim(self._path)
+        except OSError:
+            return  # the file server does not answer well: that is no other holder
+        if claim is None or claim.token != self._holder.token:
+            taken = f"{_name_holder(claim)} ({self._path})" if claim else f"{self._path} was removed"
             raise LockError(f"{taken}: this process held it, was suspended for long, and is no longer to write")
 
 
 @contextmanager
 def hold_lock(path: Path, what: str, wait_s: float = 0.0) -> Iterator[Lock]:
-    """Hold `path` locked within the block; another's end is waited for so long.
+    """Hold the lock `path` within the block; wait up to `wait_s` seconds for its holder to end.
 
-    The kernel's lock (flock; on NFS the server's) is what counts: it ends with the process, a kill -9 included, and the
-    file that stays behind means nothing. A server may keep the lock of a machine that is gone: it is taken from one
-    that is provably dead. Where its process can't be seen from here, that proof is waited for, two and a half minutes
-    at most. Where a file system has no locks, a second file, `<path>.owner`, which only one process can create, stands
-    for it.
+    The lock of a dead process is taken over. If the holder can't be seen from here, this waits up to two and a half
+    minutes for a sign of life, and says so.
 
     Raises:
-        LockError: another process holds it, or its file can't be made.
+        LockError: another process holds it, or its file can't be created.
     """
     holder = _describe_self(what)
-    file, words = _acquire(path, holder, time.monotonic() + wait_s)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _acquire(path, holder, wait_s)
+    except OSError as error:
+        raise LockError(f"{path}: can't be created: {error.strerror} (runs lie in output.exp_dir)") from error
     done = threading.Event()
-    threading.Thread(target=_touch, args=(words, holder, done), name="doccls-lock", daemon=True).start()
-    with file:
-        try:
-            yield Lock(words, path, holder)
-        finally:
-            done.set()
-            with suppress(OSError):
-                if words == path:
-                    file.truncate(0)
-                elif _holds(holder, words):
-                    words.unlink()
+    threading.Thread(target=_renew, args=(path, holder, done), name="doccls-lock", daemon=True).start()
+    try:
+        yield Lock(path, holder)
+    finally:
+        done.set()
+        with suppress(OSError):
+            _release(path, holder)
 
 
 def find_holder(path: Path) -> Holder | None:
-    """Who holds the lock; None if nobody does, or has not yet said so.
-
-    To know, it shares in the lock for an instant if that is free.
-    """
-    try:
-        with path.open(encoding="utf-8") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return _read_holder(path)
-            except OSError as error:
-                if error.errno not in _NO_LOCKS_HERE:
-                    raise
-                owner = _name_owner(path)
-                holder = _read_holder(owner)
-                return None if _is_dead(holder, owner) else holder
-            return None
-    except FileNotFoundError:
-        return None
+    """Who holds the lock; None if nobody does, its holder is dead, or it has not yet described itself."""
+    claim = _find_claim(path)
+    return None if claim is None or _is_dead(claim) else claim.holder
 
 
-def _touch(file: Path, holder: Holder, done: threading.Event) -> None:
-    """Other machines see by the file's time that its holder lives, and is not suspended."""
-    while not done.wait(_KEEP_S):
-        with suppress(OSError):
-            if _holds(holder, file):  # it may be the file of one that has taken the lock
-                os.utime(file)
+def can_see(holder: Holder) -> bool:
+    """Whether its process would be seen from here, under its PID: it is of this machine and of this PID namespace."""
+    here = (socket.gethostname(), _read_boot(), _read_namespace())
+    return (holder.host, holder.boot, holder.namespace) == here
 
 
-# --- taking it -------------------------------------------------------------------------------------------------------
+# --- taking, renewing and releasing it -------------------------------------------------------------------------------
 
 
-def _acquire(path: Path, holder: Holder, until_s: float) -> tuple[IO[str], Path]:
-    """The open file of the lock, and the file with the holder's words."""
-    file, began_s, seen = _open(path), time.monotonic(), None
-    dead_before: Holder | None = None
-    try:
-        while (words := _try_lock_twice(file, path, holder)) is None:
-            where = _find_words(path)
-            other, touched = _read_holder(where), _read_time(where)
-            seen = seen or touched
-            unproven = not can_see(other) and touched == seen and time.monotonic() - began_s < _PROOF_S
-            dead = other if where == path and _is_dead(other, path) else None
-            if dead is not None and dead == dead_before:
-                _replace(path, "")  # the dead one's lock stays with its file
-            elif dead is None and time.monotonic() >= until_s and not unproven:
-                who = str(other) if other else "another process has just begun to work on it"
-                raise LockError(f"{who} ({path}), and it lives: end it there, or wait for it")
-            else:
-                time.sleep(_WAIT_LOOK_S)
-            dead_before = (
-                dead  # seen once, the words may be those before a living holder's, which is about to write its own
-            )
-            file.close()
-            file = _open(path)  # it may be another one by now
-    except BaseException:
-        file.close()
-        raise
-    return file, words
-
-
-def _find_words(path: Path) -> Path:
-    """The file with the words of whoever holds the lock."""
-    owner = _name_owner(path)
-    return owner if owner.exists() else path
-
-
-def _open(path: Path) -> IO[str]:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return path.open("a+", encoding="utf-8")
-    except OSError as error:
-        raise LockError(f"{path}: can't be made: {error.strerror} (runs lie in output.exp_dir)") from error
-
-
-def _try_lock_twice(file: IO[str], path: Path, holder: Holder) -> Path | None:
-    """Whoever looks for the holder (`find_holder`) is in the way for an instant."""
-    if (words := _try_lock(file, path, holder)) is None:
+def _acquire(path: Path, holder: Holder, wait_s: float) -> None:
+    began_s, first_seen, told = time.monotonic(), None, False
+    while True:
+        chain = _read_chain(path)
+        claim = chain[-1] if chain else None
+        dead = claim is not None and _is_dead(claim)
+        if (claim is None and _create(path, holder)) or (dead and _take_over(path, chain, holder)):
+            return
+        if claim is not None and not dead:
+            waited_s = time.monotonic() - began_s
+            first_seen = first_seen or claim
+            visible = claim.holder is not None and can_see(claim.holder)
+            unproven = not visible and claim == first_seen and waited_s < _PROOF_S
+            if waited_s >= wait_s and not unproven:
+                raise LockError(f"{_name_holder(claim)} ({path}), and it lives: end it there, or wait for it")
+            if unproven and claim.holder is not None and not told:
+                told = True
+                words = f"{claim.holder} ({path}): waiting for a sign of life, at most {_PROOF_S:g} s"
+                print(f"[WARNING] {words}", file=sys.stderr)
         time.sleep(_LOOK_S)
-        words = _try_lock(file, path, holder)
-    return words
 
 
-def _try_lock(file: IO[str], path: Path, holder: Holder) -> Path | None:
-    """The file with the holder's words, if the lock is ours now; None if it is another's."""
+def _create(file: Path, holder: Holder | None) -> bool:
+    """Create the file, with the holder's description; False if it is there."""
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return None
-    except OSError as error:
-        if error.errno not in _NO_LOCKS_HERE:
-            raise
-        owner = _name_owner(path)
-        return owner if _try_own(owner, holder) else None
-    try:
-        if not os.path.samestat(os.fstat(file.fileno()), path.stat()):
-            return None
-    except FileNotFoundError:  # whoever held it has removed it
-        return None
-    file.truncate(0)
-    os.write(file.fileno(), _render(holder))  # no buffer that closing would write again
-    return path
-
-
-def _try_own(owner: Path, holder: Holder) -> bool:
-    """Without flock: create the file that only one can create, or take the place of one that is provably dead."""
-    try:
-        descriptor = os.open(owner, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     except FileExistsError:
-        earlier = _read_holder(owner)
-        with suppress(FileNotFoundError):  # it was given back this moment: the next look finds it free
-            if not (_is_dead(earlier, owner) if earlier else _tell_age_s(owner) > _DEAD_S):
-                return False
-        if not owner.exists():
-            return False
-        _replace(owner, _render(holder).decode())
-        time.sleep(_LOOK_S)  # another may have seen the same dead one, and have come after us
-        return _holds(holder, owner)
+        return False
     try:
-        os.write(descriptor, _render(holder))
+        if holder is not None:
+            os.write(descriptor, json.dumps(asdict(holder)).encode())
+    except OSError:
+        file.unlink(missing_ok=True)
+        raise
     finally:
         os.close(descriptor)
     return True
 
 
-def _replace(path: Path, text: str) -> None:
-    beside = _name_beside(path)
-    beside.write_text(text, encoding="utf-8")
-    beside.replace(path)
+def _take_over(path: Path, chain: list[_Claim], holder: Holder) -> bool:
+    """Take the lock from a holder that is dead, the last of the chain, unless another process does."""
+    last = chain[-1]
+    if not _create(last.successor, holder):
+        return False
+    # What was read may be long past: another process took the lock, and has removed the successor that it had created.
+    now = _find_claim(path)
+    if now is None or now.token != holder.token:
+        last.successor.unlink(missing_ok=True)
+        return False
+    last.successor.replace(path)
+    for claim in chain:
+        claim.successor.unlink(missing_ok=True)
+    return True
 
 
-def _name_owner(path: Path) -> Path:
-    return path.with_name(f"{path.name}.owner")
+def _release(path: Path, holder: Holder) -> None:
+    """Remove the file, unless the lock was taken from this process."""
+    claim = _read_claim(path, path)
+    if claim is None or claim.token != holder.token:
+        return
+    try:
+        mine = _create(claim.successor, None)
+    except OSError:  # a full disk: nobody can take it over either
+        mine = True
+    if mine:
+        path.unlink(missing_ok=True)
+        claim.successor.unlink(missing_ok=True)
 
 
-def _name_beside(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+def _renew(path: Path, holder: Holder, done: threading.Event) -> None:
+    """Other machines see by the file's time that its holder is alive and not suspended."""
+    while not done.wait(_RENEW_S):
+        with suppress(OSError), path.open("rb") as file:
+            found = _parse(file.read())
+            if found is not None and found.token == holder.token:
+                os.utime(file.fileno())  # not by its path, which may be another holder's by now
 
 
 # --- who holds it ----------------------------------------------------------------------------------------------------
+
+
+def _read_chain(path: Path) -> list[_Claim]:
+    """The lock's file and the successors that were left behind; empty if it is free."""
+    chain, claim = list[_Claim](), _read_claim(path, path)
+    while claim is not None:
+        chain.append(claim)
+        claim = _read_claim(claim.successor, path)
+    return chain
+
+
+def _find_claim(path: Path) -> _Claim | None:
+    """The one that counts; None if the lock is free."""
+    chain = _read_chain(path)
+    return chain[-1] if chain else None
+
+
+def _read_claim(file: Path, path: Path) -> _Claim | None:
+    try:
+        with file.open("rb") as opened:  # opening has an NFS client ask the server for the file's time
+            return _Claim(path, _parse(opened.read()), os.fstat(opened.fileno()).st_mtime_ns)
+    except FileNotFoundError:
+        return None
+
+
+def _parse(text: bytes) -> Holder | None:
+    with suppress(ValueError, TypeError):
+        holder = Holder(**json.loads(text))
+        if _TOKEN.fullmatch(holder.token):  # it becomes part of a file's name
+            return holder
+    return None
+
+
+def _name_holder(claim: _Claim) -> str:
+    return str(claim.holder) if claim.holder else "another process has just begun to work on it"
 
 
 def _describe_self(what: str) -> Holder:
@@ -258,39 +276,28 @@ def _describe_self(what: str) -> Holder:
         namespace=_read_namespace(),
         started=_read_start(os.getpid()) or "",
         token=secrets.token_hex(8),
+        launch=os.environ.get(LAUNCHED, ""),
     )
 
 
-def _render(holder: Holder) -> bytes:
-    return json.dumps(asdict(holder)).encode()
+def _is_dead(claim: _Claim) -> bool:
+    if claim.holder is not None and can_see(claim.holder):
+        started = _read_start(claim.holder.pid)
+        return started is None or (started != "" and started != claim.holder.started)
+    return _measure_silence_s(claim) > _DEAD_S
 
 
-def _read_holder(path: Path) -> Holder | None:
-    try:
-        return Holder(**json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):  # it has just got the lock and not yet said who it is
-        return None
-
-
-def _holds(holder: Holder, path: Path) -> bool:
-    found = _read_holder(path)
-    return found is not None and found.token == holder.token
-
-
-def _is_dead(holder: Holder | None, path: Path) -> bool:
-    """Proven: its process is not there; or it can't be seen from here, and has long ceased to touch its file."""
-    if holder is None:
-        return False
-    if can_see(holder):
-        started = _read_start(holder.pid)
-        return started is None or (started != "" and started != holder.started)
-    return _tell_age_s(path) > _DEAD_S
-
-
-def can_see(holder: Holder | None) -> bool:
-    """Whether its process would be seen from here, under its PID: it is of this machine and of this PID namespace."""
-    here = (socket.gethostname(), _read_boot(), _read_namespace())
-    return holder is not None and (holder.host, holder.boot, holder.namespace) == here
+def _measure_silence_s(claim: _Claim) -> float:
+    """Since its file was renewed, by the clock of whoever keeps the files; by this machine's in a read-only folder."""
+    beside = claim.path.with_name(f".{claim.path.name}.{secrets.token_hex(4)}.tmp")
+    now_s = time.time()
+    with suppress(OSError):
+        try:
+            beside.touch()
+            now_s = beside.stat().st_mtime
+        finally:
+            beside.unlink(missing_ok=True)
+    return now_s - claim.renewed_ns / 1e9
 
 
 def _read_boot() -> str:
@@ -317,20 +324,3 @@ def _read_start(pid: int) -> str | None:
         return None
     except psutil.AccessDenied:
         return ""  # it lives
-
-
-def _read_time(path: Path) -> int | None:
-    try:
-        return path.stat().st_mtime_ns
-    except FileNotFoundError:
-        return None
-
-
-def _tell_age_s(path: Path) -> float:
-    """Since the file was touched, by the clock of whoever keeps the files."""
-    beside = _name_beside(path)
-    try:
-        beside.touch()
-        return beside.stat().st_mtime - path.stat().st_mtime
-    finally:
-        beside.unlink(missing_ok=True)

@@ -29,6 +29,33 @@ class LogError(UserError):
     """The log file can't be written."""
 
 
+@contextmanager
+def _allowing_loss() -> Iterator[None]:
+    """A console that can't take any more ends nothing: the log file has it all."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _LOST:
+            raise
+
+
+def say_last(text: str, stream: TextIO) -> None:
+    """A line to the console once the log is closed; one that can't be written is lost, and changes no exit code."""
+    with suppress(OSError):
+        print(text, file=stream, flush=True)
+
+
+def close_console() -> None:
+    """At the process's end: what a full disk does not take is let go, or Python would end with exit code 120."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            nothing = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nothing, stream.fileno())
+            os.close(nothing)
+
+
 class _Tee:
     """A text stream to a log file and on to its console, which answers whatever else is asked of it."""
 
@@ -38,14 +65,15 @@ class _Tee:
 
     def write(self, text: str) -> int:
         self._log.keep(text)
-        try:
+        with _allowing_loss():
             self._log.show(text, self._console)
             if text.endswith("\n"):  # a pipe's reader (a Slurm output file, say) sees each line when it is written
                 self._console.flush()
-        except OSError as error:
-            if error.errno not in _LOST:
-                raise
         return len(text)
+
+    def flush(self) -> None:
+        with _allowing_loss():
+            self._console.flush()
 
     def writelines(self, lines: Iterable[str]) -> None:
         for line in lines:

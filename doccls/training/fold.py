@@ -3,7 +3,7 @@
 import gc
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import islice
 
@@ -268,11 +268,16 @@ def _fit(
         if best is None or score > best.macro_f1:
             best = BestSoFar(epoch + 1, score, indices, logits)
             on_main(accelerator, partial(_keep_best, experiment, engine, best, owner))
-        remarks = on_main(accelerator, partial(write_fold_metrics, experiment.paths, rows))
+        remarks = on_main(accelerator, partial(_write_metrics, experiment.paths, rows, owner))
         for remark in remarks if epoch == first else ():
             log.line(f"[WARNING] {remark}")
     assert best is not None
     return best
+
+
+def _write_metrics(paths: RunPaths, rows: Sequence[EpochMetrics], owner: FoldOwner) -> list[str]:
+    owner.check(rows[0].fold)
+    return write_fold_metrics(paths, rows)
 
 
 def _keep_best(experiment: Experiment, engine: Engine, best: BestSoFar, owner: FoldOwner) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import psutil
 import torch
 
+from doccls import train as train_room
 from doccls.train import main
 from doccls.training import loop as loop_room
 from doccls.training import resume
@@ -30,7 +31,9 @@ def train_with_fault(argv: list[str]) -> int:
     if what == "slow save":
         resume.write_state = functools.partial(write_slowly, resume.write_state)  # type: ignore[attr-defined]
         what = "SIGTERM"
-    if os.environ.get("RANK", "0") == (rank or "0"):
+    if what == "impatient":
+        train_room._OUTLIVING_S = 0.0
+    elif os.environ.get("RANK", "0") == (rank or "0"):
         loop_room._take_step = functools.partial(step_into, what, loop_room._take_step)
     return main(argv)
 

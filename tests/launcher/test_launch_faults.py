@@ -3,15 +3,20 @@
 import json
 import os
 import re
+import shutil
 import signal
 from contextlib import suppress
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
 from fault_train import STEPPED, STRUCK
 from launches import CONSOLE, ask, assert_none_left, await_event, finish, launch, start, trains
 from tiny_runs import PLAIN, Run, Trainer
+
+from doccls.run.lock import hold_lock
+from doccls.run.paths import RunPaths
 
 RECIPE = (*PLAIN, "data.valid_fold=1")
 """One fold of three steps an epoch: the fault is in the second."""
@@ -94,6 +99,30 @@ def test_a_fold_that_somebody_else_stops_goes_on_and_no_restart_is_counted(
     logs = "".join(log.read_text() for log in sorted(launched.run.folder.glob("logs/*_fold1.log")))
     assert re.findall(r"^\[RESUME\] fold=1 from step (\d+) .* s of work done again$", logs, re.MULTILINE) == ["4"]
     assert_same(launched.run, undisturbed if ranks == 1 else undisturbed_pair)
+
+
+def test_a_fold_that_its_owner_finishes_meanwhile_is_merged(trainer: Trainer) -> None:
+    """Fold 0 is refused to the launcher, whose own folds end last."""
+    alone = trainer.train(*PLAIN, "data.valid_fold=0")
+    folder = trainer.new_folder()
+    paths = RunPaths(folder / "experiments" / alone.root.parent.name / "tiny")
+    with hold_lock(paths.fold_lock(0), "fold 0 is being trained"):
+        process = start(trainer, PLAIN, folder, "--slots", "1", fault="impatient")
+        await_event(lambda: not process.is_alive() or has_ended(folder, 0), "the refusal", folder)
+        assert not paths.heartbeat(0, 0).exists(), "it is the owner's file"
+        paths.parts_dir.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(RunPaths(alone.root).part(0), paths.part(0))
+    launched = finish(process, folder)
+    assert launched.code == 0, launched.out + launched.err
+    assert "fold 0 is being trained by process" in launched.out
+    assert list_outcomes(launched.run) == ["user error", "done", "done"] and paths.oof_logits.exists()
+
+
+def has_ended(folder: Path, fold: int) -> bool:
+    with suppress(ValueError, FileNotFoundError):
+        attempts = read_attempts(Run([], folder))
+        return any(attempt["fold"] == fold and attempt["ended"] for attempt in attempts)
+    return False
 
 
 def test_a_ledger_that_cannot_be_written_ends_no_fold(trainer: Trainer, undisturbed: Run) -> None:

@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 
 from doccls.run.heartbeat import Heartbeat
+from doccls.run.lifeline import LAUNCHED
 from doccls.run.lock import hold_lock
 from doccls.run.paths import RunPaths
 from launcher.attempt import Limits, RunningFold
+from launcher.backend import LAUNCH
 from launcher.devices import list_cpus
 from launcher.local import FoldProcesses
 from launcher.plan import Workload
@@ -129,7 +131,21 @@ def test_a_fold_that_another_process_trains_is_not_started_again(start: Start, t
     assert told.startswith("fold 2 of run r is being trained by process ")
 
 
-def test_a_process_that_cannot_be_killed_is_given_up_after_a_minute(
+def test_a_lock_that_outlives_the_folds_own_process_is_no_other_owners(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another machine sees by its silence, two minutes later, that the holder is dead."""
+    fold, processes, hearts = start(1)
+    monkeypatch.setenv(LAUNCHED, LAUNCH)
+    with hold_lock(RunPaths(tmp_path / "20260101" / "r").fold_lock(2), "fold 2 of run r is being trained"):
+        hearts[0].beat(phase="train", fold=2, epoch=1, step=1)
+        processes[0].code = -9
+        assert fold.has_ended()
+        ending, told = fold.conclude(done=False, stopping=False)
+    assert ending == Ending(Outcome.CRASHED) and "was killed by SIGKILL" in told
+
+
+def test_a_process_that_cannot_be_killed_is_given_up_after_two_minutes(
     start: Start, clock: Clock, struck: list[int]
 ) -> None:
     """As in a system call on a GPU that fell off the bus."""
@@ -137,7 +153,7 @@ def test_a_process_that_cannot_be_killed_is_given_up_after_a_minute(
     for heart in hearts:
         heart.beat(phase="train", fold=2, epoch=1, step=1)
     fold.has_ended()
-    look(fold, clock, 11 + 60)
+    look(fold, clock, 11 + 120)
     processes[0].code = -9
     for _ in range(2):
         clock.now += 1.0
@@ -145,7 +161,7 @@ def test_a_process_that_cannot_be_killed_is_given_up_after_a_minute(
     assert fold.conclude(done=True, stopping=False)[0] == Ending(Outcome.DONE, stays=True), "its part is there"
     ending, told = fold.conclude(done=False, stopping=False)
     assert ending == Ending(Outcome.UNKILLABLE, stays=True)
-    assert told.startswith("rank 1 could not be killed within 60 s (no progress within 10 s (--hang-timeout) on ")
+    assert told.startswith("rank 1 could not be killed within 120 s (no progress within 10 s (--hang-timeout) on ")
     assert f"ps -o pid,stat,wchan -p {processes[0].pid},{processes[1].pid}; dmesg" in told
 
 

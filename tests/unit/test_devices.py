@@ -6,11 +6,13 @@ import platform
 import sys
 from collections.abc import Callable, Mapping
 from importlib import metadata
+from pathlib import Path
 from types import SimpleNamespace
 
 import pynvml
 import pytest
 
+from launcher import devices
 from launcher.devices import (
     Device,
     DeviceError,
@@ -191,6 +193,35 @@ def test_a_gpu_of_another_make_is_seen(
     monkeypatch.setattr(platform, "machine", lambda: machine[1])
     other = find_other_accelerator()
     assert other is None if said is None else said in str(other)
+
+
+@pytest.mark.parametrize(
+    ("vendor", "kind", "module", "refused"),
+    [
+        ("0x10de", "0x030200", False, True),
+        ("0x10de", "0x030200", True, False),  # a container on a machine whose driver is loaded
+        ("0x10de", "0x040300", False, False),  # its sound
+        ("0x8086", "0x030000", False, False),
+    ],
+)
+def test_a_gpu_without_its_driver_is_not_replaced_by_cpus(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, vendor: str, kind: str, module: bool, refused: bool
+) -> None:
+    device = tmp_path / "devices" / "0000:01:00.0"
+    device.mkdir(parents=True)
+    (tmp_path / "devices" / "torn").mkdir()
+    (device / "vendor").write_text(f"{vendor}\n")
+    (device / "class").write_text(f"{kind}\n")
+    if module:
+        (tmp_path / "nvidia").mkdir()
+    monkeypatch.setattr(devices, "_PCI", tmp_path / "devices")
+    monkeypatch.setattr(devices, "_NVIDIA_MODULE", tmp_path / "nvidia")
+    monkeypatch.setattr(pynvml, "nvmlInit", fail(pynvml.NVMLError_DriverNotLoaded))
+    if refused:
+        with pytest.raises(DeviceError, match="driver is not loaded"):
+            find_gpus()
+    else:
+        assert find_gpus() == []
 
 
 def test_a_part_of_a_gpu_that_the_driver_does_not_know_is_refused(

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from doccls.run import artifacts
+from doccls.run.lock import LockError, hold_lock
 from doccls.run.paths import RunError
 from doccls.run.runlog import RunLog
 from launcher.ledger import (
@@ -74,8 +75,8 @@ def test_a_ledger_that_cannot_be_written_warns_once_and_is_written_later(path: P
     log = RunLog(tmp_path / "log.txt")
     path.parent.mkdir()
     path.mkdir()  # in the way, as a full disk is
-    with log:
-        kept = LedgerFile(path, LEDGER, log)
+    with log, hold_lock(tmp_path / "launch.lock", "run r is being launched") as lock:
+        kept = LedgerFile(path, LEDGER, lock, log)
         kept.write(replace(LEDGER, folds=(1,)))
         kept.write(replace(LEDGER, folds=(2,)))
         path.rmdir()
@@ -88,6 +89,16 @@ def test_a_ledger_that_cannot_be_written_warns_once_and_is_written_later(path: P
         assert not path.exists(), "there was nothing left to write"
     warnings = [line for line in (tmp_path / "log.txt").read_text().splitlines() if line.startswith("[WARNING]")]
     assert len(warnings) == 1 and "launch.json" in warnings[0]
+
+
+def test_a_launcher_that_has_lost_its_lock_writes_no_ledger(path: Path, tmp_path: Path) -> None:
+    """It was suspended, and another launcher of the run writes it now."""
+    with hold_lock(tmp_path / "launch.lock", "run r is being launched") as lock:
+        kept = LedgerFile(path, LEDGER, lock, RunLog(None))
+        (tmp_path / "launch.lock").unlink()
+        with pytest.raises(LockError, match="is no longer to write"):
+            kept.write(LEDGER)
+    assert not path.exists()
 
 
 def test_a_run_that_was_never_launched_has_none(path: Path) -> None:

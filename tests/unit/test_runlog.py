@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -137,10 +138,24 @@ def test_a_console_on_a_full_disk_ends_nothing(path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(sys, "stdout", console)
     with RunLog(path) as log:
         log.line("[STEP 1]")
+        print("a library's word", flush=True)
+        sys.stdout.flush()
     monkeypatch.undo()
     with pytest.raises(OSError, match="No space left"):
         console.close()
-    assert "[STEP 1]\n[EXIT] TRAINING SUCCESS code=0\n" in path.read_text()
+    assert "[STEP 1]\na library's word\n[EXIT] TRAINING SUCCESS code=0\n" in path.read_text()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full, which is a full disk")
+@pytest.mark.parametrize("program", ["doccls.train", "launcher"])
+def test_a_console_on_a_full_disk_does_not_change_the_exit_code(tmp_path: Path, program: str) -> None:
+    """Python's own is 120 where it can't write the last of stdout."""
+    words = ["run"] if program == "launcher" else []
+    command = [sys.executable, "-m", program, *words, "--config", "no such file.yaml"]
+    with open("/dev/full", "w") as full:  # noqa: PTH123 (a device)
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False, timeout=60)
+        assert done.returncode == 1 and done.stderr.startswith("[EXIT][ERROR] training failed: "), done.stderr
+        assert subprocess.run(command, stdout=full, stderr=full, check=False, timeout=60).returncode == 1
 
 
 def test_a_second_run_of_the_same_minute_adds_to_the_file(path: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 from doccls.config import Config
 from doccls.run.rank import MEETING_FILE
 from launcher.arguments import build_parser, choose_slots, make_job_slot, make_request, render_again
-from launcher.backend import StartError
+from launcher.backend import LAUNCH, StartError
 from launcher.devices import DeviceError
 from launcher.plan import Assignment, RankCommand
 from launcher.slurm import SlurmBackend, StepProcesses
@@ -77,7 +77,7 @@ def test_each_rank_has_its_number_and_its_console(start: Start) -> None:
     assert processes.poll() == (0, 0) and processes.ended == []
     lines = [console.read_text().split() for console in map(Path, consoles)]
     assert [line[:6] for line in lines] == [["0", "0", "2", "2", "3", "none"], ["1", "1", "2", "2", "3", "none"]]
-    assert all(line[6] == "slurm" for line in lines)
+    assert all(line[6] == LAUNCH for line in lines)
     assert lines[0][7] == lines[1][7] and lines[0][7].startswith("fold1.")
 
 

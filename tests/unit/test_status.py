@@ -134,6 +134,18 @@ def test_a_fold_runs_while_the_process_that_beats_holds_it(paths: RunPaths) -> N
     assert str(read_status(paths).folds[1].state) == "lost"
 
 
+def test_a_fold_whose_process_cannot_be_killed_has_failed(paths: RunPaths) -> None:
+    """The process still holds the fold's lock; once another one does, the fold runs again."""
+    with hold_lock(paths.fold_lock(1), "fold 1 is being trained"):
+        for pid, state in ((os.getpid(), "failed"), (os.getpid() + 1, "running")):
+            attempt = replace(FAILED, outcome="unkillable", message="rank 0 could not be killed", pids=(pid,))
+            write_ledger(paths.ledger(), replace(LEDGER, attempts=(attempt,)))
+            heart = Heartbeat()
+            heart.write_to(paths.heartbeat(1, 0))
+            heart.beat(phase="train", fold=1, epoch=2, step=14)
+            assert str(read_status(paths).folds[1].state) == state
+
+
 def test_a_finished_run_needs_nothing_more(paths: RunPaths) -> None:
     write_ledger(paths.ledger(), LEDGER)
     for fold in range(4):
