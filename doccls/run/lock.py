@@ -124,7 +124,7 @@ def hold_lock(path: Path, what: str, wait_s: float = 0.0) -> Iterator[Lock]:
         path.parent.mkdir(parents=True, exist_ok=True)
         _acquire(path, holder, wait_s)
     except OSError as error:
-        raise LockError(f"{path}: can't be created: {error.strerror} (runs lie in output.exp_dir)") from error
+        raise LockError(f"{path}: can't be created: {error.strerror}") from error
     done = threading.Event()
     threading.Thread(target=_renew, args=(path, holder, done), name="doccls-lock", daemon=True).start()
     try:
