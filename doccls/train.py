@@ -7,6 +7,7 @@ import socket
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
 from typing import TYPE_CHECKING
@@ -17,15 +18,16 @@ from doccls.data.room import expects_workers
 from doccls.data.workers import start_worker_server
 from doccls.errors import OwnError, UserError
 from doccls.run.allocator import keep_freed_memory
+from doccls.run.console import close_console, say_last
 from doccls.run.heartbeat import Heartbeat, beating
 from doccls.run.identity import claim_precision
-from doccls.run.lifeline import end_with_parent, is_launched
-from doccls.run.lock import find_holder
+from doccls.run.lifeline import LAUNCHED, end_with_parent, is_launched
+from doccls.run.lock import LockError, find_holder
 from doccls.run.owner import FoldOwner
-from doccls.run.paths import check_run_id, locate_run, name_log, new_run_id
+from doccls.run.paths import RunPaths, check_run_id, locate_run, name_log, new_run_id
 from doccls.run.peers import telling_of_peers, watching
 from doccls.run.rank import rank_by_environment
-from doccls.run.runlog import RunLog, close_console, exit_code, render_exit, say_last
+from doccls.run.runlog import RunLog, exit_code, render_exit
 from doccls.run.signals import (
     Interrupted,
     at_sudden_end,
@@ -90,7 +92,7 @@ def _train(arguments: argparse.Namespace) -> int:
                         locate_run(config.output.exp_dir, check_run_id(arguments.run_id), now),
                         _find_fold(config),
                     )
-                    if fold is None or find_holder(paths.fold_lock(fold)) is None:  # else the heartbeat is another's
+                    if not _is_anothers(paths, fold):
                         heart.write_to(paths.heartbeat(fold, rank_by_environment()))
                 if expects_workers(config.data.num_workers, config.data.store != "off"):
                     start_worker_server()  # it imports while this process does
@@ -110,6 +112,14 @@ def _train(arguments: argparse.Namespace) -> int:
     if accelerator.is_main_process:
         say_last("[EXIT] training finished successfully (see logs/* for details)", sys.stdout)
     return 0
+
+
+def _is_anothers(paths: RunPaths, fold: int | None) -> bool:
+    """Whether a process that this one's launcher has not started trains the fold: the heartbeat there is its own."""
+    with suppress(LockError):
+        holder = None if fold is None else find_holder(paths.fold_lock(fold))
+        return holder is not None and holder.launch != os.environ[LAUNCHED]
+    return False
 
 
 def _find_fold(config: Config) -> int | None:

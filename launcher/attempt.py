@@ -12,7 +12,7 @@ import psutil
 
 from doccls.run.clock import RunningClock
 from doccls.run.heartbeat import Beat, Cause, has_begun, read_beat, tell_place
-from doccls.run.lock import find_holder
+from doccls.run.lock import LockError, find_holder
 from doccls.run.paths import RunPaths
 from launcher.backend import KILL_LIMIT_S, LAUNCH, Backend
 from launcher.plan import Assignment
@@ -134,7 +134,7 @@ class RunningFold:
             return Ending(outcome), str(outcome)
         if self._silence is not None:
             return Ending(outcome), self._silence
-        with suppress(OSError):  # a file server that does not answer
+        with suppress(LockError):  # a file server that does not answer
             owner = find_holder(self._lock)
             if owner is not None and owner.launch != LAUNCH:  # these may be its heartbeats
                 return Ending(Outcome.USER_ERROR), str(owner)

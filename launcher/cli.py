@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from doccls.config import Config
 from doccls.config.arguments import load_arguments
 from doccls.errors import UserError
+from doccls.run.console import close_console
 from doccls.run.cores import count_cores
 from doccls.run.paths import RunError, RunPaths, check_run_id, locate_run, name_log, new_run_id
 from launcher.arguments import (
@@ -47,6 +48,13 @@ _Prepared = tuple[Path, Callable[["RunLog"], None]]
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
+    try:
+        return _act(argv)
+    finally:
+        close_console()
+
+
+def _act(argv: Sequence[str] | None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     arguments = build_parser().parse_args(words)
     if arguments.command in _LOGGED:
@@ -60,7 +68,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _act_logged(prepare: Callable[[], _Prepared | None]) -> int:
     """Prepare, then act with the log open; an error is told in words, and the end is marked."""
-    from doccls.run.runlog import RunLog, close_console, exit_code, render_exit, say_last
+    from doccls.run.console import say_last
+    from doccls.run.runlog import RunLog, exit_code, render_exit
     from doccls.run.signals import (
         Interrupted,
         at_sudden_end,
@@ -92,10 +101,8 @@ def _act_logged(prepare: Callable[[], _Prepared | None]) -> int:
                     say_last("".join(traceback.format_exception(error)), sys.stderr)
                 say_last(render_exit(code), sys.stdout)
             say_last(f"[EXIT][ERROR] training failed: {error}", sys.stderr)
-            close_console()
             return code
     say_last("[EXIT] training finished successfully (see logs/* for details)", sys.stdout)
-    close_console()
     return 0
 
 

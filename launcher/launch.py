@@ -15,7 +15,7 @@ from doccls.config import Config
 from doccls.errors import UserError
 from doccls.experiment import Experiment, close_run, identify, open_run, prepare, tell_config
 from doccls.oof.parts import PartError, read_part
-from doccls.run.lock import hold_lock
+from doccls.run.lock import LockError, hold_lock
 from doccls.run.paths import RunPaths, locate_run
 from doccls.run.runlog import RunLog
 from doccls.run.signals import at_sudden_end, check_stop, stop_requested, stopping_gracefully
@@ -142,7 +142,7 @@ class FoldLoop:
         self._advanced = self._any_has_begun = False
         self._reasons: dict[int, str] = {}
         self._started_s: dict[int, float] = {}
-        self._most_images = _count_most_images(experiment.config, len(options.slots[0].devices))
+        self._most_images = experiment.config.train.count_images_at_a_time(len(options.slots[0].devices))
         self._state = LaunchState(tuple(self._make_state(fold) for fold in missing), options.slots)
 
     @property
@@ -164,13 +164,13 @@ class FoldLoop:
                     self._look()
         finally:
             kill_folds(self._list_processes())
-            self._ledger.try_again(0.0)
+            with suppress(LockError):  # what ended the folds is to be told
+                self._ledger.try_again(0.0)
         check_stop()
         failed = [one.fold for one in self._state.list_in("failed")]
-        if failed := [
-            fold for fold in failed if self._read_score(fold) is None
-        ]:  # else its owner has finished it since
-            raise LaunchError(self._tell_failure(failed))
+        missing = [one.fold for one in self._state.folds if one.status != "done" and self._read_score(one.fold) is None]
+        if failed and missing:  # a fold that was refused may have been finished by its owner since
+            raise LaunchError(self._tell_failure([fold for fold in failed if fold in missing], missing))
 
     @property
     def has_advanced(self) -> bool:
@@ -314,9 +314,8 @@ class FoldLoop:
                 return info.macro_f1
         return None
 
-    def _tell_failure(self, failed: list[int]) -> str:
-        missing = [one.fold for one in self._state.folds if one.status != "done"]
-        heading = f"{len(failed)} fold{'s' if len(failed) > 1 else ''} failed"
+    def _tell_failure(self, failed: list[int], missing: list[int]) -> str:
+        heading = f"{len(failed)} fold{'s' if len(failed) > 1 else ''} failed" if failed else "folds are missing"
         lines = [heading, *(f"- fold {fold}: {self._reasons[fold]}" for fold in failed)]
         lines.append(f"missing: folds {', '.join(map(str, missing))}; to train just them: {self._options.again}")
         return "\n".join(lines)
@@ -327,9 +326,3 @@ class FoldLoop:
 
 def _separate(told: str) -> str:
     return "\n  " if "\n" in told else ", "
-
-
-def _count_most_images(config: Config, ranks: int) -> int:
-    """Images that a rank holds at a time, by the config."""
-    share = -(-config.train.batch_size // ranks)
-    return min(config.train.micro_batch_size or share, share)

@@ -83,6 +83,7 @@ def _submit_missing(
     submissions, queue = read_submissions(paths.submissions), ask_queue()
     if queue is None:
         raise SlurmError("squeue does not answer: nothing was submitted. Try again when Slurm is there")
+    lock.check()
     settled = settle(submissions, run_id, queue)
     if settled != submissions:
         submissions = settled
@@ -95,7 +96,6 @@ def _submit_missing(
     if not missing:
         log.line("[SLURM] nothing to submit")
         return
-    lock.check()
     token = secrets.token_hex(8)
     submissions = (*submissions, Submission(token, missing, tell_time(datetime.now()), options.again))
     write_submissions(paths.submissions, submissions)

@@ -107,8 +107,9 @@ def _describe(fold: int, part: PartInfo | str | None, owner: Holder | None, surv
     attempts = sorted(
         (attempt for one in own for attempt in one.ledger.list_attempts(fold)), key=lambda attempt: attempt.started
     )
-    if owner and attempts and attempts[-1].outcome == Outcome.UNKILLABLE and owner.pid in attempts[-1].pids:
-        owner = None  # it holds the fold's lock, and does nothing any more
+    if attempts and attempts[-1].outcome == Outcome.UNKILLABLE and newest is not None and owner is not None:
+        stuck = owner.host == newest.ledger.host and owner.pid in attempts[-1].pids  # of Slurm's, srun's PID is known
+        owner = None if stuck else owner  # it holds the fold's lock, and does nothing any more
     seen = Seen(
         macro_f1=part.macro_f1 if isinstance(part, PartInfo) else None,
         damage=part if isinstance(part, str) else None,

@@ -209,7 +209,8 @@ def clear_page_set(pages: PageSet) -> None:
     """
     lock = pages.folder / _LOCK
     with hold_lock(lock, "decoded pages are being removed"):
-        for file in (*pages.folder.glob(_SEGMENTS), *pages.folder.glob(".*.tmp"), pages.folder / _LOOKS, lock):
+        leftovers = (*pages.folder.glob(".*.tmp"), *pages.folder.glob(f"{_LOCK}.*.next"))
+        for file in (*pages.folder.glob(_SEGMENTS), *leftovers, pages.folder / _LOOKS, lock):
             file.unlink(missing_ok=True)
     for folder in (pages.folder, pages.folder.parent):
         with suppress(OSError):  # somebody else's files are in it

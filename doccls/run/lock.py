@@ -7,10 +7,11 @@ with the token that the holder drew: again only one process can. A taker that di
 into place leaves it behind as the lock's last word. So the holder is the end of that chain.
 
 A holder of this machine and PID namespace is alive while its process is. Of any other one, only the time of the file
-is seen, which a holder renews every ten seconds: after two minutes of silence it counts as dead. It may only be
-suspended, so it has to `check` before it writes what others read.
+is seen, which a holder renews every ten seconds: after two minutes of silence, half a minute of which a taker has
+watched, it counts as dead. It may only be suspended, so it has to `check` before it writes what others read.
 """
 
+import errno
 import json
 import os
 import re
@@ -21,7 +22,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
@@ -35,8 +36,13 @@ _LOOK_S = 0.5
 _DEAD_S = 120.0
 """After so long a silence, a holder that can't be seen from here is dead. Much longer than `_RENEW_S`, since NFS
 clients see a file's time up to a minute late, and a write to a slow disk may keep the holder's thread from running."""
-_PROOF_S = _DEAD_S + 30.0
-"""How long a silent holder is watched; clocks of file servers are coarse."""
+_LONG_DEAD_S = 3600.0
+"""After so long a silence nobody need watch it any more."""
+_WATCH_S = 3 * _RENEW_S
+"""How long a taker watches a silent holder: what is silent may be the file server, or wrong its clock."""
+_PROOF_S = _DEAD_S + _WATCH_S
+"""After that it has shown a sign of life, or is dead."""
+_STALE_TRIES = 5
 _TOKEN = re.compile("[0-9a-f]{16}")
 
 
@@ -104,9 +110,13 @@ class Lock:
             claim = _find_claim(self._path)
         except OSError:
             return  # the file server does not answer well: that is no other holder
-        if claim is None or claim.token != self._holder.token:
-            taken = f"{_name_holder(claim)} ({self._path})" if claim else f"{self._path} was removed"
-            raise LockError(f"{taken}: this process held it, was suspended for long, and is no longer to write")
+        if claim is None:
+            raise LockError(f"{self._path} was removed while this process held it: it is no longer to write")
+        if claim.token != self._holder.token:
+            raise LockError(
+                f"{_name_holder(claim)} ({self._path}): this process held it, was suspended for long, and is no longer "
+                "to write"
+            )
 
 
 @contextmanager
@@ -117,14 +127,13 @@ def hold_lock(path: Path, what: str, wait_s: float = 0.0) -> Iterator[Lock]:
     minutes for a sign of life, and says so.
 
     Raises:
-        LockError: another process holds it, or its file can't be created.
+        LockError: another process holds it, or its file can't be had.
     """
     holder = _describe_self(what)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         _acquire(path, holder, wait_s)
     except OSError as error:
-        raise LockError(f"{path}: can't be created: {error.strerror}") from error
+        raise LockError(f"{path}: can't be taken: {error.strerror}") from error
     done = threading.Event()
     threading.Thread(target=_renew, args=(path, holder, done), name="doccls-lock", daemon=True).start()
     try:
@@ -136,8 +145,15 @@ def hold_lock(path: Path, what: str, wait_s: float = 0.0) -> Iterator[Lock]:
 
 
 def find_holder(path: Path) -> Holder | None:
-    """Who holds the lock; None if nobody does, its holder is dead, or it has not yet described itself."""
-    claim = _find_claim(path)
+    """Who holds the lock; None if nobody does, its holder is dead, or it has not yet described itself.
+
+    Raises:
+        LockError: its file can't be read.
+    """
+    try:
+        claim = _find_claim(path)
+    except OSError as error:
+        raise LockError(f"{path}: can't be read: {error.strerror}") from error
     return None if claim is None or _is_dead(claim) else claim.holder
 
 
@@ -151,41 +167,50 @@ def can_see(holder: Holder) -> bool:
 
 
 def _acquire(path: Path, holder: Holder, wait_s: float) -> None:
-    began_s, first_seen, told = time.monotonic(), None, False
+    began_s, told = time.monotonic(), False
+    first_seen: _Claim | None = None
+    watched: _Claim | None = None
     while True:
-        chain = _read_chain(path)
+        path.parent.mkdir(parents=True, exist_ok=True)  # `doccls store clear` removes it
+        chain, now_s = _read_chain(path), time.monotonic()
         claim = chain[-1] if chain else None
-        dead = claim is not None and _is_dead(claim)
+        if claim != watched:
+            watched, watched_from_s = claim, now_s
+        dead = claim is not None and _is_dead(claim, watched_s=now_s - watched_from_s)
         if (claim is None and _create(path, holder)) or (dead and _take_over(path, chain, holder)):
             return
-        if claim is not None and not dead:
-            waited_s = time.monotonic() - began_s
+        waited_s = now_s - began_s
+        if claim is not None:
             first_seen = first_seen or claim
             visible = claim.holder is not None and can_see(claim.holder)
-            unproven = not visible and claim == first_seen and waited_s < _PROOF_S
-            if waited_s >= wait_s and not unproven:
-                raise LockError(f"{_name_holder(claim)} ({path}), and it lives: end it there, or wait for it")
-            if unproven and claim.holder is not None and not told:
+            unproven = dead or (not visible and claim == first_seen)
+            if waited_s >= (max(wait_s, _PROOF_S + _LOOK_S) if unproven else wait_s):
+                lives = "it lives" if visible else "it seems to live"
+                raise LockError(f"{_name_holder(claim)} ({path}), and {lives}: end it there, or wait for it")
+            if unproven and waited_s >= _LOOK_S and not told:
                 told = True
-                words = f"{claim.holder} ({path}): waiting for a sign of life, at most {_PROOF_S:g} s"
+                words = f"{_name_holder(claim)} ({path}): waiting for a sign of life, at most {_PROOF_S:g} s"
                 print(f"[WARNING] {words}", file=sys.stderr)
         time.sleep(_LOOK_S)
 
 
-def _create(file: Path, holder: Holder | None) -> bool:
+def _create(file: Path, holder: Holder) -> bool:
     """Create the file, with the holder's description; False if it is there."""
     try:
         descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     except FileExistsError:
         return False
+    text = json.dumps(asdict(holder)).encode()
     try:
-        if holder is not None:
-            os.write(descriptor, json.dumps(asdict(holder)).encode())
+        try:
+            written = os.write(descriptor, text)
+        finally:
+            os.close(descriptor)
+        if written < len(text):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     except OSError:
         file.unlink(missing_ok=True)
         raise
-    finally:
-        os.close(descriptor)
     return True
 
 
@@ -194,15 +219,26 @@ def _take_over(path: Path, chain: list[_Claim], holder: Holder) -> bool:
     last = chain[-1]
     if not _create(last.successor, holder):
         return False
-    # What was read may be long past: another process took the lock, and has removed the successor that it had created.
-    now = _find_claim(path)
-    if now is None or now.token != holder.token:
-        last.successor.unlink(missing_ok=True)
+    try:
+        # What was read may be long past: another process took the lock, and has removed its own successor since.
+        now = _find_claim(path)
+        taken = now is not None and now.token == holder.token
+        if taken:
+            last.successor.replace(path)
+    except FileNotFoundError:  # this process was suspended, and the next taker has removed its successor
         return False
-    last.successor.replace(path)
-    for claim in chain:
-        claim.successor.unlink(missing_ok=True)
-    return True
+    except BaseException:
+        with suppress(OSError):
+            last.successor.unlink(missing_ok=True)
+        raise
+    for left in (*([] if taken else [last.successor]), *(_list_leftovers(path) if taken else [])):
+        left.unlink(missing_ok=True)
+    return taken
+
+
+def _list_leftovers(path: Path) -> list[Path]:
+    """What processes that were killed as they took the lock, or looked at it, have left beside it."""
+    return [*path.parent.glob(f"{path.name}.*.next"), *path.parent.glob(f".{path.name}.*.tmp")]
 
 
 def _release(path: Path, holder: Holder) -> None:
@@ -211,12 +247,15 @@ def _release(path: Path, holder: Holder) -> None:
     if claim is None or claim.token != holder.token:
         return
     try:
-        mine = _create(claim.successor, None)
-    except OSError:  # a full disk: nobody can take it over either
-        mine = True
-    if mine:
+        if not _create(claim.successor, replace(holder, token=secrets.token_hex(8))):
+            return
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+    now = _read_claim(path, path)  # this process may have been suspended since it looked
+    if now is not None and now.token == holder.token:
         path.unlink(missing_ok=True)
-        claim.successor.unlink(missing_ok=True)
+    claim.successor.unlink(missing_ok=True)
 
 
 def _renew(path: Path, holder: Holder, done: threading.Event) -> None:
@@ -247,11 +286,16 @@ def _find_claim(path: Path) -> _Claim | None:
 
 
 def _read_claim(file: Path, path: Path) -> _Claim | None:
-    try:
-        with file.open("rb") as opened:  # opening has an NFS client ask the server for the file's time
-            return _Claim(path, _parse(opened.read()), os.fstat(opened.fileno()).st_mtime_ns)
-    except FileNotFoundError:
-        return None
+    for tries_left in reversed(range(_STALE_TRIES)):
+        try:
+            with file.open("rb") as opened:  # opening has an NFS client ask the server for the file's time
+                return _Claim(path, _parse(opened.read()), os.fstat(opened.fileno()).st_mtime_ns)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            if error.errno != errno.ESTALE or not tries_left:  # it was replaced as it was read, on another machine
+                raise
+    raise AssertionError("unreachable")
 
 
 def _parse(text: bytes) -> Holder | None:
@@ -280,11 +324,12 @@ def _describe_self(what: str) -> Holder:
     )
 
 
-def _is_dead(claim: _Claim) -> bool:
+def _is_dead(claim: _Claim, watched_s: float = _WATCH_S) -> bool:
+    """`watched_s` is how long this process has seen the claim as it is."""
     if claim.holder is not None and can_see(claim.holder):
         started = _read_start(claim.holder.pid)
         return started is None or (started != "" and started != claim.holder.started)
-    return _measure_silence_s(claim) > _DEAD_S
+    return _measure_silence_s(claim) > (_DEAD_S if watched_s >= _WATCH_S else _LONG_DEAD_S)
 
 
 def _measure_silence_s(claim: _Claim) -> float:
@@ -313,14 +358,22 @@ def _read_namespace() -> str:
 
 
 def _read_start(pid: int) -> str | None:
-    """When a process of this machine started, in a text that stays the same; None if there is no such process."""
+    """When a process of this machine started, in a text that stays the same; None if there is no such process.
+
+    Empty where that is not told, as of another user's process under /proc's hidepid.
+    """
+    try:
+        if os.name == "posix":
+            os.kill(pid, 0)
+    except ProcessLookupError:
+        return None
+    except PermissionError:
+        pass
     with suppress(OSError, IndexError):
         fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
         # In ticks since the boot, which no change of the clock moves: proc(5). A zombie holds nothing.
         return None if fields[0] in "ZX" else fields[19]
     try:
         return str(psutil.Process(pid).create_time())
-    except psutil.NoSuchProcess:
-        return None
-    except psutil.AccessDenied:
-        return ""  # it lives
+    except psutil.Error:
+        return "" if os.name == "posix" else None

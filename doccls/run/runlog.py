@@ -39,23 +39,6 @@ def _allowing_loss() -> Iterator[None]:
             raise
 
 
-def say_last(text: str, stream: TextIO) -> None:
-    """A line to the console once the log is closed; one that can't be written is lost, and changes no exit code."""
-    with suppress(OSError):
-        print(text, file=stream, flush=True)
-
-
-def close_console() -> None:
-    """At the process's end: what a full disk does not take is let go, or Python would end with exit code 120."""
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except OSError:
-            nothing = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nothing, stream.fileno())
-            os.close(nothing)
-
-
 class _Tee:
     """A text stream to a log file and on to its console, which answers whatever else is asked of it."""
 

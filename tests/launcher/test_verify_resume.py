@@ -50,11 +50,11 @@ def test_a_store_that_cannot_be_filled_stops_nothing_unless_it_was_named(trainer
     sets, words = (*PLAIN, "train.epochs=30", "data.valid_fold=1", "data.store=auto"), ("--slots", "1", "--kills", "1")
     done = verify(trainer, sets, *words, folder=folder)
     assert done.code == 0, done.out + done.err
-    assert re.search(r"^\[WARNING\] .*page_store.* can't be created: .*pages are decoded in each epoch", done.out, re.M)
+    assert re.search(r"^\[WARNING\] .*page_store.* can't be taken: .*pages are decoded in each epoch", done.out, re.M)
     assert done.out.endswith("1 of 1 runs that were killed ended in the undisturbed run's bytes\n")
     done = verify(trainer, (*sets, f"data.store={in_the_way}"), *words, folder=folder)
     assert done.code == 1 and "[VERIFY]" not in done.out
-    assert re.match(r"doccls verify-resume: .*page_store.* can't be created: ", done.err)
+    assert re.match(r"doccls verify-resume: .*page_store.* can't be taken: ", done.err)
 
 
 def test_a_resume_that_changes_a_weight_is_found_out(trainer: Trainer) -> None:

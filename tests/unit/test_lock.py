@@ -16,6 +16,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import psutil
 import pytest
 
 from doccls.errors import UserError
@@ -155,19 +156,35 @@ def test_the_folder_may_be_removed_while_the_lock_is_held(path: Path) -> None:
         assert "the next one by process" in refuse(path)
 
 
+def test_who_waits_goes_on_when_the_folder_is_removed(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    holding, left = hold_lock(path, WHAT), []
+    holding.__enter__()
+
+    def sleep(seconds: float) -> None:
+        if not left:
+            left.append(path.unlink())
+            path.parent.rmdir()
+            holding.__exit__(None, None, None)
+
+    monkeypatch.setattr(lock.time, "sleep", sleep)
+    with hold_lock(path, "this test", wait_s=3600.0):
+        assert "this test by process" in refuse(path)
+
+
 @pytest.mark.parametrize("text", ["", "{", "[1]", "{}", '{"what": "x"}', '{"other": 1}', "null", "3"])
 def test_a_holder_that_has_not_yet_described_itself_is_waited_for(
-    path: Path, request: pytest.FixtureRequest, text: str
+    path: Path, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str], text: str
 ) -> None:
     with hold_lock(path, WHAT):
         request.getfixturevalue("quick_waits")
         path.write_text(text)
         assert "another process has just begun to work on it" in refuse(path)
+        assert "has just begun to work on it" in capsys.readouterr().err
         assert find_holder(path) is None
 
 
 def test_a_token_that_would_lead_out_of_the_folder_is_not_followed(path: Path) -> None:
-    write_claim(path, os.getpid(), age_s=200.0, token="../../elsewhere")
+    write_claim(path, os.getpid(), age_s=4000.0, token="../../elsewhere")
     with hold_lock(path, "this test"):
         assert [file.name for file in path.parent.iterdir()] == [path.name]
 
@@ -175,19 +192,29 @@ def test_a_token_that_would_lead_out_of_the_folder_is_not_followed(path: Path) -
 def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
     (tmp_path / "live").write_text("in the way")
     with (
-        pytest.raises(LockError, match=r"live/x\.lock: can't be created"),
+        pytest.raises(LockError, match=r"live/x\.lock: can't be taken: "),
         hold_lock(tmp_path / "live" / "x.lock", "x"),
     ):
         pytest.fail("went on")
 
 
-def test_a_full_disk_refuses_the_lock_and_leaves_no_file(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def write(*_: object) -> int:
+@pytest.mark.parametrize("late", ["write", "short write", "close"])
+def test_a_full_disk_refuses_the_lock_and_leaves_no_file(
+    path: Path, monkeypatch: pytest.MonkeyPatch, late: str
+) -> None:
+    close = os.close
+
+    def fail(descriptor: int, *_: object) -> int:
+        if late == "short write":
+            return os.pwrite(descriptor, b'{"wh', 0)
+        if late == "close":
+            close(descriptor)
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(lock.os, "write", write)
-    with pytest.raises(LockError, match="can't be created: No space left"), hold_lock(path, "x"):
-        pytest.fail("went on")
+    with monkeypatch.context() as patch:
+        patch.setattr(lock.os, late.split()[-1], fail)
+        with pytest.raises(LockError, match="can't be taken: No space left"), hold_lock(path, "x"):
+            pytest.fail("went on")
     assert list(path.parent.iterdir()) == []
 
 
@@ -216,9 +243,9 @@ def dead_pid() -> int:
     ("age_s", "changes"),
     [
         (0.0, {}),
-        (200.0, {"host": "elsewhere"}),
-        (200.0, {"boot": "of another start"}),
-        (200.0, {"namespace": "pid:[1]"}),
+        (4000.0, {"host": "elsewhere"}),
+        (4000.0, {"boot": "of another start"}),
+        (4000.0, {"namespace": "pid:[1]"}),
     ],
 )
 def test_the_lock_of_a_dead_process_is_taken_over(
@@ -242,6 +269,22 @@ def test_the_lock_of_a_process_that_is_alive_is_not(path: Path) -> None:
     assert path.read_bytes() == before
 
 
+def test_a_process_that_the_system_hides_is_alive(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As another user's, where /proc is mounted with hidepid: there is no /proc/PID, and no right to send a signal."""
+
+    def kill(pid: int, number: int) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    write_claim(path, os.getpid(), age_s=4000.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(lock.os, "kill", kill)
+        patch.setattr(Path, "read_text", lambda *_, **__: (_ for _ in ()).throw(FileNotFoundError()))
+        patch.setattr(lock.psutil, "Process", lambda pid: (_ for _ in ()).throw(psutil.NoSuchProcess(pid)))
+        assert lock._read_start(os.getpid()) == ""
+    monkeypatch.setattr(lock, "_read_start", lambda pid: "")
+    assert "it lives" in refuse(path)
+
+
 def test_a_process_that_has_the_holders_number_is_not_taken_for_it(path: Path) -> None:
     """As in a container that is started anew: the first process there is always number 1."""
     write_claim(path, os.getpid(), started="another time")
@@ -256,6 +299,22 @@ def test_one_that_died_before_it_described_itself_holds_nothing(path: Path) -> N
     assert find_holder(path) is None
     with hold_lock(path, "this test"):
         assert "this test by process" in refuse(path)
+
+
+def test_a_living_holder_whose_file_server_was_away_keeps_its_lock(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first look finds it silent for two minutes; the next one finds its sign of life."""
+    write_claim(path, 1, age_s=200.0, host="elsewhere")
+    now_s = [100.0]
+
+    def sleep(seconds: float) -> None:
+        now_s[0] += seconds
+        if now_s[0] > 105.0:
+            os.utime(path)
+
+    monkeypatch.setattr(lock.time, "monotonic", lambda: now_s[0])
+    monkeypatch.setattr(lock.time, "sleep", sleep)
+    with pytest.raises(LockError, match="it seems to live"), hold_lock(path, "this test"):
+        pytest.fail("two hold it")
 
 
 @pytest.mark.parametrize("lives", [True, False])
@@ -274,7 +333,7 @@ def test_a_silent_holder_of_another_machine_is_watched(
     monkeypatch.setattr(lock.time, "sleep", sleep)
     monkeypatch.setattr(lock, "_measure_silence_s", lambda claim: now_s[0] - 40.0)
     if lives:
-        with pytest.raises(LockError, match="on elsewhere since.*it lives"), hold_lock(path, "this test"):  # noqa: RUF043
+        with pytest.raises(LockError, match="on elsewhere since.*it seems to live"), hold_lock(path, "this test"):  # noqa: RUF043
             pytest.fail("two hold it")
     else:
         with hold_lock(path, "this test"):
@@ -321,10 +380,28 @@ def test_who_was_suspended_for_long_notices_that_its_lock_was_taken(path: Path, 
 
 def test_a_file_server_that_does_not_answer_is_no_other_holder(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def read(*_: object) -> None:
-        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     with hold_lock(path, WHAT) as held, monkeypatch.context() as patch:
         patch.setattr(lock, "_read_claim", read)
+        held.check()
+        with pytest.raises(LockError, match="can't be read: Input/output error"):
+            find_holder(path)
+
+
+def test_a_file_that_is_replaced_as_it_is_read_is_read_again(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An NFS client says so: Stale file handle."""
+    write_claim(path, os.getpid())
+    parse, failed = lock._parse, []
+
+    def fail_first(text: bytes) -> lock.Holder | None:
+        if not failed:
+            failed.append(path.unlink())
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return parse(text)
+
+    monkeypatch.setattr(lock, "_parse", fail_first)
+    with hold_lock(path, "this test") as held:
         held.check()
 
 
@@ -385,6 +462,33 @@ def test_who_saw_a_dead_holder_whose_lock_was_taken_and_released_since_takes_it_
         assert "the other by process" in refuse(path)
         assert [file.name for file in path.parent.iterdir()] == [path.name]
     assert list(path.parent.iterdir()) == []
+
+
+def test_a_takeover_that_fails_leaves_nothing_in_the_way(
+    path: Path, dead_pid: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def move(*_: object) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    write_claim(path, dead_pid)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", move)
+        with pytest.raises(LockError, match="can't be taken: Operation not permitted"), hold_lock(path, WHAT):
+            pytest.fail("went on")
+    with hold_lock(path, "this test") as held:
+        held.check()
+
+
+def test_who_is_suspended_within_its_release_removes_nobodys_lock(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has read its own file; before it goes on, another process has taken the lock as from a dead one."""
+    holding = hold_lock(path, WHAT)
+    holding.__enter__()
+    chain = lock._read_chain(path)
+    other = lock._describe_self("the other")
+    interrupt(monkeypatch, "_create", lambda: lock._take_over(path, chain, other))
+    holding.__exit__(None, None, None)
+    assert str(find_holder(path)).startswith("the other by process")
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
 def test_a_takeover_that_its_process_did_not_finish_is_taken_over(path: Path, dead_pid: int) -> None:

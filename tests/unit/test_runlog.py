@@ -156,6 +156,9 @@ def test_a_console_on_a_full_disk_does_not_change_the_exit_code(tmp_path: Path, 
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False, timeout=60)
         assert done.returncode == 1 and done.stderr.startswith("[EXIT][ERROR] training failed: "), done.stderr
         assert subprocess.run(command, stdout=full, stderr=full, check=False, timeout=60).returncode == 1
+    closed = ["bash", "-c", 'exec "$@" >&-', "bash", *command]
+    done = subprocess.run(closed, stderr=subprocess.PIPE, text=True, check=False, timeout=60)
+    assert done.returncode == 1 and done.stderr.startswith("[EXIT][ERROR] training failed: "), done.stderr
 
 
 def test_a_second_run_of_the_same_minute_adds_to_the_file(path: Path) -> None:

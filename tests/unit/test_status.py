@@ -139,7 +139,7 @@ def test_a_fold_whose_process_cannot_be_killed_has_failed(paths: RunPaths) -> No
     with hold_lock(paths.fold_lock(1), "fold 1 is being trained"):
         for pid, state in ((os.getpid(), "failed"), (os.getpid() + 1, "running")):
             attempt = replace(FAILED, outcome="unkillable", message="rank 0 could not be killed", pids=(pid,))
-            write_ledger(paths.ledger(), replace(LEDGER, attempts=(attempt,)))
+            write_ledger(paths.ledger(), replace(LEDGER, host=socket.gethostname(), attempts=(attempt,)))
             heart = Heartbeat()
             heart.write_to(paths.heartbeat(1, 0))
             heart.beat(phase="train", fold=1, epoch=2, step=14)
@@ -217,7 +217,8 @@ def test_a_launcher_of_another_user_machine_or_container_is_not_cancelled_from_h
         struck: list[int] = []
 
         def kill(pid: int, number: int) -> None:
-            struck.append(pid)
+            if number:  # 0 asks whether it is there
+                struck.append(pid)
             raise PermissionError
 
         monkeypatch.setattr(os, "kill", kill)
