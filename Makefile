@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PYTEST := -m pytest
 
-.PHONY: demo test test-fast soak lint format clean
+.PHONY: demo test test-fast test-gpu soak lint format clean
 
 demo: $(READY)
 	$(BIN)/doccls demo demo
@@ -19,6 +19,10 @@ test: $(READY)
 # What finds most mistakes within a minute: no process tests, no slow ones, few examples.
 test-fast: lint
 	DOCCLS_HYPOTHESIS=fast $(BIN)/python $(PYTEST) -n 2 --no-loadscope-reorder -m "not slow" tests/golden tests/unit
+
+# On the machine's GPUs, about four minutes on one; skipped with a notice where there is none.
+test-gpu: $(READY)
+	$(BIN)/python $(PYTEST) tests/gpu
 
 # About 30 minutes on two cores: every fault at every place, 200 kills and 150 stops at random moments, and many drawn examples.
 soak: $(READY)

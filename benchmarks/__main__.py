@@ -1,4 +1,4 @@
-"""`python -m benchmarks --timm CHECKOUT`: interleaved runs against timm's train.py and a bare loop, as ratios."""
+"""`python -m benchmarks --timm CHECKOUT | --gpu`: interleaved runs against timm and bare loops, as ratios."""
 
 import argparse
 import platform
@@ -12,6 +12,7 @@ import timm
 import torch
 
 from benchmarks.cases import CASES, Bench, Case, Figures
+from benchmarks.gpu import measure_gpu
 from benchmarks.measure import adopt_orphans
 from benchmarks.pages import draw_pages
 
@@ -21,8 +22,17 @@ _FEW = 64
 def main() -> None:
     """Measure the cases that were asked for, and print each one's table when it is done."""
     words = _build_parser().parse_args()
+    if words.gpu:
+        print(describe_machine(), flush=True)
+        if torch.cuda.is_available():
+            with tempfile.TemporaryDirectory(prefix="doccls-bench-") as made:
+                measure_gpu((words.folder or Path(made)).resolve(), words.minutes)
+        else:
+            print("GPU: not measured (none here)")
+        return
     adopt_orphans()
-    print(_describe_machine(words.timm), flush=True)
+    version = (words.timm / "timm" / "version.py").read_text().partition("=")[2].strip(" '\n")
+    print(f"{describe_machine()} (train.py of {version})", flush=True)
     with tempfile.TemporaryDirectory(prefix="doccls-bench-") as made:
         folder = (words.folder or Path(made)).resolve()
         folder.mkdir(parents=True, exist_ok=True)
@@ -45,7 +55,10 @@ def main() -> None:
 def _build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     names = [case.name for case in CASES]
-    parser.add_argument("--timm", type=Path, required=True, metavar="CHECKOUT", help="of timm's repository")
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--timm", type=Path, metavar="CHECKOUT", help="of timm's repository")
+    which.add_argument("--gpu", action="store_true", help="steps and loader on this machine's GPU")
+    parser.add_argument("--minutes", type=float, default=5.0, help="with --gpu: begin nothing that takes longer")
     parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="CASE", help=", ".join(names))
     parser.add_argument("--rounds", type=int, default=3, help="at most (default: 3)")
     parser.add_argument("--pages", type=int, default=500, help="A4 pages to draw (default: 500)")
@@ -54,13 +67,12 @@ def _build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _describe_machine(checkout: Path) -> str:
-    version = (checkout / "timm" / "version.py").read_text().partition("=")[2].strip(" '\n")
+def describe_machine() -> str:
+    """What was measured on: processor, memory, GPU and versions."""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     return (
         f"{platform.machine()}, {psutil.cpu_count()} cores, {psutil.virtual_memory().total / 2**30:.0f} GiB, {gpu}; "
-        f"Python {platform.python_version()}, torch {torch.__version__}, timm {timm.__version__} (train.py of "
-        f"{version})"
+        f"Python {platform.python_version()}, torch {torch.__version__}, timm {timm.__version__}"
     )
 
 

@@ -231,8 +231,7 @@ def _predict_folds(files: Sequence[Path], config: Config, pages: TestPages, acce
     from doccls.training.evaluate import EvaluationKeys
 
     rows = np.setdiff1d(np.arange(len(pages.ids)), pages.paths.find_missing())
-    share = -(-config.train.batch_size // accelerator.num_processes)
-    size = min(config.train.micro_batch_size or share, share)
+    size = config.train.count_images_at_a_time(accelerator.num_processes)
     keys = EvaluationKeys(rows, size, accelerator.process_index, accelerator.num_processes)
     unlabelled = np.full(len(pages.ids), -1)
     described = Pages(

@@ -329,6 +329,8 @@ def make_plan(
         finished=tuple(fold for fold in folds if fold in finished),
         waves=plan_waves(to_do, slots, make_workload(arguments, config, run_id)),
         files=_list_files(paths, to_do, config.data.valid_fold == "all"),
+        batch_size=config.train.batch_size,
+        images_at_a_time=config.train.count_images_at_a_time(len(slots[0].devices)),
         warnings=(*warnings, *warn_of_threads(slots, len(to_do), config.train.cpu_threads, cores)),
     )
 

@@ -60,6 +60,10 @@ class LaunchPlan:
     files: tuple[str, ...]
     """To come in the run's folder."""
     warnings: tuple[str, ...]
+    batch_size: int
+    """Images in one optimizer step of a fold."""
+    images_at_a_time: int
+    """Most images that one process takes through the model at once."""
 
 
 _OF_A_GROUP = (
@@ -101,6 +105,10 @@ def render_plan(plan: LaunchPlan, commands: bool = True) -> str:
             lines.append(f"[PLAN] wave {number + 1}: fold {one.fold} on {one.slot.name}{ranks}{later}")
             if commands:
                 lines.append(f"           {render_command(one)}")
+    if plan.waves:
+        processes = len(plan.waves[0][0].ranks)
+        shared = f" on {processes} processes" if processes > 1 else ""
+        lines.append(f"[PLAN] a step takes {plan.batch_size} images{shared}, {plan.images_at_a_time} at a time on each")
     if commands:
         lines += [f"[PLAN] to come: {file}" for file in plan.files]
     return "\n".join(lines)

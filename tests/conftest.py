@@ -13,9 +13,9 @@ import pytest
 from hypothesis import settings
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
-SUITES = ("slurm", "distributed", "launcher", "faults", "texdoc17", "golden", "unit")
+SUITES = ("slurm", "distributed", "launcher", "faults", "gpu", "texdoc17", "golden", "unit")
 """In the order in which xdist starts them: what must stay together and takes long comes first."""
-TOGETHER = ("slurm", "distributed", "faults", "golden")
+TOGETHER = ("slurm", "distributed", "faults", "gpu", "golden")
 """Suites whose tests share runs, or one cluster."""
 settings.register_profile("fast", deadline=None, max_examples=20)
 settings.register_profile("short", deadline=None, max_examples=200)
@@ -24,6 +24,10 @@ settings.load_profile(os.environ.get("DOCCLS_HYPOTHESIS", "short"))
 _skipped: dict[str, str] = {}
 if hasattr(signal, "SIGHUP"):
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it is ignored, and so it would be in what tests start
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--device", choices=("cuda", "cpu"), default="cuda", help="where the suite gpu trains")
 
 
 @pytest.fixture(scope="session")

@@ -164,6 +164,8 @@ class TrainConfig(Section):
     """Passes over the training folds."""
     lr: Annotated[float, Field(gt=0)] = 3e-4
     """Peak learning rate."""
+    lr_scaling: Literal["none", "linear", "sqrt"] = "none"
+    """`linear` or `sqrt`: lr and min_lr are those of a batch of 32 images, and grow with batch_size or its root."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     """Weight decay; biases and norms are left out of it."""
     optimizer: Annotated[str, Field(min_length=1)] = "adamw"
@@ -192,10 +194,14 @@ class TrainConfig(Section):
     """Share of the batches that Mixup or CutMix touches."""
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Validate and keep an exponential moving average of the weights, with this decay (warmed up); null is off."""
-    compile: bool = False
-    """torch.compile the model."""
-    deterministic: bool = True
-    """Only kernels that give the same bits each time. On GPUs false is faster, and no two runs agree in all bits."""
+    sync_bn: bool = False
+    """BatchNorm over the images of all processes (SyncBatchNorm), for few images on each of several GPUs."""
+    speed: Literal["reproducible", "fast"] = "reproducible"
+    """`fast`, on GPUs: compiled model, fastest kernels, TF32 even without amp. No two runs agree in all bits."""
+    compile: bool | None = None
+    """torch.compile the model; null: on GPUs, if speed is `fast`."""
+    deterministic: bool | None = None
+    """Only kernels that give the same bits each time; null: unless speed is `fast`."""
     cpu_threads: Annotated[int, Field(ge=1)] = 2
     """Threads that one process computes with. Fixed, not found: on a CPU the count changes the order of sums."""
     num_processes: Annotated[Annotated[int, Field(ge=1)] | None, Operational()] = None
@@ -224,6 +230,16 @@ class TrainConfig(Section):
             contradictions["num_processes"] = f"at most train.batch_size, which is {self.batch_size}"
         _refuse(contradictions)
         return self
+
+    @property
+    def is_deterministic(self) -> bool:
+        """Whether only kernels are allowed that give the same bits each time."""
+        return self.speed == "reproducible" if self.deterministic is None else self.deterministic
+
+    def count_images_at_a_time(self, world_size: int) -> int:
+        """Most images that one of the processes takes through the model at once."""
+        share = -(-self.batch_size // world_size)
+        return min(self.micro_batch_size or share, share)
 
 
 class AugmentConfig(Section):

@@ -1,5 +1,6 @@
 """How many processes load batches, and how many batches they have room for in shared memory on the way."""
 
+import math
 import os
 import shutil
 import sys
@@ -21,6 +22,8 @@ _BESIDE_BYTES = 3 * 4096
 """Of each batch: its targets and indices, and that all come in whole memory pages."""
 _MOST_WORKERS, _MOST_WORKERS_ON_CPU = 8, 2
 """Of one process, where nobody says how many; on a CPU they take its time from the training."""
+_IMAGES_PER_S = 1000.0
+"""What a fast GPU takes of mid-sized networks: where pages take long, more than `_MOST_WORKERS` are to make so many."""
 _MORE_ROOM = "more room: docker run --shm-size=2g or --ipc=host, or remount /dev/shm"
 
 
@@ -39,9 +42,10 @@ def plan_loader(
     batch_bytes: int,
     on_gpu: bool,
     stored: bool,
+    page_s: float = 0.0,
     environment: Mapping[str, str] = os.environ,
 ) -> LoaderPlan:
-    """As `data.num_workers` says, or as many workers as pay and have room.
+    """As `data.num_workers` says, or as many workers as pay and have room; making a page takes one `page_s`.
 
     Raises:
         OwnError: there is no room for those that were stated.
@@ -51,7 +55,7 @@ def plan_loader(
     remarks = []
     if stated == "auto":
         cores = count_own_cores(environment)
-        paying = range(choose_workers(cores, on_gpu, stored), -1, -1)
+        paying = range(choose_workers(cores, on_gpu, stored, page_s), -1, -1)
         workers = next(count for count in paying if fit_prefetch(own_bytes, batch_bytes, count))
         remarks.append(f"loader workers: {workers} (data.num_workers: auto, {cores} cores)")
     else:
@@ -70,10 +74,14 @@ def plan_loader(
     return LoaderPlan(workers, prefetch, tuple(remarks))
 
 
-def choose_workers(cores: int, on_gpu: bool, stored: bool) -> int:
-    """How many pay: beside a GPU all cores but one; on a CPU none where pages come from the store, at 0.4 ms each."""
+def choose_workers(cores: int, on_gpu: bool, stored: bool, page_s: float = 0.0) -> int:
+    """How many pay: beside a GPU eight, or as many as slow pages need, and one core is left to the training.
+
+    On a CPU none where pages come from the store, at 0.4 ms each.
+    """
     if on_gpu:
-        return max(1, min(_MOST_WORKERS, cores - 1))
+        most = max(_MOST_WORKERS, math.ceil(page_s * _IMAGES_PER_S))
+        return max(1, min(most, cores - 1))
     return 0 if stored else max(1, min(_MOST_WORKERS_ON_CPU, cores))
 
 

@@ -1,5 +1,6 @@
 """Config -> timm model: names, pooling and weights checked in the user's words, not in timm's assertions."""
 
+import os
 import sys
 from difflib import get_close_matches
 from pathlib import Path
@@ -7,12 +8,12 @@ from typing import cast
 
 import timm
 import torch
-from timm.layers import SelectAdaptivePool2d
+from timm.layers import SelectAdaptivePool2d, convert_sync_batchnorm, set_fused_attn
 from torch import nn
 
 from doccls.config.schema import ModelConfig
 from doccls.errors import OwnError, UserError
-from doccls.model.pooling import GeneralizedMeanPool2d
+from doccls.model.pooling import GeneralizedMeanPool2d, use_deterministic_maxima
 from doccls.model.weights import UNREADABLE
 
 POOLINGS = ("avg", "max", "avgmax", "catavgmax", "gem", "token", "map")
@@ -117,13 +118,31 @@ def _check_img_size(config: ModelConfig, pooling: str | None, img_size: int, opt
         raise ModelError(f"train.img_size = {img_size}: {config.name} can't take it: {error}") from error
 
 
+def has_plain_batchnorm(model: nn.Module) -> bool:
+    """Whether BatchNorm in it normalises over the images of one process alone."""
+    return any(
+        isinstance(module, nn.modules.batchnorm._BatchNorm) and not isinstance(module, nn.SyncBatchNorm)
+        for module in model.modules()
+    )
+
+
+def synchronize_batchnorm(model: nn.Module) -> nn.Module:
+    """The model with BatchNorm over the images of all processes, which needs GPUs."""
+    return cast(nn.Module, convert_sync_batchnorm(model))
+
+
 def _create_with_pooling(name: str, pooling: str | None, num_classes: int, options: dict[str, float]) -> nn.Module:
+    if "TIMM_FUSED_ATTN" not in os.environ:  # timm's own switch; by default it leaves Swin's attention unfused
+        set_fused_attn(True, experimental=True)
     if pooling is None:
-        return cast(nn.Module, timm.create_model(name, pretrained=False, num_classes=num_classes, **options))
+        model = timm.create_model(name, pretrained=False, num_classes=num_classes, **options)
+        use_deterministic_maxima(model)
+        return cast(nn.Module, model)
     if pooling not in POOLINGS:
         raise ValueError(f"unknown pooling {pooling!r}")
     timms = "avg" if pooling == "gem" else pooling
     model = timm.create_model(name, pretrained=False, num_classes=num_classes, global_pool=timms, **options)
+    use_deterministic_maxima(model)
     if pooling == "gem":
         _use_gem(model)
     return cast(nn.Module, model)

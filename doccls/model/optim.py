@@ -1,5 +1,6 @@
 """Optimizer, schedule, losses, Mixup and EMA: timm's factories, told by the config."""
 
+import math
 from difflib import get_close_matches
 
 import torch
@@ -15,6 +16,8 @@ from doccls.config.schema import TrainConfig
 from doccls.errors import UserError
 
 _WARMUP_FLOOR = 1e-3
+_LR_BATCH_SIZE = 32
+"""The batch for which train.lr is stated, under train.lr_scaling."""
 _FUSED = ("adam", "adamw", "sgd")
 
 
@@ -34,6 +37,21 @@ def check_optimizer_name(name: str) -> None:
         raise OptimizerError(f"train.optimizer = {name!r}: no such optimizer here; near: {', '.join(near)}")
 
 
+def scale_lr(config: TrainConfig) -> float:
+    """The factor of train.lr_scaling on train.lr and train.min_lr.
+
+    Source: Goyal et al., "Accurate, Large Minibatch SGD", 2017 (linear); Krizhevsky, "One weird trick for parallelizing
+    convolutional neural networks", 2014 (sqrt).
+    """
+    growth = config.batch_size / _LR_BATCH_SIZE
+    return {"none": 1.0, "linear": growth, "sqrt": math.sqrt(growth)}[config.lr_scaling]
+
+
+def has_fused_kernel(name: str) -> bool:
+    """Whether torch has one, on GPUs, for an optimizer in any case of letters."""
+    return name.lower() in _FUSED
+
+
 def build_optimizer(config: TrainConfig, model: nn.Module, device: torch.device) -> torch.optim.Optimizer:
     """timm's optimizer with weight decay off for biases and norms; fused kernels on CUDA where torch has them.
 
@@ -42,10 +60,10 @@ def build_optimizer(config: TrainConfig, model: nn.Module, device: torch.device)
     """
     check_optimizer_name(config.optimizer)
     name = config.optimizer.lower()
-    fused = {"fused": True} if device.type == "cuda" and name in _FUSED else {}
+    fused = {"fused": True} if device.type == "cuda" and has_fused_kernel(name) else {}
     try:
         optimizer: torch.optim.Optimizer = create_optimizer_v2(
-            model, opt=name, lr=config.lr, weight_decay=config.weight_decay, **fused
+            model, opt=name, lr=config.lr * scale_lr(config), weight_decay=config.weight_decay, **fused
         )
     except (TypeError, ImportError, AssertionError, RuntimeError) as error:
         raise OptimizerError(f"train.optimizer = {config.optimizer!r} can't be built here: {error}") from error
@@ -54,6 +72,7 @@ def build_optimizer(config: TrainConfig, model: nn.Module, device: torch.device)
 
 def build_scheduler(config: TrainConfig, optimizer: torch.optim.Optimizer, steps_per_epoch: int) -> Scheduler:
     """timm's schedule. `scheduler.step_update(step)` sets the rate: a pure function of the step, never counted up."""
+    factor = scale_lr(config)
     scheduler, _ = create_scheduler_v2(
         optimizer,
         sched=config.scheduler,
@@ -61,8 +80,8 @@ def build_scheduler(config: TrainConfig, optimizer: torch.optim.Optimizer, steps
         decay_epochs=config.decay_epochs,
         decay_rate=config.decay_rate,
         warmup_epochs=config.warmup_epochs,
-        warmup_lr=max(config.min_lr, config.lr * _WARMUP_FLOOR),
-        min_lr=config.min_lr,
+        warmup_lr=factor * max(config.min_lr, config.lr * _WARMUP_FLOOR),
+        min_lr=factor * config.min_lr,
         step_on_epochs=False,
         updates_per_epoch=steps_per_epoch,
     )

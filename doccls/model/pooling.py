@@ -1,10 +1,26 @@
-"""Generalized-mean pooling, which timm lacks."""
+"""Pooling that timm lacks: the generalized mean, and maxima whose gradient is deterministic on GPUs."""
 
 from typing import Self
 
 import torch
 from timm.layers import SelectAdaptivePool2d
+from timm.layers.adaptive_avgmax_pool import AdaptiveAvgMaxPool2d, AdaptiveCatAvgMaxPool2d
 from torch import nn
+
+_WITH_MAXIMUM = (nn.AdaptiveMaxPool2d, AdaptiveAvgMaxPool2d, AdaptiveCatAvgMaxPool2d)
+
+
+def use_deterministic_maxima(model: nn.Module) -> None:
+    """Replace, in timm's pooling layers, adaptive max pooling by `amax`.
+
+    The values are the same. On CUDA, the gradient of adaptive max pooling has no deterministic kernel, and training
+    under `torch.use_deterministic_algorithms` would fail at the first step.
+    """
+    for layer in model.modules():
+        if isinstance(layer, SelectAdaptivePool2d) and isinstance(layer.pool, _WITH_MAXIMUM):
+            flatten = isinstance(layer.flatten, nn.Flatten)
+            fast = SelectAdaptivePool2d(pool_type=f"fast{layer.pool_type}", flatten=flatten)
+            layer.pool, layer.flatten = fast.pool, fast.flatten
 
 
 class GeneralizedMeanPool2d(nn.Module):

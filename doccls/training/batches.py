@@ -1,12 +1,13 @@
 """Which batches a rank reads, in which order: those of training and validation, of all folds, one after the other."""
 
+import math
+import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import contextmanager
 
 from accelerate import Accelerator
 
-from doccls.config.schema import DataConfig
 from doccls.data.dataset import Batch, DocClsDataset, Pages, SampleKey
 from doccls.data.order import BatchPlan
 from doccls.data.room import plan_loader
@@ -18,10 +19,34 @@ from doccls.training.evaluate import EvaluationKeys
 from doccls.training.loop import list_training_keys
 from doccls.training.starts import Start
 
+_TIMED_PAGES = 8
 
+
+class WaitingBatches(Iterator[Batch]):
+    """The batches, and how long they were waited for: with loader workers, only where these were too slow."""
+
+    def __init__(self, batches: Iterator[Batch], workers: int) -> None:
+        """`workers` make them; 0: this process does so itself."""
+        self.workers = workers
+        self._batches, self._waited_s = batches, 0.0
+
+    def __next__(self) -> Batch:
+        asked_s = time.perf_counter()
+        try:
+            return next(self._batches)
+        finally:
+            self._waited_s += time.perf_counter() - asked_s
+
+    def take_s(self) -> float:
+        """Seconds waited since it was last asked."""
+        waited_s, self._waited_s = self._waited_s, 0.0
+        return waited_s
+
+
+@contextmanager
 def load_folds(
     experiment: Experiment, folds: Sequence[int], starts: Mapping[int, Start], accelerator: Accelerator, log: RunLog
-) -> AbstractContextManager[Iterator[Batch]]:
+) -> Iterator[WaitingBatches]:
     """This rank's batches of all that `train_fold` does on `folds`, in that order: one set of workers for all.
 
     Raises:
@@ -39,13 +64,26 @@ def load_folds(
     )
     dataset = DocClsDataset(pages, Augmentation(config.augment, config.train.img_size), config.project.seed)
     keys = (batch for fold in folds for batch in _list_keys(experiment, fold, starts.get(fold), accelerator))
-    share = -(-config.train.batch_size // accelerator.num_processes)
-    most = min(config.train.micro_batch_size or share, share)
+    most = config.train.count_images_at_a_time(accelerator.num_processes)
     on_gpu, stored = accelerator.device.type == "cuda", experiment.data.stored is not None
-    plan = plan_loader(config.data.num_workers, most * dataset.page_bytes, on_gpu, stored)
+    page_s = 0.0
+    if on_gpu and folds and config.data.num_workers == "auto":
+        page_s = measure_page(dataset, next(_list_keys(experiment, folds[0], None, accelerator)))
+    plan = plan_loader(config.data.num_workers, most * dataset.page_bytes, on_gpu, stored, page_s)
     for remark in plan.remarks:
         log.line(f"[DATA] {remark}")
-    return loading(dataset, keys, plan.workers, on_gpu, plan.prefetch)
+    with loading(dataset, keys, plan.workers, on_gpu, plan.prefetch) as batches:
+        yield WaitingBatches(batches, plan.workers)
+
+
+def measure_page(dataset: DocClsDataset, keys: Sequence[SampleKey]) -> float:
+    """Seconds that it takes one process to make a page: the median of the first few, without the very first."""
+    times_s = []
+    for key in keys[: _TIMED_PAGES + 1]:
+        began_s = time.perf_counter()
+        dataset[key]
+        times_s.append(time.perf_counter() - began_s)
+    return statistics.median(times_s[1:] or times_s)
 
 
 def _list_keys(
@@ -68,32 +106,23 @@ def find_epoch(step: int, plan: BatchPlan) -> int:
 def list_validation_keys(experiment: Experiment, fold: int, accelerator: Accelerator) -> EvaluationKeys:
     """This rank's share of the fold's validation."""
     train, world_size = experiment.config.train, accelerator.num_processes
-    size = min(train.micro_batch_size or train.batch_size, -(-train.batch_size // world_size))
+    size = train.count_images_at_a_time(world_size)
     return EvaluationKeys(experiment.data.list_valid(fold), size, accelerator.process_index, world_size)
 
 
-class WaitingBatches(Iterator[Batch]):
-    """The batches, and how long they were waited for: with loader workers, only where these were too slow."""
+def advise_on_waiting(share: float, workers: int, cores: int, stored: bool) -> str:
+    """What the log says where steps wait for pages, of which the loader makes as many as it can.
 
-    def __init__(self, batches: Iterator[Batch]) -> None:
-        self._batches, self._waited_s = batches, 0.0
-
-    def __next__(self) -> Batch:
-        asked_s = time.perf_counter()
-        try:
-            return next(self._batches)
-        finally:
-            self._waited_s += time.perf_counter() - asked_s
-
-    def take_s(self) -> float:
-        """Seconds waited since it was last asked."""
-        waited_s, self._waited_s = self._waited_s, 0.0
-        return waited_s
-
-
-def advise_on_waiting(share: float, data: DataConfig, stored: bool) -> str:
-    """What the log says where steps wait for pages: how much, and what to raise."""
-    cures = ["a larger data.num_workers" + ("" if data.num_workers == "auto" else f" (now {data.num_workers})")]
+    Args:
+        share: of the epoch's time, waited.
+        workers: that make the pages.
+        cores: that this process may use.
+        stored: whether pages come decoded.
+    """
+    # Without waiting, the epoch would take 1 - share of its time, and as many pages would be made in it.
+    needed = max(workers + 1, math.ceil(max(1, workers) / (1.0 - share)))
+    scarce = f", more than the {cores} cores here" if needed >= cores else ""
+    cures = [f"data.num_workers = {needed} (now {workers}{scarce})"]
     cures += [] if stored else ["data.store, which keeps decoded pages"]
     cures += ["less of augment's slow ones (shadow, noise)"]
     return f"steps waited for pages {share:.0%} of the epoch's time; what helps: {', '.join(cures)}"

@@ -10,9 +10,12 @@ from torch import nn
 from doccls.config.schema import TrainConfig
 from doccls.data.order import BatchPlan
 from doccls.errors import OwnError
+from doccls.model.build import has_plain_batchnorm
 from doccls.run.gpu_memory import MUCH_GIB, is_full, measure_others_gib
 from doccls.training.loop import TrainingError
 
+_FEW_FOR_BATCHNORM = 16
+"""Images below which BatchNorm's estimates of mean and variance are noisy."""
 _ONE_VALUE = "Expected more than 1 value per channel"
 """How torch's BatchNorm begins."""
 
@@ -47,6 +50,20 @@ def check_smallest_share(model: nn.Module, plan: BatchPlan, train: TrainConfig, 
         raise TrainingError(_ask_for_more_images(train)) from error
 
 
+def advise_on_batchnorm(model: nn.Module, train: TrainConfig, world_size: int) -> str | None:
+    """What the log says where BatchNorm sees few images of a batch at a time, since the batch is split; else None."""
+    at_a_time = train.count_images_at_a_time(world_size)
+    if at_a_time >= min(_FEW_FOR_BATCHNORM, train.batch_size) or not has_plain_batchnorm(model):
+        return None
+    cures = ["fewer processes a fold, and folds side by side (doccls-launch run)"] if world_size > 1 else []
+    if train.micro_batch_size is not None and train.micro_batch_size < -(-train.batch_size // world_size):
+        cures.append(f"a larger train.micro_batch_size (now {train.micro_batch_size})")
+    if world_size > 1:
+        cures.append(f"a larger train.batch_size (now {train.batch_size}) with train.lr_scaling")
+        cures.append("train.sync_bn")
+    return f"BatchNorm normalises over {at_a_time} images at a time; what helps: {', '.join(cures)}"
+
+
 def explain(
     error: RuntimeError | ValueError, train: TrainConfig, accelerator: Accelerator
 ) -> OwnTrainingError | GpuMemoryError | None:
@@ -55,8 +72,8 @@ def explain(
         return GpuMemoryError(_tell_memory(str(error), train, accelerator))
     if _ONE_VALUE in str(error):
         return OwnTrainingError(_ask_for_more_images(train))
-    if "deterministic" in str(error) and train.deterministic:
-        return OwnTrainingError(f"train.deterministic = True: this model can't be that here; set it to false ({error})")
+    if "deterministic" in str(error) and train.is_deterministic:
+        return OwnTrainingError(f"train.deterministic: this model can't be that here; set it to false ({error})")
     return None
 
 
@@ -70,8 +87,7 @@ def _tell_memory(said: str, train: TrainConfig, accelerator: Accelerator) -> str
     others_gib = measure_others_gib(said)
     if others_gib > MUCH_GIB:
         numbers.append(f"{others_gib:.2f} GiB held by other processes")
-    share = -(-train.batch_size // accelerator.num_processes)
-    at_a_time = min(train.micro_batch_size or share, share)
+    at_a_time = train.count_images_at_a_time(accelerator.num_processes)
     return (
         f"CUDA out of memory on {accelerator.device}{': ' if numbers else ''}{', '.join(numbers)}. "
         f"Less is needed with train.micro_batch_size below {at_a_time} (the batch stays), "

@@ -1,9 +1,10 @@
 """One fold from end to end: build, train, validate, keep the best, write its part."""
 
 import gc
+import os
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from itertools import islice
 
@@ -13,13 +14,13 @@ import torch
 from accelerate import Accelerator
 from timm.utils import distribute_bn
 
-from doccls.data.dataset import Batch
 from doccls.experiment import Experiment
-from doccls.model.build import build_model, count_parameters, get_normalization
-from doccls.model.optim import build_ema, build_loss, build_mixup, build_optimizer, build_scheduler
+from doccls.model.build import build_model, count_parameters, get_normalization, synchronize_batchnorm
+from doccls.model.optim import build_ema, build_loss, build_mixup, build_optimizer, build_scheduler, scale_lr
 from doccls.oof.metrics import cross_entropy, macro_f1
 from doccls.oof.parts import OofPart, PartInfo, remove_states, write_part
 from doccls.randomness import Purpose, derive_seed
+from doccls.run.cores import count_own_cores
 from doccls.run.disk import measure_free
 from doccls.run.heartbeat import Heartbeat
 from doccls.run.history import EpochMetrics, write_fold_metrics
@@ -31,11 +32,12 @@ from doccls.run.tracking import Tracker, track_fold
 from doccls.training.batches import WaitingBatches, advise_on_waiting, find_epoch, list_validation_keys
 from doccls.training.checkpoint import BestCheckpoint, write_best
 from doccls.training.evaluate import Normalizer, predict_logits
-from doccls.training.explain import check_smallest_share, explain
+from doccls.training.explain import advise_on_batchnorm, check_smallest_share, explain
 from doccls.training.loop import Engine, LossMeter, TrainingError, train_epoch
 from doccls.training.processes import agree_on_stop, await_all, on_main
 from doccls.training.resume import StateKeeper, take_up
 from doccls.training.space import describe_space, measure_space
+from doccls.training.speed import describe_kernels, wants_compile
 from doccls.training.starts import Start, describe_start
 from doccls.training.state import BestSoFar, Progress
 
@@ -47,7 +49,7 @@ def train_fold(
     experiment: Experiment,
     fold: int,
     start: Start | None,
-    batches: Iterator[Batch],
+    batches: WaitingBatches,
     accelerator: Accelerator,
     log: RunLog,
     heart: Heartbeat,
@@ -152,6 +154,10 @@ def _build_engine(
         model = build_model(config.model, len(manifest.classes), train.img_size)
     await_all(accelerator)  # one machine's hub may be slower than collectives may take
     mean, std = get_normalization(config.model, model)
+    if train.sync_bn and accelerator.num_processes > 1:
+        if accelerator.device.type != "cuda":
+            raise TrainingError("train.sync_bn: torch has SyncBatchNorm for GPUs alone; set it to false on CPUs")
+        model = synchronize_batchnorm(model)
     model.to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     check_smallest_share(model, plan, train, accelerator.num_processes)
     total, trainable = count_parameters(model)
@@ -160,15 +166,25 @@ def _build_engine(
         f"params(total/trainable)={total:,}/{trainable:,} "
         f"device={accelerator.device} precision={accelerator.mixed_precision}"
     )
+    log.line(f"[MODEL] kernels: {describe_kernels(train, accelerator.device)}")
+    at_a_time = train.count_images_at_a_time(accelerator.num_processes)
+    advice = advise_on_batchnorm(model, train, accelerator.num_processes)
+    if advice is not None:
+        log.line(f"[WARNING] {advice}")
     ema = build_ema(train, model)
     optimizer = build_optimizer(train, model, accelerator.device)
     scheduler = build_scheduler(train, optimizer, plan.steps_per_epoch)
-    log.line(f"[OPTIM] {train.optimizer} lr={train.lr:g} weight_decay={train.weight_decay:g} ema={train.ema_decay}")
+    scaled = "" if train.lr_scaling == "none" else f" (train.lr={train.lr:g}, {train.lr_scaling} in train.batch_size)"
+    log.line(
+        f"[OPTIM] {train.optimizer} lr={train.lr * scale_lr(train):g}{scaled} weight_decay={train.weight_decay:g} "
+        f"ema={train.ema_decay}"
+    )
     log.line(
         f"[SCHED] {train.scheduler} warmup_epochs={train.warmup_epochs:g} min_lr={train.min_lr:g} "
-        f"steps={plan.steps_per_epoch} epochs={train.epochs} batch={plan.size} processes={accelerator.num_processes}"
+        f"steps={plan.steps_per_epoch} epochs={train.epochs} batch={plan.size} processes={accelerator.num_processes} "
+        f"images_at_a_time={at_a_time}"
     )
-    if train.compile:
+    if wants_compile(train, accelerator.device):
         model.compile()
     with warnings.catch_warnings():
         warnings.filterwarnings(
@@ -203,7 +219,7 @@ def _fit(
     engine: Engine,
     keeper: StateKeeper,
     progress: Progress,
-    batches: Iterator[Batch],
+    batches: WaitingBatches,
     owner: FoldOwner,
 ) -> BestSoFar:
     """The rest of all epochs; each is validated, and an improvement is kept at once: weights and logits in one file."""
@@ -211,7 +227,6 @@ def _fit(
     config, targets, fold = experiment.config, manifest.targets_N, engine.plan.fold
     num_valid = len(list_validation_keys(experiment, fold, accelerator))
 
-    waiting = WaitingBatches(batches)
     best, rows = progress.best, list(progress.rows)
     meter = LossMeter(list(progress.losses), progress.skipped_steps)
 
@@ -223,22 +238,23 @@ def _fit(
     for epoch in range(first, config.train.epochs):
         started_s, trained = time.perf_counter(), (engine.plan.steps_per_epoch - len(meter.losses)) * engine.plan.size
         with log.progress(f"fold {fold} epoch {epoch + 1}/{config.train.epochs}", engine.plan.steps_per_epoch) as bar:
-            done = train_epoch(engine, waiting, epoch, meter, save, bar)
+            done = train_epoch(engine, batches, epoch, meter, save, bar)
         meter = LossMeter()
         if accelerator.num_processes > 1:
             distribute_bn(engine.best_of, accelerator.num_processes, reduce=True)
         trained_s = time.perf_counter() - started_s
-        share = waiting.take_s() / trained_s
+        share = batches.take_s() / trained_s
         log.line(
             f"[EPOCH {epoch + 1}] fold={fold} loss={done.loss:.5f} lr={done.rate:.3e} "
             f"{'' if done.skipped_steps is None else f'skipped_steps={done.skipped_steps} '}"
             f"mem_MiB={measure_memory(accelerator):.0f} images_per_s={trained / trained_s:.1f} data_wait={share:.0%}"
         )
         if share > _MUCH_WAITING and epoch > first:  # the first is also the loader's start
-            log.line(f"[DATA] {advise_on_waiting(share, config.data, experiment.data.stored is not None)}")
+            stored = experiment.data.stored is not None
+            log.line(f"[DATA] {advise_on_waiting(share, batches.workers, count_own_cores(os.environ), stored)}")
         indices, logits = predict_logits(
             engine.best_of,
-            engine.heart.watch(islice(waiting, num_valid), "validate"),
+            engine.heart.watch(islice(batches, num_valid), "validate"),
             engine.normalize,
             engine.num_classes,
             accelerator,
@@ -247,7 +263,7 @@ def _fit(
             bad = [manifest.ids[index] for index in indices[~np.isfinite(logits).all(axis=1)]]
             raise TrainingError(f"fold {fold} epoch {epoch + 1}: {len(bad)} logits are not finite, such as {bad[:5]}")
         score, valid_loss = macro_f1(targets[indices], logits), cross_entropy(targets[indices], logits)
-        waiting.take_s()
+        batches.take_s()
         row = EpochMetrics(
             fold,
             epoch + 1,

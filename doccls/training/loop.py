@@ -1,5 +1,6 @@
 """The epoch and the step: straight down, from batches to updated weights."""
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
@@ -27,6 +28,8 @@ from doccls.run.tracking import Tracker
 from doccls.training.evaluate import Normalizer
 from doccls.training.processes import read_stop, render_stop
 
+_LEAST_SCALE = 1.0
+"""fp16's gradient scale, below which an overflow is no matter of scaling."""
 _ASK_S = 2.0
 """Between two times that ranks ask each other whether to stop or to save."""
 
@@ -74,7 +77,8 @@ class LossMeter:
     """Losses of an epoch's steps, kept on the device until they are asked for."""
 
     losses: list[float] = field(default_factory=list)
-    """Of the steps that are settled: fetched, summed over ranks and finite."""
+    """Of the steps that are settled: fetched and summed over ranks. Finite, but for fp16 steps that overflowed and were
+    skipped."""
     skipped: int = 0
     """Of those, in fp16."""
     pending: list[torch.Tensor] = field(default_factory=list)
@@ -143,7 +147,7 @@ def train_epoch(
         stop, due = _settle(engine, meter, first)
         requests.restart_count()
         if told:
-            loss = float(np.mean(meter.losses[(done - 1) // config.log_interval * config.log_interval :]))
+            loss = _mean_of_finite(meter.losses[(done - 1) // config.log_interval * config.log_interval :])
             line = f"fold={plan.fold} epoch={epoch + 1} loss={loss:.5f} lr={rate:.3e}"
             if scale is not None:
                 line += f" scale={engine.accelerator.scaler.get_scale():g} skipped_steps={meter.skipped}"
@@ -159,7 +163,7 @@ def train_epoch(
     engine.scheduler.step_update(plan.list_steps(epoch)[-1])  # where no step was left to do
     rate = float(engine.optimizer.param_groups[0]["lr"])
     fp16 = engine.accelerator.scaler is not None and engine.accelerator.scaler.is_enabled()
-    return TrainedEpoch(float(np.mean(meter.losses)), rate, meter.skipped if fp16 else None)
+    return TrainedEpoch(_mean_of_finite(meter.losses), rate, meter.skipped if fp16 else None)
 
 
 class _Requests:
@@ -255,6 +259,11 @@ def _mix(engine: Engine, images: torch.Tensor, targets: torch.Tensor) -> tuple[t
     return torch.cat([mixed_images, images[even:]]), torch.cat([mixed_targets, rest])
 
 
+def _mean_of_finite(losses: Sequence[float]) -> float:
+    finite = [loss for loss in losses if math.isfinite(loss)]
+    return float(np.mean(finite)) if finite else math.nan
+
+
 def _settle(engine: Engine, meter: LossMeter, first: int) -> tuple[int | None, bool]:
     """Fetch the pending losses, sum them over ranks, check them; `first` is the epoch's first step.
 
@@ -262,12 +271,16 @@ def _settle(engine: Engine, meter: LossMeter, first: int) -> tuple[int | None, b
         (the signal by which all ranks are to stop, whether the main process finds a state due).
     """
     device, count = engine.accelerator.device, len(meter.pending)
-    falls = torch.stack(meter.falls).sum()[None].float() if meter.falls else torch.zeros(1, device=device)
+    falls = torch.stack(meter.falls).float() if meter.falls else torch.zeros(count, device=device)
     due = torch.tensor([float(engine.is_save_due())], device=device)
     own = torch.cat([torch.stack(meter.pending), falls, due, render_stop(device)])
     sums = engine.accelerator.reduce(own, reduction="sum").cpu().double()
-    losses, fallen, due, stops = sums.tensor_split([count, count + 1, count + 2])
-    bad = (~torch.isfinite(losses)).nonzero()
+    losses, fallen, due, stops = sums.tensor_split([count, 2 * count, 2 * count + 1])
+    skipped = fallen > 0  # the scale is the same on all ranks
+    bad = ~torch.isfinite(losses)
+    if bad.any() and (scale := _read_scale(engine.accelerator)) is not None and float(scale) >= _LEAST_SCALE:
+        bad &= ~skipped
+    bad = bad.nonzero()
     if len(bad):
         step = first + len(meter.losses) + int(bad[0])
         ids = [engine.ids[index] for index in engine.plan.list_batch(step)]
@@ -279,6 +292,6 @@ def _settle(engine: Engine, meter: LossMeter, first: int) -> tuple[int | None, b
         )
     meter.losses += losses.tolist()
     meter.pending.clear()
-    meter.skipped += round(float(fallen) / engine.accelerator.num_processes)  # the scale is the same on all ranks
+    meter.skipped += int(skipped.sum())
     meter.falls.clear()
     return read_stop(stops), bool(due)

@@ -22,6 +22,7 @@ from doccls.config.schema import Config
 from doccls.errors import OwnError, UserError
 from doccls.run.rank import DEVICE, MEETING_FILE, rank_by_environment
 from doccls.run.signals import STOP_SIGNALS, Interrupted, stop_requested
+from doccls.training.speed import choose_kernels
 
 _T = TypeVar("_T")
 _OTHER_COUNTS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
@@ -57,12 +58,7 @@ def start_processes(config: Config) -> Accelerator:
     _check_device(os.environ)
     started = int(os.environ.get("WORLD_SIZE", "1"))
     check_world_size(started, started, config)  # before any rank waits for another
-    if config.train.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it at its first use
-        torch.use_deterministic_algorithms(True)
-        # Nothing here reads memory that it has not written: no need to fill each new tensor, thousands of times a step.
-        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    torch.backends.cudnn.benchmark = not config.train.deterministic
+    choose_kernels(config.train)
     limit = timedelta(seconds=max(_LEAST_LIMIT_S, config.train.collective_timeout_s + _MARGIN_S))
     if started > 1 and MEETING_FILE in os.environ:
         _meet(Path(os.environ[MEETING_FILE]), rank_by_environment(), started, limit)
@@ -72,7 +68,6 @@ def start_processes(config: Config) -> Accelerator:
     check_world_size(group.num_processes, started, config)
     if started > 1:
         _patient_group = dist.new_group(backend="gloo", timeout=_PATIENCE)  # type: ignore[assignment]  # of all
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.train.amp is not False
     accelerator = Accelerator(
         cpu=cpu,
         mixed_precision=_agree_on_precision(config.train.amp, started),

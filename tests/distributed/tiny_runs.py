@@ -4,7 +4,7 @@ import hashlib
 import itertools
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -159,6 +159,8 @@ class Trainer:
 
     config: Path
     workplace: Path
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """Over that of the ranks, which hides GPUs."""
     _numbers: Any = field(default_factory=itertools.count)
 
     def new_folder(self) -> Path:
@@ -182,7 +184,7 @@ class Trainer:
     ) -> Run:
         """Train to the end, whatever it is."""
         folder = folder or self.new_folder()
-        told = {"DOCCLS_TEST_FOLDER": str(folder)}
+        told = {"DOCCLS_TEST_FOLDER": str(folder), **self.environment}
         arguments = self.arguments(sets, folder, run_id)
         return Run(launch_ranks(program, arguments, folder / "console", world_size, told), folder)
 

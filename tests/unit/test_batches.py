@@ -6,7 +6,6 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from doccls.config.schema import DataConfig
 from doccls.data.dataset import Batch
 from doccls.training.batches import WaitingBatches, advise_on_waiting
 
@@ -23,7 +22,7 @@ def test_only_the_time_within_the_asking_is_counted(monkeypatch: pytest.MonkeyPa
             yield BATCH
         now_s[0] += 0.5
 
-    batches = WaitingBatches(load())
+    batches = WaitingBatches(load(), 2)
     for _ in range(2):
         assert next(batches) is BATCH
         now_s[0] += 100  # a step
@@ -33,13 +32,13 @@ def test_only_the_time_within_the_asking_is_counted(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize(
-    ("workers", "stored", "told"),
+    ("workers", "cores", "stored", "told"),
     [
-        (2, True, "a larger data.num_workers (now 2), less of"),
-        ("auto", False, "a larger data.num_workers, data.store, which keeps decoded pages, less of"),
+        (8, 32, True, "data.num_workers = 13 (now 8), less of"),
+        (2, 4, False, "data.num_workers = 4 (now 2, more than the 4 cores here), data.store, which keeps decoded"),
+        (0, 8, True, "data.num_workers = 2 (now 0), less of"),
     ],
 )
-def test_advice_names_what_can_be_raised(workers: int | str, stored: bool, told: str) -> None:
-    data = DataConfig.model_validate({"train_csv": "x", "image_dir_train": "y", "num_workers": workers})
-    advice = advise_on_waiting(0.345, data, stored)
+def test_advice_names_how_many_workers_would_keep_up(workers: int, cores: int, stored: bool, told: str) -> None:
+    advice = advise_on_waiting(0.345, workers, cores, stored)
     assert advice.startswith("steps waited for pages 34% of the epoch's time; what helps: ") and told in advice

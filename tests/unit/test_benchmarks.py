@@ -9,11 +9,15 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks.__main__ import render_case
 from benchmarks.cases import TIMM_RATE, Case
+from benchmarks.gpu import LoaderFigures, render_loaders, render_steps
+from benchmarks.gpu_steps import Network, StepFigures, measure_steps
 from benchmarks.measure import run
 from benchmarks.pages import A4_PX, draw_pages, link_for_timm
+from doccls.config.schema import TrainConfig
 from doccls.data.images import decode_image
 
 
@@ -75,3 +79,19 @@ def test_pages_lie_as_both_want_them(tmp_path: Path) -> None:
 def test_timms_words_are_read() -> None:
     line = "Train: 3 [   9/10 (100%)]  Loss: 2.8 (2.9)  Time: 0.412s,   77.61/s  (0.402s,   79.58/s)  LR: 5.0e-04"
     assert TIMM_RATE.findall(line) == ["79.58"]
+
+
+@pytest.mark.slow
+def test_both_loops_are_measured_on_the_cpu_too() -> None:
+    train = TrainConfig(img_size=32, batch_size=2, epochs=3)
+    figures = measure_steps(Network("test_efficientnet", 32), train, torch.device("cpu"), steps=2, rounds=2)
+    assert figures.kernels == "reproducible" and len(figures.ours) == len(figures.bare) == 2
+    assert min(figures.ours + figures.bare) > 0
+
+
+def test_the_gpus_tables_tell_ratios_round_by_round() -> None:
+    steps = [StepFigures("net", "fast, compiled", (90.0, 100.0, 300.0), (100.0, 100.0, 310.0), 1234.5)]
+    assert render_steps(steps)[2:] == ["| net | fast, compiled | 100 | 100 | 0.968 | 1234 |"]
+    loaders = [LoaderFigures("basic", 300, 8, 4.25, 50.0)]
+    assert render_loaders(loaders, steps)[2:] == ["| basic | 300 | 8 | 4.2 | 50 | 50% |"]
+    assert render_loaders(loaders, [])[2:] == ["| basic | 300 | 8 | 4.2 | 50 | not measured |"]

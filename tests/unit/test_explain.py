@@ -9,8 +9,9 @@ from accelerate import Accelerator
 
 from doccls.config import Config
 from doccls.data.order import BatchPlan
+from doccls.model.build import synchronize_batchnorm
 from doccls.run.heartbeat import Cause, find_cause
-from doccls.training.explain import check_smallest_share, explain
+from doccls.training.explain import advise_on_batchnorm, check_smallest_share, explain
 from doccls.training.loop import TrainingError
 from tests.unit.conftest import MakeConfig
 
@@ -37,7 +38,30 @@ def test_batch_norm_with_one_image_names_the_batch_keys(config: Config) -> None:
 def test_a_step_without_deterministic_kernel_names_the_key(config: Config) -> None:
     error = RuntimeError("adaptive_max_pool2d_backward_cuda does not have a deterministic implementation")
     explained = explain(error, config.train, make_accelerator())
-    assert explained is not None and "train.deterministic = True" in str(explained)
+    assert explained is not None and "train.deterministic: this model can't be that here; set it to false" in str(
+        explained
+    )
+
+
+@pytest.mark.parametrize(
+    ("world_size", "train", "told"),
+    [
+        (8, {}, "over 4 images at a time; what helps: fewer processes a fold, and folds side by side "
+                "(doccls-launch run), a larger train.batch_size (now 32) with train.lr_scaling, train.sync_bn"),
+        (1, {"micro_batch_size": 8}, "over 8 images at a time; what helps: a larger train.micro_batch_size (now 8)"),
+        (2, {}, None),
+        (1, {"batch_size": 4}, None),  # all the images that the user wants in a step
+    ],
+)  # fmt: skip
+def test_batchnorm_over_few_images_is_told(
+    make_config: MakeConfig, world_size: int, train: dict[str, int], told: str | None
+) -> None:
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.BatchNorm2d(4))
+    train_config = make_config(train={"batch_size": 32, **train}).train
+    advice = advise_on_batchnorm(model, train_config, world_size)
+    assert advice is None if told is None else advice == f"BatchNorm normalises {told}"
+    assert advise_on_batchnorm(synchronize_batchnorm(model), train_config, world_size) is None
+    assert advise_on_batchnorm(torch.nn.Linear(2, 2), train_config, world_size) is None
 
 
 def test_other_errors_stay_what_they_are(config: Config) -> None:

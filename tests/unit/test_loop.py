@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -187,32 +188,53 @@ def test_steps_are_tracked_at_the_interval_and_at_the_end_of_an_epoch() -> None:
 
 
 class Overflowing(nn.Module):
-    """Its gradients overflow at the third and the fourth step, when the scale is still the first one or half of it."""
+    """Its gradients overflow at some steps, the first of which is 1; or its logits already do."""
 
-    def __init__(self) -> None:
+    def __init__(self, steps: Container[int] = (3, 4), forward: bool = False) -> None:
         super().__init__()
         self.inner = make_model()
+        self.steps, self.overflows_forward = steps, forward
         self.calls = 0
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         self.calls += 1
         logits: torch.Tensor = self.inner(images)
-        if self.calls in (3, 4):
+        if self.calls in self.steps and self.overflows_forward:
+            return logits * float("inf")
+        if self.calls in self.steps:
             logits.register_hook(lambda gradient: gradient * float("inf"))
         return logits
 
 
-def test_steps_that_fp16_skips_are_counted_and_the_scale_is_told(capsys: pytest.CaptureFixture[str]) -> None:
-    engine = make_engine(Overflowing(), batch_size=2, log_interval=2)  # five steps an epoch
+def make_fp16_engine(model: nn.Module, **train: Any) -> Engine:
+    engine = make_engine(model, batch_size=2, **train)  # five steps an epoch
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
     engine.accelerator.scaler = scaler
-    engine = replace(engine, optimizer=AcceleratedOptimizer(engine.optimizer, scaler=scaler), log=KeptLog())
+    return replace(engine, optimizer=AcceleratedOptimizer(engine.optimizer, scaler=scaler), log=KeptLog())
+
+
+def test_steps_that_fp16_skips_are_counted_and_the_scale_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    engine = make_fp16_engine(Overflowing(), log_interval=2)
     first, second = train(engine)
     assert (first.skipped_steps, second.skipped_steps) == (2, 0)
     assert [line.partition(" lr=")[2].partition(" ")[2] for line in engine.log.lines] == [
         "scale=1024 skipped_steps=0", "scale=256 skipped_steps=2", "scale=256 skipped_steps=2",
         *["scale=256 skipped_steps=0"] * 3,
     ]  # fmt: skip
+
+
+def test_an_overflow_that_fp16_skips_is_no_bad_loss() -> None:
+    overflown = make_fp16_engine(Overflowing(forward=True), log_interval=5)
+    first, second = train(overflown)
+    assert (first.skipped_steps, second.skipped_steps) == (2, 0)
+    assert math.isfinite(first.loss) and math.isfinite(second.loss)
+    assert not any("nan" in line for line in overflown.log.lines)
+
+
+def test_overflows_that_no_scale_prevents_end_the_fold() -> None:
+    overflowing = make_fp16_engine(Overflowing(range(2, 99), forward=True), log_interval=1, epochs=9)
+    with pytest.raises(TrainingError, match=r"the loss of step 12 \(epoch 3\) is nan"):
+        train(overflowing, epochs=9)  # ten halvings from 1,024 to 1, and one more
 
 
 def test_other_precisions_skip_nothing_and_say_nothing_of_a_scale() -> None:

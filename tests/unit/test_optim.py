@@ -43,6 +43,19 @@ def list_rates(order: list[int] | None = None, **keys: Any) -> list[float]:
     return [rates[step] for step in sorted(rates)]
 
 
+# --- scaling of the learning rate ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("lr_scaling", "batch_size", "factor"),
+    [("none", 128, 1.0), ("linear", 32, 1.0), ("linear", 128, 4.0), ("linear", 8, 0.25), ("sqrt", 128, 2.0)],
+)
+def test_the_whole_schedule_grows_with_the_batch(lr_scaling: str, batch_size: int, factor: float) -> None:
+    keys = {"warmup_epochs": 2.0, "min_lr": 0.001}
+    expected = [factor * rate for rate in list_rates(**keys)]
+    assert list_rates(**keys, lr_scaling=lr_scaling, batch_size=batch_size) == pytest.approx(expected)
+
+
 # --- schedule --------------------------------------------------------------------------------------------------------
 
 

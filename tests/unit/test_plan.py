@@ -34,6 +34,8 @@ PLAN = LaunchPlan(
     waves=plan_waves([1, 2, 4], make_slots(GPUS[:4], 2), Workload("python", ("--config", "a b.yaml"), 2)),
     files=("oof/oof_logits.npy", "summary.json"),
     warnings=("too many threads",),
+    batch_size=32,
+    images_at_a_time=16,
 )
 
 
@@ -157,6 +159,7 @@ def test_a_plan_in_words() -> None:
         start(2, "GPU-0002,GPU-0003"),
         "[PLAN] wave 2: fold 4 on gpu 0,1 ranks=2, or where it is free first",
         start(4, "GPU-0000,GPU-0001"),
+        "[PLAN] a step takes 32 images on 2 processes, 16 at a time on each",
         "[PLAN] to come: oof/oof_logits.npy",
         "[PLAN] to come: summary.json",
     ]

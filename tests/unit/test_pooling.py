@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from timm.layers import SelectAdaptivePool2d
+from torch import nn
 
-from doccls.model.pooling import GeneralizedMeanPool2d
+from doccls.model.pooling import GeneralizedMeanPool2d, use_deterministic_maxima
 
 
 def test_it_is_the_formula() -> None:
@@ -66,3 +67,22 @@ def test_it_is_the_mean_of_what_timms_pool_averages() -> None:
 
 def test_its_power_is_its_one_parameter() -> None:
     assert [name for name, _ in GeneralizedMeanPool2d(True, (2, 3)).named_parameters()] == ["gem_power"]
+
+
+@pytest.mark.parametrize("flatten", [True, False])
+@pytest.mark.parametrize("pooling", ["avg", "max", "avgmax", "catavgmax"])
+def test_deterministic_maxima_have_the_values_of_timms_pooling(pooling: str, flatten: bool) -> None:
+    layer = SelectAdaptivePool2d(pool_type=pooling, flatten=flatten)
+    features = torch.rand(2, 5, 6, 7)
+    expected = layer(features)
+    use_deterministic_maxima(nn.Sequential(layer))
+    pooled = layer(features)
+    torch.testing.assert_close(pooled, expected)
+    features.requires_grad_()
+    names = set()
+    todo = [layer(features).sum().grad_fn]
+    while todo:
+        node = todo.pop()
+        names.add(type(node).__name__)
+        todo += [parent for parent, _ in node.next_functions if parent is not None]
+    assert not any("MaxPool" in name for name in names), "on CUDA its gradient is not deterministic"

@@ -45,19 +45,19 @@ def docker(shm: Shm) -> None:
 
 @pytest.mark.usefixtures("docker")
 def test_it_is_made_to_fit_and_said() -> None:
-    planned = plan_loader(2, BATCH, True, True, {})
+    planned = plan_loader(2, BATCH, True, True, environment={})
     (remark,) = planned.remarks
     assert planned.prefetch == 2
     assert remark.startswith("/dev/shm has 64 MiB free of 64 MiB: workers prefetch 2 batches, not 4 (more room: ")
-    assert plan_loader(1, BATCH, True, True, {}) == LoaderPlan(1, 4)
+    assert plan_loader(1, BATCH, True, True, environment={}) == LoaderPlan(1, 4)
 
 
 @pytest.mark.usefixtures("docker")
 def test_four_folds_of_a_machine_share_its_room() -> None:
     sharing = {"DOCCLS_PROCESSES_HERE": "4"}
-    assert plan_loader(1, BATCH // 8, True, True, sharing).prefetch == 4
+    assert plan_loader(1, BATCH // 8, True, True, environment=sharing).prefetch == 4
     with pytest.raises(OwnError, match="need 110 MiB"):
-        plan_loader(1, BATCH, True, True, sharing)
+        plan_loader(1, BATCH, True, True, environment=sharing)
 
 
 @pytest.mark.usefixtures("docker")
@@ -68,13 +68,13 @@ def test_too_little_for_one_is_refused_with_what_is_needed(num_workers: int, ran
         rf"/dev/shm has 64 MiB free of 64 MiB, and data.num_workers = {num_workers} with 8438 KiB a batch need {needed}"
     )
     with pytest.raises(OwnError, match=told):
-        plan_loader(num_workers, BATCH, True, True, {"LOCAL_WORLD_SIZE": ranks})
+        plan_loader(num_workers, BATCH, True, True, environment={"LOCAL_WORLD_SIZE": ranks})
 
 
 def test_no_worker_needs_none_and_elsewhere_there_is_no_such_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(room, "_SHM", Path("/nowhere/at/all"))
-    assert plan_loader(8, BATCH, True, True, {}) == LoaderPlan(8, 4)
-    assert plan_loader(0, BATCH, True, True, {}) == LoaderPlan(0, 4)
+    assert plan_loader(8, BATCH, True, True, environment={}) == LoaderPlan(8, 4)
+    assert plan_loader(0, BATCH, True, True, environment={}) == LoaderPlan(0, 4)
     assert room.describe_room() == "fewer data.num_workers"
 
 
@@ -90,10 +90,15 @@ def test_workers_only_where_they_pay(cores: int, on_gpu: bool, stored: bool, wor
     assert choose_workers(cores, on_gpu, stored) == workers
 
 
+@pytest.mark.parametrize(("cores", "page_ms", "workers"), [(64, 2.9, 8), (64, 20.4, 21), (16, 20.4, 15), (4, 20.4, 3)])
+def test_slow_pages_get_more_workers_than_eight(cores: int, page_ms: float, workers: int) -> None:
+    assert choose_workers(cores, True, True, page_ms / 1000) == workers
+
+
 def test_what_is_stated_is_taken_without_a_word(shm: Shm) -> None:
     shm(2**30)
     for workers in (0, 3):
-        assert plan_loader(workers, BATCH, True, True, {}) == LoaderPlan(workers, 4)
+        assert plan_loader(workers, BATCH, True, True, environment={}) == LoaderPlan(workers, 4)
 
 
 def test_what_is_chosen_is_told_shared_among_the_machines_ranks_and_fits(
@@ -101,18 +106,18 @@ def test_what_is_chosen_is_told_shared_among_the_machines_ranks_and_fits(
 ) -> None:
     monkeypatch.setattr("doccls.run.cores.count_cores", lambda: 12)
     shm(2**30)
-    assert plan_loader("auto", BATCH, True, True, {}) == LoaderPlan(
+    assert plan_loader("auto", BATCH, True, True, environment={}) == LoaderPlan(
         8, 4, ("loader workers: 8 (data.num_workers: auto, 12 cores)",)
     )
-    assert plan_loader("auto", BATCH, True, True, {"LOCAL_WORLD_SIZE": "4"}).workers == 2
+    assert plan_loader("auto", BATCH, True, True, environment={"LOCAL_WORLD_SIZE": "4"}).workers == 2
     shm(int(6 * BATCH / 0.9))
-    plan = plan_loader("auto", BATCH, True, True, {})
+    plan = plan_loader("auto", BATCH, True, True, environment={})
     assert (plan.workers, plan.prefetch) == (3, 1) and "workers prefetch 1 batches, not 4" in plan.remarks[1]
     shm(BATCH)
-    assert plan_loader("auto", BATCH, True, True, {}) == LoaderPlan(
+    assert plan_loader("auto", BATCH, True, True, environment={}) == LoaderPlan(
         0, 4, ("loader workers: 0 (data.num_workers: auto, 12 cores)",)
     )
-    assert plan_loader("auto", BATCH, False, True, {}).workers == 0
+    assert plan_loader("auto", BATCH, False, True, environment={}).workers == 0
 
 
 def test_the_worker_server_is_started_early_where_workers_are_likely(

@@ -1,0 +1,123 @@
+"""`python -m benchmarks --gpu`: steps against a bare loop, and the loader against what the GPU takes of it."""
+
+import itertools
+import json
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from benchmarks.gpu_steps import Network, StepFigures, measure_steps
+from benchmarks.pages import draw_pages
+from doccls.config.load import load_config
+from doccls.config.schema import TrainConfig
+from doccls.data.dataset import DocClsDataset, Drawing, Pages, SampleKey
+from doccls.data.prepare import prepare_data
+from doccls.data.room import plan_loader
+from doccls.data.store import StoreChoice
+from doccls.data.transforms import Augmentation
+from doccls.data.workers import loading
+from doccls.training.batches import measure_page
+
+BATCH = 32
+NETWORKS = (
+    Network("tf_efficientnet_b3", 300),
+    Network("swin_tiny_patch4_window7_224", 224),
+    Network("convnext_tiny", 224),
+    Network("swin_base_patch4_window7_224", 224),
+)
+_STEPS, _ROUNDS = 20, 3
+_EAGER_S, _COMPILED_S = 15.0, 60.0
+"""What a measurement takes at most, with the warm-up; one that has no time left is not begun."""
+_PAGES = 96
+_LOADER_S = 6.0
+
+
+@dataclass(frozen=True)
+class LoaderFigures:
+    """Of one recipe, with the workers that `auto` chooses here."""
+
+    recipe: str
+    size_px: int
+    workers: int
+    page_ms: float
+    """To make a page, of one process."""
+    rate: float
+    """Images/s of all workers."""
+
+
+def measure_gpu(folder: Path, minutes: float) -> None:
+    """Measure what there is time for, and print two tables and one line of JSON."""
+    device, end_s = torch.device("cuda"), time.monotonic() + 60 * minutes
+    loaders = [measure_loader(folder, recipe, device) for recipe in ("basic", "highperf")]
+    steps, left_out = list[StepFigures](), list[str]()
+    for compiled, speed in ((False, "reproducible"), (False, "fast"), (True, "fast"), (True, "reproducible")):
+        for network in NETWORKS:
+            if time.monotonic() + (_COMPILED_S if compiled else _EAGER_S) > end_s:
+                left_out.append(f"{network.name} ({speed}{', compiled' if compiled else ''})")
+                continue
+            train = TrainConfig.model_validate(
+                {"img_size": network.size_px, "batch_size": BATCH, "speed": speed, "compile": compiled, "amp": "bf16",
+                 "grad_clip_norm": 1.0, "epochs": 1 + _ROUNDS}
+            )  # fmt: skip
+            steps.append(measure_steps(network, train, device, _STEPS, _ROUNDS))
+    print("\n".join([*render_steps(steps), "", *render_loaders(loaders, steps)]))
+    if left_out:
+        print(f"\nnot measured, since {minutes:g} minutes were over: {', '.join(left_out)}")
+    print(json.dumps({"steps": [asdict(one) for one in steps], "loaders": [asdict(one) for one in loaders]}))
+
+
+def measure_loader(folder: Path, recipe: str, device: torch.device) -> LoaderFigures:
+    """Batches of augmented pages from the store, by the workers that `data.num_workers: auto` starts; no model."""
+    draw_pages(folder, _PAGES)
+    path = folder / "loader.yaml"
+    path.write_text("data:\n  train_csv: train.csv\n  image_dir_train: train\n")
+    config = load_config(path, mode=recipe)
+    size_px = config.train.img_size
+    data = prepare_data(config, None, StoreChoice(folder / "loader_store", needed=True))
+    manifest = data.manifest
+    pages = Pages(manifest.ids, manifest.paths, manifest.targets_N, size_px, config.page_px, 10**8, data.stored)
+    dataset = DocClsDataset(pages, Augmentation(config.augment, size_px), config.project.seed)
+    page_s = measure_page(dataset, next(_draw_keys()))
+    on_gpu = device.type == "cuda"
+    plan = plan_loader("auto", BATCH * dataset.page_bytes, on_gpu, True, page_s)
+    with loading(dataset, _draw_keys(), plan.workers, on_gpu, plan.prefetch) as batches:
+        for _ in range(max(1, plan.workers)):  # all have begun
+            next(batches)
+        began_s, count = time.perf_counter(), 0
+        while time.perf_counter() - began_s < _LOADER_S:
+            count += len(next(batches).indices_N)
+        rate = count / (time.perf_counter() - began_s)
+    return LoaderFigures(recipe, size_px, plan.workers, 1000 * page_s, rate)
+
+
+def _draw_keys() -> Iterator[list[SampleKey]]:
+    for epoch in itertools.count():
+        for first in range(0, _PAGES, BATCH):
+            yield [SampleKey(row, Drawing(0, epoch)) for row in range(first, first + BATCH)]
+
+
+def render_steps(steps: Sequence[StepFigures]) -> list[str]:
+    """A table: medians over rounds, and the median of the rounds' ratios."""
+    lines = ["| bf16, batch 32 | kernels | doccls, images/s | bare loop | ratio | memory, MiB |", "|---" * 6 + "|"]
+    for one in steps:
+        ratio = statistics.median(own / other for own, other in zip(one.ours, one.bare, strict=True))
+        rates = f"{statistics.median(one.ours):.0f} | {statistics.median(one.bare):.0f}"
+        lines.append(f"| {one.network} | {one.kernels} | {rates} | {ratio:.3f} | {one.memory_mib:.0f} |")
+    return lines
+
+
+def render_loaders(loaders: Sequence[LoaderFigures], steps: Sequence[StepFigures]) -> list[str]:
+    """A table: what the loader makes, and what part of the fastest network's need that is."""
+    most = max((statistics.median(one.ours) for one in steps), default=0.0)
+    lines = [
+        "| recipe | size | workers | ms a page | images/s | of the most that a network above took |",
+        "|---" * 6 + "|",
+    ]
+    for one in loaders:
+        share = f"{one.rate / most:.0%}" if most else "not measured"
+        lines.append(f"| {one.recipe} | {one.size_px} | {one.workers} | {one.page_ms:.1f} | {one.rate:.0f} | {share} |")
+    return lines

@@ -1,0 +1,149 @@
+"""Images/s of doccls's own loop and of a bare one, in one process and in turn, on images that are ready."""
+
+import itertools
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from torch import nn
+
+from doccls.config.schema import ModelConfig, TrainConfig
+from doccls.data.dataset import Batch
+from doccls.data.order import BatchPlan
+from doccls.model.build import build_model, get_normalization
+from doccls.model.optim import build_loss, build_optimizer, build_scheduler
+from doccls.run.heartbeat import Heartbeat
+from doccls.run.progress import ProgressBar
+from doccls.run.runlog import RunLog
+from doccls.training.evaluate import Normalizer
+from doccls.training.loop import Engine, LossMeter, train_epoch
+from doccls.training.speed import choose_kernels, wants_compile
+
+_CLASSES = 17
+_READY_BATCHES = 4
+
+
+@dataclass(frozen=True)
+class Network:
+    """What is trained, in bf16."""
+
+    name: str
+    size_px: int
+
+
+@dataclass(frozen=True)
+class StepFigures:
+    """Of one network with one choice of kernels."""
+
+    network: str
+    kernels: str
+    """Such as `fast, compiled`."""
+    ours: tuple[float, ...]
+    """Images/s of doccls's loop, round by round."""
+    bare: tuple[float, ...]
+    memory_mib: float
+    """The most that doccls's loop held on the GPU."""
+
+
+class _Untracked:
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        """Nothing."""
+
+
+def measure_steps(network: Network, train: TrainConfig, device: torch.device, steps: int, rounds: int) -> StepFigures:
+    """Both loops in turn, `rounds` times `steps` steps each, after one round in which libraries warm up."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    torch._dynamo.reset()
+    choose_kernels(train)
+    accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision="bf16")
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+    ours = _prepare_ours(network, train, accelerator, steps)
+    ours()
+    memory_mib = torch.cuda.max_memory_allocated(device) / 2**20 if device.type == "cuda" else 0.0
+    bare = _prepare_bare(network, train, device, steps)
+    bare()
+    images = steps * train.batch_size
+    measured = [(images / _time(ours, device), images / _time(bare, device)) for _ in range(rounds)]
+    kernels = train.speed + (", compiled" if wants_compile(train, device) else "")
+    return StepFigures(
+        network.name, kernels, tuple(one for one, _ in measured), tuple(other for _, other in measured), memory_mib
+    )
+
+
+def _time(act: Callable[[], None], device: torch.device) -> float:
+    began_s = time.perf_counter()
+    act()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - began_s
+
+
+def _build(network: Network) -> nn.Module:
+    torch.manual_seed(0)
+    return build_model(ModelConfig(name=network.name, pretrained=False), _CLASSES, network.size_px)
+
+
+def _draw(network: Network, train: TrainConfig) -> list[torch.Tensor]:
+    shape = (train.batch_size, network.size_px, network.size_px, 3)
+    return [torch.randint(0, 256, shape, dtype=torch.uint8) for _ in range(_READY_BATCHES)]
+
+
+def _prepare_ours(network: Network, train: TrainConfig, accelerator: Accelerator, steps: int) -> Callable[[], None]:
+    """An epoch of doccls's loop; its batches lie in pinned memory, as from the loader."""
+    device, model = accelerator.device, _build(network)
+    mean, std = get_normalization(ModelConfig(name=network.name, pretrained=False), model)
+    model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = build_optimizer(train, model, device)
+    plan = BatchPlan(0, 0, np.arange(steps * train.batch_size), train.batch_size, train.epochs)
+    scheduler = build_scheduler(train, optimizer, plan.steps_per_epoch)
+    if wants_compile(train, device):
+        model.compile()
+    wrapped, prepared = accelerator.prepare(model, optimizer)
+    targets = torch.randint(0, _CLASSES, (train.batch_size,))
+    ready = [Batch(images, targets, torch.arange(train.batch_size)) for images in _draw(network, train)]
+    if device.type == "cuda":
+        ready = [Batch(*(tensor.pin_memory() for tensor in batch)) for batch in ready]
+    batches: Iterator[Batch] = itertools.cycle(ready)
+    engine = Engine(
+        accelerator=accelerator, model=wrapped, bare_model=model, ema=None, optimizer=prepared, scheduler=scheduler,
+        criterion=build_loss(train), mixup=None, normalize=Normalizer(mean, std, device), mean=mean, std=std,
+        num_classes=_CLASSES, plan=plan, config=train, ids=[""] * len(plan.samples), log=RunLog(None),
+        tracker=_Untracked(), heart=Heartbeat(), is_save_due=lambda: False,
+    )  # fmt: skip
+    epochs = itertools.count()
+
+    def act() -> None:
+        train_epoch(engine, batches, next(epochs), LossMeter(), lambda step, meter, wait: None, ProgressBar(None))
+
+    return act
+
+
+def _prepare_bare(network: Network, train: TrainConfig, device: torch.device, steps: int) -> Callable[[], None]:
+    """What any trainer must do, on images that lie on the device: normalize, forward, loss, backward, clip, step."""
+    model = _build(network)
+    mean, std = get_normalization(ModelConfig(name=network.name, pretrained=False), model)
+    model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model.train()
+    optimizer, normalize = build_optimizer(train, model, device), Normalizer(mean, std, device)
+    if wants_compile(train, device):
+        model.compile()
+    images, targets = [one.to(device) for one in _draw(network, train)], torch.zeros(train.batch_size, device=device)
+    labels, criterion = targets.long(), nn.CrossEntropyLoss()
+
+    def act() -> None:
+        for step in range(steps):
+            with torch.autocast(device.type, torch.bfloat16):
+                logits = model(normalize(images[step % _READY_BATCHES]))
+            criterion(logits.float(), labels).backward()
+            if train.grad_clip_norm is not None:
+                nn.utils.clip_grad_norm_(model.parameters(), train.grad_clip_norm)
+            optimizer.step()
+            optimizer.zero_grad()
+
+    return act
