@@ -12,7 +12,7 @@ import timm
 import torch
 
 from benchmarks.cases import CASES, Bench, Case, Figures
-from benchmarks.gpu import measure_gpu
+from benchmarks.gpu import PAGES, measure_gpu
 from benchmarks.measure import adopt_orphans
 from benchmarks.pages import draw_pages
 
@@ -23,12 +23,14 @@ def main() -> None:
     """Measure the cases that were asked for, and print each one's table when it is done."""
     words = _build_parser().parse_args()
     if words.gpu:
-        print(describe_machine(), flush=True)
-        if torch.cuda.is_available():
-            with tempfile.TemporaryDirectory(prefix="doccls-bench-") as made:
-                measure_gpu((words.folder or Path(made)).resolve(), words.minutes)
-        else:
+        if not torch.cuda.is_available():
             print("GPU: not measured (none here)")
+            return
+        with tempfile.TemporaryDirectory(prefix="doccls-bench-") as made:
+            folder = (words.folder or Path(made)).resolve()
+            draw_pages(folder, PAGES)  # by forks, before this process has used the GPU
+            print(describe_machine(), flush=True)
+            measure_gpu(folder, words.minutes)
         return
     adopt_orphans()
     version = (words.timm / "timm" / "version.py").read_text().partition("=")[2].strip(" '\n")

@@ -1,5 +1,6 @@
 """Images/s of doccls's own loop and of a bare one, in one process and in turn, on images that are ready."""
 
+import gc
 import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -58,6 +59,7 @@ def measure_steps(network: Network, train: TrainConfig, device: torch.device, st
     """Both loops in turn, `rounds` times `steps` steps each, after one round in which libraries warm up."""
     AcceleratorState._reset_state(reset_partial_state=True)
     torch._dynamo.reset()
+    gc.collect()  # the network before
     choose_kernels(train)
     accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision="bf16")
     if device.type == "cuda":

@@ -15,7 +15,8 @@ class EpochMetrics:
     fold: int
     epoch: int
     """1-based."""
-    train_loss: float
+    train_loss: float | None
+    """None, or NaN before it is written, if all steps of the epoch overflowed in fp16."""
     valid_loss: float
     macro_f1: float
     lr: float
@@ -31,7 +32,7 @@ def write_fold_metrics(paths: RunPaths, rows: Sequence[EpochMetrics]) -> list[st
     """
     assert rows
     fold = rows[0].fold
-    write_text(paths.fold_metrics(fold), "".join(json.dumps(asdict(row)) + "\n" for row in rows))
+    write_text(paths.fold_metrics(fold), _render_rows(rows))
     return write_metrics(paths, _name_writer(fold))
 
 
@@ -65,8 +66,14 @@ def write_metrics(paths: RunPaths, by: str = "merge") -> list[str]:
             if row is None
         ]
     rows.sort(key=lambda row: (row.fold, row.epoch))
-    write_text(paths.metrics, "".join(json.dumps(asdict(row)) + "\n" for row in rows), by)
+    write_text(paths.metrics, _render_rows(rows), by)
     return remarks
+
+
+def _render_rows(rows: Sequence[EpochMetrics]) -> str:
+    """JSON has no NaN: null stands for it."""
+    values = [{name: None if value != value else value for name, value in asdict(row).items()} for row in rows]
+    return "".join(json.dumps(row) + "\n" for row in values)
 
 
 def _parse_row(line: str) -> EpochMetrics | None:

@@ -120,9 +120,11 @@ def advise_on_waiting(share: float, workers: int, cores: int, stored: bool) -> s
         stored: whether pages come decoded.
     """
     # Without waiting, the epoch would take 1 - share of its time, and as many pages would be made in it.
-    needed = max(workers + 1, math.ceil(max(1, workers) / (1.0 - share)))
-    scarce = f", more than the {cores} cores here" if needed >= cores else ""
-    cures = [f"data.num_workers = {needed} (now {workers}{scarce})"]
+    # Where there are no workers, this process was busy with pages while it waited.
+    busy = workers if workers else share
+    needed = max(workers + 1, math.ceil(busy / (1.0 - share)))
+    cures = [f"data.num_workers = {needed} (now {workers})"] if needed < cores else []
     cures += [] if stored else ["data.store, which keeps decoded pages"]
     cures += ["less of augment's slow ones (shadow, noise)"]
+    cures += [] if needed < cores else [f"more cores ({needed} workers would keep up; now {workers}, on {cores} cores)"]
     return f"steps waited for pages {share:.0%} of the epoch's time; what helps: {', '.join(cures)}"

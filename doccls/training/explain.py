@@ -50,8 +50,9 @@ def check_smallest_share(model: nn.Module, plan: BatchPlan, train: TrainConfig, 
         raise TrainingError(_ask_for_more_images(train)) from error
 
 
-def advise_on_batchnorm(model: nn.Module, train: TrainConfig, world_size: int) -> str | None:
+def advise_on_batchnorm(model: nn.Module, train: TrainConfig, accelerator: Accelerator) -> str | None:
     """What the log says where BatchNorm sees few images of a batch at a time, since the batch is split; else None."""
+    world_size = accelerator.num_processes
     at_a_time = train.count_images_at_a_time(world_size)
     if at_a_time >= min(_FEW_FOR_BATCHNORM, train.batch_size) or not has_plain_batchnorm(model):
         return None
@@ -60,7 +61,7 @@ def advise_on_batchnorm(model: nn.Module, train: TrainConfig, world_size: int) -
         cures.append(f"a larger train.micro_batch_size (now {train.micro_batch_size})")
     if world_size > 1:
         cures.append(f"a larger train.batch_size (now {train.batch_size}) with train.lr_scaling")
-        cures.append("train.sync_bn")
+        cures += ["train.sync_bn"] if accelerator.device.type == "cuda" else []
     return f"BatchNorm normalises over {at_a_time} images at a time; what helps: {', '.join(cures)}"
 
 

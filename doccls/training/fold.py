@@ -157,6 +157,11 @@ def _build_engine(
     if train.sync_bn and accelerator.num_processes > 1:
         if accelerator.device.type != "cuda":
             raise TrainingError("train.sync_bn: torch has SyncBatchNorm for GPUs alone; set it to false on CPUs")
+        if plan.size % accelerator.num_processes:  # else ranks may split their shares into unequally many pieces
+            raise TrainingError(
+                f"train.sync_bn: a batch of {plan.size} images can't be shared equally by {accelerator.num_processes} "
+                "processes: take a multiple as train.batch_size"
+            )
         model = synchronize_batchnorm(model)
     model.to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     check_smallest_share(model, plan, train, accelerator.num_processes)
@@ -168,7 +173,7 @@ def _build_engine(
     )
     log.line(f"[MODEL] kernels: {describe_kernels(train, accelerator.device)}")
     at_a_time = train.count_images_at_a_time(accelerator.num_processes)
-    advice = advise_on_batchnorm(model, train, accelerator.num_processes)
+    advice = advise_on_batchnorm(model, train, accelerator)
     if advice is not None:
         log.line(f"[WARNING] {advice}")
     ema = build_ema(train, model)
@@ -180,7 +185,7 @@ def _build_engine(
         f"ema={train.ema_decay}"
     )
     log.line(
-        f"[SCHED] {train.scheduler} warmup_epochs={train.warmup_epochs:g} min_lr={train.min_lr:g} "
+        f"[SCHED] {train.scheduler} warmup_epochs={train.warmup_epochs:g} min_lr={train.min_lr * scale_lr(train):g} "
         f"steps={plan.steps_per_epoch} epochs={train.epochs} batch={plan.size} processes={accelerator.num_processes} "
         f"images_at_a_time={at_a_time}"
     )

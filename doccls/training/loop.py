@@ -259,6 +259,15 @@ def _mix(engine: Engine, images: torch.Tensor, targets: torch.Tensor) -> tuple[t
     return torch.cat([mixed_images, images[even:]]), torch.cat([mixed_targets, rest])
 
 
+def _have_finite_buffers(engine: Engine) -> torch.Tensor:
+    """Whether the model's are on all ranks: an overflow within it spoils BatchNorm's, which no scaler takes back."""
+    modules = [engine.bare_model] + ([] if engine.ema is None else [engine.ema.module])
+    buffers = [buffer for module in modules for buffer in module.buffers() if buffer.is_floating_point()]
+    spoiled = torch.tensor([float(not all(bool(buffer.isfinite().all()) for buffer in buffers))])
+    total = engine.accelerator.reduce(spoiled.to(engine.accelerator.device), reduction="sum")
+    return torch.tensor(float(total) == 0)
+
+
 def _mean_of_finite(losses: Sequence[float]) -> float:
     finite = [loss for loss in losses if math.isfinite(loss)]
     return float(np.mean(finite)) if finite else math.nan
@@ -279,7 +288,7 @@ def _settle(engine: Engine, meter: LossMeter, first: int) -> tuple[int | None, b
     skipped = fallen > 0  # the scale is the same on all ranks
     bad = ~torch.isfinite(losses)
     if bad.any() and (scale := _read_scale(engine.accelerator)) is not None and float(scale) >= _LEAST_SCALE:
-        bad &= ~skipped
+        bad &= ~(skipped & _have_finite_buffers(engine))
     bad = bad.nonzero()
     if len(bad):
         step = first + len(meter.losses) + int(bad[0])

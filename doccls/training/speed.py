@@ -30,7 +30,7 @@ def describe_kernels(train: TrainConfig, device: torch.device) -> str:
     switches = {
         "deterministic": train.is_deterministic,
         "compile": wants_compile(train, device),
-        "fused_attention": use_fused_attn(experimental=True),
+        "fused_attention": use_fused_attn(),
         "channels_last": True,
     }
     if device.type == "cuda":

@@ -19,7 +19,7 @@ from doccls.training import loop, processes
 FITTING = 6
 """Most images at a time that have room under `with_little_memory`."""
 KILLED_STEP = 4
-_FEW_BYTES = 200 * 2**20
+_FEW_BYTES = 96 * 2**20
 
 
 def kill_in_step(argv: list[str]) -> int:
@@ -75,7 +75,7 @@ def with_large_scale(argv: list[str]) -> int:
 
 def _begin_at_once(make: Callable[..., None]) -> Callable[..., None]:
     def made(scaler: torch.amp.GradScaler, device: str = "cuda", *arguments: Any, **keys: Any) -> None:
-        make(scaler, device, *arguments, **keys | {"init_scale": 2.0**40})
+        make(scaler, device, *arguments, **keys | {"init_scale": 2.0**20})
 
     return made
 

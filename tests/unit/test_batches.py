@@ -35,8 +35,13 @@ def test_only_the_time_within_the_asking_is_counted(monkeypatch: pytest.MonkeyPa
     ("workers", "cores", "stored", "told"),
     [
         (8, 32, True, "data.num_workers = 13 (now 8), less of"),
-        (2, 4, False, "data.num_workers = 4 (now 2, more than the 4 cores here), data.store, which keeps decoded"),
-        (0, 8, True, "data.num_workers = 2 (now 0), less of"),
+        (
+            2,
+            4,
+            False,
+            "data.store, which keeps decoded pages, less of augment's slow ones (shadow, noise), more cores (4",
+        ),
+        (0, 8, True, "data.num_workers = 1 (now 0), less of"),
     ],
 )
 def test_advice_names_how_many_workers_would_keep_up(workers: int, cores: int, stored: bool, told: str) -> None:

@@ -44,24 +44,29 @@ def test_a_step_without_deterministic_kernel_names_the_key(config: Config) -> No
 
 
 @pytest.mark.parametrize(
-    ("world_size", "train", "told"),
+    ("ranks", "train", "told"),
     [
-        (8, {}, "over 4 images at a time; what helps: fewer processes a fold, and folds side by side "
+        ("8 cuda", {}, "over 4 images at a time; what helps: fewer processes a fold, and folds side by side "
                 "(doccls-launch run), a larger train.batch_size (now 32) with train.lr_scaling, train.sync_bn"),
-        (1, {"micro_batch_size": 8}, "over 8 images at a time; what helps: a larger train.micro_batch_size (now 8)"),
-        (2, {}, None),
-        (1, {"batch_size": 4}, None),  # all the images that the user wants in a step
+        ("4 cpu", {}, "over 8 images at a time; what helps: fewer processes a fold, and folds side by side "
+                "(doccls-launch run), a larger train.batch_size (now 32) with train.lr_scaling"),
+        ("1 cuda", {"micro_batch_size": 8},
+         "over 8 images at a time; what helps: a larger train.micro_batch_size (now 8)"),
+        ("2 cuda", {}, None),
+        ("1 cuda", {"batch_size": 4}, None),  # all the images that the user wants in a step
     ],
 )  # fmt: skip
 def test_batchnorm_over_few_images_is_told(
-    make_config: MakeConfig, world_size: int, train: dict[str, int], told: str | None
+    make_config: MakeConfig, ranks: str, train: dict[str, int], told: str | None
 ) -> None:
+    count, device = ranks.split()
+    accelerator = make_accelerator(device, int(count))
     model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.BatchNorm2d(4))
     train_config = make_config(train={"batch_size": 32, **train}).train
-    advice = advise_on_batchnorm(model, train_config, world_size)
+    advice = advise_on_batchnorm(model, train_config, accelerator)
     assert advice is None if told is None else advice == f"BatchNorm normalises {told}"
-    assert advise_on_batchnorm(synchronize_batchnorm(model), train_config, world_size) is None
-    assert advise_on_batchnorm(torch.nn.Linear(2, 2), train_config, world_size) is None
+    assert advise_on_batchnorm(synchronize_batchnorm(model), train_config, accelerator) is None
+    assert advise_on_batchnorm(torch.nn.Linear(2, 2), train_config, accelerator) is None
 
 
 def test_other_errors_stay_what_they_are(config: Config) -> None:

@@ -231,6 +231,28 @@ def test_an_overflow_that_fp16_skips_is_no_bad_loss() -> None:
     assert not any("nan" in line for line in overflown.log.lines)
 
 
+class OverflowingInside(nn.Module):
+    """Its third forward pass overflows before a BatchNorm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(3)
+        self.inner = make_model()
+        self.calls = 0
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        logits: torch.Tensor = self.inner(self.norm(images * float("inf") if self.calls == 3 else images))
+        return logits
+
+
+def test_an_overflow_that_spoils_batchnorm_ends_the_fold() -> None:
+    """The scaler skips the step, and can't take back the running statistics."""
+    spoiled = make_fp16_engine(OverflowingInside(), log_interval=2)
+    with pytest.raises(TrainingError, match=r"the loss of step 3 \(epoch 1\) is nan"):
+        train(spoiled)
+
+
 def test_overflows_that_no_scale_prevents_end_the_fold() -> None:
     overflowing = make_fp16_engine(Overflowing(range(2, 99), forward=True), log_interval=1, epochs=9)
     with pytest.raises(TrainingError, match=r"the loss of step 12 \(epoch 3\) is nan"):
