@@ -107,8 +107,8 @@ def render_plan(plan: LaunchPlan, commands: bool = True) -> str:
                 lines.append(f"           {render_command(one)}")
     if plan.waves:
         processes = len(plan.waves[0][0].ranks)
-        shared = f" on {processes} processes" if processes > 1 else ""
-        lines.append(f"[PLAN] a step takes {plan.batch_size} images{shared}, {plan.images_at_a_time} at a time on each")
+        shared, each = (f" on {processes} processes", " on each") if processes > 1 else ("", "")
+        lines.append(f"[PLAN] a step takes {plan.batch_size} images{shared}, {plan.images_at_a_time} at a time{each}")
     if commands:
         lines += [f"[PLAN] to come: {file}" for file in plan.files]
     return "\n".join(lines)
