@@ -88,12 +88,9 @@ def _train(arguments: argparse.Namespace) -> int:
                 if config.train.sigusr2 == "stop":
                     stop_on_sigusr2()
                 if is_launched():  # into a run that is known to be this config's: its launcher hears of any mistake
-                    paths, fold = (
-                        locate_run(config.output.exp_dir, check_run_id(arguments.run_id), now),
-                        _find_fold(config),
-                    )
-                    if not _is_anothers(paths, fold):
-                        heart.write_to(paths.heartbeat(fold, rank_by_environment()))
+                    paths = locate_run(config.output.exp_dir, check_run_id(arguments.run_id), now)
+                    if not _is_trained_by_another(paths, _find_fold(config)):  # else the heartbeat is that process's
+                        heart.write_to(paths.heartbeat(_find_fold(config), rank_by_environment()))
                 if expects_workers(config.data.num_workers, config.data.store != "off"):
                     start_worker_server()  # it imports while this process does
                 from doccls.training.processes import on_main, start_processes
@@ -114,8 +111,8 @@ def _train(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _is_anothers(paths: RunPaths, fold: int | None) -> bool:
-    """Whether a process that this one's launcher has not started trains the fold: the heartbeat there is its own."""
+def _is_trained_by_another(paths: RunPaths, fold: int | None) -> bool:
+    """Whether a process that this one's launcher has not started trains the fold."""
     with suppress(LockError):
         holder = None if fold is None else find_holder(paths.fold_lock(fold))
         return holder is not None and holder.launch != os.environ[LAUNCHED]

@@ -52,9 +52,8 @@ def run_task(
     paths = locate_run(config.output.exp_dir, run_id, now)
     what = f"run {run_id}, task {task.job} of Slurm,"
     own_lock = paths.launch_lock(task.number)
-    with hold_lock(
-        paths.opening_lock, f"{what} is being opened", _OPENING_S
-    ) as opening:  # one task looks at each image
+    # One task of the array scans the images; the others wait for it.
+    with hold_lock(paths.opening_lock, f"{what} is being opened", _OPENING_S) as opening:
         experiment = identify(config, prepare(config, paths, log), paths)
         opening.check()
         finished = open_run(experiment, now, describe_processes(options))

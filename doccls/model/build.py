@@ -134,14 +134,10 @@ def synchronize_batchnorm(model: nn.Module) -> nn.Module:
 def _create_with_pooling(name: str, pooling: str | None, num_classes: int, options: dict[str, float]) -> nn.Module:
     if "TIMM_FUSED_ATTN" not in os.environ:  # timm's own switch; by default it leaves Swin's attention unfused
         set_fused_attn(True, experimental=True)
-    if pooling is None:
-        model = timm.create_model(name, pretrained=False, num_classes=num_classes, **options)
-        use_deterministic_maxima(model)
-        return cast(nn.Module, model)
-    if pooling not in POOLINGS:
+    if pooling not in (None, *POOLINGS):
         raise ValueError(f"unknown pooling {pooling!r}")
-    timms = "avg" if pooling == "gem" else pooling
-    model = timm.create_model(name, pretrained=False, num_classes=num_classes, global_pool=timms, **options)
+    own = {} if pooling is None else {"global_pool": "avg" if pooling == "gem" else pooling}
+    model = timm.create_model(name, pretrained=False, num_classes=num_classes, **own, **options)
     use_deterministic_maxima(model)
     if pooling == "gem":
         _use_gem(model)

@@ -167,7 +167,7 @@ def can_see(holder: Holder) -> bool:
 
 
 def _acquire(path: Path, holder: Holder, wait_s: float) -> None:
-    began_s, told = time.monotonic(), False
+    began_s, warned = time.monotonic(), False
     first_seen: _Claim | None = None
     watched: _Claim | None = None
     while True:
@@ -187,10 +187,10 @@ def _acquire(path: Path, holder: Holder, wait_s: float) -> None:
             if waited_s >= (max(wait_s, _PROOF_S + _LOOK_S) if unproven else wait_s):
                 lives = "it lives" if visible else "it seems to live"
                 raise LockError(f"{_name_holder(claim)} ({path}), and {lives}: end it there, or wait for it")
-            if unproven and waited_s >= _LOOK_S and not told:
-                told = True
-                words = f"{_name_holder(claim)} ({path}): waiting for a sign of life, at most {_PROOF_S:g} s"
-                print(f"[WARNING] {words}", file=sys.stderr)
+            if unproven and waited_s >= _LOOK_S and not warned:
+                warned = True
+                message = f"{_name_holder(claim)} ({path}): waiting for a sign of life, at most {_PROOF_S:g} s"
+                print(f"[WARNING] {message}", file=sys.stderr)
         time.sleep(_LOOK_S)
 
 
@@ -231,8 +231,8 @@ def _take_over(path: Path, chain: list[_Claim], holder: Holder) -> bool:
         with suppress(OSError):
             last.successor.unlink(missing_ok=True)
         raise
-    for left in (*([] if taken else [last.successor]), *(_list_leftovers(path) if taken else [])):
-        left.unlink(missing_ok=True)
+    for file in _list_leftovers(path) if taken else [last.successor]:
+        file.unlink(missing_ok=True)
     return taken
 
 
@@ -286,16 +286,17 @@ def _find_claim(path: Path) -> _Claim | None:
 
 
 def _read_claim(file: Path, path: Path) -> _Claim | None:
-    for tries_left in reversed(range(_STALE_TRIES)):
+    tries = 0
+    while True:
         try:
             with file.open("rb") as opened:  # opening has an NFS client ask the server for the file's time
                 return _Claim(path, _parse(opened.read()), os.fstat(opened.fileno()).st_mtime_ns)
         except FileNotFoundError:
             return None
-        except OSError as error:
-            if error.errno != errno.ESTALE or not tries_left:  # it was replaced as it was read, on another machine
+        except OSError as error:  # ESTALE: another machine replaced the file while it was read
+            tries += 1
+            if error.errno != errno.ESTALE or tries == _STALE_TRIES:
                 raise
-    raise AssertionError("unreachable")
 
 
 def _parse(text: bytes) -> Holder | None:
