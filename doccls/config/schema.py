@@ -207,7 +207,7 @@ class TrainConfig(Section):
     num_processes: Annotated[Annotated[int, Field(ge=1)] | None, Operational()] = None
     """Processes the run expects; null takes what was started. A launch that starts another number is refused."""
     checkpoint_interval_s: Annotated[float, Field(gt=0), Operational()] = 300.0
-    """Seconds of training between two states from which a killed fold goes on; also saved: epochs' ends, and stops."""
+    """Seconds of training between two resume checkpoints of a fold; a stop saves one too."""
     sigusr2: Annotated[Literal["stacks", "stop"], Operational()] = "stacks"
     """What SIGUSR2 does: write each thread's stack, or stop as SIGTERM does (SGE and LSF send it ahead of a limit)."""
     collective_timeout_s: Annotated[float, Field(ge=1), Operational()] = 600.0

@@ -33,7 +33,7 @@ from doccls.training.batches import WaitingBatches, advise_on_waiting, find_epoc
 from doccls.training.checkpoint import BestCheckpoint, write_best
 from doccls.training.evaluate import Normalizer, predict_logits
 from doccls.training.explain import advise_on_batchnorm, check_smallest_share, explain
-from doccls.training.loop import Engine, LossMeter, TrainingError, train_epoch
+from doccls.training.loop import Engine, LossMeter, TrainingError, group_gradients, train_epoch
 from doccls.training.processes import agree_on_stop, await_all, on_main
 from doccls.training.resume import StateKeeper, take_up
 from doccls.training.space import describe_space, measure_space
@@ -82,6 +82,7 @@ def train_fold(
             if run_dir is not None:
                 for line in describe_space(measure_space(engine), measure_free(run_dir), fold, run_dir):
                     log.line(line)
+            group_gradients(engine)
             progress = Progress()
             if start is not None:
                 progress = take_up(engine, start)

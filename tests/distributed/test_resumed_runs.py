@@ -53,7 +53,7 @@ class Whole:
 def wholes(trainer: Trainer) -> dict[int, Whole]:
     """By number of processes."""
     found = {}
-    for world_size in (1, 2):
+    for world_size in (1, 2, 3):
         folder = trainer.new_folder()
         folder.mkdir(parents=True)
         run = Run(start(trainer, folder, world_size, 0, 0), folder)
@@ -79,7 +79,7 @@ def list_results(run: Run) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("seed", range(KILLS))
-@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize("world_size", [1, 2, 3])
 def test_killed_at_any_moments_it_ends_in_the_same_bytes(
     trainer: Trainer, wholes: dict[int, Whole], world_size: int, seed: int
 ) -> None:
@@ -101,7 +101,7 @@ def test_killed_at_any_moments_it_ends_in_the_same_bytes(
 
 
 @pytest.mark.parametrize("seed", range(STOPS))
-@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize("world_size", [1, 2, 3])
 def test_stopped_at_any_moment_it_goes_on_from_the_step_it_had_reached_to_the_same_bytes(
     trainer: Trainer, wholes: dict[int, Whole], world_size: int, seed: int
 ) -> None:
@@ -142,7 +142,7 @@ def test_the_moments_are_of_every_kind(wholes: dict[int, Whole]) -> None:
         assert {"last_fold0_0.safetensors", "best_fold1.pth", "fold2.safetensors", "metrics.jsonl"} <= names
 
 
-@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize("world_size", [1, 2, 3])
 def test_going_on_replays_no_step_and_says_where_it_begins(
     trainer: Trainer, wholes: dict[int, Whole], world_size: int
 ) -> None:

@@ -26,13 +26,16 @@ def verify(
     return done
 
 
-def test_two_ranks_that_are_killed_end_in_the_same_bytes_and_leave_nothing(trainer: Trainer) -> None:
-    sets = (*RICH, "train.num_processes=2", "train.checkpoint_interval_s=0.001", "train.log_interval=1")
-    done = verify(trainer, sets, "--slots", "2", "--kills", "1", "--set", "data.valid_fold=2")
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_ranks_that_are_killed_end_in_the_same_bytes_and_leave_nothing(trainer: Trainer, ranks: int) -> None:
+    sets = (*RICH, f"train.num_processes={ranks}", "train.checkpoint_interval_s=0.001", "train.log_interval=1")
+    done = verify(trainer, sets, "--slots", str(ranks), "--kills", "1", "--set", "data.valid_fold=2")
     assert done.code == 0, done.out + done.err
     read, filled, first, undisturbed, heading, row, last = done.out.splitlines()
     assert read.startswith("[DATA] 48 images to ") and filled.endswith(" holds 48, of which 48 were decoded now")
-    assert first.startswith("[VERIFY] fold 2 on cpu 0,1, trained 3 times, with train.epochs=2 train.warmup_epochs=0.0 ")
+    cpus = ",".join(map(str, range(ranks)))
+    assert first.startswith(f"[VERIFY] fold 2 on cpu {cpus}, trained 3 times, with train.epochs=2 ")
+    assert " train.warmup_epochs=0.0 " in first
     assert "train.checkpoint_interval_s=0.001; files: " in first
     assert re.fullmatch(r"\[VERIFY\] undisturbed: \d+ steps in [0-9.]+ s", undisturbed)
     assert heading.split("  ")[0] == "kill" and re.match(r"   1  (train|validate) step \d+, epoch [12]  ", row)

@@ -305,12 +305,12 @@ def test_the_meter_keeps_each_steps_loss_however_often_it_is_settled() -> None:
 # --- when a state is saved -------------------------------------------------------------------------------------------
 
 
-def test_a_state_is_saved_when_one_is_due_and_at_each_epochs_end() -> None:
+def test_a_state_is_saved_when_one_is_due_and_not_for_the_end_of_an_epoch() -> None:
     due = iter([False, True, True, False, False])  # asked after each of five steps, twice where it is
     engine = replace(make_engine(batch_size=2, log_interval=100), is_save_due=lambda: next(due, False))
     saved: list[tuple[int, int, bool]] = []
     train(engine, 1, lambda step, meter, wait: saved.append((step, len(meter.losses), wait)))
-    assert saved == [(2, 2, False), (5, 5, False)]
+    assert saved == [(2, 2, False)]
 
 
 def test_saving_changes_no_bit_of_what_is_trained_or_told() -> None:
