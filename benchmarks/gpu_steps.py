@@ -2,9 +2,11 @@
 
 import gc
 import itertools
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,10 +20,13 @@ from doccls.data.order import BatchPlan
 from doccls.model.build import build_model, get_normalization
 from doccls.model.optim import build_loss, build_optimizer, build_scheduler
 from doccls.run.heartbeat import Heartbeat
+from doccls.run.paths import RunPaths
 from doccls.run.progress import ProgressBar
 from doccls.run.runlog import RunLog
+from doccls.training.engine import Engine, FoldProgress
 from doccls.training.evaluate import Normalizer
-from doccls.training.loop import Engine, LossMeter, train_epoch
+from doccls.training.loop import train_epoch
+from doccls.training.resume import Checkpointer
 from doccls.training.speed import choose_kernels, wants_compile
 
 _CLASSES = 17
@@ -60,6 +65,7 @@ def measure_steps(network: Network, train: TrainConfig, device: torch.device, st
     AcceleratorState._reset_state(reset_partial_state=True)
     torch._dynamo.reset()
     gc.collect()  # the network before
+    train = train.model_copy(update={"checkpoint_interval_s": math.inf})  # none is saved
     choose_kernels(train)
     accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision="bf16")
     if device.type == "cuda":
@@ -114,14 +120,15 @@ def _prepare_ours(network: Network, train: TrainConfig, accelerator: Accelerator
     batches: Iterator[Batch] = itertools.cycle(ready)
     engine = Engine(
         accelerator=accelerator, model=wrapped, bare_model=model, ema=None, optimizer=prepared, scheduler=scheduler,
-        criterion=build_loss(train), mixup=None, normalize=Normalizer(mean, std, device), mean=mean, std=std,
+        criterion=build_loss(train), mixup=None, normalize=Normalizer(mean, std, device),
         num_classes=_CLASSES, plan=plan, config=train, ids=[""] * len(plan.samples), log=RunLog(None),
-        tracker=_Untracked(), heart=Heartbeat(), is_save_due=lambda: False,
+        tracker=_Untracked(), heart=Heartbeat(),
     )  # fmt: skip
+    checkpointer = Checkpointer(engine, RunPaths(Path("unused")), "", None)
     epochs = itertools.count()
 
     def act() -> None:
-        train_epoch(engine, batches, next(epochs), LossMeter(), lambda step, meter, wait: None, ProgressBar(None))
+        train_epoch(engine, batches, next(epochs), FoldProgress(), checkpointer, ProgressBar(None))
 
     return act
 

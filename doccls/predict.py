@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from doccls.data.dataset import Batch
     from doccls.data.store import StoreChoice, StoredPages
-    from doccls.training.checkpoint import BestCheckpoint
+    from doccls.training.checkpoint import BestWeights
 
 
 @dataclass(frozen=True)
@@ -269,7 +269,7 @@ def _show(batches: "Iterator[Batch]", what: str, count: int, is_main: bool) -> "
 
 
 def _predict_fold(
-    best: "BestCheckpoint", config: Config, batches: "Iterable[Batch]", count: int, accelerator: "Accelerator"
+    best: "BestWeights", config: Config, batches: "Iterable[Batch]", count: int, accelerator: "Accelerator"
 ) -> np.ndarray:
     """Probabilities (count, classes) float64 of one fold's model; rows without an image are 0."""
     import torch
@@ -281,9 +281,9 @@ def _predict_fold(
     model.load_state_dict(best.state_dict)
     model.to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     normalize = Normalizer(best.mean, best.std, accelerator.device)
-    indices, logits = predict_logits(model, batches, normalize, len(best.classes), accelerator)
+    indices, logits = predict_logits([model], batches, normalize, len(best.classes), accelerator)
     chances = np.zeros((count, len(best.classes)))
-    chances[indices] = probabilities(logits)
+    chances[indices] = probabilities(logits[0])
     if accelerator.is_main_process:
         print(f"[PREDICT] fold={best.fold} best epoch={best.epoch} macro_f1={best.macro_f1:.5f}", flush=True)
     return chances

@@ -190,7 +190,7 @@ def _train_folds(
     from doccls.training.batches import load_folds
     from doccls.training.fold import release_memory, train_fold
     from doccls.training.processes import on_main
-    from doccls.training.starts import find_starts
+    from doccls.training.resume import find_resume_points
 
     wanted = experiment.config.data.list_wanted()
     for fold in wanted:
@@ -198,7 +198,7 @@ def _train_folds(
             log.line(f"[FOLD {fold}] finished before: kept {experiment.paths.part(fold)}")
     on_main(accelerator, lambda: remove_states(experiment.paths, finished))  # killed before they could
     missing = [fold for fold in wanted if fold not in finished]
-    starts = find_starts(experiment, missing, accelerator, allow_change, log)
+    starts = find_resume_points(experiment, missing, accelerator, allow_change, log)
     gc.freeze()  # the imported libraries are a million objects: collecting what a fold leaves need not visit them
     if accelerator.device.type == "cpu":  # not before the look, each of whose threads would keep what it decoded in
         keep_freed_memory(os.environ)

@@ -14,11 +14,12 @@ from typing import Any
 from doccls.config import Config
 from doccls.errors import UserError
 from doccls.experiment import Experiment, close_run, identify, open_run, prepare, tell_config
-from doccls.oof.parts import PartError, read_part
+from doccls.oof.parts import read_part
 from doccls.run.lock import LockError, hold_lock
 from doccls.run.paths import RunPaths, locate_run
 from doccls.run.runlog import RunLog
 from doccls.run.signals import at_sudden_end, check_stop, stop_requested, stopping_gracefully
+from doccls.run.tensor_file import TensorFileError
 from launcher.attempt import Limits, RunningFold
 from launcher.backend import Backend, Processes, StartError, kill_folds, strike_folds
 from launcher.ledger import Attempt, Ledger, LedgerFile, begin_launch, tell_duration, tell_time
@@ -308,7 +309,7 @@ class FoldLoop:
 
     def _read_score(self, fold: int) -> float | None:
         """Of its part, if that is valid and this run's."""
-        with suppress(PartError):
+        with suppress(TensorFileError):
             info = read_part(self._paths.part(fold)).info
             if (info.identity, info.fold) == (self._experiment.identity, fold):
                 return info.macro_f1

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 
 import yaml
 
-from doccls.oof.parts import PartError, PartInfo, is_merged, read_part
+from doccls.oof.parts import PartInfo, is_merged, read_part
 from doccls.run.heartbeat import Beat, read_beat
 from doccls.run.lock import Holder, find_holder
 from doccls.run.paths import RunError, RunPaths
+from doccls.run.tensor_file import TensorFileError
 from launcher.ledger import Ledger, read_ledger
 from launcher.slurm_queue import ask_queue
 from launcher.slurm_text import QueueEntry
@@ -132,7 +133,7 @@ def _count_folds(paths: RunPaths, ledger: Ledger | None) -> int:
     with suppress(OSError, yaml.YAMLError, KeyError, TypeError, ValueError):
         return int(yaml.safe_load(paths.snapshot.read_text(encoding="utf-8"))["data"]["folds"])
     for file in sorted(paths.parts_dir.glob("fold*.safetensors")):
-        with suppress(PartError):
+        with suppress(TensorFileError):
             return read_part(file).info.num_folds
     raise RunError(f"no run in {paths.root} (runs lie in <output.exp_dir>/YYYYMMDD/<run_id>)")
 
@@ -144,7 +145,7 @@ def _read_part(paths: RunPaths, fold: int, identity: str | None) -> PartInfo | s
         return None
     try:
         info = read_part(path).info
-    except PartError as error:
+    except TensorFileError as error:
         return str(error)
     if info.fold != fold or identity not in (None, info.identity):
         return f"OOF part {path}: of another fold or another experiment"

@@ -192,8 +192,8 @@ class TrainConfig(Section):
     """CutMix strength; 0 is off. With both on, each batch takes one of them."""
     mix_prob: Probability = 1.0
     """Share of the batches that Mixup or CutMix touches."""
-    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Validate and keep an exponential moving average of the weights, with this decay (warmed up); null is off."""
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | Literal["auto"] | None = None
+    """Decay of a moving average of the weights, which is validated too; `auto`: over 5 % of the steps; null is off."""
     sync_bn: bool = False
     """BatchNorm over the images of all processes (SyncBatchNorm), for few images on each of several GPUs."""
     speed: Literal["reproducible", "fast"] = "reproducible"

@@ -18,6 +18,9 @@ from doccls.errors import UserError
 _WARMUP_FLOOR = 1e-3
 _LR_BATCH_SIZE = 32
 """The batch for which train.lr is stated, under train.lr_scaling."""
+_EMA_SHARE = 0.05
+"""Of a run's steps, which the average spans under train.ema_decay: auto."""
+_LEAST_EMA_STEPS = 2.0
 _FUSED = ("adam", "adamw", "sgd")
 
 
@@ -111,8 +114,17 @@ def build_loss(config: TrainConfig) -> nn.Module:
     return hard
 
 
-def build_ema(config: TrainConfig, model: nn.Module) -> ModelEmaV3 | None:
+def choose_ema_decay(config: TrainConfig, total_steps: int) -> float | None:
+    """The decay of the weights' exponential moving average, None if it is off.
+
+    An average with decay d spans about 1 / (1 - d) steps; `auto` makes that a twentieth of a run of `total_steps`.
+    """
+    if config.ema_decay == "auto":
+        return 1.0 - 1.0 / max(_LEAST_EMA_STEPS, _EMA_SHARE * total_steps)
+    return config.ema_decay
+
+
+def build_ema(config: TrainConfig, model: nn.Module, total_steps: int) -> ModelEmaV3 | None:
     """timm's EMA of the weights, None if off. Its decay is warmed up, so that a short run forgets its start."""
-    if config.ema_decay is None:
-        return None
-    return ModelEmaV3(model, decay=config.ema_decay, use_warmup=True, warmup_power=0.75)
+    decay = choose_ema_decay(config, total_steps)
+    return None if decay is None else ModelEmaV3(model, decay=decay, use_warmup=True, warmup_power=0.75)

@@ -9,11 +9,12 @@ import numpy as np
 
 from doccls.errors import UserError
 from doccls.oof.metrics import probabilities
-from doccls.oof.parts import OofPart, PartError, read_part, remove_states
+from doccls.oof.parts import OofPart, read_part, remove_states
 from doccls.oof.summary import Summary, render_summary, summarize
 from doccls.run.artifacts import remove_leftovers, write_array, write_text
 from doccls.run.history import write_metrics
 from doccls.run.paths import RunPaths
+from doccls.run.tensor_file import TensorFileError
 
 
 class MergeError(UserError):
@@ -34,6 +35,8 @@ class MergedOof:
     classes: tuple[str, ...]
     skipped: tuple[int, ...]
     """Rows without a usable image, left out of every figure."""
+    groups: tuple[str, ...] | None = None
+    """Of each row, where data.group_col is set."""
 
 
 def merge_run(paths: RunPaths) -> Summary:
@@ -67,13 +70,19 @@ def load_merged(paths: RunPaths) -> tuple[MergedOof, Summary]:
     for path in found:
         try:
             parts.append(read_part(path))
-        except PartError as error:
+        except TensorFileError as error:
             problems.append(str(error))
     if problems:
         raise MergeError("\n".join(problems))
     merged = merge_parts(parts)
     summary = summarize(
-        merged.targets_N, merged.logits_NC, merged.folds_N, merged.skipped, merged.classes, note_micro_batches(parts)
+        merged.targets_N,
+        merged.logits_NC,
+        merged.folds_N,
+        merged.skipped,
+        merged.classes,
+        merged.groups,
+        note_micro_batches(parts),
     )
     return merged, summary
 
@@ -90,12 +99,12 @@ def merge_parts(parts: Sequence[OofPart]) -> MergedOof:
     logits = np.full((count, len(first.classes)), np.nan, dtype=np.float32)
     targets = np.full(count, -1, dtype=np.int64)
     folds = np.full(count, -1, dtype=np.int64)
-    ids = np.empty(count, dtype=object)
+    ids, groups = np.empty(count, dtype=object), np.empty(count, dtype=object)
     seen = np.zeros(count, dtype=np.int64)
     for part in parts:
         rows = part.indices_N
         logits[rows], targets[rows], folds[rows] = part.logits_NC, part.targets_N, part.info.fold
-        ids[rows] = part.info.ids
+        ids[rows], groups[rows] = part.info.ids, part.info.groups
         seen[rows] += 1
     if np.any(seen != 1):
         missing, repeated = np.flatnonzero(seen == 0), np.flatnonzero(seen > 1)
@@ -110,6 +119,7 @@ def merge_parts(parts: Sequence[OofPart]) -> MergedOof:
         ids=tuple(ids),
         classes=first.classes,
         skipped=tuple(sorted(row for part in parts for row in part.info.skipped)),
+        groups=None if first.groups is None else tuple(groups),
     )
 
 

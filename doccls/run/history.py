@@ -22,6 +22,10 @@ class EpochMetrics:
     lr: float
     time_s: float
     mem_MiB: float
+    selection_f1: float | None = None
+    """What the epoch is compared by (`doccls.oof.metrics.selection_f1`); None in files of earlier versions."""
+    weights: str | None = None
+    """Which were validated and would be kept: `raw`, or `ema`; None in files of earlier versions."""
 
 
 def write_fold_metrics(paths: RunPaths, rows: Sequence[EpochMetrics]) -> list[str]:

@@ -15,9 +15,9 @@ from doccls.data.transforms import Augmentation
 from doccls.data.workers import loading
 from doccls.experiment import Experiment
 from doccls.run.runlog import RunLog
+from doccls.training.checkpoint import ResumePoint
 from doccls.training.evaluate import EvaluationKeys
 from doccls.training.loop import list_training_keys
-from doccls.training.starts import Start
 
 _TIMED_PAGES = 8
 
@@ -45,7 +45,11 @@ class WaitingBatches(Iterator[Batch]):
 
 @contextmanager
 def load_folds(
-    experiment: Experiment, folds: Sequence[int], starts: Mapping[int, Start], accelerator: Accelerator, log: RunLog
+    experiment: Experiment,
+    folds: Sequence[int],
+    starts: Mapping[int, ResumePoint],
+    accelerator: Accelerator,
+    log: RunLog,
 ) -> Iterator[WaitingBatches]:
     """This rank's batches of all that `train_fold` does on `folds`, in that order: one set of workers for all.
 
@@ -87,7 +91,7 @@ def measure_page(dataset: DocClsDataset, keys: Sequence[SampleKey]) -> float:
 
 
 def _list_keys(
-    experiment: Experiment, fold: int, start: Start | None, accelerator: Accelerator
+    experiment: Experiment, fold: int, start: ResumePoint | None, accelerator: Accelerator
 ) -> Iterator[list[SampleKey]]:
     """One fold's batches on this rank, from where it goes on: an epoch, its validation, the next epoch, ..."""
     train, plan = experiment.config.train, experiment.plan(fold)

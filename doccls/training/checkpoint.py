@@ -1,39 +1,50 @@
-"""A fold's best weights, with the logits they gave, in one file that is whole and says what it belongs to."""
+"""The two files that a fold saves while it trains: `ckpt/best_fold{n}.pth` and `ckpt/last_fold{n}_{0,1}.safetensors`.
 
-import hashlib
-import io
+The first holds the weights of the best epoch, for `torch.load`, timm and `doccls predict`. The second holds all that a
+fold needs to resume in mid-epoch, and nothing that is derived: order, augmentation, dropout and the learning rate are
+functions of the step, so no generator's state is kept. Nothing in either is unpickled.
+"""
+
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
+import numpy as np
 import torch
 
 from doccls.config.schema import Config
 from doccls.errors import UserError
 from doccls.model.weights import UNREADABLE
 from doccls.run.artifacts import replacing
+from doccls.run.disk import tell_size
+from doccls.run.history import EpochMetrics
+from doccls.run.runlog import RunLog
+from doccls.run.tensor_file import TensorFileError, digest_arrays, read_tensor_file, write_tensor_file
 
-_FORMAT = "doccls-best-2"
+_BEST_FORMAT = "doccls-best-3"
+_RESUME_FORMAT = "doccls-resume-2"
+_MOMENTS = 2
+"""Of each trained weight, with most optimizers; how many there are shows at the first step."""
+_DISK_MARGIN = 2
 
 
-class CheckpointError(UserError):
-    """A checkpoint is missing, torn or foreign; the message names the file and the reason."""
+# --- best weights ----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class BestCheckpoint:
+class BestWeights:
     """What `ckpt/best_fold{n}.pth` holds."""
 
     state_dict: dict[str, torch.Tensor]
-    """Weights, on the CPU; the key is timm's, so that `timm.models.load_checkpoint` reads the file."""
-    oof: dict[str, torch.Tensor]
-    """`indices` (n,) int64, `logits` (n, classes) float32: this very epoch's validation logits."""
+    """On the CPU; the key is timm's, so that `timm.models.load_checkpoint` reads the file."""
     identity: str
     fold: int
     epoch: int
     macro_f1: float
+    weights: str
+    """`raw`, or `ema`: the exponential moving average."""
     classes: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -43,58 +54,298 @@ class BestCheckpoint:
     """The resolved config, so that predicting needs this file alone."""
 
 
-def write_best(path: Path, best: BestCheckpoint) -> None:
-    """Write the checkpoint, whole, with the digest of its tensors and words. The main process calls.
+def write_best(path: Path, best: BestWeights) -> None:
+    """Write the weights, whole, with a digest. Other Python threads can run meanwhile.
 
     Raises:
-        OSError: no room, no right, ...; what stood there before still does.
+        OSError: no room, no right, ...; an earlier file is as it was.
     """
-    meta = {
-        "format": _FORMAT, "identity": best.identity, "fold": best.fold, "epoch": best.epoch,
-        "macro_f1": best.macro_f1, "classes": best.classes, "mean": best.mean, "std": best.std,
-        "precision": best.precision, "config": best.config,
-    }  # fmt: skip
-    text = json.dumps(meta)
-    digest = _digest(best.state_dict, best.oof, text)
-    content = io.BytesIO()  # torch's own words for a disk that is full name neither the file nor the reason
-    torch.save({"state_dict": best.state_dict, "oof": best.oof, "meta": text, "digest": digest}, content)
+    meta = {name: value for name, value in vars(best).items() if name != "state_dict"}
+    text = json.dumps({"format": _BEST_FORMAT} | meta)
+    content = {"state_dict": best.state_dict, "meta": text, "digest": _digest_weights(best.state_dict, text)}
     with replacing(path) as file:
-        file.write(content.getbuffer())
+        sink = _Sink(file)
+        try:
+            torch.save(content, sink)  # type: ignore[arg-type]
+        except RuntimeError as error:
+            raise sink.error or error from error
 
 
-def read_best(path: Path) -> BestCheckpoint:
-    """Read and verify a checkpoint; nothing in it is run.
+def read_best(path: Path) -> BestWeights:
+    """Read and verify the weights; nothing in the file is run.
 
     Raises:
-        CheckpointError: no such file, torn, or not one of doccls.
+        TensorFileError: no such file, torn, or not one of doccls.
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-        state_dict, oof, text, digest = (content[name] for name in ("state_dict", "oof", "meta", "digest"))
+        state_dict, text, digest = (content[name] for name in ("state_dict", "meta", "digest"))
         meta = json.loads(text)
-        if not all(isinstance(value, dict) for value in (state_dict, oof, meta)):
+        if not (isinstance(state_dict, dict) and isinstance(meta, dict)):
             raise TypeError("not mappings")
     except FileNotFoundError as error:
-        raise CheckpointError(f"no checkpoint {path}") from error
+        raise TensorFileError(f"no checkpoint {path}") from error
     except UNREADABLE as error:
-        raise CheckpointError(f"checkpoint {path}: torn, or not one of doccls ({type(error).__name__})") from error
-    if meta.pop("format", None) != _FORMAT:
-        raise CheckpointError(f"checkpoint {path}: another format than {_FORMAT}")
-    if digest != _digest(state_dict, oof, text):
-        raise CheckpointError(f"checkpoint {path}: its content does not match its digest: the file is damaged")
+        raise TensorFileError(f"checkpoint {path}: torn, or not one of doccls ({type(error).__name__})") from error
+    if meta.pop("format", None) != _BEST_FORMAT:
+        raise TensorFileError(f"checkpoint {path}: another format than {_BEST_FORMAT}")
+    if digest != _digest_weights(state_dict, text):
+        raise TensorFileError(f"checkpoint {path}: its content does not match its digest: the file is damaged")
     for name in ("classes", "mean", "std"):
         meta[name] = tuple(meta[name])
-    return BestCheckpoint(state_dict=state_dict, oof=oof, **meta)
+    return BestWeights(state_dict=state_dict, **meta)
 
 
-def parse_config(best: BestCheckpoint) -> Config:
-    """The config that the checkpoint was trained with."""
+def parse_config(best: BestWeights) -> Config:
+    """The config that the weights were trained with."""
     return Config.model_validate(dict(best.config))
 
 
-def _digest(state_dict: Mapping[str, torch.Tensor], oof: Mapping[str, torch.Tensor], text: str) -> str:
-    digest = hashlib.sha256(text.encode())
-    for name, tensor in [*sorted(state_dict.items()), *sorted(oof.items())]:
-        digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
-        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
-    return digest.hexdigest()
+def _digest_weights(state_dict: Mapping[str, torch.Tensor], text: str) -> str:
+    return digest_arrays({name: _to_array(tensor) for name, tensor in state_dict.items()}, text)
+
+
+class _Sink:
+    """The file that torch.save writes to; torch's words for a full disk name neither the file nor the reason."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.error: OSError | None = None
+
+    def write(self, data: bytes) -> int:
+        try:
+            return self._file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        self._file.flush()
+
+
+# --- resume checkpoints ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class BestEpoch:
+    """The best epoch's validation."""
+
+    epoch: int
+    """1-based."""
+    macro_f1: float
+    selection_f1: float
+    """What epochs are compared by: `doccls.oof.metrics.selection_f1`."""
+    weights: str
+    """`raw`, or `ema`: the exponential moving average."""
+    indices_N: np.ndarray
+    logits_NC: np.ndarray
+
+
+@dataclass(frozen=True)
+class ResumeCheckpoint:
+    """What `ckpt/last_fold{n}_{0,1}.safetensors` holds."""
+
+    identity: str
+    fold: int
+    world_size: int
+    precision: str
+    saved_s: float
+    """Seconds since 1970."""
+    step: int
+    """Optimizer steps done, over all epochs."""
+    losses: tuple[float, ...]
+    """Of the steps of the epoch that `step` lies in, or has just ended."""
+    skipped_steps: int
+    """Of that epoch, in fp16."""
+    rows: tuple[EpochMetrics, ...]
+    """Of the epochs that are validated."""
+    best: BestEpoch | None
+    model: dict[str, dict[str, torch.Tensor]]
+    """The state dicts of the trained module, `raw`, and of the EMA's, `ema`; buffers as the main process has them."""
+    buffers_RB: torch.Tensor
+    """Each rank's own floating buffers (BatchNorm's, of both modules), one after the other: (ranks, n) float64."""
+    optimizer: dict[str, Any]
+    """`state_dict()` of the optimizer."""
+    scaler: dict[str, Any]
+    """`state_dict()` of fp16's gradient scaler; empty in other precisions."""
+
+
+def write_resume(path: Path, checkpoint: ResumeCheckpoint) -> None:
+    """Write the checkpoint, whole. Its tensors must be on the CPU. Other Python threads can run meanwhile.
+
+    Raises:
+        OSError: no room, no right, ...; an earlier file is as it was.
+        TypeError: the optimizer keeps what no file can hold.
+    """
+    arrays: dict[str, np.ndarray] = {}
+    fields = {name: value for name, value in vars(checkpoint).items() if name not in ("best", "rows")}
+    best = checkpoint.best
+    fields |= {"rows": [asdict(row) for row in checkpoint.rows], "best": None if best is None else dict(vars(best))}
+    description = {name: _take_out(value, name, arrays) for name, value in fields.items()}
+    write_tensor_file(path, _RESUME_FORMAT, description, arrays)
+
+
+def read_resume(path: Path) -> ResumeCheckpoint:
+    """Read and verify a checkpoint.
+
+    Raises:
+        TensorFileError: missing, torn, of another format, or its content does not match its digest.
+    """
+    return read_tensor_file(path, _RESUME_FORMAT, _parse_resume)
+
+
+def _parse_resume(description: dict[str, Any], arrays: dict[str, np.ndarray]) -> ResumeCheckpoint:
+    fields = {name: _put_back(value, arrays) for name, value in description.items()}
+    fields["losses"], fields["rows"] = tuple(fields["losses"]), tuple(EpochMetrics(**row) for row in fields["rows"])
+    fields["best"] = None if fields["best"] is None else BestEpoch(**fields["best"])
+    return ResumeCheckpoint(**fields)
+
+
+_ARRAY, _TENSOR, _DTYPE, _KEYED = "array", "tensor", "dtype", "keyed"
+
+
+def _take_out(tree: Any, place: str, arrays: dict[str, np.ndarray]) -> Any:
+    """`tree` as JSON values: its tensors go to `arrays`, by their place; keys that are numbers stay numbers."""
+    if isinstance(tree, np.ndarray):
+        arrays[place] = tree
+        return {_ARRAY: place}
+    if isinstance(tree, torch.Tensor):
+        arrays[place] = _to_array(tree)
+        return {_TENSOR: place, _DTYPE: str(tree.dtype).removeprefix("torch.")}
+    if isinstance(tree, Mapping):
+        return {_KEYED: [[key, _take_out(value, f"{place}.{key}", arrays)] for key, value in tree.items()]}
+    if isinstance(tree, list | tuple):
+        return [_take_out(value, f"{place}.{number}", arrays) for number, value in enumerate(tree)]
+    if isinstance(tree, torch.dtype):
+        return {_DTYPE: str(tree).removeprefix("torch.")}
+    if tree is None or isinstance(tree, bool | int | float | str):
+        return tree
+    raise TypeError(f"{place} is a {type(tree).__name__}, which can't be saved")
+
+
+def _put_back(tree: Any, arrays: Mapping[str, np.ndarray]) -> Any:
+    if isinstance(tree, list):
+        return [_put_back(value, arrays) for value in tree]
+    if not isinstance(tree, dict):
+        return tree
+    if _KEYED in tree:
+        return {key: _put_back(value, arrays) for key, value in tree[_KEYED]}
+    if _ARRAY in tree:
+        return arrays[tree[_ARRAY]]
+    dtype = getattr(torch, tree[_DTYPE])
+    return torch.from_numpy(arrays[tree[_TENSOR]]).view(dtype) if _TENSOR in tree else dtype
+
+
+def _to_array(tensor: torch.Tensor) -> np.ndarray:
+    """The tensor's own memory; of a type that NumPy lacks (bfloat16), as integers of the same size."""
+    try:
+        array: np.ndarray = tensor.detach().numpy()
+    except TypeError:
+        array = tensor.detach().view({1: torch.uint8, 2: torch.int16}[tensor.element_size()]).numpy()
+    return array
+
+
+# --- where a fold resumes --------------------------------------------------------------------------------------------
+
+
+class ResumeError(UserError):
+    """A fold can't be resumed from what was saved of it."""
+
+
+@dataclass(frozen=True)
+class ResumePoint:
+    """Where a fold resumes."""
+
+    path: Path
+    step: int
+    """Optimizer steps done."""
+    saved_s: float
+    """Seconds since 1970."""
+
+
+def find_resume_point(
+    paths: Sequence[Path], best: Path, identity: str, fold: int, world_size: int, allow_change: bool, log: RunLog
+) -> ResumePoint | None:
+    """The newest complete checkpoint of the fold; what can't be used is logged and passed over.
+
+    The main process calls. A checkpoint holds the best epoch's logits, and not its weights: these are in `best`, and
+    must be complete too.
+
+    Raises:
+        ResumeError: another number of processes saved it, and `allow_change` is false.
+    """
+    found: list[tuple[Path, ResumeCheckpoint]] = []
+    for path in filter(Path.exists, paths):
+        try:
+            checkpoint = read_resume(path)
+        except TensorFileError as error:
+            log.line(f"[WARNING] {error}: passed over")
+            continue
+        if (checkpoint.identity, checkpoint.fold) != (identity, fold):
+            log.line(f"[WARNING] {path}: of another experiment or fold: passed over")
+        elif (lack := _find_lack(best, checkpoint)) is not None:
+            log.line(f"[WARNING] {path}: passed over, since its best weights are not there: {lack}")
+        else:
+            found.append((path, checkpoint))
+    if not found:
+        return None
+    path, checkpoint = max(found, key=lambda pair: pair[1].step)
+    if checkpoint.world_size != world_size and not allow_change:
+        raise ResumeError(
+            f"fold {fold} was saved at step {checkpoint.step} by {checkpoint.world_size} processes, and these are "
+            f"{world_size}. Start {checkpoint.world_size}; or say --allow-world-size-change: the same batches follow, "
+            f"but not the same bits; or delete {path.parent}/last_fold{fold}_*, and the fold begins again"
+        )
+    return ResumePoint(path, checkpoint.step, checkpoint.saved_s)
+
+
+def _find_lack(path: Path, checkpoint: ResumeCheckpoint) -> str | None:
+    """What is wrong with the best weights that it relies on; those of a later epoch will be written anew."""
+    if checkpoint.best is None:
+        return None
+    try:
+        best = read_best(path)
+    except TensorFileError as error:
+        return str(error)
+    if (best.identity, best.fold) != (checkpoint.identity, checkpoint.fold) or best.epoch < checkpoint.best.epoch:
+        return f"{path}: of another experiment, fold or epoch"
+    return None
+
+
+# --- how much disk a fold needs --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class DiskNeed:
+    """What a fold's files take, in bytes, while it trains."""
+
+    best: int
+    """Its best weights."""
+    resume: int
+    """Its two resume checkpoints; gone when it is done."""
+
+
+def estimate_disk(weights: Iterable[torch.Tensor], trained: Iterable[torch.Tensor], with_ema: bool) -> DiskNeed:
+    """Of a model with these `weights` (its state dict's), of which the optimizer has the `trained` ones."""
+    best = _count_bytes(weights)
+    return DiskNeed(best, 2 * ((2 if with_ema else 1) * best + _MOMENTS * _count_bytes(trained)))
+
+
+def describe_disk(need: DiskNeed, free_bytes: int, fold: int, folder: Path) -> list[str]:
+    """What the log says of it; a warning if less is free than twice what will be written."""
+    needed = need.best + need.resume
+    lines = [
+        f"[DISK] fold={fold} writes about {tell_size(needed)} (best weights {tell_size(need.best)}, two resume "
+        f"checkpoints {tell_size(need.resume)}); {tell_size(free_bytes)} are free"
+    ]
+    if free_bytes < _DISK_MARGIN * needed:
+        lines.append(
+            f"[WARNING] {folder}: {tell_size(free_bytes)} are free, less than twice the {tell_size(needed)} that fold "
+            f"{fold} writes. If the disk fills up, resume checkpoints are skipped; failing to save the best weights "
+            "ends the fold: make room, or set output.exp_dir to another disk"
+        )
+    return lines
+
+
+def _count_bytes(tensors: Iterable[torch.Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

@@ -1,6 +1,6 @@
 """Logits of a set of samples, each exactly once, at any number of processes."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ class Normalizer:
     """uint8 pages -> the network's input, on the device."""
 
     def __init__(self, mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> None:
+        self.mean, self.std = mean, std
         self._mean = 255.0 * torch.tensor(mean, device=device).view(1, 3, 1, 1)
         self._factor = 1.0 / (255.0 * torch.tensor(std, device=device).view(1, 3, 1, 1))
 
@@ -42,21 +43,26 @@ class EvaluationKeys(Iterable[list[SampleKey]]):
 
 @torch.no_grad()  # not inference_mode: what a model derives once, here after a resume, it may train with
 def predict_logits(
-    model: nn.Module, batches: Iterable[Batch], normalize: Normalizer, num_classes: int, accelerator: Accelerator
+    models: Sequence[nn.Module],
+    batches: Iterable[Batch],
+    normalize: Normalizer,
+    num_classes: int,
+    accelerator: Accelerator,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Logits of every sample in all ranks' `batches`. All ranks must call; each gets all.
+    """Each model's logits of every sample in all ranks' `batches`. All ranks must call; each gets all.
 
-    `model` is the bare module: DDP's forward may hold collectives, and ranks may have different numbers of batches.
+    `models` are bare modules: DDP's forward may hold collectives, and ranks may have different numbers of batches.
 
     Returns:
-        (indices (n,) int64 ascending, logits (n, num_classes) float32 in that order).
+        (indices (n,) int64 ascending, logits (models, n, num_classes) float32 in that order).
 
     Raises:
         Interrupted: a signal asked for the end; several ranks leave where they exchange their logits.
     """
     # LeViT and its like, in timm 1.0.29 and before, keep until then what they derived from an EMA's earlier weights.
-    model.train()
-    model.eval()
+    for model in models:
+        model.train()
+        model.eval()
     indices: list[torch.Tensor] = []
     logits: list[torch.Tensor] = []
     for batch in batches:
@@ -64,12 +70,13 @@ def predict_logits(
             check_stop()
         images = normalize(batch.images_NHWC.to(accelerator.device, non_blocking=True))
         with accelerator.autocast():
-            output = model(images)
+            outputs = [model(images) for model in models]
         indices.append(batch.indices_N)  # they stay here until the exchange: no batch waits for the device
-        logits.append(output.float())
+        logits.append(torch.cat([output.float() for output in outputs], dim=1))
     own_indices = torch.cat([torch.empty(0, dtype=torch.int64), *indices])
-    own_logits = torch.cat([torch.empty(0, num_classes, device=accelerator.device), *logits])
-    return _exchange(own_indices, own_logits, accelerator)
+    own_logits = torch.cat([torch.empty(0, len(models) * num_classes, device=accelerator.device), *logits])
+    rows, columns = _exchange(own_indices, own_logits, accelerator)
+    return rows, np.ascontiguousarray(columns.reshape(len(rows), len(models), num_classes).swapaxes(0, 1))
 
 
 def _exchange(

@@ -4,7 +4,6 @@ import gc
 import os
 import time
 import warnings
-from collections.abc import Sequence
 from functools import partial
 from itertools import islice
 
@@ -12,12 +11,20 @@ import numpy as np
 import psutil
 import torch
 from accelerate import Accelerator
-from timm.utils import distribute_bn
+from torch import nn
 
 from doccls.experiment import Experiment
 from doccls.model.build import build_model, count_parameters, get_normalization, synchronize_batchnorm
-from doccls.model.optim import build_ema, build_loss, build_mixup, build_optimizer, build_scheduler, scale_lr
-from doccls.oof.metrics import cross_entropy, macro_f1
+from doccls.model.optim import (
+    build_ema,
+    build_loss,
+    build_mixup,
+    build_optimizer,
+    build_scheduler,
+    choose_ema_decay,
+    scale_lr,
+)
+from doccls.oof.metrics import cross_entropy, macro_f1, selection_f1
 from doccls.oof.parts import OofPart, PartInfo, remove_states, write_part
 from doccls.randomness import Purpose, derive_seed
 from doccls.run.cores import count_own_cores
@@ -27,19 +34,17 @@ from doccls.run.history import EpochMetrics, write_fold_metrics
 from doccls.run.owner import FoldOwner
 from doccls.run.paths import RunPaths
 from doccls.run.runlog import RunLog
-from doccls.run.signals import ending_at_once
+from doccls.run.signals import Interrupted, ending_at_once
 from doccls.run.tracking import Tracker, track_fold
 from doccls.training.batches import WaitingBatches, advise_on_waiting, find_epoch, list_validation_keys
-from doccls.training.checkpoint import BestCheckpoint, write_best
+from doccls.training.checkpoint import BestEpoch, BestWeights, ResumePoint, describe_disk, estimate_disk
+from doccls.training.engine import Engine, FoldProgress, LossMeter
 from doccls.training.evaluate import Normalizer, predict_logits
 from doccls.training.explain import advise_on_batchnorm, check_smallest_share, explain
-from doccls.training.loop import Engine, LossMeter, TrainingError, group_gradients, train_epoch
-from doccls.training.processes import agree_on_stop, await_all, on_main
-from doccls.training.resume import StateKeeper, take_up
-from doccls.training.space import describe_space, measure_space
+from doccls.training.loop import TrainedEpoch, TrainingError, group_gradients, train_epoch
+from doccls.training.processes import agree_on_stop, await_all, has_scaler, on_main
+from doccls.training.resume import Checkpointer, average_buffers, copy_to_cpu, describe_resume, restore
 from doccls.training.speed import describe_kernels, wants_compile
-from doccls.training.starts import Start, describe_start
-from doccls.training.state import BestSoFar, Progress
 
 _MUCH_WAITING = 0.1
 """Share of an epoch's time, above which it is said what to do about it."""
@@ -48,7 +53,7 @@ _MUCH_WAITING = 0.1
 def train_fold(
     experiment: Experiment,
     fold: int,
-    start: Start | None,
+    start: ResumePoint | None,
     batches: WaitingBatches,
     accelerator: Accelerator,
     log: RunLog,
@@ -70,25 +75,17 @@ def train_fold(
     with track_fold(experiment.config, run_dir, fold, log) as tracker:
         heart.beat(phase="start", fold=fold, epoch=0, step=0)
         try:
-            keeper = StateKeeper(
-                experiment.paths.last_states(fold),
-                start,
-                experiment.config.train.checkpoint_interval_s,
-                accelerator,
-                log,
-                partial(owner.check, fold),
-            )
-            engine = _build_engine(experiment, fold, accelerator, log, tracker, heart, keeper)
-            if run_dir is not None:
-                for line in describe_space(measure_space(engine), measure_free(run_dir), fold, run_dir):
-                    log.line(line)
+            engine = _build_engine(experiment, fold, accelerator, log, tracker, heart)
+            _log_disk(engine, experiment.paths)
             group_gradients(engine)
-            progress = Progress()
+            progress = FoldProgress()
             if start is not None:
-                progress = take_up(engine, start)
-                log.line(describe_start(start, fold, engine.plan.steps_per_epoch, _find_last_sign_s(heart, fold)))
-            with keeper:
-                best = _fit(experiment, engine, keeper, progress, batches, owner)
+                progress = restore(engine, start)
+                log.line(describe_resume(start, fold, engine.plan.steps_per_epoch, _find_last_sign_s(heart, fold)))
+            with Checkpointer(
+                engine, experiment.paths, experiment.identity, start, partial(owner.check, fold)
+            ) as checkpointer:
+                best = _fit(experiment, engine, checkpointer, progress, batches, owner)
         except TrainingError:
             raise
         except (RuntimeError, ValueError) as error:
@@ -99,6 +96,14 @@ def train_fold(
         part = _make_part(experiment, fold, best, accelerator.mixed_precision)
         on_main(accelerator, lambda: _finish(experiment.paths, fold, part, owner))
         log.line(f"[FOLD {fold}] done | best epoch={best.epoch} macro_f1={best.macro_f1:.5f}")
+
+
+def _log_disk(engine: Engine, paths: RunPaths) -> None:
+    if engine.accelerator.is_main_process:
+        trained = [parameter for group in engine.optimizer.param_groups for parameter in group["params"]]
+        need = estimate_disk(engine.bare_model.state_dict().values(), trained, engine.ema is not None)
+        for line in describe_disk(need, measure_free(paths.root), engine.plan.fold, paths.root):
+            engine.log.line(line)
 
 
 def _find_last_sign_s(heart: Heartbeat, fold: int) -> float | None:
@@ -121,7 +126,7 @@ def release_memory(accelerator: Accelerator) -> None:
 
 def _start_afresh(accelerator: Accelerator) -> None:
     """Nothing of an earlier fold: its gradient scale, compiled code and peak memory are not this fold's."""
-    if accelerator.scaler is not None and accelerator.scaler.is_enabled():
+    if has_scaler(accelerator):
         accelerator.scaler.load_state_dict(torch.amp.GradScaler(accelerator.device.type).state_dict())
     torch.compiler.reset()
     if accelerator.device.type == "cuda":
@@ -135,67 +140,32 @@ def _build_engine(
     log: RunLog,
     tracker: Tracker,
     heart: Heartbeat,
-    keeper: StateKeeper,
 ) -> Engine:
-    config, manifest = experiment.config, experiment.data.manifest
-    train = config.train
-    samples = experiment.data.list_train(fold)
-    valid = experiment.data.list_valid(fold)
-    plan = experiment.plan(fold)
+    manifest, train, plan = experiment.data.manifest, experiment.config.train, experiment.plan(fold)
+    num_classes, device = len(manifest.classes), accelerator.device
     if accelerator.num_processes > plan.size:
         raise TrainingError(f"fold {fold}: {plan.size} samples a step can't feed {accelerator.num_processes} processes")
-    log.line(
-        f"[DATA] dataset sizes | fold={fold} train={len(samples)} valid={len(valid)} classes={len(manifest.classes)}"
-    )
-
-    if config.model.pretrained and config.model.weights is None:
-        log.line(f"[MODEL] weights of {config.model.name} from the hub or its cache (offline: model.weights)")
-    torch.manual_seed(derive_seed(config.project.seed, Purpose.INITIAL_WEIGHTS, fold))
-    with ending_at_once():  # the hub may be slow, and nothing of this fold is there to lose
-        model = build_model(config.model, len(manifest.classes), train.img_size)
-    await_all(accelerator)  # one machine's hub may be slower than collectives may take
-    mean, std = get_normalization(config.model, model)
-    if train.sync_bn and accelerator.num_processes > 1:
-        if accelerator.device.type != "cuda":
-            raise TrainingError("train.sync_bn: torch has SyncBatchNorm for GPUs alone; set it to false on CPUs")
-        if plan.size % accelerator.num_processes:  # else ranks may split their shares into unequally many pieces
-            raise TrainingError(
-                f"train.sync_bn: a batch of {plan.size} images can't be shared equally by {accelerator.num_processes} "
-                "processes: take a multiple as train.batch_size"
-            )
-        model = synchronize_batchnorm(model)
-    model.to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    check_smallest_share(model, plan, train, accelerator.num_processes)
-    total, trainable = count_parameters(model)
-    log.line(
-        f"[MODEL] name={config.model.name} pooling={config.model.pooling or 'default'} "
-        f"params(total/trainable)={total:,}/{trainable:,} "
-        f"device={accelerator.device} precision={accelerator.mixed_precision}"
-    )
-    log.line(f"[MODEL] kernels: {describe_kernels(train, accelerator.device)}")
-    at_a_time = train.count_images_at_a_time(accelerator.num_processes)
-    advice = advise_on_batchnorm(model, train, accelerator)
-    if advice is not None:
-        log.line(f"[WARNING] {advice}")
-    ema = build_ema(train, model)
-    optimizer = build_optimizer(train, model, accelerator.device)
+    sizes = f"train={len(plan.samples)} valid={len(experiment.data.list_valid(fold))} classes={num_classes}"
+    log.line(f"[DATA] dataset sizes | fold={fold} {sizes}")
+    model, mean, std = _build_model(experiment, fold, accelerator, log)
+    ema = build_ema(train, model, plan.total_steps)
+    optimizer = build_optimizer(train, model, device)
     scheduler = build_scheduler(train, optimizer, plan.steps_per_epoch)
     scaled = "" if train.lr_scaling == "none" else f" (train.lr={train.lr:g}, {train.lr_scaling} in train.batch_size)"
+    decay = choose_ema_decay(train, plan.total_steps)
     log.line(
         f"[OPTIM] {train.optimizer} lr={train.lr * scale_lr(train):g}{scaled} weight_decay={train.weight_decay:g} "
-        f"ema={train.ema_decay}"
+        f"ema={decay if decay is None else f'{decay:g}'}"
     )
     log.line(
         f"[SCHED] {train.scheduler} warmup_epochs={train.warmup_epochs:g} min_lr={train.min_lr * scale_lr(train):g} "
         f"steps={plan.steps_per_epoch} epochs={train.epochs} batch={plan.size} processes={accelerator.num_processes} "
-        f"images_at_a_time={at_a_time}"
+        f"images_at_a_time={train.count_images_at_a_time(accelerator.num_processes)}"
     )
-    if wants_compile(train, accelerator.device):
+    if wants_compile(train, device):
         model.compile()
-    with warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", ".*broadcast_buffers", FutureWarning
-        )  # torch renames it; Accelerate has not yet
+    with warnings.catch_warnings():  # torch renames it; Accelerate has not yet
+        warnings.filterwarnings("ignore", ".*broadcast_buffers", FutureWarning)
         wrapped, prepared_optimizer = accelerator.prepare(model, optimizer)
     return Engine(
         accelerator=accelerator,
@@ -205,128 +175,199 @@ def _build_engine(
         optimizer=prepared_optimizer,
         scheduler=scheduler,
         criterion=build_loss(train),
-        mixup=build_mixup(train, len(manifest.classes)),
-        normalize=Normalizer(mean, std, accelerator.device),
-        mean=mean,
-        std=std,
-        num_classes=len(manifest.classes),
+        mixup=build_mixup(train, num_classes),
+        normalize=Normalizer(mean, std, device),
+        num_classes=num_classes,
         plan=plan,
         config=train,
         ids=manifest.ids,
         log=log,
         tracker=tracker,
         heart=heart,
-        is_save_due=keeper.is_due,
     )
+
+
+def _build_model(
+    experiment: Experiment, fold: int, accelerator: Accelerator, log: RunLog
+) -> tuple[nn.Module, tuple[float, ...], tuple[float, ...]]:
+    """The fold's model on the device, and the mean and standard deviation that it expects of its input."""
+    config, train, plan, device = experiment.config, experiment.config.train, experiment.plan(fold), accelerator.device
+    if config.model.pretrained and config.model.weights is None:
+        log.line(f"[MODEL] weights of {config.model.name} from the hub or its cache (offline: model.weights)")
+    torch.manual_seed(derive_seed(config.project.seed, Purpose.INITIAL_WEIGHTS, fold))
+    with ending_at_once():  # the hub may be slow, and nothing of this fold is there to lose
+        model = build_model(config.model, len(experiment.data.manifest.classes), train.img_size)
+    await_all(accelerator)  # one machine's hub may be slower than collectives may take
+    mean, std = get_normalization(config.model, model)
+    if train.sync_bn and accelerator.num_processes > 1:
+        _check_sync_bn(plan.size, accelerator)
+        model = synchronize_batchnorm(model)
+    model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    check_smallest_share(model, plan, train, accelerator.num_processes)
+    total, trainable = count_parameters(model)
+    log.line(
+        f"[MODEL] name={config.model.name} pooling={config.model.pooling or 'default'} "
+        f"params(total/trainable)={total:,}/{trainable:,} device={device} precision={accelerator.mixed_precision}"
+    )
+    log.line(f"[MODEL] kernels: {describe_kernels(train, device)}")
+    advice = advise_on_batchnorm(model, train, accelerator)
+    if advice is not None:
+        log.line(f"[WARNING] {advice}")
+    return model, mean, std
+
+
+def _check_sync_bn(batch_size: int, accelerator: Accelerator) -> None:
+    if accelerator.device.type != "cuda":
+        raise TrainingError("train.sync_bn: torch has SyncBatchNorm for GPUs alone; set it to false on CPUs")
+    if batch_size % accelerator.num_processes:  # else ranks may split their shares into unequally many pieces
+        raise TrainingError(
+            f"train.sync_bn: a batch of {batch_size} images can't be shared equally by {accelerator.num_processes} "
+            "processes: take a multiple as train.batch_size"
+        )
 
 
 def _fit(
     experiment: Experiment,
     engine: Engine,
-    keeper: StateKeeper,
-    progress: Progress,
+    checkpointer: Checkpointer,
+    progress: FoldProgress,
     batches: WaitingBatches,
     owner: FoldOwner,
-) -> BestSoFar:
-    """The rest of all epochs; each is validated, and an improvement is kept at once: weights and logits in one file."""
-    accelerator, log, manifest = engine.accelerator, engine.log, experiment.data.manifest
-    config, targets, fold = experiment.config, manifest.targets_N, engine.plan.fold
-    num_valid = len(list_validation_keys(experiment, fold, accelerator))
-
-    best, rows = progress.best, list(progress.rows)
-    meter = LossMeter(list(progress.losses), progress.skipped_steps)
-
-    def save(step: int, meter: LossMeter, wait: bool) -> None:
-        reached = Progress(step, tuple(meter.losses), meter.skipped, best, tuple(rows))
-        keeper.save(engine, experiment.identity, reached, wait)
-
+) -> BestEpoch:
+    """The rest of all epochs; each is validated, and the weights of an improvement are saved at once."""
+    accelerator, log, fold = engine.accelerator, engine.log, engine.plan.fold
     first = find_epoch(progress.step, engine.plan)
-    for epoch in range(first, config.train.epochs):
-        started_s, trained = time.perf_counter(), (engine.plan.steps_per_epoch - len(meter.losses)) * engine.plan.size
-        with log.progress(f"fold {fold} epoch {epoch + 1}/{config.train.epochs}", engine.plan.steps_per_epoch) as bar:
-            done = train_epoch(engine, batches, epoch, meter, save, bar)
-        meter = LossMeter()
-        if accelerator.num_processes > 1:
-            distribute_bn(engine.best_of, accelerator.num_processes, reduce=True)
-        trained_s = time.perf_counter() - started_s
-        share = batches.take_s() / trained_s
-        log.line(
-            f"[EPOCH {epoch + 1}] fold={fold} loss={done.loss:.5f} lr={done.rate:.3e} "
-            f"{'' if done.skipped_steps is None else f'skipped_steps={done.skipped_steps} '}"
-            f"mem_MiB={measure_memory(accelerator):.0f} images_per_s={trained / trained_s:.1f} data_wait={share:.0%}"
-        )
-        if share > _MUCH_WAITING and epoch > first:  # the first is also the loader's start
+    for epoch in range(first, engine.config.epochs):
+        began_s = time.perf_counter()
+        trained, waited = _train(engine, batches, epoch, progress, checkpointer)
+        if waited > _MUCH_WAITING and epoch > first:  # the first is also the loader's start
             stored = experiment.data.stored is not None
-            log.line(f"[DATA] {advise_on_waiting(share, batches.workers, count_own_cores(os.environ), stored)}")
-        indices, logits = predict_logits(
-            engine.best_of,
-            engine.heart.watch(islice(batches, num_valid), "validate"),
-            engine.normalize,
-            engine.num_classes,
-            accelerator,
-        )
-        if not np.isfinite(logits).all():
-            bad = [manifest.ids[index] for index in indices[~np.isfinite(logits).all(axis=1)]]
-            raise TrainingError(f"fold {fold} epoch {epoch + 1}: {len(bad)} logits are not finite, such as {bad[:5]}")
-        score, valid_loss = macro_f1(targets[indices], logits), cross_entropy(targets[indices], logits)
+            log.line(f"[DATA] {advise_on_waiting(waited, batches.workers, count_own_cores(os.environ), stored)}")
+        try:
+            found, valid_loss = _validate(experiment, engine, batches, epoch)
+        except Interrupted:  # on all ranks at one place
+            engine.heart.beat(phase="stopping")
+            checkpointer.save(progress, wait=True)
+            raise
         batches.take_s()
         row = EpochMetrics(
-            fold,
-            epoch + 1,
-            done.loss,
-            valid_loss,
-            score,
-            done.rate,
-            time.perf_counter() - started_s,
-            measure_memory(accelerator),
+            fold=fold,
+            epoch=epoch + 1,
+            train_loss=trained.loss,
+            valid_loss=valid_loss,
+            macro_f1=found.macro_f1,
+            lr=trained.lr,
+            time_s=time.perf_counter() - began_s,
+            mem_MiB=measure_memory(accelerator),
+            selection_f1=found.selection_f1,
+            weights=found.weights,
         )
+        notes = f"selection_f1={found.selection_f1:.5f} " if found.selection_f1 != found.macro_f1 else ""
+        notes += "" if engine.ema is None else f"weights={found.weights} "
         log.line(
-            f"[EPOCH {row.epoch}] fold={fold} valid_loss={valid_loss:.5f} macro_f1={score:.5f} time_s={row.time_s:.1f}"
+            f"[EPOCH {row.epoch}] fold={fold} valid_loss={valid_loss:.5f} macro_f1={row.macro_f1:.5f} "
+            f"{notes}time_s={row.time_s:.1f}"
         )
-        engine.tracker.log(
-            {"valid/loss": valid_loss, "valid/macro_f1": score}, (epoch + 1) * engine.plan.steps_per_epoch
-        )
-        rows.append(row)
-        if best is None or score > best.macro_f1:
-            best = BestSoFar(epoch + 1, score, indices, logits)
-            on_main(accelerator, partial(_keep_best, experiment, engine, best, owner))
-        remarks = on_main(accelerator, partial(_write_metrics, experiment.paths, rows, owner))
+        values = {"valid/loss": valid_loss, "valid/macro_f1": row.macro_f1, "valid/selection_f1": found.selection_f1}
+        engine.tracker.log(values, (epoch + 1) * engine.plan.steps_per_epoch)
+        progress.rows.append(row)
+        progress.meter = LossMeter()
+        is_better = progress.best is None or found.selection_f1 >= progress.best.selection_f1  # of equals the later
+        if is_better:
+            progress.best = found
+        remarks = on_main(accelerator, partial(_record, experiment, engine, checkpointer, progress, is_better, owner))
         for remark in remarks if epoch == first else ():
             log.line(f"[WARNING] {remark}")
-    assert best is not None
-    return best
+    on_main(accelerator, partial(checkpointer.check_best, wait=True))
+    assert progress.best is not None
+    return progress.best
 
 
-def _write_metrics(paths: RunPaths, rows: Sequence[EpochMetrics], owner: FoldOwner) -> list[str]:
-    owner.check(rows[0].fold)
-    return write_fold_metrics(paths, rows)
-
-
-def _keep_best(experiment: Experiment, engine: Engine, best: BestSoFar, owner: FoldOwner) -> None:
-    fold = engine.plan.fold
-    owner.check(fold)
-    path = experiment.paths.best_checkpoint(fold)
-    write_best(
-        path,
-        BestCheckpoint(
-            state_dict={name: value.detach().cpu() for name, value in engine.best_of.state_dict().items()},
-            oof={"indices": torch.from_numpy(best.indices_N), "logits": torch.from_numpy(best.logits_NC)},
-            identity=experiment.identity,
-            fold=fold,
-            epoch=best.epoch,
-            macro_f1=best.macro_f1,
-            classes=experiment.data.manifest.classes,
-            mean=engine.mean,
-            std=engine.std,
-            precision=engine.accelerator.mixed_precision,
-            # Without which fold was asked for: the same bytes, trained alone or with the others.
-            config=experiment.config.model_dump(mode="json", exclude={"provenance": True, "data": {"valid_fold"}}),
-        ),
+def _train(
+    engine: Engine, batches: WaitingBatches, epoch: int, progress: FoldProgress, checkpointer: Checkpointer
+) -> tuple[TrainedEpoch, float]:
+    """Train the rest of an epoch (0-based) and log it; with the share of its time that pages were waited for."""
+    accelerator, plan = engine.accelerator, engine.plan
+    began_s, steps = time.perf_counter(), plan.steps_per_epoch - len(progress.meter.losses)
+    with engine.log.progress(f"fold {plan.fold} epoch {epoch + 1}/{engine.config.epochs}", plan.steps_per_epoch) as bar:
+        trained = train_epoch(engine, batches, epoch, progress, checkpointer, bar)
+    average_buffers(engine)
+    time_s = time.perf_counter() - began_s
+    waited = batches.take_s() / time_s
+    engine.log.line(
+        f"[EPOCH {epoch + 1}] fold={plan.fold} loss={trained.loss:.5f} lr={trained.lr:.3e} "
+        f"{'' if trained.skipped_steps is None else f'skipped_steps={trained.skipped_steps} '}"
+        f"mem_MiB={measure_memory(accelerator):.0f} images_per_s={steps * plan.size / time_s:.1f} "
+        f"data_wait={waited:.0%}"
     )
-    engine.log.line(f"NEW_BEST F1={best.macro_f1:.5f} -> {path.relative_to(experiment.paths.root)}")
+    return trained, waited
 
 
-def _make_part(experiment: Experiment, fold: int, best: BestSoFar, precision: str) -> OofPart:
+def _validate(experiment: Experiment, engine: Engine, batches: WaitingBatches, epoch: int) -> tuple[BestEpoch, float]:
+    """What the better of raw and averaged weights are worth (of equals the averaged), and their loss.
+
+    Raises:
+        TrainingError: a logit is not finite.
+        Interrupted: a signal asked for the end.
+    """
+    manifest, fold, modules = experiment.data.manifest, engine.plan.fold, engine.modules
+    num_batches = len(list_validation_keys(experiment, fold, engine.accelerator))
+    indices, logits_MNC = predict_logits(
+        list(modules.values()),
+        engine.heart.watch(islice(batches, num_batches), "validate"),
+        engine.normalize,
+        engine.num_classes,
+        engine.accelerator,
+    )
+    is_finite_N = np.isfinite(logits_MNC).all(axis=(0, 2))
+    if not is_finite_N.all():
+        bad = [manifest.ids[index] for index in indices[~is_finite_N]]
+        raise TrainingError(f"fold {fold} epoch {epoch + 1}: {len(bad)} logits are not finite, such as {bad[:5]}")
+    targets = manifest.targets_N[indices]
+    scores = [selection_f1(targets, logits) for logits in logits_MNC]
+    number = int(np.argmax(scores))
+    logits = logits_MNC[number]
+    found = BestEpoch(epoch + 1, macro_f1(targets, logits), scores[number], list(modules)[number], indices, logits)
+    return found, cross_entropy(targets, logits)
+
+
+def _record(
+    experiment: Experiment,
+    engine: Engine,
+    checkpointer: Checkpointer,
+    progress: FoldProgress,
+    is_better: bool,
+    owner: FoldOwner,
+) -> list[str]:
+    """Write the metrics and, of an improvement, have the weights saved; the main process calls."""
+    owner.check(engine.plan.fold)
+    checkpointer.check_best()
+    if is_better:
+        assert progress.best is not None
+        checkpointer.save_best(_gather_best(experiment, engine, progress.best))
+        path = experiment.paths.best_checkpoint(engine.plan.fold).relative_to(experiment.paths.root)
+        engine.log.line(f"NEW_BEST F1={progress.best.selection_f1:.5f} -> {path}")
+    return write_fold_metrics(experiment.paths, progress.rows)
+
+
+def _gather_best(experiment: Experiment, engine: Engine, best: BestEpoch) -> BestWeights:
+    return BestWeights(
+        state_dict=copy_to_cpu(engine.modules[best.weights].state_dict()),
+        identity=experiment.identity,
+        fold=engine.plan.fold,
+        epoch=best.epoch,
+        macro_f1=best.macro_f1,
+        weights=best.weights,
+        classes=experiment.data.manifest.classes,
+        mean=engine.normalize.mean,
+        std=engine.normalize.std,
+        precision=engine.accelerator.mixed_precision,
+        # Without which fold was asked for: the same bytes, trained alone or with the others.
+        config=experiment.config.model_dump(mode="json", exclude={"provenance": True, "data": {"valid_fold"}}),
+    )
+
+
+def _make_part(experiment: Experiment, fold: int, best: BestEpoch, precision: str) -> OofPart:
     """The best epoch's logits as the fold's part; rows without a usable image are in it, as NaN."""
     manifest, assignment = experiment.data.manifest, experiment.data.assignment
     rows = assignment.list_valid(fold)
@@ -344,6 +385,7 @@ def _make_part(experiment: Experiment, fold: int, best: BestSoFar, precision: st
         macro_f1=best.macro_f1,
         precision=precision,
         micro_batch_size=experiment.config.train.micro_batch_size,
+        groups=None if manifest.groups is None else tuple(manifest.groups[row] for row in rows.tolist()),
     )
     return OofPart(info, rows.astype(np.int64), logits, manifest.targets_N[rows])
 

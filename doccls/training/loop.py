@@ -2,31 +2,24 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from timm.data import Mixup
 from timm.data.mixup import mixup_target
-from timm.scheduler.scheduler import Scheduler
-from timm.utils import ModelEmaV3
-from torch import nn
 
-from doccls.config.schema import TrainConfig
 from doccls.data.dataset import Batch, Drawing, SampleKey
 from doccls.data.order import BatchPlan
 from doccls.errors import UserError
 from doccls.randomness import Purpose, derive_seed
-from doccls.run.heartbeat import Heartbeat
 from doccls.run.progress import ProgressBar
-from doccls.run.runlog import RunLog
 from doccls.run.signals import Interrupted, agree_to_stop, stop_requested
-from doccls.run.tracking import Tracker
-from doccls.training.evaluate import Normalizer
-from doccls.training.processes import read_stop, render_stop
+from doccls.training.engine import Engine, FoldProgress, LossMeter
+from doccls.training.processes import has_scaler, read_stop, render_stop
+from doccls.training.resume import Checkpointer
 
 _LEAST_SCALE = 1.0
 """fp16's gradient scale, below which an overflow is no matter of scaling."""
@@ -36,40 +29,6 @@ _ASK_S = 2.0
 
 class TrainingError(UserError):
     """Training can't go on: the numbers went bad."""
-
-
-@dataclass(frozen=True)
-class Engine:
-    """What one fold trains with."""
-
-    accelerator: Accelerator
-    model: nn.Module
-    """As prepared: DDP around it, if there are several processes."""
-    bare_model: nn.Module
-    ema: ModelEmaV3 | None
-    optimizer: torch.optim.Optimizer
-    scheduler: Scheduler
-    criterion: nn.Module
-    mixup: Mixup | None
-    normalize: Normalizer
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    num_classes: int
-    plan: BatchPlan
-    config: TrainConfig
-    ids: Sequence[str]
-    """Of all samples, to name those of a bad batch."""
-    log: RunLog
-    tracker: Tracker
-    heart: Heartbeat
-    is_save_due: Callable[[], bool]
-    """Whether a state is to be saved; true on the main process alone."""
-
-    @property
-    def best_of(self) -> nn.Module:
-        """The module that is validated and kept: the EMA's, if there is one."""
-        module: nn.Module = self.bare_model if self.ema is None else self.ema.module
-        return module
 
 
 def group_gradients(engine: Engine) -> None:
@@ -96,27 +55,13 @@ def group_gradients(engine: Engine) -> None:
         buffer.copy_(before)
 
 
-@dataclass
-class LossMeter:
-    """Losses of an epoch's steps, kept on the device until they are asked for."""
-
-    losses: list[float] = field(default_factory=list)
-    """Of the steps that are settled: fetched and summed over ranks. Finite, but for fp16 steps that overflowed and were
-    skipped."""
-    skipped: int = 0
-    """Of those, in fp16."""
-    pending: list[torch.Tensor] = field(default_factory=list)
-    falls: list[torch.Tensor] = field(default_factory=list)
-    """In fp16, of the pending steps: whether the gradient scale fell, which is to say that the step was skipped."""
-
-
 @dataclass(frozen=True)
 class TrainedEpoch:
     """What training an epoch came to."""
 
     loss: float
     """Mean over the epoch's samples."""
-    rate: float
+    lr: float
     """The last learning rate."""
     skipped_steps: int | None = None
     """In fp16: steps whose gradients overflowed and were not taken; None in other precisions."""
@@ -138,56 +83,65 @@ def train_epoch(
     engine: Engine,
     batches: Iterator[Batch],
     epoch: int,
-    meter: LossMeter,
-    save: Callable[[int, LossMeter, bool], None],
+    progress: FoldProgress,
+    checkpointer: Checkpointer,
     bar: ProgressBar,
 ) -> TrainedEpoch:
-    """Train the rest of an epoch (0-based), whose first steps are in `meter`. All ranks must call.
+    """Train the rest of an epoch (0-based), whose first steps are in `progress`. All ranks must call.
 
-    `save` is called by all ranks at one step, with the number of steps that are done and whether to wait for the disk:
-    when a state is due, and before a stop.
+    A resume checkpoint is saved when one is due, and before a stop.
 
     Raises:
         TrainingError: a loss was not finite; the step and the samples of its batch are named.
         Interrupted: a signal asked for the end; several ranks leave at one step, within some two seconds or a step.
     """
     engine.model.train()
-    plan, config, requests = engine.plan, engine.config, _Requests(engine)
+    plan, config, meter = engine.plan, engine.config, progress.meter
+    requests = _Requests(engine, checkpointer)
     first = plan.list_steps(epoch).start
     for step in plan.list_steps(epoch)[len(meter.losses) :]:
-        engine.scheduler.step_update(step)
-        rate = float(engine.optimizer.param_groups[0]["lr"])
+        lr = _set_lr(engine, step)
         scale = _read_scale(engine.accelerator)
         meter.pending.append(_take_step(engine, batches, step))
         if scale is not None:
-            meter.falls.append(engine.accelerator.scaler._get_scale_async() < scale)
+            meter.scale_drops.append(engine.accelerator.scaler._get_scale_async() < scale)
         engine.heart.beat(phase="train", epoch=epoch + 1, step=step + 1)
         bar.advance()
         done = step + 1 - first
-        ends = done == plan.steps_per_epoch
-        told = ends or done % config.log_interval == 0
-        if not told and not requests.any_pending():
+        is_logged = done == plan.steps_per_epoch or done % config.log_interval == 0
+        if not is_logged and not requests.any_pending():
             continue
-        stop, due = _settle(engine, meter, first)
+        stop, is_due = _settle(engine, meter, first, checkpointer.is_due())
+        progress.step = step + 1
         requests.restart_count()
-        if told:
-            loss = _mean_of_finite(meter.losses[(done - 1) // config.log_interval * config.log_interval :])
-            line = f"fold={plan.fold} epoch={epoch + 1} loss={loss:.5f} lr={rate:.3e}"
-            if scale is not None:
-                line += f" scale={engine.accelerator.scaler.get_scale():g} skipped_steps={meter.skipped}"
-            engine.log.detail(f"[STEP {done}/{plan.steps_per_epoch}] {line}")
-            engine.tracker.log({"train/loss": loss, "train/lr": rate}, step + 1)
+        if is_logged:
+            _log_step(engine, meter, epoch, done, lr)
         if stop is not None:
             agree_to_stop(stop)
             engine.heart.beat(phase="stopping")
-        if due or stop is not None:
-            save(step + 1, meter, stop is not None)
+        if is_due or stop is not None:
+            checkpointer.save(progress, wait=stop is not None)
         if stop is not None:
             raise Interrupted(stop)
-    engine.scheduler.step_update(plan.list_steps(epoch)[-1])  # where no step was left to do
-    rate = float(engine.optimizer.param_groups[0]["lr"])
-    fp16 = engine.accelerator.scaler is not None and engine.accelerator.scaler.is_enabled()
-    return TrainedEpoch(_mean_of_finite(meter.losses), rate, meter.skipped if fp16 else None)
+    lr = _set_lr(engine, plan.list_steps(epoch)[-1])  # where no step was left to do
+    return TrainedEpoch(_mean_of_finite(meter.losses), lr, meter.skipped if has_scaler(engine.accelerator) else None)
+
+
+def _set_lr(engine: Engine, step: int) -> float:
+    """The learning rate of the step, which is in force from now on."""
+    engine.scheduler.step_update(step)
+    return float(engine.optimizer.param_groups[0]["lr"])
+
+
+def _log_step(engine: Engine, meter: LossMeter, epoch: int, done: int, lr: float) -> None:
+    """The mean loss since the last line, of an epoch (0-based) of which `done` steps are done."""
+    plan, interval = engine.plan, engine.config.log_interval
+    loss = _mean_of_finite(meter.losses[(done - 1) // interval * interval :])
+    line = f"fold={plan.fold} epoch={epoch + 1} loss={loss:.5f} lr={lr:.3e}"
+    if has_scaler(engine.accelerator):
+        line += f" scale={engine.accelerator.scaler.get_scale():g} skipped_steps={meter.skipped}"
+    engine.log.detail(f"[STEP {done}/{plan.steps_per_epoch}] {line}")
+    engine.tracker.log({"train/loss": loss, "train/lr": lr}, plan.list_steps(epoch).start + done)
 
 
 class _Requests:
@@ -197,8 +151,8 @@ class _Requests:
     when they last asked. So slow steps don't delay a stop, and fast ones don't pay for the question.
     """
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+    def __init__(self, engine: Engine, checkpointer: Checkpointer) -> None:
+        self._engine, self._checkpointer = engine, checkpointer
         self._pause = self._left = 1
         self._asked_s = time.monotonic()
 
@@ -208,7 +162,7 @@ class _Requests:
 
     def any_pending(self) -> bool:
         """Whether any rank has a request, as far as the ranks have asked. All ranks must call, once a step."""
-        own = stop_requested() is not None or self._engine.is_save_due()
+        own = stop_requested() is not None or self._checkpointer.is_due()
         accelerator = self._engine.accelerator
         if accelerator.num_processes == 1:
             return own
@@ -225,11 +179,10 @@ class _Requests:
 
 def _read_scale(accelerator: Accelerator) -> torch.Tensor | None:
     """fp16's gradient scale as it is now, on the device, so that nothing waits for it; None in other precisions."""
-    scaler = accelerator.scaler
-    if scaler is None or not scaler.is_enabled():
+    if not has_scaler(accelerator):
         return None
-    scale = scaler._get_scale_async()
-    return torch.tensor(scaler.get_scale(), device=accelerator.device) if scale is None else scale.clone()
+    scale = accelerator.scaler._get_scale_async()
+    return torch.tensor(accelerator.scaler.get_scale(), device=accelerator.device) if scale is None else scale.clone()
 
 
 def _take_step(engine: Engine, batches: Iterator[Batch], step: int) -> torch.Tensor:
@@ -285,8 +238,9 @@ def _mix(engine: Engine, images: torch.Tensor, targets: torch.Tensor) -> tuple[t
 
 def _have_finite_buffers(engine: Engine) -> torch.Tensor:
     """Whether the model's are on all ranks: an overflow within it spoils BatchNorm's, which no scaler takes back."""
-    modules = [engine.bare_model] + ([] if engine.ema is None else [engine.ema.module])
-    buffers = [buffer for module in modules for buffer in module.buffers() if buffer.is_floating_point()]
+    buffers = [
+        buffer for module in engine.modules.values() for buffer in module.buffers() if buffer.is_floating_point()
+    ]
     spoiled = torch.tensor([float(not all(bool(buffer.isfinite().all()) for buffer in buffers))])
     total = engine.accelerator.reduce(spoiled.to(engine.accelerator.device), reduction="sum")
     return torch.tensor(float(total) == 0)
@@ -297,19 +251,19 @@ def _mean_of_finite(losses: Sequence[float]) -> float:
     return float(np.mean(finite)) if finite else math.nan
 
 
-def _settle(engine: Engine, meter: LossMeter, first: int) -> tuple[int | None, bool]:
+def _settle(engine: Engine, meter: LossMeter, first: int, is_due: bool) -> tuple[int | None, bool]:
     """Fetch the pending losses, sum them over ranks, check them; `first` is the epoch's first step.
 
     Returns:
-        (the signal by which all ranks are to stop, whether the main process finds a state due).
+        (the signal by which all ranks are to stop, whether `is_due` on any of them).
     """
     device, count = engine.accelerator.device, len(meter.pending)
-    falls = torch.stack(meter.falls).float() if meter.falls else torch.zeros(count, device=device)
-    due = torch.tensor([float(engine.is_save_due())], device=device)
-    own = torch.cat([torch.stack(meter.pending), falls, due, render_stop(device)])
+    drops = torch.stack(meter.scale_drops).float() if meter.scale_drops else torch.zeros(count, device=device)
+    due = torch.tensor([float(is_due)], device=device)
+    own = torch.cat([torch.stack(meter.pending), drops, due, render_stop(device)])
     sums = engine.accelerator.reduce(own, reduction="sum").cpu().double()
-    losses, fallen, due, stops = sums.tensor_split([count, 2 * count, 2 * count + 1])
-    skipped = fallen > 0  # the scale is the same on all ranks
+    losses, dropped, due, stops = sums.tensor_split([count, 2 * count, 2 * count + 1])
+    skipped = dropped > 0  # the scale is the same on all ranks
     bad = ~torch.isfinite(losses)
     if bad.any() and (scale := _read_scale(engine.accelerator)) is not None and float(scale) >= _LEAST_SCALE:
         bad &= ~(skipped & _have_finite_buffers(engine))
@@ -326,5 +280,5 @@ def _settle(engine: Engine, meter: LossMeter, first: int) -> tuple[int | None, b
     meter.losses += losses.tolist()
     meter.pending.clear()
     meter.skipped += int(skipped.sum())
-    meter.falls.clear()
+    meter.scale_drops.clear()
     return read_stop(stops), bool(due)

@@ -239,6 +239,11 @@ def gather_rows(accelerator: Accelerator, own_B: torch.Tensor) -> torch.Tensor:
     return torch.stack(rows)
 
 
+def has_scaler(accelerator: Accelerator) -> bool:
+    """Whether gradients are scaled, as in fp16 alone."""
+    return accelerator.scaler is not None and bool(accelerator.scaler.is_enabled())
+
+
 def list_devices(accelerator: Accelerator) -> list[str]:
     """What each rank computes on, by rank, such as `NVIDIA H100 80GB HBM3` or `cpu`. All ranks must call."""
     device = accelerator.device

@@ -1,118 +1,201 @@
-"""A fold goes on where it was: saving its state beside the training, and taking it up."""
+"""A fold's checkpoints while it trains: finding where it resumes, restoring that, and saving beside the training."""
 
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
+from datetime import datetime
+from threading import Lock
 from types import TracebackType
 from typing import Any, Self
 
 import torch
 from accelerate import Accelerator
-from torch import nn
 
+from doccls.experiment import Experiment
+from doccls.oof.parts import find_damage
+from doccls.run.artifacts import remove_leftovers
+from doccls.run.history import remove_metrics_leftovers
+from doccls.run.paths import RunPaths
 from doccls.run.runlog import RunLog
 from doccls.run.signals import Interrupted
-from doccls.training.loop import Engine
-from doccls.training.processes import await_all, gather_rows
-from doccls.training.starts import Start
-from doccls.training.state import Progress, SavedState, read_state, write_state
+from doccls.training.checkpoint import (
+    BestWeights,
+    ResumeCheckpoint,
+    ResumePoint,
+    find_resume_point,
+    read_resume,
+    write_best,
+    write_resume,
+)
+from doccls.training.engine import Engine, FoldProgress, LossMeter
+from doccls.training.processes import await_all, gather_rows, has_scaler, on_main
 
-_EMA = "ema."
 
-
-def take_up(engine: Engine, start: Start) -> Progress:
-    """Put the saved state into the engine; how far that is. All ranks must call.
+def find_resume_points(
+    experiment: Experiment, folds: Sequence[int], accelerator: Accelerator, allow_change: bool, log: RunLog
+) -> dict[int, ResumePoint]:
+    """Where those of `folds` resume that were killed; what these left half-written is removed. All ranks must call.
 
     Raises:
-        StateError: the file is not there any more, or not on this machine.
+        ResumeError: another number of processes saved them, and `allow_change` is false.
     """
-    state = read_state(start.path)
-    assert state.progress.step == start.step
-    engine.bare_model.load_state_dict({name: one for name, one in state.model.items() if not name.startswith(_EMA)})
-    if engine.ema is not None:
-        own = {name.removeprefix(_EMA): one for name, one in state.model.items() if name.startswith(_EMA)}
-        engine.ema.module.load_state_dict(own)
-    _put_buffers(engine, state.buffers_RB)
-    _load_optimizer(engine.optimizer, state.optimizer)
-    if state.scaler:
-        engine.accelerator.scaler.load_state_dict(state.scaler)
-    return state.progress
+
+    def find() -> dict[int, ResumePoint]:
+        world_size, identity, paths = accelerator.num_processes, experiment.identity, experiment.paths
+        for fold in folds:
+            for path in (*paths.last_states(fold), paths.best_checkpoint(fold), paths.part(fold)):
+                remove_leftovers(path)
+            remove_metrics_leftovers(paths, fold)
+            if (damage := find_damage(paths.part(fold))) is not None:
+                log.line(f"[WARNING] {damage}: fold {fold} is trained again")
+        found = {
+            fold: find_resume_point(
+                paths.last_states(fold), paths.best_checkpoint(fold), identity, fold, world_size, allow_change, log
+            )
+            for fold in folds
+        }
+        return {fold: point for fold, point in found.items() if point is not None}
+
+    return on_main(accelerator, find)
 
 
-class StateKeeper:
-    """Saves one fold's states, in turn over the older of its two files, beside the training."""
+def describe_resume(point: ResumePoint, fold: int, steps_per_epoch: int, last_seen_s: float | None) -> str:
+    """For the log; `last_seen_s` is when the process that was killed gave its last sign."""
+    again_s = max(0.0, last_seen_s - point.saved_s) if last_seen_s is not None else None
+    again = "" if again_s is None else f", {again_s:.0f} s of work done again"
+    when = datetime.fromtimestamp(point.saved_s).strftime("%H:%M:%S")
+    epoch = (point.step - 1) // steps_per_epoch + 1
+    return f"[RESUME] fold={fold} from step {point.step} (epoch {epoch}), saved {when}{again}"
+
+
+def restore(engine: Engine, point: ResumePoint) -> FoldProgress:
+    """Put what was saved into the engine; how far that is. All ranks must call.
+
+    Raises:
+        TensorFileError: the file is not there any more, or not on this machine.
+    """
+    saved = read_resume(point.path)
+    assert saved.step == point.step
+    for name, module in engine.modules.items():
+        module.load_state_dict(saved.model[name])
+    _put_buffers(engine, saved.buffers_RB)
+    _load_optimizer(engine.optimizer, saved.optimizer)
+    if saved.scaler:
+        engine.accelerator.scaler.load_state_dict(saved.scaler)
+    return FoldProgress(saved.step, LossMeter(list(saved.losses), saved.skipped_steps), saved.best, list(saved.rows))
+
+
+class Checkpointer:
+    """Saves one fold's best weights and resume checkpoints, one after the other, in a thread beside the training.
+
+    A resume checkpoint replaces the older of two, so that the newer one is never at risk. It is on disk after the best
+    weights that it relies on. Best weights that still wait for the disk give way to better ones.
+    """
 
     def __init__(
         self,
-        paths: Sequence[Path],
-        start: Start | None,
-        interval_s: float,
-        accelerator: Accelerator,
-        log: RunLog,
+        engine: Engine,
+        paths: RunPaths,
+        identity: str,
+        start: ResumePoint | None,
         check_owner: Callable[[], None] = lambda: None,
     ) -> None:
-        """`check_owner` is called before each write, and may raise."""
-        newest = paths.index(start.path) if start is not None else -1
-        self._paths, self._next = paths, (newest + 1) % len(paths)
-        self._interval_s, self._accelerator, self._log = interval_s, accelerator, log
-        self._check_owner = check_owner
+        """`start` is where the fold resumes. `check_owner` is called before each write, and may raise."""
+        self._engine, self._identity, self._check_owner = engine, identity, check_owner
+        self._best_path = paths.best_checkpoint(engine.plan.fold)
+        self._paths = paths.last_states(engine.plan.fold)
+        newest = self._paths.index(start.path) if start is not None else -1
+        self._next = (newest + 1) % len(self._paths)
         self._saved_s = time.monotonic()
-        self._writer = ThreadPoolExecutor(1, thread_name_prefix="doccls-state")
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="doccls-checkpoint")
         self._writing: Future[None] | None = None
+        self._writing_best: list[Future[None]] = []
+        self._waiting_best: BestWeights | None = None
+        self._lock = Lock()
 
     def is_due(self) -> bool:
-        """Whether a state is to be saved; true on the main process alone, so that its clock decides."""
-        return self._accelerator.is_main_process and time.monotonic() - self._saved_s >= self._interval_s
+        """Whether the interval is over; true on the main process alone, so that its clock decides."""
+        interval_s = self._engine.config.checkpoint_interval_s
+        return self._engine.accelerator.is_main_process and time.monotonic() - self._saved_s >= interval_s
 
-    def save(self, engine: Engine, identity: str, progress: Progress, wait: bool) -> None:
-        """Save; with `wait` it is on disk when any rank returns. All ranks must call, the main process writes.
+    def save(self, progress: FoldProgress, wait: bool = False) -> None:
+        """Save a resume checkpoint; with `wait` it is on disk when any rank returns. All ranks must call.
 
         A disk that takes no more ends nothing: a warning says what it said, and the file before stays.
         """
-        buffers = gather_rows(self._accelerator, _pack_buffers(engine))
+        accelerator = self._engine.accelerator
+        buffers = gather_rows(accelerator, _pack_buffers(self._engine))
         self._saved_s = time.monotonic()
-        if self._accelerator.is_main_process:
-            self._begin(engine, identity, progress, buffers)
+        if accelerator.is_main_process:
+            self._check_owner()
+            checkpoint = self._capture(progress, buffers)
+            self._settle()
+            self._writing = self._writer.submit(write_resume, self._paths[self._next], checkpoint)
         if wait:
-            self.settle()
-            await_all(self._accelerator)
+            self._settle()
+            await_all(accelerator)
 
-    def _begin(self, engine: Engine, identity: str, progress: Progress, buffers: torch.Tensor) -> None:
-        """Copy the state and have it written beside the training."""
+    def save_best(self, best: BestWeights) -> None:
+        """Have the weights written. The main process calls.
+
+        Raises:
+            OSError: earlier ones could not be.
+        """
         self._check_owner()
-        scaler = self._accelerator.scaler
-        kept = {} if engine.ema is None else engine.ema.module.state_dict()
-        ema = {_EMA + name: one for name, one in kept.items()}
-        state = SavedState(
-            identity=identity,
-            fold=engine.plan.fold,
-            world_size=self._accelerator.num_processes,
-            precision=self._accelerator.mixed_precision,
-            saved_s=time.time(),
-            progress=progress,
-            model=_copy(engine.bare_model.state_dict() | ema),
-            buffers_RB=buffers,
-            optimizer=_copy(engine.optimizer.state_dict()),
-            scaler=scaler.state_dict() if scaler is not None and scaler.is_enabled() else {},
-        )
-        self.settle()
-        self._writing = self._writer.submit(write_state, self._paths[self._next], state)
+        self.check_best()
+        with self._lock:
+            self._waiting_best = best
+        self._writing_best.append(self._writer.submit(self._write_best))
 
-    def settle(self) -> None:
-        """Wait for what is being written; a failure is told."""
+    def check_best(self, wait: bool = False) -> None:
+        """With `wait`, the best weights are on disk afterwards.
+
+        Raises:
+            OSError: they could not be written.
+        """
+        while self._writing_best and (wait or self._writing_best[0].done()):
+            self._writing_best.pop(0).result()
+
+    def _write_best(self) -> None:
+        with self._lock:
+            best, self._waiting_best = self._waiting_best, None
+        if best is not None:
+            write_best(self._best_path, best)
+
+    def _capture(self, progress: FoldProgress, buffers_RB: torch.Tensor) -> ResumeCheckpoint:
+        engine, accelerator = self._engine, self._engine.accelerator
+        return ResumeCheckpoint(
+            identity=self._identity,
+            fold=engine.plan.fold,
+            world_size=accelerator.num_processes,
+            precision=accelerator.mixed_precision,
+            saved_s=time.time(),
+            step=progress.step,
+            losses=tuple(progress.meter.losses),
+            skipped_steps=progress.meter.skipped,
+            rows=tuple(progress.rows),
+            best=progress.best,
+            model={name: copy_to_cpu(module.state_dict()) for name, module in engine.modules.items()},
+            buffers_RB=buffers_RB,
+            optimizer=copy_to_cpu(engine.optimizer.state_dict()),
+            scaler=accelerator.scaler.state_dict() if has_scaler(accelerator) else {},
+        )
+
+    def _settle(self) -> None:
+        """Wait for the resume checkpoint that is being written; a failure is logged."""
         if self._writing is None:
             return
         try:
             self._writing.result()
             self._next = (self._next + 1) % len(self._paths)
         except (OSError, TypeError) as error:  # TypeError: an optimizer that keeps what no file can hold
-            self._log.line(f"[WARNING] the fold's state was not saved: {error}; the one before stays")
+            log = self._engine.log
+            log.line(f"[WARNING] a resume checkpoint was not saved: {error}; the one before it is kept")
         self._writing = None
 
     def close(self) -> None:
         """Nothing is being written any more."""
-        self.settle()
+        self._settle()
         self._writer.shutdown()
 
     def __enter__(self) -> Self:
@@ -121,35 +204,44 @@ class StateKeeper:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Close; after a stop, on which all ranks have agreed, none leaves before the state is on disk.
+        """Close; after a stop, on which all ranks have agreed, none leaves before its checkpoint is on disk.
 
         Whoever started them may end those that outlive the first to leave.
         """
         self.close()
         if isinstance(error, Interrupted):
-            await_all(self._accelerator)
+            await_all(self._engine.accelerator)
 
 
-def _copy(tree: Any) -> Any:
+def average_buffers(engine: Engine) -> None:
+    """Give all ranks the mean of their floating buffers (BatchNorm's statistics). All ranks must call.
+
+    In float64, where the mean of equal numbers is just that number: a fold that resumes at an epoch's end repeats it.
+    """
+    if engine.accelerator.num_processes > 1:
+        _put_buffers(engine, gather_rows(engine.accelerator, _pack_buffers(engine)).mean(0, keepdim=True))
+
+
+def copy_to_cpu(tree: Any) -> Any:
     """The same with its tensors on the CPU, where the training does not touch them."""
     if isinstance(tree, torch.Tensor):
         return tree.detach().to("cpu", copy=True)
     if isinstance(tree, dict):
-        return {key: _copy(value) for key, value in tree.items()}
+        return {key: copy_to_cpu(value) for key, value in tree.items()}
     if isinstance(tree, list | tuple):
-        return [_copy(value) for value in tree]
+        return [copy_to_cpu(value) for value in tree]
     return tree
 
 
 def _list_buffers(engine: Engine) -> list[torch.Tensor]:
     """What ranks may hold different values of: the running statistics of BatchNorm."""
-    modules: list[nn.Module] = [engine.bare_model, *([] if engine.ema is None else [engine.ema.module])]
-    return [buffer for module in modules for buffer in module.buffers() if buffer.is_floating_point()]
+    return [buffer for module in engine.modules.values() for buffer in module.buffers() if buffer.is_floating_point()]
 
 
 def _pack_buffers(engine: Engine) -> torch.Tensor:
     """(n,) float64 on the CPU, which holds every smaller float exactly."""
-    return torch.cat([torch.zeros(0), *(one.detach().reshape(-1).cpu() for one in _list_buffers(engine))]).double()
+    rows = [buffer.detach().reshape(-1).cpu().double() for buffer in _list_buffers(engine)]
+    return torch.cat([torch.zeros(0, dtype=torch.float64), *rows])
 
 
 def _put_buffers(engine: Engine, buffers_RB: torch.Tensor) -> None:

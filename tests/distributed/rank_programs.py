@@ -35,8 +35,8 @@ def predict_counts(argv: list[str]) -> int:
         samples = 3 * np.arange(count) + 1
         batches = [_draw(keys) for keys in EvaluationKeys(samples, 2, rank, world_size)]
         normalize = Normalizer((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), accelerator.device)
-        indices, logits = predict_logits(_Echo(), batches, normalize, 3, accelerator)
-        np.savez(Path(argv[1]) / f"count{count}_rank{rank}.npz", indices=indices, logits=logits)
+        indices, logits = predict_logits([_Echo()], batches, normalize, 3, accelerator)
+        np.savez(Path(argv[1]) / f"count{count}_rank{rank}.npz", indices=indices, logits=logits[0])
     accelerator.end_training()
     return 0
 
@@ -95,17 +95,17 @@ def break_on_main(argv: list[str]) -> int:
 
 
 def record_weights(argv: list[str]) -> int:
-    """Train; each rank notes the digest of the validated module, after each epoch's steps and at its validation."""
-    notes: dict[str, list[str]] = {"trained": [], "validated": []}
+    """Train; each rank notes the digests of the validated modules, after each epoch's steps and at its validation."""
+    notes: dict[str, list[list[str]]] = {"trained": [], "validated": []}
 
     def after_training(train_epoch: Callable[..., _T], engine: Any, *others: Any) -> _T:
         result = train_epoch(engine, *others)
-        notes["trained"].append(_digest(engine.best_of))
+        notes["trained"].append([_digest(module) for module in engine.modules.values()])
         return result
 
-    def before_validation(predict: Callable[..., _T], model: nn.Module, *others: Any) -> _T:
-        notes["validated"].append(_digest(model))
-        return predict(model, *others)
+    def before_validation(predict: Callable[..., _T], models: list[nn.Module], *others: Any) -> _T:
+        notes["validated"].append([_digest(model) for model in models])
+        return predict(models, *others)
 
     _wrap(fold_room, "train_epoch", after_training)
     _wrap(fold_room, "predict_logits", before_validation)

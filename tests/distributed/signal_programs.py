@@ -7,6 +7,7 @@ import itertools
 import os
 import random
 import runpy
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from typing import Any, TypeVar
 import pytest
 
 from doccls.data import look as look_room
+from doccls.run.heartbeat import Heartbeat
 from doccls.run.rank import rank_by_environment
 from doccls.run.signals import handling_signals
 from doccls.train import main
@@ -36,7 +38,7 @@ FORKS = "forks.txt"
 def best_each_epoch(argv: list[str]) -> int:
     """Train; each epoch is better than the last, so each writes a checkpoint."""
     scores = itertools.count(1)
-    fold_room.macro_f1 = lambda *others: next(scores) / 1e6  # type: ignore[attr-defined]
+    fold_room.selection_f1 = lambda *others: next(scores) / 1e6  # type: ignore[attr-defined]
     return main(argv)
 
 
@@ -78,11 +80,11 @@ def slow_saves(argv: list[str]) -> int:
     """Train; the write of each state takes up to half a second more, drawn by DOCCLS_TEST_SEED."""
     draw = random.Random(int(os.environ["DOCCLS_TEST_SEED"]))
 
-    def write_slowly(write_state: Callable[..., None], *others: Any) -> None:
+    def write_slowly(write_resume: Callable[..., None], *others: Any) -> None:
         time.sleep(draw.choice([0.0, draw.uniform(0, 0.5)]))
-        write_state(*others)
+        write_resume(*others)
 
-    resume_room.write_state = functools.partial(write_slowly, resume_room.write_state)  # type: ignore[attr-defined]
+    resume_room.write_resume = functools.partial(write_slowly, resume_room.write_resume)  # type: ignore[attr-defined]
     return main(argv)
 
 
@@ -93,9 +95,23 @@ def hold_a_save(argv: list[str]) -> int:
         _say_held()
         while not _find_mark(GO).exists():
             time.sleep(0.02)
-        write_state(*others)
+        write_resume(*others)
 
-    write_state, resume_room.write_state = resume_room.write_state, write_held  # type: ignore[attr-defined]
+    write_resume, resume_room.write_resume = resume_room.write_resume, write_held  # type: ignore[attr-defined]
+    return main(argv)
+
+
+def stop_in_validation(argv: list[str]) -> int:
+    """Train; the last rank is asked for the end in its first validation."""
+    beat, asked = Heartbeat.beat, itertools.count()
+
+    def watched_beat(heart: Heartbeat, **changes: Any) -> None:
+        is_last = rank_by_environment() == int(os.environ.get("WORLD_SIZE", "1")) - 1
+        if changes.get("phase") == "validate" and is_last and next(asked) == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+        beat(heart, **changes)
+
+    Heartbeat.beat = watched_beat  # type: ignore[method-assign]
     return main(argv)
 
 

@@ -134,6 +134,25 @@ def test_stopped_at_any_moment_it_goes_on_from_the_step_it_had_reached_to_the_sa
     assert [name for name in found if found[name] != whole.results[name]] == [], (number, beat)
 
 
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_stopped_in_a_validation_it_resumes_at_the_epochs_end_whatever_the_interval(
+    trainer: Trainer, wholes: dict[int, Whole], world_size: int
+) -> None:
+    whole = wholes[world_size]
+    folder = clear(whole)
+    argv = trainer.arguments((*EVERYTHING, "train.checkpoint_interval_s=300"), folder, "r")
+    stopped = launch_ranks("signal_programs:stop_in_validation", argv, folder / "console", world_size)
+    assert [rank.code for rank in stopped] == [143] * world_size, stopped[0].stderr
+    assert len(list(folder.glob("experiments/*/r/ckpt/last_fold0_*"))) == 1
+    run = Run(launch_ranks("doccls.train:main", argv, folder / "console", world_size), folder)
+    assert run.codes == [0] * world_size, run.stderr
+    (told,) = [line for line in run.lines if line.startswith("[RESUME]")]
+    assert " (epoch 1), saved " in told and run.list_step_losses(0) == whole.losses[len(whole.losses) // 3 :]
+    found = list_results(run)
+    differing = [name for name in found if found[name] != whole.results[name]]
+    assert all("best_fold" in name for name in differing), "these hold the config, and with it the interval"
+
+
 def test_the_moments_are_of_every_kind(wholes: dict[int, Whole]) -> None:
     for whole in wholes.values():
         kinds = {moment.split(" ", 1)[1].partition(" to ")[0] for moment in whole.moments}

@@ -127,9 +127,9 @@ class Run:
         return read_part(self.root / "oof" / "parts" / f"fold{fold}.safetensors")
 
     def read_weights(self, fold: int) -> dict[str, bytes]:
-        """Bytes of each tensor in the fold's verified checkpoint, its OOF logits included."""
+        """Bytes of each tensor in the fold's verified best weights."""
         best = read_best(self.root / "ckpt" / f"best_fold{fold}.pth")
-        return {name: tensor.numpy().tobytes() for name, tensor in (best.state_dict | best.oof).items()}
+        return {name: tensor.numpy().tobytes() for name, tensor in best.state_dict.items()}
 
     def read_oof(self) -> bytes:
         """Bytes of oof_logits.npy."""

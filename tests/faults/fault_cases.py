@@ -16,7 +16,7 @@ from tiny_runs import PLAIN, Run, Trainer
 
 from doccls.oof.parts import read_part, write_part
 from doccls.run.paths import RunPaths
-from doccls.training.state import read_state, write_state
+from doccls.training.checkpoint import read_resume, write_resume
 from launcher.ledger import Ledger, write_ledger
 
 DAMAGES = ("truncated", "one bit flipped", "empty", "foreign")
@@ -228,7 +228,7 @@ def _make_foreign(path: Path, where: str, paths: RunPaths) -> None:
     other = "f" * 64
     match where:
         case "newest state" | "both states":
-            write_state(path, replace(read_state(path), identity=other))
+            write_resume(path, replace(read_resume(path), identity=other))
         case "best weights so far":
             path.write_bytes(paths.best_checkpoint(0).read_bytes())
         case "part of a finished fold":

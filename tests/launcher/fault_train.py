@@ -29,7 +29,7 @@ def train_with_fault(argv: list[str]) -> int:
     """Train; the fault is in the environment."""
     what, _, rank = os.environ["DOCCLS_TEST_FAULT"].partition(" of rank ")
     if what == "slow save":
-        resume.write_state = functools.partial(write_slowly, resume.write_state)  # type: ignore[attr-defined]
+        resume.write_resume = functools.partial(write_slowly, resume.write_resume)  # type: ignore[attr-defined]
         what = "SIGTERM"
     if what == "impatient":
         train_room._OUTLIVING_S = 0.0
@@ -38,10 +38,10 @@ def train_with_fault(argv: list[str]) -> int:
     return main(argv)
 
 
-def write_slowly(write_state: Callable[..., None], *others: Any) -> None:
+def write_slowly(write_resume: Callable[..., None], *others: Any) -> None:
     """As a slow disk does; the ranks' siblings are given less to end after a failure."""
     time.sleep(8)
-    write_state(*others)
+    write_resume(*others)
 
 
 def train_with_changed_weight(argv: list[str]) -> int:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from PIL import Image
 
 from doccls.config import Config
@@ -49,6 +50,13 @@ def signals_stay_pytests() -> Iterator[None]:
     yield
     for number, handler in earlier.items():
         signal.signal(number, handler)
+
+
+@pytest.fixture(autouse=True)
+def accelerate_starts_anew() -> Iterator[None]:
+    """Accelerate keeps the first precision of a process for all that come after."""
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import torch
 
 from doccls.errors import UserError
 from doccls.run.artifacts import WriteError, remove_leftovers, replacing, write_array, write_once, write_text
-from doccls.training.checkpoint import BestCheckpoint, write_best
+from doccls.training.checkpoint import BestWeights, write_best
 
 
 @pytest.mark.parametrize("error", [OSError("no room"), KeyboardInterrupt(), SystemExit(1)])
@@ -55,7 +55,7 @@ def test_an_error_of_the_disk_names_file_and_number_and_says_whether_a_user_can_
 
 def test_a_disk_that_is_full_leaves_the_best_weights_before(small_disk: Path) -> None:
     weights = {f"w{number}": torch.ones(100_000) for number in range(4)}  # 1.6 MB; torch writes them in many calls
-    best = BestCheckpoint(weights, {}, "x", 0, 1, 0.5, ("a",), (0.0,), (1.0,), "no", {})
+    best = BestWeights(weights, "x", 0, 1, 0.5, "raw", ("a",), (0.0,), (1.0,), "no", {})
     write_best(small_disk / "best.pth", best)
     before = (small_disk / "best.pth").read_bytes()
     with pytest.raises(WriteError, match=r"can't write .*best\.pth: No space left on device \(errno 28\)"):

@@ -13,25 +13,26 @@ import timm
 import torch
 
 from doccls.config import Config
-from doccls.training.checkpoint import BestCheckpoint, CheckpointError, parse_config, read_best, write_best
+from doccls.run.tensor_file import TensorFileError
+from doccls.training.checkpoint import BestWeights, parse_config, read_best, write_best
 
 MakeConfig = Callable[..., Config]
 
 
 @pytest.fixture
-def best(make_config: MakeConfig) -> BestCheckpoint:
+def best(make_config: MakeConfig) -> BestWeights:
     state = {
         "a.weight": torch.randn(3, 4), "a.half": torch.randn(5).half(), "a.bf16": torch.randn(2, 2).bfloat16(),
         "n": torch.tensor(7), "none": torch.empty(0, 3),
         "turned": torch.randn(4, 3, 2, 2).to(memory_format=torch.channels_last),
     }  # fmt: skip
-    return BestCheckpoint(
+    return BestWeights(
         state_dict=state,
-        oof={"indices": torch.tensor([1, 5]), "logits": torch.randn(2, 3)},
         identity="abc",
         fold=2,
         epoch=4,
         macro_f1=0.625,
+        weights="ema",
         classes=("x", "ü", "1"),
         mean=(0.1, 0.2, 0.3),
         std=(1.0, 2.0, 3.0),
@@ -41,37 +42,37 @@ def best(make_config: MakeConfig) -> BestCheckpoint:
 
 
 def refuse(path: Path) -> str:
-    with pytest.raises(CheckpointError) as caught:
+    with pytest.raises(TensorFileError) as caught:
         read_best(path)
     assert str(path) in str(caught.value)
     return str(caught.value)
 
 
-def test_a_checkpoint_comes_back_as_it_was(tmp_path: Path, best: BestCheckpoint) -> None:
+def test_a_checkpoint_comes_back_as_it_was(tmp_path: Path, best: BestWeights) -> None:
     write_best(tmp_path / "ckpt" / "b.pth", best)
     again = read_best(tmp_path / "ckpt" / "b.pth")
     for name in (field.name for field in dataclasses.fields(best)):
         one, two = getattr(best, name), getattr(again, name)
-        if name in ("state_dict", "oof"):
+        if name == "state_dict":
             assert one.keys() == two.keys()
             assert all(torch.equal(one[key], two[key]) and one[key].dtype == two[key].dtype for key in one)
         else:
             assert one == two
 
 
-def test_its_config_is_the_config_of_the_run(tmp_path: Path, best: BestCheckpoint, make_config: MakeConfig) -> None:
+def test_its_config_is_the_config_of_the_run(tmp_path: Path, best: BestWeights, make_config: MakeConfig) -> None:
     write_best(tmp_path / "b.pth", best)
     assert parse_config(read_best(tmp_path / "b.pth")) == make_config(train={"epochs": 7}, data={"valid_fold": 2})
 
 
 @pytest.mark.parametrize("mode", ["basic", "highperf"])
-def test_every_mode_survives_the_checkpoint(make_config: MakeConfig, best: BestCheckpoint, mode: str) -> None:
+def test_every_mode_survives_the_checkpoint(make_config: MakeConfig, best: BestWeights, mode: str) -> None:
     config = make_config(mode=mode, model={"mean": (0.5, 0.5, 0.5)}, train={"amp": "bf16", "ema_decay": 0.9})
     stated = config.model_dump(mode="json", exclude={"provenance"})
     assert parse_config(dataclasses.replace(best, config=stated)) == config
 
 
-def test_timm_reads_the_file(tmp_path: Path, best: BestCheckpoint) -> None:
+def test_timm_reads_the_file(tmp_path: Path, best: BestWeights) -> None:
     model = timm.create_model("test_resnet", num_classes=3)
     write_best(tmp_path / "b.pth", dataclasses.replace(best, state_dict=model.state_dict()))
     other = timm.create_model("test_resnet", num_classes=3)
@@ -84,14 +85,14 @@ def test_a_missing_checkpoint_is_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.3, 0.7, 0.999])
-def test_a_torn_checkpoint_is_refused(tmp_path: Path, best: BestCheckpoint, share: float) -> None:
+def test_a_torn_checkpoint_is_refused(tmp_path: Path, best: BestWeights, share: float) -> None:
     write_best(tmp_path / "b.pth", best)
     data = (tmp_path / "b.pth").read_bytes()
     (tmp_path / "b.pth").write_bytes(data[: int(share * len(data))])
     refuse(tmp_path / "b.pth")
 
 
-def test_a_changed_weight_is_refused(tmp_path: Path, best: BestCheckpoint) -> None:
+def test_a_changed_weight_is_refused(tmp_path: Path, best: BestWeights) -> None:
     write_best(tmp_path / "b.pth", best)
     data = (tmp_path / "b.pth").read_bytes()
     place = data.index(best.state_dict["a.weight"].numpy().tobytes())
@@ -99,13 +100,12 @@ def test_a_changed_weight_is_refused(tmp_path: Path, best: BestCheckpoint) -> No
     refuse(tmp_path / "b.pth")
 
 
-def test_changed_words_and_swapped_tensors_are_refused(tmp_path: Path, best: BestCheckpoint) -> None:
+def test_changed_words_and_swapped_tensors_are_refused(tmp_path: Path, best: BestWeights) -> None:
     write_best(tmp_path / "b.pth", best)
     content = torch.load(tmp_path / "b.pth", weights_only=True)
     for changed in (
         content | {"meta": content["meta"].replace('"fold": 2', '"fold": 1')},
         content | {"state_dict": content["state_dict"] | {"a.weight": torch.zeros(3, 4)}},
-        content | {"oof": content["oof"] | {"indices": torch.tensor([1, 6])}},
         content | {"digest": "0" * 64},
     ):
         torch.save(changed, tmp_path / "c.pth")
@@ -116,10 +116,10 @@ def test_changed_words_and_swapped_tensors_are_refused(tmp_path: Path, best: Bes
     "content",
     [
         [1, 2], None, {"state_dict": {}}, torch.zeros(2), {"a": 1},
-        {"state_dict": {}, "oof": {}, "meta": "[]", "digest": "x"},
-        {"state_dict": {}, "oof": {}, "meta": "3", "digest": "x"},
-        {"state_dict": {}, "oof": {}, "meta": "{}", "digest": "x"},
-        {"state_dict": [], "oof": {}, "meta": '{"format": "doccls-best-2"}', "digest": "x"},
+        {"state_dict": {}, "meta": "[]", "digest": "x"},
+        {"state_dict": {}, "meta": "3", "digest": "x"},
+        {"state_dict": {}, "meta": "{}", "digest": "x"},
+        {"state_dict": [], "meta": '{"format": "doccls-best-3"}', "digest": "x"},
     ],
 )  # fmt: skip
 def test_a_file_of_another_kind_is_refused(tmp_path: Path, content: Any) -> None:

@@ -23,10 +23,9 @@ from doccls.run.heartbeat import Heartbeat
 from doccls.run.progress import ProgressBar
 from doccls.run.runlog import RunLog
 from doccls.run.signals import Interrupted, handling_signals, stopping_gracefully
+from doccls.training.engine import Engine, FoldProgress, LossMeter
 from doccls.training.evaluate import EvaluationKeys, Normalizer, predict_logits
 from doccls.training.loop import (
-    Engine,
-    LossMeter,
     TrainedEpoch,
     TrainingError,
     _mix,
@@ -41,7 +40,15 @@ PAGES = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (COUNT, SIDE,
 TARGETS = torch.arange(COUNT) % CLASSES
 
 
-Save = Callable[[int, LossMeter, bool], None]
+class Saves:
+    """Stands for the fold's Checkpointer: what it was asked to save, at which step."""
+
+    def __init__(self, due: Callable[[], bool] = lambda: False) -> None:
+        self.is_due = due
+        self.saved: list[tuple[int, int, bool]] = []
+
+    def save(self, progress: FoldProgress, wait: bool = False) -> None:
+        self.saved.append((progress.step, len(progress.meter.losses), wait))
 
 
 class Recorder:
@@ -66,14 +73,12 @@ def make_engine(model: nn.Module | None = None, **keys: Any) -> Engine:
         accelerator=Accelerator(cpu=True),
         model=model,
         bare_model=model,
-        ema=build_ema(config, model),
+        ema=build_ema(config, model, plan.total_steps),
         optimizer=optimizer,
         scheduler=build_scheduler(config, optimizer, plan.steps_per_epoch),
         criterion=build_loss(config),
         mixup=build_mixup(config, CLASSES),
         normalize=Normalizer((0.5,) * 3, (0.25,) * 3, torch.device("cpu")),
-        mean=(0.5,) * 3,
-        std=(0.25,) * 3,
         num_classes=CLASSES,
         plan=plan,
         config=config,
@@ -81,7 +86,6 @@ def make_engine(model: nn.Module | None = None, **keys: Any) -> Engine:
         log=RunLog(None),
         tracker=Recorder(),
         heart=Heartbeat(),
-        is_save_due=lambda: False,
     )
 
 
@@ -92,9 +96,9 @@ def load(engine: Engine, pages: torch.Tensor = PAGES) -> Iterator[Batch]:
             yield Batch(pages[rows], TARGETS[rows], rows)
 
 
-def train(engine: Engine, epochs: int = 2, save: Save = lambda *told: None) -> list[TrainedEpoch]:
-    batches = load(engine)
-    return [train_epoch(engine, batches, epoch, LossMeter(), save, ProgressBar(None)) for epoch in range(epochs)]
+def train(engine: Engine, epochs: int = 2, saves: Any = None, batches: Any = None) -> list[TrainedEpoch]:
+    batches, saves = batches or load(engine), saves or Saves()
+    return [train_epoch(engine, batches, epoch, FoldProgress(), saves, ProgressBar(None)) for epoch in range(epochs)]
 
 
 def flat(model: nn.Module) -> torch.Tensor:
@@ -165,15 +169,16 @@ def test_the_rate_is_the_schedules_and_the_last_one_is_returned() -> None:
     results = train(engine)
     other = make_engine(scheduler="cosine")
     other.scheduler.step_update(other.plan.total_steps - 1)
-    assert results[1].rate == pytest.approx(other.optimizer.param_groups[0]["lr"])
+    assert results[1].lr == pytest.approx(other.optimizer.param_groups[0]["lr"])
 
 
-def test_ema_is_what_is_validated_and_kept() -> None:
+def test_averaged_weights_are_validated_beside_the_raw_ones() -> None:
     engine = make_engine(ema_decay=0.9)
-    assert engine.ema is not None and engine.best_of is engine.ema.module
+    assert engine.ema is not None and engine.modules == {"ema": engine.ema.module, "raw": engine.bare_model}
+    assert list(engine.modules) == ["ema", "raw"], "of equals the first is kept"
     train(engine)
-    assert not torch.equal(flat(engine.best_of), flat(engine.bare_model))
-    assert make_engine().best_of is not None
+    assert not torch.equal(flat(engine.modules["ema"]), flat(engine.modules["raw"]))
+    assert list(make_engine().modules) == ["raw"]
 
 
 def test_steps_are_tracked_at_the_interval_and_at_the_end_of_an_epoch() -> None:
@@ -295,10 +300,10 @@ def test_a_loss_that_is_not_finite_names_step_and_samples(log_interval: int) -> 
 def test_the_meter_keeps_each_steps_loss_however_often_it_is_settled() -> None:
     engine, meter = make_engine(), LossMeter()
     meter.pending = [torch.tensor(1.0), torch.tensor(3.0)]
-    assert _settle(engine, meter, 2) == (None, False)
+    assert _settle(engine, meter, 2, False) == (None, False)
     assert (meter.losses, meter.pending) == ([1.0, 3.0], [])
     meter.pending = [torch.tensor(5.0)]
-    _settle(engine, meter, 2)
+    _settle(engine, meter, 2, False)
     assert meter.losses == [1.0, 3.0, 5.0]
 
 
@@ -307,15 +312,14 @@ def test_the_meter_keeps_each_steps_loss_however_often_it_is_settled() -> None:
 
 def test_a_state_is_saved_when_one_is_due_and_not_for_the_end_of_an_epoch() -> None:
     due = iter([False, True, True, False, False])  # asked after each of five steps, twice where it is
-    engine = replace(make_engine(batch_size=2, log_interval=100), is_save_due=lambda: next(due, False))
-    saved: list[tuple[int, int, bool]] = []
-    train(engine, 1, lambda step, meter, wait: saved.append((step, len(meter.losses), wait)))
-    assert saved == [(2, 2, False)]
+    saves = Saves(lambda: next(due, False))
+    train(make_engine(batch_size=2, log_interval=100), 1, saves)
+    assert saves.saved == [(2, 2, False)]
 
 
 def test_saving_changes_no_bit_of_what_is_trained_or_told() -> None:
-    plain, saving = make_engine(batch_size=2), replace(make_engine(batch_size=2), is_save_due=lambda: True)
-    assert train(plain) == train(saving)
+    plain, saving = make_engine(batch_size=2), make_engine(batch_size=2)
+    assert train(plain) == train(saving, saves=Saves(lambda: True))
     assert torch.equal(flat(plain.bare_model), flat(saving.bare_model))
 
 
@@ -332,11 +336,11 @@ def test_a_signal_lets_the_step_end_and_the_next_one_not_begin() -> None:
             signal.raise_signal(signal.SIGTERM)
 
     engine.optimizer.register_step_post_hook(step)
-    saved: list[tuple[int, int, bool]] = []
+    saves = Saves()
     with handling_signals(), stopping_gracefully(), pytest.raises(Interrupted) as caught:
-        train(engine, save=lambda step, meter, wait: saved.append((step, len(meter.losses), wait)))
+        train(engine, saves=saves)
     assert (len(taken), caught.value.exit_code) == (3, 143)
-    assert saved == [(3, 3, True)], "and it waits for the disk"
+    assert saves.saved == [(3, 3, True)], "and it waits for the disk"
 
 
 def test_a_signal_between_validation_batches_ends_there() -> None:
@@ -351,7 +355,7 @@ def test_a_signal_between_validation_batches_ends_there() -> None:
             yield Batch(PAGES[row : row + 1], TARGETS[row : row + 1], torch.tensor([row]))
 
     with handling_signals(), stopping_gracefully(), pytest.raises(Interrupted) as caught:
-        predict_logits(engine.bare_model, draw(), engine.normalize, CLASSES, engine.accelerator)
+        predict_logits([engine.bare_model], draw(), engine.normalize, CLASSES, engine.accelerator)
     assert (given, caught.value.exit_code) == ([0, 1, 2], 130)
 
 
@@ -425,10 +429,10 @@ def test_logits_come_sorted_by_index_whatever_the_batches_and_no_gradient_is_kep
     engine = make_engine()
     model = engine.bare_model.train()
     batches = [Batch(PAGES[rows], TARGETS[rows], torch.tensor(rows)) for rows in ([7, 2], [9], [0, 4, 1])]
-    indices, logits = predict_logits(model, batches, engine.normalize, CLASSES, engine.accelerator)
+    indices, logits = predict_logits([model], batches, engine.normalize, CLASSES, engine.accelerator)
     assert indices.tolist() == [0, 1, 2, 4, 7, 9] and logits.dtype == np.float32 and not model.training
     with torch.no_grad():
-        np.testing.assert_allclose(logits, model(engine.normalize(PAGES[indices])).numpy(), atol=1e-5)
+        np.testing.assert_allclose(logits[0], model(engine.normalize(PAGES[indices])).numpy(), atol=1e-5)
 
 
 class Deriving(nn.Module):
@@ -452,24 +456,38 @@ class Deriving(nn.Module):
 
 def test_what_an_ema_derived_from_earlier_weights_is_derived_anew() -> None:
     engine, model = make_engine(), Deriving()
-    ema = build_ema(TrainConfig(ema_decay=0.5), model)
+    ema = build_ema(TrainConfig(ema_decay=0.5), model, 10)
     assert ema is not None
     for scale in (1.0, 3.0):
         nn.init.constant_(model.weights, scale)
         ema.set(model)
         batch = Batch(PAGES[:2], TARGETS[:2], torch.arange(2))
-        logits = predict_logits(ema.module, [batch], engine.normalize, CLASSES, engine.accelerator)[1]
+        logits = predict_logits([ema.module], [batch], engine.normalize, CLASSES, engine.accelerator)[1][0]
         assert np.array_equal(logits, np.full((2, CLASSES), 2 * scale)) and not ema.module.training
+
+
+def test_each_model_gives_its_own_logits_of_the_same_pages() -> None:
+    engine = make_engine()
+    other = make_model()
+    with torch.no_grad():
+        next(other.parameters()).mul_(2)
+    batches = [Batch(PAGES[rows], TARGETS[rows], rows) for rows in (torch.tensor([7, 2]), torch.tensor([4]))]
+    both = predict_logits([engine.bare_model, other], batches, engine.normalize, CLASSES, engine.accelerator)
+    assert both[0].tolist() == [2, 4, 7] and both[1].shape == (2, 3, CLASSES) and both[1].flags.c_contiguous
+    for number, model in enumerate((engine.bare_model, other)):
+        alone = predict_logits([model], batches, engine.normalize, CLASSES, engine.accelerator)
+        assert np.array_equal(both[1][number], alone[1][0])
+    assert not np.array_equal(both[1][0], both[1][1])
 
 
 def test_no_batches_give_no_logits() -> None:
     engine = make_engine()
-    indices, logits = predict_logits(engine.bare_model, [], engine.normalize, CLASSES, engine.accelerator)
-    assert indices.shape == (0,) and logits.shape == (0, CLASSES)
+    indices, logits = predict_logits([engine.bare_model], [], engine.normalize, CLASSES, engine.accelerator)
+    assert indices.shape == (0,) and logits.shape == (1, 0, CLASSES)
 
 
 def test_a_sample_met_twice_is_a_defect_and_not_averaged() -> None:
     engine = make_engine()
     batch = Batch(PAGES[:2], TARGETS[:2], torch.tensor([3, 3]))
     with pytest.raises(AssertionError, match="evaluated twice"):
-        predict_logits(engine.bare_model, [batch], engine.normalize, CLASSES, engine.accelerator)
+        predict_logits([engine.bare_model], [batch], engine.normalize, CLASSES, engine.accelerator)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import f1_score
 
-from doccls.oof.metrics import cross_entropy, macro_f1, probabilities
+from doccls.oof.metrics import cross_entropy, macro_f1, probabilities, selection_f1
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=40))
@@ -22,6 +22,22 @@ def test_macro_f1_is_scikit_learns(pairs: list[tuple[int, int]]) -> None:
 def test_a_class_seen_nowhere_does_not_count_and_one_never_hit_counts_zero() -> None:
     assert macro_f1(np.array([0, 1]), np.eye(5)[[0, 1]]) == 1.0
     assert macro_f1(np.array([0, 1]), np.eye(5)[[0, 2]]) == pytest.approx(1 / 3)
+
+
+def test_an_error_into_a_class_that_the_fold_lacks_costs_what_any_error_costs() -> None:
+    """In 17 classes of which the fold holds 16, four rows each."""
+    targets = np.repeat(np.arange(16), 4)
+    into_absent, into_present = targets.copy(), targets.copy()
+    into_absent[0], into_present[0] = 16, 1
+    scores = [selection_f1(targets, np.eye(17)[predictions]) for predictions in (targets, into_absent, into_present)]
+    assert scores[0] == 1.0 and scores[0] > scores[1] > scores[2]
+    assert macro_f1(targets, np.eye(17)[into_absent]) < scores[1] - 0.05
+
+
+def test_where_no_class_is_absent_epochs_are_compared_by_the_macro_f1_that_is_reported() -> None:
+    draw = np.random.default_rng(0)
+    targets, logits = np.r_[np.arange(5), draw.integers(0, 5, 60)], draw.random((65, 5))
+    assert selection_f1(targets, logits) == macro_f1(targets, logits)
 
 
 def test_cross_entropy_is_torchs() -> None:

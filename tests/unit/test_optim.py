@@ -20,6 +20,7 @@ from doccls.model.optim import (
     build_mixup,
     build_optimizer,
     build_scheduler,
+    choose_ema_decay,
 )
 
 CPU = torch.device("cpu")
@@ -180,8 +181,8 @@ def test_mixup_mixes_pages_and_targets_by_one_share() -> None:
 
 def test_ema_follows_the_weights_and_is_off_unless_asked_for() -> None:
     model = nn.Linear(1, 1, bias=False)
-    assert build_ema(config(), model) is None
-    ema = build_ema(config(ema_decay=0.5), model)
+    assert build_ema(config(), model, 100) is None
+    ema = build_ema(config(ema_decay=0.5), model, 100)
     assert ema is not None
     with torch.no_grad():
         model.weight.fill_(1.0)
@@ -191,3 +192,16 @@ def test_ema_follows_the_weights_and_is_off_unless_asked_for() -> None:
     for step in range(50):
         ema.update(model, step=10**6 + step)
     assert float(ema.module.weight.detach()) == pytest.approx(1.0, abs=1e-3)
+
+
+@pytest.mark.parametrize(("steps", "decay"), [(1, 0.5), (40, 0.5), (1000, 0.98), (100_000, 0.9998)])
+def test_an_average_of_its_own_accord_spans_a_twentieth_of_the_run(steps: int, decay: float) -> None:
+    assert choose_ema_decay(config(ema_decay="auto"), steps) == pytest.approx(decay)
+    assert choose_ema_decay(config(ema_decay=0.9), steps) == 0.9 and choose_ema_decay(config(), steps) is None
+
+
+def test_an_average_of_its_own_accord_reaches_its_decay_early_in_the_run() -> None:
+    """0.998, which fits 10,000 steps, is reached at step 3,968: a run of 1,000 never averaged over 5 % of its steps."""
+    model = nn.Linear(1, 1)
+    ema = build_ema(config(ema_decay="auto"), model, 1000)
+    assert ema is not None and ema.get_decay(150) < 0.98 == pytest.approx(ema.get_decay(250))

@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
-from doccls.oof.parts import OofPart, PartError, PartInfo, is_merged, read_part, write_part
+from doccls.oof.parts import OofPart, PartInfo, is_merged, read_part, write_part
 from doccls.run.paths import RunPaths
+from doccls.run.tensor_file import TensorFileError, write_tensor_file
 
 
 def make_part(**changes: Any) -> OofPart:
@@ -25,7 +26,7 @@ def make_part(**changes: Any) -> OofPart:
     }
     info = {
         "identity": "abc", "fold": 1, "num_folds": 3, "num_samples": 8, "classes": ("x", "y"),
-        "ids": ("i1", 'i,"4', "ü6"), "skipped": (), "best_epoch": 2, "macro_f1": 0.5,
+        "ids": ("i1", 'i,"4', "ü6"), "skipped": (), "best_epoch": 2, "macro_f1": 0.5, "groups": ("a", "b", "a"),
     }  # fmt: skip
     arrays |= {name: value for name, value in changes.items() if name in arrays}
     info |= {name: value for name, value in changes.items() if name in info}
@@ -33,7 +34,7 @@ def make_part(**changes: Any) -> OofPart:
 
 
 def refuse(path: Path) -> str:
-    with pytest.raises(PartError) as caught:
+    with pytest.raises(TensorFileError) as caught:
         read_part(path)
     assert str(path) in str(caught.value)
     return str(caught.value)
@@ -65,7 +66,11 @@ def test_the_same_part_gives_the_same_bytes_and_another_gives_others(tmp_path: P
 
 def test_a_fold_of_no_rows_is_a_part_too(tmp_path: Path) -> None:
     empty = make_part(
-        indices_N=np.empty(0, np.int64), logits_NC=np.empty((0, 2), np.float32), targets_N=np.empty(0, np.int64), ids=()
+        indices_N=np.empty(0, np.int64),
+        logits_NC=np.empty((0, 2), np.float32),
+        targets_N=np.empty(0, np.int64),
+        ids=(),
+        groups=(),
     )
     write_part(tmp_path / "p", empty)
     assert len(read_part(tmp_path / "p").indices_N) == 0
@@ -91,40 +96,39 @@ def test_a_flipped_bit_anywhere_is_refused(tmp_path: Path) -> None:
         (tmp_path / "p").write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
         try:
             again = read_part(tmp_path / "p")
-        except PartError:
+        except TensorFileError:
             continue
         unnoticed.append((place, again.info == make_part().info))
     assert all(same for _, same in unnoticed), "a changed byte may pass only where it changes nothing (padding)"
     assert len(unnoticed) <= 8
 
 
-@pytest.mark.parametrize("content", ["text", "foreign", "other format", "missing array", "more arrays", "no info"])
+ARRAYS = {"indices": make_part().indices_N, "logits": make_part().logits_NC, "targets": make_part().targets_N}
+FORMAT, INFO = "doccls-fold-predictions-3", dataclasses.asdict(make_part().info)
+
+
+@pytest.mark.parametrize("content", ["text", "foreign", "other format", "missing array", "no info"])
 def test_a_file_of_another_kind_is_refused(tmp_path: Path, content: str) -> None:
     path = tmp_path / "fold0.safetensors"
-    write_part(path, make_part())
-    arrays = load_file(path)
-    meta = {"format": "doccls-oof-part-2", "info": json.dumps(dataclasses.asdict(make_part().info)), "digest": "0"}
     if content == "text":
         path.write_text("hello")
     elif content == "foreign":
-        save_file(arrays, path)
+        save_file(ARRAYS, path)
     elif content == "other format":
-        save_file(arrays, path, meta | {"format": "doccls-oof-part-2"})
+        write_tensor_file(path, "doccls-oof-part-2", INFO, ARRAYS)
+        assert "its format is doccls-oof-part-2, not doccls-fold-predictions-3" in refuse(path)
     elif content == "missing array":
-        save_file({"logits": arrays["logits"]}, path, meta)
-    elif content == "more arrays":
-        save_file(arrays | {"extra": arrays["logits"]}, path, meta)
+        write_tensor_file(path, FORMAT, INFO, {"logits": ARRAYS["logits"]})
     else:
-        save_file(arrays, path, {"format": "doccls-oof-part-2"})
+        save_file(ARRAYS, path, {"doccls": json.dumps({"format": FORMAT})})
     refuse(path)
 
 
-@pytest.mark.parametrize("info", ["{}", "[]", "null", "not json", '{"fold": 1}', '"text"', '{"classes": 3}'])
-def test_a_damaged_description_is_refused(tmp_path: Path, info: str) -> None:
+@pytest.mark.parametrize("info", [{}, INFO | {"classes": 3}, INFO | {"more": 1}, {"fold": 1}])
+def test_a_damaged_description_is_refused(tmp_path: Path, info: dict[str, Any]) -> None:
     path = tmp_path / "p"
-    write_part(path, make_part())
-    save_file(load_file(path), path, {"format": "doccls-oof-part-2", "info": info, "digest": "0"})
-    refuse(path)
+    write_tensor_file(path, FORMAT, info, ARRAYS)
+    assert "its description is damaged" in refuse(path)
 
 
 @pytest.mark.parametrize(
@@ -140,6 +144,7 @@ def test_a_damaged_description_is_refused(tmp_path: Path, info: str) -> None:
         {"logits_NC": np.zeros((2, 2), np.float32)},
         {"targets_N": np.array([0, 1])},
         {"ids": ("a", "b")},
+        {"groups": ("a", "b")},
         {"logits_NC": np.array([[0, 1], [np.nan, 0], [1, 2]], np.float32)},
         {"logits_NC": np.array([[0, 1], [np.inf, 0], [1, 2]], np.float32)},
         {"logits_NC": np.array([[0, 1], [np.nan, 0], [1, 2]], np.float32), "skipped": (1,)},
@@ -149,7 +154,7 @@ def test_a_damaged_description_is_refused(tmp_path: Path, info: str) -> None:
     ],
 )
 def test_a_part_that_is_not_sound_is_never_written(tmp_path: Path, changes: dict[str, Any]) -> None:
-    with pytest.raises(PartError):
+    with pytest.raises(TensorFileError):
         write_part(tmp_path / "p", make_part(**changes))
     assert not list(tmp_path.iterdir())
 
@@ -161,7 +166,7 @@ def test_nan_is_allowed_where_the_row_is_skipped(tmp_path: Path) -> None:
 
 
 def test_non_finite_rows_are_counted(tmp_path: Path) -> None:
-    with pytest.raises(PartError, match="2 rows have non-finite logits, such as row 1"):
+    with pytest.raises(TensorFileError, match="2 rows have non-finite logits, such as row 1"):
         write_part(tmp_path / "p", make_part(logits_NC=np.array([[np.nan, 1], [0, 0], [1, np.inf]], np.float32)))
 
 

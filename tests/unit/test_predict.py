@@ -21,7 +21,7 @@ from doccls.model.build import build_model
 from doccls.oof.metrics import probabilities
 from doccls.predict import add_arguments, predict, read_test_pages, render_submission
 from doccls.run.paths import RunError, RunPaths
-from doccls.training.checkpoint import BestCheckpoint, write_best
+from doccls.training.checkpoint import BestWeights, write_best
 
 MakeConfig = Callable[..., Config]
 MakeData = Callable[..., Path]
@@ -132,10 +132,9 @@ def run(config: Config, tmp_path: Path) -> RunPaths:
         model = build_model(config.model, 3, 32)
         write_best(
             paths.best_checkpoint(fold),
-            BestCheckpoint(
+            BestWeights(
                 {name: value.clone() for name, value in model.state_dict().items()},
-                {"indices": torch.tensor([fold]), "logits": torch.zeros(1, 3)},
-                "identity", fold, 1, 0.5, CLASSES, (0.5,) * 3, (0.25,) * 3, "no",
+                "identity", fold, 1, 0.5, "raw", CLASSES, (0.5,) * 3, (0.25,) * 3, "no",
                 config.model_dump(mode="json", exclude={"provenance"}),
             ),
         )  # fmt: skip

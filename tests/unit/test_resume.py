@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -15,19 +16,31 @@ import pytest
 import torch
 from torch import nn
 
+from doccls.run.artifacts import WriteError
 from doccls.run.history import EpochMetrics
 from doccls.run.paths import RunPaths
 from doccls.run.progress import ProgressBar
 from doccls.run.runlog import RunLog
 from doccls.run.signals import Interrupted
+from doccls.run.tensor_file import TensorFileError
 from doccls.training import resume
-from doccls.training.checkpoint import BestCheckpoint, write_best
-from doccls.training.loop import Engine, LossMeter, list_training_keys, train_epoch
-from doccls.training.resume import StateKeeper, take_up
-from doccls.training.starts import ResumeError, Start, describe_start, find_start
-from doccls.training.state import BestSoFar, Progress, SavedState, StateError, read_state, write_state
+from doccls.training.checkpoint import (
+    BestEpoch,
+    BestWeights,
+    ResumeCheckpoint,
+    ResumeError,
+    ResumePoint,
+    find_resume_point,
+    read_best,
+    read_resume,
+    write_best,
+    write_resume,
+)
+from doccls.training.engine import Engine, FoldProgress, LossMeter
+from doccls.training.loop import list_training_keys, train_epoch
+from doccls.training.resume import Checkpointer, describe_resume, restore
 from tests.unit.conftest import KeptLog
-from tests.unit.test_loop import CLASSES, PAGES, TARGETS, load, make_engine
+from tests.unit.test_loop import CLASSES, PAGES, TARGETS, Saves, load, make_engine, train
 
 IDENTITY = "a" * 64
 
@@ -68,8 +81,8 @@ def list_bits(engine: Engine) -> dict[str, bytes]:
 
 def keep(engine: Engine, folder: Path, step: int, losses: list[float]) -> Path:
     """Save the engine as it is; the file."""
-    keeper = StateKeeper(RunPaths(folder).last_states(0), None, 1e9, engine.accelerator, RunLog(None))
-    keeper.save(engine, IDENTITY, Progress(step, tuple(losses)), True)
+    keeper = Checkpointer(engine, RunPaths(folder), IDENTITY, None)
+    keeper.save(FoldProgress(step, LossMeter(list(losses))), wait=True)
     keeper.close()
     return RunPaths(folder).last_states(0)[0]
 
@@ -80,22 +93,23 @@ def test_training_goes_on_from_any_step_with_the_same_bits(tmp_path: Path, optim
     whole = make_engine(make_conv(), **keys)
     batches = load(whole)
     states: list[tuple[int, Path]] = []
-    whole = replace(whole, is_save_due=lambda: True)
 
-    def save(step: int, meter: LossMeter, wait: bool) -> None:
-        states.append((step, keep(whole, tmp_path / str(step), step, meter.losses)))
+    class Keeper(Saves):
+        def save(self, progress: FoldProgress, wait: bool = False) -> None:
+            losses = progress.meter.losses
+            states.append((progress.step, keep(whole, tmp_path / str(progress.step), progress.step, losses)))
 
-    results = [train_epoch(whole, batches, epoch, LossMeter(), save, ProgressBar(None)) for epoch in range(3)]
+    results = train(whole, 3, Keeper(lambda: True), batches)
     assert len(states) >= whole.plan.total_steps
     for step, path in states[:: 1 if optimizer == "adamw" else 4]:
         again = make_engine(make_conv(), **keys)
-        progress = take_up(again, Start(path, step, 0.0))
+        progress = restore(again, ResumePoint(path, step, 0.0))
         told = train_from(again, progress)
         assert told == results[-len(told) :], step
         assert list_bits(again) == list_bits(whole), step
 
 
-def train_from(engine: Engine, progress: Progress) -> list[Any]:
+def train_from(engine: Engine, progress: FoldProgress) -> list[Any]:
     """The rest of the training."""
     plan = engine.plan
     first = max(0, progress.step - 1) // plan.steps_per_epoch
@@ -107,21 +121,20 @@ def train_from(engine: Engine, progress: Progress) -> list[Any]:
                 rows = torch.tensor([key.sample for key in keys])
                 yield type(next(load(engine)))(PAGES[rows], TARGETS[rows], rows)
 
-    batches, meter = draw(), LossMeter(list(progress.losses), progress.skipped_steps)
-    results = []
+    batches, results = draw(), []
     for epoch in range(first, plan.epochs):
-        results.append(train_epoch(engine, batches, epoch, meter, lambda *told: None, ProgressBar(None)))
-        meter = LossMeter()
+        results.append(train_epoch(engine, batches, epoch, progress, Saves(), ProgressBar(None)))  # type: ignore[arg-type]
+        progress.meter = LossMeter()
     assert next(batches, None) is None, "no batch twice, none left out"
     return results
 
 
 def test_the_layout_of_moments_is_that_of_their_weights(tmp_path: Path) -> None:
     engine = make_engine(make_conv(), **RICH, optimizer="adamw")
-    train_epoch(engine, load(engine), 0, LossMeter(), lambda *told: None, ProgressBar(None))
+    train(engine, 1)
     path = keep(engine, tmp_path, 3, [0.1] * 3)
     again = make_engine(make_conv(), **RICH, optimizer="adamw")
-    take_up(again, Start(path, 3, 0.0))
+    restore(again, ResumePoint(path, 3, 0.0))
     strides = [[state["exp_avg"].stride() for state in one.optimizer.state.values()] for one in (engine, again)]
     assert strides[0] == strides[1] and any(stride[1] == 1 for stride in strides[0] if len(stride) == 4)
 
@@ -131,29 +144,32 @@ def test_the_layout_of_moments_is_that_of_their_weights(tmp_path: Path) -> None:
 
 def find(
     states: Sequence[Path], identity: str, fold: int, world_size: int, allow_change: bool, log: RunLog
-) -> Start | None:
-    """`find_start`, with the best weights that lie beside the states."""
+) -> ResumePoint | None:
+    """`find_resume_point`, with the best weights that lie beside the states."""
     best = states[0].with_name("best.pth")
-    return find_start(states, best, identity, fold, world_size, allow_change, log)
+    return find_resume_point(states, best, identity, fold, world_size, allow_change, log)
 
 
 def keep_best(tmp_path: Path, identity: str = IDENTITY, fold: int = 3, epoch: int = 2) -> Path:
     path = RunPaths(tmp_path).last_states(3)[0].with_name("best.pth")
-    write_best(path, BestCheckpoint({}, {}, identity, fold, epoch, 0.625, ("a",), (0.0,), (1.0,), "no", {}))
+    write_best(path, BestWeights({}, identity, fold, epoch, 0.625, "raw", ("a",), (0.0,), (1.0,), "no", {}))
     return path
 
 
 @pytest.fixture
-def state(tmp_path: Path) -> SavedState:
+def state(tmp_path: Path) -> ResumeCheckpoint:
     """Of fold 3, whose best weights are there."""
     keep_best(tmp_path)
     draw = torch.Generator().manual_seed(0)
-    best = BestSoFar(2, 0.625, np.array([1, 4, 7]), np.array([[0.5, -1], [2, 3], [4, 5]], np.float32))
+    best = BestEpoch(2, 0.625, 0.75, "ema", np.array([1, 4, 7]), np.array([[0.5, -1], [2, 3], [4, 5]], np.float32))
     row = EpochMetrics(0, 1, 0.1, 0.2, 0.3, 1e-3, 4.5, 100.0)
-    return SavedState(
+    return ResumeCheckpoint(
         identity=IDENTITY, fold=3, world_size=2, precision="fp16", saved_s=1234.5,
-        progress=Progress(17, (0.25, 1 / 3), 2, best, (row,)),
-        model={"a.weight": torch.rand(3, 4, generator=draw), "a.count": torch.tensor(5)},
+        step=17, losses=(0.25, 1 / 3), skipped_steps=2, best=best, rows=(row,),
+        model={
+            "raw": {"a.weight": torch.rand(3, 4, generator=draw), "a.count": torch.tensor(5)},
+            "ema": {"a.half": torch.rand(2, generator=draw).bfloat16(), "a.on": torch.tensor([True])},
+        },
         buffers_RB=torch.rand(2, 6, generator=draw).double(),
         optimizer={
             "state": {0: {"step": torch.tensor(7.0),
@@ -164,21 +180,19 @@ def state(tmp_path: Path) -> SavedState:
     )  # fmt: skip
 
 
-def test_a_state_comes_back_as_it_was(state: SavedState, tmp_path: Path) -> None:
+def test_a_state_comes_back_as_it_was(state: ResumeCheckpoint, tmp_path: Path) -> None:
     path = tmp_path / "ckpt" / "last"
-    write_state(path, state)
-    back = read_state(path)
-    assert replace(back, model={}, buffers_RB=0, optimizer={}, progress=replace(back.progress, best=None)) == replace(  # type: ignore[arg-type]
-        state,
-        model={},
-        buffers_RB=0,
-        optimizer={},
-        progress=replace(state.progress, best=None),  # type: ignore[arg-type]
-    )
-    best, was = back.progress.best, state.progress.best
-    assert best is not None and was is not None and (best.epoch, best.macro_f1) == (2, 0.625)
+    write_resume(path, state)
+    back = read_resume(path)
+    bare: dict[str, Any] = {"model": {}, "buffers_RB": 0, "optimizer": {}, "best": None}
+    assert replace(back, **bare) == replace(state, **bare)
+    best, was = back.best, state.best
+    assert best is not None and was is not None
+    assert (best.epoch, best.macro_f1, best.selection_f1, best.weights) == (2, 0.625, 0.75, "ema")
     assert np.array_equal(best.indices_N, was.indices_N) and np.array_equal(best.logits_NC, was.logits_NC)
-    assert all(torch.equal(back.model[name], one) for name, one in state.model.items())
+    for name, weights in state.model.items():
+        for key, tensor in weights.items():
+            assert torch.equal(back.model[name][key], tensor) and back.model[name][key].dtype == tensor.dtype
     assert torch.equal(back.buffers_RB, state.buffers_RB)
     own, other = back.optimizer["state"][0], state.optimizer["state"][0]
     assert own["none"] is None and own["more"][1] == 3 and torch.equal(own["more"][0], other["more"][0])
@@ -186,9 +200,9 @@ def test_a_state_comes_back_as_it_was(state: SavedState, tmp_path: Path) -> None
     assert back.optimizer["param_groups"][0] == {**state.optimizer["param_groups"][0], "betas": [0.9, 0.999]}
 
 
-def test_the_same_state_gives_the_same_bytes(state: SavedState, tmp_path: Path) -> None:
+def test_the_same_state_gives_the_same_bytes(state: ResumeCheckpoint, tmp_path: Path) -> None:
     for name in "ab":
-        write_state(tmp_path / name, state)
+        write_resume(tmp_path / name, state)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
@@ -204,24 +218,26 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_state_is_passed_over_for_the_one_before_it(state: SavedState, tmp_path: Path, damage: str) -> None:
+def test_a_damaged_state_is_passed_over_for_the_one_before_it(
+    state: ResumeCheckpoint, tmp_path: Path, damage: str
+) -> None:
     paths, log = RunPaths(tmp_path).last_states(3), KeptLog()
-    write_state(paths[1], replace(state, progress=replace(state.progress, step=9)))
-    write_state(paths[0], state)
-    assert find(paths, IDENTITY, 3, 2, False, log) == Start(paths[0], 17, 1234.5) and log.lines == []
+    write_resume(paths[1], replace(state, step=9))
+    write_resume(paths[0], state)
+    assert find(paths, IDENTITY, 3, 2, False, log) == ResumePoint(paths[0], 17, 1234.5) and log.lines == []
     paths[0].write_bytes(DAMAGES[damage](paths[0].read_bytes()))
-    assert find(paths, IDENTITY, 3, 2, False, log) == Start(paths[1], 9, 1234.5)
+    assert find(paths, IDENTITY, 3, 2, False, log) == ResumePoint(paths[1], 9, 1234.5)
     (told,) = log.lines
     assert told.startswith(f"[WARNING] {paths[0]}: ") and told.endswith(": passed over")
     paths[1].write_bytes(b"")
     assert find(paths, IDENTITY, 3, 2, False, log) is None and len(log.lines) == 3
-    with pytest.raises(StateError):
-        read_state(paths[0])
+    with pytest.raises(TensorFileError):
+        read_resume(paths[0])
 
 
-def test_a_state_of_another_experiment_or_fold_is_passed_over(state: SavedState, tmp_path: Path) -> None:
+def test_a_state_of_another_experiment_or_fold_is_passed_over(state: ResumeCheckpoint, tmp_path: Path) -> None:
     paths, log = RunPaths(tmp_path).last_states(3), KeptLog()
-    write_state(paths[0], state)
+    write_resume(paths[0], state)
     assert find(paths, "b" * 64, 3, 2, False, log) is None
     assert find(paths, IDENTITY, 2, 2, False, log) is None
     assert [line.endswith("of another experiment or fold: passed over") for line in log.lines] == [True, True]
@@ -234,32 +250,32 @@ def test_a_state_of_another_experiment_or_fold_is_passed_over(state: SavedState,
      (b"torn", False), (None, False)],
 )  # fmt: skip
 def test_a_state_without_the_best_weights_that_it_relies_on_is_passed_over(
-    state: SavedState, tmp_path: Path, there: dict[str, Any] | bytes | None, is_used: bool
+    state: ResumeCheckpoint, tmp_path: Path, there: dict[str, Any] | bytes | None, is_used: bool
 ) -> None:
     """Those of a later epoch are there when the newest state was damaged: that epoch comes again."""
     paths, log = RunPaths(tmp_path).last_states(3), KeptLog()
-    write_state(paths[1], replace(state, progress=replace(state.progress, step=9, best=None)))
-    write_state(paths[0], state)
+    write_resume(paths[1], replace(state, step=9, best=None))
+    write_resume(paths[0], state)
     path = keep_best(tmp_path, **there) if isinstance(there, dict) else keep_best(tmp_path)
     if isinstance(there, bytes):
         path.write_bytes(there)
     elif there is None:
         path.unlink()
     assert find(paths, IDENTITY, 3, 2, False, log) == (
-        Start(paths[0], 17, 1234.5) if is_used else Start(paths[1], 9, 1234.5)
+        ResumePoint(paths[0], 17, 1234.5) if is_used else ResumePoint(paths[1], 9, 1234.5)
     )
     assert len(log.lines) == (0 if is_used else 1)
     told = f"[WARNING] {paths[0]}: passed over, since its best weights are not there: "
     assert all(line.startswith(told) and str(path) in line for line in log.lines)
 
 
-def test_another_number_of_processes_is_refused_with_the_ways_out(state: SavedState, tmp_path: Path) -> None:
+def test_another_number_of_processes_is_refused_with_the_ways_out(state: ResumeCheckpoint, tmp_path: Path) -> None:
     paths = RunPaths(tmp_path).last_states(3)
-    write_state(paths[0], state)
+    write_resume(paths[0], state)
     told = r"fold 3 was saved at step 17 by 2 processes, and these are 1\. Start 2; or say --allow-world-size-change"
     with pytest.raises(ResumeError, match=told):
         find(paths, IDENTITY, 3, 1, False, RunLog(None))
-    assert find(paths, IDENTITY, 3, 1, True, RunLog(None)) == Start(paths[0], 17, 1234.5)
+    assert find(paths, IDENTITY, 3, 1, True, RunLog(None)) == ResumePoint(paths[0], 17, 1234.5)
 
 
 # --- saving ----------------------------------------------------------------------------------------------------------
@@ -267,25 +283,25 @@ def test_another_number_of_processes_is_refused_with_the_ways_out(state: SavedSt
 
 def test_two_states_are_kept_and_the_newer_is_never_written_over(tmp_path: Path) -> None:
     engine, paths = make_engine(make_conv()), RunPaths(tmp_path).last_states(0)
-    keeper = StateKeeper(paths, None, 1e9, engine.accelerator, RunLog(None))
+    keeper = Checkpointer(engine, RunPaths(tmp_path), IDENTITY, None)
     for step in range(1, 6):
-        keeper.save(engine, IDENTITY, Progress(step), True)
-        steps = [read_state(path).progress.step for path in paths if path.exists()]
+        keeper.save(FoldProgress(step), wait=True)
+        steps = [read_resume(path).step for path in paths if path.exists()]
         assert sorted(steps) == [step - 1, step] or (step, steps) == (1, [1])
     keeper.close()
     start = find(paths, IDENTITY, 0, 1, False, RunLog(None))
     assert start is not None and start.step == 5
-    keeper = StateKeeper(paths, start, 1e9, engine.accelerator, RunLog(None))
-    keeper.save(engine, IDENTITY, Progress(6), False)
+    keeper = Checkpointer(engine, RunPaths(tmp_path), IDENTITY, start)
+    keeper.save(FoldProgress(6), wait=False)
     keeper.close()
-    assert sorted(read_state(path).progress.step for path in paths) == [5, 6]
+    assert sorted(read_resume(path).step for path in paths) == [5, 6]
 
 
 def test_a_state_is_due_once_an_interval_and_on_the_main_process_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     now_s = [100.0]
     monkeypatch.setattr(time, "monotonic", lambda: now_s[0])
     engine = make_engine()
-    keeper = StateKeeper(RunPaths(Path("nowhere")).last_states(0), None, 300.0, engine.accelerator, RunLog(None))
+    keeper = Checkpointer(engine, RunPaths(Path("nowhere")), IDENTITY, None)
     assert not keeper.is_due()
     now_s[0] += 300
     assert keeper.is_due()
@@ -300,38 +316,38 @@ def test_after_a_stop_no_rank_leaves_before_a_state_that_is_being_written_is_on_
     """As when the signal comes in the validation, right after an epoch's state. Other errors wait for no rank."""
     engine, paths, waited = make_engine(), RunPaths(tmp_path).last_states(0), []
 
-    def write_late(path: Path, state: SavedState) -> None:
+    def write_late(path: Path, state: ResumeCheckpoint) -> None:
         time.sleep(0.1)
-        write_state(path, state)
+        write_resume(path, state)
 
-    monkeypatch.setattr(resume, "write_state", write_late)
-    monkeypatch.setattr(resume, "await_all", lambda accelerator: waited.append(read_state(paths[0]).progress.step))
+    monkeypatch.setattr(resume, "write_resume", write_late)
+    monkeypatch.setattr(resume, "await_all", lambda accelerator: waited.append(read_resume(paths[0]).step))
     error = Interrupted(signal.SIGTERM) if stops else RuntimeError("broken")
-    with pytest.raises(type(error)), StateKeeper(paths, None, 1e9, engine.accelerator, RunLog(None)) as keeper:
-        keeper.save(engine, IDENTITY, Progress(7), False)
+    with pytest.raises(type(error)), Checkpointer(engine, RunPaths(tmp_path), IDENTITY, None) as keeper:
+        keeper.save(FoldProgress(7), wait=False)
         raise error
     assert waited == ([7] if stops else [])
-    assert read_state(paths[0]).progress.step == 7
+    assert read_resume(paths[0]).step == 7
 
 
 def test_a_disk_that_takes_no_more_is_told_and_the_state_before_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine, paths, log = make_engine(), RunPaths(tmp_path).last_states(0), KeptLog()
-    keeper = StateKeeper(paths, None, 1e9, engine.accelerator, log)
-    keeper.save(engine, IDENTITY, Progress(1), True)
+    keeper = Checkpointer(replace(engine, log=log), RunPaths(tmp_path), IDENTITY, None)
+    keeper.save(FoldProgress(1), wait=True)
 
     def refuse(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
         patch.setattr("doccls.run.artifacts.os.fsync", refuse)
-        keeper.save(engine, IDENTITY, Progress(2), True)
+        keeper.save(FoldProgress(2), wait=True)
     keeper.close()
     (told,) = log.lines
     assert told == (
-        f"[WARNING] the fold's state was not saved: can't write {paths[1]}: No space left on device (errno 28); "
-        "the one before stays"
+        f"[WARNING] a resume checkpoint was not saved: can't write {paths[1]}: No space left on device (errno 28); "
+        "the one before it is kept"
     )
     start = find(paths, IDENTITY, 0, 1, False, log)
     assert start is not None and start.step == 1 and not list(tmp_path.rglob("*.tmp"))
@@ -342,9 +358,9 @@ def test_after_a_failed_write_the_older_state_is_written_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failures: int
 ) -> None:
     engine, paths = make_engine(), RunPaths(tmp_path).last_states(0)
-    keeper = StateKeeper(paths, None, 1e9, engine.accelerator, RunLog(None))
+    keeper = Checkpointer(engine, RunPaths(tmp_path), IDENTITY, None)
     for step in (1, 2):
-        keeper.save(engine, IDENTITY, Progress(step), True)
+        keeper.save(FoldProgress(step), wait=True)
 
     def refuse(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
@@ -352,30 +368,78 @@ def test_after_a_failed_write_the_older_state_is_written_over(
     with monkeypatch.context() as patch:
         patch.setattr("doccls.run.artifacts.os.fsync", refuse)
         for step in range(3, 3 + failures):
-            keeper.save(engine, IDENTITY, Progress(step), True)
-    keeper.save(engine, IDENTITY, Progress(9), True)
+            keeper.save(FoldProgress(step), wait=True)
+    keeper.save(FoldProgress(9), wait=True)
     keeper.close()
-    assert [read_state(path).progress.step for path in paths] == [9, 2]
+    assert [read_resume(path).step for path in paths] == [9, 2]
+
+
+def make_best(epoch: int) -> BestWeights:
+    return BestWeights({"a": torch.full((3,), epoch)}, IDENTITY, 0, epoch, 0.5, "raw", ("a",), (0.0,), (1.0,), "no", {})
+
+
+def test_best_weights_that_wait_for_the_disk_give_way_to_better_ones_and_come_before_what_relies_on_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths, written, may_write = RunPaths(tmp_path), list[str](), threading.Event()
+
+    def write_when_allowed(path: Path, best: BestWeights) -> None:
+        assert may_write.wait(10)
+        written.append(f"best {best.epoch}")
+        write_best(path, best)
+
+    def note(path: Path, checkpoint: ResumeCheckpoint) -> None:
+        written.append(f"step {checkpoint.step}")
+        write_resume(path, checkpoint)
+
+    monkeypatch.setattr(resume, "write_best", write_when_allowed)
+    monkeypatch.setattr(resume, "write_resume", note)
+    with Checkpointer(make_engine(), paths, IDENTITY, None) as keeper:
+        keeper.save_best(make_best(1))
+        while keeper._waiting_best is not None:  # the writer has taken it
+            time.sleep(0.001)
+        for epoch in (2, 3):
+            keeper.save_best(make_best(epoch))
+        keeper.save(FoldProgress(9))
+        assert written == []
+        may_write.set()
+        keeper.check_best(wait=True)
+    assert written == ["best 1", "best 3", "step 9"]
+    assert read_best(paths.best_checkpoint(0)).epoch == 3
+
+
+def test_best_weights_that_cannot_be_saved_end_the_fold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with Checkpointer(make_engine(), RunPaths(tmp_path), IDENTITY, None) as keeper:
+        with monkeypatch.context() as patch:
+            patch.setattr("doccls.run.artifacts.os.fsync", refuse)
+            keeper.save_best(make_best(1))
+            with pytest.raises(WriteError, match=r"best_fold0\.pth: No space left on device"):
+                keeper.check_best(wait=True)
+        keeper.save_best(make_best(2))
+        keeper.check_best(wait=True)
 
 
 def test_a_saved_state_is_not_what_the_next_step_makes_of_it(tmp_path: Path) -> None:
     """It is written beside the training, which goes on meanwhile."""
     engine = make_engine(make_conv(), optimizer="adamw")
     before = {name: one.clone() for name, one in engine.bare_model.state_dict().items()}
-    keeper = StateKeeper(RunPaths(tmp_path).last_states(0), None, 1e9, engine.accelerator, RunLog(None))
+    keeper = Checkpointer(engine, RunPaths(tmp_path), IDENTITY, None)
     started: list[Callable[[], None]] = []
     keeper._writer.submit = lambda act, *words: started.append(lambda: act(*words))  # type: ignore[assignment, return-value]
-    keeper.save(engine, IDENTITY, Progress(1), False)
-    train_epoch(engine, load(engine), 0, LossMeter(), lambda *told: None, ProgressBar(None))
+    keeper.save(FoldProgress(1), wait=False)
+    train(engine, 1)
     started[0]()
-    saved = read_state(RunPaths(tmp_path).last_states(0)[0]).model
+    saved = read_resume(RunPaths(tmp_path).last_states(0)[0]).model["raw"]
     assert all(torch.equal(saved[name], one) for name, one in before.items())
 
 
 def test_going_on_is_told_with_what_is_done_again() -> None:
-    start = Start(Path("x"), 412, time.mktime((2026, 1, 2, 14, 3, 22, 0, 0, -1)))
+    start = ResumePoint(Path("x"), 412, time.mktime((2026, 1, 2, 14, 3, 22, 0, 0, -1)))
     told = "[RESUME] fold=2 from step 412 (epoch 5), saved 14:03:22"
-    assert describe_start(start, 2, 90, start.saved_s + 37.2) == f"{told}, 37 s of work done again"
-    assert describe_start(start, 2, 90, start.saved_s - 5) == f"{told}, 0 s of work done again"
-    assert describe_start(start, 2, 90, None) == told
-    assert "from step 90 (epoch 1)" in describe_start(replace(start, step=90), 2, 90, None)
+    assert describe_resume(start, 2, 90, start.saved_s + 37.2) == f"{told}, 37 s of work done again"
+    assert describe_resume(start, 2, 90, start.saved_s - 5) == f"{told}, 0 s of work done again"
+    assert describe_resume(start, 2, 90, None) == told
+    assert "from step 90 (epoch 1)" in describe_resume(replace(start, step=90), 2, 90, None)

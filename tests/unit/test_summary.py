@@ -157,6 +157,34 @@ def test_the_interval_holds_the_middle_95_of_100_resamples(monkeypatch: pytest.M
     assert found == pytest.approx(np.quantile(scores, [0.025, 0.975]).tolist())
 
 
+@pytest.mark.slow
+def test_with_groups_the_interval_is_that_of_resampling_groups_and_wider() -> None:
+    """Pages of a document are right or wrong together."""
+    draw = np.random.default_rng(0)
+    group_N = np.repeat(np.arange(60), draw.integers(1, 9, 60))
+    targets = draw.integers(0, 3, 60)[group_N]
+    predictions = np.where((draw.random(60) < 0.7)[group_N], targets, (targets + 1) % 3)
+    scores = []
+    for _ in range(2000):
+        rows = np.concatenate([np.flatnonzero(group_N == group) for group in draw.integers(0, 60, 60)])
+        scores.append(score(targets[rows], predictions[rows]))
+    low, high = bootstrap_macro_f1(targets, predictions, 3, group_N)
+    assert [low, high] == pytest.approx(np.quantile(scores, [0.025, 0.975]).tolist(), abs=0.4 * float(np.std(scores)))
+    by_row = bootstrap_macro_f1(targets, predictions, 3)
+    assert high - low > 1.5 * (by_row[1] - by_row[0])
+
+
+def test_groups_are_resampled_where_there_are_groups_whatever_they_are_called() -> None:
+    targets, logits, folds = draw_run()
+    names = [f"g{row // 6}" for row in range(120)]
+    plain, grouped = (summarize(targets, logits, folds, (3,), LABELS, groups) for groups in (None, names))
+    assert (plain.interval_units, grouped.interval_units) == ("rows", "groups")
+    assert (plain.macro_f1_low, plain.macro_f1_high) != (grouped.macro_f1_low, grouped.macro_f1_high)
+    renamed = summarize(targets, logits, folds, (3,), LABELS, [f"{row // 6:03d}" for row in range(120)])
+    assert (renamed.macro_f1_low, renamed.macro_f1_high) == (grouped.macro_f1_low, grouped.macro_f1_high)
+    assert "selected by its score on these very rows" in plain.selection
+
+
 @pytest.mark.parametrize("right", [True, False])
 def test_where_every_row_is_alike_the_interval_is_a_point(right: bool) -> None:
     targets = np.zeros(9, dtype=np.int64)

@@ -1,17 +1,16 @@
-"""Room on the disk: what a fold will write, and what is said of what is free."""
+"""How much disk a fold will need, and what the log says of what is free."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
 from doccls.run.disk import measure_free
-from doccls.training.space import FoldSpace, describe_space, measure_space
+from doccls.training.checkpoint import DiskNeed, describe_disk, estimate_disk
 
 MIB = 2**20
 
@@ -19,9 +18,7 @@ MIB = 2**20
 @pytest.mark.parametrize(("ema", "states"), [(False, 2 * (400 + 800)), (True, 2 * (800 + 800))])
 def test_it_is_weights_the_average_and_two_moments_twice(ema: bool, states: int) -> None:
     model = nn.Linear(10, 10, bias=False)
-    optimizer = torch.optim.AdamW(model.parameters())
-    engine = SimpleNamespace(bare_model=model, optimizer=optimizer, ema=model if ema else None)
-    assert measure_space(engine) == FoldSpace(400, states)  # type: ignore[arg-type]
+    assert estimate_disk(model.state_dict().values(), model.parameters(), ema) == DiskNeed(400, states)
 
 
 def test_what_adam_saves_is_what_was_said() -> None:
@@ -31,15 +28,15 @@ def test_what_adam_saves_is_what_was_said() -> None:
     optimizer.step()
     kept = [one for state in optimizer.state_dict()["state"].values() for one in state.values()]
     saved = sum(one.numel() * one.element_size() for one in [*kept, *model.state_dict().values()])
-    engine = SimpleNamespace(bare_model=model, optimizer=optimizer, ema=None)
-    assert measure_space(engine).states / 2 == pytest.approx(saved, rel=0.01)  # type: ignore[arg-type]
+    need = estimate_disk(model.state_dict().values(), model.parameters(), False)
+    assert need.resume / 2 == pytest.approx(saved, rel=0.01)
 
 
 @pytest.mark.parametrize(("free_mib", "warned"), [(20, False), (19.9, True), (0, True)])
 def test_less_than_twice_is_a_warning(tmp_path: Path, free_mib: float, warned: bool) -> None:
-    lines = describe_space(FoldSpace(2 * MIB, 8 * MIB), int(free_mib * MIB), 3, tmp_path)
+    lines = describe_disk(DiskNeed(2 * MIB, 8 * MIB), int(free_mib * MIB), 3, tmp_path)
     assert lines[0] == (
-        "[DISK] fold=3 writes about 10.0 MiB (best weights 2.0 MiB, two states to go on from 8.0 MiB); "
+        "[DISK] fold=3 writes about 10.0 MiB (best weights 2.0 MiB, two resume checkpoints 8.0 MiB); "
         f"{free_mib:.1f} MiB are free"
     )
     assert [
