@@ -8,7 +8,8 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from doccls.data.demo import CLASSES, damage, draw_page
+from doccls.demo.dataset import damage
+from doccls.demo.pages import CLASSES, draw_page
 
 A4_PX = (1240, 1754)
 """Width and height at 150 dpi."""

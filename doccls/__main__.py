@@ -6,10 +6,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from doccls import demo, predict, store_command, train
+from doccls import predict, store_command, train
 from doccls.config import Config
 from doccls.config.arguments import add_config_arguments, load_arguments
 from doccls.config.reference import render_keys
+from doccls.demo import command as demo
 from doccls.errors import OwnError, UserError
 from doccls.run.artifacts import write_text
 from doccls.run.progress import ConsoleTeller

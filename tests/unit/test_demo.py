@@ -16,7 +16,8 @@ from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from doccls.data.demo import CLASSES, SIZE_PX, TEST, TRAIN, damage, draw_page, make_page, write_demo
+from doccls.demo.dataset import SIZE_PX, TEST, TRAIN, damage, make_page, write_demo
+from doccls.demo.pages import CLASSES, draw_page
 
 PAGES, TEST_PAGES = 30, 8
 

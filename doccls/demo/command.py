@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def demo(arguments: argparse.Namespace) -> int:
     """Draw the data, write the config, train the folds, predict the test pages; the exit code of the training."""
-    from doccls.data.demo import write_demo
+    from doccls.demo.dataset import write_demo
 
     folder: Path = arguments.folder.resolve()
     config = folder / "configs" / "demo.yaml"

@@ -1,0 +1,1 @@
+"""The `doccls demo` command, and the document pages it draws."""
