@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from sklearn.model_selection import GroupKFold, KFold, StratifiedGroupKFold, StratifiedKFold
 
-from doccls.data.manifest import DataError, Manifest, tell
+from doccls.data.manifest import DataError, Manifest, format_examples
 from doccls.randomness import Purpose, derive_seed
 
 
@@ -72,7 +72,7 @@ def _join_groups(groups: Sequence[str], first_N: np.ndarray) -> list[str]:
     return [find(group) for group in groups]
 
 
-def tell_ids(manifest: Manifest, rows: Sequence[int]) -> str:
+def format_ids(manifest: Manifest, rows: Sequence[int]) -> str:
     """The rows' IDs, each once."""
     ids = dict.fromkeys(manifest.ids[row] for row in rows)
     return f"ID{'s' if len(ids) > 1 else ''} {', '.join(map(repr, ids))}"
@@ -143,23 +143,25 @@ def _read_fold_column(manifest: Manifest, units: Units, column: Sequence[str], n
     allowed = {str(fold) for fold in range(num_folds)}
     wrong = [f"line {row + 2}: {value!r}" for row, value in enumerate(column) if value.strip() not in allowed]
     if wrong:
-        raise DataError(tell(f"rows whose `fold` is not one of 0 to {num_folds - 1} (data.folds = {num_folds})", wrong))
+        raise DataError(
+            format_examples(f"rows whose `fold` is not one of 0 to {num_folds - 1} (data.folds = {num_folds})", wrong)
+        )
     empty = sorted(allowed - {value.strip() for value in column}, key=int)
     if empty:
         raise DataError(f"column `fold`: no row is in fold {', '.join(empty)} (data.folds = {num_folds})")
     fold_of = tuple(int(value) for value in column)
     split = [
-        f"lines {first + 2} and {row + 2}: {tell_ids(manifest, (first, row))}"
+        f"lines {first + 2} and {row + 2}: {format_ids(manifest, (first, row))}"
         for row, first in enumerate(units.first_N.tolist())
         if fold_of[first] != fold_of[row]
     ]
     if split:
-        raise DataError(tell("images in two folds of the `fold` column", split))
+        raise DataError(format_examples("images in two folds of the `fold` column", split))
     if manifest.groups is not None:
         folds_of_group: dict[str, set[int]] = {}
         for group, fold in zip(manifest.groups, fold_of, strict=True):
             folds_of_group.setdefault(group, set()).add(fold)
         torn = [f"{group!r}: folds {sorted(folds)}" for group, folds in folds_of_group.items() if len(folds) > 1]
         if torn:
-            raise DataError(tell("groups of data.group_col in several folds of the `fold` column", torn))
+            raise DataError(format_examples("groups of data.group_col in several folds of the `fold` column", torn))
     return FoldAssignment(np.asarray(fold_of, dtype=np.int64), num_folds)

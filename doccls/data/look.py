@@ -11,7 +11,7 @@ from pathlib import Path
 
 from doccls.data.inspection import ImageFact, ImageLook, Inspected, digest_wholes, inspect_images
 from doccls.data.known import is_unchanged, read_known, write_known
-from doccls.data.store import PageStore, Place, StoreChoice, StoreError
+from doccls.data.store import PageStore, Place, StoreChoice, StoredPages, StoreError, locate_pages
 from doccls.run.artifacts import WriteError
 from doccls.run.lock import LockError, hold_lock
 from doccls.run.progress import Teller
@@ -27,6 +27,48 @@ class Looked:
     looks: dict[Path, ImageLook]
     index: Mapping[str, Place] | None = None
     """Of the store: digest of a file -> its page; None if there is no store."""
+
+
+@dataclass(frozen=True, eq=False)
+class ScannedRows:
+    """The rows of a table, each judged by the scan of its image."""
+
+    usable: tuple[ImageFact | None, ...]
+    """What was found in each row's image; None where it is missing or can't be used."""
+    bad: Mapping[int, str]
+    """Row -> why its image can't be used."""
+    looks: Mapping[Path, ImageLook]
+    """What was found in each file."""
+    stored: StoredPages | None
+    """The rows' decoded pages, where there is a store."""
+
+    @property
+    def skipped(self) -> frozenset[int]:
+        """Rows without a usable image."""
+        return frozenset(row for row, fact in enumerate(self.usable) if fact is None)
+
+
+def scan_rows(
+    paths: Sequence[Path | None],
+    known: Mapping[Path, ImageLook],
+    size_px: int,
+    max_pixels: int,
+    choice: StoreChoice | None,
+    teller: Teller,
+) -> ScannedRows:
+    """Scan each row's image (None where there is none) and judge it; with a store, find the rows' pages there.
+
+    Raises:
+        StoreError, WriteError, LockError: the store can't be filled, and was named.
+    """
+    files = sorted({path for path in paths if path is not None})
+    looked = look_at_images(files, known, size_px, max_pixels, choice, teller)
+    facts = [None if path is None else looked.looks[path].fact for path in paths]
+    usable = tuple(fact if fact is not None and fact.problem is None else None for fact in facts)
+    bad = {row: fact.problem for row, fact in enumerate(facts) if fact is not None and fact.problem is not None}
+    digests = [None if fact is None else fact.digest for fact in usable]
+    stored = None if looked.index is None else locate_pages(looked.index, digests)
+    return ScannedRows(usable, bad, looked.looks, stored)
 
 
 def look_at_images(

@@ -122,10 +122,10 @@ def test_an_id_that_leaves_the_folder_is_refused_and_nothing_outside_is_looked_a
     (tmp_path / "secret.jpg").write_bytes(b"x")
     looked: list[Path] = []
     monkeypatch.setattr("doccls.data.manifest.os.scandir", lambda folder: looked.append(folder) or iter(()))
-    problems: list[str] = []
-    names, missing = resolve_images([sample_id], tmp_path / "train", ".jpg", problems)
-    assert names == [None] and not missing and not looked
-    assert "leave the image folder" in problems[0] and f"line 2: ID {sample_id!r}" in problems[0]
+    found = resolve_images([sample_id], tmp_path / "train", ".jpg")
+    assert found.names == (None,) and not found.missing and not looked
+    assert found.refused is not None
+    assert "leave the image folder" in found.refused and f"line 2: ID {sample_id!r}" in found.refused
 
 
 def test_escaping_ids_are_all_counted_in_one_error(make_data: MakeData, refuse: Callable[..., str]) -> None:
