@@ -149,7 +149,7 @@ def read_test_pages(config: Config, store: "StoreChoice | None" = None) -> TestP
     Raises:
         DataError: no sample or folder, no ID column, or (unless data.on_bad_image is `skip`) images missing or bad.
     """
-    from doccls.data.look import scan_rows
+    from doccls.data.scan import scan_rows
 
     data = config.data
     check_paths({"data.sample_csv": (data.sample_csv, "file"), "data.image_dir_test": (data.image_dir_test, "folder")})
@@ -216,7 +216,7 @@ def _predict_folds(files: Sequence[Path], config: Config, pages: TestPages, acce
     One fold's weights at a time; one set of workers loads the pages for all of them.
     """
     from doccls.data.dataset import DocClsDataset, Pages
-    from doccls.data.room import plan_loader
+    from doccls.data.shared_memory import plan_loader
     from doccls.data.workers import loading
     from doccls.training.checkpoint import read_best
     from doccls.training.evaluate import EvaluationKeys

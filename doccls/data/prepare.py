@@ -10,10 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from doccls.config.schema import Config
-from doccls.data.balance import count_classes, find_scarce, find_unseen, render_counts
+from doccls.data.class_counts import count_classes, find_scarce, find_unseen, render_counts
 from doccls.data.folds import FoldAssignment, assign_folds, find_units, format_ids
-from doccls.data.inspection import ImageLook
-from doccls.data.look import ScannedRows, scan_rows
+from doccls.data.image_scan import ImageScan
 from doccls.data.manifest import (
     DataError,
     Manifest,
@@ -23,6 +22,7 @@ from doccls.data.manifest import (
     format_row,
     read_manifest,
 )
+from doccls.data.scan import ScannedRows, scan_rows
 from doccls.data.store import StoreChoice, StoredPages
 from doccls.run.progress import Teller
 from doccls.run.runlog import RunLog
@@ -43,7 +43,7 @@ class PreparedData:
     digest: str
     """SHA-256 over each row's image content, label and group: not over how IDs are spelled or where files lie."""
     warnings: tuple[str, ...]
-    looks: Mapping[Path, ImageLook]
+    scans: Mapping[Path, ImageScan]
     """What was found in each image file."""
     stored: StoredPages | None = None
     """Their decoded pages, where there is a store."""
@@ -62,11 +62,11 @@ class PreparedData:
 
 def prepare_data(
     config: Config,
-    known: Mapping[Path, ImageLook] | None = None,
+    cache: Mapping[Path, ImageScan] | None = None,
     store: StoreChoice | None = None,
     teller: Teller = _SILENT,
 ) -> PreparedData:
-    """Read the CSV, look at every image that is not `known` and unchanged, assign the folds.
+    """Read the CSV, scan every image that is not in the `cache` and unchanged, assign the folds.
 
     With a store, each usable page is in it afterwards; of several processes that start at once, one decodes.
 
@@ -79,7 +79,7 @@ def prepare_data(
     split = partial(assign_folds, manifest, num_folds=data.folds, stratify=data.stratify, seed=config.project.seed)
     units = find_units(manifest)
     assignment = split(units)  # what is wrong without the images is reported before they are read
-    rows = scan_rows(manifest.paths, known or {}, config.page_px, data.max_image_pixels, store, teller)
+    rows = scan_rows(manifest.paths, cache or {}, config.page_px, data.max_image_pixels, store, teller)
     warnings = list(manifest.warnings)
     contents = {row: fact.content for row, fact in enumerate(rows.usable) if fact is not None}
     duplicates = _describe_duplicates(manifest, contents)
@@ -99,7 +99,7 @@ def prepare_data(
         group_of_N = np.unique([units.groups[row] for row in usable.tolist()], return_inverse=True)[1]
         warnings += find_scarce(manifest.classes, manifest.targets_N[usable], group_of_N, data.group_col, data.folds)
     prepared = PreparedData(
-        manifest, assignment, counts_CF, rows.skipped, _derive_digest(manifest, rows), tuple(warnings), rows.looks,
+        manifest, assignment, counts_CF, rows.skipped, _derive_digest(manifest, rows), tuple(warnings), rows.scans,
         rows.stored,
     )  # fmt: skip
     _check_folds(prepared)
@@ -141,7 +141,7 @@ def _check_images(manifest: Manifest, rows: ScannedRows, skip_bad: bool) -> list
         if not skip_bad:
             raise DataError(f"{message}\n(data.on_bad_image: skip leaves such rows out)")
         warnings.append(message)
-    several = [f"{path}: {look.fact.pages}" for path, look in rows.looks.items() if look.fact.pages > 1]
+    several = [f"{path}: {scan.fact.pages}" for path, scan in rows.scans.items() if scan.fact.pages > 1]
     if several:
         warnings.append(format_examples("files of several pages, of which the first is used", several))
     if rows.skipped:

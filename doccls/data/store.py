@@ -23,7 +23,7 @@ import PIL
 from safetensors.numpy import save
 
 from doccls.config.schema import Config
-from doccls.data.inspection import ImageFact, Inspected
+from doccls.data.image_scan import ImageFact, ScannedImage
 from doccls.errors import UserError
 from doccls.run.artifacts import replacing
 from doccls.run.disk import measure_free, tell_size
@@ -35,14 +35,14 @@ _PLACE = np.dtype([("segment", "i4"), ("offset", "i8"), ("height", "u2"), ("widt
 """20 bytes a sample: all of them go to each rank and each loader worker."""
 _LENGTH = struct.Struct("<Q")
 _MARGIN = 2
-_SEGMENTS, _LOOKS, _LOCK = "pages_*.safetensors", "images.json", "filling.lock"
+_SEGMENTS, _SCANS, _LOCK = "pages_*.safetensors", "images.json", "filling.lock"
 _SET = re.compile(r"px(?P<size>[1-9]\d{0,4})-pillow(?P<pillow>.+)-opencv(?P<opencv>.+)-(?P<rule>\d+)")
 _SEGMENT_PAGES, _SEGMENT_BYTES = 256, 2**26
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where one page lies, and what the look at its file found."""
+    """Where one page lies, and what the scan of its file found."""
 
     segment: Path
     offset: int
@@ -86,9 +86,9 @@ class PageStore:
         return max(1, min(_SEGMENT_PAGES, _SEGMENT_BYTES // (3 * self.size_px**2)))
 
     @property
-    def looks(self) -> Path:
-        """What the looks at the files found: whoever comes next need not read them."""
-        return self.folder / _LOOKS
+    def scan_cache(self) -> Path:
+        """What was found in the files: the next process need not read them."""
+        return self.folder / _SCANS
 
     @property
     def lock(self) -> Path:
@@ -102,7 +102,7 @@ class PageStore:
             found |= _read_header(segment, self.size_px)
         return found
 
-    def add(self, pages: Sequence[Inspected]) -> dict[str, Place]:
+    def add(self, pages: Sequence[ScannedImage]) -> dict[str, Place]:
         """Keep the scaled pages, in a segment of their own; where each now lies.
 
         Raises:
@@ -210,7 +210,7 @@ def clear_page_set(pages: PageSet) -> None:
     lock = pages.folder / _LOCK
     with hold_lock(lock, "decoded pages are being removed"):
         leftovers = (*pages.folder.glob(".*.tmp"), *pages.folder.glob(f"{_LOCK}.*.next"))
-        for file in (*pages.folder.glob(_SEGMENTS), *leftovers, pages.folder / _LOOKS, lock):
+        for file in (*pages.folder.glob(_SEGMENTS), *leftovers, pages.folder / _SCANS, lock):
             file.unlink(missing_ok=True)
     for folder in (pages.folder, pages.folder.parent):
         with suppress(OSError):  # somebody else's files are in it

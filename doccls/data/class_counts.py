@@ -1,4 +1,4 @@
-"""What a split does to the classes: how many samples of each lie in which fold, and what a user should know of it."""
+"""How many samples of each class are in which fold, and what a user should know about that."""
 
 from collections.abc import Sequence
 
