@@ -73,7 +73,7 @@ def prepare(config: Config, paths: RunPaths, log: RunLog) -> PreparedData:
         f"[PATH] OK | train_csv={data.train_csv} | sample_csv={data.sample_csv}"
         f" | image_dir_train={data.image_dir_train}"
     )
-    cache = read_scan_cache(paths.images, data.max_image_pixels)
+    cache = read_scan_cache(paths.images, data.max_image_pixels, {})
     prepared = prepare_data(config, cache, choose_store(config), log)
     for warning in prepared.warnings:
         log.line(f"[WARNING] {warning}")
@@ -105,7 +105,8 @@ def open_run(experiment: Experiment, now: datetime, processes: Mapping[str, Any]
         paths.live.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunError(f"output.exp_dir: can't make {paths.root}: {error.strerror}") from error
-    write_scan_cache(paths.images, data.scans, config.data.max_image_pixels)
+    if not data.scans_in_store:
+        write_scan_cache(paths.images, data.scans, config.data.max_image_pixels, {})
     if paths.snapshot.exists():  # who joins a run adds what a launcher can't know: what the ranks compute on
         completed = complete_snapshot(paths.snapshot.read_text(encoding="utf-8"), processes)
         if completed is not None:

@@ -45,6 +45,8 @@ class PreparedData:
     warnings: tuple[str, ...]
     scans: Mapping[Path, ImageScan]
     """What was found in each image file."""
+    scans_in_store: bool = False
+    """The store holds them, for the next process."""
     stored: StoredPages | None = None
     """Their decoded pages, where there is a store."""
 
@@ -100,7 +102,7 @@ def prepare_data(
         warnings += find_scarce(manifest.classes, manifest.targets_N[usable], group_of_N, data.group_col, data.folds)
     prepared = PreparedData(
         manifest, assignment, counts_CF, rows.skipped, _derive_digest(manifest, rows), tuple(warnings), rows.scans,
-        rows.stored,
+        rows.scans_in_store, rows.stored,
     )  # fmt: skip
     _check_folds(prepared)
     return prepared

@@ -27,6 +27,8 @@ class ScannedFiles:
     scans: dict[Path, ImageScan]
     index: Mapping[str, Place] | None = None
     """Of the store: digest of a file -> its page; None if there is no store."""
+    in_store: bool = False
+    """The store holds all of `scans`, for the next process."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +41,8 @@ class ScannedRows:
     """Row -> why its image can't be used."""
     scans: Mapping[Path, ImageScan]
     """What was found in each file."""
+    scans_in_store: bool
+    """The store holds them, for the next process."""
     stored: StoredPages | None
     """The rows' decoded pages, where there is a store."""
 
@@ -68,7 +72,7 @@ def scan_rows(
     bad = {row: fact.problem for row, fact in enumerate(facts) if fact is not None and fact.problem is not None}
     digests = [None if fact is None else fact.digest for fact in usable]
     stored = None if scanned.index is None else locate_pages(scanned.index, digests)
-    return ScannedRows(usable, bad, scanned.scans, stored)
+    return ScannedRows(usable, bad, scanned.scans, scanned.in_store, stored)
 
 
 def scan_images(
@@ -79,53 +83,73 @@ def scan_images(
     choice: StoreChoice | None,
     teller: Teller,
 ) -> ScannedFiles:
-    """Each of `files`; with a store, each usable page is in it then, at `size_px`.
+    """Scan each of `files` that is not in the `cache` and unchanged; with a store, put each usable page there.
 
     Raises:
         StoreError, WriteError, LockError: the store can't be filled, and was named.
     """
-    scanned = None
     if choice is not None:
         try:
-            scanned = _fill(PageStore(choice.folder, size_px), files, cache, max_pixels, teller)
+            return _scan_with_store(PageStore(choice.folder, size_px), files, cache, max_pixels, teller)
         except (StoreError, WriteError, LockError) as error:
             if choice.needed:
                 raise
             teller.line(f"[WARNING] {error}: pages are decoded in each epoch (data.store)")
-    if scanned is None:
-        scans = _keep_unchanged(files, cache)
-        lacking = [path for path in files if path not in scans]
-        scans |= {path: one.scan for path, one in _scan(lacking, size_px, max_pixels, {}, False, teller)}
-        scanned = ScannedFiles(_compare_whole(scans, max_pixels))
-    return scanned
+    scans = _keep_unchanged(files, cache)
+    lacking = [path for path in files if path not in scans]
+    scans |= {path: scanned.scan for path, scanned in _scan(lacking, size_px, max_pixels, {}, False, teller)}
+    return ScannedFiles(_compare_whole(scans, max_pixels))
+
+
+def _scan_with_store(
+    store: PageStore, files: Sequence[Path], cache: Mapping[Path, ImageScan], max_pixels: int, teller: Teller
+) -> ScannedFiles:
+    """Of several processes that start at once, one decodes; what was decoded before a kill is kept."""
+    file = store.scan_cache(max_pixels)
+    index = store.read_index()
+    stored = read_scan_cache(file, max_pixels, _list_facts(index))
+    scans = _keep_unchanged(files, cache) | _keep_unchanged(files, stored)
+    decoded = 0
+    if _list_lacking(files, scans, index):
+        with hold_lock(store.lock, "pages are being decoded", wait_s=_FILLING_S):
+            index = store.read_index()  # another process may have filled it meanwhile
+            stored = read_scan_cache(file, max_pixels, _list_facts(index))
+            scans |= _keep_unchanged(files, stored)
+            decoded = _fill(store, _list_lacking(files, scans, index), scans, index, max_pixels, teller)
+            scans = _compare_whole(scans, max_pixels)
+            with suppress(OSError):  # it saves time and decides nothing
+                write_scan_cache(file, stored | scans, max_pixels, _list_facts(index))
+                stored |= scans
+    scans = _compare_whole(scans, max_pixels)
+    teller.line(f"[DATA] decoded pages: {store.folder} holds {len(index)}, of which {decoded} were decoded now")
+    return ScannedFiles(scans, index, scans.items() <= stored.items())
 
 
 def _fill(
-    store: PageStore, files: Sequence[Path], cache: Mapping[Path, ImageScan], max_pixels: int, teller: Teller
-) -> ScannedFiles:
-    """By one of several processes that come at once; what was decoded before a kill is kept."""
-    kept = read_scan_cache(store.scan_cache, max_pixels)
-    scans = _keep_unchanged(files, {**kept, **cache})
-    index, decoded = store.read_index(), 0
-    if _list_lacking(files, scans, index):
-        with hold_lock(store.lock, "pages are being decoded", wait_s=_FILLING_S):
-            index = store.read_index()  # another may have been here first
-            lacking = _list_lacking(files, scans, index)
-            store.check_room(len(lacking))
-            facts = {one: place.fact for one, place in index.items() if _count_pixels(place.fact) <= max_pixels}
-            scanned = _scan(lacking, store.size_px, max_pixels, facts, True, teller)
-            while some := list(islice(scanned, store.segment_pages)):
-                scans |= {path: one.scan for path, one in some}
-                pages = {one.fact.digest: one for _, one in some if one.scaled is not None}
-                if pages:
-                    index |= store.add(list(pages.values()))
-                    decoded += len(pages)
-    scans = _compare_whole(scans, max_pixels)
-    with suppress(OSError):  # it saves time and decides nothing
-        if (now := {**kept, **scans}) != kept:
-            write_scan_cache(store.scan_cache, now, max_pixels)
-    teller.line(f"[DATA] decoded pages: {store.folder} holds {len(index)}, of which {decoded} were decoded now")
-    return ScannedFiles(scans, index)
+    store: PageStore,
+    files: Sequence[Path],
+    scans: dict[Path, ImageScan],
+    index: dict[str, Place],
+    max_pixels: int,
+    teller: Teller,
+) -> int:
+    """Scan the files and put their pages into the store; both are added to `scans` and `index`. Pages decoded."""
+    store.check_room(len(files))
+    decoded = 0
+    facts = {digest: fact for digest, fact in _list_facts(index).items() if _count_pixels(fact) <= max_pixels}
+    found = _scan(files, store.size_px, max_pixels, facts, True, teller)
+    while some := list(islice(found, store.segment_pages)):
+        scans |= {path: scanned.scan for path, scanned in some}
+        pages = {scanned.fact.digest: scanned for _, scanned in some if scanned.scaled is not None}
+        if pages:
+            index |= store.add(list(pages.values()))
+            decoded += len(pages)
+    return decoded
+
+
+def _list_facts(index: Mapping[str, Place]) -> dict[str, ImageFact]:
+    """What the store's segments say about files, by digest."""
+    return {digest: place.fact for digest, place in index.items()}
 
 
 def _keep_unchanged(files: Sequence[Path], cache: Mapping[Path, ImageScan]) -> dict[Path, ImageScan]:
@@ -156,9 +180,9 @@ def _scan(
     what = "images to read and decode"
     teller.line(f"[DATA] {len(files)} {what}")
     with teller.progress(what, len(files)) as bar:
-        for path, one in zip(files, scan_files(files, max_pixels, size_px, facts, keep_pages), strict=True):
+        for path, scanned in zip(files, scan_files(files, max_pixels, size_px, facts, keep_pages), strict=True):
             bar.advance()
-            yield path, one
+            yield path, scanned
 
 
 def _compare_whole(scans: dict[Path, ImageScan], max_pixels: int) -> dict[Path, ImageScan]:

@@ -35,7 +35,9 @@ _PLACE = np.dtype([("segment", "i4"), ("offset", "i8"), ("height", "u2"), ("widt
 """20 bytes a sample: all of them go to each rank and each loader worker."""
 _LENGTH = struct.Struct("<Q")
 _MARGIN = 2
-_SEGMENTS, _SCANS, _LOCK = "pages_*.safetensors", "images.json", "filling.lock"
+_SEGMENTS, _SCANS, _LOCK = "pages_*.safetensors", "scans_*.json", "filling.lock"
+_OLD_SCANS = "images.json"
+"""Of earlier versions."""
 _SET = re.compile(r"px(?P<size>[1-9]\d{0,4})-pillow(?P<pillow>.+)-opencv(?P<opencv>.+)-(?P<rule>\d+)")
 _SEGMENT_PAGES, _SEGMENT_BYTES = 256, 2**26
 
@@ -85,10 +87,9 @@ class PageStore:
         """Pages decoded between two writes: what a kill may lose, and what is held in memory."""
         return max(1, min(_SEGMENT_PAGES, _SEGMENT_BYTES // (3 * self.size_px**2)))
 
-    @property
-    def scan_cache(self) -> Path:
-        """What was found in the files: the next process need not read them."""
-        return self.folder / _SCANS
+    def scan_cache(self, max_pixels: int) -> Path:
+        """What was found in the files at that limit of pixels: the next process need not read them."""
+        return self.folder / _SCANS.replace("*", str(max_pixels))
 
     @property
     def lock(self) -> Path:
@@ -210,7 +211,8 @@ def clear_page_set(pages: PageSet) -> None:
     lock = pages.folder / _LOCK
     with hold_lock(lock, "decoded pages are being removed"):
         leftovers = (*pages.folder.glob(".*.tmp"), *pages.folder.glob(f"{_LOCK}.*.next"))
-        for file in (*pages.folder.glob(_SEGMENTS), *leftovers, pages.folder / _SCANS, lock):
+        scans = (*pages.folder.glob(_SCANS), pages.folder / _OLD_SCANS)
+        for file in (*pages.folder.glob(_SEGMENTS), *leftovers, *scans, lock):
             file.unlink(missing_ok=True)
     for folder in (pages.folder, pages.folder.parent):
         with suppress(OSError):  # somebody else's files are in it

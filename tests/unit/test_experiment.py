@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
@@ -244,19 +245,28 @@ def scanned(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return names
 
 
-def test_a_run_that_is_joined_reads_no_image_again(open_it: Open, scanned: list[str]) -> None:
-    first, _ = open_it()
+def find_scan_cache(experiment: Experiment) -> Path:
+    """The one file that says what was found in the images."""
+    root = experiment.paths.root.parents[2]
+    (file,) = (path for path in root.rglob("*.json") if "page0.jpg" in path.read_text(encoding="utf-8"))
+    return file
+
+
+@pytest.mark.parametrize("store", ["auto", "off"])
+def test_a_run_that_is_joined_reads_no_image_again(open_it: Open, scanned: list[str], store: str) -> None:
+    first, _ = open_it(data={"store": store})
     assert sorted(scanned) == sorted(f"{one}.jpg" for one in IDS)
     scanned.clear()
-    second, _ = open_it(data={"valid_fold": 1})
+    second, _ = open_it(data={"valid_fold": 1, "store": store})
     assert scanned == [] and second.identity == first.identity
+    assert (find_scan_cache(second) == second.paths.images) == (store == "off")
 
 
 def test_another_run_on_the_same_images_reads_none_of_them(open_it: Open, scanned: list[str]) -> None:
     first, _ = open_it("a")
     scanned.clear()
     second, _ = open_it("b", data={"valid_fold": 1})
-    assert scanned == [] and second.identity == first.identity and second.paths.images.exists()
+    assert scanned == [] and second.identity == first.identity
 
 
 def test_an_image_that_changed_is_read_again(open_it: Open, pages: Path, scanned: list[str]) -> None:
@@ -268,23 +278,55 @@ def test_an_image_that_changed_is_read_again(open_it: Open, pages: Path, scanned
     assert scanned == ["page4.jpg"]
 
 
+@pytest.mark.parametrize("store", ["auto", "off"])
 @pytest.mark.parametrize("damage", [b"", b"[]", b'{"format": "doccls-images-1"}', b"\xff"])
-def test_what_was_kept_of_the_scan_decides_nothing(open_it: Open, scanned: list[str], damage: bytes) -> None:
+def test_what_was_kept_of_the_scan_decides_nothing(
+    open_it: Open, scanned: list[str], damage: bytes, store: str
+) -> None:
+    first, _ = open_it(data={"store": store})
+    cache = find_scan_cache(first)
+    kept = cache.read_bytes()
+    cache.write_bytes(damage)
+    scanned.clear()
+    open_it(data={"store": store})
+    assert len(scanned) == len(IDS) and cache.read_bytes() == kept
+
+
+def test_a_run_whose_store_was_removed_scans_again_and_is_the_same_run(open_it: Open, scanned: list[str]) -> None:
     first, _ = open_it()
-    kept = first.paths.images.read_bytes()
-    first.paths.images.write_bytes(damage)
+    shutil.rmtree(first.paths.root.parents[2] / "page_store")
     scanned.clear()
-    (store,) = (first.paths.root.parents[2] / "page_store").iterdir()
-    (store / "images.json").write_bytes(damage)
-    open_it()
-    assert len(scanned) == len(IDS) and first.paths.images.read_bytes() == kept
+    second, _ = open_it()
+    assert len(scanned) == len(IDS) and second.identity == first.identity
 
 
-def test_another_limit_of_pixels_is_another_scan(open_it: Open, scanned: list[str]) -> None:
-    open_it("a", output={"snapshots": False})
+def test_what_a_store_that_can_not_be_filled_does_not_hold_is_kept_by_the_run(
+    open_it: Open, pages: Path, scanned: list[str]
+) -> None:
+    (pages / "page_store").write_text("what is to be a folder is a file")
+    first, _ = open_it()
     scanned.clear()
-    open_it("a", data={"max_image_pixels": 10_000}, output={"snapshots": False})
+    second, _ = open_it()
+    assert scanned == [] and find_scan_cache(second) == first.paths.images
+
+
+@pytest.mark.parametrize("store", ["auto", "off"])
+def test_another_limit_of_pixels_is_another_scan(open_it: Open, scanned: list[str], store: str) -> None:
+    open_it("a", data={"store": store}, output={"snapshots": False})
+    scanned.clear()
+    open_it("a", data={"store": store, "max_image_pixels": 10_000}, output={"snapshots": False})
     assert len(scanned) == len(IDS)
+
+
+def test_runs_of_two_limits_that_share_a_store_do_not_make_each_other_scan_again(
+    open_it: Open, scanned: list[str]
+) -> None:
+    open_it("a")
+    open_it("b", data={"max_image_pixels": 10_000})
+    scanned.clear()
+    open_it("a")
+    open_it("b", data={"max_image_pixels": 10_000})
+    assert scanned == []
 
 
 # --- decoded pages ---------------------------------------------------------------------------------------------------

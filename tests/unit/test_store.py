@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from doccls.data.image_scan import ImageFact, ImageScan, ScannedImage
 from doccls.data.images import Decoded, scale_page
 from doccls.data.manifest import DataError
 from doccls.data.prepare import PreparedData, prepare_data
+from doccls.data.scan_cache import read_scan_cache, write_scan_cache
 from doccls.data.store import PageStore, Place, StoreChoice, StoredPages, StoreError, locate_pages
 from tests.unit.conftest import MakeConfig, MakeData
 
@@ -252,6 +255,40 @@ def test_of_two_that_come_at_once_one_decodes(prepare: Callable[..., PreparedDat
         thread.join()
     assert len(decoded) == len(set(decoded)) == len(IDS)
     assert all(np.array_equal(one, two) for one, two in zip(read_all(found[0]), read_all(found[1]), strict=True))
+
+
+def test_what_the_segments_say_is_not_repeated_in_the_scan_cache(
+    prepare: Callable[..., PreparedData], make_config: MakeConfig, tmp_path: Path
+) -> None:
+    (tmp_path / "train" / "i7.jpg").write_bytes(b"no image")
+    config = make_config(data={"folds": 2, "on_bad_image": "skip"}, train={"img_size": SIZE})
+    limit = config.data.max_image_pixels
+    data = prepare_data(config, None, StoreChoice(tmp_path / "store", needed=True))
+    store = PageStore(tmp_path / "store", SIZE)
+    rows = json.loads(store.scan_cache(limit).read_text())["images"]
+    full = [path for path, _size, _time, _digest, *fact in rows if fact]
+    assert len(rows) == len(IDS) and full == [str(tmp_path / "train" / "i7.jpg")]
+    facts = {digest: place.fact for digest, place in store.read_index().items()}
+    assert data.scans_in_store and read_scan_cache(store.scan_cache(limit), limit, facts) == data.scans
+    assert list(read_scan_cache(store.scan_cache(limit), limit, {})) == [tmp_path / "train" / "i7.jpg"]
+
+
+def test_what_another_process_scans_meanwhile_stays_in_the_scan_cache(
+    prepare: Callable[..., PreparedData], make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limit = make_config().data.max_image_pixels
+    file = PageStore(tmp_path / "store", SIZE).scan_cache(limit)
+    other = {tmp_path / "other.jpg": ImageScan(1, 2, ImageFact("d", "bad"))}
+
+    @contextmanager
+    def hold(path: Path, what: str, wait_s: float) -> Iterator[None]:
+        write_scan_cache(file, other, limit, {})  # by the process that this one has waited for
+        yield
+
+    monkeypatch.setattr("doccls.data.scan.hold_lock", hold)
+    scans = prepare().scans
+    facts = {digest: place.fact for digest, place in PageStore(tmp_path / "store", SIZE).read_index().items()}
+    assert read_scan_cache(file, limit, facts) == other | dict(scans)
 
 
 # --- read by the dataset ---------------------------------------------------------------------------------------------
