@@ -163,7 +163,7 @@ def read_test_pages(config: Config, store: "StoreChoice | None" = None) -> TestP
     if images.refused is not None:
         raise DataError(images.refused)
     found = PackedPaths(data.image_dir_test, images.names)
-    rows = scan_rows(found, {}, config.page_px, data.max_image_pixels, store, ConsoleTeller())
+    rows = scan_rows(found, config, {}, store, ConsoleTeller())
     problems = []
     if images.missing:
         problems.append(format_examples(f"test images missing in {data.image_dir_test}", images.missing))

@@ -49,12 +49,12 @@ class Units:
 
 def find_units(manifest: Manifest, contents: Mapping[int, str] | None = None) -> Units:
     """By the image that rows name, and, as far as it is known, by what it shows (`contents`, by row)."""
-    known = contents or {}
+    content_of = contents or {}
     first: dict[object, int] = {}
     first_N = np.arange(len(manifest))
     for row, path in enumerate(manifest.paths):
         if path is not None:
-            first_N[row] = first.setdefault(known.get(row) or path, row)
+            first_N[row] = first.setdefault(content_of.get(row) or path, row)
     return Units(first_N, None if manifest.groups is None else _join_groups(manifest.groups, first_N))
 
 
@@ -106,7 +106,7 @@ def assign_folds(manifest: Manifest, units: Units, num_folds: int, stratify: boo
     fold_of_row = np.full(len(rows), -1, dtype=np.int64)
     splitter = _choose_splitter(stratify, groups is not None, num_folds, derive_seed(seed, Purpose.FOLDS))
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "The least populated class")  # the manifest has told it, with the classes
+        warnings.filterwarnings("ignore", "The least populated class")  # the manifest reports it, with the classes
         for fold, (_, valid) in enumerate(splitter.split(np.zeros(len(rows)), targets, groups)):
             fold_of_row[valid] = fold
     if groups is not None:
@@ -123,7 +123,7 @@ def _fill_empty(fold_of_row: np.ndarray, groups: np.ndarray, num_folds: int) -> 
     """
     while len(empty := np.setdiff1d(np.arange(num_folds), fold_of_row)):
         held = {fold: np.unique(groups[fold_of_row == fold], return_counts=True) for fold in np.unique(fold_of_row)}
-        names, sizes = max((one for one in held.values() if len(one[0]) > 1), key=lambda one: one[1].sum())
+        names, sizes = max((fold for fold in held.values() if len(fold[0]) > 1), key=lambda fold: fold[1].sum())
         fold_of_row[groups == names[sizes.argmin()]] = empty[0]
 
 

@@ -81,7 +81,7 @@ def prepare_data(
     split = partial(assign_folds, manifest, num_folds=data.folds, stratify=data.stratify, seed=config.project.seed)
     units = find_units(manifest)
     assignment = split(units)  # what is wrong without the images is reported before they are read
-    rows = scan_rows(manifest.paths, cache or {}, config.page_px, data.max_image_pixels, store, teller)
+    rows = scan_rows(manifest.paths, config, cache or {}, store, teller)
     warnings = list(manifest.warnings)
     contents = {row: fact.content for row, fact in enumerate(rows.usable) if fact is not None}
     duplicates = _describe_duplicates(manifest, contents)
@@ -101,8 +101,8 @@ def prepare_data(
         group_of_N = np.unique([units.groups[row] for row in usable.tolist()], return_inverse=True)[1]
         warnings += find_scarce(manifest.classes, manifest.targets_N[usable], group_of_N, data.group_col, data.folds)
     prepared = PreparedData(
-        manifest, assignment, counts_CF, rows.skipped, _derive_digest(manifest, rows), tuple(warnings), rows.scans,
-        rows.scans_in_store, rows.stored,
+        manifest, assignment, counts_CF, rows.skipped, _derive_digest(manifest, rows), tuple(warnings),
+        rows.files.scans, rows.files.in_store, rows.stored,
     )  # fmt: skip
     _check_folds(prepared)
     return prepared
@@ -143,7 +143,7 @@ def _check_images(manifest: Manifest, rows: ScannedRows, skip_bad: bool) -> list
         if not skip_bad:
             raise DataError(f"{message}\n(data.on_bad_image: skip leaves such rows out)")
         warnings.append(message)
-    several = [f"{path}: {scan.fact.pages}" for path, scan in rows.scans.items() if scan.fact.pages > 1]
+    several = [f"{path}: {scan.fact.pages}" for path, scan in rows.files.scans.items() if scan.fact.pages > 1]
     if several:
         warnings.append(format_examples("files of several pages, of which the first is used", several))
     if rows.skipped:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
+from doccls.config import Config
 from doccls.data.image_scan import ImageFact, ImageScan, ScannedImage, digest_whole_pages, scan_files
 from doccls.data.scan_cache import is_unchanged, read_scan_cache, write_scan_cache
 from doccls.data.store import PageStore, Place, StoreChoice, StoredPages, StoreError, locate_pages
@@ -17,7 +18,7 @@ from doccls.run.lock import LockError, hold_lock
 from doccls.run.progress import Teller
 
 _FILLING_S = 24 * 3600.0
-"""How long another one's decoding may take."""
+"""How long another process may decode."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,10 +40,7 @@ class ScannedRows:
     """What was found in each row's image; None where it is missing or can't be used."""
     bad: Mapping[int, str]
     """Row -> why its image can't be used."""
-    scans: Mapping[Path, ImageScan]
-    """What was found in each file."""
-    scans_in_store: bool
-    """The store holds them, for the next process."""
+    files: ScannedFiles
     stored: StoredPages | None
     """The rows' decoded pages, where there is a store."""
 
@@ -54,9 +52,8 @@ class ScannedRows:
 
 def scan_rows(
     paths: Sequence[Path | None],
+    config: Config,
     cache: Mapping[Path, ImageScan],
-    size_px: int,
-    max_pixels: int,
     choice: StoreChoice | None,
     teller: Teller,
 ) -> ScannedRows:
@@ -66,13 +63,13 @@ def scan_rows(
         StoreError, WriteError, LockError: the store can't be filled, and was named.
     """
     files = sorted({path for path in paths if path is not None})
-    scanned = scan_images(files, cache, size_px, max_pixels, choice, teller)
+    scanned = scan_images(files, cache, config.page_px, config.data.max_image_pixels, choice, teller)
     facts = [None if path is None else scanned.scans[path].fact for path in paths]
     usable = tuple(fact if fact is not None and fact.problem is None else None for fact in facts)
     bad = {row: fact.problem for row, fact in enumerate(facts) if fact is not None and fact.problem is not None}
     digests = [None if fact is None else fact.digest for fact in usable]
     stored = None if scanned.index is None else locate_pages(scanned.index, digests)
-    return ScannedRows(usable, bad, scanned.scans, scanned.in_store, stored)
+    return ScannedRows(usable, bad, scanned, stored)
 
 
 def scan_images(
@@ -136,7 +133,9 @@ def _fill(
     """Scan the files and put their pages into the store; both are added to `scans` and `index`. Pages decoded."""
     store.check_room(len(files))
     decoded = 0
-    facts = {digest: fact for digest, fact in _list_facts(index).items() if _count_pixels(fact) <= max_pixels}
+    facts = {
+        digest: fact for digest, fact in _list_facts(index).items() if fact.height_px * fact.width_px <= max_pixels
+    }
     found = _scan(files, store.size_px, max_pixels, facts, True, teller)
     while some := list(islice(found, store.segment_pages)):
         scans |= {path: scanned.scan for path, scanned in some}
@@ -201,7 +200,3 @@ def _compare_whole(scans: dict[Path, ImageScan], max_pixels: int) -> dict[Path, 
         for path, content in contents
         if content is not None
     }
-
-
-def _count_pixels(fact: ImageFact) -> int:
-    return fact.height_px * fact.width_px

@@ -93,7 +93,7 @@ class PageStore:
 
     @property
     def lock(self) -> Path:
-        """Held by whoever decodes, so that of several that come at once one does."""
+        """Held by the process that decodes, so that of several that start at once one does."""
         return self.folder / _LOCK
 
     def read_index(self) -> dict[str, Place]:
@@ -104,14 +104,14 @@ class PageStore:
         return found
 
     def add(self, pages: Sequence[ScannedImage]) -> dict[str, Place]:
-        """Keep the scaled pages, in a segment of their own; where each now lies.
+        """Write the scaled pages as a new segment; where each of them is.
 
         Raises:
             OSError: no room, no right, ...
         """
-        scaled = {one.fact.digest: np.ascontiguousarray(one.scaled) for one in pages}
-        told = {one.fact.digest: [zlib.crc32(scaled[one.fact.digest].data), *astuple(one.fact)[1:]] for one in pages}
-        words = json.dumps(told)
+        scaled = {page.fact.digest: np.ascontiguousarray(page.scaled) for page in pages}
+        facts = {digest: fact for digest, *fact in (astuple(page.fact) for page in pages)}
+        words = json.dumps({digest: [zlib.crc32(scaled[digest].data), *fact] for digest, fact in facts.items()})
         segment = self.folder / f"pages_{secrets.token_hex(8)}.safetensors"
         with replacing(segment) as file:
             file.write(save(scaled, {"pages": words, "crc32": str(zlib.crc32(words.encode()))}))
@@ -186,7 +186,7 @@ def list_page_sets(folder: Path) -> list[PageSet]:
         named = _SET.fullmatch(place.name)
         if named is not None and place.is_dir() and not place.is_symlink():
             size_px = int(named["size"])
-            segments = [(one, len(_read_header(one, size_px))) for one in place.glob(_SEGMENTS)]
+            segments = [(segment, len(_read_header(segment, size_px))) for segment in place.glob(_SEGMENTS)]
             found.append(
                 PageSet(
                     folder=place,
@@ -194,11 +194,11 @@ def list_page_sets(folder: Path) -> list[PageSet]:
                     made_by=f"Pillow {named['pillow']}, OpenCV {named['opencv']}, rule {named['rule']}",
                     usable=PageStore(folder, size_px).folder == place,
                     pages=sum(pages for _, pages in segments),
-                    size_bytes=sum(one.stat().st_size for one, _ in segments),
+                    size_bytes=sum(segment.stat().st_size for segment, _ in segments),
                     damaged=sum(pages == 0 for _, pages in segments),
                 )
             )
-    return sorted(found, key=lambda one: (one.size_px, one.made_by))
+    return sorted(found, key=lambda pages: (pages.size_px, pages.made_by))
 
 
 def clear_page_set(pages: PageSet) -> None:
@@ -223,10 +223,12 @@ def locate_pages(index: Mapping[str, Place], digests: Sequence[str | None]) -> S
     """Where the page of each sample lies, by the digest of its file; None is a sample without one."""
     found = [None if digest is None else index.get(digest) for digest in digests]
     segments = sorted({place.segment for place in found if place is not None})
-    number = {segment: place for place, segment in enumerate(segments)}
+    number = {segment: position for position, segment in enumerate(segments)}
     rows = [
-        (-1, 0, 0, 0, 0) if one is None else (number[one.segment], one.offset, one.height, one.width, one.checksum)
-        for one in found
+        (-1, 0, 0, 0, 0)
+        if place is None
+        else (number[place.segment], place.offset, place.height, place.width, place.checksum)
+        for place in found
     ]
     return StoredPages(tuple(segments), np.array(rows, _PLACE))
 
@@ -244,10 +246,10 @@ def _read_header(segment: Path, size_px: int) -> dict[str, Place]:
         if zlib.crc32(stated["pages"].encode()) != int(stated["crc32"]):
             return {}
         words, found = json.loads(stated["pages"]), {}
-        for digest, told in header.items():
-            (height, width, depth), (start, end) = told["shape"], told["data_offsets"]
+        for digest, tensor in header.items():
+            (height, width, depth), (start, end) = tensor["shape"], tensor["data_offsets"]
             fits = start >= 0 and begin + end <= size and 0 < height <= size_px and 0 < width <= size_px
-            if not fits or (told["dtype"], depth, end - start) != ("U8", 3, height * width * 3):
+            if not fits or (tensor["dtype"], depth, end - start) != ("U8", 3, height * width * 3):
                 return {}
             checksum, *fact = words[digest]
             found[digest] = Place(segment, begin + start, height, width, checksum, ImageFact(digest, *fact))
