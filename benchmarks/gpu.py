@@ -16,7 +16,7 @@ from doccls.config.load import load_config
 from doccls.config.schema import TrainConfig
 from doccls.data.dataset import DocClsDataset, Drawing, Pages, SampleKey
 from doccls.data.prepare import prepare_data
-from doccls.data.room import plan_loader
+from doccls.data.shared_memory import plan_loader
 from doccls.data.store import StoreChoice
 from doccls.data.transforms import Augmentation
 from doccls.data.workers import loading

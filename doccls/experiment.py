@@ -8,10 +8,10 @@ from typing import Any
 
 from doccls.config import Config, render_snapshot
 from doccls.config.load import complete_snapshot, list_values
-from doccls.data.known import read_known, write_known
 from doccls.data.manifest import check_paths
 from doccls.data.order import BatchPlan
 from doccls.data.prepare import PreparedData, describe_folds, prepare_data
+from doccls.data.scan_cache import read_scan_cache, write_scan_cache
 from doccls.data.store import choose_store
 from doccls.oof.merge import merge_run
 from doccls.oof.parts import find_finished_folds
@@ -73,8 +73,8 @@ def prepare(config: Config, paths: RunPaths, log: RunLog) -> PreparedData:
         f"[PATH] OK | train_csv={data.train_csv} | sample_csv={data.sample_csv}"
         f" | image_dir_train={data.image_dir_train}"
     )
-    known = read_known(paths.images, data.max_image_pixels)
-    prepared = prepare_data(config, known, choose_store(config), log)
+    cache = read_scan_cache(paths.images, data.max_image_pixels, {})
+    prepared = prepare_data(config, cache, choose_store(config), log)
     for warning in prepared.warnings:
         log.line(f"[WARNING] {warning}")
     for line in describe_folds(prepared):
@@ -105,7 +105,8 @@ def open_run(experiment: Experiment, now: datetime, processes: Mapping[str, Any]
         paths.live.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunError(f"output.exp_dir: can't make {paths.root}: {error.strerror}") from error
-    write_known(paths.images, data.looks, config.data.max_image_pixels)
+    if not data.scans_in_store:
+        write_scan_cache(paths.images, data.scans, config.data.max_image_pixels, {})
     if paths.snapshot.exists():  # who joins a run adds what a launcher can't know: what the ranks compute on
         completed = complete_snapshot(paths.snapshot.read_text(encoding="utf-8"), processes)
         if completed is not None:

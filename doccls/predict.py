@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import track
 
 from doccls.config import Config
-from doccls.data.manifest import DataError, check_paths, read_table, resolve_images, tell
+from doccls.data.manifest import DataError, check_paths, format_examples, read_table, resolve_images
 from doccls.data.packed import PackedPaths, PackedTexts
 from doccls.errors import UserError
 from doccls.oof.metrics import probabilities
@@ -144,13 +144,12 @@ def _choose_store(paths: RunPaths, config: Config) -> "StoreChoice | None":
 
 
 def read_test_pages(config: Config, store: "StoreChoice | None" = None) -> TestPages:
-    """The sample submission's rows, in its order, and their images, each looked at once, and kept in the store.
+    """The sample submission's rows, in its order, and their images, each scanned once, and kept in the store.
 
     Raises:
         DataError: no sample or folder, no ID column, or (unless data.on_bad_image is `skip`) images missing or bad.
     """
-    from doccls.data.look import look_at_images
-    from doccls.data.store import locate_pages
+    from doccls.data.scan import scan_rows
 
     data = config.data
     check_paths({"data.sample_csv": (data.sample_csv, "file"), "data.image_dir_test": (data.image_dir_test, "folder")})
@@ -160,30 +159,22 @@ def read_test_pages(config: Config, store: "StoreChoice | None" = None) -> TestP
         raise DataError(
             f"{data.sample_csv}: no column {data.id_col!r} (data.id_col); it has {', '.join(table.columns)}"
         )
-    ids = tuple(table[data.id_col])
-    refused: list[str] = []
-    names, missing = resolve_images(ids, data.image_dir_test, data.image_ext, refused)
-    if refused:
-        raise DataError("\n".join(refused))
-    files = {name: data.image_dir_test / name for name in names if name is not None}
-    looked = look_at_images(
-        sorted(set(files.values())), {}, config.page_px, data.max_image_pixels, store, ConsoleTeller()
-    )
-    facts = {name: looked.looks[path].fact for name, path in files.items()}
-    bad = {name: fact.problem for name, fact in sorted(facts.items()) if fact.problem is not None}
-    problems = [tell(f"test images missing in {data.image_dir_test}", missing)] if missing else []
-    if bad:
-        problems.append(
-            tell(
-                "test images that can't be used", [f"{data.image_dir_test / name}: {why}" for name, why in bad.items()]
-            )
-        )
+    images = resolve_images(table[data.id_col], data.image_dir_test, data.image_ext)
+    if images.refused is not None:
+        raise DataError(images.refused)
+    found = PackedPaths(data.image_dir_test, images.names)
+    rows = scan_rows(found, config, {}, store, ConsoleTeller())
+    problems = []
+    if images.missing:
+        problems.append(format_examples(f"test images missing in {data.image_dir_test}", images.missing))
+    if rows.bad:
+        bad = sorted({(images.names[row], f"{found[row]}: {why}") for row, why in rows.bad.items()})
+        problems.append(format_examples("test images that can't be used", [line for _, line in bad]))
     if problems and data.on_bad_image == "error":
         raise DataError("\n".join([*problems, "(--on-bad-image skip keeps their rows, with the classes' shares)"]))
-    paths = PackedPaths(data.image_dir_test, (None if name in bad else name for name in names))
-    digests = [None if name is None or name in bad else facts[name].digest for name in names]
-    stored = None if looked.index is None else locate_pages(looked.index, digests)
-    return TestPages(table, PackedTexts(ids), paths, tuple(problems), stored)
+    usable = (None if fact is None else name for name, fact in zip(images.names, rows.usable, strict=True))
+    paths = PackedPaths(data.image_dir_test, usable)
+    return TestPages(table, PackedTexts(table[data.id_col]), paths, tuple(problems), rows.stored)
 
 
 def render_submission(table: pd.DataFrame, id_col: str, classes: Sequence[str], chances_NC: np.ndarray) -> str:
@@ -225,7 +216,7 @@ def _predict_folds(files: Sequence[Path], config: Config, pages: TestPages, acce
     One fold's weights at a time; one set of workers loads the pages for all of them.
     """
     from doccls.data.dataset import DocClsDataset, Pages
-    from doccls.data.room import plan_loader
+    from doccls.data.shared_memory import plan_loader
     from doccls.data.workers import loading
     from doccls.training.checkpoint import read_best
     from doccls.training.evaluate import EvaluationKeys

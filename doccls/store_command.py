@@ -35,10 +35,10 @@ def store(arguments: argparse.Namespace) -> int:
     if arguments.action == "info":
         print("\n".join(_describe(folder, sets)))
         return 0
-    chosen = [one for one in sets if not (arguments.unused and one.usable)]
-    for one in chosen:
-        clear_page_set(one)
-        print(f"removed {one.folder}: {_count(one.pages)}, {tell_size(one.size_bytes)}", flush=True)
+    chosen = [pages for pages in sets if not (arguments.unused and pages.usable)]
+    for pages in chosen:
+        clear_page_set(pages)
+        print(f"removed {pages.folder}: {_count(pages.pages)}, {tell_size(pages.size_bytes)}", flush=True)
     if not chosen:
         print(f"{folder}: nothing to remove")
     return 0
@@ -59,14 +59,14 @@ def _find_folder(arguments: argparse.Namespace) -> Path:
 def _describe(folder: Path, sets: list[PageSet]) -> list[str]:
     if not sets:
         return [f"{folder}: no decoded pages"]
-    pages, size_bytes = sum(one.pages for one in sets), sum(one.size_bytes for one in sets)
-    lines = [f"{folder}: {_count(pages)}, {tell_size(size_bytes)}"]
-    for one in sets:
-        line = f"  {one.size_px} px: {_count(one.pages)}, {tell_size(one.size_bytes)}, made by {one.made_by}"
-        if not one.usable:
+    total, size_bytes = sum(pages.pages for pages in sets), sum(pages.size_bytes for pages in sets)
+    lines = [f"{folder}: {_count(total)}, {tell_size(size_bytes)}"]
+    for pages in sets:
+        line = f"  {pages.size_px} px: {_count(pages.pages)}, {tell_size(pages.size_bytes)}, made by {pages.made_by}"
+        if not pages.usable:
             line += "; not used by these versions (doccls store clear --unused)"
-        if one.damaged:
-            line += f"; {one.damaged} damaged files are passed over"
+        if pages.damaged:
+            line += f"; {pages.damaged} damaged files are passed over"
         lines.append(line)
     return lines
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from doccls.config import Config
 from doccls.config.arguments import add_config_arguments, load_arguments
-from doccls.data.room import expects_workers
+from doccls.data.shared_memory import expects_workers
 from doccls.data.workers import start_worker_server
 from doccls.errors import OwnError, UserError
 from doccls.run.allocator import keep_freed_memory
@@ -151,7 +151,7 @@ def _run(
     def make_run() -> "tuple[Experiment, list[int]]":
         made = identify(config, prepare(config, paths, log), paths)
         finished = open_run(made, now, described)
-        return replace(made, data=replace(made.data, looks={})), finished  # nobody needs the looks any more
+        return replace(made, data=replace(made.data, scans={})), finished  # nobody needs the looks any more
 
     experiment, finished = on_main(accelerator, make_run)
     on_main(accelerator, lambda: claim_precision(paths, accelerator.mixed_precision))

@@ -68,7 +68,7 @@ class _Whole:
     """From its first step to its part."""
     digests: dict[str, str]
     looks: Path
-    """What it found of the images, so that the others need not look."""
+    """What it found in the images, where no store holds it, so that the others need not scan them."""
 
 
 @dataclass(frozen=True)
@@ -214,7 +214,8 @@ class _Runs:
         for _ in range(_DRAWS):
             images = self._paths.images
             images.parent.mkdir(parents=True)
-            shutil.copyfile(whole.looks, images)
+            if whole.looks.exists():
+                shutil.copyfile(whole.looks, images)
             ran = self._start(draw.uniform(0, longest_s))
             if ran.killed is not None:
                 return ran.killed

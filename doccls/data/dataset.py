@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import Dataset, get_worker_info
 
 from doccls.data.images import ImageError, load_page, pad_page, shrink_page
-from doccls.data.room import describe_room
+from doccls.data.shared_memory import describe_room
 from doccls.data.store import StoredPages
 from doccls.data.transforms import Augmentation
 from doccls.errors import OwnError

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from sklearn.model_selection import GroupKFold, KFold, StratifiedGroupKFold, StratifiedKFold
 
-from doccls.data.manifest import DataError, Manifest, tell
+from doccls.data.manifest import DataError, Manifest, format_examples
 from doccls.randomness import Purpose, derive_seed
 
 
@@ -49,12 +49,12 @@ class Units:
 
 def find_units(manifest: Manifest, contents: Mapping[int, str] | None = None) -> Units:
     """By the image that rows name, and, as far as it is known, by what it shows (`contents`, by row)."""
-    known = contents or {}
+    content_of = contents or {}
     first: dict[object, int] = {}
     first_N = np.arange(len(manifest))
     for row, path in enumerate(manifest.paths):
         if path is not None:
-            first_N[row] = first.setdefault(known.get(row) or path, row)
+            first_N[row] = first.setdefault(content_of.get(row) or path, row)
     return Units(first_N, None if manifest.groups is None else _join_groups(manifest.groups, first_N))
 
 
@@ -72,7 +72,7 @@ def _join_groups(groups: Sequence[str], first_N: np.ndarray) -> list[str]:
     return [find(group) for group in groups]
 
 
-def tell_ids(manifest: Manifest, rows: Sequence[int]) -> str:
+def format_ids(manifest: Manifest, rows: Sequence[int]) -> str:
     """The rows' IDs, each once."""
     ids = dict.fromkeys(manifest.ids[row] for row in rows)
     return f"ID{'s' if len(ids) > 1 else ''} {', '.join(map(repr, ids))}"
@@ -106,7 +106,7 @@ def assign_folds(manifest: Manifest, units: Units, num_folds: int, stratify: boo
     fold_of_row = np.full(len(rows), -1, dtype=np.int64)
     splitter = _choose_splitter(stratify, groups is not None, num_folds, derive_seed(seed, Purpose.FOLDS))
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "The least populated class")  # the manifest has told it, with the classes
+        warnings.filterwarnings("ignore", "The least populated class")  # the manifest reports it, with the classes
         for fold, (_, valid) in enumerate(splitter.split(np.zeros(len(rows)), targets, groups)):
             fold_of_row[valid] = fold
     if groups is not None:
@@ -123,7 +123,7 @@ def _fill_empty(fold_of_row: np.ndarray, groups: np.ndarray, num_folds: int) -> 
     """
     while len(empty := np.setdiff1d(np.arange(num_folds), fold_of_row)):
         held = {fold: np.unique(groups[fold_of_row == fold], return_counts=True) for fold in np.unique(fold_of_row)}
-        names, sizes = max((one for one in held.values() if len(one[0]) > 1), key=lambda one: one[1].sum())
+        names, sizes = max((fold for fold in held.values() if len(fold[0]) > 1), key=lambda fold: fold[1].sum())
         fold_of_row[groups == names[sizes.argmin()]] = empty[0]
 
 
@@ -143,23 +143,25 @@ def _read_fold_column(manifest: Manifest, units: Units, column: Sequence[str], n
     allowed = {str(fold) for fold in range(num_folds)}
     wrong = [f"line {row + 2}: {value!r}" for row, value in enumerate(column) if value.strip() not in allowed]
     if wrong:
-        raise DataError(tell(f"rows whose `fold` is not one of 0 to {num_folds - 1} (data.folds = {num_folds})", wrong))
+        raise DataError(
+            format_examples(f"rows whose `fold` is not one of 0 to {num_folds - 1} (data.folds = {num_folds})", wrong)
+        )
     empty = sorted(allowed - {value.strip() for value in column}, key=int)
     if empty:
         raise DataError(f"column `fold`: no row is in fold {', '.join(empty)} (data.folds = {num_folds})")
     fold_of = tuple(int(value) for value in column)
     split = [
-        f"lines {first + 2} and {row + 2}: {tell_ids(manifest, (first, row))}"
+        f"lines {first + 2} and {row + 2}: {format_ids(manifest, (first, row))}"
         for row, first in enumerate(units.first_N.tolist())
         if fold_of[first] != fold_of[row]
     ]
     if split:
-        raise DataError(tell("images in two folds of the `fold` column", split))
+        raise DataError(format_examples("images in two folds of the `fold` column", split))
     if manifest.groups is not None:
         folds_of_group: dict[str, set[int]] = {}
         for group, fold in zip(manifest.groups, fold_of, strict=True):
             folds_of_group.setdefault(group, set()).add(fold)
         torn = [f"{group!r}: folds {sorted(folds)}" for group, folds in folds_of_group.items() if len(folds) > 1]
         if torn:
-            raise DataError(tell("groups of data.group_col in several folds of the `fold` column", torn))
+            raise DataError(format_examples("groups of data.group_col in several folds of the `fold` column", torn))
     return FoldAssignment(np.asarray(fold_of, dtype=np.int64), num_folds)

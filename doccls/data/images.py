@@ -99,7 +99,7 @@ def _decode(data: bytes, max_pixels: int, size_px: int | None) -> Decoded:
 
 def _choose_reduction(longest_px: int, shortest_px: int, size_px: int) -> int:
     """Twice the size is left for the area filter: with less, libjpeg's own, which is sharper, would be seen."""
-    fitting = (one for one in (8, 4, 2) if longest_px >= 2 * size_px * one and shortest_px >= one)
+    fitting = (part for part in (8, 4, 2) if longest_px >= 2 * size_px * part and shortest_px >= part)
     return next(fitting, 1)
 
 

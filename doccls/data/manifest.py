@@ -46,69 +46,131 @@ class Manifest:
         return len(self.ids)
 
 
+@dataclass(frozen=True)
+class ResolvedImages:
+    """Which image file each ID names."""
+
+    names: tuple[str | None, ...]
+    """Of each ID, relative to the image folder; None where there is no file."""
+    missing: tuple[str, ...]
+    """A line for each ID without a file: what was tried."""
+    refused: str | None
+    """The IDs that were not looked up because they are empty or leave the folder; None if there are none."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What is wrong with the data, or what a user should know about it."""
+
+    message: str
+    is_problem: bool = True
+    """Training can't start with it; otherwise it is a warning."""
+
+
 def read_manifest(data: DataConfig) -> Manifest:
     """Read train.csv and find each row's image.
 
     Raises:
         DataError: anything wrong with the CSV, its columns, labels or IDs, or images that are missing.
     """
+    table = _read_train_table(data)
+    ids, labels = tuple(table[data.id_col]), [label.strip() for label in table[data.target_col]]
+    classes = order_classes(label for label in labels if not _is_missing(label))
+    images = resolve_images(ids, data.image_dir_train, data.image_ext)
+    findings = [
+        *_check_labels(ids, labels, classes, data.target_col),
+        *_check_images(images, data),
+        *_check_repeated_images(ids, labels, images.names, data),
+        *_check_groups(ids, table, data.group_col),
+    ]
+    problems = [finding.message for finding in findings if finding.is_problem]
+    if problems:
+        raise DataError(f"{data.train_csv}: the data can't be used\n" + "\n".join(f"- {line}" for line in problems))
+    findings += _check_class_sizes(labels, classes, data.folds)
+    number_of = {label: number for number, label in enumerate(classes)}
+    return Manifest(
+        ids=PackedTexts(ids),
+        targets_N=np.asarray([number_of[label] for label in labels], dtype=np.int64),
+        classes=classes,
+        paths=PackedPaths(data.image_dir_train, images.names),
+        groups=PackedTexts(table[data.group_col]) if data.group_col else None,
+        folds=PackedTexts(table["fold"]) if "fold" in table.columns else None,
+        warnings=tuple(finding.message for finding in findings),
+    )
+
+
+def _read_train_table(data: DataConfig) -> pd.DataFrame:
+    """train.csv, with the columns that the config names and at least one row."""
     check_paths({"data.train_csv": (data.train_csv, "file"), "data.image_dir_train": (data.image_dir_train, "folder")})
     table = read_table(data.train_csv, "data.train_csv")
     wanted = {"data.id_col": data.id_col, "data.target_col": data.target_col}
     if data.group_col:
         wanted["data.group_col"] = data.group_col
-    _require_columns(table, wanted, data.train_csv)
+    absent = [f"{key} = {column!r}" for key, column in wanted.items() if column not in table.columns]
+    if absent:
+        present = ", ".join(map(repr, table.columns))
+        raise DataError(f"{data.train_csv}: no such column: {', '.join(absent)}; it has: {present}")
     if table.empty:
         raise DataError(f"{data.train_csv}: no rows")
+    return table
 
-    ids = tuple(table[data.id_col])
-    labels = [label.strip() for label in table[data.target_col]]
-    problems: list[str] = []
-    warnings: list[str] = []
 
-    unlabelled = [row for row, label in enumerate(labels) if label.lower() in _MISSING_LABELS]
+def _check_labels(ids: Sequence[str], labels: Sequence[str], classes: Sequence[str], column: str) -> list[Finding]:
+    """Rows without a label, fewer than two classes, numbers spelled in several ways."""
+    findings = []
+    unlabelled = [format_row(ids, row) for row, label in enumerate(labels) if _is_missing(label)]
     if unlabelled:
-        problems.append(
-            tell(
-                f"rows without a {data.target_col!r} (empty, nan, na, n/a, none, null)",
-                [_row(ids, row) for row in unlabelled],
-            )
-        )
-    classes = order_classes(label for label in labels if label.lower() not in _MISSING_LABELS)
-    if not unlabelled and len(classes) < 2:
-        problems.append(f"every row has the label {classes[0]!r}: at least two classes are needed")
-    problems.extend(_find_double_spellings(classes))
+        what = f"rows without a {column!r} (empty, nan, na, n/a, none, null)"
+        findings.append(Finding(format_examples(what, unlabelled)))
+    elif len(classes) < 2:
+        findings.append(Finding(f"every row has the label {classes[0]!r}: at least two classes are needed"))
+    return findings + [
+        Finding(f"labels {', '.join(map(repr, spellings))} are one number spelled twice")
+        for spellings in _find_double_spellings(classes)
+    ]
 
-    names, missing = resolve_images(ids, data.image_dir_train, data.image_ext, problems)
-    if missing:
-        line = tell(f"images missing in {data.image_dir_train} (data.image_dir_train)", missing)
-        (warnings if data.on_bad_image == "skip" else problems).append(line)
 
-    duplicates = _find_duplicates(names)
-    if duplicates:
-        line = tell("images named by more than one row", [_duplicate(ids, labels, rows) for rows in duplicates])
-        (warnings if data.on_duplicate == "keep" else problems).append(f"{line}\n  (data.on_duplicate: keep | error)")
-    if data.group_col and (empty := [row for row, group in enumerate(table[data.group_col]) if not group.strip()]):
-        problems.append(tell(f"rows with an empty {data.group_col!r}", [_row(ids, row) for row in empty]))
-    if problems:
-        raise DataError(f"{data.train_csv}: the data can't be used\n" + "\n".join(f"- {line}" for line in problems))
+def _check_images(images: ResolvedImages, data: DataConfig) -> list[Finding]:
+    """IDs that leave the image folder, and images that are missing."""
+    findings = [] if images.refused is None else [Finding(images.refused)]
+    if images.missing:
+        what = f"images missing in {data.image_dir_train} (data.image_dir_train)"
+        findings.append(Finding(format_examples(what, images.missing), data.on_bad_image != "skip"))
+    return findings
 
-    number_of = {label: number for number, label in enumerate(classes)}
+
+def _check_repeated_images(
+    ids: Sequence[str], labels: Sequence[str], names: Sequence[str | None], data: DataConfig
+) -> list[Finding]:
+    """Images that several rows name."""
+    rows_of: dict[str, list[int]] = {}
+    for row, name in enumerate(names):
+        if name is not None:
+            rows_of.setdefault(name, []).append(row)
+    repeated = [
+        f"lines {format_lines(rows)}: ID {ids[rows[0]]!r}{format_conflict([labels[row] for row in rows])}"
+        for rows in rows_of.values()
+        if len(rows) > 1
+    ]
+    if not repeated:
+        return []
+    message = format_examples("images named by more than one row", repeated)
+    return [Finding(f"{message}\n  (data.on_duplicate: keep | error)", data.on_duplicate != "keep")]
+
+
+def _check_groups(ids: Sequence[str], table: pd.DataFrame, column: str | None) -> list[Finding]:
+    """Rows whose group is empty."""
+    groups = table[column] if column else ()
+    empty = [format_row(ids, row) for row, group in enumerate(groups) if not group.strip()]
+    return [Finding(format_examples(f"rows with an empty {column!r}", empty))] if empty else []
+
+
+def _check_class_sizes(labels: Sequence[str], classes: Sequence[str], num_folds: int) -> list[Finding]:
+    """Classes with fewer samples than there are folds."""
     counts = Counter(labels)
-    small = [f"{label} ({counts[label]})" for label in classes if counts[label] < data.folds]
-    if small:
-        warnings.append(
-            tell(f"classes with fewer samples than the {data.folds} folds, which some folds will lack", small)
-        )
-    return Manifest(
-        ids=PackedTexts(ids),
-        targets_N=np.asarray([number_of[label] for label in labels], dtype=np.int64),
-        classes=classes,
-        paths=PackedPaths(data.image_dir_train, names),
-        groups=PackedTexts(table[data.group_col]) if data.group_col else None,
-        folds=PackedTexts(table["fold"]) if "fold" in table.columns else None,
-        warnings=tuple(warnings),
-    )
+    small = [f"{label} ({counts[label]})" for label in classes if counts[label] < num_folds]
+    what = f"classes with fewer samples than the {num_folds} folds, which some folds will lack"
+    return [Finding(format_examples(what, small), is_problem=False)] if small else []
 
 
 def read_table(path: Path, key: str) -> pd.DataFrame:
@@ -158,13 +220,8 @@ def order_classes(labels: Iterable[str]) -> tuple[str, ...]:
         return tuple(sorted(distinct))
 
 
-def resolve_images(
-    ids: Iterable[str], folder: Path, image_ext: str, problems: list[str]
-) -> tuple[list[str | None], list[str]]:
-    """Each ID's image file, relative to `folder`, and a line for each missing one (None) that says what was tried.
-
-    An ID that is absolute, climbs with `..` or is empty never becomes a path: those go to `problems`.
-    """
+def resolve_images(ids: Iterable[str], folder: Path, image_ext: str) -> ResolvedImages:
+    """Find each ID's image file in `folder`; an ID that is absolute, climbs with `..` or is empty is refused."""
     folders = _Folders(folder)
     names: list[str | None] = []
     missing: list[str] = []
@@ -175,14 +232,13 @@ def resolve_images(
             escaping.append(f"line {row + 2}: ID {sample_id!r}")
         else:
             candidates = list_candidates(sample_id, image_ext)
-            name = next((found for one in candidates if (found := folders.find(one))), None)
+            name = next((found for candidate in candidates if (found := folders.find(candidate))), None)
             if name is None:
-                tried = ", ".join(str(folder / one) for one in candidates)
+                tried = ", ".join(str(folder / candidate) for candidate in candidates)
                 missing.append(f"line {row + 2}: ID {sample_id!r}: tried {tried}")
         names.append(name)
-    if escaping:
-        problems.append(tell("IDs that are empty or leave the image folder (absolute, or with `..`)", escaping))
-    return names, missing
+    what = "IDs that are empty or leave the image folder (absolute, or with `..`)"
+    return ResolvedImages(tuple(names), tuple(missing), format_examples(what, escaping) if escaping else None)
 
 
 def list_candidates(sample_id: str, image_ext: str) -> tuple[str, ...]:
@@ -230,46 +286,38 @@ class _Folders:
         return {name.lower(): name for name in reversed(files)} | {name: name for name in files}
 
 
-def _find_duplicates(names: Sequence[str | None]) -> list[list[int]]:
-    rows: dict[str, list[int]] = {}
-    for row, name in enumerate(names):
-        if name is not None:
-            rows.setdefault(name, []).append(row)
-    return [found for found in rows.values() if len(found) > 1]
+def _is_missing(label: str) -> bool:
+    return label.lower() in _MISSING_LABELS
 
 
-def _find_double_spellings(classes: tuple[str, ...]) -> list[str]:
+def _find_double_spellings(classes: Sequence[str]) -> list[list[str]]:
+    """Labels that are one number, where all labels are numbers."""
     spellings: dict[float, list[str]] = {}
     for label in classes:
         try:
             spellings.setdefault(float(label), []).append(label)
         except ValueError:
             return []
-    return [
-        f"labels {', '.join(map(repr, same))} are one number spelled twice"
-        for same in spellings.values()
-        if len(same) > 1
-    ]
+    return [same for same in spellings.values() if len(same) > 1]
 
 
-def _require_columns(table: pd.DataFrame, wanted: Mapping[str, str], path: Path) -> None:
-    absent = [f"{key} = {column!r}" for key, column in wanted.items() if column not in table.columns]
-    if absent:
-        raise DataError(f"{path}: no such column: {', '.join(absent)}; it has: {', '.join(map(repr, table.columns))}")
-
-
-def _row(ids: tuple[str, ...], row: int) -> str:
+def format_row(ids: Sequence[str], row: int) -> str:
+    """The row as a user finds it in the CSV."""
     return f"line {row + 2}: ID {ids[row]!r}"
 
 
-def _duplicate(ids: tuple[str, ...], labels: list[str], rows: list[int]) -> str:
-    lines = " and ".join(str(row + 2) for row in rows)
-    found = [labels[row] for row in rows]
-    return f"lines {lines}: ID {ids[rows[0]]!r}" + (f", labels differ: {found}" if len(set(found)) > 1 else "")
+def format_lines(rows: Iterable[int]) -> str:
+    """The rows' lines in the CSV."""
+    return " and ".join(str(row + 2) for row in rows)
 
 
-def tell(what: str, examples: list[str], shown: int = _SHOWN) -> str:
-    """What was counted, how many, and the first of them."""
+def format_conflict(labels: list[str]) -> str:
+    """What to add about rows of one image, if their labels differ."""
+    return f", labels differ: {labels}" if len(set(labels)) > 1 else ""
+
+
+def format_examples(what: str, examples: Sequence[str], shown: int = _SHOWN) -> str:
+    """What was counted, how many there are, and the first of them."""
     lines = "\n".join(f"    {line}" for line in examples[:shown])
     more = f"\n    ... and {len(examples) - shown} more" if len(examples) > shown else ""
     return f"{what}: {len(examples)}\n{lines}{more}"

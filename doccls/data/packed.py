@@ -30,7 +30,7 @@ class PackedTexts(Sequence[str]):
     def __getitem__(self, place: slice) -> list[str]: ...
     def __getitem__(self, place: int | slice) -> str | list[str]:
         if isinstance(place, slice):
-            return [self[one] for one in range(len(self))[place]]
+            return [self[item] for item in range(len(self))[place]]
         place = range(len(self))[index(place)]
         start, end = self._ends[place : place + 2]
         return self._bytes[start:end].tobytes().decode(errors="surrogateescape")
@@ -57,7 +57,7 @@ class PackedPaths(Sequence[Path | None]):
     def __getitem__(self, place: slice) -> list[Path | None]: ...
     def __getitem__(self, place: int | slice) -> Path | list[Path | None] | None:
         if isinstance(place, slice):
-            return [self[one] for one in range(len(self))[place]]
+            return [self[item] for item in range(len(self))[place]]
         name = self._names[place]
         return Path(self._folder, name) if name else None
 

@@ -1,4 +1,4 @@
-"""Everything that is known of the data before training starts, found in one pass: `PreparedData`."""
+"""Everything that is known about the data before training starts, found in one pass: `PreparedData`."""
 
 import hashlib
 import json
@@ -10,12 +10,20 @@ from pathlib import Path
 import numpy as np
 
 from doccls.config.schema import Config
-from doccls.data.balance import count_classes, find_scarce, find_unseen, render_counts
-from doccls.data.folds import FoldAssignment, assign_folds, find_units, tell_ids
-from doccls.data.inspection import ImageLook
-from doccls.data.look import look_at_images
-from doccls.data.manifest import DataError, Manifest, read_manifest, tell
-from doccls.data.store import StoreChoice, StoredPages, locate_pages
+from doccls.data.class_counts import count_classes, find_scarce, find_unseen, render_counts
+from doccls.data.folds import FoldAssignment, assign_folds, find_units, format_ids
+from doccls.data.image_scan import ImageScan
+from doccls.data.manifest import (
+    DataError,
+    Manifest,
+    format_conflict,
+    format_examples,
+    format_lines,
+    format_row,
+    read_manifest,
+)
+from doccls.data.scan import ScannedRows, scan_rows
+from doccls.data.store import StoreChoice, StoredPages
 from doccls.run.progress import Teller
 from doccls.run.runlog import RunLog
 
@@ -35,8 +43,10 @@ class PreparedData:
     digest: str
     """SHA-256 over each row's image content, label and group: not over how IDs are spelled or where files lie."""
     warnings: tuple[str, ...]
-    looks: Mapping[Path, ImageLook]
+    scans: Mapping[Path, ImageScan]
     """What was found in each image file."""
+    scans_in_store: bool = False
+    """The store holds them, for the next process."""
     stored: StoredPages | None = None
     """Their decoded pages, where there is a store."""
 
@@ -54,13 +64,13 @@ class PreparedData:
 
 def prepare_data(
     config: Config,
-    known: Mapping[Path, ImageLook] | None = None,
+    cache: Mapping[Path, ImageScan] | None = None,
     store: StoreChoice | None = None,
     teller: Teller = _SILENT,
 ) -> PreparedData:
-    """Read the CSV, look at every image that is not `known` and unchanged, assign the folds.
+    """Read the CSV, scan every image that is not in the `cache` and unchanged, assign the folds.
 
-    With a store, each usable page is in it then; what is not is decoded, by one of several that come at once.
+    With a store, each usable page is in it afterwards; of several processes that start at once, one decodes.
 
     Raises:
         StoreError, WriteError, LockError: the store can't be filled, and was named.
@@ -70,58 +80,31 @@ def prepare_data(
     manifest = read_manifest(data)
     split = partial(assign_folds, manifest, num_folds=data.folds, stratify=data.stratify, seed=config.project.seed)
     units = find_units(manifest)
-    assignment = split(units)  # what is wrong without a look at the images is told before it
-    files = sorted({path for path in manifest.paths if path is not None})
-    looked = look_at_images(files, known or {}, config.page_px, data.max_image_pixels, store, teller)
-    looks = looked.looks
-    digests, bad = _sort_rows(manifest, looks)
-    contents = _list_contents(manifest, looks)
+    assignment = split(units)  # what is wrong without the images is reported before they are read
+    rows = scan_rows(manifest.paths, config, cache or {}, store, teller)
     warnings = list(manifest.warnings)
-    twins = _tell_twins(manifest, contents)
-    if twins and data.on_duplicate == "error":
-        raise DataError(f"{twins}\n(data.on_duplicate: keep puts them into one fold)")
-    if twins:
-        warnings.append(f"{twins}\n  (data.on_duplicate: keep | error)")
+    contents = {row: fact.content for row, fact in enumerate(rows.usable) if fact is not None}
+    duplicates = _describe_duplicates(manifest, contents)
+    if duplicates is not None:
+        if data.on_duplicate == "error":
+            raise DataError(f"{duplicates}\n(data.on_duplicate: keep puts them into one fold)")
+        warnings.append(f"{duplicates}\n  (data.on_duplicate: keep | error)")
         units = find_units(manifest, contents)
         assignment = split(units)
-    if bad:
-        line = tell(
-            "images that can't be used",
-            [f"{_name(manifest, row)}: {problem}" for row, problem in bad.items()],
-            shown=len(bad),
-        )
-        if data.on_bad_image == "error":
-            raise DataError(f"{line}\n(data.on_bad_image: skip leaves such rows out)")
-        warnings.append(line)
-    several = [f"{path}: {look.fact.pages}" for path, look in looks.items() if look.fact.pages > 1]
-    if several:
-        warnings.append(tell("files of several pages, of which the first is used", several))
-    skipped = frozenset(bad).union(manifest.paths.find_missing().tolist())
-    if skipped:
-        warnings.append(f"{len(skipped)} rows are left out of training; their OOF logits will be NaN")
-    rows = [
-        (
-            "" if row in skipped else digests[row],
-            manifest.classes[target],
-            manifest.groups[row] if manifest.groups else "",
-        )
-        for row, target in enumerate(manifest.targets_N)
-    ]
-    digest = hashlib.sha256(json.dumps([manifest.classes, rows]).encode()).hexdigest()
-    usable = np.setdiff1d(np.arange(len(manifest)), sorted(skipped))
-    targets_N, fold_of_N = manifest.targets_N[usable], assignment.fold_of_N[usable]
-    counts_CF = count_classes(targets_N, fold_of_N, len(manifest.classes), data.folds)
+    warnings += _check_images(manifest, rows, data.on_bad_image == "skip")
+    usable = np.flatnonzero([fact is not None for fact in rows.usable])
+    counts_CF = count_classes(
+        manifest.targets_N[usable], assignment.fold_of_N[usable], len(manifest.classes), data.folds
+    )
     warnings += find_unseen(manifest.classes, counts_CF)
     if units.groups is not None and data.group_col is not None:
         group_of_N = np.unique([units.groups[row] for row in usable.tolist()], return_inverse=True)[1]
-        warnings += find_scarce(manifest.classes, targets_N, group_of_N, data.group_col, data.folds)
-    found = [None if row in skipped else digests[row] for row in range(len(manifest))]
-    stored = None if looked.index is None else locate_pages(looked.index, found)
-    prepared = PreparedData(manifest, assignment, counts_CF, skipped, digest, tuple(warnings), looks, stored)
-    for fold in range(data.folds):
-        for rows_of, what in ((prepared.list_train(fold), "train on"), (prepared.list_valid(fold), "validate on")):
-            if len(rows_of) == 0:
-                raise DataError(f"fold {fold}: no usable image is left to {what}")
+        warnings += find_scarce(manifest.classes, manifest.targets_N[usable], group_of_N, data.group_col, data.folds)
+    prepared = PreparedData(
+        manifest, assignment, counts_CF, rows.skipped, _derive_digest(manifest, rows), tuple(warnings),
+        rows.files.scans, rows.files.in_store, rows.stored,
+    )  # fmt: skip
+    _check_folds(prepared)
     return prepared
 
 
@@ -131,41 +114,56 @@ def describe_folds(data: PreparedData) -> list[str]:
     return [f"distribution={data.assignment.count()}", *(f"class {line}" for line in counts)]
 
 
-def _list_contents(manifest: Manifest, looks: Mapping[Path, ImageLook]) -> dict[int, str]:
-    """Row -> digest of what its image shows, of those rows that have a usable one."""
-    found = {row: looks[path].fact.content for row, path in enumerate(manifest.paths) if path is not None}
-    return {row: content for row, content in found.items() if content}
-
-
-def _tell_twins(manifest: Manifest, contents: Mapping[int, str]) -> str | None:
-    """Images that are there under several names; one name in several rows is told by the manifest."""
+def _describe_duplicates(manifest: Manifest, contents: Mapping[int, str]) -> str | None:
+    """Images that exist under several names; one name in several rows is reported by the manifest."""
     rows_of: dict[str, list[int]] = {}
     for row, content in contents.items():
         rows_of.setdefault(content, []).append(row)
-    twins = []
+    agreeing: list[str] = []
+    conflicting: list[str] = []
     for rows in rows_of.values():
         if len(rows) > 1 and len({manifest.paths[row] for row in rows}) > 1:
-            labels = [manifest.classes[manifest.targets_N[row]] for row in rows]
-            differ = f", labels differ: {labels}" if len(set(labels)) > 1 else ""
-            twins.append(
-                (not differ, f"lines {' and '.join(str(row + 2) for row in rows)}: {tell_ids(manifest, rows)}{differ}")
-            )
-    conflicts = sum(not agree for agree, _ in twins)
-    what = f"images that lie under several names and share a fold ({conflicts} of them with labels that differ)"
-    return tell(what, [line for _, line in sorted(twins, key=lambda one: one[0])]) if twins else None
+            conflict = format_conflict([manifest.classes[manifest.targets_N[row]] for row in rows])
+            line = f"lines {format_lines(rows)}: {format_ids(manifest, rows)}{conflict}"
+            (conflicting if conflict else agreeing).append(line)
+    what = f"images that lie under several names and share a fold ({len(conflicting)} of them with labels that differ)"
+    return format_examples(what, conflicting + agreeing) if conflicting or agreeing else None
 
 
-def _sort_rows(manifest: Manifest, looks: Mapping[Path, ImageLook]) -> tuple[dict[int, str], dict[int, str]]:
-    """(row -> digest, row -> problem) of the rows that name a file."""
-    digests, bad = {}, {}
-    for row, path in enumerate(manifest.paths):
-        if path is not None:
-            fact = looks[path].fact
-            digests[row] = fact.digest
-            if fact.problem is not None:
-                bad[row] = f"{path}: {fact.problem}"
-    return digests, bad
+def _check_images(manifest: Manifest, rows: ScannedRows, skip_bad: bool) -> list[str]:
+    """What to warn of about the image files.
+
+    Raises:
+        DataError: some can't be used, and they are not to be skipped.
+    """
+    warnings = []
+    if rows.bad:
+        bad = [f"{format_row(manifest.ids, row)}: {manifest.paths[row]}: {why}" for row, why in rows.bad.items()]
+        message = format_examples("images that can't be used", bad, shown=len(bad))
+        if not skip_bad:
+            raise DataError(f"{message}\n(data.on_bad_image: skip leaves such rows out)")
+        warnings.append(message)
+    several = [f"{path}: {scan.fact.pages}" for path, scan in rows.files.scans.items() if scan.fact.pages > 1]
+    if several:
+        warnings.append(format_examples("files of several pages, of which the first is used", several))
+    if rows.skipped:
+        warnings.append(f"{len(rows.skipped)} rows are left out of training; their OOF logits will be NaN")
+    return warnings
 
 
-def _name(manifest: Manifest, row: int) -> str:
-    return f"line {row + 2}: ID {manifest.ids[row]!r}"
+def _derive_digest(manifest: Manifest, rows: ScannedRows) -> str:
+    """`PreparedData.digest`."""
+    groups = manifest.groups or [""] * len(manifest)
+    described = [
+        ("" if fact is None else fact.digest, manifest.classes[target], group)
+        for fact, target, group in zip(rows.usable, manifest.targets_N, groups, strict=True)
+    ]
+    return hashlib.sha256(json.dumps([manifest.classes, described]).encode()).hexdigest()
+
+
+def _check_folds(data: PreparedData) -> None:
+    """Raises DataError if a fold has nothing to train or validate on."""
+    for fold in range(data.assignment.num_folds):
+        for rows, what in ((data.list_train(fold), "train on"), (data.list_valid(fold), "validate on")):
+            if len(rows) == 0:
+                raise DataError(f"fold {fold}: no usable image is left to {what}")

@@ -23,7 +23,7 @@ import PIL
 from safetensors.numpy import save
 
 from doccls.config.schema import Config
-from doccls.data.inspection import ImageFact, Inspected
+from doccls.data.image_scan import ImageFact, ScannedImage
 from doccls.errors import UserError
 from doccls.run.artifacts import replacing
 from doccls.run.disk import measure_free, tell_size
@@ -35,14 +35,16 @@ _PLACE = np.dtype([("segment", "i4"), ("offset", "i8"), ("height", "u2"), ("widt
 """20 bytes a sample: all of them go to each rank and each loader worker."""
 _LENGTH = struct.Struct("<Q")
 _MARGIN = 2
-_SEGMENTS, _LOOKS, _LOCK = "pages_*.safetensors", "images.json", "filling.lock"
+_SEGMENTS, _SCANS, _LOCK = "pages_*.safetensors", "scans_*.json", "filling.lock"
+_OLD_SCANS = "images.json"
+"""Of earlier versions."""
 _SET = re.compile(r"px(?P<size>[1-9]\d{0,4})-pillow(?P<pillow>.+)-opencv(?P<opencv>.+)-(?P<rule>\d+)")
 _SEGMENT_PAGES, _SEGMENT_BYTES = 256, 2**26
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where one page lies, and what the look at its file found."""
+    """Where one page lies, and what the scan of its file found."""
 
     segment: Path
     offset: int
@@ -85,14 +87,13 @@ class PageStore:
         """Pages decoded between two writes: what a kill may lose, and what is held in memory."""
         return max(1, min(_SEGMENT_PAGES, _SEGMENT_BYTES // (3 * self.size_px**2)))
 
-    @property
-    def looks(self) -> Path:
-        """What the looks at the files found: whoever comes next need not read them."""
-        return self.folder / _LOOKS
+    def scan_cache(self, max_pixels: int) -> Path:
+        """What was found in the files at that limit of pixels: the next process need not read them."""
+        return self.folder / _SCANS.replace("*", str(max_pixels))
 
     @property
     def lock(self) -> Path:
-        """Held by whoever decodes, so that of several that come at once one does."""
+        """Held by the process that decodes, so that of several that start at once one does."""
         return self.folder / _LOCK
 
     def read_index(self) -> dict[str, Place]:
@@ -102,15 +103,15 @@ class PageStore:
             found |= _read_header(segment, self.size_px)
         return found
 
-    def add(self, pages: Sequence[Inspected]) -> dict[str, Place]:
-        """Keep the scaled pages, in a segment of their own; where each now lies.
+    def add(self, pages: Sequence[ScannedImage]) -> dict[str, Place]:
+        """Write the scaled pages as a new segment; where each of them is.
 
         Raises:
             OSError: no room, no right, ...
         """
-        scaled = {one.fact.digest: np.ascontiguousarray(one.scaled) for one in pages}
-        told = {one.fact.digest: [zlib.crc32(scaled[one.fact.digest].data), *astuple(one.fact)[1:]] for one in pages}
-        words = json.dumps(told)
+        scaled = {page.fact.digest: np.ascontiguousarray(page.scaled) for page in pages}
+        facts = {digest: fact for digest, *fact in (astuple(page.fact) for page in pages)}
+        words = json.dumps({digest: [zlib.crc32(scaled[digest].data), *fact] for digest, fact in facts.items()})
         segment = self.folder / f"pages_{secrets.token_hex(8)}.safetensors"
         with replacing(segment) as file:
             file.write(save(scaled, {"pages": words, "crc32": str(zlib.crc32(words.encode()))}))
@@ -185,7 +186,7 @@ def list_page_sets(folder: Path) -> list[PageSet]:
         named = _SET.fullmatch(place.name)
         if named is not None and place.is_dir() and not place.is_symlink():
             size_px = int(named["size"])
-            segments = [(one, len(_read_header(one, size_px))) for one in place.glob(_SEGMENTS)]
+            segments = [(segment, len(_read_header(segment, size_px))) for segment in place.glob(_SEGMENTS)]
             found.append(
                 PageSet(
                     folder=place,
@@ -193,11 +194,11 @@ def list_page_sets(folder: Path) -> list[PageSet]:
                     made_by=f"Pillow {named['pillow']}, OpenCV {named['opencv']}, rule {named['rule']}",
                     usable=PageStore(folder, size_px).folder == place,
                     pages=sum(pages for _, pages in segments),
-                    size_bytes=sum(one.stat().st_size for one, _ in segments),
+                    size_bytes=sum(segment.stat().st_size for segment, _ in segments),
                     damaged=sum(pages == 0 for _, pages in segments),
                 )
             )
-    return sorted(found, key=lambda one: (one.size_px, one.made_by))
+    return sorted(found, key=lambda pages: (pages.size_px, pages.made_by))
 
 
 def clear_page_set(pages: PageSet) -> None:
@@ -210,7 +211,8 @@ def clear_page_set(pages: PageSet) -> None:
     lock = pages.folder / _LOCK
     with hold_lock(lock, "decoded pages are being removed"):
         leftovers = (*pages.folder.glob(".*.tmp"), *pages.folder.glob(f"{_LOCK}.*.next"))
-        for file in (*pages.folder.glob(_SEGMENTS), *leftovers, pages.folder / _LOOKS, lock):
+        scans = (*pages.folder.glob(_SCANS), pages.folder / _OLD_SCANS)
+        for file in (*pages.folder.glob(_SEGMENTS), *leftovers, *scans, lock):
             file.unlink(missing_ok=True)
     for folder in (pages.folder, pages.folder.parent):
         with suppress(OSError):  # somebody else's files are in it
@@ -221,10 +223,12 @@ def locate_pages(index: Mapping[str, Place], digests: Sequence[str | None]) -> S
     """Where the page of each sample lies, by the digest of its file; None is a sample without one."""
     found = [None if digest is None else index.get(digest) for digest in digests]
     segments = sorted({place.segment for place in found if place is not None})
-    number = {segment: place for place, segment in enumerate(segments)}
+    number = {segment: position for position, segment in enumerate(segments)}
     rows = [
-        (-1, 0, 0, 0, 0) if one is None else (number[one.segment], one.offset, one.height, one.width, one.checksum)
-        for one in found
+        (-1, 0, 0, 0, 0)
+        if place is None
+        else (number[place.segment], place.offset, place.height, place.width, place.checksum)
+        for place in found
     ]
     return StoredPages(tuple(segments), np.array(rows, _PLACE))
 
@@ -242,10 +246,10 @@ def _read_header(segment: Path, size_px: int) -> dict[str, Place]:
         if zlib.crc32(stated["pages"].encode()) != int(stated["crc32"]):
             return {}
         words, found = json.loads(stated["pages"]), {}
-        for digest, told in header.items():
-            (height, width, depth), (start, end) = told["shape"], told["data_offsets"]
+        for digest, tensor in header.items():
+            (height, width, depth), (start, end) = tensor["shape"], tensor["data_offsets"]
             fits = start >= 0 and begin + end <= size and 0 < height <= size_px and 0 < width <= size_px
-            if not fits or (told["dtype"], depth, end - start) != ("U8", 3, height * width * 3):
+            if not fits or (tensor["dtype"], depth, end - start) != ("U8", 3, height * width * 3):
                 return {}
             checksum, *fact = words[digest]
             found[digest] = Place(segment, begin + start, height, width, checksum, ImageFact(digest, *fact))

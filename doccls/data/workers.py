@@ -18,7 +18,7 @@ from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from typing import TYPE_CHECKING
 
-from doccls.data.room import describe_room
+from doccls.data.shared_memory import describe_room
 from doccls.errors import OwnError
 from doccls.run.signals import STOP_SIGNALS
 

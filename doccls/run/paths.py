@@ -42,7 +42,7 @@ class RunPaths:
 
     @property
     def images(self) -> Path:
-        """What the look at each image found."""
+        """What the scan of each image found, where no page store holds it."""
         return self.root / "images.json"
 
     @property

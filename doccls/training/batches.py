@@ -10,7 +10,7 @@ from accelerate import Accelerator
 
 from doccls.data.dataset import Batch, DocClsDataset, Pages, SampleKey
 from doccls.data.order import BatchPlan
-from doccls.data.room import plan_loader
+from doccls.data.shared_memory import plan_loader
 from doccls.data.transforms import Augmentation
 from doccls.data.workers import loading
 from doccls.experiment import Experiment

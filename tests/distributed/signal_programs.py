@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import pytest
 
-from doccls.data import look as look_room
+from doccls.data import scan as scan_room
 from doccls.run.heartbeat import Heartbeat
 from doccls.run.rank import rank_by_environment
 from doccls.run.signals import handling_signals
@@ -141,8 +141,8 @@ def fail_while_the_main_process_stands(argv: list[str]) -> int:
 
 
 def hold_the_look_at_the_data(argv: list[str]) -> int:
-    """Train; the look at the images says so and takes longer than anybody waits."""
-    look_room.inspect_images = _hold  # type: ignore[assignment]
+    """Train; the scan of the images says so and takes longer than anybody waits."""
+    scan_room.scan_files = _hold  # type: ignore[assignment]
     return main(argv)
 
 

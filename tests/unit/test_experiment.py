@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 import yaml
 
 from doccls.config import Config, load_config
-from doccls.data.inspection import Inspected, inspect_images
+from doccls.data.image_scan import ScannedImage, scan_files
 from doccls.data.manifest import DataError
 from doccls.data.prepare import PreparedData
 from doccls.errors import UserError
@@ -228,63 +229,104 @@ def test_the_snapshot_reads_back_as_the_config(open_it: Open, make_config: MakeC
     assert again.model_copy(update={"provenance": None}) == experiment.config
 
 
-# --- what was looked at -----------------------------------------------------------------------------------------------
+# --- what was scanned -----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def looked_at(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def scanned(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the images that were read, as they are."""
     names: list[str] = []
 
-    def inspect(paths: list[Path], *others: Any) -> Iterator[Inspected]:
+    def scan(paths: list[Path], *others: Any) -> Iterator[ScannedImage]:
         names.extend(path.name for path in paths)
-        return inspect_images(paths, *others)
+        return scan_files(paths, *others)
 
-    monkeypatch.setattr("doccls.data.look.inspect_images", inspect)
+    monkeypatch.setattr("doccls.data.scan.scan_files", scan)
     return names
 
 
-def test_a_run_that_is_joined_reads_no_image_again(open_it: Open, looked_at: list[str]) -> None:
-    first, _ = open_it()
-    assert sorted(looked_at) == sorted(f"{one}.jpg" for one in IDS)
-    looked_at.clear()
-    second, _ = open_it(data={"valid_fold": 1})
-    assert looked_at == [] and second.identity == first.identity
+def find_scan_cache(experiment: Experiment) -> Path:
+    """The one file that says what was found in the images."""
+    root = experiment.paths.root.parents[2]
+    (file,) = (path for path in root.rglob("*.json") if "page0.jpg" in path.read_text(encoding="utf-8"))
+    return file
 
 
-def test_another_run_on_the_same_images_reads_none_of_them(open_it: Open, looked_at: list[str]) -> None:
+@pytest.mark.parametrize("store", ["auto", "off"])
+def test_a_run_that_is_joined_reads_no_image_again(open_it: Open, scanned: list[str], store: str) -> None:
+    first, _ = open_it(data={"store": store})
+    assert sorted(scanned) == sorted(f"{one}.jpg" for one in IDS)
+    scanned.clear()
+    second, _ = open_it(data={"valid_fold": 1, "store": store})
+    assert scanned == [] and second.identity == first.identity
+    assert (find_scan_cache(second) == second.paths.images) == (store == "off")
+
+
+def test_another_run_on_the_same_images_reads_none_of_them(open_it: Open, scanned: list[str]) -> None:
     first, _ = open_it("a")
-    looked_at.clear()
+    scanned.clear()
     second, _ = open_it("b", data={"valid_fold": 1})
-    assert looked_at == [] and second.identity == first.identity and second.paths.images.exists()
+    assert scanned == [] and second.identity == first.identity
 
 
-def test_an_image_that_changed_is_read_again(open_it: Open, pages: Path, looked_at: list[str]) -> None:
+def test_an_image_that_changed_is_read_again(open_it: Open, pages: Path, scanned: list[str]) -> None:
     open_it()
-    looked_at.clear()
+    scanned.clear()
     (pages / "train" / "page4.jpg").write_bytes((pages / "train" / "page5.jpg").read_bytes())
     with pytest.raises(UserError, match="take another --run-id"):
         open_it()
-    assert looked_at == ["page4.jpg"]
+    assert scanned == ["page4.jpg"]
 
 
+@pytest.mark.parametrize("store", ["auto", "off"])
 @pytest.mark.parametrize("damage", [b"", b"[]", b'{"format": "doccls-images-1"}', b"\xff"])
-def test_what_was_kept_of_the_look_decides_nothing(open_it: Open, looked_at: list[str], damage: bytes) -> None:
+def test_what_was_kept_of_the_scan_decides_nothing(
+    open_it: Open, scanned: list[str], damage: bytes, store: str
+) -> None:
+    first, _ = open_it(data={"store": store})
+    cache = find_scan_cache(first)
+    kept = cache.read_bytes()
+    cache.write_bytes(damage)
+    scanned.clear()
+    open_it(data={"store": store})
+    assert len(scanned) == len(IDS) and cache.read_bytes() == kept
+
+
+def test_a_run_whose_store_was_removed_scans_again_and_is_the_same_run(open_it: Open, scanned: list[str]) -> None:
     first, _ = open_it()
-    kept = first.paths.images.read_bytes()
-    first.paths.images.write_bytes(damage)
-    looked_at.clear()
-    (store,) = (first.paths.root.parents[2] / "page_store").iterdir()
-    (store / "images.json").write_bytes(damage)
-    open_it()
-    assert len(looked_at) == len(IDS) and first.paths.images.read_bytes() == kept
+    shutil.rmtree(first.paths.root.parents[2] / "page_store")
+    scanned.clear()
+    second, _ = open_it()
+    assert len(scanned) == len(IDS) and second.identity == first.identity
 
 
-def test_another_limit_of_pixels_is_another_look(open_it: Open, looked_at: list[str]) -> None:
-    open_it("a", output={"snapshots": False})
-    looked_at.clear()
-    open_it("a", data={"max_image_pixels": 10_000}, output={"snapshots": False})
-    assert len(looked_at) == len(IDS)
+def test_what_a_store_that_can_not_be_filled_does_not_hold_is_kept_by_the_run(
+    open_it: Open, pages: Path, scanned: list[str]
+) -> None:
+    (pages / "page_store").write_text("what is to be a folder is a file")
+    first, _ = open_it()
+    scanned.clear()
+    second, _ = open_it()
+    assert scanned == [] and find_scan_cache(second) == first.paths.images
+
+
+@pytest.mark.parametrize("store", ["auto", "off"])
+def test_another_limit_of_pixels_is_another_scan(open_it: Open, scanned: list[str], store: str) -> None:
+    open_it("a", data={"store": store}, output={"snapshots": False})
+    scanned.clear()
+    open_it("a", data={"store": store, "max_image_pixels": 10_000}, output={"snapshots": False})
+    assert len(scanned) == len(IDS)
+
+
+def test_runs_of_two_limits_that_share_a_store_do_not_make_each_other_scan_again(
+    open_it: Open, scanned: list[str]
+) -> None:
+    open_it("a")
+    open_it("b", data={"max_image_pixels": 10_000})
+    scanned.clear()
+    open_it("a")
+    open_it("b", data={"max_image_pixels": 10_000})
+    assert scanned == []
 
 
 # --- decoded pages ---------------------------------------------------------------------------------------------------

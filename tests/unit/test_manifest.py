@@ -122,10 +122,10 @@ def test_an_id_that_leaves_the_folder_is_refused_and_nothing_outside_is_looked_a
     (tmp_path / "secret.jpg").write_bytes(b"x")
     looked: list[Path] = []
     monkeypatch.setattr("doccls.data.manifest.os.scandir", lambda folder: looked.append(folder) or iter(()))
-    problems: list[str] = []
-    names, missing = resolve_images([sample_id], tmp_path / "train", ".jpg", problems)
-    assert names == [None] and not missing and not looked
-    assert "leave the image folder" in problems[0] and f"line 2: ID {sample_id!r}" in problems[0]
+    found = resolve_images([sample_id], tmp_path / "train", ".jpg")
+    assert found.names == (None,) and not found.missing and not looked
+    assert found.refused is not None
+    assert "leave the image folder" in found.refused and f"line 2: ID {sample_id!r}" in found.refused
 
 
 def test_escaping_ids_are_all_counted_in_one_error(make_data: MakeData, refuse: Callable[..., str]) -> None:
@@ -266,10 +266,10 @@ def test_a_large_jpeg_is_known_in_every_format_and_in_other_jpegs(
     Image.open(folder / "a.jpg").save(folder / "c.png")
     prepared = prepare_data(config)
     assert "lines 2 and 4: IDs 'a.jpg', 'c.png'" in prepared.warnings[0] and "lines 6 and 7" in prepared.warnings[0]
-    reduced = [prepared.looks[folder / name].fact.reduced for name in files]
+    reduced = [prepared.scans[folder / name].fact.reduced for name in files]
     assert reduced == [1, 1, 1, 1, 4, 4], "those of the PNG's size by their whole pages"
-    again = prepare_data(config, prepared.looks)
-    assert (again.warnings, again.looks) == (prepared.warnings, prepared.looks)
+    again = prepare_data(config, prepared.scans)
+    assert (again.warnings, again.scans) == (prepared.warnings, prepared.scans)
 
 
 def test_files_of_several_pages_are_counted(make_data: MakeData, make_config: MakeConfig, tmp_path: Path) -> None:
@@ -279,7 +279,7 @@ def test_files_of_several_pages_are_counted(make_data: MakeData, make_config: Ma
     prepared = prepare_data(make_config(data={"folds": 2}))
     told = f"files of several pages, of which the first is used: 1\n    {tmp_path / 'train' / 'c.tif'}: 2"
     assert prepared.warnings == (told,)
-    assert prepare_data(make_config(data={"folds": 2}), prepared.looks).warnings == (told,), "also where it is known"
+    assert prepare_data(make_config(data={"folds": 2}), prepared.scans).warnings == (told,), "also where it is known"
 
 
 def test_a_class_that_its_own_model_never_saw_is_named_with_its_fold_and_its_groups(

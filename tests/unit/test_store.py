@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +15,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from doccls.data import inspection as inspection_room
+from doccls.data import image_scan as image_scan_room
 from doccls.data import store as store_room
 from doccls.data.dataset import DocClsDataset, Pages, SampleKey
+from doccls.data.image_scan import ImageFact, ImageScan, ScannedImage
 from doccls.data.images import Decoded, scale_page
-from doccls.data.inspection import ImageFact, ImageLook, Inspected
 from doccls.data.manifest import DataError
 from doccls.data.prepare import PreparedData, prepare_data
+from doccls.data.scan_cache import read_scan_cache, write_scan_cache
 from doccls.data.store import PageStore, Place, StoreChoice, StoredPages, StoreError, locate_pages
 from tests.unit.conftest import MakeConfig, MakeData
 
@@ -32,14 +35,14 @@ def draw_page(height: int, width: int) -> np.ndarray:
     return np.random.default_rng(height * 1000 + width).integers(0, 256, (height, width, 3), np.uint8)
 
 
-def inspect(digest: str, shape: tuple[int, int]) -> Inspected:
-    look = ImageLook(0, 0, ImageFact(digest, None, f"of {digest}", 1, *shape))
-    return Inspected(look, scale_page(draw_page(*shape), SIZE))
+def make_scanned(digest: str, shape: tuple[int, int]) -> ScannedImage:
+    scan = ImageScan(0, 0, ImageFact(digest, None, f"of {digest}", 1, *shape))
+    return ScannedImage(scan, scale_page(draw_page(*shape), SIZE))
 
 
 def fill(folder: Path) -> PageStore:
     store = PageStore(folder, SIZE)
-    store.add([inspect(f"d{number}", shape) for number, shape in enumerate(SHAPES)])
+    store.add([make_scanned(f"d{number}", shape) for number, shape in enumerate(SHAPES)])
     return store
 
 
@@ -83,7 +86,7 @@ def test_other_sizes_rules_and_decoders_see_nothing_of_it(tmp_path: Path, monkey
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.3, 0.9, 0.9999])
 def test_a_torn_segment_is_passed_over(tmp_path: Path, share: float) -> None:
     store = fill(tmp_path)
-    store.add([inspect("whole", (9, 9))])
+    store.add([make_scanned("whole", (9, 9))])
     (torn,) = {place.segment for digest, place in store.read_index().items() if digest == "d0"}
     data = torn.read_bytes()
     torn.write_bytes(data[: int(share * len(data))])
@@ -145,31 +148,31 @@ def test_too_little_room_is_told_before_anything_is_written(small_disk: Path) ->
         store.check_room(100)
 
 
-# --- filled by the look ----------------------------------------------------------------------------------------------
+# --- filled by the scan ----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     """The files that were decoded."""
     files: list[bytes] = []
-    real = inspection_room.decode_near
+    real = image_scan_room.decode_near
 
     def decode(data: bytes, *others: Any) -> Decoded:
         files.append(data)
         return real(data, *others)
 
-    monkeypatch.setattr(inspection_room, "decode_near", decode)
+    monkeypatch.setattr(image_scan_room, "decode_near", decode)
     return files
 
 
 @pytest.fixture
 def prepare(make_config: MakeConfig, make_data: MakeData, tmp_path: Path) -> Callable[..., PreparedData]:
-    """`prepare(known, size)`: twelve pages, with the store in tmp_path/store."""
+    """`prepare(cache, size)`: twelve pages, with the store in tmp_path/store."""
     make_data(IDS, ["0", "1"] * 6)
 
-    def act(known: dict[Path, ImageLook] | None = None, size: int = SIZE) -> PreparedData:
+    def act(cache: dict[Path, ImageScan] | None = None, size: int = SIZE) -> PreparedData:
         config = make_config(data={"folds": 2}, train={"img_size": size})
-        return prepare_data(config, known, StoreChoice(tmp_path / "store", needed=True))
+        return prepare_data(config, cache, StoreChoice(tmp_path / "store", needed=True))
 
     return act
 
@@ -186,7 +189,7 @@ def test_each_page_is_decoded_once(prepare: Callable[..., PreparedData], decoded
     assert len(decoded) == len(set(decoded)) == len(IDS)
     assert np.array_equal(read_all(first)[3], scale_page(np.asarray(Image.open(tmp_path / "train" / "i3.jpg")), SIZE))
     decoded.clear()
-    second = prepare(dict(first.looks))
+    second = prepare(dict(first.scans))
     assert decoded == [] and second.digest == first.digest
     assert all(np.array_equal(one, two) for one, two in zip(read_all(first), read_all(second), strict=True))
 
@@ -194,14 +197,14 @@ def test_each_page_is_decoded_once(prepare: Callable[..., PreparedData], decoded
 def test_a_changed_file_and_another_size_are_decoded_again(
     prepare: Callable[..., PreparedData], decoded: list[bytes], tmp_path: Path
 ) -> None:
-    known = dict(prepare().looks)
+    cache = dict(prepare().scans)
     Image.fromarray(draw_page(20, 30)).save(tmp_path / "train" / "i5.jpg", quality=100)
     decoded.clear()
-    changed = prepare(known)
+    changed = prepare(cache)
     assert decoded == [(tmp_path / "train" / "i5.jpg").read_bytes()]
     assert np.array_equal(read_all(changed)[5], scale_page(np.asarray(Image.open(tmp_path / "train" / "i5.jpg")), SIZE))
     decoded.clear()
-    assert max(read_all(prepare(dict(changed.looks), 48))[0].shape) == 48
+    assert max(read_all(prepare(dict(changed.scans), 48))[0].shape) == 48
     assert len(decoded) == len(IDS)
 
 
@@ -211,7 +214,7 @@ def test_filling_goes_on_where_it_was_killed(
     monkeypatch.setattr(store_room, "_SEGMENT_PAGES", 4)
     real, calls = PageStore.add, []
 
-    def add(store: PageStore, pages: Sequence[Inspected]) -> dict[str, Place]:
+    def add(store: PageStore, pages: Sequence[ScannedImage]) -> dict[str, Place]:
         calls.append(len(pages))
         if len(calls) == 3:
             raise KeyboardInterrupt
@@ -235,23 +238,57 @@ def test_a_file_under_another_name_and_a_lower_limit_are_no_old_page(
         (tmp_path / "train" / f"{name}.jpg").touch()
     second = prepare()  # it knows nothing but the store
     assert decoded == [] and second.digest == first.digest
-    assert [one.fact for one in second.looks.values()] == [one.fact for one in first.looks.values()]
+    assert [one.fact for one in second.scans.values()] == [one.fact for one in first.scans.values()]
     config = make_config(data={"folds": 2, "max_image_pixels": 95}, train={"img_size": SIZE})
     with pytest.raises(DataError, match=r"8 x 12 px is more than data\.max_image_pixels = 95"):
         prepare_data(config, None, StoreChoice(tmp_path / "store", needed=True))
 
 
 def test_of_two_that_come_at_once_one_decodes(prepare: Callable[..., PreparedData], decoded: list[bytes]) -> None:
-    known = dict(prepare(size=40).looks)  # both know the files, and neither has pages of this size
+    cache = dict(prepare(size=40).scans)  # both know the files, and neither has pages of this size
     decoded.clear()
     found: list[PreparedData] = []
-    threads = [threading.Thread(target=lambda: found.append(prepare(known))) for _ in range(2)]
+    threads = [threading.Thread(target=lambda: found.append(prepare(cache))) for _ in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert len(decoded) == len(set(decoded)) == len(IDS)
     assert all(np.array_equal(one, two) for one, two in zip(read_all(found[0]), read_all(found[1]), strict=True))
+
+
+def test_what_the_segments_say_is_not_repeated_in_the_scan_cache(
+    prepare: Callable[..., PreparedData], make_config: MakeConfig, tmp_path: Path
+) -> None:
+    (tmp_path / "train" / "i7.jpg").write_bytes(b"no image")
+    config = make_config(data={"folds": 2, "on_bad_image": "skip"}, train={"img_size": SIZE})
+    limit = config.data.max_image_pixels
+    data = prepare_data(config, None, StoreChoice(tmp_path / "store", needed=True))
+    store = PageStore(tmp_path / "store", SIZE)
+    rows = json.loads(store.scan_cache(limit).read_text())["images"]
+    full = [path for path, _size, _time, _digest, *fact in rows if fact]
+    assert len(rows) == len(IDS) and full == [str(tmp_path / "train" / "i7.jpg")]
+    facts = {digest: place.fact for digest, place in store.read_index().items()}
+    assert data.scans_in_store and read_scan_cache(store.scan_cache(limit), limit, facts) == data.scans
+    assert list(read_scan_cache(store.scan_cache(limit), limit, {})) == [tmp_path / "train" / "i7.jpg"]
+
+
+def test_what_another_process_scans_meanwhile_stays_in_the_scan_cache(
+    prepare: Callable[..., PreparedData], make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limit = make_config().data.max_image_pixels
+    file = PageStore(tmp_path / "store", SIZE).scan_cache(limit)
+    other = {tmp_path / "other.jpg": ImageScan(1, 2, ImageFact("d", "bad"))}
+
+    @contextmanager
+    def hold(path: Path, what: str, wait_s: float) -> Iterator[None]:
+        write_scan_cache(file, other, limit, {})  # by the process that this one has waited for
+        yield
+
+    monkeypatch.setattr("doccls.data.scan.hold_lock", hold)
+    scans = prepare().scans
+    facts = {digest: place.fact for digest, place in PageStore(tmp_path / "store", SIZE).read_index().items()}
+    assert read_scan_cache(file, limit, facts) == other | dict(scans)
 
 
 # --- read by the dataset ---------------------------------------------------------------------------------------------

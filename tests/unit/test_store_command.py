@@ -73,6 +73,8 @@ def test_clear_removes_the_pages_and_no_other_file(folder: Path, say: Say) -> No
 
 
 def test_clear_leaves_no_folder_of_its_own(folder: Path, say: Say) -> None:
+    assert len(list(folder.rglob("scans_*.json"))) == 3
+    (PageStore(folder, 48).folder / "images.json").write_text("of an earlier version")
     assert say("clear", folder)[0] == 0 and not folder.exists()
     assert say("info", folder) == (0, f"{folder}: no decoded pages\n", "")
 

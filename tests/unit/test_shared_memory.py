@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from doccls.data import room
-from doccls.data.room import LoaderPlan, choose_workers, expects_workers, fit_prefetch, plan_loader
+from doccls.data import shared_memory as room
+from doccls.data.shared_memory import LoaderPlan, choose_workers, expects_workers, fit_prefetch, plan_loader
 from doccls.errors import OwnError
 
 BATCH = 32 * 300 * 300 * 3

@@ -1,10 +1,10 @@
-"""What a split does to the classes: how many samples of each lie in which fold, and what a user should know of it."""
+"""How many samples of each class are in which fold, and what a user should know about that."""
 
 from collections.abc import Sequence
 
 import numpy as np
 
-from doccls.data.manifest import tell
+from doccls.data.manifest import format_examples
 
 _MOST_CLASSES = 200
 
@@ -33,7 +33,7 @@ def find_unseen(classes: Sequence[str], counts_CF: np.ndarray) -> list[str]:
     unseen = []
     for number, fold in np.argwhere((counts_CF > 0) & (counts_CF == counts_CF.sum(axis=1, keepdims=True))).tolist():
         unseen.append(f"{classes[number]}: all {counts_CF[number, fold]} samples in fold {fold}")
-    return [tell("classes that are validated by a model that never saw them", unseen)] if unseen else []
+    return [format_examples("classes that are validated by a model that never saw them", unseen)] if unseen else []
 
 
 def find_scarce(
@@ -48,4 +48,4 @@ def find_scarce(
         if 0 < groups[number] < num_folds
     ]
     what = f"classes in fewer groups of {column!r} than the {num_folds} folds, which some folds will lack"
-    return [tell(what, scarce)] if scarce else []
+    return [format_examples(what, scarce)] if scarce else []

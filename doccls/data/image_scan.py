@@ -1,4 +1,4 @@
-"""A look into each image file: whether it can be used, what it shows, and its page; on all cores."""
+"""What is found in each image file: whether it can be used, what it shows, and its page; on all cores."""
 
 import hashlib
 from collections import deque
@@ -14,7 +14,7 @@ from doccls.run.cores import count_cores
 
 _MAX_THREADS = 32
 _AHEAD = 4
-"""Files a thread that are looked into before they are asked for: meanwhile the asker may write to a disk."""
+"""Files per thread that are scanned before they are asked for: meanwhile the caller may write to a disk."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,8 @@ class ImageFact:
 
 
 @dataclass(frozen=True)
-class ImageLook:
-    """One image file, by what tells whether it changed, and what was found in it."""
+class ImageScan:
+    """One image file: what shows whether it changed, and what was found in it."""
 
     size_bytes: int
     mtime_ns: int
@@ -46,78 +46,78 @@ class ImageLook:
 
 
 @dataclass(frozen=True, eq=False)
-class Inspected:
-    """A look into an image file, and its page, if that was asked for and there is one."""
+class ScannedImage:
+    """The scan of an image file, and its page, if that was asked for and there is one."""
 
-    look: ImageLook
+    scan: ImageScan
     scaled: np.ndarray | None = None
     """(height, width, 3) uint8."""
 
     @property
     def fact(self) -> ImageFact:
         """What was found."""
-        return self.look.fact
+        return self.scan.fact
 
 
-def inspect_images(
+def scan_files(
     paths: Sequence[Path],
     max_pixels: int,
     size_px: int,
-    known: Mapping[str, ImageFact],
+    facts: Mapping[str, ImageFact],
     keep_pages: bool,
-) -> Iterator[Inspected]:
+) -> Iterator[ScannedImage]:
     """Read and decode every file once, so that a bad one is met before training and not in epoch 3; in their order.
 
-    A file whose digest is `known` is not decoded. With `keep_pages` each comes with its page, scaled to `size_px`.
+    A file whose digest is in `facts` is not decoded. With `keep_pages` each comes with its page, scaled to `size_px`.
     """
     threads = _count_threads()
-    ahead: deque[Future[Inspected]] = deque()
+    ahead: deque[Future[ScannedImage]] = deque()
     with ThreadPoolExecutor(threads) as pool:
         try:
             for path in paths:
-                ahead.append(pool.submit(_inspect, path, max_pixels, size_px, known, keep_pages))
+                ahead.append(pool.submit(_scan, path, max_pixels, size_px, facts, keep_pages))
                 if len(ahead) > _AHEAD * threads:
                     yield ahead.popleft().result()
             while ahead:
                 yield ahead.popleft().result()
         finally:
-            for one in ahead:
-                one.cancel()
+            for future in ahead:
+                future.cancel()
 
 
-def digest_wholes(paths: Sequence[Path], max_pixels: int) -> list[str | None]:
-    """Of each file the `content` of its page at its whole size; None if there is none."""
+def digest_whole_pages(paths: Sequence[Path], max_pixels: int) -> list[str | None]:
+    """The `content` of each file's page at its whole size; None if there is none."""
 
-    def act(path: Path) -> str | None:
+    def digest(path: Path) -> str | None:
         try:
             return _digest_page(decode_image(path.read_bytes(), max_pixels))
         except (OSError, ImageError):
             return None
 
     with ThreadPoolExecutor(_count_threads()) as pool:
-        return list(pool.map(act, paths))
+        return list(pool.map(digest, paths))
 
 
 def _count_threads() -> int:
     return min(_MAX_THREADS, count_cores())
 
 
-def _inspect(path: Path, max_pixels: int, size_px: int, known: Mapping[str, ImageFact], keep_pages: bool) -> Inspected:
+def _scan(path: Path, max_pixels: int, size_px: int, facts: Mapping[str, ImageFact], keep_pages: bool) -> ScannedImage:
     try:
         before, data = path.stat(), path.read_bytes()  # in this order: a change while it is read shows as one
     except OSError as error:
-        return Inspected(ImageLook(0, 0, ImageFact("", f"can't be read: {error.strerror or error}")))
+        return ScannedImage(ImageScan(0, 0, ImageFact("", f"can't be read: {error.strerror or error}")))
     size, time = before.st_size, before.st_mtime_ns
     digest = hashlib.sha256(data).hexdigest()
-    if digest in known:
-        return Inspected(ImageLook(size, time, known[digest]))
+    if digest in facts:
+        return ScannedImage(ImageScan(size, time, facts[digest]))
     try:
         decoded = decode_near(data, max_pixels, size_px)
     except ImageError as error:
-        return Inspected(ImageLook(size, time, ImageFact(digest, str(error))))
+        return ScannedImage(ImageScan(size, time, ImageFact(digest, str(error))))
     content, pages = _digest_page(decoded.page), count_pages(data)
     fact = ImageFact(digest, None, content, pages, decoded.height_px, decoded.width_px, decoded.reduced)
-    return Inspected(ImageLook(size, time, fact), decoded.scale(size_px) if keep_pages else None)
+    return ScannedImage(ImageScan(size, time, fact), decoded.scale(size_px) if keep_pages else None)
 
 
 def _digest_page(page: np.ndarray) -> str:

@@ -1,4 +1,4 @@
-"""How many processes load batches, and how many batches they have room for in shared memory on the way."""
+"""How many processes load batches, and how many batches fit into shared memory on their way."""
 
 import math
 import os
@@ -29,7 +29,7 @@ _MORE_ROOM = "more room: docker run --shm-size=2g or --ipc=host, or remount /dev
 
 @dataclass(frozen=True)
 class LoaderPlan:
-    """How one process loads its batches, and what is to be said of it."""
+    """How one process loads its batches, and what is to be reported about it."""
 
     workers: int
     prefetch: int
@@ -63,12 +63,12 @@ def plan_loader(
     prefetch = fit_prefetch(own_bytes, batch_bytes, workers)
     if prefetch < _MOST_PREFETCH:
         assert shm is not None
-        room = f"/dev/shm has {_tell_size(shm.free)} free of {_tell_size(shm.total)}"
+        room = f"/dev/shm has {_format_size(shm.free)} free of {_format_size(shm.total)}"
         if prefetch == 0:
-            needed = _tell_size((workers + _IN_USE) * (batch_bytes + _BESIDE_BYTES) / _USED * sharing)
+            needed = _format_size((workers + _IN_USE) * (batch_bytes + _BESIDE_BYTES) / _USED * sharing)
             raise OwnError(
-                f"{room}, and data.num_workers = {workers} with {_tell_size(batch_bytes)} a batch need {needed}: fewer "
-                f"data.num_workers (0 needs none), a smaller train.micro_batch_size, or {_MORE_ROOM}"
+                f"{room}, and data.num_workers = {workers} with {_format_size(batch_bytes)} a batch need {needed}: "
+                f"fewer data.num_workers (0 needs none), a smaller train.micro_batch_size, or {_MORE_ROOM}"
             )
         remarks.append(f"{room}: workers prefetch {prefetch} batches, not {_MOST_PREFETCH} ({_MORE_ROOM})")
     return LoaderPlan(workers, prefetch, tuple(remarks))
@@ -106,9 +106,9 @@ def describe_room() -> str:
     if not _SHM.is_dir():
         return "fewer data.num_workers"
     found = shutil.disk_usage(_SHM)
-    room = f"{_tell_size(found.free)} free of {_tell_size(found.total)}"
+    room = f"{_format_size(found.free)} free of {_format_size(found.total)}"
     return f"/dev/shm has {room}; {_MORE_ROOM}, or fewer data.num_workers"
 
 
-def _tell_size(count: float) -> str:
+def _format_size(count: float) -> str:
     return f"{count / 2**20:.0f} MiB" if count >= 10 * 2**20 else f"{count / 2**10:.0f} KiB"
