@@ -25,7 +25,8 @@ def test_rows_are_json_lines_with_the_contracts_keys(tmp_path: Path) -> None:
     write_fold_metrics(paths, [make_row(0, 1)])
     assert paths.metrics.read_text().endswith("}\n")
     (row,) = read(paths)
-    assert list(row) == ["fold", "epoch", "train_loss", "valid_loss", "macro_f1", "lr", "time_s", "mem_MiB"]
+    contract = ["fold", "epoch", "train_loss", "valid_loss", "macro_f1", "lr", "time_s", "mem_MiB"]
+    assert list(row) == [*contract, "selection_f1", "weights"]
     assert row["epoch"] == 1 and isinstance(row["epoch"], int) and row["lr"] == 1e-3
 
 
