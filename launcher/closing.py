@@ -2,7 +2,7 @@
 
 from doccls.experiment import Experiment, close_run
 from doccls.oof.merge import load_merged
-from doccls.oof.parts import find_finished_folds, is_merged
+from doccls.oof.parts import is_merged
 from doccls.oof.summary import list_scores
 from doccls.run.lock import hold_lock
 from doccls.run.runlog import RunLog
@@ -18,8 +18,8 @@ def close_share(experiment: Experiment, log: RunLog) -> bool:
 
     Two that come at once do it in turn, and the second finds it done.
     """
-    paths, num_folds = experiment.paths, experiment.config.data.folds
-    whole = len(find_finished_folds(paths, experiment.identity, num_folds)) == num_folds
+    paths = experiment.paths
+    whole = len(experiment.find_finished()) == experiment.config.data.folds
     if whole:
         with hold_lock(paths.merge_lock, f"run {paths.run_id} is being merged", wait_s=_MERGING_S):
             if not is_merged(paths):

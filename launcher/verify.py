@@ -22,7 +22,7 @@ from doccls.data.store import choose_store
 from doccls.errors import UserError
 from doccls.run.heartbeat import Beat, has_begun, read_beat, tell_place
 from doccls.run.paths import RunPaths, locate_run
-from doccls.run.progress import Teller
+from doccls.run.progress import ConsoleTeller, Teller
 from launcher.arguments import add_device_arguments, choose_slots, count, list_config_words
 from launcher.attempt import tell_code
 from launcher.backend import KILL_LIMIT_S, Backend, kill_folds
@@ -91,13 +91,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_device_arguments(parser)
 
 
-def verify(arguments: argparse.Namespace, teller: Teller) -> int:
+def verify(arguments: argparse.Namespace) -> int:
     """Train one fold of the config undisturbed, then kill and resume it `--kills` times; the exit code.
 
     Raises:
         UserError: config or devices stand in the way, or the run fails by itself.
     """
-    chosen = _shorten(arguments)
+    chosen, teller = _shorten(arguments), ConsoleTeller()
     config = load_arguments(arguments)
     slot = choose_slots(arguments, config).slots[0]
     fold = 0 if config.data.valid_fold == "all" else config.data.valid_fold

@@ -19,10 +19,9 @@ from doccls.errors import UserError
 from doccls.experiment import (
     Experiment,
     check_files,
-    identify,
+    log_config,
     open_run,
     prepare,
-    tell_config,
     tell_unmerged,
 )
 from doccls.oof.parts import OofPart, PartInfo, write_part
@@ -34,7 +33,7 @@ from tests.unit.conftest import KeptLog, MakeConfig, MakeData
 NOW = datetime(2026, 3, 7, 9, 5, 59)
 IDS = tuple(f"page{row}" for row in range(12))
 SILENT = RunLog(None)
-Open = Callable[..., tuple[Experiment, list[int]]]
+Open = Callable[..., tuple[Experiment, tuple[int, ...]]]
 
 
 @pytest.fixture
@@ -46,13 +45,13 @@ def pages(make_data: MakeData) -> Path:
 def open_it(pages: Path, make_config: MakeConfig) -> Open:
     """`open_it(train={"epochs": 2})`: the run `x` of a config with three folds of the pages."""
 
-    def act(run_id: str = "x", now: datetime = NOW, **sections: Any) -> tuple[Experiment, list[int]]:
+    def act(run_id: str = "x", now: datetime = NOW, **sections: Any) -> tuple[Experiment, tuple[int, ...]]:
         sections["data"] = {"folds": 3, **sections.get("data", {})}
         sections["output"] = {"exp_dir": "experiments", **sections.get("output", {})}
         config = make_config(**sections)
         paths = locate_run(config.output.exp_dir, run_id, now)
-        experiment = identify(config, prepare(config, paths, SILENT), paths)
-        return experiment, open_run(experiment, now, {"world_size": 2, "device": "cpu"})
+        run = open_run(config, paths, now, {"world_size": 2, "device": "cpu"}, SILENT)
+        return run.experiment, run.finished
 
     return act
 
@@ -73,11 +72,10 @@ def finish(experiment: Experiment, fold: int, identity: str | None = None) -> No
 def test_who_trains_adds_to_the_snapshot_what_a_launcher_cannot_know(pages: Path, make_config: MakeConfig) -> None:
     config = make_config(data={"folds": 3}, output={"exp_dir": "experiments"}, train={"lr": 1e-3})
     paths = locate_run(config.output.exp_dir, "x", NOW)
-    experiment = identify(config, prepare(config, paths, SILENT), paths)
-    open_run(experiment, NOW, {"world_size": 2})
+    open_run(config, paths, NOW, {"world_size": 2}, SILENT)
     launched = load_config(paths.snapshot)
     for device in (["H100", "H100"], ["cpu", "cpu"]):  # who comes first says it
-        open_run(experiment, NOW, {"world_size": 7, "device": device, "precision": "bf16"})
+        open_run(config, paths, NOW, {"world_size": 7, "device": device, "precision": "bf16"}, SILENT)
     trained = load_config(paths.snapshot)
     assert launched.provenance is not None
     assert trained.provenance == launched.provenance | {"device": ["H100", "H100"], "precision": "bf16"}
@@ -140,7 +138,7 @@ def test_every_value_that_is_in_force_is_told(
     tmp_path: Path, make_config: MakeConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with RunLog(tmp_path / "log") as log:
-        tell_config(make_config(project={"seed": 7}, train={"cpu_threads": 3}), log)
+        log_config(make_config(project={"seed": 7}, train={"cpu_threads": 3}), log)
     lines = capsys.readouterr().out.splitlines()
     assert "[CFG] project.seed=7" in lines and "[CFG] train.cpu_threads=3" in lines
     assert "[SEED] 7 for Python, NumPy and PyTorch; 3 CPU threads" in lines
@@ -152,7 +150,7 @@ def test_every_value_that_is_in_force_is_told(
 def test_a_new_run_gets_its_folder_and_a_snapshot_that_says_what_made_it(open_it: Open) -> None:
     experiment, finished = open_it()
     paths = experiment.paths
-    assert finished == [] and paths.root.is_dir()
+    assert finished == () and paths.root.is_dir()
     assert (paths.root.parent.name, paths.run_id) == ("20260307", "x")
     told = yaml.safe_load(paths.snapshot.read_text(encoding="utf-8"))["provenance"]
     assert told["identity"] == experiment.identity
@@ -169,7 +167,7 @@ def test_a_run_is_joined_under_its_old_day_with_the_folds_that_are_finished(open
     for fold in (0, 2):
         finish(first, fold)
     second, finished = open_it(now=datetime(2027, 1, 1))
-    assert finished == [0, 2]
+    assert finished == (0, 2)
     assert second.paths == first.paths and second.identity == first.identity
 
 
