@@ -11,6 +11,9 @@ from doccls import demo, predict, store_command, train
 from doccls.config import Config
 from doccls.config.arguments import add_config_arguments, load_arguments
 from doccls.config.reference import render_keys
+from doccls.data.prepare import describe_folds, prepare_data
+from doccls.data.store import choose_store
+from doccls.experiment import check_files
 from doccls.run.artifacts import write_text
 from doccls.run.command import run_command
 from doccls.run.progress import ConsoleTeller
@@ -61,10 +64,7 @@ def _check(arguments: argparse.Namespace) -> int:
     if arguments.keys:
         print(render_keys(), end="")
     if arguments.config is not None:
-        from doccls.data.prepare import describe_folds, prepare_data
-        from doccls.data.store import choose_store
-        from doccls.experiment import check_files
-        from doccls.model.names import check_names
+        from doccls.model.names import check_names  # timm takes seconds to import
 
         config = load_arguments(arguments)
         check_files(config)

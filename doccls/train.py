@@ -4,11 +4,11 @@ import argparse
 import gc
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from doccls.config import Config
 from doccls.config.arguments import add_config_arguments, load_arguments
@@ -87,7 +87,14 @@ def _train(arguments: argparse.Namespace, log: RunLog) -> None:
         run_id = on_main(accelerator, lambda: check_run_id(run_id))
         path = name_log(config.output.logs_dir, run_id, now, "" if fold is None else f"fold{fold}")
         with log.writing_to(path if accelerator.is_main_process else None):
-            _run(config, run_id, now, arguments.allow_world_size_change, accelerator, log, heart)
+            from doccls.experiment import close_run
+
+            with FoldOwner() as owner:
+                run = _open(config, run_id, now, accelerator, owner, log)
+                heart.write_to(run.experiment.paths.heartbeat(fold, accelerator.process_index))
+                log.line(f"[ARTIFACTS] {run.experiment.paths.root}")
+                _train_folds(run, arguments.allow_world_size_change, accelerator, log, heart, owner)
+            on_main(accelerator, lambda: close_run(run.experiment, log))
     accelerator.end_training()
 
 
@@ -104,17 +111,12 @@ def _find_fold(config: Config) -> int | None:
     return None if config.data.valid_fold == "all" else config.data.valid_fold
 
 
-def _run(
-    config: Config,
-    run_id: str,
-    now: datetime,
-    allow_change: bool,
-    accelerator: "Accelerator",
-    log: RunLog,
-    heart: Heartbeat,
-) -> None:
-    """The run, in the order of the contract. All ranks must call."""
-    from doccls.experiment import close_run, log_config
+def _open(
+    config: Config, run_id: str, now: datetime, accelerator: "Accelerator", owner: FoldOwner, log: RunLog
+) -> "OpenRun":
+    """Open the run on the main process, which takes the folds that are to be trained. All ranks must call."""
+    from doccls.experiment import log_config, open_run
+    from doccls.model.names import check_names
     from doccls.training.processes import list_devices, on_main
 
     log_config(config, log)
@@ -123,32 +125,16 @@ def _run(
         "device": list_devices(accelerator),
         "precision": accelerator.mixed_precision,
     }
-    with FoldOwner() as owner:
-        run = on_main(accelerator, lambda: _open(config, run_id, now, processes, owner, log))
-        paths, fold = run.experiment.paths, _find_fold(config)
-        heart.write_to(paths.heartbeat(fold, accelerator.process_index))
-        log.line(f"[ARTIFACTS] {paths.root}")
-        ranks = range(1, accelerator.num_processes) if accelerator.is_main_process else ()
-        peers = {rank: paths.heartbeat(fold, rank) for rank in ranks}
-        limit_s = config.train.collective_timeout_s if accelerator.num_processes > 1 else None
-        with telling_of_peers(peers, log), watching(heart, peers, limit_s, config.train.stop_timeout_s):
-            _train_folds(run, allow_change, accelerator, log, heart, owner)
-    on_main(accelerator, lambda: close_run(run.experiment, log))
 
+    def act() -> "OpenRun":
+        check_names(config)
+        paths = locate_run(config.output.exp_dir, run_id, now)
+        run = open_run(config, paths, now, processes, log)
+        claim_precision(paths, accelerator.mixed_precision)
+        owner.take(paths, run.list_missing(config.data.list_wanted()), _OUTLIVING_S if is_launched() else 0.0)
+        return replace(run, finished=run.experiment.find_finished())  # who owned them may have finished some since
 
-def _open(
-    config: Config, run_id: str, now: datetime, processes: Mapping[str, Any], owner: FoldOwner, log: RunLog
-) -> "OpenRun":
-    """Open the run, and take the folds that are to be trained. The main process calls."""
-    from doccls.experiment import open_run
-    from doccls.model.names import check_names
-
-    check_names(config)
-    paths = locate_run(config.output.exp_dir, run_id, now)
-    run = open_run(config, paths, now, processes, log)
-    claim_precision(paths, processes["precision"])
-    owner.take(paths, run.list_missing(config.data.list_wanted()), _OUTLIVING_S if is_launched() else 0.0)
-    return replace(run, finished=run.experiment.find_finished())  # who owned them may have finished some since
+    return on_main(accelerator, act)
 
 
 def _train_folds(
@@ -159,26 +145,32 @@ def _train_folds(
     heart: Heartbeat,
     owner: FoldOwner,
 ) -> None:
+    """Train those that are not finished, while each process watches whether it goes on. All ranks must call."""
     from doccls.oof.parts import remove_states
     from doccls.training.batches import load_folds
     from doccls.training.fold import release_memory, train_fold
     from doccls.training.processes import on_main
     from doccls.training.starts import find_starts
 
-    experiment, wanted = run.experiment, run.experiment.config.data.list_wanted()
-    for fold in wanted:
-        if fold in run.finished:
-            log.line(f"[FOLD {fold}] finished before: kept {experiment.paths.part(fold)}")
-    on_main(accelerator, lambda: remove_states(experiment.paths, run.finished))  # killed before they could
-    missing = run.list_missing(wanted)
-    starts = find_starts(experiment, missing, accelerator, allow_change, log)
-    gc.freeze()  # the imported libraries are a million objects: collecting what a fold leaves need not visit them
-    if accelerator.device.type == "cpu":  # not before the look, each of whose threads would keep what it decoded in
-        keep_freed_memory(os.environ)
-    with stopping_gracefully(), load_folds(experiment, missing, starts, accelerator, log) as batches:
-        for fold in missing:
-            train_fold(experiment, fold, starts.get(fold), batches, accelerator, log, heart, owner)
-            release_memory(accelerator)
+    experiment, config, paths = run.experiment, run.experiment.config, run.experiment.paths
+    ranks = range(1, accelerator.num_processes) if accelerator.is_main_process else ()
+    peers = {rank: paths.heartbeat(_find_fold(config), rank) for rank in ranks}
+    limit_s = config.train.collective_timeout_s if accelerator.num_processes > 1 else None
+    with telling_of_peers(peers, log), watching(heart, peers, limit_s, config.train.stop_timeout_s):
+        wanted = config.data.list_wanted()
+        for fold in wanted:
+            if fold in run.finished:
+                log.line(f"[FOLD {fold}] finished before: kept {paths.part(fold)}")
+        on_main(accelerator, lambda: remove_states(paths, run.finished))  # killed before they could
+        missing = run.list_missing(wanted)
+        starts = find_starts(experiment, missing, accelerator, allow_change, log)
+        gc.freeze()  # the imported libraries are a million objects: collecting what a fold leaves need not visit them
+        if accelerator.device.type == "cpu":  # not before the look, each of whose threads would keep what it decoded in
+            keep_freed_memory(os.environ)
+        with stopping_gracefully(), load_folds(experiment, missing, starts, accelerator, log) as batches:
+            for fold in missing:
+                train_fold(experiment, fold, starts.get(fold), batches, accelerator, log, heart, owner)
+                release_memory(accelerator)
 
 
 if __name__ == "__main__":

@@ -18,8 +18,10 @@ from pathlib import Path
 from doccls.config.arguments import add_config_arguments, load_arguments
 from doccls.config.load import parse_override
 from doccls.config.schema import Config
+from doccls.data.prepare import prepare_data
 from doccls.data.store import choose_store
 from doccls.errors import UserError
+from doccls.experiment import check_files
 from doccls.run.heartbeat import Beat, has_begun, read_beat, tell_place
 from doccls.run.paths import RunPaths, locate_run
 from doccls.run.progress import ConsoleTeller, Teller
@@ -139,9 +141,6 @@ def _fill_store(config: Config, teller: Teller) -> Path | None:
     Raises:
         UserError: the data can't be used, or the store was named and can't be filled.
     """
-    from doccls.data.prepare import prepare_data
-    from doccls.experiment import check_files
-
     choice = choose_store(config)
     if choice is None:
         return None

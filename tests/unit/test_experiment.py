@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from doccls.data.prepare import PreparedData
 from doccls.errors import UserError
 from doccls.experiment import (
     Experiment,
+    OpenRun,
     check_files,
     log_config,
     open_run,
@@ -25,7 +27,7 @@ from doccls.experiment import (
     tell_unmerged,
 )
 from doccls.oof.parts import OofPart, PartInfo, write_part
-from doccls.run.lock import LockError
+from doccls.run.lock import LockError, hold_lock
 from doccls.run.paths import RunError, RunPaths, locate_run
 from doccls.run.runlog import RunLog
 from tests.unit.conftest import KeptLog, MakeConfig, MakeData
@@ -42,15 +44,25 @@ def pages(make_data: MakeData) -> Path:
 
 
 @pytest.fixture
-def open_it(pages: Path, make_config: MakeConfig) -> Open:
-    """`open_it(train={"epochs": 2})`: the run `x` of a config with three folds of the pages."""
+def open_run_of(pages: Path, make_config: MakeConfig) -> Callable[..., OpenRun]:
+    """`open_run_of(train={"epochs": 2})`: the run `x` of a config with three folds of the pages."""
 
-    def act(run_id: str = "x", now: datetime = NOW, **sections: Any) -> tuple[Experiment, tuple[int, ...]]:
+    def act(run_id: str = "x", now: datetime = NOW, **sections: Any) -> OpenRun:
         sections["data"] = {"folds": 3, **sections.get("data", {})}
         sections["output"] = {"exp_dir": "experiments", **sections.get("output", {})}
         config = make_config(**sections)
         paths = locate_run(config.output.exp_dir, run_id, now)
-        run = open_run(config, paths, now, {"world_size": 2, "device": "cpu"}, SILENT)
+        return open_run(config, paths, now, {"world_size": 2, "device": "cpu"}, SILENT)
+
+    return act
+
+
+@pytest.fixture
+def open_it(open_run_of: Callable[..., OpenRun]) -> Open:
+    """The same: its experiment, and the folds that are finished."""
+
+    def act(*others: Any, **sections: Any) -> tuple[Experiment, tuple[int, ...]]:
+        run = open_run_of(*others, **sections)
         return run.experiment, run.finished
 
     return act
@@ -145,6 +157,39 @@ def test_every_value_that_is_in_force_is_told(
 
 
 # --- opening a run ---------------------------------------------------------------------------------------------------
+
+
+def test_a_launcher_takes_its_lock_once_the_data_is_checked_and_before_anything_is_written(
+    pages: Path, make_config: MakeConfig, tmp_path: Path
+) -> None:
+    config = make_config(data={"folds": 3}, output={"exp_dir": "experiments"})
+    paths = locate_run(config.output.exp_dir, "x", NOW)
+
+    def refuse() -> None:
+        assert not paths.root.exists()
+        raise LockError("another launcher")
+
+    bad = make_config(data={"folds": 3, "target_col": "nope"}, output={"exp_dir": "experiments"})
+    with pytest.raises(DataError, match="nope"):
+        open_run(bad, paths, NOW, {}, SILENT, refuse)
+    with pytest.raises(LockError, match="another launcher"):
+        open_run(config, paths, NOW, {}, SILENT, refuse)
+    assert not paths.root.exists()
+    with ExitStack() as held:
+        run = open_run(
+            config, paths, NOW, {}, SILENT, lambda: held.enter_context(hold_lock(paths.launch_lock(), "x is launched"))
+        )
+        assert run.lock is not None and paths.snapshot.exists()
+        run.lock.check()
+
+
+def test_an_open_run_lists_what_is_missing_and_holds_no_looks(open_run_of: Callable[..., OpenRun]) -> None:
+    run = open_run_of()
+    assert run.list_missing([2, 0]) == [2, 0]
+    finish(run.experiment, 0)
+    again = open_run_of()
+    assert again.finished == (0,) == again.experiment.find_finished()
+    assert again.list_missing([2, 0]) == [2] and not again.experiment.data.looks
 
 
 def test_a_new_run_gets_its_folder_and_a_snapshot_that_says_what_made_it(open_it: Open) -> None:
