@@ -1,4 +1,4 @@
-"""What all folds of a run share, and how a run is opened (config -> checked data -> identity -> folder) and closed."""
+"""What all folds of a run share; the one way a run is opened (checked data -> identity -> folder), and is closed."""
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -178,6 +178,11 @@ def close_run(experiment: Experiment, log: RunLog) -> None:
             log.line(line)
     else:
         log.line(tell_unmerged(experiment))
+    log_done(paths, log)
+
+
+def log_done(paths: RunPaths, log: RunLog) -> None:
+    """The last lines of a run before its exit marker."""
     log.line(f"[DONE] run={paths.run_id} folder={paths.root}")
     log.line("[BOOT] training pipeline finished successfully")
 

@@ -126,7 +126,7 @@ def _open(
         "precision": accelerator.mixed_precision,
     }
 
-    def act() -> "OpenRun":
+    def open_on_main() -> "OpenRun":
         check_names(config)
         paths = locate_run(config.output.exp_dir, run_id, now)
         run = open_run(config, paths, now, processes, log)
@@ -134,7 +134,7 @@ def _open(
         owner.take(paths, run.list_missing(config.data.list_wanted()), _OUTLIVING_S if is_launched() else 0.0)
         return replace(run, finished=run.experiment.find_finished())  # who owned them may have finished some since
 
-    return on_main(accelerator, act)
+    return on_main(accelerator, open_on_main)
 
 
 def _train_folds(

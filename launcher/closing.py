@@ -1,6 +1,6 @@
 """The end of a launch that is one of several of its run: who comes last merges."""
 
-from doccls.experiment import Experiment, close_run
+from doccls.experiment import Experiment, close_run, log_done
 from doccls.oof.merge import load_merged
 from doccls.oof.parts import is_merged
 from doccls.oof.summary import list_scores
@@ -32,6 +32,5 @@ def close_share(experiment: Experiment, log: RunLog) -> bool:
         log.line("[OOF] not merged: whoever finishes last merges; what is not done now:")
         for line in list_unfinished(read_status(paths)):
             log.line(line)
-    log.line(f"[DONE] run={paths.run_id} folder={paths.root}")
-    log.line("[BOOT] training pipeline finished successfully")
+    log_done(paths, log)
     return whole
