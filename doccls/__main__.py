@@ -1,18 +1,22 @@
 """`doccls demo | check | train | predict | store | verify-resume`, also `python -m doccls`."""
 
 import argparse
+import functools
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from doccls import predict, store_command, train
 from doccls.config import Config
 from doccls.config.arguments import add_config_arguments, load_arguments
 from doccls.config.reference import render_keys
+from doccls.data.prepare import describe_folds, prepare_data
+from doccls.data.store import choose_store
 from doccls.demo import command as demo
-from doccls.errors import OwnError, UserError
+from doccls.experiment import check_files
 from doccls.run.artifacts import write_text
+from doccls.run.command import run_command
 from doccls.run.progress import ConsoleTeller
 from doccls.run.rank import rank_by_environment
 from launcher import verify
@@ -45,25 +49,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return train.main(words[1:])
     parser = build_parser()
     arguments = parser.parse_args(words)
-    try:
-        if arguments.command == "demo":
-            return demo.demo(arguments)
-        if arguments.command == "predict":
-            return predict.predict(arguments)
-        if arguments.command == "store":
-            return store_command.store(arguments)
-        if arguments.command == "verify-resume":
-            return verify.verify(arguments, ConsoleTeller())
-        if arguments.schema is None and arguments.config is None and not arguments.keys:
-            parser.error("check needs --config FILE, --schema or --keys")
-        return _check(arguments)
-    except UserError as error:
-        if rank_by_environment() == 0 or isinstance(error, OwnError):  # else the main process has told it
-            print(f"doccls {arguments.command}: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print(f"doccls {arguments.command}: interrupted", file=sys.stderr)
-        return 130
+    if arguments.command == "check" and arguments.schema is None and arguments.config is None and not arguments.keys:
+        parser.error("check needs --config FILE, --schema or --keys")
+    act = functools.partial(_COMMANDS[arguments.command], arguments)
+    return run_command(f"doccls {arguments.command}", act, rank_by_environment())
 
 
 def _check(arguments: argparse.Namespace) -> int:
@@ -76,10 +65,7 @@ def _check(arguments: argparse.Namespace) -> int:
     if arguments.keys:
         print(render_keys(), end="")
     if arguments.config is not None:
-        from doccls.data.prepare import describe_folds, prepare_data
-        from doccls.data.store import choose_store
-        from doccls.experiment import check_files
-        from doccls.model.names import check_names
+        from doccls.model.names import check_names  # timm takes seconds to import
 
         config = load_arguments(arguments)
         check_files(config)
@@ -97,6 +83,15 @@ def _check(arguments: argparse.Namespace) -> int:
 def render_schema() -> str:
     """JSON schema of a config file: what editors complete and check keys with."""
     return json.dumps(Config.model_json_schema(), indent=2, ensure_ascii=False) + "\n"
+
+
+_COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "demo": demo.demo,
+    "check": _check,
+    "predict": predict.predict,
+    "store": store_command.store,
+    "verify-resume": verify.verify,
+}
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""What all folds of a run share, and how a run is opened (config -> checked data -> identity -> folder) and closed."""
+"""What all folds of a run share; the one way a run is opened (checked data -> identity -> folder), and is closed."""
 
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -18,6 +18,7 @@ from doccls.oof.parts import find_finished_folds
 from doccls.oof.summary import list_scores
 from doccls.run.artifacts import write_text
 from doccls.run.identity import check_snapshot, derive_identity, digest_file
+from doccls.run.lock import Lock
 from doccls.run.paths import RunError, RunPaths
 from doccls.run.provenance import describe_software, render_command
 from doccls.run.runlog import RunLog
@@ -37,6 +38,29 @@ class Experiment:
         seed, train = self.config.project.seed, self.config.train
         return BatchPlan(seed, fold, self.data.list_train(fold), train.batch_size, train.epochs)
 
+    def find_finished(self) -> tuple[int, ...]:
+        """The folds whose predictions exist.
+
+        Raises:
+            RunError: some are another experiment's.
+        """
+        return tuple(find_finished_folds(self.paths, self.identity, self.config.data.folds))
+
+
+@dataclass(frozen=True)
+class OpenRun:
+    """A run whose folder exists and belongs to this experiment."""
+
+    experiment: Experiment
+    finished: tuple[int, ...]
+    """The folds that are finished."""
+    lock: Lock | None = None
+    """What `before_write` took."""
+
+    def list_missing(self, folds: Sequence[int]) -> list[int]:
+        """Those of `folds` that are not finished."""
+        return [fold for fold in folds if fold not in self.finished]
+
 
 def check_files(config: Config) -> None:
     """Every file and folder that the config names is there.
@@ -54,7 +78,7 @@ def check_files(config: Config) -> None:
     check_paths(needed | {key: stated for key, stated in optional.items() if stated[0] is not None})
 
 
-def tell_config(config: Config, log: RunLog) -> None:
+def log_config(config: Config, log: RunLog) -> None:
     """Log every value that is in force."""
     for key, value in list_values(config):
         log.line(f"[CFG] {key}={value}")
@@ -82,24 +106,29 @@ def prepare(config: Config, paths: RunPaths, log: RunLog) -> PreparedData:
     return prepared
 
 
-def identify(config: Config, data: PreparedData, paths: RunPaths) -> Experiment:
-    """The experiment that `config` and `data` make, in the run's folder."""
-    weights = digest_file(config.model.weights) if config.model.weights else None
-    identity = derive_identity(config, data.digest, data.assignment.digest(), weights)
-    return Experiment(config, data, identity, paths)
+def open_run(
+    config: Config,
+    paths: RunPaths,
+    now: datetime,
+    processes: Mapping[str, Any],
+    log: RunLog,
+    before_write: Callable[[], Lock | None] = lambda: None,
+) -> OpenRun:
+    """Prepare the data, check that the run is this experiment's, and create or join its folder; the main process calls.
 
-
-def open_run(experiment: Experiment, now: datetime, processes: Mapping[str, Any]) -> list[int]:
-    """Create or join the run's folder; the main process calls. `processes` is what the snapshot says of them.
-
-    Returns:
-        The folds of it that are finished.
+    `processes` is what the snapshot says of them. `before_write` is called once the data is checked, before anything is
+    written to the folder: there, a launcher takes its lock.
 
     Raises:
-        RunError: the folder can't be made, or the run id belongs to another experiment.
+        UserError: the data can't be used, the lock can't be taken, the folder can't be made, or the run id belongs to
+            another experiment.
     """
-    config, data, identity, paths = experiment.config, experiment.data, experiment.identity, experiment.paths
-    finished = find_finished_folds(paths, identity, config.data.folds)
+    data = prepare(config, paths, log)
+    weights = digest_file(config.model.weights) if config.model.weights else None
+    identity = derive_identity(config, data.digest, data.assignment.digest(), weights)
+    experiment = Experiment(config, data, identity, paths)
+    lock = before_write()
+    finished = experiment.find_finished()
     check_snapshot(paths, identity)
     try:
         paths.live.mkdir(parents=True, exist_ok=True)
@@ -107,7 +136,15 @@ def open_run(experiment: Experiment, now: datetime, processes: Mapping[str, Any]
         raise RunError(f"output.exp_dir: can't make {paths.root}: {error.strerror}") from error
     if not data.scans_in_store:
         write_scan_cache(paths.images, data.scans, config.data.max_image_pixels, {})
-    if paths.snapshot.exists():  # who joins a run adds what a launcher can't know: what the ranks compute on
+    _write_snapshot(experiment, now, processes)
+    without_scans = replace(experiment, data=replace(data, scans={}))  # nobody needs them any more
+    return OpenRun(without_scans, finished, lock)
+
+
+def _write_snapshot(experiment: Experiment, now: datetime, processes: Mapping[str, Any]) -> None:
+    """Write the run's snapshot; one that exists gets what a launcher can't know: what the ranks compute on."""
+    config, data, paths = experiment.config, experiment.data, experiment.paths
+    if paths.snapshot.exists():
         completed = complete_snapshot(paths.snapshot.read_text(encoding="utf-8"), processes)
         if completed is not None:
             write_text(paths.snapshot, completed)
@@ -116,7 +153,7 @@ def open_run(experiment: Experiment, now: datetime, processes: Mapping[str, Any]
             "run_id": paths.run_id,
             "started": now.isoformat(timespec="seconds"),
             "command": render_command(sys.argv),
-            "identity": identity,
+            "identity": experiment.identity,
             "data_digest": data.digest,
             "folds_digest": data.assignment.digest(),
             "num_samples": len(data.manifest),
@@ -126,7 +163,6 @@ def open_run(experiment: Experiment, now: datetime, processes: Mapping[str, Any]
             **describe_software(),
         }
         write_text(paths.snapshot, render_snapshot(config, described))
-    return finished
 
 
 def close_run(experiment: Experiment, log: RunLog) -> None:
@@ -143,6 +179,11 @@ def close_run(experiment: Experiment, log: RunLog) -> None:
             log.line(line)
     else:
         log.line(tell_unmerged(experiment))
+    log_done(paths, log)
+
+
+def log_done(paths: RunPaths, log: RunLog) -> None:
+    """The last lines of a run before its exit marker."""
     log.line(f"[DONE] run={paths.run_id} folder={paths.root}")
     log.line("[BOOT] training pipeline finished successfully")
 
@@ -150,7 +191,7 @@ def close_run(experiment: Experiment, log: RunLog) -> None:
 def tell_unmerged(experiment: Experiment) -> str:
     """What is still to do for a run whose command asked for one fold alone."""
     paths, num_folds = experiment.paths, experiment.config.data.folds
-    missing = sorted(set(range(num_folds)) - set(find_finished_folds(paths, experiment.identity, num_folds)))
+    missing = sorted(set(range(num_folds)) - set(experiment.find_finished()))
     if missing:
         return f"[OOF] not merged: folds {missing} of this run are still to train, with --run-id {paths.run_id}"
     return f"[OOF] all {num_folds} folds are there; merge them: doccls-launch merge {paths.root}"

@@ -3,9 +3,7 @@
 import argparse
 import gc
 import os
-import socket
 import sys
-import traceback
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -16,9 +14,9 @@ from doccls.config import Config
 from doccls.config.arguments import add_config_arguments, load_arguments
 from doccls.data.shared_memory import expects_workers
 from doccls.data.workers import start_worker_server
-from doccls.errors import OwnError, UserError
 from doccls.run.allocator import keep_freed_memory
-from doccls.run.console import close_console, say_last
+from doccls.run.command import run_training
+from doccls.run.console import close_console
 from doccls.run.heartbeat import Heartbeat, beating
 from doccls.run.identity import claim_precision
 from doccls.run.lifeline import LAUNCHED, end_with_parent, is_launched
@@ -27,21 +25,13 @@ from doccls.run.owner import FoldOwner
 from doccls.run.paths import RunPaths, check_run_id, locate_run, name_log, new_run_id
 from doccls.run.peers import telling_of_peers, watching
 from doccls.run.rank import rank_by_environment
-from doccls.run.runlog import RunLog, exit_code, render_exit
-from doccls.run.signals import (
-    Interrupted,
-    at_sudden_end,
-    handling_signals,
-    ignore_signals,
-    naming_one_cause,
-    stop_on_sigusr2,
-    stopping_gracefully,
-)
+from doccls.run.runlog import RunLog
+from doccls.run.signals import stop_on_sigusr2, stopping_gracefully
 
 if TYPE_CHECKING:  # the stack takes seconds to import: a mistake in the config is told before that
     from accelerate import Accelerator
 
-    from doccls.experiment import Experiment
+    from doccls.experiment import OpenRun
 
 
 _OUTLIVING_S = 20.0
@@ -73,42 +63,39 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Train as the command line says; returns the exit code. Never raises for what a user did."""
     end_with_parent()
     arguments = build_parser().parse_args(argv)
-    with handling_signals():
-        code = _train(arguments)
+    code = run_training(lambda log: _train(arguments, log), rank_by_environment())
     close_console()
     return code
 
 
-def _train(arguments: argparse.Namespace) -> int:
-    log = RunLog(None)
-    with at_sudden_end(lambda reason, code: _end_suddenly(reason, code, log.opened)):
-        try:
-            with beating() as heart:
-                config, now = load_arguments(arguments), datetime.now()
-                if config.train.sigusr2 == "stop":
-                    stop_on_sigusr2()
-                if is_launched():  # into a run that is known to be this config's: its launcher hears of any mistake
-                    paths = locate_run(config.output.exp_dir, check_run_id(arguments.run_id), now)
-                    if not _is_trained_by_another(paths, _find_fold(config)):  # else the heartbeat is that process's
-                        heart.write_to(paths.heartbeat(_find_fold(config), rank_by_environment()))
-                if expects_workers(config.data.num_workers, config.data.store != "off"):
-                    start_worker_server()  # it imports while this process does
-                from doccls.training.processes import on_main, start_processes
+def _train(arguments: argparse.Namespace, log: RunLog) -> None:
+    with beating() as heart:
+        config, now = load_arguments(arguments), datetime.now()
+        if config.train.sigusr2 == "stop":
+            stop_on_sigusr2()
+        fold = _find_fold(config)
+        if is_launched():  # into a run that is known to be this config's: its launcher hears of any mistake
+            paths = locate_run(config.output.exp_dir, check_run_id(arguments.run_id), now)
+            if not _is_trained_by_another(paths, fold):  # else the heartbeat is that process's
+                heart.write_to(paths.heartbeat(fold, rank_by_environment()))
+        if expects_workers(config.data.num_workers, config.data.store != "off"):
+            start_worker_server()  # it imports while this process does
+        from doccls.training.processes import on_main, start_processes
 
-                accelerator = start_processes(config)
-                run_id = arguments.run_id or new_run_id(config.project.version)
-                run_id = on_main(accelerator, lambda: check_run_id(run_id))
-                fold = _find_fold(config)
-                path = name_log(config.output.logs_dir, run_id, now, "" if fold is None else f"fold{fold}")
-                log = RunLog(path if accelerator.is_main_process else None)
-                with log, naming_one_cause():
-                    _run(config, run_id, now, arguments.allow_world_size_change, accelerator, log, heart)
-        except (Exception, Interrupted) as error:  # noqa: BLE001 (the last place: an error ends the process, told)
-            return _fail(error, logged=log.opened)
+        accelerator = start_processes(config)
+        run_id = arguments.run_id or new_run_id(config.project.version)
+        run_id = on_main(accelerator, lambda: check_run_id(run_id))
+        path = name_log(config.output.logs_dir, run_id, now, "" if fold is None else f"fold{fold}")
+        with log.writing_to(path if accelerator.is_main_process else None):
+            from doccls.experiment import close_run
+
+            with FoldOwner() as owner:
+                run = _open(config, run_id, now, accelerator, owner, log)
+                heart.write_to(run.experiment.paths.heartbeat(fold, accelerator.process_index))
+                log.line(f"[ARTIFACTS] {run.experiment.paths.root}")
+                _train_folds(run, arguments.allow_world_size_change, accelerator, log, heart, owner)
+            on_main(accelerator, lambda: close_run(run.experiment, log))
     accelerator.end_training()
-    if accelerator.is_main_process:
-        say_last("[EXIT] training finished successfully (see logs/* for details)", sys.stdout)
-    return 0
 
 
 def _is_trained_by_another(paths: RunPaths, fold: int | None) -> bool:
@@ -124,124 +111,66 @@ def _find_fold(config: Config) -> int | None:
     return None if config.data.valid_fold == "all" else config.data.valid_fold
 
 
-def _run(
-    config: Config,
-    run_id: str,
-    now: datetime,
-    allow_change: bool,
-    accelerator: "Accelerator",
-    log: RunLog,
-    heart: Heartbeat,
-) -> None:
-    """The run, in the order of the contract. All ranks must call."""
-    from doccls.experiment import close_run, identify, open_run, prepare, tell_config
+def _open(
+    config: Config, run_id: str, now: datetime, accelerator: "Accelerator", owner: FoldOwner, log: RunLog
+) -> "OpenRun":
+    """Open the run on the main process, which takes the folds that are to be trained. All ranks must call."""
+    from doccls.experiment import log_config, open_run
     from doccls.model.names import check_names
     from doccls.training.processes import list_devices, on_main
 
-    tell_config(config, log)
-    on_main(accelerator, lambda: check_names(config))
-    paths = on_main(accelerator, lambda: locate_run(config.output.exp_dir, run_id, now))
-
-    described = {
+    log_config(config, log)
+    processes = {
         "world_size": accelerator.num_processes,
         "device": list_devices(accelerator),
         "precision": accelerator.mixed_precision,
     }
 
-    def make_run() -> "tuple[Experiment, list[int]]":
-        made = identify(config, prepare(config, paths, log), paths)
-        finished = open_run(made, now, described)
-        return replace(made, data=replace(made.data, scans={})), finished  # nobody needs the looks any more
+    def open_on_main() -> "OpenRun":
+        check_names(config)
+        paths = locate_run(config.output.exp_dir, run_id, now)
+        run = open_run(config, paths, now, processes, log)
+        claim_precision(paths, accelerator.mixed_precision)
+        owner.take(paths, run.list_missing(config.data.list_wanted()), _OUTLIVING_S if is_launched() else 0.0)
+        return replace(run, finished=run.experiment.find_finished())  # who owned them may have finished some since
 
-    experiment, finished = on_main(accelerator, make_run)
-    on_main(accelerator, lambda: claim_precision(paths, accelerator.mixed_precision))
-    with FoldOwner() as owner:
-        finished = on_main(accelerator, lambda: _take_folds(owner, experiment, finished))
-        heart.write_to(paths.heartbeat(_find_fold(config), accelerator.process_index))
-        log.line(f"[ARTIFACTS] {paths.root}")
-        ranks = range(1, accelerator.num_processes) if accelerator.is_main_process else ()
-        peers = {rank: paths.heartbeat(_find_fold(config), rank) for rank in ranks}
-        limit_s = config.train.collective_timeout_s if accelerator.num_processes > 1 else None
-        with telling_of_peers(peers, log), watching(heart, peers, limit_s, config.train.stop_timeout_s):
-            _train_folds(experiment, finished, allow_change, accelerator, log, heart, owner)
-    on_main(accelerator, lambda: close_run(experiment, log))
-
-
-def _take_folds(owner: FoldOwner, experiment: "Experiment", finished: list[int]) -> list[int]:
-    """Take the folds that are to be trained; which of all are finished, perhaps by who owned them a moment ago."""
-    from doccls.oof.parts import find_finished_folds
-
-    config = experiment.config
-    missing = [fold for fold in config.data.list_wanted() if fold not in finished]
-    owner.take(experiment.paths, missing, _OUTLIVING_S if is_launched() else 0.0)
-    return find_finished_folds(experiment.paths, experiment.identity, config.data.folds)
+    return on_main(accelerator, open_on_main)
 
 
 def _train_folds(
-    experiment: "Experiment",
-    finished: list[int],
+    run: "OpenRun",
     allow_change: bool,
     accelerator: "Accelerator",
     log: RunLog,
     heart: Heartbeat,
     owner: FoldOwner,
 ) -> None:
+    """Train those that are not finished, while each process watches whether it goes on. All ranks must call."""
     from doccls.oof.parts import remove_states
     from doccls.training.batches import load_folds
     from doccls.training.fold import release_memory, train_fold
     from doccls.training.processes import on_main
     from doccls.training.resume import find_resume_points
 
-    wanted = experiment.config.data.list_wanted()
-    for fold in wanted:
-        if fold in finished:
-            log.line(f"[FOLD {fold}] finished before: kept {experiment.paths.part(fold)}")
-    on_main(accelerator, lambda: remove_states(experiment.paths, finished))  # killed before they could
-    missing = [fold for fold in wanted if fold not in finished]
-    starts = find_resume_points(experiment, missing, accelerator, allow_change, log)
-    gc.freeze()  # the imported libraries are a million objects: collecting what a fold leaves need not visit them
-    if accelerator.device.type == "cpu":  # not before the look, each of whose threads would keep what it decoded in
-        keep_freed_memory(os.environ)
-    with stopping_gracefully(), load_folds(experiment, missing, starts, accelerator, log) as batches:
-        for fold in missing:
-            train_fold(experiment, fold, starts.get(fold), batches, accelerator, log, heart, owner)
-            release_memory(accelerator)
-
-
-def _fail(error: BaseException, logged: bool) -> int:
-    """Say the console's last words, once: the main process's, and another's where the error is its own."""
-    ignore_signals()
-    rank, code = rank_by_environment(), exit_code(error)
-    expected = isinstance(error, UserError | Interrupted)
-    if not expected and not (logged and rank == 0):  # the main process's log has shown it
-        say_last("".join(traceback.format_exception(error)), sys.stderr)
-    if rank == 0:
-        if not logged:
-            say_last(render_exit(code), sys.stdout)
-        say_last(_render_failure(error), sys.stderr)
-    elif not expected or isinstance(error, OwnError):
-        say_last(_render_own_failure(error), sys.stderr)
-    return code
-
-
-def _end_suddenly(reason: str, code: int, logged: bool) -> None:
-    """The same, when the process ends at once: straight to the descriptors."""
-    rank = rank_by_environment()
-    if rank == 0:
-        if not logged:
-            os.write(1, f"{render_exit(code)}\n".encode())
-        os.write(2, f"{_render_failure(reason)}\n".encode())
-    elif code == 1:
-        os.write(2, f"{_render_own_failure(reason)}\n".encode())
-
-
-def _render_failure(error: object) -> str:
-    return f"[EXIT][ERROR] training failed: {error}"
-
-
-def _render_own_failure(error: object) -> str:
-    """Of another process than the main one."""
-    return f"[EXIT][ERROR] rank {rank_by_environment()} on {socket.gethostname()} failed: {error}"
+    experiment, config, paths = run.experiment, run.experiment.config, run.experiment.paths
+    ranks = range(1, accelerator.num_processes) if accelerator.is_main_process else ()
+    peers = {rank: paths.heartbeat(_find_fold(config), rank) for rank in ranks}
+    limit_s = config.train.collective_timeout_s if accelerator.num_processes > 1 else None
+    with telling_of_peers(peers, log), watching(heart, peers, limit_s, config.train.stop_timeout_s):
+        wanted = config.data.list_wanted()
+        for fold in wanted:
+            if fold in run.finished:
+                log.line(f"[FOLD {fold}] finished before: kept {paths.part(fold)}")
+        on_main(accelerator, lambda: remove_states(paths, run.finished))  # killed before they could
+        missing = run.list_missing(wanted)
+        starts = find_resume_points(experiment, missing, accelerator, allow_change, log)
+        gc.freeze()  # the imported libraries are a million objects: collecting what a fold leaves need not visit them
+        if accelerator.device.type == "cpu":  # not before the look, each of whose threads would keep what it decoded in
+            keep_freed_memory(os.environ)
+        with stopping_gracefully(), load_folds(experiment, missing, starts, accelerator, log) as batches:
+            for fold in missing:
+                train_fold(experiment, fold, starts.get(fold), batches, accelerator, log, heart, owner)
+                release_memory(accelerator)
 
 
 if __name__ == "__main__":

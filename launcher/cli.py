@@ -10,18 +10,17 @@ import os
 import shlex
 import socket
 import sys
-import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import datetime
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from doccls.config import Config
 from doccls.config.arguments import load_arguments
-from doccls.errors import UserError
+from doccls.run.command import run_command, run_training
 from doccls.run.console import close_console
 from doccls.run.cores import count_cores
 from doccls.run.paths import RunError, RunPaths, check_run_id, locate_run, name_log, new_run_id
+from doccls.run.signals import stop_on_sigusr2
 from launcher.arguments import (
     ChosenSlots,
     build_parser,
@@ -42,84 +41,32 @@ if TYPE_CHECKING:
     from doccls.run.runlog import RunLog
     from launcher.launch import LaunchOptions
 
-_Prepared = tuple[Path, Callable[["RunLog"], None]]
-"""Where the log is to be, and what to do once it is open."""
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
     try:
-        return _act(argv)
+        words = list(sys.argv[1:] if argv is None else argv)
+        arguments = build_parser().parse_args(words)
+        if arguments.command in _TRAINING:
+            return run_training(functools.partial(_TRAINING[arguments.command], arguments, words))
+        act = functools.partial(_COMMANDS[arguments.command], arguments)
+        return run_command(f"doccls-launch {arguments.command}", act)
     finally:
         close_console()
 
 
-def _act(argv: Sequence[str] | None) -> int:
-    words = list(sys.argv[1:] if argv is None else argv)
-    arguments = build_parser().parse_args(words)
-    if arguments.command in _LOGGED:
-        return _act_logged(functools.partial(_LOGGED[arguments.command], arguments, words))
-    try:
-        return _COMMANDS[arguments.command](arguments)
-    except UserError as error:
-        print(f"doccls-launch {arguments.command}: {error}", file=sys.stderr)
-        return 1
-
-
-def _act_logged(prepare: Callable[[], _Prepared | None]) -> int:
-    """Prepare, then act with the log open; an error is told in words, and the end is marked."""
-    from doccls.run.console import say_last
-    from doccls.run.runlog import RunLog, exit_code, render_exit
-    from doccls.run.signals import (
-        Interrupted,
-        at_sudden_end,
-        handling_signals,
-        ignore_signals,
-        naming_one_cause,
-    )
-
-    def end_suddenly(reason: str, code: int) -> None:
-        if not log.opened:
-            os.write(1, f"{render_exit(code)}\n".encode())
-        os.write(2, f"[EXIT][ERROR] training failed: {reason}\n".encode())
-
-    log = RunLog(None)
-    with handling_signals(), at_sudden_end(end_suddenly):
-        try:
-            prepared = prepare()
-            if prepared is None:
-                return 0
-            path, act = prepared
-            log = RunLog(path)
-            with log, naming_one_cause():
-                act(log)
-        except (Exception, Interrupted) as error:  # noqa: BLE001 (the last place: an error ends the process, told)
-            ignore_signals()
-            code = exit_code(error)
-            if not log.opened:
-                if not isinstance(error, UserError | Interrupted):
-                    say_last("".join(traceback.format_exception(error)), sys.stderr)
-                say_last(render_exit(code), sys.stdout)
-            say_last(f"[EXIT][ERROR] training failed: {error}", sys.stderr)
-            return code
-    say_last("[EXIT] training finished successfully (see logs/* for details)", sys.stdout)
-    return 0
-
-
-def _prepare_run(arguments: argparse.Namespace, words: Sequence[str]) -> _Prepared:
+def _run(arguments: argparse.Namespace, words: Sequence[str], log: "RunLog") -> None:
     config = _load_config(arguments)
     if arguments.backend == "slurm":
-        return _prepare_submission(arguments, words, config)
+        _submit(arguments, words, config, log)
+        return
     chosen, now = choose_slots(arguments, config), datetime.now()
     run_id = check_run_id(arguments.run_id or new_run_id(config.project.version))
     plan = _make_local_plan(arguments, config, run_id, chosen)
-
-    def act(log: "RunLog") -> None:
+    with log.writing_to(name_log(config.output.logs_dir, run_id, now)):
         from launcher.launch import launch
 
-        launch(config, run_id, now, plan, _make_options(arguments, words, config, run_id, chosen.slots), log)
-
-    return name_log(config.output.logs_dir, run_id, now), act
+        launch(config, run_id, now, _make_options(arguments, words, config, run_id, plan, chosen.slots), log)
 
 
 def _make_local_plan(arguments: argparse.Namespace, config: Config, run_id: str, chosen: ChosenSlots) -> LaunchPlan:
@@ -129,57 +76,54 @@ def _make_local_plan(arguments: argparse.Namespace, config: Config, run_id: str,
 
 def _load_config(arguments: argparse.Namespace) -> Config:
     """Of a command that trains, and that signals may ask to leave."""
-    from doccls.run.signals import stop_on_sigusr2
-
     config = load_arguments(arguments)
     if config.train.sigusr2 == "stop":
         stop_on_sigusr2()
     return config
 
 
-def _prepare_submission(arguments: argparse.Namespace, words: Sequence[str], config: Config) -> _Prepared:
+def _submit(arguments: argparse.Namespace, words: Sequence[str], config: Config, log: "RunLog") -> None:
     request, world_size = make_request(arguments, config)
     now = datetime.now()
     run_id = check_run_id(arguments.run_id or new_run_id(config.project.version))
-
-    def act(log: "RunLog") -> None:
+    with log.writing_to(name_log(config.output.logs_dir, run_id, now, "submit")):
         from launcher.submit import SubmitOptions, submit
 
         script, again = render_script(sys.executable, list_task_words(arguments, run_id)), render_again(words, run_id)
-        options = SubmitOptions(request, script, world_size, arguments.wait, again)
-        submit(config, run_id, now, options, log)
-
-    return name_log(config.output.logs_dir, run_id, now, "submit"), act
+        submit(config, run_id, now, SubmitOptions(request, script, world_size, arguments.wait, again), log)
 
 
-def _prepare_task(arguments: argparse.Namespace, words: Sequence[str]) -> _Prepared | None:
-    """None if no fold is left for the task."""
+def _train_task(arguments: argparse.Namespace, words: Sequence[str], log: "RunLog") -> None:
     task, config, now = parse_task(os.environ), _load_config(arguments), datetime.now()
     folds = pick_folds(task, config.data.list_wanted(), arguments.share)
     if not folds:
         print(f"[LAUNCH] task {task.job}: no fold is left for it (data.folds={config.data.folds})")
-        return None
+        return
     gpus_here = sum(not gpu.fault for gpu in find_gpus()) if task.gpus_per_node else 0
     slot = make_job_slot(task, config, gpus_here, socket.gethostname())
     run_id = check_run_id(arguments.run_id or f"{config.project.version}-j{task.array_job}")
     plan = make_plan(arguments, config, run_id, (slot,), folds, task.nodes * task.cpus_per_node)
+    part = "" if task.number is None else f"task{task.number}"
+    with log.writing_to(name_log(config.output.logs_dir, run_id, now, part)):
+        from launcher.task import TaskShare, run_task
 
-    def act(log: "RunLog") -> None:
-        from launcher.task import run_task
-
-        options = _make_options(arguments, words, config, run_id, (slot,))
-        run_task(config, run_id, now, plan, folds, task, task.count if arguments.share else 0, options, log)
-
-    return name_log(config.output.logs_dir, run_id, now, "" if task.number is None else f"task{task.number}"), act
+        share = TaskShare(task, folds, task.count if arguments.share else 0)
+        run_task(config, run_id, now, share, _make_options(arguments, words, config, run_id, plan, (slot,)), log)
 
 
 def _make_options(
-    arguments: argparse.Namespace, words: Sequence[str], config: Config, run_id: str, slots: tuple[Slot, ...]
+    arguments: argparse.Namespace,
+    words: Sequence[str],
+    config: Config,
+    run_id: str,
+    plan: LaunchPlan,
+    slots: tuple[Slot, ...],
 ) -> "LaunchOptions":
     from launcher.launch import LaunchOptions
     from launcher.supervise import Policy
 
     return LaunchOptions(
+        plan,
         slots,
         make_workload(arguments, config, run_id),
         Policy(arguments.max_restarts, arguments.fail_fast, shrink=not arguments.no_shrink),
@@ -255,7 +199,7 @@ def _find_run(arguments: argparse.Namespace) -> RunPaths:
     return paths
 
 
-_LOGGED = {"run": _prepare_run, "task": _prepare_task}
+_TRAINING = {"run": _run, "task": _train_task}
 """Commands that train, with a log of their own."""
 _COMMANDS = {"plan": _plan, "status": _status, "cancel": _cancel, "merge": _merge}
 

@@ -1,8 +1,8 @@
 """The end of a launch that is one of several of its run: who comes last merges."""
 
-from doccls.experiment import Experiment, close_run
+from doccls.experiment import Experiment, close_run, log_done
 from doccls.oof.merge import load_merged
-from doccls.oof.parts import find_finished_folds, is_merged
+from doccls.oof.parts import is_merged
 from doccls.oof.summary import list_scores
 from doccls.run.lock import hold_lock
 from doccls.run.runlog import RunLog
@@ -18,8 +18,8 @@ def close_share(experiment: Experiment, log: RunLog) -> bool:
 
     Two that come at once do it in turn, and the second finds it done.
     """
-    paths, num_folds = experiment.paths, experiment.config.data.folds
-    whole = len(find_finished_folds(paths, experiment.identity, num_folds)) == num_folds
+    paths = experiment.paths
+    whole = len(experiment.find_finished()) == experiment.config.data.folds
     if whole:
         with hold_lock(paths.merge_lock, f"run {paths.run_id} is being merged", wait_s=_MERGING_S):
             if not is_merged(paths):
@@ -32,6 +32,5 @@ def close_share(experiment: Experiment, log: RunLog) -> bool:
         log.line("[OOF] not merged: whoever finishes last merges; what is not done now:")
         for line in list_unfinished(read_status(paths)):
             log.line(line)
-    log.line(f"[DONE] run={paths.run_id} folder={paths.root}")
-    log.line("[BOOT] training pipeline finished successfully")
+    log_done(paths, log)
     return whole

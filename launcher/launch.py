@@ -5,15 +5,16 @@ import socket
 import tempfile
 import time
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from doccls.config import Config
 from doccls.errors import UserError
-from doccls.experiment import Experiment, close_run, identify, open_run, prepare, tell_config
+from doccls.experiment import Experiment, close_run, log_config, open_run
 from doccls.oof.parts import read_part
 from doccls.run.lock import LockError, hold_lock
 from doccls.run.paths import RunPaths, locate_run
@@ -56,6 +57,8 @@ class LaunchError(UserError):
 class LaunchOptions:
     """How to launch, beside the config."""
 
+    plan: LaunchPlan
+    """What the log says of it."""
     slots: tuple[Slot, ...]
     workload: Workload
     policy: Policy
@@ -64,48 +67,47 @@ class LaunchOptions:
     again: str
     """The command that trains what is missing."""
 
+    @property
+    def ranks_per_fold(self) -> int:
+        """Processes of each fold."""
+        return len(self.slots[0].devices)
 
-def launch(config: Config, run_id: str, now: datetime, plan: LaunchPlan, options: LaunchOptions, log: RunLog) -> None:
+
+def launch(config: Config, run_id: str, now: datetime, options: LaunchOptions, log: RunLog) -> None:
     """Train the folds that the config asks for and are not finished, and merge them.
 
     Raises:
         UserError: config, data, devices or another launcher of the run stand in the way, or folds failed.
         Interrupted: a signal came; each fold has left at its next safe point.
     """
-    tell_config(config, log)
-    log.line(render_plan(plan, commands=False))
+    log_config(config, log)
+    log.line(render_plan(options.plan, commands=False))
     paths = locate_run(config.output.exp_dir, run_id, now)
     what = f"run {run_id} is being launched"
     if paths.launch_lock().exists():
         with hold_lock(paths.launch_lock(), what):
             pass  # another launcher is told of before the data is looked at
-    experiment = identify(config, prepare(config, paths, log), paths)
-    with hold_lock(paths.launch_lock(), what) as lock:
-        finished = open_run(experiment, now, describe_processes(options))
+    with ExitStack() as held:
+        take_lock = partial(held.enter_context, hold_lock(paths.launch_lock(), what))
+        run = open_run(config, paths, now, describe_processes(options), log, take_lock)
+        assert run.lock is not None
         log.line(f"[ARTIFACTS] {paths.root}")
         wanted = config.data.list_wanted()
-        ledger = begin_launch(paths.ledger(), describe_launch(experiment, wanted, options, log, now))
+        ledger = begin_launch(paths.ledger(), describe_launch(run.experiment, wanted, options, log, now))
+        ledger_file, missing = LedgerFile(paths.ledger(), ledger, run.lock, log), run.list_missing(wanted)
         with tempfile.TemporaryDirectory(prefix="doccls-launch-") as folder, stopping_gracefully():
-            missing = [fold for fold in wanted if fold not in finished]
-            processes = min(len(missing), len(options.slots)) * len(options.slots[0].devices)
-            backend = LocalBackend(Path(folder), processes)
-            FoldLoop(experiment, options, backend, log, LedgerFile(paths.ledger(), ledger, lock, log), missing).run()
-        close_run(experiment, log)
+            backend = LocalBackend(Path(folder), min(len(missing), len(options.slots)) * options.ranks_per_fold)
+            FoldLoop(run.experiment, options, backend, log, ledger_file, missing).run()
+        close_run(run.experiment, log)
 
 
 def describe_processes(options: LaunchOptions) -> dict[str, Any]:
     """What the run's snapshot says of its processes; they add themselves what they compute on."""
-    return {"world_size": len(options.slots[0].devices)}
+    return {"world_size": options.ranks_per_fold}
 
 
 def describe_launch(
-    experiment: Experiment,
-    folds: Sequence[int],
-    options: LaunchOptions,
-    log: RunLog,
-    now: datetime,
-    job: str | None = None,
-    sharing: int = 0,
+    experiment: Experiment, folds: Sequence[int], options: LaunchOptions, log: RunLog, now: datetime
 ) -> Ledger:
     """The ledger of a launch that has not started anything yet."""
     return Ledger(
@@ -113,14 +115,12 @@ def describe_launch(
         identity=experiment.identity,
         num_folds=experiment.config.data.folds,
         folds=tuple(folds),
-        ranks_per_fold=len(options.slots[0].devices),
+        ranks_per_fold=options.ranks_per_fold,
         host=socket.gethostname(),
         pid=os.getpid(),
         again=options.again,
         started=tell_time(now),
         log=str(log.path),
-        job=job,
-        sharing=sharing,
     )
 
 
@@ -143,7 +143,7 @@ class FoldLoop:
         self._advanced = self._any_has_begun = False
         self._reasons: dict[int, str] = {}
         self._started_s: dict[int, float] = {}
-        self._most_images = experiment.config.train.count_images_at_a_time(len(options.slots[0].devices))
+        self._most_images = experiment.config.train.count_images_at_a_time(options.ranks_per_fold)
         self._state = LaunchState(tuple(self._make_state(fold) for fold in missing), options.slots)
 
     @property
@@ -296,7 +296,7 @@ class FoldLoop:
 
     def _make_state(self, fold: int) -> FoldState:
         """What did not fit an earlier launch's devices is not tried again, unless others held their memory."""
-        ranks, too_large = len(self._options.slots[0].devices), list[int]()
+        ranks, too_large = self._options.ranks_per_fold, list[int]()
         if self._options.policy.shrink:
             too_large = self._ledger.content.list_sizes(fold, Outcome.OUT_OF_MEMORY, ranks)
         chosen = choose_micro_batch_size(self._most_images, too_large)

@@ -3,13 +3,14 @@
 import secrets
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import partial
 
 from doccls.config import Config
-from doccls.experiment import Experiment, identify, open_run, prepare, tell_config
-from doccls.oof.parts import find_finished_folds
-from doccls.run.lock import Lock, LockError, find_holder, hold_lock
+from doccls.experiment import Experiment, OpenRun, log_config, open_run
+from doccls.run.lock import LockError, find_holder, hold_lock
 from doccls.run.paths import RunPaths, locate_run
 from doccls.run.runlog import RunLog
 from doccls.run.signals import check_stop, stopping_gracefully
@@ -57,38 +58,37 @@ def submit(config: Config, run_id: str, now: datetime, options: SubmitOptions, l
         UserError: config, data, Slurm or a launcher of the run stand in the way; with `wait` also folds that failed.
         Interrupted: a signal came; what is submitted goes on.
     """
-    tell_config(config, log)
+    log_config(config, log)
     paths = locate_run(config.output.exp_dir, run_id, now)
     if (launcher := find_holder(paths.launch_lock())) is not None:
         raise LockError(f"{launcher} ({paths.launch_lock()}): end it first, or wait for it")
-    experiment = identify(config, prepare(config, paths, log), paths)
-    with hold_lock(paths.submission_lock, f"run {run_id} is being submitted") as lock:
-        finished = open_run(experiment, now, {"world_size": options.world_size})
+    with ExitStack() as held:
+        take_lock = partial(held.enter_context, hold_lock(paths.submission_lock, f"run {run_id} is being submitted"))
+        run = open_run(config, paths, now, {"world_size": options.world_size}, log, take_lock)
         log.line(f"[ARTIFACTS] {paths.root}")
-        _submit_missing(experiment, finished, options, lock, log)
+        _submit_missing(run, options, log)
     log.line(f"[SLURM] where it stands: doccls-launch status {paths.root}")
     log.line(f"[SLURM] to end it:       doccls-launch cancel {paths.root}")
     if options.wait:
         with stopping_gracefully():
-            _watch(experiment, log)
-        if not close_share(experiment, log) and config.data.valid_fold == "all":
+            _watch(run.experiment, log)
+        if not close_share(run.experiment, log) and config.data.valid_fold == "all":
             unfinished = "\n".join(list_unfinished(read_status(paths)))
             raise LaunchError(f"the run has ended, and folds are missing\n{unfinished}\nto train them: {options.again}")
 
 
-def _submit_missing(
-    experiment: Experiment, finished: Sequence[int], options: SubmitOptions, lock: Lock, log: RunLog
-) -> None:
-    paths, run_id = experiment.paths, experiment.paths.run_id
+def _submit_missing(run: OpenRun, options: SubmitOptions, log: RunLog) -> None:
+    paths, run_id = run.experiment.paths, run.experiment.paths.run_id
     submissions, queue = read_submissions(paths.submissions), ask_queue()
     if queue is None:
         raise SlurmError("squeue does not answer: nothing was submitted. Try again when Slurm is there")
-    lock.check()
+    assert run.lock is not None
+    run.lock.check()
     settled = settle(submissions, run_id, queue)
     if settled != submissions:
         submissions = settled
         write_submissions(paths.submissions, submissions)
-    wanted = [fold for fold in experiment.config.data.list_wanted() if fold not in finished]
+    wanted = run.list_missing(run.experiment.config.data.list_wanted())
     going = list_going(wanted, list_run_jobs(paths), queue)
     for fold, entry in going.items():
         log.line(f"[SLURM] fold {fold}: on its way as job {entry.job} ({entry.state})")
@@ -169,5 +169,4 @@ def _describe(experiment: Experiment, going: dict[int, QueueEntry]) -> dict[int,
         fold: f"{'waits' if entry.going is Going.WAITS else 'runs'} as {entry.job} ({entry.state})"
         for fold, entry in going.items()
     }
-    finished = find_finished_folds(experiment.paths, experiment.identity, experiment.config.data.folds)
-    return words | {fold: "done" for fold in finished}
+    return words | {fold: "done" for fold in experiment.find_finished()}

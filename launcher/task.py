@@ -3,12 +3,12 @@
 import signal
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
 from doccls.config import Config
-from doccls.experiment import identify, open_run, prepare, tell_config
+from doccls.experiment import log_config, open_run
 from doccls.run.lock import hold_lock
 from doccls.run.paths import locate_run
 from doccls.run.runlog import RunLog
@@ -16,7 +16,7 @@ from doccls.run.signals import Interrupted, stopping_gracefully
 from launcher.closing import close_share
 from launcher.launch import FoldLoop, LaunchOptions, describe_launch, describe_processes
 from launcher.ledger import LedgerFile, begin_launch
-from launcher.plan import LaunchPlan, render_plan
+from launcher.plan import render_plan
 from launcher.slurm import SlurmBackend
 from launcher.slurm_text import SlurmTask
 
@@ -28,43 +28,40 @@ _TIME_IS_UP = (signal.SIGUSR1, signal.SIGUSR2)
 """What Slurm sends ahead of the job's time limit: slurm/kfold.sh asks for the first, a site may for the second."""
 
 
-def run_task(
-    config: Config,
-    run_id: str,
-    now: datetime,
-    plan: LaunchPlan,
-    folds: Sequence[int],
-    task: SlurmTask,
-    sharing: int,
-    options: LaunchOptions,
-    log: RunLog,
-) -> None:
-    """Train those of `folds` that are not finished, and merge the run if it is whole then.
+@dataclass(frozen=True)
+class TaskShare:
+    """What a task of an array trains."""
 
-    `sharing` is how many tasks of the array share all folds out; 0: each trains the fold of its number.
+    task: SlurmTask
+    folds: tuple[int, ...]
+    sharing: int
+    """How many tasks of the array share all folds out; 0: each trains the fold of its number."""
+
+
+def run_task(config: Config, run_id: str, now: datetime, share: TaskShare, options: LaunchOptions, log: RunLog) -> None:
+    """Train the share's folds that are not finished, and merge the run if it is whole then.
 
     Raises:
         UserError: config, data or another launcher of the run stand in the way, or folds failed.
         Interrupted: a signal came; the fold has left at its next safe point.
     """
-    tell_config(config, log)
-    log.line(render_plan(plan, commands=False))
-    paths = locate_run(config.output.exp_dir, run_id, now)
+    log_config(config, log)
+    log.line(render_plan(options.plan, commands=False))
+    paths, task = locate_run(config.output.exp_dir, run_id, now), share.task
     what = f"run {run_id}, task {task.job} of Slurm,"
-    own_lock = paths.launch_lock(task.number)
     # One task of the array scans the images; the others wait for it.
     with hold_lock(paths.opening_lock, f"{what} is being opened", _OPENING_S) as opening:
-        experiment = identify(config, prepare(config, paths, log), paths)
-        opening.check()
-        finished = open_run(experiment, now, describe_processes(options))
+        run = open_run(config, paths, now, describe_processes(options), log, opening.check)
+    experiment = run.experiment
     log.line(f"[ARTIFACTS] {paths.root}")
-    with hold_lock(own_lock, f"{what} is being launched", _OUTLIVING_S) as lock:
-        ledger_file = paths.ledger(task.number)
-        ledger = begin_launch(ledger_file, describe_launch(experiment, folds, options, log, now, task.job, sharing))
+    with hold_lock(paths.launch_lock(task.number), f"{what} is being launched", _OUTLIVING_S) as lock:
+        described = describe_launch(experiment, share.folds, options, log, now)
+        ledger_path = paths.ledger(task.number)
+        ledger = begin_launch(ledger_path, replace(described, job=task.job, sharing=share.sharing))
         with tempfile.TemporaryDirectory(prefix="doccls-task-") as folder, stopping_gracefully():
-            missing = [fold for fold in folds if fold not in finished]
-            backend = SlurmBackend(task, len(options.slots[0].devices) // task.nodes, Path(folder))
-            loop = FoldLoop(experiment, options, backend, log, LedgerFile(ledger_file, ledger, lock, log), missing)
+            backend = SlurmBackend(task, options.ranks_per_fold // task.nodes, Path(folder))
+            ledger_file, missing = LedgerFile(ledger_path, ledger, lock, log), run.list_missing(share.folds)
+            loop = FoldLoop(experiment, options, backend, log, ledger_file, missing)
             try:
                 loop.run()
             except Interrupted as stop:

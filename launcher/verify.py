@@ -18,11 +18,13 @@ from pathlib import Path
 from doccls.config.arguments import add_config_arguments, load_arguments
 from doccls.config.load import parse_override
 from doccls.config.schema import Config
+from doccls.data.prepare import prepare_data
 from doccls.data.store import choose_store
 from doccls.errors import UserError
+from doccls.experiment import check_files
 from doccls.run.heartbeat import Beat, has_begun, read_beat, tell_place
 from doccls.run.paths import RunPaths, locate_run
-from doccls.run.progress import Teller
+from doccls.run.progress import ConsoleTeller, Teller
 from launcher.arguments import add_device_arguments, choose_slots, count, list_config_words
 from launcher.attempt import tell_code
 from launcher.backend import KILL_LIMIT_S, Backend, kill_folds
@@ -91,13 +93,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_device_arguments(parser)
 
 
-def verify(arguments: argparse.Namespace, teller: Teller) -> int:
+def verify(arguments: argparse.Namespace) -> int:
     """Train one fold of the config undisturbed, then kill and resume it `--kills` times; the exit code.
 
     Raises:
         UserError: config or devices stand in the way, or the run fails by itself.
     """
-    chosen = _shorten(arguments)
+    chosen, teller = _shorten(arguments), ConsoleTeller()
     config = load_arguments(arguments)
     slot = choose_slots(arguments, config).slots[0]
     fold = 0 if config.data.valid_fold == "all" else config.data.valid_fold
@@ -139,9 +141,6 @@ def _fill_store(config: Config, teller: Teller) -> Path | None:
     Raises:
         UserError: the data can't be used, or the store was named and can't be filled.
     """
-    from doccls.data.prepare import prepare_data
-    from doccls.experiment import check_files
-
     choice = choose_store(config)
     if choice is None:
         return None

@@ -1,9 +1,12 @@
-"""The console's last lines, on a console that may be a closed one, or a full disk."""
+"""The console's last lines, on a console that may be a closed one, or a full disk; and the exit code."""
 
 import os
+import signal
 import sys
 from contextlib import suppress
 from typing import TextIO
+
+from doccls.run.signals import Interrupted
 
 
 def say_last(text: str, stream: TextIO | None) -> None:
@@ -24,3 +27,15 @@ def close_console() -> None:
                 nothing = os.open(os.devnull, os.O_WRONLY)
                 os.dup2(nothing, stream.fileno())
                 os.close(nothing)
+
+
+def render_exit(code: int) -> str:
+    """The exit marker of a run that did not succeed."""
+    return f"[EXIT] TRAINING ERROR code={code}"
+
+
+def exit_code(error: BaseException) -> int:
+    """The process's exit code after `error`: 130 and 143 after signals, else 1."""
+    if isinstance(error, Interrupted):
+        return error.exit_code
+    return 128 + signal.SIGINT if isinstance(error, KeyboardInterrupt) else 1

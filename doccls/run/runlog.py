@@ -2,7 +2,6 @@
 
 import errno
 import os
-import signal
 import sys
 import threading
 import traceback
@@ -17,8 +16,9 @@ from rich.progress import Progress
 from rich.text import Text
 
 from doccls.errors import UserError
+from doccls.run.console import exit_code, render_exit
 from doccls.run.progress import ProgressBar, make_bar
-from doccls.run.signals import Interrupted, at_sudden_end, ignore_signals, writing_last_lines
+from doccls.run.signals import Interrupted, at_sudden_end, ignore_signals, naming_one_cause, writing_last_lines
 
 _LAST_LINE = ">> Stopping logger and restoring stdio"
 _LOST = (errno.EIO, errno.ENOSPC, errno.EDQUOT)
@@ -76,6 +76,8 @@ class RunLog:
     def __init__(self, path: Path | None) -> None:
         self.path = path
         self.opened = False
+        self.error: BaseException | None = None
+        """What ended it, and is written in it."""
         self._file: IO[str] | None = None
         self._progress: Progress | None = None
         self._stdio: tuple[TextIO, TextIO] = (sys.stdout, sys.stderr)
@@ -83,6 +85,13 @@ class RunLog:
         self._failed = False
         """Whether the file could not be written, as on a full disk: the run goes on."""
         self._while_open = ExitStack()
+
+    @contextmanager
+    def writing_to(self, path: Path | None) -> Iterator[None]:
+        """Open it there for the block; whatever breaks after a stop was asked for is written as that stop."""
+        self.path = path
+        with self, naming_one_cause():
+            yield
 
     def __enter__(self) -> Self:
         if self.path is not None:
@@ -117,6 +126,7 @@ class RunLog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         assert self._file is not None
+        self.error = error
         if error is None:
             self.line("[EXIT] TRAINING SUCCESS code=0")
         else:
@@ -191,15 +201,3 @@ class RunLog:
                 if self._pending:
                     self._stdio[0].write(self._pending)
                     self._pending = ""
-
-
-def render_exit(code: int) -> str:
-    """The exit marker of a run that did not succeed."""
-    return f"[EXIT] TRAINING ERROR code={code}"
-
-
-def exit_code(error: BaseException) -> int:
-    """The process's exit code after `error`: 130 and 143 after signals, else 1."""
-    if isinstance(error, Interrupted):
-        return error.exit_code
-    return 128 + signal.SIGINT if isinstance(error, KeyboardInterrupt) else 1

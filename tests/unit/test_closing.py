@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from doccls.config import Config
-from doccls.experiment import Experiment, identify, open_run, prepare
+from doccls.experiment import Experiment, open_run
 from doccls.oof.parts import OofPart, PartInfo, is_merged, write_part
 from doccls.run.paths import RunPaths
 from launcher import closing as room
@@ -25,9 +25,7 @@ def experiment(tmp_path: Path, make_config: Callable[..., Config], make_data: Ca
     ids = [f"p{row}.png" for row in range(4)]
     make_data(ids, ["a", "b", "a", "b"], files=ids)
     config, log, paths = make_config(data={"folds": 2}), KeptLog(), RunPaths(tmp_path / "20260101" / "r")
-    experiment = identify(config, prepare(config, paths, log), paths)
-    open_run(experiment, datetime(2026, 1, 1), {})
-    return experiment
+    return open_run(config, paths, datetime(2026, 1, 1), {}, log).experiment
 
 
 def finish(experiment: Experiment, fold: int) -> None:

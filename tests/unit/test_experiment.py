@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -19,15 +20,15 @@ from doccls.data.prepare import PreparedData
 from doccls.errors import UserError
 from doccls.experiment import (
     Experiment,
+    OpenRun,
     check_files,
-    identify,
+    log_config,
     open_run,
     prepare,
-    tell_config,
     tell_unmerged,
 )
 from doccls.oof.parts import OofPart, PartInfo, write_part
-from doccls.run.lock import LockError
+from doccls.run.lock import LockError, hold_lock
 from doccls.run.paths import RunError, RunPaths, locate_run
 from doccls.run.runlog import RunLog
 from tests.unit.conftest import KeptLog, MakeConfig, MakeData
@@ -35,7 +36,7 @@ from tests.unit.conftest import KeptLog, MakeConfig, MakeData
 NOW = datetime(2026, 3, 7, 9, 5, 59)
 IDS = tuple(f"page{row}" for row in range(12))
 SILENT = RunLog(None)
-Open = Callable[..., tuple[Experiment, list[int]]]
+Open = Callable[..., tuple[Experiment, tuple[int, ...]]]
 
 
 @pytest.fixture
@@ -44,16 +45,26 @@ def pages(make_data: MakeData) -> Path:
 
 
 @pytest.fixture
-def open_it(pages: Path, make_config: MakeConfig) -> Open:
-    """`open_it(train={"epochs": 2})`: the run `x` of a config with three folds of the pages."""
+def open_run_of(pages: Path, make_config: MakeConfig) -> Callable[..., OpenRun]:
+    """`open_run_of(train={"epochs": 2})`: the run `x` of a config with three folds of the pages."""
 
-    def act(run_id: str = "x", now: datetime = NOW, **sections: Any) -> tuple[Experiment, list[int]]:
+    def act(run_id: str = "x", now: datetime = NOW, **sections: Any) -> OpenRun:
         sections["data"] = {"folds": 3, **sections.get("data", {})}
         sections["output"] = {"exp_dir": "experiments", **sections.get("output", {})}
         config = make_config(**sections)
         paths = locate_run(config.output.exp_dir, run_id, now)
-        experiment = identify(config, prepare(config, paths, SILENT), paths)
-        return experiment, open_run(experiment, now, {"world_size": 2, "device": "cpu"})
+        return open_run(config, paths, now, {"world_size": 2, "device": "cpu"}, SILENT)
+
+    return act
+
+
+@pytest.fixture
+def open_it(open_run_of: Callable[..., OpenRun]) -> Open:
+    """The same: its experiment, and the folds that are finished."""
+
+    def act(*others: Any, **sections: Any) -> tuple[Experiment, tuple[int, ...]]:
+        run = open_run_of(*others, **sections)
+        return run.experiment, run.finished
 
     return act
 
@@ -74,11 +85,10 @@ def finish(experiment: Experiment, fold: int, identity: str | None = None) -> No
 def test_who_trains_adds_to_the_snapshot_what_a_launcher_cannot_know(pages: Path, make_config: MakeConfig) -> None:
     config = make_config(data={"folds": 3}, output={"exp_dir": "experiments"}, train={"lr": 1e-3})
     paths = locate_run(config.output.exp_dir, "x", NOW)
-    experiment = identify(config, prepare(config, paths, SILENT), paths)
-    open_run(experiment, NOW, {"world_size": 2})
+    open_run(config, paths, NOW, {"world_size": 2}, SILENT)
     launched = load_config(paths.snapshot)
     for device in (["H100", "H100"], ["cpu", "cpu"]):  # who comes first says it
-        open_run(experiment, NOW, {"world_size": 7, "device": device, "precision": "bf16"})
+        open_run(config, paths, NOW, {"world_size": 7, "device": device, "precision": "bf16"}, SILENT)
     trained = load_config(paths.snapshot)
     assert launched.provenance is not None
     assert trained.provenance == launched.provenance | {"device": ["H100", "H100"], "precision": "bf16"}
@@ -141,7 +151,7 @@ def test_every_value_that_is_in_force_is_told(
     tmp_path: Path, make_config: MakeConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with RunLog(tmp_path / "log") as log:
-        tell_config(make_config(project={"seed": 7}, train={"cpu_threads": 3}), log)
+        log_config(make_config(project={"seed": 7}, train={"cpu_threads": 3}), log)
     lines = capsys.readouterr().out.splitlines()
     assert "[CFG] project.seed=7" in lines and "[CFG] train.cpu_threads=3" in lines
     assert "[SEED] 7 for Python, NumPy and PyTorch; 3 CPU threads" in lines
@@ -150,10 +160,43 @@ def test_every_value_that_is_in_force_is_told(
 # --- opening a run ---------------------------------------------------------------------------------------------------
 
 
+def test_a_launcher_takes_its_lock_once_the_data_is_checked_and_before_anything_is_written(
+    pages: Path, make_config: MakeConfig, tmp_path: Path
+) -> None:
+    config = make_config(data={"folds": 3}, output={"exp_dir": "experiments"})
+    paths = locate_run(config.output.exp_dir, "x", NOW)
+
+    def refuse() -> None:
+        assert not paths.root.exists()
+        raise LockError("another launcher")
+
+    bad = make_config(data={"folds": 3, "target_col": "nope"}, output={"exp_dir": "experiments"})
+    with pytest.raises(DataError, match="nope"):
+        open_run(bad, paths, NOW, {}, SILENT, refuse)
+    with pytest.raises(LockError, match="another launcher"):
+        open_run(config, paths, NOW, {}, SILENT, refuse)
+    assert not paths.root.exists()
+    with ExitStack() as held:
+        run = open_run(
+            config, paths, NOW, {}, SILENT, lambda: held.enter_context(hold_lock(paths.launch_lock(), "x is launched"))
+        )
+        assert run.lock is not None and paths.snapshot.exists()
+        run.lock.check()
+
+
+def test_an_open_run_lists_what_is_missing_and_holds_no_looks(open_run_of: Callable[..., OpenRun]) -> None:
+    run = open_run_of()
+    assert run.list_missing([2, 0]) == [2, 0]
+    finish(run.experiment, 0)
+    again = open_run_of()
+    assert again.finished == (0,) == again.experiment.find_finished()
+    assert again.list_missing([2, 0]) == [2] and not again.experiment.data.looks
+
+
 def test_a_new_run_gets_its_folder_and_a_snapshot_that_says_what_made_it(open_it: Open) -> None:
     experiment, finished = open_it()
     paths = experiment.paths
-    assert finished == [] and paths.root.is_dir()
+    assert finished == () and paths.root.is_dir()
     assert (paths.root.parent.name, paths.run_id) == ("20260307", "x")
     told = yaml.safe_load(paths.snapshot.read_text(encoding="utf-8"))["provenance"]
     assert told["identity"] == experiment.identity
@@ -170,7 +213,7 @@ def test_a_run_is_joined_under_its_old_day_with_the_folds_that_are_finished(open
     for fold in (0, 2):
         finish(first, fold)
     second, finished = open_it(now=datetime(2027, 1, 1))
-    assert finished == [0, 2]
+    assert finished == (0, 2)
     assert second.paths == first.paths and second.identity == first.identity
 
 

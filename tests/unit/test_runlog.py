@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from doccls.errors import UserError
-from doccls.run.runlog import RunLog, exit_code
+from doccls.run.console import exit_code
+from doccls.run.runlog import RunLog
 from doccls.run.signals import Interrupted, handling_signals, naming_one_cause, stopping_gracefully
 
 

@@ -18,7 +18,7 @@ from safetensors.numpy import load_file, save
 
 from doccls.run import artifacts
 from doccls.run.artifacts import replacing, write_array, write_bytes, write_text
-from doccls.run.runlog import exit_code
+from doccls.run.console import exit_code
 from doccls.run.signals import (
     Interrupted,
     check_stop,

@@ -1,0 +1,72 @@
+"""How a command ends: the only place where an error becomes a process's last words and its exit code."""
+
+import os
+import socket
+import sys
+import traceback
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from doccls.errors import OwnError, UserError
+from doccls.run.console import exit_code, render_exit, say_last
+from doccls.run.signals import Interrupted, at_sudden_end, handling_signals, ignore_signals
+
+if TYPE_CHECKING:  # it takes a while to import, and `doccls-launch --help` answers at once
+    from doccls.run.runlog import RunLog
+
+
+def run_command(name: str, act: Callable[[], int], rank: int = 0) -> int:
+    """Run a command that keeps no log; returns its exit code. Of several ranks, the main one reports what all meet."""
+    try:
+        return act()
+    except UserError as error:
+        if rank == 0 or isinstance(error, OwnError):
+            print(f"{name}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"{name}: interrupted", file=sys.stderr)
+        return 130
+
+
+def run_training(act: Callable[["RunLog"], None], rank: int = 0) -> int:
+    """Run a command that trains, launches or submits; it ends with the contract's markers. Returns its exit code.
+
+    `act` is given the run's log, and opens it (`RunLog.writing_to`) once it knows where. Of several ranks, the main one
+    reports what all meet, and each what it alone meets.
+    """
+    from doccls.run.runlog import RunLog
+
+    log = RunLog(None)
+    with handling_signals(), at_sudden_end(lambda reason, code: _end_suddenly(reason, code, rank, log.opened)):
+        try:
+            act(log)
+        except (Exception, Interrupted) as error:  # noqa: BLE001 (the last place: an error ends the process, told)
+            ignore_signals()
+            _report_failure(error, rank, log)
+            return exit_code(error)
+        if log.opened:
+            say_last("[EXIT] training finished successfully (see logs/* for details)", sys.stdout)
+    return 0
+
+
+def _report_failure(error: BaseException, rank: int, log: "RunLog") -> None:
+    expected = isinstance(error, UserError | Interrupted)
+    if not expected and error is not log.error:  # else the log has shown it
+        say_last("".join(traceback.format_exception(error)), sys.stderr)
+    if rank == 0 and not log.opened:
+        say_last(render_exit(exit_code(error)), sys.stdout)
+    if rank == 0 or not expected or isinstance(error, OwnError):
+        say_last(_render_failure(error, rank), sys.stderr)
+
+
+def _end_suddenly(reason: str, code: int, rank: int, opened: bool) -> None:
+    """The same, when the process ends at once: straight to the descriptors."""
+    if rank == 0 and not opened:
+        os.write(1, f"{render_exit(code)}\n".encode())
+    if rank == 0 or code == 1:
+        os.write(2, f"{_render_failure(reason, rank)}\n".encode())
+
+
+def _render_failure(error: object, rank: int) -> str:
+    who = "training" if rank == 0 else f"rank {rank} on {socket.gethostname()}"
+    return f"[EXIT][ERROR] {who} failed: {error}"
