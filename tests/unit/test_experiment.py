@@ -184,13 +184,13 @@ def test_a_launcher_takes_its_lock_once_the_data_is_checked_and_before_anything_
         run.lock.check()
 
 
-def test_an_open_run_lists_what_is_missing_and_holds_no_looks(open_run_of: Callable[..., OpenRun]) -> None:
+def test_an_open_run_lists_what_is_missing_and_holds_no_scan_facts(open_run_of: Callable[..., OpenRun]) -> None:
     run = open_run_of()
     assert run.list_missing([2, 0]) == [2, 0]
     finish(run.experiment, 0)
     again = open_run_of()
     assert again.finished == (0,) == again.experiment.find_finished()
-    assert again.list_missing([2, 0]) == [2] and not again.experiment.data.looks
+    assert again.list_missing([2, 0]) == [2] and not again.experiment.data.scans
 
 
 def test_a_new_run_gets_its_folder_and_a_snapshot_that_says_what_made_it(open_it: Open) -> None:
