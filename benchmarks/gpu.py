@@ -14,8 +14,9 @@ import torch
 from benchmarks.gpu_steps import Network, StepFigures, measure_steps
 from doccls.config.load import load_config
 from doccls.config.schema import TrainConfig
-from doccls.data.dataset import DocClsDataset, Drawing, Pages, SampleKey
+from doccls.data.dataset import DocClsDataset, Pages
 from doccls.data.prepare import prepare_data
+from doccls.data.sampler import BatchPlace, BatchRequest
 from doccls.data.shared_memory import plan_loader
 from doccls.data.store import StoreChoice
 from doccls.data.transforms import Augmentation
@@ -86,10 +87,10 @@ def measure_loader(folder: Path, recipe: str, device: torch.device) -> LoaderFig
     manifest = data.manifest
     pages = Pages(manifest.ids, manifest.paths, manifest.targets_N, size_px, config.page_px, 10**8, data.stored)
     dataset = DocClsDataset(pages, Augmentation(config.augment, size_px), config.project.seed)
-    page_s = measure_page(dataset, next(_draw_keys()))
+    page_s = measure_page(dataset, next(_request_batches()))
     on_gpu = device.type == "cuda"
     plan = plan_loader("auto", BATCH * dataset.page_bytes, on_gpu, True, page_s)
-    with loading(dataset, _draw_keys(), plan.workers, on_gpu, plan.prefetch) as batches:
+    with loading(dataset, _request_batches(), plan.workers, on_gpu, plan.prefetch) as batches:
         for _ in range(max(1, plan.workers)):  # all have begun
             next(batches)
         began_s, count = time.perf_counter(), 0
@@ -99,10 +100,10 @@ def measure_loader(folder: Path, recipe: str, device: torch.device) -> LoaderFig
     return LoaderFigures(recipe, size_px, plan.workers, 1000 * page_s, rate)
 
 
-def _draw_keys() -> Iterator[list[SampleKey]]:
+def _request_batches() -> Iterator[BatchRequest]:
     for epoch in itertools.count():
         for first in range(0, PAGES, BATCH):
-            yield [SampleKey(row, Drawing(0, epoch)) for row in range(first, first + BATCH)]
+            yield BatchRequest(BatchPlace("train", 0, epoch), tuple(range(first, first + BATCH)))
 
 
 def render_steps(steps: Sequence[StepFigures]) -> list[str]:

@@ -4,7 +4,7 @@ import gc
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from torch import nn
 
 from doccls.config.schema import ModelConfig, TrainConfig
 from doccls.data.dataset import Batch
-from doccls.data.order import BatchPlan
+from doccls.data.sampler import BatchDivision, BatchPlace, BatchPlan
 from doccls.model.build import build_model, get_normalization
 from doccls.model.optim import build_loss, build_optimizer, build_scheduler
 from doccls.run.heartbeat import Heartbeat
@@ -114,14 +114,19 @@ def _prepare_ours(network: Network, train: TrainConfig, accelerator: Accelerator
         model.compile()
     wrapped, prepared = accelerator.prepare(model, optimizer)
     targets = torch.randint(0, _CLASSES, (train.batch_size,))
-    ready = [Batch(images, targets, torch.arange(train.batch_size)) for images in _draw(network, train)]
+    ready = _draw(network, train)
     if device.type == "cuda":
-        ready = [Batch(*(tensor.pin_memory() for tensor in batch)) for batch in ready]
-    batches: Iterator[Batch] = itertools.cycle(ready)
+        ready, targets = [images.pin_memory() for images in ready], targets.pin_memory()
+    rows = torch.arange(train.batch_size)
+    batches = (
+        Batch(ready[step % _READY_BATCHES], targets, rows, BatchPlace("train", 0, step=step, is_last=True))
+        for step in itertools.count()
+    )
     engine = Engine(
         accelerator=accelerator, model=wrapped, bare_model=model, ema=None, optimizer=prepared, scheduler=scheduler,
         criterion=build_loss(train), mixup=None, normalize=Normalizer(mean, std, device),
-        num_classes=_CLASSES, plan=plan, config=train, ids=[""] * len(plan.samples), log=RunLog(None),
+        num_classes=_CLASSES, plan=plan, division=BatchDivision.derive(train, 1), config=train, ids=[""] * len(plan.samples),
+        log=RunLog(None),
         tracker=_Untracked(), heart=Heartbeat(),
     )  # fmt: skip
     checkpointer = Checkpointer(engine, RunPaths(Path("unused")), "", None)

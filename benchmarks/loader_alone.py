@@ -19,8 +19,9 @@ def load_ours(folder: Path) -> Iterator[Any]:
     import cv2
 
     from doccls.config.load import Override, load_config
-    from doccls.data.dataset import DocClsDataset, Drawing, Pages, SampleKey
+    from doccls.data.dataset import DocClsDataset, Pages
     from doccls.data.prepare import prepare_data
+    from doccls.data.sampler import BatchPlace, BatchRequest
     from doccls.data.store import StoreChoice
     from doccls.data.transforms import Augmentation
     from doccls.data.workers import loading
@@ -33,12 +34,12 @@ def load_ours(folder: Path) -> Iterator[Any]:
     manifest = data.manifest
     pages = Pages(manifest.ids, manifest.paths, manifest.targets_N, SIZE_PX, config.page_px, 10**8, data.stored)
     count = len(manifest) // BATCH * BATCH
-    keys = (
-        [SampleKey(row, Drawing(0, epoch)) for row in range(first, first + BATCH)]
+    requests = (
+        BatchRequest(BatchPlace("train", 0, epoch), tuple(range(first, first + BATCH)))
         for epoch in range(1 + EPOCHS)
         for first in range(0, count, BATCH)
     )
-    with loading(DocClsDataset(pages, Augmentation(config.augment, SIZE_PX), 42), keys, 0, False) as batches:
+    with loading(DocClsDataset(pages, Augmentation(config.augment, SIZE_PX), 42), requests, 0, False) as batches:
         yield from batches
 
 

@@ -9,8 +9,8 @@ from typing import Any
 from doccls.config import Config, render_snapshot
 from doccls.config.load import complete_snapshot, list_values
 from doccls.data.manifest import check_paths
-from doccls.data.order import BatchPlan
 from doccls.data.prepare import PreparedData, describe_folds, prepare_data
+from doccls.data.sampler import BatchPlan
 from doccls.data.scan_cache import read_scan_cache, write_scan_cache
 from doccls.data.store import choose_store
 from doccls.oof.merge import merge_run

@@ -216,14 +216,14 @@ def _predict_folds(files: Sequence[Path], config: Config, pages: TestPages, acce
     One fold's weights at a time; one set of workers loads the pages for all of them.
     """
     from doccls.data.dataset import DocClsDataset, Pages
+    from doccls.data.sampler import BatchDivision, BatchPlace, list_evaluation
     from doccls.data.shared_memory import plan_loader
     from doccls.data.workers import loading
     from doccls.training.checkpoint import read_best
-    from doccls.training.evaluate import EvaluationKeys
 
     rows = np.setdiff1d(np.arange(len(pages.ids)), pages.paths.find_missing())
-    size = config.train.count_images_at_a_time(accelerator.num_processes)
-    keys = EvaluationKeys(rows, size, accelerator.process_index, accelerator.num_processes)
+    division = BatchDivision.derive(config.train, accelerator.num_processes)
+    requests = list_evaluation(BatchPlace("predict", 0), rows, division, accelerator.process_index)
     unlabelled = np.full(len(pages.ids), -1)
     described = Pages(
         pages.ids,
@@ -235,18 +235,24 @@ def _predict_folds(files: Sequence[Path], config: Config, pages: TestPages, acce
         pages.stored,
     )
     chances = []
-    all_keys = (batch for _ in files for batch in keys)
+    each_folds_requests = (request for _ in files for request in requests)
     pin_memory = accelerator.device.type == "cuda"
     dataset = DocClsDataset(described)
-    plan = plan_loader(config.data.num_workers, size * dataset.page_bytes, pin_memory, pages.stored is not None)
+    plan = plan_loader(
+        config.data.num_workers,
+        division.images_at_a_time * dataset.page_bytes,
+        pin_memory,
+        pages.stored is not None,
+    )
     for remark in plan.remarks if accelerator.is_main_process else ():
         print(f"[PREDICT] {remark}", flush=True)
     if not pin_memory:
         keep_freed_memory(os.environ)
-    with loading(dataset, all_keys, plan.workers, pin_memory, plan.prefetch) as batches:
+    with loading(dataset, each_folds_requests, plan.workers, pin_memory, plan.prefetch) as batches:
         for file in files:
             best = read_best(file)
-            shown = _show(islice(batches, len(keys)), f"fold {best.fold}", len(keys), accelerator.is_main_process)
+            own = islice(batches, len(requests))
+            shown = _show(own, f"fold {best.fold}", len(requests), accelerator.is_main_process)
             chances.append(_predict_fold(best, config, shown, len(pages.ids), accelerator))
     mean: np.ndarray = np.mean(chances, axis=0)
     return mean

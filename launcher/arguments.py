@@ -318,6 +318,7 @@ def make_plan(
     Raises:
         UserError: the run was made with another config, or its parts are another run's.
     """
+    from doccls.data.sampler import BatchDivision
     from doccls.oof.parts import find_finished_folds
     from doccls.run.identity import find_identity
 
@@ -330,7 +331,7 @@ def make_plan(
         waves=plan_waves(to_do, slots, make_workload(arguments, config, run_id)),
         files=_list_files(paths, to_do, config.data.valid_fold == "all"),
         batch_size=config.train.batch_size,
-        images_at_a_time=config.train.count_images_at_a_time(len(slots[0].devices)),
+        images_at_a_time=BatchDivision.derive(config.train, len(slots[0].devices)).images_at_a_time,
         warnings=(*warnings, *warn_of_threads(slots, len(to_do), config.train.cpu_threads, cores)),
     )
 

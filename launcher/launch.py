@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from doccls.config import Config
+from doccls.data.sampler import BatchDivision
 from doccls.errors import UserError
 from doccls.experiment import Experiment, close_run, log_config, open_run
 from doccls.oof.parts import read_part
@@ -143,7 +144,7 @@ class FoldLoop:
         self._advanced = self._any_has_begun = False
         self._reasons: dict[int, str] = {}
         self._started_s: dict[int, float] = {}
-        self._most_images = experiment.config.train.count_images_at_a_time(options.ranks_per_fold)
+        self._most_images = BatchDivision.derive(experiment.config.train, options.ranks_per_fold).images_at_a_time
         self._state = LaunchState(tuple(self._make_state(fold) for fold in missing), options.slots)
 
     @property

@@ -236,11 +236,6 @@ class TrainConfig(Section):
         """Whether only kernels are allowed that give the same bits each time."""
         return self.speed == "reproducible" if self.deterministic is None else self.deterministic
 
-    def count_images_at_a_time(self, world_size: int) -> int:
-        """Most images that one of the processes takes through the model at once."""
-        share = -(-self.batch_size // world_size)
-        return min(self.micro_batch_size or share, share)
-
 
 class AugmentConfig(Section):
     """Training augmentation, applied to the padded page. Every `_prob` is the share of pages that it touches."""

@@ -9,6 +9,7 @@ import torch
 from torch.utils.data import Dataset, get_worker_info
 
 from doccls.data.images import ImageError, load_page, pad_page, shrink_page
+from doccls.data.sampler import BatchPlace, BatchRequest
 from doccls.data.shared_memory import describe_room
 from doccls.data.store import StoredPages
 from doccls.data.transforms import Augmentation
@@ -16,7 +17,7 @@ from doccls.errors import OwnError
 from doccls.randomness import Purpose, derive_stream
 
 
-class Drawing(NamedTuple):
+class AugmentationKey(NamedTuple):
     """What a sample's augmentation is drawn by, beside the seed and the sample."""
 
     fold: int
@@ -25,10 +26,10 @@ class Drawing(NamedTuple):
 
 
 class SampleKey(NamedTuple):
-    """Which sample, and how it is augmented; as it is without a drawing."""
+    """Which sample, and how it is augmented; not at all without a key."""
 
     sample: int
-    drawing: Drawing | None = None
+    augmentation: AugmentationKey | None = None
 
 
 class Batch(NamedTuple):
@@ -40,6 +41,8 @@ class Batch(NamedTuple):
     """(n,) int64 class indices; -1 where there is no label."""
     indices_N: torch.Tensor
     """(n,) int64 sample indices."""
+    place: BatchPlace
+    """What it is for."""
 
 
 class Pages(NamedTuple):
@@ -59,7 +62,7 @@ class Pages(NamedTuple):
 
 
 class DocClsDataset(Dataset[tuple[np.ndarray, int, int]]):
-    """Sample key -> (page (size, size, 3) uint8, target, index); augmented if the key has a drawing."""
+    """Sample key -> (page (size, size, 3) uint8, target, index); augmented if the key says how."""
 
     def __init__(self, pages: Pages, augmentation: Augmentation | None = None, seed: int = 0) -> None:
         self._pages = pages
@@ -67,15 +70,19 @@ class DocClsDataset(Dataset[tuple[np.ndarray, int, int]]):
         self._seed = seed
 
     def __getitem__(self, key: SampleKey) -> tuple[np.ndarray, int, int]:
-        index, drawing = key
+        index, augmentation = key
         page, pages = self._read(index), self._pages
-        if drawing is None:
+        if augmentation is None:
             page = pad_page(shrink_page(page, pages.img_size), pages.img_size)
         else:
             assert self._augmentation is not None
-            stream = derive_stream(self._seed, Purpose.AUGMENTATION, drawing.fold, drawing.epoch, index)
+            stream = derive_stream(self._seed, Purpose.AUGMENTATION, augmentation.fold, augmentation.epoch, index)
             page = self._augmentation.apply(pad_page(page, pages.page_px), stream)
         return page, int(pages.targets_N[index]), index
+
+    def __getitems__(self, request: BatchRequest) -> "LoadedSamples":
+        """All samples of a batch; those of training steps are augmented. torch's loader calls it."""
+        return LoadedSamples(request.place, [self[key] for key in list_keys(request)])
 
     @property
     def page_bytes(self) -> int:
@@ -99,7 +106,7 @@ class DocClsDataset(Dataset[tuple[np.ndarray, int, int]]):
             raise OwnError(f"image of ID {self._pages.ids[index]!r} turned bad: {path}: {error}") from error
 
 
-class NotedDataset(Dataset[tuple[np.ndarray, int, int]]):
+class NotedDataset(Dataset["LoadedSamples"]):
     """The same samples; each loader worker writes down the one that it holds, for whoever finds it dead."""
 
     def __init__(self, dataset: DocClsDataset, held: MutableSequence[int]) -> None:
@@ -107,19 +114,37 @@ class NotedDataset(Dataset[tuple[np.ndarray, int, int]]):
         self._dataset = dataset
         self._held = held
 
-    def __getitem__(self, key: SampleKey) -> tuple[np.ndarray, int, int]:
+    def __getitems__(self, request: BatchRequest) -> "LoadedSamples":
+        """All samples of a batch."""
         worker = get_worker_info()
         assert worker is not None
-        self._held[worker.id] = key.sample
-        page = self._dataset[key]
+        samples = []
+        for key in list_keys(request):
+            self._held[worker.id] = key.sample
+            samples.append(self._dataset[key])
         self._held[worker.id] = -1
-        return page
+        return LoadedSamples(request.place, samples)
 
 
-def collate_batch(samples: list[tuple[np.ndarray, int, int]]) -> Batch:
+class LoadedSamples(NamedTuple):
+    """What a batch is made of."""
+
+    place: BatchPlace
+    samples: list[tuple[np.ndarray, int, int]]
+    """Page, target and index of each."""
+
+
+def list_keys(request: BatchRequest) -> list[SampleKey]:
+    """The keys of a batch's samples: training augments them by fold and epoch."""
+    place = request.place
+    augmentation = AugmentationKey(place.fold, place.epoch) if place.phase == "train" else None
+    return [SampleKey(index, augmentation) for index in request.indices]
+
+
+def collate_batch(loaded: LoadedSamples) -> Batch:
     """Samples -> Batch, on the CPU; in a loader worker in shared memory, where the other process finds it."""
-    images, targets, indices = zip(*samples, strict=True)
-    batch = Batch(torch.from_numpy(np.stack(images)), torch.tensor(targets), torch.tensor(indices))
+    images, targets, indices = zip(*loaded.samples, strict=True)
+    batch = Batch(torch.from_numpy(np.stack(images)), torch.tensor(targets), torch.tensor(indices), loaded.place)
     if get_worker_info() is not None:
         _share(batch)
     return batch
@@ -128,7 +153,7 @@ def collate_batch(samples: list[tuple[np.ndarray, int, int]]) -> Batch:
 def _share(batch: Batch) -> None:
     """Move the batch. Left to the thread that sends it, a want of room would be printed and the batch forgotten."""
     try:
-        for tensor in batch:
+        for tensor in (batch.images_NHWC, batch.targets_N, batch.indices_N):
             tensor.share_memory_()  # type: ignore[no-untyped-call]
     except RuntimeError as error:
         raise OwnError(f"no shared memory for a batch of {len(batch.indices_N)} pages: {describe_room()}") from error

@@ -18,12 +18,13 @@ from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from typing import TYPE_CHECKING
 
+from doccls.data.sampler import BatchRequest
 from doccls.data.shared_memory import describe_room
 from doccls.errors import OwnError
 from doccls.run.signals import STOP_SIGNALS
 
 if TYPE_CHECKING:  # torch takes seconds to import: the server is started meanwhile
-    from doccls.data.dataset import Batch, DocClsDataset, SampleKey
+    from doccls.data.dataset import Batch, DocClsDataset
 
 _METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
 _CONTEXT: BaseContext = multiprocessing.get_context(_METHOD)
@@ -65,12 +66,12 @@ def start_worker_server() -> None:
 @contextmanager
 def loading(
     dataset: "DocClsDataset",
-    batches: Iterable[list["SampleKey"]],
+    requests: Iterable[BatchRequest],
     num_workers: int,
     pin_memory: bool,
     prefetch: int = 1,
 ) -> Iterator[Iterator["Batch"]]:
-    """An iterator over exactly `batches`, in their order; the number of workers changes no bit of what it gives.
+    """An iterator over exactly the batches of `requests`, in their order; the number of workers changes no bit of them.
 
     The workers live as long as the block, however it ends. Each makes `prefetch` batches ahead.
 
@@ -88,8 +89,8 @@ def loading(
         start_worker_server()
     loader: DataLoader[Batch] = DataLoader(
         NotedDataset(dataset, held) if num_workers else dataset,  # type: ignore[arg-type]
-        batch_sampler=batches,
-        collate_fn=collate_batch,
+        batch_sampler=requests,  # type: ignore[arg-type]  # it may yield what `__getitems__` takes
+        collate_fn=collate_batch,  # type: ignore[arg-type]
         num_workers=num_workers,
         multiprocessing_context=_CONTEXT if num_workers else None,
         prefetch_factor=prefetch if num_workers else None,

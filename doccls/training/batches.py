@@ -8,16 +8,14 @@ from contextlib import contextmanager
 
 from accelerate import Accelerator
 
-from doccls.data.dataset import Batch, DocClsDataset, Pages, SampleKey
-from doccls.data.order import BatchPlan
+from doccls.data.dataset import Batch, DocClsDataset, Pages, list_keys
+from doccls.data.sampler import BatchDivision, BatchRequest, iterate_fold
 from doccls.data.shared_memory import plan_loader
 from doccls.data.transforms import Augmentation
 from doccls.data.workers import loading
 from doccls.experiment import Experiment
 from doccls.run.runlog import RunLog
 from doccls.training.checkpoint import ResumePoint
-from doccls.training.evaluate import EvaluationKeys
-from doccls.training.loop import list_training_keys
 
 _TIMED_PAGES = 8
 
@@ -67,51 +65,38 @@ def load_folds(
         experiment.data.stored,
     )
     dataset = DocClsDataset(pages, Augmentation(config.augment, config.train.img_size), config.project.seed)
-    keys = (batch for fold in folds for batch in _list_keys(experiment, fold, starts.get(fold), accelerator))
-    most = config.train.count_images_at_a_time(accelerator.num_processes)
+    requests = (
+        request for fold in folds for request in _iterate_requests(experiment, fold, starts.get(fold), accelerator)
+    )
+    most = BatchDivision.derive(config.train, accelerator.num_processes).images_at_a_time
     on_gpu, stored = accelerator.device.type == "cuda", experiment.data.stored is not None
     page_s = 0.0
     if on_gpu and folds and config.data.num_workers == "auto":
-        page_s = measure_page(dataset, next(_list_keys(experiment, folds[0], None, accelerator)))
+        page_s = measure_page(dataset, next(_iterate_requests(experiment, folds[0], None, accelerator)))
     plan = plan_loader(config.data.num_workers, most * dataset.page_bytes, on_gpu, stored, page_s)
     for remark in plan.remarks:
         log.line(f"[DATA] {remark}")
-    with loading(dataset, keys, plan.workers, on_gpu, plan.prefetch) as batches:
+    with loading(dataset, requests, plan.workers, on_gpu, plan.prefetch) as batches:
         yield WaitingBatches(batches, plan.workers)
 
 
-def measure_page(dataset: DocClsDataset, keys: Sequence[SampleKey]) -> float:
+def measure_page(dataset: DocClsDataset, request: BatchRequest) -> float:
     """Seconds that it takes one process to make a page: the median of the first few, without the very first."""
     times_s = []
-    for key in keys[: _TIMED_PAGES + 1]:
+    for key in list_keys(request)[: _TIMED_PAGES + 1]:
         began_s = time.perf_counter()
         dataset[key]
         times_s.append(time.perf_counter() - began_s)
     return statistics.median(times_s[1:] or times_s)
 
 
-def _list_keys(
+def _iterate_requests(
     experiment: Experiment, fold: int, start: ResumePoint | None, accelerator: Accelerator
-) -> Iterator[list[SampleKey]]:
-    """One fold's batches on this rank, from where it goes on: an epoch, its validation, the next epoch, ..."""
-    train, plan = experiment.config.train, experiment.plan(fold)
-    rank, world_size = accelerator.process_index, accelerator.num_processes
-    step = 0 if start is None else start.step
-    for epoch in range(find_epoch(step, plan), train.epochs):
-        yield from list_training_keys(plan, epoch, train.micro_batch_size, rank, world_size, step)
-        yield from list_validation_keys(experiment, fold, accelerator)
-
-
-def find_epoch(step: int, plan: BatchPlan) -> int:
-    """The epoch (0-based) that a fold goes on in: at an epoch's end its validation is still to do."""
-    return max(0, step - 1) // plan.steps_per_epoch
-
-
-def list_validation_keys(experiment: Experiment, fold: int, accelerator: Accelerator) -> EvaluationKeys:
-    """This rank's share of the fold's validation."""
-    train, world_size = experiment.config.train, accelerator.num_processes
-    size = train.count_images_at_a_time(world_size)
-    return EvaluationKeys(experiment.data.list_valid(fold), size, accelerator.process_index, world_size)
+) -> Iterator[BatchRequest]:
+    """This rank's batches of one fold, from where it resumes."""
+    division = BatchDivision.derive(experiment.config.train, accelerator.num_processes)
+    valid, step = experiment.data.list_valid(fold), 0 if start is None else start.step
+    return iterate_fold(experiment.plan(fold), valid, division, accelerator.process_index, step)
 
 
 def advise_on_waiting(share: float, workers: int, cores: int, stored: bool) -> str:

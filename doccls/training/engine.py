@@ -11,7 +11,7 @@ from timm.utils import ModelEmaV3
 from torch import nn
 
 from doccls.config.schema import TrainConfig
-from doccls.data.order import BatchPlan
+from doccls.data.sampler import BatchDivision, BatchPlan
 from doccls.run.heartbeat import Heartbeat
 from doccls.run.history import EpochMetrics
 from doccls.run.runlog import RunLog
@@ -36,6 +36,7 @@ class Engine:
     normalize: Normalizer
     num_classes: int
     plan: BatchPlan
+    division: BatchDivision
     config: TrainConfig
     ids: Sequence[str]
     """Of all samples, to name those of a bad batch."""

@@ -1,13 +1,13 @@
 """Logits of a set of samples, each exactly once, at any number of processes."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import nn
 
-from doccls.data.dataset import Batch, SampleKey
+from doccls.data.dataset import Batch
 from doccls.run.signals import check_stop
 from doccls.training.processes import raise_stop, render_stop
 
@@ -24,21 +24,6 @@ class Normalizer:
         """(n, h, w, 3) uint8 -> (n, 3, h, w) float32 in channels_last: the permuted view is just that layout."""
         images = images_NHWC.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.channels_last)
         return (images - self._mean) * self._factor
-
-
-class EvaluationKeys(Iterable[list[SampleKey]]):
-    """One rank's share of `samples`, every world_size-th, in batches; no padding, so no sample comes twice."""
-
-    def __init__(self, samples: np.ndarray, batch_size: int, rank: int, world_size: int) -> None:
-        self._share = samples[rank::world_size]
-        self._batch_size = batch_size
-
-    def __iter__(self) -> Iterator[list[SampleKey]]:
-        for start in range(0, len(self._share), self._batch_size):
-            yield [SampleKey(index) for index in self._share[start : start + self._batch_size].tolist()]
-
-    def __len__(self) -> int:
-        return -(-len(self._share) // self._batch_size)
 
 
 @torch.no_grad()  # not inference_mode: what a model derives once, here after a resume, it may train with

@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from doccls.config.schema import TrainConfig
-from doccls.data.order import BatchPlan
+from doccls.data.sampler import BatchDivision, BatchPlan
 from doccls.errors import OwnError
 from doccls.model.build import has_plain_batchnorm
 from doccls.run.gpu_memory import MUCH_GIB, is_full, measure_others_gib
@@ -28,16 +28,15 @@ class OwnTrainingError(TrainingError, OwnError):
     """Training can't go on, and perhaps on one process alone."""
 
 
-def check_smallest_share(model: nn.Module, plan: BatchPlan, train: TrainConfig, world_size: int) -> None:
+def check_smallest_micro_batch(model: nn.Module, plan: BatchPlan, train: TrainConfig, world_size: int) -> None:
     """One image at a time may be too few for BatchNorm: no process is to meet that alone, later.
 
     All ranks must call; each comes to the same.
 
     Raises:
-        TrainingError: the smallest share of a batch is one image, and a trial with one image failed.
+        TrainingError: the smallest micro-batch is one image, and a trial with one image failed.
     """
-    parts = [plan.split_batch(0, rank, world_size, train.micro_batch_size) for rank in range(world_size)]
-    if min(len(part) for share in parts for part in share) > 1:
+    if BatchDivision.derive(train, world_size).find_smallest(plan.size) > 1:
         return
     trial = copy.deepcopy(model).train()
     image = torch.zeros(1, 3, train.img_size, train.img_size, device=next(model.parameters()).device)
@@ -53,11 +52,12 @@ def check_smallest_share(model: nn.Module, plan: BatchPlan, train: TrainConfig, 
 def advise_on_batchnorm(model: nn.Module, train: TrainConfig, accelerator: Accelerator) -> str | None:
     """What the log says where BatchNorm sees few images of a batch at a time, since the batch is split; else None."""
     world_size = accelerator.num_processes
-    at_a_time = train.count_images_at_a_time(world_size)
+    division = BatchDivision.derive(train, world_size)
+    at_a_time = division.images_at_a_time
     if at_a_time >= min(_FEW_FOR_BATCHNORM, train.batch_size) or not has_plain_batchnorm(model):
         return None
     cures = ["fewer processes a fold, and folds side by side (doccls-launch run)"] if world_size > 1 else []
-    if train.micro_batch_size is not None and train.micro_batch_size < -(-train.batch_size // world_size):
+    if train.micro_batch_size is not None and train.micro_batch_size < division.per_rank:
         cures.append(f"a larger train.micro_batch_size (now {train.micro_batch_size})")
     if world_size > 1:
         cures.append(f"a larger train.batch_size (now {train.batch_size}) with train.lr_scaling")
@@ -88,7 +88,7 @@ def _tell_memory(said: str, train: TrainConfig, accelerator: Accelerator) -> str
     others_gib = measure_others_gib(said)
     if others_gib > MUCH_GIB:
         numbers.append(f"{others_gib:.2f} GiB held by other processes")
-    at_a_time = train.count_images_at_a_time(accelerator.num_processes)
+    at_a_time = BatchDivision.derive(train, accelerator.num_processes).images_at_a_time
     return (
         f"CUDA out of memory on {accelerator.device}{': ' if numbers else ''}{', '.join(numbers)}. "
         f"Less is needed with train.micro_batch_size below {at_a_time} (the batch stays), "

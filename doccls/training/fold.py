@@ -13,6 +13,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from doccls.data.sampler import BatchDivision, BatchPlace, find_epoch, list_evaluation
 from doccls.experiment import Experiment
 from doccls.model.build import build_model, count_parameters, get_normalization, synchronize_batchnorm
 from doccls.model.optim import (
@@ -36,11 +37,11 @@ from doccls.run.paths import RunPaths
 from doccls.run.runlog import RunLog
 from doccls.run.signals import Interrupted, ending_at_once
 from doccls.run.tracking import Tracker, track_fold
-from doccls.training.batches import WaitingBatches, advise_on_waiting, find_epoch, list_validation_keys
+from doccls.training.batches import WaitingBatches, advise_on_waiting
 from doccls.training.checkpoint import BestEpoch, BestWeights, ResumePoint, describe_disk, estimate_disk
 from doccls.training.engine import Engine, FoldProgress, LossMeter
 from doccls.training.evaluate import Normalizer, predict_logits
-from doccls.training.explain import advise_on_batchnorm, check_smallest_share, explain
+from doccls.training.explain import advise_on_batchnorm, check_smallest_micro_batch, explain
 from doccls.training.loop import TrainedEpoch, TrainingError, group_gradients, train_epoch
 from doccls.training.processes import agree_on_stop, await_all, has_scaler, on_main
 from doccls.training.resume import Checkpointer, average_buffers, copy_to_cpu, describe_resume, restore
@@ -143,6 +144,7 @@ def _build_engine(
 ) -> Engine:
     manifest, train, plan = experiment.data.manifest, experiment.config.train, experiment.plan(fold)
     num_classes, device = len(manifest.classes), accelerator.device
+    division = BatchDivision.derive(train, accelerator.num_processes)
     if accelerator.num_processes > plan.size:
         raise TrainingError(f"fold {fold}: {plan.size} samples a step can't feed {accelerator.num_processes} processes")
     sizes = f"train={len(plan.samples)} valid={len(experiment.data.list_valid(fold))} classes={num_classes}"
@@ -160,7 +162,7 @@ def _build_engine(
     log.line(
         f"[SCHED] {train.scheduler} warmup_epochs={train.warmup_epochs:g} min_lr={train.min_lr * scale_lr(train):g} "
         f"steps={plan.steps_per_epoch} epochs={train.epochs} batch={plan.size} processes={accelerator.num_processes} "
-        f"images_at_a_time={train.count_images_at_a_time(accelerator.num_processes)}"
+        f"images_at_a_time={division.images_at_a_time}"
     )
     if wants_compile(train, device):
         model.compile()
@@ -179,6 +181,7 @@ def _build_engine(
         normalize=Normalizer(mean, std, device),
         num_classes=num_classes,
         plan=plan,
+        division=division,
         config=train,
         ids=manifest.ids,
         log=log,
@@ -203,7 +206,7 @@ def _build_model(
         _check_sync_bn(plan.size, accelerator)
         model = synchronize_batchnorm(model)
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    check_smallest_share(model, plan, train, accelerator.num_processes)
+    check_smallest_micro_batch(model, plan, train, accelerator.num_processes)
     total, trainable = count_parameters(model)
     log.line(
         f"[MODEL] name={config.model.name} pooling={config.model.pooling or 'default'} "
@@ -311,10 +314,13 @@ def _validate(experiment: Experiment, engine: Engine, batches: WaitingBatches, e
         Interrupted: a signal asked for the end.
     """
     manifest, fold, modules = experiment.data.manifest, engine.plan.fold, engine.modules
-    num_batches = len(list_validation_keys(experiment, fold, engine.accelerator))
+    place = BatchPlace("validate", fold, epoch)
+    requests = list_evaluation(
+        place, experiment.data.list_valid(fold), engine.division, engine.accelerator.process_index
+    )
     indices, logits_MNC = predict_logits(
         list(modules.values()),
-        engine.heart.watch(islice(batches, num_batches), "validate"),
+        engine.heart.watch(islice(batches, len(requests)), "validate"),
         engine.normalize,
         engine.num_classes,
         engine.accelerator,

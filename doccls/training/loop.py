@@ -11,8 +11,8 @@ import torch
 from accelerate import Accelerator
 from timm.data.mixup import mixup_target
 
-from doccls.data.dataset import Batch, Drawing, SampleKey
-from doccls.data.order import BatchPlan
+from doccls.data.dataset import Batch
+from doccls.data.sampler import BatchPlace, BatchPlan
 from doccls.errors import UserError
 from doccls.randomness import Purpose, derive_seed
 from doccls.run.progress import ProgressBar
@@ -41,8 +41,7 @@ def group_gradients(engine: Engine) -> None:
     accelerator, plan = engine.accelerator, engine.plan
     if accelerator.num_processes == 1:
         return
-    rank, world_size = accelerator.process_index, accelerator.num_processes
-    size = len(plan.split_batch(0, rank, world_size, engine.config.micro_batch_size)[0])
+    size = len(engine.division.split(plan.list_batch(0), accelerator.process_index)[0])
     side_px = engine.config.img_size
     blank = torch.zeros(size, side_px, side_px, 3, dtype=torch.uint8, device=accelerator.device)
     buffers = [(buffer, buffer.clone()) for buffer in engine.bare_model.buffers()]
@@ -65,18 +64,6 @@ class TrainedEpoch:
     """The last learning rate."""
     skipped_steps: int | None = None
     """In fp16: steps whose gradients overflowed and were not taken; None in other precisions."""
-
-
-def list_training_keys(
-    plan: BatchPlan, epoch: int, micro_batch_size: int | None, rank: int, world_size: int, from_step: int = 0
-) -> Iterator[list[SampleKey]]:
-    """One rank's micro-batches of an epoch (0-based), or of those of its steps that begin at `from_step`."""
-    drawing = Drawing(plan.fold, epoch)
-    for step in plan.list_steps(epoch):
-        if step < from_step:
-            continue
-        for micro_batch in plan.split_batch(step, rank, world_size, micro_batch_size):
-            yield [SampleKey(index, drawing) for index in micro_batch.tolist()]
 
 
 def train_epoch(
@@ -188,22 +175,21 @@ def _read_scale(accelerator: Accelerator) -> torch.Tensor | None:
 def _take_step(engine: Engine, batches: Iterator[Batch], step: int) -> torch.Tensor:
     """One optimizer step over one global batch; this rank's share of its mean loss, on the device."""
     accelerator, plan = engine.accelerator, engine.plan
-    rank, world_size = accelerator.process_index, accelerator.num_processes
-    sizes = [len(part) for part in plan.split_batch(step, rank, world_size, engine.config.micro_batch_size)]
     share = torch.zeros((), device=accelerator.device)
-    for number, size in enumerate(sizes):
+    is_last = False
+    while not is_last:
         batch = next(batches)
-        assert len(batch.indices_N) == size
-        _seed_step(plan, step, rank, number)
+        place, is_last = batch.place, batch.place.is_last
+        assert (place.phase, place.fold, place.step) == ("train", plan.fold, step)
+        _seed_step(plan, place, accelerator.process_index)
         images = engine.normalize(batch.images_NHWC.to(accelerator.device, non_blocking=True))
         images, targets = _mix(engine, images, batch.targets_N.to(accelerator.device, non_blocking=True))
-        last = number + 1 == len(sizes)
-        with nullcontext() if last else accelerator.no_sync(engine.model):
+        with nullcontext() if is_last else accelerator.no_sync(engine.model):
             with accelerator.autocast():
                 logits = engine.model(images)
             # Sum over samples, divided once by the global batch: the same at any split into ranks and micro-batches.
-            loss = engine.criterion(logits.float(), targets) * (size / plan.size)
-            accelerator.backward(loss * world_size)  # DDP divides by it
+            loss = engine.criterion(logits.float(), targets) * (len(images) / plan.size)
+            accelerator.backward(loss * accelerator.num_processes)  # DDP divides by it
         share += loss.detach()
     if engine.config.grad_clip_norm is not None:
         accelerator.clip_grad_norm_(engine.model.parameters(), engine.config.grad_clip_norm)
@@ -214,9 +200,9 @@ def _take_step(engine: Engine, batches: Iterator[Batch], step: int) -> torch.Ten
     return share
 
 
-def _seed_step(plan: BatchPlan, step: int, rank: int, micro_batch: int) -> None:
+def _seed_step(plan: BatchPlan, place: BatchPlace, rank: int) -> None:
     """Dropout and drop-path draw from torch's generator, Mixup from NumPy's: both start anew at each micro-batch."""
-    seed = derive_seed(plan.seed, Purpose.STEP, plan.fold, step, rank, micro_batch)
+    seed = derive_seed(plan.seed, Purpose.STEP, plan.fold, place.step, rank, place.number)
     torch.manual_seed(seed)
     np.random.seed(seed)  # noqa: NPY002 (timm's Mixup knows no other)
 

@@ -16,11 +16,12 @@ from torch import nn
 
 from doccls.config import load_config, parse_override
 from doccls.data.dataset import Batch
+from doccls.data.sampler import BatchDivision, BatchPlace, BatchRequest, list_evaluation
 from doccls.errors import UserError
 from doccls.train import main
 from doccls.training import fold as fold_room
 from doccls.training import processes as processes_room
-from doccls.training.evaluate import EvaluationKeys, Normalizer, predict_logits
+from doccls.training.evaluate import Normalizer, predict_logits
 from doccls.training.processes import agree_on_stop, await_all, on_main, start_processes
 
 COUNTS = (0, 1, 2, 3, 7)
@@ -33,7 +34,8 @@ def predict_counts(argv: list[str]) -> int:
     rank, world_size = accelerator.process_index, accelerator.num_processes
     for count in COUNTS:
         samples = 3 * np.arange(count) + 1
-        batches = [_draw(keys) for keys in EvaluationKeys(samples, 2, rank, world_size)]
+        place, division = BatchPlace("predict", 0), BatchDivision(2 * world_size, world_size, None)
+        batches = [_draw(request) for request in list_evaluation(place, samples, division, rank)]
         normalize = Normalizer((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), accelerator.device)
         indices, logits = predict_logits([_Echo()], batches, normalize, 3, accelerator)
         np.savez(Path(argv[1]) / f"count{count}_rank{rank}.npz", indices=indices, logits=logits[0])
@@ -151,10 +153,10 @@ class _Echo(nn.Module):
         return torch.stack([level, -level, level * level], dim=1)
 
 
-def _draw(keys: list[Any]) -> Batch:
-    indices = torch.tensor([key.sample for key in keys])
+def _draw(request: BatchRequest) -> Batch:
+    indices = torch.tensor(request.indices)
     images = indices.to(torch.uint8).view(-1, 1, 1, 1).expand(-1, 2, 2, 3)
-    return Batch(images, torch.full_like(indices, -1), indices)
+    return Batch(images, torch.full_like(indices, -1), indices, request.place)
 
 
 def _refuse(rank: int) -> None:

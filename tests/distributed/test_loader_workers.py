@@ -15,7 +15,8 @@ from rank_launcher import clean_environment
 from test_signals_to_runs import join, with_workers
 from tiny_runs import PLAIN, Run, Trainer, write_pages
 
-from doccls.data.dataset import Pages, SampleKey
+from doccls.data.dataset import Pages
+from doccls.data.sampler import BatchPlace, BatchRequest
 from doccls.data.workers import WorkerError, loading
 from doccls.errors import OwnError
 
@@ -32,7 +33,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> Pages:
 
 @pytest.mark.parametrize("crash", DEATHS)
 def test_the_sample_that_killed_a_worker_is_named(pages: Pages, crash: signal.Signals) -> None:
-    keys = [[SampleKey(sample)] for sample in range(12)]
+    keys = [BatchRequest(BatchPlace("validate", 0), (sample,)) for sample in range(12)]
     told = f"was killed by {crash.name} while it held ID '{pages.ids[CRASHING]}' \\({pages.paths[CRASHING]}\\)"
     with (
         loading(CrashingDataset(pages, crash=crash), keys, num_workers=2, pin_memory=False) as batches,
@@ -59,7 +60,7 @@ def test_an_image_that_turns_bad_is_told_by_a_worker_in_its_words_alone(pages: P
     shutil.copytree(pages.paths[0].parent, tmp_path / "train")  # type: ignore[union-attr]
     copies = [tmp_path / "train" / name for name in pages.ids]
     copies[5].write_bytes(b"no image")
-    keys = [[SampleKey(sample)] for sample in range(12)]
+    keys = [BatchRequest(BatchPlace("validate", 0), (sample,)) for sample in range(12)]
     with (
         loading(CrashingDataset(pages._replace(paths=copies), crash=signal.SIGKILL), keys[4:], 2, False) as batches,
         pytest.raises(OwnError) as met,

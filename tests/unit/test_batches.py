@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from doccls.data.dataset import Batch
+from doccls.data.sampler import BatchPlace
 from doccls.training.batches import WaitingBatches, advise_on_waiting
 
-BATCH = Batch(torch.zeros(1, 1, 1, 3, dtype=torch.uint8), torch.zeros(1), torch.zeros(1))
+BATCH = Batch(torch.zeros(1, 1, 1, 3, dtype=torch.uint8), torch.zeros(1), torch.zeros(1), BatchPlace("train", 0))
 
 
 def test_only_the_time_within_the_asking_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from doccls.config.schema import AugmentConfig
-from doccls.data.dataset import DocClsDataset, Drawing, Pages, SampleKey, collate_batch
+from doccls.data.dataset import AugmentationKey, DocClsDataset, LoadedSamples, Pages, SampleKey, collate_batch
 from doccls.data.images import decode_image, fit_page
+from doccls.data.sampler import BatchPlace, BatchRequest
 from doccls.data.transforms import Augmentation
 from doccls.errors import OwnError
 
@@ -25,7 +26,7 @@ def test_a_key_gives_the_fitted_page_its_target_and_its_index(pages: Pages) -> N
     assert (target, index) == (1, 3)
 
 
-def test_without_a_drawing_nothing_is_augmented(pages: Pages) -> None:
+def test_without_an_augmentation_key_nothing_is_augmented(pages: Pages) -> None:
     key = SampleKey(2)
     assert np.array_equal(DocClsDataset(pages, Augmentation(AUGMENT, 16))[key][0], DocClsDataset(pages)[key][0])
 
@@ -33,7 +34,7 @@ def test_without_a_drawing_nothing_is_augmented(pages: Pages) -> None:
 def test_augmentation_depends_on_seed_fold_epoch_and_sample(pages: Pages) -> None:
     def draw(seed: int, fold: int, epoch: int) -> bytes:
         dataset = DocClsDataset(pages, Augmentation(AUGMENT, 16), seed)
-        return dataset[SampleKey(0, Drawing(fold, epoch))][0].tobytes()
+        return dataset[SampleKey(0, AugmentationKey(fold, epoch))][0].tobytes()
 
     drawn = [draw(0, 0, 0), draw(1, 0, 0), draw(0, 1, 0), draw(0, 0, 1)]
     assert len(set(drawn)) == 4
@@ -42,9 +43,20 @@ def test_augmentation_depends_on_seed_fold_epoch_and_sample(pages: Pages) -> Non
 
 def test_the_order_of_asking_changes_nothing(pages: Pages) -> None:
     forward, backward = (DocClsDataset(pages, Augmentation(AUGMENT, 16), 1) for _ in range(2))
-    keys = [SampleKey(index, Drawing(0, epoch)) for epoch in range(2) for index in range(6)]
+    keys = [SampleKey(index, AugmentationKey(0, epoch)) for epoch in range(2) for index in range(6)]
     first = {key: forward[key][0].tobytes() for key in keys}
     assert first == {key: backward[key][0].tobytes() for key in reversed(keys)}
+
+
+def test_batches_of_training_are_augmented_and_others_are_not(pages: Pages) -> None:
+    dataset = DocClsDataset(pages, Augmentation(AUGMENT, 16), 1)
+    for phase, augmentation in (("train", AugmentationKey(2, 1)), ("validate", None), ("predict", None)):
+        place = BatchPlace(phase, 2, 1)  # type: ignore[arg-type]
+        loaded = dataset.__getitems__(BatchRequest(place, (4, 1)))
+        assert loaded.place is place
+        for (page, target, index), sample in zip(loaded.samples, (4, 1), strict=True):
+            expected = dataset[SampleKey(sample, augmentation)]
+            assert np.array_equal(page, expected[0]) and (target, index) == expected[1:]
 
 
 def test_an_image_that_turned_bad_is_told_with_id_and_path(pages: Pages) -> None:
@@ -71,7 +83,9 @@ def test_a_sample_without_image_must_not_be_asked_for(pages: Pages) -> None:
 
 def test_a_batch_holds_uint8_pages_and_int64_numbers() -> None:
     page = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
-    batch = collate_batch([(page, 2, 7), (page + 1, 0, 9)])
+    place = BatchPlace("validate", 3)
+    batch = collate_batch(LoadedSamples(place, [(page, 2, 7), (page + 1, 0, 9)]))
+    assert batch.place is place
     assert batch.images_NHWC.shape == (2, 4, 4, 3) and batch.images_NHWC.dtype == torch.uint8
     assert batch.targets_N.tolist() == [2, 0] and batch.targets_N.dtype == torch.int64
     assert batch.indices_N.tolist() == [7, 9] and batch.indices_N.dtype == torch.int64

@@ -8,10 +8,10 @@ import torch
 from accelerate import Accelerator
 
 from doccls.config import Config
-from doccls.data.order import BatchPlan
+from doccls.data.sampler import BatchPlan
 from doccls.model.build import synchronize_batchnorm
 from doccls.run.heartbeat import Cause, find_cause
-from doccls.training.explain import advise_on_batchnorm, check_smallest_share, explain
+from doccls.training.explain import advise_on_batchnorm, check_smallest_micro_batch, explain
 from doccls.training.loop import TrainingError
 from tests.unit.conftest import MakeConfig
 
@@ -140,7 +140,7 @@ def test_a_share_of_one_image_is_tried_before_training(
     plan = BatchPlan(1, 0, np.arange(20), batch_size, 1)
     if refused:
         with pytest.raises(TrainingError, match=r"train\.batch_size \(now"):
-            check_smallest_share(model, plan, train, world_size)
+            check_smallest_micro_batch(model, plan, train, world_size)
     else:
-        check_smallest_share(model, plan, train, world_size)
+        check_smallest_micro_batch(model, plan, train, world_size)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

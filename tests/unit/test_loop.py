@@ -16,21 +16,20 @@ from accelerate.optimizer import AcceleratedOptimizer
 from torch import nn
 
 from doccls.config.schema import TrainConfig
-from doccls.data.dataset import Batch, Drawing
-from doccls.data.order import BatchPlan
+from doccls.data.dataset import Batch
+from doccls.data.sampler import BatchDivision, BatchPlace, BatchPlan, iterate_fold
 from doccls.model.optim import build_ema, build_loss, build_mixup, build_optimizer, build_scheduler
 from doccls.run.heartbeat import Heartbeat
 from doccls.run.progress import ProgressBar
 from doccls.run.runlog import RunLog
 from doccls.run.signals import Interrupted, handling_signals, stopping_gracefully
 from doccls.training.engine import Engine, FoldProgress, LossMeter
-from doccls.training.evaluate import EvaluationKeys, Normalizer, predict_logits
+from doccls.training.evaluate import Normalizer, predict_logits
 from doccls.training.loop import (
     TrainedEpoch,
     TrainingError,
     _mix,
     _settle,
-    list_training_keys,
     train_epoch,
 )
 from tests.unit.conftest import KeptLog
@@ -38,6 +37,7 @@ from tests.unit.conftest import KeptLog
 COUNT, CLASSES, SIDE = 11, 3, 4
 PAGES = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (COUNT, SIDE, SIDE, 3), dtype=np.uint8))
 TARGETS = torch.arange(COUNT) % CLASSES
+PLACE = BatchPlace("validate", 0)
 
 
 class Saves:
@@ -81,6 +81,7 @@ def make_engine(model: nn.Module | None = None, **keys: Any) -> Engine:
         normalize=Normalizer((0.5,) * 3, (0.25,) * 3, torch.device("cpu")),
         num_classes=CLASSES,
         plan=plan,
+        division=BatchDivision.derive(config, 1),
         config=config,
         ids=tuple(f"id{row}" for row in range(COUNT)),
         log=RunLog(None),
@@ -90,10 +91,14 @@ def make_engine(model: nn.Module | None = None, **keys: Any) -> Engine:
 
 
 def load(engine: Engine, pages: torch.Tensor = PAGES) -> Iterator[Batch]:
-    for epoch in range(engine.plan.epochs):
-        for keys in list_training_keys(engine.plan, epoch, engine.config.micro_batch_size, 0, 1):
-            rows = torch.tensor([key.sample for key in keys])
-            yield Batch(pages[rows], TARGETS[rows], rows)
+    return load_from(engine, 0, pages)
+
+
+def load_from(engine: Engine, step: int, pages: torch.Tensor = PAGES) -> Iterator[Batch]:
+    """The batches of a training without validations, from a step on."""
+    for request in iterate_fold(engine.plan, np.arange(0), engine.division, 0, step):
+        rows = torch.tensor(request.indices)
+        yield Batch(pages[rows], TARGETS[rows], rows, request.place)
 
 
 def train(engine: Engine, epochs: int = 2, saves: Any = None, batches: Any = None) -> list[TrainedEpoch]:
@@ -352,7 +357,7 @@ def test_a_signal_between_validation_batches_ends_there() -> None:
             given.append(row)
             if row == 2:
                 signal.raise_signal(signal.SIGINT)
-            yield Batch(PAGES[row : row + 1], TARGETS[row : row + 1], torch.tensor([row]))
+            yield Batch(PAGES[row : row + 1], TARGETS[row : row + 1], torch.tensor([row]), PLACE)
 
     with handling_signals(), stopping_gracefully(), pytest.raises(Interrupted) as caught:
         predict_logits([engine.bare_model], draw(), engine.normalize, CLASSES, engine.accelerator)
@@ -393,26 +398,7 @@ def test_without_mixup_nothing_changes() -> None:
     assert mixed is images and targets.tolist() == [0, 1, 2]
 
 
-# --- keys, normalisation, evaluation ---------------------------------------------------------------------------------
-
-
-def test_training_keys_are_the_plans_micro_batches_with_their_epoch() -> None:
-    plan = BatchPlan(1, 0, np.arange(COUNT), 4, 2)
-    keys = [batch for epoch in range(2) for batch in list_training_keys(plan, epoch, 3, 1, 2)]
-    assert [len(batch) for batch in keys] == [2] * 4
-    for step, batch in enumerate(keys):
-        assert {key.drawing for key in batch} == {Drawing(0, step // 2)}
-        assert [key.sample for key in batch] == plan.list_batch(step)[1::2].tolist()
-
-
-@pytest.mark.parametrize("count", [0, 1, 2, 5, 9])
-@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
-def test_ranks_evaluate_each_sample_once_without_padding(count: int, world_size: int) -> None:
-    samples = np.arange(count) * 2 + 1
-    ranks = [EvaluationKeys(samples, 2, rank, world_size) for rank in range(world_size)]
-    seen = [key.sample for rank in ranks for batch in rank for key in batch]
-    assert sorted(seen) == samples.tolist()
-    assert all(len(list(rank)) == len(rank) and all(len(batch) <= 2 for batch in rank) for rank in ranks)
+# --- normalisation, evaluation ---------------------------------------------------------------------------------------
 
 
 def test_pages_are_normalised_channel_by_channel_in_channels_last() -> None:
@@ -428,7 +414,7 @@ def test_pages_are_normalised_channel_by_channel_in_channels_last() -> None:
 def test_logits_come_sorted_by_index_whatever_the_batches_and_no_gradient_is_kept() -> None:
     engine = make_engine()
     model = engine.bare_model.train()
-    batches = [Batch(PAGES[rows], TARGETS[rows], torch.tensor(rows)) for rows in ([7, 2], [9], [0, 4, 1])]
+    batches = [Batch(PAGES[rows], TARGETS[rows], torch.tensor(rows), PLACE) for rows in ([7, 2], [9], [0, 4, 1])]
     indices, logits = predict_logits([model], batches, engine.normalize, CLASSES, engine.accelerator)
     assert indices.tolist() == [0, 1, 2, 4, 7, 9] and logits.dtype == np.float32 and not model.training
     with torch.no_grad():
@@ -461,7 +447,7 @@ def test_what_an_ema_derived_from_earlier_weights_is_derived_anew() -> None:
     for scale in (1.0, 3.0):
         nn.init.constant_(model.weights, scale)
         ema.set(model)
-        batch = Batch(PAGES[:2], TARGETS[:2], torch.arange(2))
+        batch = Batch(PAGES[:2], TARGETS[:2], torch.arange(2), PLACE)
         logits = predict_logits([ema.module], [batch], engine.normalize, CLASSES, engine.accelerator)[1][0]
         assert np.array_equal(logits, np.full((2, CLASSES), 2 * scale)) and not ema.module.training
 
@@ -471,7 +457,7 @@ def test_each_model_gives_its_own_logits_of_the_same_pages() -> None:
     other = make_model()
     with torch.no_grad():
         next(other.parameters()).mul_(2)
-    batches = [Batch(PAGES[rows], TARGETS[rows], rows) for rows in (torch.tensor([7, 2]), torch.tensor([4]))]
+    batches = [Batch(PAGES[rows], TARGETS[rows], rows, PLACE) for rows in (torch.tensor([7, 2]), torch.tensor([4]))]
     both = predict_logits([engine.bare_model, other], batches, engine.normalize, CLASSES, engine.accelerator)
     assert both[0].tolist() == [2, 4, 7] and both[1].shape == (2, 3, CLASSES) and both[1].flags.c_contiguous
     for number, model in enumerate((engine.bare_model, other)):
@@ -488,6 +474,6 @@ def test_no_batches_give_no_logits() -> None:
 
 def test_a_sample_met_twice_is_a_defect_and_not_averaged() -> None:
     engine = make_engine()
-    batch = Batch(PAGES[:2], TARGETS[:2], torch.tensor([3, 3]))
+    batch = Batch(PAGES[:2], TARGETS[:2], torch.tensor([3, 3]), PLACE)
     with pytest.raises(AssertionError, match="evaluated twice"):
         predict_logits([engine.bare_model], [batch], engine.normalize, CLASSES, engine.accelerator)

@@ -6,7 +6,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import pytest
 import torch
 from torch import nn
 
+from doccls.data.sampler import find_epoch
 from doccls.run.artifacts import WriteError
 from doccls.run.history import EpochMetrics
 from doccls.run.paths import RunPaths
@@ -37,10 +38,10 @@ from doccls.training.checkpoint import (
     write_resume,
 )
 from doccls.training.engine import Engine, FoldProgress, LossMeter
-from doccls.training.loop import list_training_keys, train_epoch
+from doccls.training.loop import train_epoch
 from doccls.training.resume import Checkpointer, describe_resume, restore
 from tests.unit.conftest import KeptLog
-from tests.unit.test_loop import CLASSES, PAGES, TARGETS, Saves, load, make_engine, train
+from tests.unit.test_loop import CLASSES, Saves, load, load_from, make_engine, train
 
 IDENTITY = "a" * 64
 
@@ -112,17 +113,8 @@ def test_training_goes_on_from_any_step_with_the_same_bits(tmp_path: Path, optim
 def train_from(engine: Engine, progress: FoldProgress) -> list[Any]:
     """The rest of the training."""
     plan = engine.plan
-    first = max(0, progress.step - 1) // plan.steps_per_epoch
-
-    def draw() -> Iterator[Any]:
-        for epoch in range(first, plan.epochs):
-            keys_of = list_training_keys(plan, epoch, engine.config.micro_batch_size, 0, 1, progress.step)
-            for keys in keys_of:
-                rows = torch.tensor([key.sample for key in keys])
-                yield type(next(load(engine)))(PAGES[rows], TARGETS[rows], rows)
-
-    batches, results = draw(), []
-    for epoch in range(first, plan.epochs):
+    batches, results = load_from(engine, progress.step), []
+    for epoch in range(find_epoch(progress.step, plan), plan.epochs):
         results.append(train_epoch(engine, batches, epoch, progress, Saves(), ProgressBar(None)))  # type: ignore[arg-type]
         progress.meter = LossMeter()
     assert next(batches, None) is None, "no batch twice, none left out"

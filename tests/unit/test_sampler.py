@@ -6,7 +6,15 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from doccls.data.order import BatchPlan
+from doccls.data.sampler import (
+    BatchDivision,
+    BatchPlace,
+    BatchPlan,
+    find_epoch,
+    iterate_fold,
+    list_evaluation,
+    list_step,
+)
 
 plans = st.builds(
     lambda seed, fold, count, batch, epochs: BatchPlan(seed, fold, np.arange(count) * 3 + 1, batch, epochs),
@@ -20,7 +28,8 @@ def test_a_global_batch_is_the_same_at_any_split(
 ) -> None:
     step = data.draw(st.integers(0, plan.total_steps - 1))
     whole = plan.list_batch(step)
-    parts = [plan.split_batch(step, rank, world_size, micro) for rank in range(world_size)]
+    division = BatchDivision(plan.batch_size, world_size, micro)
+    parts = [division.split(whole, rank) for rank in range(world_size)]
     together = [int(index) for rank in parts for part in rank for index in part]
     assert sorted(together) == sorted(whole.tolist())
     assert len(set(together)) == len(together) == plan.size
@@ -31,6 +40,8 @@ def test_a_global_batch_is_the_same_at_any_split(
         assert micro is None or max(sizes, default=0) <= micro
         assert max(sizes, default=0) - min(sizes, default=0) <= 1
         assert micro is not None or len(rank) == 1
+        assert max(sizes) <= division.images_at_a_time <= division.per_rank
+    assert division.find_smallest(plan.size) == min(len(part) for rank in parts for part in rank)
 
 
 @given(plans)
@@ -59,8 +70,7 @@ def test_fewer_samples_than_a_batch_are_one_batch_of_all() -> None:
 
 
 def test_a_rank_beyond_the_batch_gets_one_empty_share() -> None:
-    plan = BatchPlan(0, 0, np.arange(2), 2, 1)
-    assert [part.tolist() for part in plan.split_batch(0, 2, 3, None)] == [[]]
+    assert [part.tolist() for part in BatchDivision(2, 3, None).split(np.arange(2), 2)] == [[]]
 
 
 def test_seed_fold_and_epoch_each_give_another_order_and_the_same_gives_the_same() -> None:
@@ -85,3 +95,54 @@ def test_batches_of_an_earlier_step_come_again_unchanged() -> None:
     for step in range(plan.total_steps):
         plan.list_batch(step)
     assert plan.list_batch(3).tolist() == before
+
+
+# --- the batches of a rank -------------------------------------------------------------------------------------------
+
+
+def test_each_batch_of_a_step_says_what_it_is_and_which_is_the_last() -> None:
+    plan = BatchPlan(1, 3, np.arange(11), 4, 2)
+    requests = list_step(plan, 3, BatchDivision(4, 1, 3), 0)
+    assert [request.place for request in requests] == [
+        BatchPlace("train", 3, 1, 3, 0, False), BatchPlace("train", 3, 1, 3, 1, True)
+    ]  # fmt: skip
+    assert [index for request in requests for index in request.indices] == plan.list_batch(3).tolist()
+
+
+@given(st.integers(0, 30), st.integers(1, 9), st.none() | st.integers(1, 8))
+def test_an_evaluation_takes_each_sample_once_and_pads_none(count: int, world_size: int, micro: int | None) -> None:
+    samples, division = np.arange(count) * 2, BatchDivision(9, world_size, micro)
+    place = BatchPlace("validate", 1, 2, 5)
+    ranks = [list_evaluation(place, samples, division, rank) for rank in range(world_size)]
+    taken = [index for rank in ranks for request in rank for index in request.indices]
+    assert sorted(taken) == samples.tolist()
+    for rank in ranks:
+        assert all(0 < len(request.indices) <= division.images_at_a_time for request in rank)
+        assert [request.place for request in rank] == [
+            BatchPlace("validate", 1, 2, 5, number, number == len(rank) - 1) for number in range(len(rank))
+        ]
+
+
+def test_a_fold_is_epochs_of_steps_each_with_its_validation() -> None:
+    plan, division = BatchPlan(1, 0, np.arange(8), 4, 2), BatchDivision(4, 1, 3)
+    places = [request.place for request in iterate_fold(plan, np.arange(2), division, 0)]
+    stream = [(place.phase, place.epoch, place.step) for place in places]
+    micro_batches = [("train", 0, 0)] * 2 + [("train", 0, 1)] * 2
+    assert stream[:5] == [*micro_batches, ("validate", 0, 2)]
+    assert stream[5:] == [("train", 1, 2)] * 2 + [("train", 1, 3)] * 2 + [("validate", 1, 4)]
+
+
+@given(plans, st.integers(1, 3), st.data())
+def test_a_fold_that_resumes_gets_the_rest_of_its_batches(
+    plan: BatchPlan, world_size: int, data: st.DataObject
+) -> None:
+    """At an epoch's end the validation is still to do."""
+    step = data.draw(st.integers(0, plan.total_steps))
+    division = BatchDivision(plan.batch_size, world_size, 3)
+    valid = np.arange(7)
+    whole = list(iterate_fold(plan, valid, division, 0))
+    rest = list(iterate_fold(plan, valid, division, 0, step))
+    assert rest == whole[len(whole) - len(rest) :]
+    first = whole[len(whole) - len(rest)].place
+    assert first.step >= step and first.epoch == find_epoch(step, plan)
+    assert not any(one.place.phase == "train" and one.place.step >= step for one in whole[: len(whole) - len(rest)])
