@@ -141,7 +141,7 @@ def _lite_bare(bench: Bench, number: int) -> Figures:
 
 
 def _lite_bare_keeping(bench: Bench, number: int) -> Figures:
-    """With the allocator as doccls sets it (`doccls.run.allocator`)."""
+    """With the allocator as doccls sets it (`doccls.system.allocator`)."""
     return _run_bare(bench, {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**60)})
 
 

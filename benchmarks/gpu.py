@@ -15,12 +15,12 @@ from benchmarks.gpu_steps import Network, StepFigures, measure_steps
 from doccls.config.load import load_config
 from doccls.config.schema import TrainConfig
 from doccls.data.dataset import DocClsDataset, Pages
+from doccls.data.loader import loading
 from doccls.data.prepare import prepare_data
 from doccls.data.sampler import BatchPlace, BatchRequest
 from doccls.data.shared_memory import plan_loader
 from doccls.data.store import StoreChoice
 from doccls.data.transforms import Augmentation
-from doccls.data.workers import loading
 from doccls.training.batches import measure_page
 
 BATCH = 32

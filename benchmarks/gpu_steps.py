@@ -19,15 +19,15 @@ from doccls.data.dataset import Batch
 from doccls.data.sampler import BatchDivision, BatchPlace, BatchPlan
 from doccls.model.build import build_model, get_normalization
 from doccls.model.optim import build_loss, build_optimizer, build_scheduler
+from doccls.reporting.log import RunLog
+from doccls.reporting.progress import ProgressBar
 from doccls.run.heartbeat import Heartbeat
 from doccls.run.paths import RunPaths
-from doccls.run.progress import ProgressBar
-from doccls.run.runlog import RunLog
 from doccls.training.engine import Engine, FoldProgress
 from doccls.training.evaluate import Normalizer
-from doccls.training.loop import train_epoch
 from doccls.training.resume import Checkpointer
 from doccls.training.speed import choose_kernels, wants_compile
+from doccls.training.step import train_epoch
 
 _CLASSES = 17
 _READY_BATCHES = 4
@@ -125,9 +125,8 @@ def _prepare_ours(network: Network, train: TrainConfig, accelerator: Accelerator
     engine = Engine(
         accelerator=accelerator, model=wrapped, bare_model=model, ema=None, optimizer=prepared, scheduler=scheduler,
         criterion=build_loss(train), mixup=None, normalize=Normalizer(mean, std, device),
-        num_classes=_CLASSES, plan=plan, division=BatchDivision.derive(train, 1), config=train, ids=[""] * len(plan.samples),
-        log=RunLog(None),
-        tracker=_Untracked(), heart=Heartbeat(),
+        num_classes=_CLASSES, plan=plan, division=BatchDivision.derive(train, 1), config=train,
+        ids=[""] * len(plan.samples), log=RunLog(None), tracker=_Untracked(), heart=Heartbeat(),
     )  # fmt: skip
     checkpointer = Checkpointer(engine, RunPaths(Path("unused")), "", None)
     epochs = itertools.count()

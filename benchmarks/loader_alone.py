@@ -20,11 +20,11 @@ def load_ours(folder: Path) -> Iterator[Any]:
 
     from doccls.config.load import Override, load_config
     from doccls.data.dataset import DocClsDataset, Pages
+    from doccls.data.loader import loading
     from doccls.data.prepare import prepare_data
     from doccls.data.sampler import BatchPlace, BatchRequest
     from doccls.data.store import StoreChoice
     from doccls.data.transforms import Augmentation
-    from doccls.data.workers import loading
 
     cv2.setNumThreads(0)
     path = folder / "loader.yaml"

@@ -15,10 +15,10 @@ from doccls.data.prepare import describe_folds, prepare_data
 from doccls.data.store import choose_store
 from doccls.demo import command as demo
 from doccls.experiment import check_files
-from doccls.run.artifacts import write_text
-from doccls.run.command import run_command
-from doccls.run.progress import ConsoleTeller
-from doccls.run.rank import rank_by_environment
+from doccls.reporting.command import run_command
+from doccls.reporting.progress import ConsoleTeller
+from doccls.system.atomic_files import write_text
+from doccls.system.rank import rank_by_environment
 from launcher import verify
 
 

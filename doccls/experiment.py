@@ -14,14 +14,14 @@ from doccls.data.sampler import BatchPlan
 from doccls.data.scan_cache import read_scan_cache, write_scan_cache
 from doccls.data.store import choose_store
 from doccls.oof.merge import merge_run
-from doccls.oof.parts import find_finished_folds
+from doccls.oof.predictions import find_finished_folds
 from doccls.oof.summary import list_scores
-from doccls.run.artifacts import write_text
-from doccls.run.identity import check_snapshot, derive_identity, digest_file
-from doccls.run.lock import Lock
+from doccls.reporting.log import RunLog
+from doccls.run.fingerprint import check_snapshot, derive_identity, digest_file
 from doccls.run.paths import RunError, RunPaths
 from doccls.run.provenance import describe_software, render_command
-from doccls.run.runlog import RunLog
+from doccls.system.atomic_files import write_text
+from doccls.system.lock import Lock
 
 
 @dataclass(frozen=True)

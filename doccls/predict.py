@@ -21,10 +21,10 @@ from doccls.data.manifest import DataError, check_paths, format_examples, read_t
 from doccls.data.packed import PackedPaths, PackedTexts
 from doccls.errors import UserError
 from doccls.oof.metrics import probabilities
-from doccls.run.allocator import keep_freed_memory
-from doccls.run.artifacts import write_array, write_text
+from doccls.reporting.progress import ConsoleTeller
 from doccls.run.paths import RunError, RunPaths
-from doccls.run.progress import ConsoleTeller
+from doccls.system.allocator import keep_freed_memory
+from doccls.system.atomic_files import write_array, write_text
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -69,7 +69,7 @@ def predict(arguments: argparse.Namespace) -> int:
         UserError: no such run, no checkpoint, checkpoints of different runs, or test data that can't be used.
     """
     from doccls.training.checkpoint import parse_config, read_best
-    from doccls.training.processes import can_compute_in, on_main, start_processes
+    from doccls.training.distributed import can_compute_in, on_main, start_processes
 
     paths = RunPaths(arguments.run.resolve())
     files = _list_checkpoints(paths)
@@ -216,9 +216,9 @@ def _predict_folds(files: Sequence[Path], config: Config, pages: TestPages, acce
     One fold's weights at a time; one set of workers loads the pages for all of them.
     """
     from doccls.data.dataset import DocClsDataset, Pages
+    from doccls.data.loader import loading
     from doccls.data.sampler import BatchDivision, BatchPlace, list_evaluation
     from doccls.data.shared_memory import plan_loader
-    from doccls.data.workers import loading
     from doccls.training.checkpoint import read_best
 
     rows = np.setdiff1d(np.arange(len(pages.ids)), pages.paths.find_missing())

@@ -6,7 +6,7 @@ from pathlib import Path
 from doccls.config.arguments import add_config_arguments, load_arguments
 from doccls.data.store import PageSet, choose_store, clear_page_set, list_page_sets
 from doccls.errors import UserError
-from doccls.run.disk import tell_size
+from doccls.system.disk import tell_size
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -12,26 +12,27 @@ from typing import TYPE_CHECKING
 
 from doccls.config import Config
 from doccls.config.arguments import add_config_arguments, load_arguments
+from doccls.data.loader import start_worker_server
 from doccls.data.shared_memory import expects_workers
-from doccls.data.workers import start_worker_server
-from doccls.run.allocator import keep_freed_memory
-from doccls.run.command import run_training
-from doccls.run.console import close_console
-from doccls.run.heartbeat import Heartbeat, beating
-from doccls.run.identity import claim_precision
-from doccls.run.lifeline import LAUNCHED, end_with_parent, is_launched
-from doccls.run.lock import LockError, find_holder
+from doccls.reporting.command import run_training
+from doccls.reporting.console import close_console
+from doccls.reporting.log import RunLog
+from doccls.run.fingerprint import claim_precision
+from doccls.run.heartbeat import beating
 from doccls.run.owner import FoldOwner
 from doccls.run.paths import RunPaths, check_run_id, locate_run, name_log, new_run_id
-from doccls.run.peers import telling_of_peers, watching
-from doccls.run.rank import rank_by_environment
-from doccls.run.runlog import RunLog
-from doccls.run.signals import stop_on_sigusr2, stopping_gracefully
+from doccls.run.watchdog import telling_of_peers, watching
+from doccls.system.allocator import keep_freed_memory
+from doccls.system.lifeline import LAUNCHED, end_with_parent, is_launched
+from doccls.system.lock import LockError, find_holder
+from doccls.system.rank import rank_by_environment
+from doccls.system.signals import stop_on_sigusr2, stopping_gracefully
 
 if TYPE_CHECKING:  # the stack takes seconds to import: a mistake in the config is told before that
     from accelerate import Accelerator
 
     from doccls.experiment import OpenRun
+    from doccls.training.engine import RunContext
 
 
 _OUTLIVING_S = 20.0
@@ -80,7 +81,7 @@ def _train(arguments: argparse.Namespace, log: RunLog) -> None:
                 heart.write_to(paths.heartbeat(fold, rank_by_environment()))
         if expects_workers(config.data.num_workers, config.data.store != "off"):
             start_worker_server()  # it imports while this process does
-        from doccls.training.processes import on_main, start_processes
+        from doccls.training.distributed import on_main, start_processes
 
         accelerator = start_processes(config)
         run_id = arguments.run_id or new_run_id(config.project.version)
@@ -88,12 +89,14 @@ def _train(arguments: argparse.Namespace, log: RunLog) -> None:
         path = name_log(config.output.logs_dir, run_id, now, "" if fold is None else f"fold{fold}")
         with log.writing_to(path if accelerator.is_main_process else None):
             from doccls.experiment import close_run
+            from doccls.training.engine import RunContext
 
             with FoldOwner() as owner:
                 run = _open(config, run_id, now, accelerator, owner, log)
                 heart.write_to(run.experiment.paths.heartbeat(fold, accelerator.process_index))
                 log.line(f"[ARTIFACTS] {run.experiment.paths.root}")
-                _train_folds(run, arguments.allow_world_size_change, accelerator, log, heart, owner)
+                context = RunContext(run.experiment, accelerator, log, heart, owner)
+                _train_folds(context, run.finished, arguments.allow_world_size_change)
             on_main(accelerator, lambda: close_run(run.experiment, log))
     accelerator.end_training()
 
@@ -117,7 +120,7 @@ def _open(
     """Open the run on the main process, which takes the folds that are to be trained. All ranks must call."""
     from doccls.experiment import log_config, open_run
     from doccls.model.names import check_names
-    from doccls.training.processes import list_devices, on_main
+    from doccls.training.distributed import list_devices, on_main
 
     log_config(config, log)
     processes = {
@@ -137,39 +140,33 @@ def _open(
     return on_main(accelerator, open_on_main)
 
 
-def _train_folds(
-    run: "OpenRun",
-    allow_change: bool,
-    accelerator: "Accelerator",
-    log: RunLog,
-    heart: Heartbeat,
-    owner: FoldOwner,
-) -> None:
+def _train_folds(context: "RunContext", finished: Sequence[int], allow_change: bool) -> None:
     """Train those that are not finished, while each process watches whether it goes on. All ranks must call."""
-    from doccls.oof.parts import remove_states
+    from doccls.oof.predictions import remove_states
     from doccls.training.batches import load_folds
-    from doccls.training.fold import release_memory, train_fold
-    from doccls.training.processes import on_main
+    from doccls.training.distributed import on_main
     from doccls.training.resume import find_resume_points
+    from doccls.training.trainer import release_memory, train_fold
 
-    experiment, config, paths = run.experiment, run.experiment.config, run.experiment.paths
+    accelerator, log, heart = context.accelerator, context.log, context.heart
+    config, paths = context.experiment.config, context.experiment.paths
     ranks = range(1, accelerator.num_processes) if accelerator.is_main_process else ()
     peers = {rank: paths.heartbeat(_find_fold(config), rank) for rank in ranks}
     limit_s = config.train.collective_timeout_s if accelerator.num_processes > 1 else None
     with telling_of_peers(peers, log), watching(heart, peers, limit_s, config.train.stop_timeout_s):
         wanted = config.data.list_wanted()
         for fold in wanted:
-            if fold in run.finished:
+            if fold in finished:
                 log.line(f"[FOLD {fold}] finished before: kept {paths.part(fold)}")
-        on_main(accelerator, lambda: remove_states(paths, run.finished))  # killed before they could
-        missing = run.list_missing(wanted)
-        starts = find_resume_points(experiment, missing, accelerator, allow_change, log)
+        on_main(accelerator, lambda: remove_states(paths, finished))  # killed before they could
+        missing = [fold for fold in wanted if fold not in finished]
+        starts = find_resume_points(context, missing, allow_change)
         gc.freeze()  # the imported libraries are a million objects: collecting what a fold leaves need not visit them
         if accelerator.device.type == "cpu":  # not before the look, each of whose threads would keep what it decoded in
             keep_freed_memory(os.environ)
-        with stopping_gracefully(), load_folds(experiment, missing, starts, accelerator, log) as batches:
+        with stopping_gracefully(), load_folds(context, missing, starts) as batches:
             for fold in missing:
-                train_fold(experiment, fold, starts.get(fold), batches, accelerator, log, heart, owner)
+                train_fold(context, fold, starts.get(fold), batches)
                 release_memory(accelerator)
 
 

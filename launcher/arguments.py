@@ -13,8 +13,8 @@ from pathlib import Path
 from doccls.config import Config
 from doccls.config.arguments import add_config_arguments
 from doccls.config.load import redact_argument
-from doccls.run.cores import count_cores
 from doccls.run.paths import RunPaths, locate_run
+from doccls.system.cores import count_cores
 from launcher.devices import (
     Device,
     DeviceError,
@@ -319,8 +319,8 @@ def make_plan(
         UserError: the run was made with another config, or its parts are another run's.
     """
     from doccls.data.sampler import BatchDivision
-    from doccls.oof.parts import find_finished_folds
-    from doccls.run.identity import find_identity
+    from doccls.oof.predictions import find_finished_folds
+    from doccls.run.fingerprint import find_identity
 
     paths = locate_run(config.output.exp_dir, run_id, datetime.now())
     finished = find_finished_folds(paths, find_identity(paths, config), config.data.folds)

@@ -9,7 +9,7 @@ from doccls.errors import UserError
 from launcher.plan import Assignment
 
 LAUNCH = secrets.token_hex(8)
-"""This launch, in the environment of the processes that it starts (`doccls.run.lifeline.LAUNCHED`)."""
+"""This launch, in the environment of the processes that it starts (`doccls.system.lifeline.LAUNCHED`)."""
 KILL_LIMIT_S = 120.0
 """After SIGKILL, a process that is still there so much later can't be killed.
 

@@ -5,8 +5,8 @@ import signal
 import time
 from collections.abc import Callable
 
-from doccls.run.lock import Holder, can_see, find_holder
 from doccls.run.paths import RunError, RunPaths
+from doccls.system.lock import Holder, can_see, find_holder
 from launcher.slurm_queue import ask_queue, cancel_jobs
 from launcher.slurm_text import Going, SlurmError
 from launcher.survey import list_run_jobs

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING
 
 from doccls.config import Config
 from doccls.config.arguments import load_arguments
-from doccls.run.command import run_command, run_training
-from doccls.run.console import close_console
-from doccls.run.cores import count_cores
+from doccls.reporting.command import run_command, run_training
+from doccls.reporting.console import close_console
 from doccls.run.paths import RunError, RunPaths, check_run_id, locate_run, name_log, new_run_id
-from doccls.run.signals import stop_on_sigusr2
+from doccls.system.cores import count_cores
+from doccls.system.signals import stop_on_sigusr2
 from launcher.arguments import (
     ChosenSlots,
     build_parser,
@@ -38,7 +38,7 @@ from launcher.slots import Slot
 from launcher.slurm_text import parse_task, pick_folds, render_sbatch, render_script
 
 if TYPE_CHECKING:
-    from doccls.run.runlog import RunLog
+    from doccls.reporting.log import RunLog
     from launcher.launch import LaunchOptions
 
 
@@ -143,8 +143,8 @@ def _plan(arguments: argparse.Namespace) -> int:
 
 
 def _plan_submission(arguments: argparse.Namespace, config: Config, run_id: str) -> int:
-    from doccls.oof.parts import find_finished_folds
-    from doccls.run.identity import find_identity
+    from doccls.oof.predictions import find_finished_folds
+    from doccls.run.fingerprint import find_identity
 
     request, _ = make_request(arguments, config)
     paths = locate_run(config.output.exp_dir, run_id, datetime.now())

@@ -2,10 +2,10 @@
 
 from doccls.experiment import Experiment, close_run, log_done
 from doccls.oof.merge import load_merged
-from doccls.oof.parts import is_merged
+from doccls.oof.predictions import is_merged
 from doccls.oof.summary import list_scores
-from doccls.run.lock import hold_lock
-from doccls.run.runlog import RunLog
+from doccls.reporting.log import RunLog
+from doccls.system.lock import hold_lock
 from launcher.status import list_unfinished
 from launcher.survey import read_status
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from doccls.errors import UserError
-from doccls.run.gpu_memory import MUCH_GIB
-from doccls.run.rank import DEVICE
+from doccls.system.gpu_memory import MUCH_GIB
+from doccls.system.rank import DEVICE
 
 _NONE = {"", "-1", "none", "void", "nodevfiles"}
 """What CUDA_VISIBLE_DEVICES says to show no GPU, or no more of them."""
@@ -241,7 +241,7 @@ def list_cpus(count: int) -> list[Device]:
 def render_environment(devices: Sequence[Device], rank: int, threads: int) -> dict[str, str]:
     """What a process of a fold is told, in the words that torchrun and `accelerate launch` use.
 
-    Where several ranks meet is told by who starts them: `doccls.run.rank.MEETING_FILE`.
+    Where several ranks meet is told by who starts them: `doccls.system.rank.MEETING_FILE`.
     """
     told = {"OMP_NUM_THREADS": str(threads)}
     if devices[0].is_cpu:

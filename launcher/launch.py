@@ -16,12 +16,12 @@ from doccls.config import Config
 from doccls.data.sampler import BatchDivision
 from doccls.errors import UserError
 from doccls.experiment import Experiment, close_run, log_config, open_run
-from doccls.oof.parts import read_part
-from doccls.run.lock import LockError, hold_lock
+from doccls.oof.predictions import read_part
+from doccls.reporting.log import RunLog
 from doccls.run.paths import RunPaths, locate_run
-from doccls.run.runlog import RunLog
-from doccls.run.signals import at_sudden_end, check_stop, stop_requested, stopping_gracefully
-from doccls.run.tensor_file import TensorFileError
+from doccls.system.lock import LockError, hold_lock
+from doccls.system.signals import at_sudden_end, check_stop, stop_requested, stopping_gracefully
+from doccls.system.tensor_file import TensorFileError
 from launcher.attempt import Limits, RunningFold
 from launcher.backend import Backend, Processes, StartError, kill_folds, strike_folds
 from launcher.ledger import Attempt, Ledger, LedgerFile, begin_launch, tell_duration, tell_time

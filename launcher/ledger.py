@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from doccls.errors import UserError
-from doccls.run.artifacts import write_text
-from doccls.run.lock import Lock
+from doccls.reporting.log import RunLog
 from doccls.run.paths import RunError
-from doccls.run.runlog import RunLog
+from doccls.system.atomic_files import write_text
+from doccls.system.lock import Lock
 
 _FORMAT = "doccls-launch-1"
 _REWRITE_S = 5.0

@@ -10,9 +10,9 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from doccls.run.cores import PROCESSES_HERE
-from doccls.run.lifeline import LAUNCHED, PARENT
-from doccls.run.rank import MEETING_FILE
+from doccls.system.cores import PROCESSES_HERE
+from doccls.system.lifeline import LAUNCHED, PARENT
+from doccls.system.rank import MEETING_FILE
 from launcher.backend import KILL_LIMIT_S, LAUNCH, StartError, kill_folds
 from launcher.plan import Assignment, RankCommand, drop_ranks
 

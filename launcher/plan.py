@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from doccls.run.rank import DEVICE
+from doccls.system.rank import DEVICE
 from launcher.devices import render_environment
 from launcher.slots import Slot
 

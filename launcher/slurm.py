@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from doccls.run.lifeline import LAUNCHED
-from doccls.run.rank import MEETING_FILE
+from doccls.system.lifeline import LAUNCHED
+from doccls.system.rank import MEETING_FILE
 from launcher.backend import KILL_LIMIT_S, LAUNCH, StartError
 from launcher.plan import Assignment, drop_ranks
 from launcher.slurm_text import SlurmTask, parse_step_ends, render_step

@@ -6,7 +6,7 @@ from enum import StrEnum
 from typing import Any
 
 from doccls.run.heartbeat import Beat, tell_place
-from doccls.run.lock import Holder
+from doccls.system.lock import Holder
 from launcher.ledger import Attempt, Ledger, tell_duration
 from launcher.slurm_text import Going, QueueEntry
 from launcher.supervise import Outcome

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from doccls.run.artifacts import write_text
+from doccls.system.atomic_files import write_text
 from launcher.ledger import Ledger, LedgerError
 from launcher.slurm_text import Going, QueueEntry, render_comment
 

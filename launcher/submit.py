@@ -10,10 +10,10 @@ from functools import partial
 
 from doccls.config import Config
 from doccls.experiment import Experiment, OpenRun, log_config, open_run
-from doccls.run.lock import LockError, find_holder, hold_lock
+from doccls.reporting.log import RunLog
 from doccls.run.paths import RunPaths, locate_run
-from doccls.run.runlog import RunLog
-from doccls.run.signals import check_stop, stopping_gracefully
+from doccls.system.lock import LockError, find_holder, hold_lock
+from doccls.system.signals import check_stop, stopping_gracefully
 from launcher.closing import close_share
 from launcher.launch import LaunchError
 from launcher.ledger import tell_time

@@ -6,7 +6,7 @@ from enum import StrEnum
 from typing import Literal
 
 from doccls.run.heartbeat import Cause
-from doccls.run.signals import STOP_SIGNALS
+from doccls.system.signals import STOP_SIGNALS
 from launcher.slots import Slot, list_starts
 
 STOP_CODES = frozenset(code for number in STOP_SIGNALS for code in (128 + number, -number))

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 
 import yaml
 
-from doccls.oof.parts import PartInfo, is_merged, read_part
+from doccls.oof.predictions import PartInfo, is_merged, read_part
 from doccls.run.heartbeat import Beat, read_beat
-from doccls.run.lock import Holder, find_holder
 from doccls.run.paths import RunError, RunPaths
-from doccls.run.tensor_file import TensorFileError
+from doccls.system.lock import Holder, find_holder
+from doccls.system.tensor_file import TensorFileError
 from launcher.ledger import Ledger, read_ledger
 from launcher.slurm_queue import ask_queue
 from launcher.slurm_text import QueueEntry

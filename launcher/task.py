@@ -9,10 +9,10 @@ from pathlib import Path
 
 from doccls.config import Config
 from doccls.experiment import log_config, open_run
-from doccls.run.lock import hold_lock
+from doccls.reporting.log import RunLog
 from doccls.run.paths import locate_run
-from doccls.run.runlog import RunLog
-from doccls.run.signals import Interrupted, stopping_gracefully
+from doccls.system.lock import hold_lock
+from doccls.system.signals import Interrupted, stopping_gracefully
 from launcher.closing import close_share
 from launcher.launch import FoldLoop, LaunchOptions, describe_launch, describe_processes
 from launcher.ledger import LedgerFile, begin_launch

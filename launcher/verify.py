@@ -22,9 +22,9 @@ from doccls.data.prepare import prepare_data
 from doccls.data.store import choose_store
 from doccls.errors import UserError
 from doccls.experiment import check_files
+from doccls.reporting.progress import ConsoleTeller, Teller
 from doccls.run.heartbeat import Beat, has_begun, read_beat, tell_place
 from doccls.run.paths import RunPaths, locate_run
-from doccls.run.progress import ConsoleTeller, Teller
 from launcher.arguments import add_device_arguments, choose_slots, count, list_config_words
 from launcher.attempt import tell_code
 from launcher.backend import KILL_LIMIT_S, Backend, kill_folds

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from doccls.data.images import ImageError, count_pages, decode_image, decode_near
-from doccls.run.cores import count_cores
+from doccls.system.cores import count_cores
 
 _MAX_THREADS = 32
 _AHEAD = 4

@@ -24,8 +24,8 @@ from doccls.data.manifest import (
 )
 from doccls.data.scan import ScannedRows, scan_rows
 from doccls.data.store import StoreChoice, StoredPages
-from doccls.run.progress import Teller
-from doccls.run.runlog import RunLog
+from doccls.reporting.log import RunLog
+from doccls.reporting.progress import Teller
 
 _SILENT = RunLog(None)
 

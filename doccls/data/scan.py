@@ -13,9 +13,9 @@ from doccls.config import Config
 from doccls.data.image_scan import ImageFact, ImageScan, ScannedImage, digest_whole_pages, scan_files
 from doccls.data.scan_cache import is_unchanged, read_scan_cache, write_scan_cache
 from doccls.data.store import PageStore, Place, StoreChoice, StoredPages, StoreError, locate_pages
-from doccls.run.artifacts import WriteError
-from doccls.run.lock import LockError, hold_lock
-from doccls.run.progress import Teller
+from doccls.reporting.progress import Teller
+from doccls.system.atomic_files import WriteError
+from doccls.system.lock import LockError, hold_lock
 
 _FILLING_S = 24 * 3600.0
 """How long another process may decode."""

@@ -10,7 +10,7 @@ from dataclasses import astuple
 from pathlib import Path
 
 from doccls.data.image_scan import ImageFact, ImageScan
-from doccls.run.artifacts import write_text
+from doccls.system.atomic_files import write_text
 
 _FORMAT = "doccls-images-4"
 

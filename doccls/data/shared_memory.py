@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from doccls.errors import OwnError
-from doccls.run.cores import count_own_cores, count_sharing
+from doccls.system.cores import count_own_cores, count_sharing
 
 _SHM, _GPU = Path("/dev/shm"), Path("/dev/nvidia0")
 _MOST_PREFETCH = 4

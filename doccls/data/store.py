@@ -25,9 +25,9 @@ from safetensors.numpy import save
 from doccls.config.schema import Config
 from doccls.data.image_scan import ImageFact, ScannedImage
 from doccls.errors import UserError
-from doccls.run.artifacts import replacing
-from doccls.run.disk import measure_free, tell_size
-from doccls.run.lock import hold_lock
+from doccls.system.atomic_files import replacing
+from doccls.system.disk import measure_free, tell_size
+from doccls.system.lock import hold_lock
 
 _RULE = 2
 """Of `decode_near` and `scale_page`: grows when they give other pixels."""

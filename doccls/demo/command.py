@@ -6,8 +6,8 @@ import sys
 from datetime import datetime
 from pathlib import Path
 
-from doccls.run.artifacts import write_text
 from doccls.run.paths import RunPaths, locate_run
+from doccls.system.atomic_files import write_text
 
 CONFIG = """\
 # Written by `doccls demo`: a small network, from scratch, on drawn pages. Train it again with

@@ -12,7 +12,7 @@ import numpy as np
 
 from doccls.demo.canvas import Pixels
 from doccls.demo.pages import CLASSES, draw_page
-from doccls.run.artifacts import write_bytes
+from doccls.system.atomic_files import write_bytes
 
 SIZE_PX = 320
 TRAIN, TEST, ORDER = 0, 1, 2  # The middle word of a random stream's seed.

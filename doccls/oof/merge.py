@@ -9,12 +9,12 @@ import numpy as np
 
 from doccls.errors import UserError
 from doccls.oof.metrics import probabilities
-from doccls.oof.parts import OofPart, read_part, remove_states
+from doccls.oof.predictions import OofPart, read_part, remove_states
 from doccls.oof.summary import Summary, render_summary, summarize
-from doccls.run.artifacts import remove_leftovers, write_array, write_text
-from doccls.run.history import write_metrics
+from doccls.run.metrics_log import write_metrics
 from doccls.run.paths import RunPaths
-from doccls.run.tensor_file import TensorFileError
+from doccls.system.atomic_files import remove_leftovers, write_array, write_text
+from doccls.system.tensor_file import TensorFileError
 
 
 class MergeError(UserError):

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any, Literal, TypeGuard, TypeVar
 
 from doccls.errors import UserError
-from doccls.run.artifacts import remove_leftovers, replacing
-from doccls.run.gpu_memory import MUCH_GIB, is_full, measure_others_gib
-from doccls.run.signals import Interrupted
+from doccls.system.atomic_files import remove_leftovers, replacing
+from doccls.system.gpu_memory import MUCH_GIB, is_full, measure_others_gib
+from doccls.system.signals import Interrupted
 
 _T = TypeVar("_T")
 _INTERVAL_S = 1.0

@@ -5,8 +5,8 @@ from contextlib import ExitStack
 from types import TracebackType
 from typing import Self
 
-from doccls.run.lock import Lock, hold_lock
 from doccls.run.paths import RunPaths
+from doccls.system.lock import Lock, hold_lock
 
 
 class FoldOwner:

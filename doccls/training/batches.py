@@ -9,13 +9,13 @@ from contextlib import contextmanager
 from accelerate import Accelerator
 
 from doccls.data.dataset import Batch, DocClsDataset, Pages, list_keys
+from doccls.data.loader import loading
 from doccls.data.sampler import BatchDivision, BatchRequest, iterate_fold
 from doccls.data.shared_memory import plan_loader
 from doccls.data.transforms import Augmentation
-from doccls.data.workers import loading
 from doccls.experiment import Experiment
-from doccls.run.runlog import RunLog
 from doccls.training.checkpoint import ResumePoint
+from doccls.training.engine import RunContext
 
 _TIMED_PAGES = 8
 
@@ -43,17 +43,14 @@ class WaitingBatches(Iterator[Batch]):
 
 @contextmanager
 def load_folds(
-    experiment: Experiment,
-    folds: Sequence[int],
-    starts: Mapping[int, ResumePoint],
-    accelerator: Accelerator,
-    log: RunLog,
+    context: RunContext, folds: Sequence[int], starts: Mapping[int, ResumePoint]
 ) -> Iterator[WaitingBatches]:
     """This rank's batches of all that `train_fold` does on `folds`, in that order: one set of workers for all.
 
     Raises:
         OwnError: this machine has no shared memory for them.
     """
+    experiment, accelerator = context.experiment, context.accelerator
     config, manifest = experiment.config, experiment.data.manifest
     pages = Pages(
         manifest.ids,
@@ -75,7 +72,7 @@ def load_folds(
         page_s = measure_page(dataset, next(_iterate_requests(experiment, folds[0], None, accelerator)))
     plan = plan_loader(config.data.num_workers, most * dataset.page_bytes, on_gpu, stored, page_s)
     for remark in plan.remarks:
-        log.line(f"[DATA] {remark}")
+        context.log.line(f"[DATA] {remark}")
     with loading(dataset, requests, plan.workers, on_gpu, plan.prefetch) as batches:
         yield WaitingBatches(batches, plan.workers)
 

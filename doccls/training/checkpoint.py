@@ -6,7 +6,7 @@ functions of the step, so no generator's state is kept. Nothing in either is unp
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -17,11 +17,12 @@ import torch
 from doccls.config.schema import Config
 from doccls.errors import UserError
 from doccls.model.weights import UNREADABLE
-from doccls.run.artifacts import replacing
-from doccls.run.disk import tell_size
-from doccls.run.history import EpochMetrics
-from doccls.run.runlog import RunLog
-from doccls.run.tensor_file import TensorFileError, digest_arrays, read_tensor_file, write_tensor_file
+from doccls.reporting.log import RunLog
+from doccls.run.metrics_log import EpochMetrics
+from doccls.run.paths import RunPaths
+from doccls.system.atomic_files import replacing
+from doccls.system.disk import tell_size
+from doccls.system.tensor_file import TensorFileError, digest_arrays, read_tensor_file, write_tensor_file
 
 _BEST_FORMAT = "doccls-best-3"
 _RESUME_FORMAT = "doccls-resume-2"
@@ -264,18 +265,18 @@ class ResumePoint:
 
 
 def find_resume_point(
-    paths: Sequence[Path], best: Path, identity: str, fold: int, world_size: int, allow_change: bool, log: RunLog
+    paths: RunPaths, identity: str, fold: int, world_size: int, allow_change: bool, log: RunLog
 ) -> ResumePoint | None:
     """The newest complete checkpoint of the fold; what can't be used is logged and passed over.
 
-    The main process calls. A checkpoint holds the best epoch's logits, and not its weights: these are in `best`, and
-    must be complete too.
+    The main process calls. A checkpoint holds the best epoch's logits, and not its weights: these have a file of their
+    own, which must be complete too.
 
     Raises:
         ResumeError: another number of processes saved it, and `allow_change` is false.
     """
     found: list[tuple[Path, ResumeCheckpoint]] = []
-    for path in filter(Path.exists, paths):
+    for path in filter(Path.exists, paths.last_states(fold)):
         try:
             checkpoint = read_resume(path)
         except TensorFileError as error:
@@ -283,7 +284,7 @@ def find_resume_point(
             continue
         if (checkpoint.identity, checkpoint.fold) != (identity, fold):
             log.line(f"[WARNING] {path}: of another experiment or fold: passed over")
-        elif (lack := _find_lack(best, checkpoint)) is not None:
+        elif (lack := _find_lack(paths.best_checkpoint(fold), checkpoint)) is not None:
             log.line(f"[WARNING] {path}: passed over, since its best weights are not there: {lack}")
         else:
             found.append((path, checkpoint))

@@ -12,12 +12,25 @@ from torch import nn
 
 from doccls.config.schema import TrainConfig
 from doccls.data.sampler import BatchDivision, BatchPlan
+from doccls.experiment import Experiment
+from doccls.reporting.log import RunLog
+from doccls.reporting.tracking import Tracker
 from doccls.run.heartbeat import Heartbeat
-from doccls.run.history import EpochMetrics
-from doccls.run.runlog import RunLog
-from doccls.run.tracking import Tracker
+from doccls.run.metrics_log import EpochMetrics
+from doccls.run.owner import FoldOwner
 from doccls.training.checkpoint import BestEpoch
 from doccls.training.evaluate import Normalizer
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """What all folds of a run are trained with, in this process."""
+
+    experiment: Experiment
+    accelerator: Accelerator
+    log: RunLog
+    heart: Heartbeat
+    owner: FoldOwner
 
 
 @dataclass(frozen=True)

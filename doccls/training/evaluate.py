@@ -8,8 +8,8 @@ from accelerate import Accelerator
 from torch import nn
 
 from doccls.data.dataset import Batch
-from doccls.run.signals import check_stop
-from doccls.training.processes import raise_stop, render_stop
+from doccls.system.signals import check_stop
+from doccls.training.distributed import raise_stop, render_stop
 
 
 class Normalizer:

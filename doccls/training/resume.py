@@ -9,15 +9,12 @@ from types import TracebackType
 from typing import Any, Self
 
 import torch
-from accelerate import Accelerator
 
-from doccls.experiment import Experiment
-from doccls.oof.parts import find_damage
-from doccls.run.artifacts import remove_leftovers
-from doccls.run.history import remove_metrics_leftovers
+from doccls.oof.predictions import find_damage
+from doccls.run.metrics_log import remove_metrics_leftovers
 from doccls.run.paths import RunPaths
-from doccls.run.runlog import RunLog
-from doccls.run.signals import Interrupted
+from doccls.system.atomic_files import remove_leftovers
+from doccls.system.signals import Interrupted
 from doccls.training.checkpoint import (
     BestWeights,
     ResumeCheckpoint,
@@ -27,36 +24,32 @@ from doccls.training.checkpoint import (
     write_best,
     write_resume,
 )
-from doccls.training.engine import Engine, FoldProgress, LossMeter
-from doccls.training.processes import await_all, gather_rows, has_scaler, on_main
+from doccls.training.distributed import await_all, gather_rows, has_scaler, on_main
+from doccls.training.engine import Engine, FoldProgress, LossMeter, RunContext
 
 
-def find_resume_points(
-    experiment: Experiment, folds: Sequence[int], accelerator: Accelerator, allow_change: bool, log: RunLog
-) -> dict[int, ResumePoint]:
+def find_resume_points(context: RunContext, folds: Sequence[int], allow_change: bool) -> dict[int, ResumePoint]:
     """Where those of `folds` resume that were killed; what these left half-written is removed. All ranks must call.
 
     Raises:
         ResumeError: another number of processes saved them, and `allow_change` is false.
     """
+    experiment = context.experiment
 
     def find() -> dict[int, ResumePoint]:
-        world_size, identity, paths = accelerator.num_processes, experiment.identity, experiment.paths
+        world_size, identity, paths = context.accelerator.num_processes, experiment.identity, experiment.paths
         for fold in folds:
             for path in (*paths.last_states(fold), paths.best_checkpoint(fold), paths.part(fold)):
                 remove_leftovers(path)
             remove_metrics_leftovers(paths, fold)
             if (damage := find_damage(paths.part(fold))) is not None:
-                log.line(f"[WARNING] {damage}: fold {fold} is trained again")
+                context.log.line(f"[WARNING] {damage}: fold {fold} is trained again")
         found = {
-            fold: find_resume_point(
-                paths.last_states(fold), paths.best_checkpoint(fold), identity, fold, world_size, allow_change, log
-            )
-            for fold in folds
+            fold: find_resume_point(paths, identity, fold, world_size, allow_change, context.log) for fold in folds
         }
         return {fold: point for fold, point in found.items() if point is not None}
 
-    return on_main(accelerator, find)
+    return on_main(context.accelerator, find)
 
 
 def describe_resume(point: ResumePoint, fold: int, steps_per_epoch: int, last_seen_s: float | None) -> str:

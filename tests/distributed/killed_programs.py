@@ -6,9 +6,9 @@ import signal
 from pathlib import Path
 from typing import Any
 
-from doccls.run import artifacts
 from doccls.run.heartbeat import Heartbeat
-from doccls.run.rank import rank_by_environment
+from doccls.system import atomic_files as artifacts
+from doccls.system.rank import rank_by_environment
 from doccls.train import main
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import psutil
 
-from doccls.run.rank import MEETING_FILE
+from doccls.system.rank import MEETING_FILE
 from launcher.devices import list_cpus, render_environment
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -35,7 +35,7 @@ _LOOK_S = 0.1
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
-    ["doccls.training.fold", "doccls.train", "doccls.predict", "doccls.__main__", "launcher.cli", "launcher.launch"]
+    ["doccls.training.trainer", "doccls.train", "doccls.predict", "doccls.__main__", "launcher.cli", "launcher.launch"]
 )
 
 

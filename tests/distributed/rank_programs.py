@@ -19,10 +19,10 @@ from doccls.data.dataset import Batch
 from doccls.data.sampler import BatchDivision, BatchPlace, BatchRequest, list_evaluation
 from doccls.errors import UserError
 from doccls.train import main
-from doccls.training import fold as fold_room
-from doccls.training import processes as processes_room
+from doccls.training import distributed as processes_room
+from doccls.training import trainer as fold_room
+from doccls.training.distributed import agree_on_stop, await_all, on_main, start_processes
 from doccls.training.evaluate import Normalizer, predict_logits
-from doccls.training.processes import agree_on_stop, await_all, on_main, start_processes
 
 COUNTS = (0, 1, 2, 3, 7)
 _T = TypeVar("_T")

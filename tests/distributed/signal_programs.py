@@ -18,12 +18,12 @@ import pytest
 
 from doccls.data import scan as scan_room
 from doccls.run.heartbeat import Heartbeat
-from doccls.run.rank import rank_by_environment
-from doccls.run.signals import handling_signals
+from doccls.system.rank import rank_by_environment
+from doccls.system.signals import handling_signals
 from doccls.train import main
-from doccls.training import fold as fold_room
-from doccls.training import loop as loop_room
 from doccls.training import resume as resume_room
+from doccls.training import step as loop_room
+from doccls.training import trainer as fold_room
 from tests.unit.test_signals import WRITES, disturb_write
 
 _T = TypeVar("_T")

@@ -16,8 +16,8 @@ from test_signals_to_runs import join, with_workers
 from tiny_runs import PLAIN, Run, Trainer, write_pages
 
 from doccls.data.dataset import Pages
+from doccls.data.loader import WorkerError, loading
 from doccls.data.sampler import BatchPlace, BatchRequest
-from doccls.data.workers import WorkerError, loading
 from doccls.errors import OwnError
 
 DEATHS = (signal.SIGKILL, signal.SIGSEGV, signal.SIGBUS)

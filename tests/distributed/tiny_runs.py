@@ -15,7 +15,7 @@ import yaml
 from PIL import Image, ImageDraw
 from rank_launcher import Rank, launch_ranks
 
-from doccls.oof.parts import OofPart, read_part
+from doccls.oof.predictions import OofPart, read_part
 from doccls.training.checkpoint import read_best
 
 LABELS = ("card", "form", "letter", "table")

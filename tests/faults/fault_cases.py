@@ -14,7 +14,7 @@ from faulty_program import FAULTS, FILLER, PLACES, SECOND_FOLD, STEPS
 from rank_launcher import Rank, launch_ranks
 from tiny_runs import PLAIN, Run, Trainer
 
-from doccls.oof.parts import read_part, write_part
+from doccls.oof.predictions import read_part, write_part
 from doccls.run.paths import RunPaths
 from doccls.training.checkpoint import read_resume, write_resume
 from launcher.ledger import Ledger, write_ledger

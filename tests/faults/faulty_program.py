@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from doccls.run.heartbeat import Heartbeat
-from doccls.run.rank import rank_by_environment
+from doccls.system.rank import rank_by_environment
 from doccls.train import main
-from doccls.training import fold as fold_room
-from doccls.training import loop as loop_room
+from doccls.training import step as loop_room
+from doccls.training import trainer as fold_room
 
 PLACES = ("first step", "mid-epoch", "validation", "rename of a state", "between best weights and part", "merge")
 """Of fold 0; in its second epoch, where there is a choice."""

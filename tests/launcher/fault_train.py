@@ -17,8 +17,8 @@ import torch
 
 from doccls import train as train_room
 from doccls.train import main
-from doccls.training import loop as loop_room
 from doccls.training import resume
+from doccls.training import step as loop_room
 
 STEP = 3
 STRUCK = "struck"

@@ -15,8 +15,8 @@ from fault_train import STEPPED, STRUCK
 from launches import CONSOLE, ask, assert_none_left, await_event, finish, launch, start, trains
 from tiny_runs import PLAIN, Run, Trainer
 
-from doccls.run.lock import hold_lock
 from doccls.run.paths import RunPaths
+from doccls.system.lock import hold_lock
 
 RECIPE = (*PLAIN, "data.valid_fold=1")
 """One fold of three steps an epoch: the fault is in the second."""
@@ -172,7 +172,7 @@ def test_a_silent_rank_writes_its_stacks_and_its_fold_is_started_again(trainer: 
     assert re.search(r"rank 1 [0-9.]+ s since (train|validate) step \d, epoch \d \(stopped\)", told)
     for rank in range(2):
         console = (launched.run.root / "console" / f"fold1_rank{rank}.txt").read_text()
-        assert "(most recent call first):" in console and "doccls/training/loop.py" in console
+        assert "(most recent call first):" in console and "doccls/training/step.py" in console
     assert_same(launched.run, undisturbed_pair)
 
 

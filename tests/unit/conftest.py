@@ -16,8 +16,8 @@ from PIL import Image
 
 from doccls.config import Config
 from doccls.data.dataset import Pages
-from doccls.run.runlog import RunLog
-from doccls.run.signals import STOP_SIGNALS
+from doccls.reporting.log import RunLog
+from doccls.system.signals import STOP_SIGNALS
 
 MakeConfig = Callable[..., Config]
 MakeData = Callable[..., Path]

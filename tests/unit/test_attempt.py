@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from doccls.run.heartbeat import Heartbeat
-from doccls.run.lifeline import LAUNCHED
-from doccls.run.lock import hold_lock
 from doccls.run.paths import RunPaths
+from doccls.system.lifeline import LAUNCHED
+from doccls.system.lock import hold_lock
 from launcher.attempt import Limits, RunningFold
 from launcher.backend import LAUNCH
 from launcher.devices import list_cpus
@@ -56,7 +56,7 @@ class Clock(SimpleNamespace):
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    for module in ("doccls.run.clock", "launcher.local"):
+    for module in ("doccls.system.clock", "launcher.local"):
         monkeypatch.setattr(f"{module}.time", clock)
     return clock
 

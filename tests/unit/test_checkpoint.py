@@ -13,7 +13,7 @@ import timm
 import torch
 
 from doccls.config import Config
-from doccls.run.tensor_file import TensorFileError
+from doccls.system.tensor_file import TensorFileError
 from doccls.training.checkpoint import BestWeights, parse_config, read_best, write_best
 
 MakeConfig = Callable[..., Config]

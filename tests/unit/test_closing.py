@@ -12,7 +12,7 @@ import pytest
 
 from doccls.config import Config
 from doccls.experiment import Experiment, open_run
-from doccls.oof.parts import OofPart, PartInfo, is_merged, write_part
+from doccls.oof.predictions import OofPart, PartInfo, is_merged, write_part
 from doccls.run.paths import RunPaths
 from launcher import closing as room
 from launcher.closing import close_share

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from doccls.errors import OwnError, UserError
-from doccls.run.command import run_command, run_training
-from doccls.run.runlog import RunLog
-from doccls.run.signals import Interrupted
+from doccls.reporting.command import run_command, run_training
+from doccls.reporting.log import RunLog
+from doccls.system.signals import Interrupted
 
 Console = pytest.CaptureFixture[str]
 Act = Callable[[RunLog], None]

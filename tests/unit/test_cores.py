@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from doccls.run.cores import count_cores, count_own_cores
+from doccls.system.cores import count_cores, count_own_cores
 
 
 def test_cores_are_those_that_this_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -39,8 +39,8 @@ def test_a_containers_quota_counts(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, own: str | None, files: dict[str, str], cores: int
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
-    monkeypatch.setattr("doccls.run.cores._CGROUPS", tmp_path / "cgroup")
-    monkeypatch.setattr("doccls.run.cores._OWN_CGROUPS", tmp_path / "own")
+    monkeypatch.setattr("doccls.system.cores._CGROUPS", tmp_path / "cgroup")
+    monkeypatch.setattr("doccls.system.cores._OWN_CGROUPS", tmp_path / "own")
     if own is not None:
         (tmp_path / "own").write_text(own)
     for name, text in files.items():
@@ -57,5 +57,5 @@ def test_a_containers_quota_counts(
 def test_a_processs_own_are_told_or_shared(
     monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], own: int
 ) -> None:
-    monkeypatch.setattr("doccls.run.cores.count_cores", lambda: 12)
+    monkeypatch.setattr("doccls.system.cores.count_cores", lambda: 12)
     assert count_own_cores(environment) == own

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from doccls.run.disk import measure_free
+from doccls.system.disk import measure_free
 from doccls.training.checkpoint import DiskNeed, describe_disk, estimate_disk
 
 MIB = 2**20

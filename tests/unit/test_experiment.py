@@ -27,10 +27,10 @@ from doccls.experiment import (
     prepare,
     tell_unmerged,
 )
-from doccls.oof.parts import OofPart, PartInfo, write_part
-from doccls.run.lock import LockError, hold_lock
+from doccls.oof.predictions import OofPart, PartInfo, write_part
+from doccls.reporting.log import RunLog
 from doccls.run.paths import RunError, RunPaths, locate_run
-from doccls.run.runlog import RunLog
+from doccls.system.lock import LockError, hold_lock
 from tests.unit.conftest import KeptLog, MakeConfig, MakeData
 
 NOW = datetime(2026, 3, 7, 9, 5, 59)

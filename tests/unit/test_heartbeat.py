@@ -17,7 +17,7 @@ import torch
 from doccls.errors import UserError
 from doccls.run import heartbeat
 from doccls.run.heartbeat import Beat, Cause, Heartbeat, await_failures, beating, find_cause, read_beat
-from doccls.run.signals import Interrupted
+from doccls.system.signals import Interrupted
 
 
 class Clock(SimpleNamespace):
@@ -136,7 +136,7 @@ def test_what_is_watched_comes_as_it_is_with_a_beat_each(path: Path, clock: Cloc
 
 
 def test_a_beat_is_whole_and_is_not_waited_for(path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("doccls.run.artifacts.os.fsync", lambda descriptor: pytest.fail("waited for the disk"))
+    monkeypatch.setattr("doccls.system.atomic_files.os.fsync", lambda descriptor: pytest.fail("waited for the disk"))
     pulse = start(path)
     for _ in range(3):
         clock.now += 2.0

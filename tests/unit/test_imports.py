@@ -20,6 +20,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("doccls.data",),
     ("doccls.oof", "doccls.demo"),
     ("doccls.run",),
+    ("doccls.reporting",),
+    ("doccls.system",),
     ("doccls.config",),
     ("doccls.randomness", "doccls.errors"),
 )
@@ -94,14 +96,14 @@ def test_imports_point_down(module: str) -> None:
         ("doccls.run.paths", "from doccls.oof import merge"),
         ("doccls.config.load", "def f():\n    import doccls.run.paths"),
         ("doccls.data.folds", "from doccls import training"),
-        ("doccls.oof.parts", "from ..data import images"),
+        ("doccls.oof.predictions", "from ..data import images"),
         ("doccls.train", "from doccls.demo import command"),
         ("doccls.demo.pages", "from doccls.demo import command"),
         ("doccls.demo.canvas", "import doccls.data.images"),
         ("doccls.errors", "from doccls.config import Config"),
         ("launcher.cli", "from doccls.train import main"),
         ("doccls.model.names", "from doccls.experiment import Experiment"),
-        ("doccls.experiment", "from doccls.training.fold import train_fold"),
+        ("doccls.experiment", "from doccls.training.trainer import train_fold"),
     ],
 )
 def test_an_import_that_points_up_would_be_found(module: str, source: str) -> None:
@@ -123,7 +125,7 @@ def test_no_module_is_a_drawer_for_everything() -> None:
     "module",
     [
         "launcher.cli", "launcher.launch", "doccls.experiment", "doccls.oof.merge", "doccls.oof.summary",
-        "doccls.config", "doccls.run.command", "doccls.run.runlog", "doccls.run.signals", "doccls.train",
+        "doccls.config", "doccls.reporting.command", "doccls.reporting.log", "doccls.system.signals", "doccls.train",
         "doccls.__main__",
     ],
 )  # fmt: skip

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from doccls.run import artifacts
-from doccls.run.lock import LockError, hold_lock
+from doccls.reporting.log import RunLog
 from doccls.run.paths import RunError
-from doccls.run.runlog import RunLog
+from doccls.system import atomic_files as artifacts
+from doccls.system.lock import LockError, hold_lock
 from launcher.ledger import (
     Attempt,
     Ledger,

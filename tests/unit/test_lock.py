@@ -20,9 +20,9 @@ import psutil
 import pytest
 
 from doccls.errors import UserError
-from doccls.run import lock
-from doccls.run.lifeline import LAUNCHED
-from doccls.run.lock import LockError, find_holder, hold_lock
+from doccls.system import lock
+from doccls.system.lifeline import LAUNCHED
+from doccls.system.lock import LockError, find_holder, hold_lock
 
 WHAT = "run r is being launched"
 
@@ -36,7 +36,7 @@ def path(tmp_path: Path) -> Path:
 def another_process(path: Path) -> Iterator[subprocess.Popen[str]]:
     """One that holds the lock until a line, or its end, comes to its input."""
     code = (
-        "import sys; from pathlib import Path; from doccls.run.lock import hold_lock\n"
+        "import sys; from pathlib import Path; from doccls.system.lock import hold_lock\n"
         f"with hold_lock(Path({str(path)!r}), {WHAT!r}):\n"
         "    print('held', flush=True); sys.stdin.readline()\n"
         "print('freed', flush=True); sys.stdin.readline()\n"

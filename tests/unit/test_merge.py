@@ -14,7 +14,7 @@ import pytest
 
 from doccls.oof.merge import MergeError, merge_parts, merge_run, render_csv
 from doccls.oof.metrics import macro_f1, probabilities
-from doccls.oof.parts import OofPart, PartInfo, find_finished_folds, write_part
+from doccls.oof.predictions import OofPart, PartInfo, find_finished_folds, write_part
 from doccls.run.paths import RunError, RunPaths
 from launcher.cli import main as launch
 

@@ -15,8 +15,8 @@ import pytest
 import yaml
 
 from doccls.config import Config, load_config
-from doccls.oof.parts import OofPart, PartInfo, write_part
-from doccls.run.identity import derive_identity
+from doccls.oof.predictions import OofPart, PartInfo, write_part
+from doccls.run.fingerprint import derive_identity
 from doccls.run.paths import RunError, RunPaths
 from launcher import arguments as launch_arguments
 from launcher import cli

@@ -246,7 +246,7 @@ def test_it_is_predicted_in_the_precision_of_the_validation_where_the_device_can
     able: bool,
     told: bool,
 ) -> None:
-    from doccls.training import processes
+    from doccls.training import distributed as processes
     from doccls.training.checkpoint import read_best
 
     for fold in range(2):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,13 @@ import torch
 from torch import nn
 
 from doccls.data.sampler import find_epoch
-from doccls.run.artifacts import WriteError
-from doccls.run.history import EpochMetrics
+from doccls.reporting.log import RunLog
+from doccls.reporting.progress import ProgressBar
+from doccls.run.metrics_log import EpochMetrics
 from doccls.run.paths import RunPaths
-from doccls.run.progress import ProgressBar
-from doccls.run.runlog import RunLog
-from doccls.run.signals import Interrupted
-from doccls.run.tensor_file import TensorFileError
+from doccls.system.atomic_files import WriteError
+from doccls.system.signals import Interrupted
+from doccls.system.tensor_file import TensorFileError
 from doccls.training import resume
 from doccls.training.checkpoint import (
     BestEpoch,
@@ -38,10 +39,10 @@ from doccls.training.checkpoint import (
     write_resume,
 )
 from doccls.training.engine import Engine, FoldProgress, LossMeter
-from doccls.training.loop import train_epoch
 from doccls.training.resume import Checkpointer, describe_resume, restore
+from doccls.training.step import train_epoch
 from tests.unit.conftest import KeptLog
-from tests.unit.test_loop import CLASSES, Saves, load, load_from, make_engine, train
+from tests.unit.test_step import CLASSES, Saves, load, load_from, make_engine, train
 
 IDENTITY = "a" * 64
 
@@ -134,16 +135,8 @@ def test_the_layout_of_moments_is_that_of_their_weights(tmp_path: Path) -> None:
 # --- the file --------------------------------------------------------------------------------------------------------
 
 
-def find(
-    states: Sequence[Path], identity: str, fold: int, world_size: int, allow_change: bool, log: RunLog
-) -> ResumePoint | None:
-    """`find_resume_point`, with the best weights that lie beside the states."""
-    best = states[0].with_name("best.pth")
-    return find_resume_point(states, best, identity, fold, world_size, allow_change, log)
-
-
 def keep_best(tmp_path: Path, identity: str = IDENTITY, fold: int = 3, epoch: int = 2) -> Path:
-    path = RunPaths(tmp_path).last_states(3)[0].with_name("best.pth")
+    path = RunPaths(tmp_path).best_checkpoint(fold=3)
     write_best(path, BestWeights({}, identity, fold, epoch, 0.625, "raw", ("a",), (0.0,), (1.0,), "no", {}))
     return path
 
@@ -216,13 +209,16 @@ def test_a_damaged_state_is_passed_over_for_the_one_before_it(
     paths, log = RunPaths(tmp_path).last_states(3), KeptLog()
     write_resume(paths[1], replace(state, step=9))
     write_resume(paths[0], state)
-    assert find(paths, IDENTITY, 3, 2, False, log) == ResumePoint(paths[0], 17, 1234.5) and log.lines == []
+    assert (
+        find_resume_point(RunPaths(tmp_path), IDENTITY, 3, 2, False, log) == ResumePoint(paths[0], 17, 1234.5)
+        and log.lines == []
+    )
     paths[0].write_bytes(DAMAGES[damage](paths[0].read_bytes()))
-    assert find(paths, IDENTITY, 3, 2, False, log) == ResumePoint(paths[1], 9, 1234.5)
+    assert find_resume_point(RunPaths(tmp_path), IDENTITY, 3, 2, False, log) == ResumePoint(paths[1], 9, 1234.5)
     (told,) = log.lines
     assert told.startswith(f"[WARNING] {paths[0]}: ") and told.endswith(": passed over")
     paths[1].write_bytes(b"")
-    assert find(paths, IDENTITY, 3, 2, False, log) is None and len(log.lines) == 3
+    assert find_resume_point(RunPaths(tmp_path), IDENTITY, 3, 2, False, log) is None and len(log.lines) == 3
     with pytest.raises(TensorFileError):
         read_resume(paths[0])
 
@@ -230,10 +226,11 @@ def test_a_damaged_state_is_passed_over_for_the_one_before_it(
 def test_a_state_of_another_experiment_or_fold_is_passed_over(state: ResumeCheckpoint, tmp_path: Path) -> None:
     paths, log = RunPaths(tmp_path).last_states(3), KeptLog()
     write_resume(paths[0], state)
-    assert find(paths, "b" * 64, 3, 2, False, log) is None
-    assert find(paths, IDENTITY, 2, 2, False, log) is None
+    assert find_resume_point(RunPaths(tmp_path), "b" * 64, 3, 2, False, log) is None
+    shutil.copyfile(paths[0], RunPaths(tmp_path).last_states(2)[0])
+    assert find_resume_point(RunPaths(tmp_path), IDENTITY, 2, 2, False, log) is None
     assert [line.endswith("of another experiment or fold: passed over") for line in log.lines] == [True, True]
-    assert find(RunPaths(tmp_path).last_states(0), IDENTITY, 0, 2, False, log) is None
+    assert find_resume_point(RunPaths(tmp_path), IDENTITY, 0, 2, False, log) is None
 
 
 @pytest.mark.parametrize(
@@ -253,7 +250,7 @@ def test_a_state_without_the_best_weights_that_it_relies_on_is_passed_over(
         path.write_bytes(there)
     elif there is None:
         path.unlink()
-    assert find(paths, IDENTITY, 3, 2, False, log) == (
+    assert find_resume_point(RunPaths(tmp_path), IDENTITY, 3, 2, False, log) == (
         ResumePoint(paths[0], 17, 1234.5) if is_used else ResumePoint(paths[1], 9, 1234.5)
     )
     assert len(log.lines) == (0 if is_used else 1)
@@ -266,8 +263,10 @@ def test_another_number_of_processes_is_refused_with_the_ways_out(state: ResumeC
     write_resume(paths[0], state)
     told = r"fold 3 was saved at step 17 by 2 processes, and these are 1\. Start 2; or say --allow-world-size-change"
     with pytest.raises(ResumeError, match=told):
-        find(paths, IDENTITY, 3, 1, False, RunLog(None))
-    assert find(paths, IDENTITY, 3, 1, True, RunLog(None)) == ResumePoint(paths[0], 17, 1234.5)
+        find_resume_point(RunPaths(tmp_path), IDENTITY, 3, 1, False, RunLog(None))
+    assert find_resume_point(RunPaths(tmp_path), IDENTITY, 3, 1, True, RunLog(None)) == ResumePoint(
+        paths[0], 17, 1234.5
+    )
 
 
 # --- saving ----------------------------------------------------------------------------------------------------------
@@ -281,7 +280,7 @@ def test_two_states_are_kept_and_the_newer_is_never_written_over(tmp_path: Path)
         steps = [read_resume(path).step for path in paths if path.exists()]
         assert sorted(steps) == [step - 1, step] or (step, steps) == (1, [1])
     keeper.close()
-    start = find(paths, IDENTITY, 0, 1, False, RunLog(None))
+    start = find_resume_point(RunPaths(tmp_path), IDENTITY, 0, 1, False, RunLog(None))
     assert start is not None and start.step == 5
     keeper = Checkpointer(engine, RunPaths(tmp_path), IDENTITY, start)
     keeper.save(FoldProgress(6), wait=False)
@@ -333,7 +332,7 @@ def test_a_disk_that_takes_no_more_is_told_and_the_state_before_stays(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("doccls.run.artifacts.os.fsync", refuse)
+        patch.setattr("doccls.system.atomic_files.os.fsync", refuse)
         keeper.save(FoldProgress(2), wait=True)
     keeper.close()
     (told,) = log.lines
@@ -341,7 +340,7 @@ def test_a_disk_that_takes_no_more_is_told_and_the_state_before_stays(
         f"[WARNING] a resume checkpoint was not saved: can't write {paths[1]}: No space left on device (errno 28); "
         "the one before it is kept"
     )
-    start = find(paths, IDENTITY, 0, 1, False, log)
+    start = find_resume_point(RunPaths(tmp_path), IDENTITY, 0, 1, False, log)
     assert start is not None and start.step == 1 and not list(tmp_path.rglob("*.tmp"))
 
 
@@ -358,7 +357,7 @@ def test_after_a_failed_write_the_older_state_is_written_over(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("doccls.run.artifacts.os.fsync", refuse)
+        patch.setattr("doccls.system.atomic_files.os.fsync", refuse)
         for step in range(3, 3 + failures):
             keeper.save(FoldProgress(step), wait=True)
     keeper.save(FoldProgress(9), wait=True)
@@ -406,7 +405,7 @@ def test_best_weights_that_cannot_be_saved_end_the_fold(tmp_path: Path, monkeypa
 
     with Checkpointer(make_engine(), RunPaths(tmp_path), IDENTITY, None) as keeper:
         with monkeypatch.context() as patch:
-            patch.setattr("doccls.run.artifacts.os.fsync", refuse)
+            patch.setattr("doccls.system.atomic_files.os.fsync", refuse)
             keeper.save_best(make_best(1))
             with pytest.raises(WriteError, match=r"best_fold0\.pth: No space left on device"):
                 keeper.check_best(wait=True)

@@ -104,7 +104,7 @@ def test_what_is_stated_is_taken_without_a_word(shm: Shm) -> None:
 def test_what_is_chosen_is_told_shared_among_the_machines_ranks_and_fits(
     shm: Shm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("doccls.run.cores.count_cores", lambda: 12)
+    monkeypatch.setattr("doccls.system.cores.count_cores", lambda: 12)
     shm(2**30)
     assert plan_loader("auto", BATCH, True, True, environment={}) == LoaderPlan(
         8, 4, ("loader workers: 8 (data.num_workers: auto, 12 cores)",)

@@ -16,10 +16,10 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save
 
-from doccls.run import artifacts
-from doccls.run.artifacts import replacing, write_array, write_bytes, write_text
-from doccls.run.console import exit_code
-from doccls.run.signals import (
+from doccls.reporting.console import exit_code
+from doccls.system import atomic_files as artifacts
+from doccls.system.atomic_files import replacing, write_array, write_bytes, write_text
+from doccls.system.signals import (
     Interrupted,
     check_stop,
     handling_signals,

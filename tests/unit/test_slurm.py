@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from doccls.config import Config
-from doccls.run.rank import MEETING_FILE
+from doccls.system.rank import MEETING_FILE
 from launcher.arguments import build_parser, choose_slots, make_job_slot, make_request, render_again
 from launcher.backend import LAUNCH, StartError
 from launcher.devices import DeviceError

@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from doccls.oof.parts import OofPart, PartInfo, write_part
-from doccls.run import lock
-from doccls.run.artifacts import write_text
+from doccls.oof.predictions import OofPart, PartInfo, write_part
 from doccls.run.heartbeat import Beat, Heartbeat
-from doccls.run.lock import hold_lock
 from doccls.run.paths import RunPaths
+from doccls.system import lock
+from doccls.system.atomic_files import write_text
+from doccls.system.lock import hold_lock
 from launcher.cli import main
 from launcher.ledger import Attempt, Ledger, write_ledger
 from launcher.slurm_text import QueueEntry

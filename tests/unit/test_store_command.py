@@ -10,7 +10,7 @@ import pytest
 from doccls.__main__ import main
 from doccls.data.prepare import prepare_data
 from doccls.data.store import PageStore, choose_store
-from doccls.run.lock import hold_lock
+from doccls.system.lock import hold_lock
 from tests.unit.conftest import MakeConfig, MakeData
 
 Say = Callable[..., tuple[int, str, str]]

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from doccls.config import Config
+from doccls.reporting.log import RunLog
 from doccls.run.paths import RunPaths
-from doccls.run.runlog import RunLog
 from launcher import submit as room
 from launcher.cancel import cancel_run
 from launcher.slurm_text import JobRequest, QueueEntry, SlurmError

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays_of
 from safetensors.numpy import load_file, save_file
 
-from doccls.run.tensor_file import TensorFileError, read_tensor_file, write_tensor_file
+from doccls.system.tensor_file import TensorFileError, read_tensor_file, write_tensor_file
 
 DTYPES = ("<f8", "<f4", "<f2", "<i8", "<i4", "<i2", "|i1", "|u1", "<u2", "<u4", "<u8", "|b1")
 ARRAYS = st.dictionaries(

@@ -13,8 +13,8 @@ import psutil
 import pytest
 
 from doccls.config import Config
-from doccls.run.runlog import RunLog
-from doccls.run.tracking import Tracker, track_fold
+from doccls.reporting.log import RunLog
+from doccls.reporting.tracking import Tracker, track_fold
 
 MakeConfig = Callable[..., Config]
 WANDB = """

@@ -10,8 +10,8 @@ from urllib.parse import urlsplit
 import pytest
 import wandb
 
-from doccls.run import wandb_process
-from doccls.run.wandb_process import WandbRun, track
+from doccls.reporting import wandb_process
+from doccls.reporting.wandb_process import WandbRun, track
 
 RUN = WandbRun("pages", "team", "v1-abc", "v1-abc-fold2", {"fold": 2}, "folder")
 NUMBERS: list[dict[str, Any]] = [{"values": {"train/loss": 0.5}, "step": 7}, {"exit_code": 0}]

@@ -12,7 +12,7 @@ from typing import BinaryIO
 import numpy as np
 
 from doccls.errors import UserError
-from doccls.run.signals import at_sudden_end
+from doccls.system.signals import at_sudden_end
 
 _MENDABLE = {
     number

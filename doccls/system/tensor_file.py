@@ -14,7 +14,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from doccls.errors import UserError
-from doccls.run.artifacts import replacing
+from doccls.system.atomic_files import replacing
 
 _T = TypeVar("_T")
 Arrays = Mapping[str, np.ndarray]

@@ -20,8 +20,8 @@ from torch.distributed import FileStore  # type: ignore[attr-defined]  # documen
 
 from doccls.config.schema import Config
 from doccls.errors import OwnError, UserError
-from doccls.run.rank import DEVICE, MEETING_FILE, rank_by_environment
-from doccls.run.signals import STOP_SIGNALS, Interrupted, stop_requested
+from doccls.system.rank import DEVICE, MEETING_FILE, rank_by_environment
+from doccls.system.signals import STOP_SIGNALS, Interrupted, stop_requested
 from doccls.training.speed import choose_kernels
 
 _T = TypeVar("_T")
@@ -33,7 +33,7 @@ _PATIENCE = timedelta(hours=2)
 _LEAST_LIMIT_S = 600.0
 """torch's own for NCCL; machines of one job start minutes apart."""
 _MARGIN_S = 10.0
-"""By which torch's limit for a collective is the longer one: `doccls.run.peers` comes first, and says why."""
+"""By which torch's limit for a collective is the longer one: `doccls.run.watchdog` comes first, and says why."""
 _patient_group: dist.ProcessGroup | None = None
 """For waits of any length; None in a process alone. Collectives of the default group are given up much sooner."""
 

@@ -11,8 +11,8 @@ from doccls.config import Config
 from doccls.data.sampler import BatchPlan
 from doccls.model.build import synchronize_batchnorm
 from doccls.run.heartbeat import Cause, find_cause
-from doccls.training.explain import advise_on_batchnorm, check_smallest_micro_batch, explain
-from doccls.training.loop import TrainingError
+from doccls.training.error_hints import advise_on_batchnorm, check_smallest_micro_batch, explain
+from doccls.training.step import TrainingError
 from tests.unit.conftest import MakeConfig
 
 

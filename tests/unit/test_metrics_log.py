@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from doccls.run.history import EpochMetrics, remove_metrics_leftovers, write_fold_metrics, write_metrics
+from doccls.run.metrics_log import EpochMetrics, remove_metrics_leftovers, write_fold_metrics, write_metrics
 from doccls.run.paths import RunPaths
 
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from doccls.run.artifacts import remove_leftovers
 from doccls.run.paths import RunError, RunPaths
-from doccls.run.tensor_file import TensorFileError, read_tensor_file, write_tensor_file
+from doccls.system.atomic_files import remove_leftovers
+from doccls.system.tensor_file import TensorFileError, read_tensor_file, write_tensor_file
 
 _FORMAT = "doccls-fold-predictions-3"
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from doccls.data.sampler import BatchRequest
 from doccls.data.shared_memory import describe_room
 from doccls.errors import OwnError
-from doccls.run.signals import STOP_SIGNALS
+from doccls.system.signals import STOP_SIGNALS
 
 if TYPE_CHECKING:  # torch takes seconds to import: the server is started meanwhile
     from doccls.data.dataset import Batch, DocClsDataset

@@ -8,11 +8,11 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from doccls.errors import OwnError, UserError
-from doccls.run.console import exit_code, render_exit, say_last
-from doccls.run.signals import Interrupted, at_sudden_end, handling_signals, ignore_signals
+from doccls.reporting.console import exit_code, render_exit, say_last
+from doccls.system.signals import Interrupted, at_sudden_end, handling_signals, ignore_signals
 
 if TYPE_CHECKING:  # it takes a while to import, and `doccls-launch --help` answers at once
-    from doccls.run.runlog import RunLog
+    from doccls.reporting.log import RunLog
 
 
 def run_command(name: str, act: Callable[[], int], rank: int = 0) -> int:
@@ -34,7 +34,7 @@ def run_training(act: Callable[["RunLog"], None], rank: int = 0) -> int:
     `act` is given the run's log, and opens it (`RunLog.writing_to`) once it knows where. Of several ranks, the main one
     reports what all meet, and each what it alone meets.
     """
-    from doccls.run.runlog import RunLog
+    from doccls.reporting.log import RunLog
 
     log = RunLog(None)
     with handling_signals(), at_sudden_end(lambda reason, code: _end_suddenly(reason, code, rank, log.opened)):

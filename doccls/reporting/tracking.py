@@ -1,6 +1,6 @@
 """Tracking behind one small interface: one W&B group a run, one W&B run a fold; it never stops nor delays training.
 
-W&B works in a process of its own (`doccls.run.wandb_process`). It is told through a pipe that nobody waits for.
+W&B works in a process of its own (`doccls.reporting.wandb_process`). It is told through a pipe that nobody waits for.
 """
 
 import json
@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from doccls.config.schema import Config
-from doccls.run.runlog import RunLog
-from doccls.run.signals import stop_requested
-from doccls.run.wandb_process import FINISH_S, WandbRun
+from doccls.reporting.log import RunLog
+from doccls.reporting.wandb_process import FINISH_S, WandbRun
+from doccls.system.signals import stop_requested
 
 _MARGIN_S = 5.0
 """The process gives up by itself after FINISH_S."""
@@ -48,7 +48,7 @@ class _WandbTracker:
         self._said = b""
         self._unread = bytearray()
         self._process: subprocess.Popen[bytes] | None = subprocess.Popen(
-            [sys.executable, "-m", "doccls.run.wandb_process"],
+            [sys.executable, "-m", "doccls.reporting.wandb_process"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True, bufsize=0,
         )  # fmt: skip
         assert self._process.stdin is not None and self._process.stdout is not None

@@ -6,7 +6,7 @@ import sys
 from contextlib import suppress
 from typing import TextIO
 
-from doccls.run.signals import Interrupted
+from doccls.system.signals import Interrupted
 
 
 def say_last(text: str, stream: TextIO | None) -> None:

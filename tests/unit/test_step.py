@@ -19,13 +19,13 @@ from doccls.config.schema import TrainConfig
 from doccls.data.dataset import Batch
 from doccls.data.sampler import BatchDivision, BatchPlace, BatchPlan, iterate_fold
 from doccls.model.optim import build_ema, build_loss, build_mixup, build_optimizer, build_scheduler
+from doccls.reporting.log import RunLog
+from doccls.reporting.progress import ProgressBar
 from doccls.run.heartbeat import Heartbeat
-from doccls.run.progress import ProgressBar
-from doccls.run.runlog import RunLog
-from doccls.run.signals import Interrupted, handling_signals, stopping_gracefully
+from doccls.system.signals import Interrupted, handling_signals, stopping_gracefully
 from doccls.training.engine import Engine, FoldProgress, LossMeter
 from doccls.training.evaluate import Normalizer, predict_logits
-from doccls.training.loop import (
+from doccls.training.step import (
     TrainedEpoch,
     TrainingError,
     _mix,

@@ -1,4 +1,4 @@
-"""`python -m doccls.run.wandb_process`: one W&B run, told by lines of JSON on the standard input.
+"""`python -m doccls.reporting.wandb_process`: one W&B run, told by lines of JSON on the standard input.
 
 First a `WandbRun`, then `{"values": {...}, "step": n}` each, last `{"exit_code": n}`; an input that ends without it is
 a training that crashed. What is worth a line in the training's log is printed. W&B waits long for a network that is
@@ -22,7 +22,7 @@ from urllib.request import getproxies
 
 import psutil
 
-from doccls.run.signals import STOP_SIGNALS
+from doccls.system.signals import STOP_SIGNALS
 
 FINISH_S = 30.0
 """How long W&B may take to send the rest."""

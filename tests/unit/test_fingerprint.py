@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from doccls.config import Config
 from doccls.config.load import operational_keys
 from doccls.config.schema import SECTIONS
-from doccls.run.identity import (
+from doccls.run.fingerprint import (
     check_snapshot,
     claim_precision,
     derive_identity,

@@ -9,8 +9,8 @@ import yaml
 
 from doccls.config.load import operational_keys
 from doccls.config.schema import Config
-from doccls.run.artifacts import write_once
 from doccls.run.paths import RunError, RunPaths
+from doccls.system.atomic_files import write_once
 
 
 def derive_identity(config: Config, data_digest: str, folds_digest: str, weights_digest: str | None) -> str:

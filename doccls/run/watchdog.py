@@ -15,10 +15,10 @@ from pathlib import Path
 
 import psutil
 
-from doccls.run.clock import RunningClock
+from doccls.reporting.log import RunLog
 from doccls.run.heartbeat import Beat, Cause, Heartbeat, await_failures, read_beat, tell_place
-from doccls.run.runlog import RunLog
-from doccls.run.signals import Interrupted, end_now, stop_requested
+from doccls.system.clock import RunningClock
+from doccls.system.signals import Interrupted, end_now, stop_requested
 
 _LOOK_S = 1.0
 _HEARING_S = 5.0

@@ -15,10 +15,10 @@ from doccls.data.dataset import Batch
 from doccls.data.sampler import BatchPlace, BatchPlan
 from doccls.errors import UserError
 from doccls.randomness import Purpose, derive_seed
-from doccls.run.progress import ProgressBar
-from doccls.run.signals import Interrupted, agree_to_stop, stop_requested
+from doccls.reporting.progress import ProgressBar
+from doccls.system.signals import Interrupted, agree_to_stop, stop_requested
+from doccls.training.distributed import has_scaler, read_stop, render_stop
 from doccls.training.engine import Engine, FoldProgress, LossMeter
-from doccls.training.processes import has_scaler, read_stop, render_stop
 from doccls.training.resume import Checkpointer
 
 _LEAST_SCALE = 1.0

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from doccls.errors import UserError
-from doccls.run.artifacts import WriteError, remove_leftovers, replacing, write_array, write_once, write_text
+from doccls.system.atomic_files import WriteError, remove_leftovers, replacing, write_array, write_once, write_text
 from doccls.training.checkpoint import BestWeights, write_best
 
 
@@ -40,7 +40,7 @@ def test_an_error_of_the_disk_names_file_and_number_and_says_whether_a_user_can_
         raise OSError(number, os.strerror(number))
 
     if where == "sync":
-        monkeypatch.setattr("doccls.run.artifacts.os.fsync", fail)
+        monkeypatch.setattr("doccls.system.atomic_files.os.fsync", fail)
     if where == "rename":
         monkeypatch.setattr(Path, "replace", fail)
     with pytest.raises(OSError, match=os.strerror(number)) as caught, replacing(tmp_path / "a") as file:
@@ -89,7 +89,7 @@ def test_the_content_is_on_disk_before_the_name_is(tmp_path: Path, monkeypatch: 
         happened.append("rename")
         return real(self, target)
 
-    monkeypatch.setattr("doccls.run.artifacts.os.fsync", lambda descriptor: happened.append("sync"))
+    monkeypatch.setattr("doccls.system.atomic_files.os.fsync", lambda descriptor: happened.append("sync"))
     monkeypatch.setattr(Path, "replace", rename)
     write_text(tmp_path / "a", "x")
     assert happened == ["sync", "rename", "sync"]

@@ -11,8 +11,8 @@ from doccls.config.schema import TrainConfig
 from doccls.data.sampler import BatchDivision, BatchPlan
 from doccls.errors import OwnError
 from doccls.model.build import has_plain_batchnorm
-from doccls.run.gpu_memory import MUCH_GIB, is_full, measure_others_gib
-from doccls.training.loop import TrainingError
+from doccls.system.gpu_memory import MUCH_GIB, is_full, measure_others_gib
+from doccls.training.step import TrainingError
 
 _FEW_FOR_BATCHNORM = 16
 """Images below which BatchNorm's estimates of mean and variance are noisy."""

@@ -13,9 +13,9 @@ from accelerate.state import AcceleratorState
 
 from doccls.config import Config
 from doccls.errors import UserError
-from doccls.run.rank import rank_by_environment
-from doccls.training import processes
-from doccls.training.processes import (
+from doccls.system.rank import rank_by_environment
+from doccls.training import distributed as processes
+from doccls.training.distributed import (
     ProcessError,
     can_compute_in,
     check_world_size,

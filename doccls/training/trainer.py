@@ -13,7 +13,8 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from doccls.data.sampler import BatchDivision, BatchPlace, find_epoch, list_evaluation
+from doccls.config.schema import TrainConfig
+from doccls.data.sampler import BatchDivision, BatchPlace, BatchPlan, find_epoch, list_evaluation
 from doccls.experiment import Experiment
 from doccls.model.build import build_model, count_parameters, get_normalization, synchronize_batchnorm
 from doccls.model.optim import (
@@ -26,41 +27,31 @@ from doccls.model.optim import (
     scale_lr,
 )
 from doccls.oof.metrics import cross_entropy, macro_f1, selection_f1
-from doccls.oof.parts import OofPart, PartInfo, remove_states, write_part
+from doccls.oof.predictions import OofPart, PartInfo, remove_states, write_part
 from doccls.randomness import Purpose, derive_seed
-from doccls.run.cores import count_own_cores
-from doccls.run.disk import measure_free
+from doccls.reporting.tracking import Tracker, track_fold
 from doccls.run.heartbeat import Heartbeat
-from doccls.run.history import EpochMetrics, write_fold_metrics
+from doccls.run.metrics_log import EpochMetrics, write_fold_metrics
 from doccls.run.owner import FoldOwner
 from doccls.run.paths import RunPaths
-from doccls.run.runlog import RunLog
-from doccls.run.signals import Interrupted, ending_at_once
-from doccls.run.tracking import Tracker, track_fold
+from doccls.system.cores import count_own_cores
+from doccls.system.disk import measure_free
+from doccls.system.signals import Interrupted, ending_at_once
 from doccls.training.batches import WaitingBatches, advise_on_waiting
 from doccls.training.checkpoint import BestEpoch, BestWeights, ResumePoint, describe_disk, estimate_disk
-from doccls.training.engine import Engine, FoldProgress, LossMeter
+from doccls.training.distributed import agree_on_stop, await_all, has_scaler, on_main
+from doccls.training.engine import Engine, FoldProgress, LossMeter, RunContext
+from doccls.training.error_hints import advise_on_batchnorm, check_smallest_micro_batch, explain
 from doccls.training.evaluate import Normalizer, predict_logits
-from doccls.training.explain import advise_on_batchnorm, check_smallest_micro_batch, explain
-from doccls.training.loop import TrainedEpoch, TrainingError, group_gradients, train_epoch
-from doccls.training.processes import agree_on_stop, await_all, has_scaler, on_main
 from doccls.training.resume import Checkpointer, average_buffers, copy_to_cpu, describe_resume, restore
 from doccls.training.speed import describe_kernels, wants_compile
+from doccls.training.step import TrainedEpoch, TrainingError, group_gradients, train_epoch
 
 _MUCH_WAITING = 0.1
 """Share of an epoch's time, above which it is said what to do about it."""
 
 
-def train_fold(
-    experiment: Experiment,
-    fold: int,
-    start: ResumePoint | None,
-    batches: WaitingBatches,
-    accelerator: Accelerator,
-    log: RunLog,
-    heart: Heartbeat,
-    owner: FoldOwner,
-) -> None:
+def train_fold(context: RunContext, fold: int, start: ResumePoint | None, batches: WaitingBatches) -> None:
     """Train one fold and leave its checkpoint, its metrics and, last, its OOF part. All ranks must call.
 
     It takes its own of the batches of `load_folds`, which begin at `start`.
@@ -70,13 +61,14 @@ def train_fold(
             taken the fold meanwhile.
         Interrupted: a signal asked for the end, of this rank or another.
     """
+    experiment, accelerator, log, heart = context.experiment, context.accelerator, context.log, context.heart
     run_dir = experiment.paths.root if accelerator.is_main_process else None
     agree_on_stop(accelerator)
     _start_afresh(accelerator)
     with track_fold(experiment.config, run_dir, fold, log) as tracker:
         heart.beat(phase="start", fold=fold, epoch=0, step=0)
         try:
-            engine = _build_engine(experiment, fold, accelerator, log, tracker, heart)
+            engine = _build_engine(context, fold, tracker)
             _log_disk(engine, experiment.paths)
             group_gradients(engine)
             progress = FoldProgress()
@@ -84,9 +76,9 @@ def train_fold(
                 progress = restore(engine, start)
                 log.line(describe_resume(start, fold, engine.plan.steps_per_epoch, _find_last_sign_s(heart, fold)))
             with Checkpointer(
-                engine, experiment.paths, experiment.identity, start, partial(owner.check, fold)
+                engine, experiment.paths, experiment.identity, start, partial(context.owner.check, fold)
             ) as checkpointer:
-                best = _fit(experiment, engine, checkpointer, progress, batches, owner)
+                best = _fit(context, engine, checkpointer, progress, batches)
         except TrainingError:
             raise
         except (RuntimeError, ValueError) as error:
@@ -95,7 +87,7 @@ def train_fold(
                 raise
             raise explained from error
         part = _make_part(experiment, fold, best, accelerator.mixed_precision)
-        on_main(accelerator, lambda: _finish(experiment.paths, fold, part, owner))
+        on_main(accelerator, lambda: _finish(experiment.paths, fold, part, context.owner))
         log.line(f"[FOLD {fold}] done | best epoch={best.epoch} macro_f1={best.macro_f1:.5f}")
 
 
@@ -134,14 +126,8 @@ def _start_afresh(accelerator: Accelerator) -> None:
         torch.cuda.reset_peak_memory_stats(accelerator.device)
 
 
-def _build_engine(
-    experiment: Experiment,
-    fold: int,
-    accelerator: Accelerator,
-    log: RunLog,
-    tracker: Tracker,
-    heart: Heartbeat,
-) -> Engine:
+def _build_engine(context: RunContext, fold: int, tracker: Tracker) -> Engine:
+    experiment, accelerator, log = context.experiment, context.accelerator, context.log
     manifest, train, plan = experiment.data.manifest, experiment.config.train, experiment.plan(fold)
     num_classes, device = len(manifest.classes), accelerator.device
     division = BatchDivision.derive(train, accelerator.num_processes)
@@ -149,21 +135,12 @@ def _build_engine(
         raise TrainingError(f"fold {fold}: {plan.size} samples a step can't feed {accelerator.num_processes} processes")
     sizes = f"train={len(plan.samples)} valid={len(experiment.data.list_valid(fold))} classes={num_classes}"
     log.line(f"[DATA] dataset sizes | fold={fold} {sizes}")
-    model, mean, std = _build_model(experiment, fold, accelerator, log)
+    model, mean, std = _build_model(context, fold)
     ema = build_ema(train, model, plan.total_steps)
     optimizer = build_optimizer(train, model, device)
     scheduler = build_scheduler(train, optimizer, plan.steps_per_epoch)
-    scaled = "" if train.lr_scaling == "none" else f" (train.lr={train.lr:g}, {train.lr_scaling} in train.batch_size)"
-    decay = choose_ema_decay(train, plan.total_steps)
-    log.line(
-        f"[OPTIM] {train.optimizer} lr={train.lr * scale_lr(train):g}{scaled} weight_decay={train.weight_decay:g} "
-        f"ema={decay if decay is None else f'{decay:g}'}"
-    )
-    log.line(
-        f"[SCHED] {train.scheduler} warmup_epochs={train.warmup_epochs:g} min_lr={train.min_lr * scale_lr(train):g} "
-        f"steps={plan.steps_per_epoch} epochs={train.epochs} batch={plan.size} processes={accelerator.num_processes} "
-        f"images_at_a_time={division.images_at_a_time}"
-    )
+    for line in _describe_optimization(train, plan, division):
+        log.line(line)
     if wants_compile(train, device):
         model.compile()
     with warnings.catch_warnings():  # torch renames it; Accelerate has not yet
@@ -186,14 +163,26 @@ def _build_engine(
         ids=manifest.ids,
         log=log,
         tracker=tracker,
-        heart=heart,
+        heart=context.heart,
     )
 
 
-def _build_model(
-    experiment: Experiment, fold: int, accelerator: Accelerator, log: RunLog
-) -> tuple[nn.Module, tuple[float, ...], tuple[float, ...]]:
+def _describe_optimization(train: TrainConfig, plan: BatchPlan, division: BatchDivision) -> list[str]:
+    """For the log: the optimizer and the schedule."""
+    scaled = "" if train.lr_scaling == "none" else f" (train.lr={train.lr:g}, {train.lr_scaling} in train.batch_size)"
+    decay = choose_ema_decay(train, plan.total_steps)
+    return [
+        f"[OPTIM] {train.optimizer} lr={train.lr * scale_lr(train):g}{scaled} weight_decay={train.weight_decay:g} "
+        f"ema={decay if decay is None else f'{decay:g}'}",
+        f"[SCHED] {train.scheduler} warmup_epochs={train.warmup_epochs:g} min_lr={train.min_lr * scale_lr(train):g} "
+        f"steps={plan.steps_per_epoch} epochs={train.epochs} batch={plan.size} processes={division.world_size} "
+        f"images_at_a_time={division.images_at_a_time}",
+    ]
+
+
+def _build_model(context: RunContext, fold: int) -> tuple[nn.Module, tuple[float, ...], tuple[float, ...]]:
     """The fold's model on the device, and the mean and standard deviation that it expects of its input."""
+    experiment, accelerator, log = context.experiment, context.accelerator, context.log
     config, train, plan, device = experiment.config, experiment.config.train, experiment.plan(fold), accelerator.device
     if config.model.pretrained and config.model.weights is None:
         log.line(f"[MODEL] weights of {config.model.name} from the hub or its cache (offline: model.weights)")
@@ -230,60 +219,65 @@ def _check_sync_bn(batch_size: int, accelerator: Accelerator) -> None:
 
 
 def _fit(
-    experiment: Experiment,
+    context: RunContext,
     engine: Engine,
     checkpointer: Checkpointer,
     progress: FoldProgress,
     batches: WaitingBatches,
-    owner: FoldOwner,
 ) -> BestEpoch:
     """The rest of all epochs; each is validated, and the weights of an improvement are saved at once."""
-    accelerator, log, fold = engine.accelerator, engine.log, engine.plan.fold
     first = find_epoch(progress.step, engine.plan)
     for epoch in range(first, engine.config.epochs):
         began_s = time.perf_counter()
         trained, waited = _train(engine, batches, epoch, progress, checkpointer)
         if waited > _MUCH_WAITING and epoch > first:  # the first is also the loader's start
-            stored = experiment.data.stored is not None
-            log.line(f"[DATA] {advise_on_waiting(waited, batches.workers, count_own_cores(os.environ), stored)}")
+            advice = advise_on_waiting(
+                waited, batches.workers, count_own_cores(os.environ), context.experiment.data.stored is not None
+            )
+            engine.log.line(f"[DATA] {advice}")
         try:
-            found, valid_loss = _validate(experiment, engine, batches, epoch)
+            found, valid_loss = _validate(context.experiment, engine, batches, epoch)
         except Interrupted:  # on all ranks at one place
             engine.heart.beat(phase="stopping")
             checkpointer.save(progress, wait=True)
             raise
         batches.take_s()
         row = EpochMetrics(
-            fold=fold,
+            fold=engine.plan.fold,
             epoch=epoch + 1,
             train_loss=trained.loss,
             valid_loss=valid_loss,
             macro_f1=found.macro_f1,
             lr=trained.lr,
             time_s=time.perf_counter() - began_s,
-            mem_MiB=measure_memory(accelerator),
+            mem_MiB=measure_memory(engine.accelerator),
             selection_f1=found.selection_f1,
             weights=found.weights,
         )
-        notes = f"selection_f1={found.selection_f1:.5f} " if found.selection_f1 != found.macro_f1 else ""
-        notes += "" if engine.ema is None else f"weights={found.weights} "
-        log.line(
-            f"[EPOCH {row.epoch}] fold={fold} valid_loss={valid_loss:.5f} macro_f1={row.macro_f1:.5f} "
-            f"{notes}time_s={row.time_s:.1f}"
-        )
-        values = {"valid/loss": valid_loss, "valid/macro_f1": row.macro_f1, "valid/selection_f1": found.selection_f1}
-        engine.tracker.log(values, (epoch + 1) * engine.plan.steps_per_epoch)
+        _log_validation(engine, row)
         progress.rows.append(row)
         progress.meter = LossMeter()
         is_better = progress.best is None or found.selection_f1 >= progress.best.selection_f1  # of equals the later
         if is_better:
             progress.best = found
-        remarks = on_main(accelerator, partial(_record, experiment, engine, checkpointer, progress, is_better, owner))
+        remarks = on_main(engine.accelerator, partial(_record, context, engine, checkpointer, progress, is_better))
         for remark in remarks if epoch == first else ():
-            log.line(f"[WARNING] {remark}")
-    on_main(accelerator, partial(checkpointer.check_best, wait=True))
+            engine.log.line(f"[WARNING] {remark}")
+    on_main(engine.accelerator, partial(checkpointer.check_best, wait=True))
     assert progress.best is not None
     return progress.best
+
+
+def _log_validation(engine: Engine, row: EpochMetrics) -> None:
+    notes = f"selection_f1={row.selection_f1:.5f} " if row.selection_f1 != row.macro_f1 else ""
+    notes += "" if engine.ema is None else f"weights={row.weights} "
+    engine.log.line(
+        f"[EPOCH {row.epoch}] fold={row.fold} valid_loss={row.valid_loss:.5f} macro_f1={row.macro_f1:.5f} "
+        f"{notes}time_s={row.time_s:.1f}"
+    )
+    assert row.selection_f1 is not None
+    values = {"valid/loss": row.valid_loss, "valid/macro_f1": row.macro_f1, "valid/selection_f1": row.selection_f1}
+    engine.tracker.log(values, row.epoch * engine.plan.steps_per_epoch)
 
 
 def _train(
@@ -338,15 +332,11 @@ def _validate(experiment: Experiment, engine: Engine, batches: WaitingBatches, e
 
 
 def _record(
-    experiment: Experiment,
-    engine: Engine,
-    checkpointer: Checkpointer,
-    progress: FoldProgress,
-    is_better: bool,
-    owner: FoldOwner,
+    context: RunContext, engine: Engine, checkpointer: Checkpointer, progress: FoldProgress, is_better: bool
 ) -> list[str]:
     """Write the metrics and, of an improvement, have the weights saved; the main process calls."""
-    owner.check(engine.plan.fold)
+    experiment = context.experiment
+    context.owner.check(engine.plan.fold)
     checkpointer.check_best()
     if is_better:
         assert progress.best is not None

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from doccls.data.dataset import DocClsDataset, Pages
+from doccls.data.loader import loading
 from doccls.data.sampler import BatchPlace, BatchRequest
-from doccls.data.workers import loading
 
 
 def test_exactly_the_batches_in_their_order(pages: Pages) -> None:

@@ -16,9 +16,9 @@ from rich.progress import Progress
 from rich.text import Text
 
 from doccls.errors import UserError
-from doccls.run.console import exit_code, render_exit
-from doccls.run.progress import ProgressBar, make_bar
-from doccls.run.signals import Interrupted, at_sudden_end, ignore_signals, naming_one_cause, writing_last_lines
+from doccls.reporting.console import exit_code, render_exit
+from doccls.reporting.progress import ProgressBar, make_bar
+from doccls.system.signals import Interrupted, at_sudden_end, ignore_signals, naming_one_cause, writing_last_lines
 
 _LAST_LINE = ">> Stopping logger and restoring stdio"
 _LOST = (errno.EIO, errno.ENOSPC, errno.EDQUOT)

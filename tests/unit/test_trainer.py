@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
-from doccls.training.fold import release_memory
+from doccls.training.trainer import release_memory
 
 
 @pytest.fixture

@@ -29,7 +29,7 @@ from pathlib import Path
 import psutil
 
 from doccls.errors import UserError
-from doccls.run.lifeline import LAUNCHED
+from doccls.system.lifeline import LAUNCHED
 
 _RENEW_S = 10.0
 _LOOK_S = 0.5
@@ -68,7 +68,7 @@ class Holder:
     token: str
     """Of this acquisition, 16 hexadecimal digits."""
     launch: str = ""
-    """The launch that started the process (`doccls.run.lifeline.LAUNCHED`); empty for one that was started by hand."""
+    """The launch that started the process (`doccls.system.lifeline.LAUNCHED`); empty for one started by hand."""
 
     def __str__(self) -> str:
         return f"{self.what} by process {self.pid} on {self.host} since {self.since}"

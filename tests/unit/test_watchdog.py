@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from doccls.run.heartbeat import Beat, Heartbeat
-from doccls.run.peers import Standstill, describe_lost, describe_silent, judge
+from doccls.run.watchdog import Standstill, describe_lost, describe_silent, judge
 
 MOVING = Standstill(silent_s=0.5, failed_s=None, stop_s=None, limit_s=600.0, stop_limit_s=110.0)
 TERM = signal.SIGTERM

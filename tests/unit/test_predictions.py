@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from doccls.oof.parts import OofPart, PartInfo, is_merged, read_part, write_part
+from doccls.oof.predictions import OofPart, PartInfo, is_merged, read_part, write_part
 from doccls.run.paths import RunPaths
-from doccls.run.tensor_file import TensorFileError, write_tensor_file
+from doccls.system.tensor_file import TensorFileError, write_tensor_file
 
 
 def make_part(**changes: Any) -> OofPart:

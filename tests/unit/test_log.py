@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from doccls.errors import UserError
-from doccls.run.console import exit_code
-from doccls.run.runlog import RunLog
-from doccls.run.signals import Interrupted, handling_signals, naming_one_cause, stopping_gracefully
+from doccls.reporting.console import exit_code
+from doccls.reporting.log import RunLog
+from doccls.system.signals import Interrupted, handling_signals, naming_one_cause, stopping_gracefully
 
 
 class Terminal(io.StringIO):

@@ -4,8 +4,8 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from doccls.run.artifacts import remove_leftovers, write_text
 from doccls.run.paths import RunPaths
+from doccls.system.atomic_files import remove_leftovers, write_text
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""What a process needs from its machine: signals, files that are whole, locks, ranks, cores, memory, disk."""
