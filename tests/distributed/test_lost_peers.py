@@ -29,7 +29,7 @@ def test_a_peer_that_stands_still_ends_the_run_within_the_limit(trainer: Trainer
         os.kill(ranks[1].pid, signal.SIGSTOP)
         await_event(lambda: not ranks[0].is_alive(), END_S, "the main process's end", folder)
         assert ranks[0].exitcode == 1
-    assert_ended_well(folder, 1)
+    assert_ended_well(folder, 1, killed="rank1")
     lines = Run([], folder).lines
     assert any(line.startswith(f"[RANK 1] on {HERE} was last heard of at ") for line in lines)
     assert any(line.startswith("no step for 3 s (train.collective_timeout_s) in ") for line in lines)

@@ -45,14 +45,14 @@ def write_slowly(write_resume: Callable[..., None], *others: Any) -> None:
 
 
 def train_with_changed_weight(argv: list[str]) -> int:
-    """Train; each state that is read has one weight changed."""
+    """Train; each resume checkpoint that is read has one weight changed."""
 
-    def read_changed(path: Path, read_state: Callable[[Path], Any] = resume.read_state) -> Any:
-        state = read_state(path)
-        state.model["head.fc.weight"] += 1e-3
-        return state
+    def read_changed(path: Path, read_resume: Callable[[Path], Any] = resume.read_resume) -> Any:
+        checkpoint = read_resume(path)
+        checkpoint.model["raw"]["head.fc.weight"] += 1e-3
+        return checkpoint
 
-    resume.read_state = read_changed
+    resume.read_resume = read_changed
     return main(argv)
 
 
