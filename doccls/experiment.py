@@ -13,12 +13,13 @@ from doccls.data.prepare import PreparedData, describe_folds, prepare_data
 from doccls.data.sampler import BatchPlan
 from doccls.data.scan_cache import read_scan_cache, write_scan_cache
 from doccls.data.store import choose_store
+from doccls.errors import UserError
 from doccls.oof.merge import merge_run
 from doccls.oof.predictions import find_finished_folds
 from doccls.oof.summary import list_scores
 from doccls.reporting.log import RunLog
 from doccls.run.fingerprint import check_snapshot, derive_identity, digest_file
-from doccls.run.paths import RunError, RunPaths
+from doccls.run.paths import RunPaths
 from doccls.run.provenance import describe_software, render_command
 from doccls.system.atomic_files import write_text
 from doccls.system.lock import Lock
@@ -42,7 +43,7 @@ class Experiment:
         """The folds whose predictions exist.
 
         Raises:
-            RunError: some are another experiment's.
+            UserError: some are another experiment's.
         """
         return tuple(find_finished_folds(self.paths, self.identity, self.config.data.folds))
 
@@ -133,7 +134,7 @@ def open_run(
     try:
         paths.live.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise RunError(f"output.exp_dir: can't make {paths.root}: {error.strerror}") from error
+        raise UserError(f"output.exp_dir: can't make {paths.root}: {error.strerror}") from error
     if not data.scans_in_store:
         write_scan_cache(paths.images, data.scans, config.data.max_image_pixels, {})
     _write_snapshot(experiment, now, processes)
@@ -169,7 +170,7 @@ def close_run(experiment: Experiment, log: RunLog) -> None:
     """Merge the folds, if all were asked for, and log the scores and the end; the main process calls.
 
     Raises:
-        MergeError: the parts do not make one whole.
+        UserError: the parts do not make one whole.
     """
     paths = experiment.paths
     if experiment.config.data.valid_fold == "all":

@@ -17,12 +17,12 @@ from rich.console import Console
 from rich.progress import track
 
 from doccls.config import Config
-from doccls.data.manifest import DataError, check_paths, format_examples, read_table, resolve_images
+from doccls.data.manifest import check_paths, format_examples, read_table, resolve_images
 from doccls.data.packed import PackedPaths, PackedTexts
 from doccls.errors import UserError
 from doccls.oof.metrics import probabilities
 from doccls.reporting.progress import ConsoleTeller
-from doccls.run.paths import RunError, RunPaths
+from doccls.run.paths import RunPaths
 from doccls.system.allocator import keep_freed_memory
 from doccls.system.atomic_files import write_array, write_text
 
@@ -92,10 +92,10 @@ def predict(arguments: argparse.Namespace) -> int:
 
 def _list_checkpoints(paths: RunPaths) -> list[Path]:
     if not paths.root.is_dir():
-        raise RunError(f"no such run folder: {paths.root} (runs lie in <output.exp_dir>/YYYYMMDD/<run_id>)")
+        raise UserError(f"no such run folder: {paths.root} (runs lie in <output.exp_dir>/YYYYMMDD/<run_id>)")
     files = sorted((paths.root / "ckpt").glob("best_fold*.pth"))
     if not files:
-        raise RunError(f"{paths.root}: no checkpoint ckpt/best_fold*.pth: no fold has finished an epoch")
+        raise UserError(f"{paths.root}: no checkpoint ckpt/best_fold*.pth: no fold has finished an epoch")
     return files
 
 
@@ -111,7 +111,7 @@ def _look(paths: RunPaths, files: Sequence[Path], config: Config) -> TestPages:
             unfinished.append(best.fold)
     if len(set(identities.values())) > 1:
         told = ", ".join(f"fold {fold}: {identity[:12]}" for fold, identity in identities.items())
-        raise RunError(f"the checkpoints are of different runs ({told}): their probabilities can't be averaged")
+        raise UserError(f"the checkpoints are of different runs ({told}): their probabilities can't be averaged")
     pages = read_test_pages(config, _choose_store(paths, config))
     _check_form(pages.table, config.data.id_col, best.classes)
     if len(files) < config.data.folds:
@@ -147,7 +147,7 @@ def read_test_pages(config: Config, store: "StoreChoice | None" = None) -> TestP
     """The sample submission's rows, in its order, and their images, each scanned once, and kept in the store.
 
     Raises:
-        DataError: no sample or folder, no ID column, or (unless data.on_bad_image is `skip`) images missing or bad.
+        UserError: no sample or folder, no ID column, or (unless data.on_bad_image is `skip`) images missing or bad.
     """
     from doccls.data.scan import scan_rows
 
@@ -156,12 +156,12 @@ def read_test_pages(config: Config, store: "StoreChoice | None" = None) -> TestP
     assert data.sample_csv is not None and data.image_dir_test is not None
     table = read_table(data.sample_csv, "data.sample_csv")
     if data.id_col not in table.columns:
-        raise DataError(
+        raise UserError(
             f"{data.sample_csv}: no column {data.id_col!r} (data.id_col); it has {', '.join(table.columns)}"
         )
     images = resolve_images(table[data.id_col], data.image_dir_test, data.image_ext)
     if images.refused is not None:
-        raise DataError(images.refused)
+        raise UserError(images.refused)
     found = PackedPaths(data.image_dir_test, images.names)
     rows = scan_rows(found, config, {}, store, ConsoleTeller())
     problems = []
@@ -171,7 +171,7 @@ def read_test_pages(config: Config, store: "StoreChoice | None" = None) -> TestP
         bad = sorted({(images.names[row], f"{found[row]}: {why}") for row, why in rows.bad.items()})
         problems.append(format_examples("test images that can't be used", [line for _, line in bad]))
     if problems and data.on_bad_image == "error":
-        raise DataError("\n".join([*problems, "(--on-bad-image skip keeps their rows, with the classes' shares)"]))
+        raise UserError("\n".join([*problems, "(--on-bad-image skip keeps their rows, with the classes' shares)"]))
     usable = (None if fact is None else name for name, fact in zip(images.names, rows.usable, strict=True))
     paths = PackedPaths(data.image_dir_test, usable)
     return TestPages(table, PackedTexts(table[data.id_col]), paths, tuple(problems), rows.stored)
@@ -181,7 +181,7 @@ def render_submission(table: pd.DataFrame, id_col: str, classes: Sequence[str], 
     """The sample's columns, IDs and order; its one other column takes the label, or one column a class the probability.
 
     Raises:
-        DataError: the sample has other columns than these two forms.
+        UserError: the sample has other columns than these two forms.
     """
     columns = list(table.columns)
     others = _check_form(table, id_col, classes)
@@ -203,7 +203,7 @@ def _check_form(table: pd.DataFrame, id_col: str, classes: Sequence[str]) -> lis
     """The sample's columns beside the ID: one for the label, or one a class."""
     others = [column for column in table.columns if column != id_col]
     if len(others) != 1 and sorted(others) != sorted(classes):
-        raise DataError(
+        raise UserError(
             f"data.sample_csv has the columns {list(table.columns)}: beside {id_col!r} there must be one for the "
             f"label, or exactly one a class: {', '.join(classes)}"
         )

@@ -13,11 +13,11 @@ from pathlib import Path
 from doccls.config import Config
 from doccls.config.arguments import add_config_arguments
 from doccls.config.load import redact_argument
+from doccls.errors import UserError
 from doccls.run.paths import RunPaths, locate_run
 from doccls.system.cores import count_cores
 from launcher.devices import (
     Device,
-    DeviceError,
     check_mig,
     choose_gpus,
     find_gpus,
@@ -172,25 +172,25 @@ def choose_slots(arguments: argparse.Namespace, config: Config) -> ChosenSlots:
     """The slots that the arguments ask for, on the devices that are there.
 
     Raises:
-        DeviceError: more is asked for than there is, or one thing and its opposite.
+        UserError: more is asked for than there is, or one thing and its opposite.
     """
     stated = [name for name in _ONLY_SLURM if getattr(arguments, name, None)]
     if stated:
-        raise DeviceError(f"{_join_options(stated)}: only with --backend slurm")
+        raise UserError(f"{_join_options(stated)}: only with --backend slurm")
     if arguments.gpus_per_fold == 0:
-        raise DeviceError("--gpus-per-fold 0: --slots N computes on this machine's CPUs")
+        raise UserError("--gpus-per-fold 0: --slots N computes on this machine's CPUs")
     ranks = _count_ranks(arguments, config)
     for_gpus = [name for name, default in _FOR_GPUS.items() if getattr(arguments, name) != default]
     if arguments.slots is not None and for_gpus:
-        raise DeviceError(f"--slots computes on CPUs: leave out {_join_options(for_gpus)}")
+        raise UserError(f"--slots computes on CPUs: leave out {_join_options(for_gpus)}")
     if arguments.slots is None:
         gpus, warnings = _choose_gpus(arguments)
         if gpus:
             return ChosenSlots(make_slots(gpus, ranks, arguments.folds_per_gpu), tuple(warnings))
         if for_gpus:
-            raise DeviceError(f"no GPU is visible: leave out {_join_options(for_gpus)}, or say --slots N")
+            raise UserError(f"no GPU is visible: leave out {_join_options(for_gpus)}, or say --slots N")
         if other := find_other_accelerator():
-            raise DeviceError(
+            raise UserError(
                 f"{other}, and doccls-launch places folds on NVIDIA GPUs and CPUs alone: train the folds one by one "
                 "(python -m doccls.train), or compute on CPUs (--slots N)"
             )
@@ -202,7 +202,7 @@ def _choose_gpus(arguments: argparse.Namespace) -> tuple[list[Device], list[str]
     """The GPUs to use, and warnings of those that are not used, or not alone. The driver is asked if any can be meant.
 
     Raises:
-        DeviceError: GPUs are asked for that can't be used so, or none of those that are there can be.
+        UserError: GPUs are asked for that can't be used so, or none of those that are there can be.
     """
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if arguments.gpus is None and shows_none(visible):
@@ -210,11 +210,11 @@ def _choose_gpus(arguments: argparse.Namespace) -> tuple[list[Device], list[str]
     named = choose_gpus(find_gpus(), visible, arguments.gpus)
     gpus, warnings = set_aside(named, arguments.exclude_busy)
     if named and not gpus:
-        raise DeviceError(f"{'; '.join(warnings)}: nvidia-smi may say more; --slots N computes on CPUs")
+        raise UserError(f"{'; '.join(warnings)}: nvidia-smi may say more; --slots N computes on CPUs")
     check_mig(gpus)
     exclusive = [gpu.name for gpu in gpus if gpu.exclusive]
     if exclusive and arguments.folds_per_gpu > 1:
-        raise DeviceError(
+        raise UserError(
             f"--folds-per-gpu {arguments.folds_per_gpu}: the compute mode of {', '.join(exclusive)} allows one process "
             "at a time (to change it: sudo nvidia-smi -c DEFAULT)"
         )
@@ -225,7 +225,7 @@ def _count_ranks(arguments: argparse.Namespace, config: Config) -> int:
     """Processes of each fold."""
     expected: int | None = config.train.num_processes
     if arguments.gpus_per_fold is not None and expected not in (None, arguments.gpus_per_fold):
-        raise DeviceError(f"--gpus-per-fold {arguments.gpus_per_fold}, but train.num_processes = {expected}")
+        raise UserError(f"--gpus-per-fold {arguments.gpus_per_fold}, but train.num_processes = {expected}")
     ranks: int = arguments.gpus_per_fold or expected or 1
     _check_batch(config, ranks)
     return ranks
@@ -233,7 +233,7 @@ def _count_ranks(arguments: argparse.Namespace, config: Config) -> int:
 
 def _check_batch(config: Config, ranks: int) -> None:
     if ranks > config.train.batch_size:
-        raise DeviceError(f"train.batch_size = {config.train.batch_size}: {ranks} processes can't share that batch")
+        raise UserError(f"train.batch_size = {config.train.batch_size}: {ranks} processes can't share that batch")
 
 
 def _join_options(names: Sequence[str]) -> str:
@@ -244,17 +244,17 @@ def make_request(arguments: argparse.Namespace, config: Config) -> tuple[JobRequ
     """What each task of an array is to get, and how many processes a fold has then.
 
     Raises:
-        DeviceError: one thing is asked for and its opposite.
+        UserError: one thing is asked for and its opposite.
     """
     stated = [name for name, default in _ONLY_LOCAL.items() if getattr(arguments, name, default) != default]
     if stated:
-        raise DeviceError(f"{_join_options(stated)}: only on this machine (--backend local)")
+        raise UserError(f"{_join_options(stated)}: only on this machine (--backend local)")
     expected, gpus, nodes = config.train.num_processes, arguments.gpus_per_fold, arguments.nodes or 1
     if gpus and expected not in (None, gpus):
-        raise DeviceError(f"--gpus-per-fold {gpus}, but train.num_processes = {expected}")
+        raise UserError(f"--gpus-per-fold {gpus}, but train.num_processes = {expected}")
     ranks = gpus or expected or nodes
     if ranks % nodes:
-        raise DeviceError(f"{ranks} processes of a fold do not divide by --nodes {nodes}")
+        raise UserError(f"{ranks} processes of a fold do not divide by --nodes {nodes}")
     _check_batch(config, ranks)
     workers = _AUTO_WORKERS if config.data.num_workers == "auto" else config.data.num_workers
     own = ranks // nodes * max(config.train.cpu_threads, 1 + workers)
@@ -277,11 +277,11 @@ def make_job_slot(task: SlurmTask, config: Config, gpus_here: int, host: str) ->
     `gpus_here` is how many GPUs the driver of the job's first machine, `host`, shows.
 
     Raises:
-        DeviceError: Slurm gave the job something else than the config asks for, or GPUs that are not there.
+        UserError: Slurm gave the job something else than the config asks for, or GPUs that are not there.
     """
     expected, gave = config.train.num_processes, f"Slurm gave job {task.job} {task.nodes} nodes"
     if task.gpus_per_node and not gpus_here:
-        raise DeviceError(
+        raise UserError(
             f"{gave} x {task.gpus_per_node} GPUs, but the NVIDIA driver of {host} shows none: ask the cluster's admin; "
             "sbatch --gpus-per-node=0 computes on CPUs"
         )
@@ -289,11 +289,9 @@ def make_job_slot(task: SlurmTask, config: Config, gpus_here: int, host: str) ->
     ranks = task.nodes * ranks_per_node
     if expected not in (None, ranks):
         what = f"{task.gpus_per_node} GPUs" if task.gpus_per_node else "CPUs"
-        raise DeviceError(
-            f"train.num_processes = {expected}, but {gave} x {what}: state sbatch --nodes, --gpus-per-node"
-        )
+        raise UserError(f"train.num_processes = {expected}, but {gave} x {what}: state sbatch --nodes, --gpus-per-node")
     if task.cpus_per_node < ranks_per_node:
-        raise DeviceError(
+        raise UserError(
             f"{gave} x {task.cpus_per_node} CPUs for {ranks_per_node} processes on each: sbatch --cpus-per-task=N"
         )
     _check_batch(config, ranks)

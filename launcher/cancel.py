@@ -5,7 +5,8 @@ import signal
 import time
 from collections.abc import Callable
 
-from doccls.run.paths import RunError, RunPaths
+from doccls.errors import UserError
+from doccls.run.paths import RunPaths
 from doccls.system.lock import Holder, can_see, find_holder
 from launcher.slurm_queue import ask_queue, cancel_jobs
 from launcher.slurm_text import Going, SlurmError
@@ -18,7 +19,7 @@ def cancel_run(paths: RunPaths, tell: Callable[[str], None]) -> None:
     """As Ctrl-C does at its terminal: each fold leaves at its next safe point. Returns when the run is free again.
 
     Raises:
-        RunError: nobody works on the run, or a launcher that can't be reached from here.
+        UserError: nobody works on the run, or a launcher that can't be reached from here.
         SlurmError: the run has jobs, and Slurm does not answer.
     """
     jobs = _list_going(paths)
@@ -31,7 +32,7 @@ def cancel_run(paths: RunPaths, tell: Callable[[str], None]) -> None:
         while _list_going(paths):
             time.sleep(_LOOK_S)
     else:
-        raise RunError(f"no launcher works on run {paths.root}, and no job: there is nothing to cancel")
+        raise UserError(f"no launcher works on run {paths.root}, and no job: there is nothing to cancel")
     tell("[CANCEL] stopped; what is finished stays")
 
 
@@ -52,13 +53,13 @@ def _list_going(paths: RunPaths) -> list[str]:
 
 def _stop_launcher(holder: Holder, paths: RunPaths, tell: Callable[[str], None]) -> None:
     if not can_see(holder):
-        raise RunError(f"{holder}: cancel it there, on that machine and in the same container")
+        raise UserError(f"{holder}: cancel it there, on that machine and in the same container")
     try:
         os.kill(holder.pid, signal.SIGTERM)
     except ProcessLookupError:
         return
     except PermissionError as error:
-        raise RunError(f"{holder}: it is another user's, who alone can cancel it") from error
+        raise UserError(f"{holder}: it is another user's, who alone can cancel it") from error
     tell(f"[CANCEL] {holder}: it is asked to stop, its folds leave at their next safe point")
     while find_holder(paths.launch_lock()) == holder:
         time.sleep(_LOOK_S)

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING
 
 from doccls.config import Config
 from doccls.config.arguments import load_arguments
+from doccls.errors import UserError
 from doccls.reporting.command import run_command, run_training
 from doccls.reporting.console import close_console
-from doccls.run.paths import RunError, RunPaths, check_run_id, locate_run, name_log, new_run_id
+from doccls.run.paths import RunPaths, check_run_id, locate_run, name_log, new_run_id
 from doccls.system.cores import count_cores
 from doccls.system.signals import stop_on_sigusr2
 from launcher.arguments import (
@@ -195,7 +196,7 @@ def _cancel(arguments: argparse.Namespace) -> int:
 def _find_run(arguments: argparse.Namespace) -> RunPaths:
     paths = RunPaths(arguments.run.resolve())
     if not paths.root.is_dir():
-        raise RunError(f"no such run folder: {paths.root} (runs lie in <output.exp_dir>/YYYYMMDD/<run_id>)")
+        raise UserError(f"no such run folder: {paths.root} (runs lie in <output.exp_dir>/YYYYMMDD/<run_id>)")
     return paths
 
 

@@ -29,10 +29,6 @@ _WITHOUT_P2P = {"NCCL_P2P_DISABLE": "1", "NCCL_IB_DISABLE": "1"}
 """What `accelerate launch` sets for them, too."""
 
 
-class DeviceError(UserError):
-    """Devices are asked for that are not there, or not to be used."""
-
-
 @dataclass(frozen=True)
 class Device:
     """What one process computes on."""
@@ -72,7 +68,7 @@ def find_gpus() -> list[Device]:
     One that fell off the bus, or that this user may not use, is listed with its fault.
 
     Raises:
-        DeviceError: there is a driver, and it does not answer; or there is a GPU, and no driver.
+        UserError: there is a driver, and it does not answer; or there is a GPU, and no driver.
     """
     import pynvml
 
@@ -80,18 +76,18 @@ def find_gpus() -> list[Device]:
         pynvml.nvmlInit()
     except (pynvml.NVMLError_LibraryNotFound, pynvml.NVMLError_DriverNotLoaded):
         if _lacks_driver():
-            raise DeviceError(
+            raise UserError(
                 "this machine has an NVIDIA GPU, and its driver is not loaded (nvidia-smi may say why; a driver is to "
                 "be built anew for a new kernel): install it, or compute on CPUs (--slots N)"
             ) from None
         return []  # also in a container that was given no GPU
     except pynvml.NVMLError as error:
-        raise DeviceError(_tell_silence(error)) from error
+        raise UserError(_tell_silence(error)) from error
     try:
         driver = _parse_version(_ask("nvmlSystemGetDriverVersion") or "")
         return [_read_gpu(index, driver) for index in range(pynvml.nvmlDeviceGetCount())]
     except pynvml.NVMLError as error:
-        raise DeviceError(_tell_silence(error)) from error
+        raise UserError(_tell_silence(error)) from error
     finally:
         pynvml.nvmlShutdown()
 
@@ -162,7 +158,7 @@ def check_mig(devices: Sequence[Device]) -> None:
     """Ask the driver for each part of a GPU that was named.
 
     Raises:
-        DeviceError: it knows none of that name.
+        UserError: it knows none of that name.
     """
     import pynvml
 
@@ -177,7 +173,7 @@ def check_mig(devices: Sequence[Device]) -> None:
         finally:
             pynvml.nvmlShutdown()
     except pynvml.NVMLError as error:
-        raise DeviceError(
+        raise UserError(
             f"{', '.join(names)}: the NVIDIA driver knows no such device ({error}); nvidia-smi -L"
         ) from error
 
@@ -194,7 +190,7 @@ def choose_gpus(found: Sequence[Device], visible: str | None, wanted: str | None
     listed, too.
 
     Raises:
-        DeviceError: a GPU that is not there, is named twice, is not visible, or was asked for and has a fault.
+        UserError: a GPU that is not there, is named twice, is not visible, or was asked for and has a fault.
     """
     allowed = list(found) if visible is None else _parse_list(visible, found, "CUDA_VISIBLE_DEVICES", stops=True)
     if wanted is None:
@@ -202,10 +198,10 @@ def choose_gpus(found: Sequence[Device], visible: str | None, wanted: str | None
     chosen = _parse_list(wanted, found, "--gpus", stops=False)
     for device in chosen:
         if device.fault:
-            raise DeviceError(f"--gpus {wanted}: {device.name} can't be used: {device.fault} (nvidia-smi may say more)")
+            raise UserError(f"--gpus {wanted}: {device.name} can't be used: {device.fault} (nvidia-smi may say more)")
     hidden = [device.name for device in chosen if device not in allowed]
     if hidden:
-        raise DeviceError(
+        raise UserError(
             f"--gpus {wanted}: {', '.join(hidden)} not visible: CUDA_VISIBLE_DEVICES={visible} leaves "
             f"{', '.join(device.name for device in allowed) or 'none'}"
         )
@@ -265,10 +261,10 @@ def _parse_list(text: str, known: Sequence[Device], where: str, stops: bool) -> 
         if word.strip().lower() in _NONE:
             if stops:
                 break  # as CUDA does: what comes after it is not shown
-            raise DeviceError(f"{said!r}: write numbers or UUIDs, such as 0,1,3")
+            raise UserError(f"{said!r}: write numbers or UUIDs, such as 0,1,3")
         device = _find(word.strip(), known, said)
         if device in chosen:
-            raise DeviceError(f"{said}: {device.name} is named twice")
+            raise UserError(f"{said}: {device.name} is named twice")
         chosen.append(device)
     return chosen
 
@@ -283,5 +279,5 @@ def _find(word: str, known: Sequence[Device], where: str) -> Device:
         problem = "fits several GPUs" if found else "no such GPU"
         there = ", ".join(device.name.removeprefix("gpu ") for device in known) or "none"
         without = "; without a GPU: leave it out (or unset it), or say --slots N" if not known else ""
-        raise DeviceError(f"{where}: {word!r}: {problem} (this machine's: {there}){without}")
+        raise UserError(f"{where}: {word!r}: {problem} (this machine's: {there}){without}")
     return found[0]

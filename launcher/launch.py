@@ -50,10 +50,6 @@ from launcher.supervise import (
 _TICK_S = 0.05
 
 
-class LaunchError(UserError):
-    """Folds failed; the message says which, why, where their logs are and how to train just them."""
-
-
 @dataclass(frozen=True)
 class LaunchOptions:
     """How to launch, beside the config."""
@@ -155,7 +151,7 @@ class FoldLoop:
         """Until nothing runs and nothing may start.
 
         Raises:
-            LaunchError: folds failed.
+            UserError: folds failed.
             Interrupted: a signal came.
         """
         self._take_stock()
@@ -172,7 +168,7 @@ class FoldLoop:
         failed = [one.fold for one in self._state.list_in("failed")]
         missing = [one.fold for one in self._state.folds if one.status != "done" and self._read_score(one.fold) is None]
         if failed and missing:  # a fold that was refused may have been finished by its owner since
-            raise LaunchError(self._tell_failure([fold for fold in failed if fold in missing], missing))
+            raise UserError(self._tell_failure([fold for fold in failed if fold in missing], missing))
 
     @property
     def has_advanced(self) -> bool:

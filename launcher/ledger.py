@@ -10,17 +10,12 @@ from typing import Any
 
 from doccls.errors import UserError
 from doccls.reporting.log import RunLog
-from doccls.run.paths import RunError
 from doccls.system.atomic_files import write_text
 from doccls.system.lock import Lock
 
 _FORMAT = "doccls-launch-1"
 _REWRITE_S = 5.0
 """Between two tries to write a ledger that could not be written."""
-
-
-class LedgerError(UserError):
-    """The ledger can't be read."""
 
 
 @dataclass(frozen=True)
@@ -108,14 +103,14 @@ def begin_launch(path: Path, launch: Ledger) -> Ledger:
     """`launch`, which has no attempts yet, with those of the run's earlier launches. Nothing is written.
 
     Raises:
-        RunError: the earlier ones were of another config, data, folds or weights.
-        LedgerError: the ledger is damaged.
+        UserError: the earlier ones were of another config, data, folds or weights.
+        UserError: the ledger is damaged.
     """
     before = read_ledger(path)
     if before is None:
         return launch
     if before.identity != launch.identity:
-        raise RunError(
+        raise UserError(
             f"run {launch.run_id} in {path.parent} was launched with another config, data, folds or weights "
             f"(identity {before.identity[:12]}, now {launch.identity[:12]}): take another --run-id"
         )
@@ -131,7 +126,7 @@ def read_ledger(path: Path) -> Ledger | None:
     """The run's ledger; None if the run was never launched.
 
     Raises:
-        LedgerError: it is damaged, or of another version of doccls.
+        UserError: it is damaged, or of another version of doccls.
     """
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
@@ -142,7 +137,7 @@ def read_ledger(path: Path) -> Ledger | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise LedgerError(
+        raise UserError(
             f"{path}: damaged, or of another version ({error}). Delete it to go on: what is finished is in oof/parts"
         ) from error
 

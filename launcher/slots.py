@@ -4,7 +4,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from launcher.devices import Device, DeviceError
+from doccls.errors import UserError
+from launcher.devices import Device
 
 
 @dataclass(frozen=True)
@@ -28,13 +29,13 @@ def make_slots(devices: Sequence[Device], ranks_per_fold: int, folds_per_device:
     The first slots are one of each group.
 
     Raises:
-        DeviceError: there are fewer devices than one fold needs.
+        UserError: there are fewer devices than one fold needs.
     """
     assert ranks_per_fold >= 1 and folds_per_device >= 1
     count = len(devices) // ranks_per_fold
     if count == 0:
         there = ", ".join(device.name for device in devices) or "none"
-        raise DeviceError(f"one fold takes {ranks_per_fold} devices, and there are {len(devices)}: {there}")
+        raise UserError(f"one fold takes {ranks_per_fold} devices, and there are {len(devices)}: {there}")
     groups = [tuple(devices[group * ranks_per_fold : (group + 1) * ranks_per_fold]) for group in range(count)]
     return tuple(Slot(number, group) for number, group in enumerate(groups * folds_per_device))
 

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from doccls.errors import UserError
 from doccls.system.atomic_files import write_text
-from launcher.ledger import Ledger, LedgerError
+from launcher.ledger import Ledger
 from launcher.slurm_text import Going, QueueEntry, render_comment
 
 _FORMAT = "doccls-submissions-1"
@@ -33,7 +34,7 @@ def read_submissions(path: Path) -> tuple[Submission, ...]:
     """Of the run, in order; none if nothing was ever submitted for it.
 
     Raises:
-        LedgerError: the file is damaged, or of another version of doccls.
+        UserError: the file is damaged, or of another version of doccls.
     """
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
@@ -43,7 +44,7 @@ def read_submissions(path: Path) -> tuple[Submission, ...]:
     except FileNotFoundError:
         return ()
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise LedgerError(
+        raise UserError(
             f"{path}: damaged, or of another version ({error}). Delete it to go on, once squeue shows no job of the run"
         ) from error
 

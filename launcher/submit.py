@@ -9,13 +9,13 @@ from datetime import datetime
 from functools import partial
 
 from doccls.config import Config
+from doccls.errors import UserError
 from doccls.experiment import Experiment, OpenRun, log_config, open_run
 from doccls.reporting.log import RunLog
 from doccls.run.paths import RunPaths, locate_run
 from doccls.system.lock import LockError, find_holder, hold_lock
 from doccls.system.signals import check_stop, stopping_gracefully
 from launcher.closing import close_share
-from launcher.launch import LaunchError
 from launcher.ledger import tell_time
 from launcher.slurm_queue import ask_queue, submit_script
 from launcher.slurm_text import (
@@ -74,7 +74,7 @@ def submit(config: Config, run_id: str, now: datetime, options: SubmitOptions, l
             _watch(run.experiment, log)
         if not close_share(run.experiment, log) and config.data.valid_fold == "all":
             unfinished = "\n".join(list_unfinished(read_status(paths)))
-            raise LaunchError(f"the run has ended, and folds are missing\n{unfinished}\nto train them: {options.again}")
+            raise UserError(f"the run has ended, and folds are missing\n{unfinished}\nto train them: {options.again}")
 
 
 def _submit_missing(run: OpenRun, options: SubmitOptions, log: RunLog) -> None:

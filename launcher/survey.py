@@ -5,9 +5,10 @@ from dataclasses import dataclass
 
 import yaml
 
+from doccls.errors import UserError
 from doccls.oof.predictions import PartInfo, is_merged, read_part
 from doccls.run.heartbeat import Beat, read_beat
-from doccls.run.paths import RunError, RunPaths
+from doccls.run.paths import RunPaths
 from doccls.system.lock import Holder, find_holder
 from doccls.system.tensor_file import TensorFileError
 from launcher.ledger import Ledger, read_ledger
@@ -42,8 +43,8 @@ def read_status(paths: RunPaths) -> RunStatus:
     """Where the run stands now. Nothing is written.
 
     Raises:
-        RunError: there is no run in that folder.
-        LedgerError: its ledger is damaged.
+        UserError: there is no run in that folder.
+        UserError: its ledger is damaged.
     """
     survey = _survey(paths)
     newest = max((one.ledger for one in survey.launches), key=lambda ledger: ledger.started, default=None)
@@ -75,7 +76,7 @@ def list_run_jobs(paths: RunPaths) -> list[RunJob]:
     """The Slurm jobs that were to train folds of the run, as its files know them.
 
     Raises:
-        LedgerError: one of them is damaged.
+        UserError: one of them is damaged.
     """
     ledgers = [ledger for path in paths.list_ledgers() if (ledger := read_ledger(path)) is not None]
     return list_jobs(read_submissions(paths.submissions), ledgers)
@@ -135,7 +136,7 @@ def _count_folds(paths: RunPaths, ledger: Ledger | None) -> int:
     for file in sorted(paths.parts_dir.glob("fold*.safetensors")):
         with suppress(TensorFileError):
             return read_part(file).info.num_folds
-    raise RunError(f"no run in {paths.root} (runs lie in <output.exp_dir>/YYYYMMDD/<run_id>)")
+    raise UserError(f"no run in {paths.root} (runs lie in <output.exp_dir>/YYYYMMDD/<run_id>)")
 
 
 def _read_part(paths: RunPaths, fold: int, identity: str | None) -> PartInfo | str | None:

@@ -45,10 +45,6 @@ _TIMES = ("time_s", "mem_MiB")
 """Of a row of metrics: no two runs share them."""
 
 
-class VerifyError(UserError):
-    """The short run can't be had: it fails by itself, or ends before it can be killed."""
-
-
 @dataclass(frozen=True)
 class Trial:
     """One run that was killed and went on."""
@@ -195,7 +191,7 @@ class _Runs:
         """Kill at a random moment from the first step to the end, then go on.
 
         Raises:
-            VerifyError: the run fails by itself, or is always over before it can be killed.
+            UserError: the run fails by itself, or is always over before it can be killed.
         """
         killed = self._kill(whole, draw)
         said, found = self._start(None).said, self._digest()
@@ -220,13 +216,13 @@ class _Runs:
                 return ran.killed
             longest_s = min(longest_s, ran.time_s)  # this machine is not always as slow as at first
             shutil.rmtree(self._paths.root)
-        raise VerifyError(f"the run was over {_DRAWS} times before it was killed: make it longer, --set train.epochs=N")
+        raise UserError(f"the run was over {_DRAWS} times before it was killed: make it longer, --set train.epochs=N")
 
     def _start(self, kill_after_s: float | None) -> _Ran:
         """Start the fold's processes; let them end, or kill them so long after their first step.
 
         Raises:
-            VerifyError: they failed by themselves.
+            UserError: they failed by themselves.
         """
         self._starts += 1
         ranks = range(len(self._assignment.ranks))
@@ -256,10 +252,10 @@ class _Runs:
         if begun_s is not None and kill_after_s is not None and -signal.SIGKILL in codes:
             return _Ran(time_s, last, said)
         if None in codes:
-            raise VerifyError(f"a rank could not be killed within {KILL_LIMIT_S:g} s; files: {self._folder}")
+            raise UserError(f"a rank could not be killed within {KILL_LIMIT_S:g} s; files: {self._folder}")
         rank, code = next((rank, code) for rank, code in enumerate(processes.poll()) if code)
         tail = "".join(f"\n  | {line}" for line in said.splitlines()[-_TAIL_LINES:])
-        raise VerifyError(f"rank {rank} {tell_code(code)} by itself; files: {self._folder}; the last lines:{tail}")
+        raise UserError(f"rank {rank} {tell_code(code)} by itself; files: {self._folder}; the last lines:{tail}")
 
     def _digest(self) -> dict[str, str]:
         """Of what must be the same."""

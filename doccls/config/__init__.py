@@ -1,6 +1,6 @@
 """What a user may state (`schema`) and how it is read (`load`)."""
 
-from doccls.config.load import ConfigError, Override, load_config, parse_override, render_snapshot
+from doccls.config.load import Override, load_config, parse_override, render_snapshot
 from doccls.config.schema import Config
 
-__all__ = ["Config", "ConfigError", "Override", "load_config", "parse_override", "render_snapshot"]
+__all__ = ["Config", "Override", "load_config", "parse_override", "render_snapshot"]

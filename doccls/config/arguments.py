@@ -26,7 +26,7 @@ def load_arguments(arguments: argparse.Namespace) -> Config:
     """The config that the arguments of `add_config_arguments` say.
 
     Raises:
-        ConfigError: see `load_config`.
+        UserError: see `load_config`.
     """
     overrides = [parse_override(text) for text in arguments.overrides]
     if arguments.num_workers is not None:

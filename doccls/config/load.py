@@ -29,10 +29,6 @@ SECRET_NAME = re.compile(r"key|token|secret|passw|credential", re.IGNORECASE)
 _SECRET_ARGUMENT = re.compile(rf"(?s)^(.*?(?:{SECRET_NAME.pattern})[^=]*=).*$", re.IGNORECASE)
 
 
-class ConfigError(UserError):
-    """The config as stated can't be used; the message lists every problem."""
-
-
 @dataclass(frozen=True)
 class Override:
     """One `--set key=value`, or a flag that stands for one."""
@@ -54,7 +50,7 @@ def load_config(path: Path, mode: str | None = None, overrides: Sequence[Overrid
     """Read the config at `path` and resolve it whole: modes and overrides applied, paths absolute.
 
     Raises:
-        ConfigError: the file can't be read or parsed, or any key or value in it is wrong (all are listed).
+        UserError: the file can't be read or parsed, or any key or value in it is wrong (all are listed).
     """
     path = path.expanduser().resolve()
     problems: list[str] = []
@@ -73,15 +69,15 @@ def parse_override(text: str) -> Override:
     """`train.epochs=3` -> Override; the value is YAML, so `null`, `true`, `[1, 2]` and `1e-3` mean what they say.
 
     Raises:
-        ConfigError: there is no `=`, or the value is not YAML.
+        UserError: there is no `=`, or the value is not YAML.
     """
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
-        raise ConfigError(f"--set {text!r}: write key=value, for example --set train.epochs=3")
+        raise UserError(f"--set {text!r}: write key=value, for example --set train.epochs=3")
     try:
         return Override(key.strip(), _parse_value(value), f"--set {key.strip()}")
     except yaml.YAMLError as error:
-        raise ConfigError(f"--set {key.strip()}: the value is not YAML: {_explain(error)}") from error
+        raise UserError(f"--set {key.strip()}: the value is not YAML: {_explain(error)}") from error
 
 
 def render_snapshot(config: Config, provenance: dict[str, Any]) -> str:
@@ -147,9 +143,9 @@ def _read_yaml(path: Path, problems: list[str]) -> list[tuple[Key, _Stated]]:
     try:
         return _parse_yaml(path.read_text(encoding="utf-8-sig"), str(path), problems)
     except OSError as error:
-        raise ConfigError(f"config file {path}: {error.strerror or error}") from error
+        raise UserError(f"config file {path}: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
-        raise ConfigError(f"config file {path}: not UTF-8 text ({error.reason} at byte {error.start})") from error
+        raise UserError(f"config file {path}: not UTF-8 text ({error.reason} at byte {error.start})") from error
 
 
 def _parse_yaml(text: str, source: str, problems: list[str]) -> list[tuple[Key, _Stated]]:
@@ -158,12 +154,12 @@ def _parse_yaml(text: str, source: str, problems: list[str]) -> list[tuple[Key, 
         loader = _Loader(text)
         root = loader.get_single_node()
         if root is None:
-            raise ConfigError(f"{source}: the file is empty; it needs at least data.train_csv and data.image_dir_train")
+            raise UserError(f"{source}: the file is empty; it needs at least data.train_csv and data.image_dir_train")
         if not isinstance(root, yaml.MappingNode):
-            raise ConfigError(f"{source}: the top level must be `key: value` lines")
+            raise UserError(f"{source}: the top level must be `key: value` lines")
         return list(_read_mapping(loader, root, (), source, problems))
     except yaml.YAMLError as error:
-        raise ConfigError(f"{source}: not valid YAML: {_explain(error)}") from error
+        raise UserError(f"{source}: not valid YAML: {_explain(error)}") from error
 
 
 def _read_mapping(
@@ -225,7 +221,7 @@ def _validate(merged: dict[Key, _Stated], path: Path, problems: list[str]) -> Co
         problems.extend(_render_errors(error, merged))
     if problems:
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-        raise ConfigError(f"config {path}: {count}\n" + "\n".join(f"  {problem}" for problem in problems))
+        raise UserError(f"config {path}: {count}\n" + "\n".join(f"  {problem}" for problem in problems))
     return config
 
 

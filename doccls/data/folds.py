@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from sklearn.model_selection import GroupKFold, KFold, StratifiedGroupKFold, StratifiedKFold
 
-from doccls.data.manifest import DataError, Manifest, format_examples
+from doccls.data.manifest import Manifest, format_examples
+from doccls.errors import UserError
 from doccls.randomness import Purpose, derive_seed
 
 
@@ -84,22 +85,22 @@ def assign_folds(manifest: Manifest, units: Units, num_folds: int, stratify: boo
     Rows of one unit share a fold: an image that is trained on must not be validated on, under whatever name.
 
     Raises:
-        DataError: a `fold` column that is not exactly 0 to num_folds-1 or tears units apart, or too few of them.
+        UserError: a `fold` column that is not exactly 0 to num_folds-1 or tears units apart, or too few of them.
     """
     if manifest.folds is not None:
         return _read_fold_column(manifest, units, manifest.folds, num_folds)
     rows = np.flatnonzero(units.first_N == np.arange(len(manifest)))
     if len(rows) < num_folds:
-        raise DataError(f"data.folds = {num_folds}: more folds than images ({len(rows)})")
+        raise UserError(f"data.folds = {num_folds}: more folds than images ({len(rows)})")
     groups = None if units.groups is None else np.asarray([units.groups[row] for row in rows.tolist()])
     if groups is not None and len(set(groups)) < num_folds:
-        raise DataError(
+        raise UserError(
             f"data.folds = {num_folds}: more folds than groups in data.group_col ({len(set(groups))}; "
             "groups that share an image count as one)"
         )
     targets = manifest.targets_N[rows]
     if stratify and max(np.bincount(targets)) < num_folds:
-        raise DataError(
+        raise UserError(
             f"data.stratify: no class has the {num_folds} samples that data.folds needs (the largest has "
             f"{max(np.bincount(targets))}): use fewer folds, or data.stratify: false"
         )
@@ -143,12 +144,12 @@ def _read_fold_column(manifest: Manifest, units: Units, column: Sequence[str], n
     allowed = {str(fold) for fold in range(num_folds)}
     wrong = [f"line {row + 2}: {value!r}" for row, value in enumerate(column) if value.strip() not in allowed]
     if wrong:
-        raise DataError(
+        raise UserError(
             format_examples(f"rows whose `fold` is not one of 0 to {num_folds - 1} (data.folds = {num_folds})", wrong)
         )
     empty = sorted(allowed - {value.strip() for value in column}, key=int)
     if empty:
-        raise DataError(f"column `fold`: no row is in fold {', '.join(empty)} (data.folds = {num_folds})")
+        raise UserError(f"column `fold`: no row is in fold {', '.join(empty)} (data.folds = {num_folds})")
     fold_of = tuple(int(value) for value in column)
     split = [
         f"lines {first + 2} and {row + 2}: {format_ids(manifest, (first, row))}"
@@ -156,12 +157,12 @@ def _read_fold_column(manifest: Manifest, units: Units, column: Sequence[str], n
         if fold_of[first] != fold_of[row]
     ]
     if split:
-        raise DataError(format_examples("images in two folds of the `fold` column", split))
+        raise UserError(format_examples("images in two folds of the `fold` column", split))
     if manifest.groups is not None:
         folds_of_group: dict[str, set[int]] = {}
         for group, fold in zip(manifest.groups, fold_of, strict=True):
             folds_of_group.setdefault(group, set()).add(fold)
         torn = [f"{group!r}: folds {sorted(folds)}" for group, folds in folds_of_group.items() if len(folds) > 1]
         if torn:
-            raise DataError(format_examples("groups of data.group_col in several folds of the `fold` column", torn))
+            raise UserError(format_examples("groups of data.group_col in several folds of the `fold` column", torn))
     return FoldAssignment(np.asarray(fold_of, dtype=np.int64), num_folds)

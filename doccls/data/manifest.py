@@ -19,10 +19,6 @@ _SHOWN = 10
 RELATIVE_RULE = "paths in a config are relative to the config file"
 
 
-class DataError(UserError):
-    """The data as given can't be trained on; the message lists every problem, each with its count."""
-
-
 @dataclass(frozen=True, eq=False)
 class Manifest:
     """All rows of train.csv, in its order. A sample's index is its row (0-based) and keys everything about it."""
@@ -71,7 +67,7 @@ def read_manifest(data: DataConfig) -> Manifest:
     """Read train.csv and find each row's image.
 
     Raises:
-        DataError: anything wrong with the CSV, its columns, labels or IDs, or images that are missing.
+        UserError: anything wrong with the CSV, its columns, labels or IDs, or images that are missing.
     """
     table = _read_train_table(data)
     ids, labels = tuple(table[data.id_col]), [label.strip() for label in table[data.target_col]]
@@ -85,7 +81,7 @@ def read_manifest(data: DataConfig) -> Manifest:
     ]
     problems = [finding.message for finding in findings if finding.is_problem]
     if problems:
-        raise DataError(f"{data.train_csv}: the data can't be used\n" + "\n".join(f"- {line}" for line in problems))
+        raise UserError(f"{data.train_csv}: the data can't be used\n" + "\n".join(f"- {line}" for line in problems))
     findings += _check_class_sizes(labels, classes, data.folds)
     number_of = {label: number for number, label in enumerate(classes)}
     return Manifest(
@@ -109,9 +105,9 @@ def _read_train_table(data: DataConfig) -> pd.DataFrame:
     absent = [f"{key} = {column!r}" for key, column in wanted.items() if column not in table.columns]
     if absent:
         present = ", ".join(map(repr, table.columns))
-        raise DataError(f"{data.train_csv}: no such column: {', '.join(absent)}; it has: {present}")
+        raise UserError(f"{data.train_csv}: no such column: {', '.join(absent)}; it has: {present}")
     if table.empty:
-        raise DataError(f"{data.train_csv}: no rows")
+        raise UserError(f"{data.train_csv}: no rows")
     return table
 
 
@@ -177,7 +173,7 @@ def read_table(path: Path, key: str) -> pd.DataFrame:
     """The CSV at `path`, every cell as the text that stands there (an ID `NA` or `007` stays one).
 
     Raises:
-        DataError: not readable as CSV; `key` is named.
+        UserError: not readable as CSV; `key` is named.
     """
     try:
         with warnings.catch_warnings():
@@ -190,14 +186,14 @@ def read_table(path: Path, key: str) -> pd.DataFrame:
         pd.errors.ParserWarning,
         pd.errors.EmptyDataError,
     ) as error:
-        raise DataError(f"{key}: can't read {path}: {error}") from error
+        raise UserError(f"{key}: can't read {path}: {error}") from error
 
 
 def check_paths(paths: Mapping[str, tuple[Path | None, str]]) -> None:
     """Each config key's file or folder must exist.
 
     Raises:
-        DataError: some don't; each is named with its key and absolute path.
+        UserError: some don't; each is named with its key and absolute path.
     """
     problems = []
     for key, (path, kind) in paths.items():
@@ -208,7 +204,7 @@ def check_paths(paths: Mapping[str, tuple[Path | None, str]]) -> None:
         elif (kind == "folder") != path.is_dir():
             problems.append(f"{key}: not a {kind}: {path}")
     if problems:
-        raise DataError("\n".join([*problems, f"({RELATIVE_RULE})"]))
+        raise UserError("\n".join([*problems, f"({RELATIVE_RULE})"]))
 
 
 def order_classes(labels: Iterable[str]) -> tuple[str, ...]:

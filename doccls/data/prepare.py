@@ -13,17 +13,10 @@ from doccls.config.schema import Config
 from doccls.data.class_counts import count_classes, find_scarce, find_unseen, render_counts
 from doccls.data.folds import FoldAssignment, assign_folds, find_units, format_ids
 from doccls.data.image_scan import ImageScan
-from doccls.data.manifest import (
-    DataError,
-    Manifest,
-    format_conflict,
-    format_examples,
-    format_lines,
-    format_row,
-    read_manifest,
-)
+from doccls.data.manifest import Manifest, format_conflict, format_examples, format_lines, format_row, read_manifest
 from doccls.data.scan import ScannedRows, scan_rows
 from doccls.data.store import StoreChoice, StoredPages
+from doccls.errors import UserError
 from doccls.reporting.log import RunLog
 from doccls.reporting.progress import Teller
 
@@ -74,7 +67,7 @@ def prepare_data(
 
     Raises:
         StoreError, WriteError, LockError: the store can't be filled, and was named.
-        DataError: whatever is wrong with the CSV, the images or the folds; all of one stage in one message.
+        UserError: whatever is wrong with the CSV, the images or the folds; all of one stage in one message.
     """
     data = config.data
     manifest = read_manifest(data)
@@ -87,7 +80,7 @@ def prepare_data(
     duplicates = _describe_duplicates(manifest, contents)
     if duplicates is not None:
         if data.on_duplicate == "error":
-            raise DataError(f"{duplicates}\n(data.on_duplicate: keep puts them into one fold)")
+            raise UserError(f"{duplicates}\n(data.on_duplicate: keep puts them into one fold)")
         warnings.append(f"{duplicates}\n  (data.on_duplicate: keep | error)")
         units = find_units(manifest, contents)
         assignment = split(units)
@@ -134,14 +127,14 @@ def _check_images(manifest: Manifest, rows: ScannedRows, skip_bad: bool) -> list
     """What to warn of about the image files.
 
     Raises:
-        DataError: some can't be used, and they are not to be skipped.
+        UserError: some can't be used, and they are not to be skipped.
     """
     warnings = []
     if rows.bad:
         bad = [f"{format_row(manifest.ids, row)}: {manifest.paths[row]}: {why}" for row, why in rows.bad.items()]
         message = format_examples("images that can't be used", bad, shown=len(bad))
         if not skip_bad:
-            raise DataError(f"{message}\n(data.on_bad_image: skip leaves such rows out)")
+            raise UserError(f"{message}\n(data.on_bad_image: skip leaves such rows out)")
         warnings.append(message)
     several = [f"{path}: {scan.fact.pages}" for path, scan in rows.files.scans.items() if scan.fact.pages > 1]
     if several:
@@ -162,8 +155,8 @@ def _derive_digest(manifest: Manifest, rows: ScannedRows) -> str:
 
 
 def _check_folds(data: PreparedData) -> None:
-    """Raises DataError if a fold has nothing to train or validate on."""
+    """Raises UserError if a fold has nothing to train or validate on."""
     for fold in range(data.assignment.num_folds):
         for rows, what in ((data.list_train(fold), "train on"), (data.list_valid(fold), "validate on")):
             if len(rows) == 0:
-                raise DataError(f"fold {fold}: no usable image is left to {what}")
+                raise UserError(f"fold {fold}: no usable image is left to {what}")

@@ -19,14 +19,6 @@ from doccls.model.weights import UNREADABLE
 POOLINGS = ("avg", "max", "avgmax", "catavgmax", "gem", "token", "map")
 
 
-class ModelError(UserError):
-    """The model can't be built as asked."""
-
-
-class WeightsError(ModelError, OwnError):
-    """The file of weights can't be used; on another machine it may be."""
-
-
 def build_model(config: ModelConfig, num_classes: int, img_size: int, fetch: bool = True) -> nn.Module:
     """The model on the CPU, in training mode, with its starting weights; draws from torch's global generator.
 
@@ -34,7 +26,7 @@ def build_model(config: ModelConfig, num_classes: int, img_size: int, fetch: boo
         fetch: False leaves pretrained weights and `model.weights` out, for a model that gets others anyway.
 
     Raises:
-        ModelError: unknown name, a pooling or size that the architecture doesn't take, or weights that can't be had.
+        UserError: unknown name, a pooling or size that the architecture doesn't take, or weights that can't be had.
     """
     check_model_name(config.name)
     model = _create(config, config.pooling, num_classes, img_size)
@@ -69,7 +61,7 @@ def check_model_name(name: str) -> None:
     """timm knows the name.
 
     Raises:
-        ModelError: it does not; the closest names are told.
+        UserError: it does not; the closest names are told.
     """
     if ":" in name:  # `hf-hub:...` and `local-dir:...` are timm's to resolve
         return
@@ -80,7 +72,7 @@ def check_model_name(name: str) -> None:
     near = get_close_matches(name, [known for known in tagged if known.startswith(f"{base}.")], n=3, cutoff=0.3)
     near = near or get_close_matches(base, timm.list_models(), n=5, cutoff=0.5)
     hint = f"the closest are {', '.join(near)}" if near else "timm.list_models() gives all names"
-    raise ModelError(f"model.name = {name!r}: timm has no such model; {hint}")
+    raise UserError(f"model.name = {name!r}: timm has no such model; {hint}")
 
 
 def _create(config: ModelConfig, pooling: str | None, num_classes: int, img_size: int) -> nn.Module:
@@ -94,11 +86,11 @@ def _create(config: ModelConfig, pooling: str | None, num_classes: int, img_size
         if pooling is not None:
             takes = list_poolings(config.name, img_size)
             if pooling not in takes:
-                raise ModelError(
+                raise UserError(
                     f"model.pooling = {pooling!r}: {config.name} takes {', '.join(takes)}, "
                     "or null for the architecture's own"
                 ) from error
-        raise ModelError(
+        raise UserError(
             f"model.name = {config.name!r} can't be built with train.img_size = {img_size} and "
             f"{', '.join(f'model.{key} = {value}' for key, value in options.items())}: {error}"
         ) from error
@@ -115,7 +107,7 @@ def _check_img_size(config: ModelConfig, pooling: str | None, img_size: int, opt
     except NotImplementedError:
         return  # the architecture does what the meta device can't: this tells nothing
     except (AssertionError, TypeError, ValueError, RuntimeError) as error:
-        raise ModelError(f"train.img_size = {img_size}: {config.name} can't take it: {error}") from error
+        raise UserError(f"train.img_size = {img_size}: {config.name} can't take it: {error}") from error
 
 
 def has_plain_batchnorm(model: nn.Module) -> bool:
@@ -175,12 +167,12 @@ def _fetch_pretrained(config: ModelConfig, img_size: int) -> dict[str, torch.Ten
         state: dict[str, torch.Tensor] = timm.create_model(config.name, pretrained=True, **size).state_dict()
     except (OSError, RuntimeError, ValueError, ImportError) as error:
         if "No pretrained weights" in str(error):
-            raise ModelError(
+            raise UserError(
                 f"model.pretrained = True: timm has no pretrained weights for {config.name!r}: take another "
                 "model.name, point model.weights at a file, or set model.pretrained: false"
             ) from error
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(
+        raise UserError(
             f"model.pretrained = True: the weights of {config.name!r} could not be fetched from the hub ({reason}). "
             "On a machine without network, download them elsewhere and set model.weights: path/to/model.safetensors"
         ) from error
@@ -189,11 +181,11 @@ def _fetch_pretrained(config: ModelConfig, img_size: int) -> dict[str, torch.Ten
 
 def _load_file(model: nn.Module, path: Path, name: str, fresh: set[str]) -> None:
     if not path.is_file():
-        raise WeightsError(f"model.weights: no such file: {path} (paths in a config are relative to the config file)")
+        raise OwnError(f"model.weights: no such file: {path} (paths in a config are relative to the config file)")
     try:
         state = timm.models.load_state_dict(str(path), weights_only=True)
     except UNREADABLE as error:
-        raise WeightsError(
+        raise OwnError(
             f"model.weights = {path}: not a .safetensors or .pth file of plain tensors "
             f"({str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__})"
         ) from error
@@ -201,7 +193,7 @@ def _load_file(model: nn.Module, path: Path, name: str, fresh: set[str]) -> None
     try:
         state = adapt(state, model) if adapt else state
     except (KeyError, RuntimeError, AttributeError) as error:
-        raise ModelError(f"model.weights = {path}: not the weights of {name}: {error}") from error
+        raise UserError(f"model.weights = {path}: not the weights of {name}: {error}") from error
     _load_state(model, state, f"model.weights = {path}", fresh)
 
 
@@ -227,7 +219,7 @@ def _load_state(model: nn.Module, state: dict[str, torch.Tensor], source: str, f
     fitting = {key: value for key, value in state.items() if key in own and value.shape == own[key].shape}
     missing = sorted(own.keys() - fitting.keys() - spared)
     if missing:
-        raise ModelError(
+        raise UserError(
             f"{source} does not fit the model: {len(missing)} of {len(own)} tensors are absent or of another shape, "
             f"such as {', '.join(missing[:3])}"
         )

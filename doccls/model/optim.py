@@ -24,20 +24,16 @@ _LEAST_EMA_STEPS = 2.0
 _FUSED = ("adam", "adamw", "sgd")
 
 
-class OptimizerError(UserError):
-    """train.optimizer names none that timm has, or can't be built."""
-
-
 def check_optimizer_name(name: str) -> None:
     """timm knows the optimizer, in any case of letters, and it needs no second derivatives.
 
     Raises:
-        OptimizerError: it does not; the closest names are told.
+        UserError: it does not; the closest names are told.
     """
     known = [str(other) for other in list_optimizers() if other != "adahessian"]  # wants backward(create_graph=True)
     if name.lower() not in known:
         near = get_close_matches(name.lower(), known, n=3, cutoff=0.4) or ["adam", "adamw", "sgd"]
-        raise OptimizerError(f"train.optimizer = {name!r}: no such optimizer here; near: {', '.join(near)}")
+        raise UserError(f"train.optimizer = {name!r}: no such optimizer here; near: {', '.join(near)}")
 
 
 def scale_lr(config: TrainConfig) -> float:
@@ -59,7 +55,7 @@ def build_optimizer(config: TrainConfig, model: nn.Module, device: torch.device)
     """timm's optimizer with weight decay off for biases and norms; fused kernels on CUDA where torch has them.
 
     Raises:
-        OptimizerError: timm has no such optimizer.
+        UserError: timm has no such optimizer.
     """
     check_optimizer_name(config.optimizer)
     name = config.optimizer.lower()
@@ -69,7 +65,7 @@ def build_optimizer(config: TrainConfig, model: nn.Module, device: torch.device)
             model, opt=name, lr=config.lr * scale_lr(config), weight_decay=config.weight_decay, **fused
         )
     except (TypeError, ImportError, AssertionError, RuntimeError) as error:
-        raise OptimizerError(f"train.optimizer = {config.optimizer!r} can't be built here: {error}") from error
+        raise UserError(f"train.optimizer = {config.optimizer!r} can't be built here: {error}") from error
     return optimizer
 
 

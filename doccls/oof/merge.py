@@ -17,10 +17,6 @@ from doccls.system.atomic_files import remove_leftovers, write_array, write_text
 from doccls.system.tensor_file import TensorFileError
 
 
-class MergeError(UserError):
-    """The parts do not make one whole; nothing was written."""
-
-
 @dataclass(frozen=True)
 class MergedOof:
     """Row i is row i of train.csv."""
@@ -43,7 +39,7 @@ def merge_run(paths: RunPaths) -> Summary:
     """Merge the run's folds: write metrics.jsonl, oof_logits.npy, oof_targets.npy, oof.csv and, last, summary.json.
 
     Raises:
-        MergeError: no parts, or parts that are missing, damaged, foreign or in each other's way.
+        UserError: no parts, or parts that are missing, damaged, foreign or in each other's way.
     """
     merged, summary = load_merged(paths)
     for path in (paths.metrics, paths.oof_logits, paths.oof_targets, paths.oof_csv, paths.summary):
@@ -61,11 +57,11 @@ def load_merged(paths: RunPaths) -> tuple[MergedOof, Summary]:
     """What merging the run's folds gives; nothing is written.
 
     Raises:
-        MergeError: no parts, or parts that are missing, damaged, foreign or in each other's way.
+        UserError: no parts, or parts that are missing, damaged, foreign or in each other's way.
     """
     found = sorted(paths.parts_dir.glob("fold*.safetensors"))
     if not found:
-        raise MergeError(f"no OOF parts in {paths.parts_dir}: no fold of this run is finished")
+        raise UserError(f"no OOF parts in {paths.parts_dir}: no fold of this run is finished")
     parts, problems = [], []
     for path in found:
         try:
@@ -73,7 +69,7 @@ def load_merged(paths: RunPaths) -> tuple[MergedOof, Summary]:
         except TensorFileError as error:
             problems.append(str(error))
     if problems:
-        raise MergeError("\n".join(problems))
+        raise UserError("\n".join(problems))
     merged = merge_parts(parts)
     summary = summarize(
         merged.targets_N,
@@ -91,7 +87,7 @@ def merge_parts(parts: Sequence[OofPart]) -> MergedOof:
     """Pure: every row from exactly one part.
 
     Raises:
-        MergeError: another identity or class order, missing or repeated folds or rows; each with its count.
+        UserError: another identity or class order, missing or repeated folds or rows; each with its count.
     """
     _check_kinship(parts)
     first = parts[0].info
@@ -108,7 +104,7 @@ def merge_parts(parts: Sequence[OofPart]) -> MergedOof:
         seen[rows] += 1
     if np.any(seen != 1):
         missing, repeated = np.flatnonzero(seen == 0), np.flatnonzero(seen > 1)
-        raise MergeError(
+        raise UserError(
             f"the parts don't cover train.csv: {len(missing)} rows missing {missing[:5].tolist()}, "
             f"{len(repeated)} rows repeated {repeated[:5].tolist()}"
         )
@@ -179,7 +175,7 @@ def _check_kinship(parts: Sequence[OofPart]) -> None:
     if foreign:
         problems.append(f"folds that a run of {first.num_folds} folds does not have: {', '.join(map(str, foreign))}")
     if problems:
-        raise MergeError("the OOF parts can't be merged:\n" + "\n".join(f"- {problem}" for problem in problems))
+        raise UserError("the OOF parts can't be merged:\n" + "\n".join(f"- {problem}" for problem in problems))
 
 
 def _shorten(value: object) -> str:

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from doccls.run.paths import RunError, RunPaths
+from doccls.errors import UserError
+from doccls.run.paths import RunPaths
 from doccls.system.atomic_files import remove_leftovers
 from doccls.system.tensor_file import TensorFileError, read_tensor_file, write_tensor_file
 
@@ -74,7 +75,7 @@ def find_finished_folds(paths: RunPaths, identity: str | None, num_folds: int) -
     """Folds whose part is there, valid and of this identity: a fold is done by its result, nobody's word.
 
     Raises:
-        RunError: a part belongs to another identity (None takes any): the run id was used for something else.
+        UserError: a part belongs to another identity (None takes any): the run id was used for something else.
     """
     finished = []
     for fold in range(num_folds):
@@ -86,7 +87,7 @@ def find_finished_folds(paths: RunPaths, identity: str | None, num_folds: int) -
         except TensorFileError:
             continue  # damaged: the fold is trained again and its part replaced
         if identity is not None and info.identity != identity:
-            raise RunError(
+            raise UserError(
                 f"run {paths.run_id} in {paths.root} was made with another config, data, folds or weights "
                 f"(identity {info.identity[:12]}, now {identity[:12]}): take another --run-id"
             )

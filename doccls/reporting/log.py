@@ -25,10 +25,6 @@ _LOST = (errno.EIO, errno.ENOSPC, errno.EDQUOT)
 """What writing says to a terminal that was closed (SIGHUP stops the run in good order) and to a full disk."""
 
 
-class LogError(UserError):
-    """The log file can't be written."""
-
-
 @contextmanager
 def _allowing_loss() -> Iterator[None]:
     """A console that can't take any more ends nothing: the log file has it all."""
@@ -99,7 +95,7 @@ class RunLog:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 self._file = self.path.open("a", encoding="utf-8", errors="backslashreplace", buffering=1)
             except OSError as error:
-                raise LogError(f"output.logs_dir: can't write {self.path}: {error.strerror}") from error
+                raise UserError(f"output.logs_dir: can't write {self.path}: {error.strerror}") from error
             self.opened = True
             self._stdio = (sys.stdout, sys.stderr)
             sys.stdout, sys.stderr = _Tee(sys.stdout, self), _Tee(sys.stderr, self)

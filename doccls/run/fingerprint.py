@@ -9,7 +9,8 @@ import yaml
 
 from doccls.config.load import operational_keys
 from doccls.config.schema import Config
-from doccls.run.paths import RunError, RunPaths
+from doccls.errors import UserError
+from doccls.run.paths import RunPaths
 from doccls.system.atomic_files import write_once
 
 
@@ -34,24 +35,24 @@ def digest_file(path: Path) -> str:
     """SHA-256 of a file's bytes.
 
     Raises:
-        RunError: it can't be read.
+        UserError: it can't be read.
     """
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise RunError(f"{path}: {error.strerror} (paths in a config are relative to the config file)") from error
+        raise UserError(f"{path}: {error.strerror} (paths in a config are relative to the config file)") from error
 
 
 def check_snapshot(paths: RunPaths, identity: str) -> None:
     """A run that is joined must have been started with the same identity; a run without a snapshot says nothing.
 
     Raises:
-        RunError: it was started with another one.
+        UserError: it was started with another one.
     """
     provenance = _read_provenance(paths)
     if provenance is not None and provenance["identity"] != identity:
-        raise RunError(_tell_difference(paths, provenance["identity"], identity))
+        raise UserError(_tell_difference(paths, provenance["identity"], identity))
 
 
 def claim_precision(paths: RunPaths, precision: str) -> None:
@@ -60,12 +61,12 @@ def claim_precision(paths: RunPaths, precision: str) -> None:
     It is no part of `derive_identity`, since who launches may not know the machines that train.
 
     Raises:
-        RunError: the run is trained in another one.
+        UserError: the run is trained in another one.
     """
     claimed = write_once(paths.precision, f"{precision}\n").strip()
     if claimed != precision:
         stated = {"no": "false"}.get(claimed, claimed)
-        raise RunError(
+        raise UserError(
             f"run {paths.run_id} is trained in precision {claimed!r} ({paths.precision}), and this process would train "
             f"in {precision!r}: its folds would not be comparable. Set train.amp to {stated}, or take another --run-id"
         )
@@ -75,7 +76,7 @@ def find_identity(paths: RunPaths, config: Config) -> str | None:
     """The identity of a run that `config` would join, by its snapshot: the data itself is not looked at.
 
     Raises:
-        RunError: the config differs from the run's in a key that changes results, or in its weights.
+        UserError: the config differs from the run's in a key that changes results, or in its weights.
     """
     provenance = _read_provenance(paths)
     if provenance is None:
@@ -83,7 +84,7 @@ def find_identity(paths: RunPaths, config: Config) -> str | None:
     weights = digest_file(config.model.weights) if config.model.weights else None
     identity = derive_identity(config, provenance["data_digest"], provenance["folds_digest"], weights)
     if identity != provenance["identity"]:
-        raise RunError(_tell_difference(paths, provenance["identity"], identity))
+        raise UserError(_tell_difference(paths, provenance["identity"], identity))
     return identity
 
 
@@ -94,7 +95,7 @@ def _read_provenance(paths: RunPaths) -> dict[str, str] | None:
         provenance = yaml.safe_load(paths.snapshot.read_text(encoding="utf-8"))["provenance"]
         return {name: str(provenance[name]) for name in ("identity", "data_digest", "folds_digest")}
     except (yaml.YAMLError, KeyError, TypeError) as error:
-        raise RunError(f"{paths.snapshot}: damaged, or no snapshot of a run: take another --run-id") from error
+        raise UserError(f"{paths.snapshot}: damaged, or no snapshot of a run: take another --run-id") from error
 
 
 def _tell_difference(paths: RunPaths, found: str, identity: str) -> str:

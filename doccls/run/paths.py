@@ -11,10 +11,6 @@ from doccls.errors import UserError
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
 
 
-class RunError(UserError):
-    """A run can't be found, named or joined."""
-
-
 @dataclass(frozen=True)
 class RunPaths:
     """The folder of one run, `<exp_dir>/YYYYMMDD/<run_id>/`, and what lies in it."""
@@ -170,10 +166,10 @@ def check_run_id(run_id: str) -> str:
     """The run id itself.
 
     Raises:
-        RunError: it would not do as a folder's name.
+        UserError: it would not do as a folder's name.
     """
     if not _RUN_ID.fullmatch(run_id):
-        raise RunError(f"run id {run_id!r}: letters, digits, '.', '_' and '-' only, at most 80, no '/'")
+        raise UserError(f"run id {run_id!r}: letters, digits, '.', '_' and '-' only, at most 80, no '/'")
     return run_id
 
 

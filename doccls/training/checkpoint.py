@@ -249,10 +249,6 @@ def _to_array(tensor: torch.Tensor) -> np.ndarray:
 # --- where a fold resumes --------------------------------------------------------------------------------------------
 
 
-class ResumeError(UserError):
-    """A fold can't be resumed from what was saved of it."""
-
-
 @dataclass(frozen=True)
 class ResumePoint:
     """Where a fold resumes."""
@@ -273,7 +269,7 @@ def find_resume_point(
     own, which must be complete too.
 
     Raises:
-        ResumeError: another number of processes saved it, and `allow_change` is false.
+        UserError: another number of processes saved it, and `allow_change` is false.
     """
     found: list[tuple[Path, ResumeCheckpoint]] = []
     for path in filter(Path.exists, paths.last_states(fold)):
@@ -292,7 +288,7 @@ def find_resume_point(
         return None
     path, checkpoint = max(found, key=lambda pair: pair[1].step)
     if checkpoint.world_size != world_size and not allow_change:
-        raise ResumeError(
+        raise UserError(
             f"fold {fold} was saved at step {checkpoint.step} by {checkpoint.world_size} processes, and these are "
             f"{world_size}. Start {checkpoint.world_size}; or say --allow-world-size-change: the same batches follow, "
             f"but not the same bits; or delete {path.parent}/last_fold{fold}_*, and the fold begins again"

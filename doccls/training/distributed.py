@@ -42,10 +42,6 @@ class ProcessError(UserError):
     """The processes that were started are not those that were asked for, or can't do what the config asks."""
 
 
-class OwnProcessError(ProcessError, OwnError):
-    """The same, and perhaps of this process alone."""
-
-
 def start_processes(config: Config) -> Accelerator:
     """Join the process group and set up the device. All ranks must call, once.
 
@@ -128,7 +124,7 @@ def _agree_on_precision(amp: bool | str, started: int) -> str:
     try:
         _check_precision(chosen, os.environ)
     except ProcessError as error:
-        raise OwnProcessError(str(error)) from error
+        raise OwnError(str(error)) from error
     return chosen
 
 

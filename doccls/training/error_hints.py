@@ -9,10 +9,9 @@ from torch import nn
 
 from doccls.config.schema import TrainConfig
 from doccls.data.sampler import BatchDivision, BatchPlan
-from doccls.errors import OwnError
+from doccls.errors import OwnError, UserError
 from doccls.model.build import has_plain_batchnorm
 from doccls.system.gpu_memory import MUCH_GIB, is_full, measure_others_gib
-from doccls.training.step import TrainingError
 
 _FEW_FOR_BATCHNORM = 16
 """Images below which BatchNorm's estimates of mean and variance are noisy."""
@@ -24,17 +23,13 @@ class GpuMemoryError(RuntimeError):
     """The GPU is full: the message says how full, and which keys need less. No UserError: the launcher mends it."""
 
 
-class OwnTrainingError(TrainingError, OwnError):
-    """Training can't go on, and perhaps on one process alone."""
-
-
 def check_smallest_micro_batch(model: nn.Module, plan: BatchPlan, train: TrainConfig, world_size: int) -> None:
     """One image at a time may be too few for BatchNorm: no process is to meet that alone, later.
 
     All ranks must call; each comes to the same.
 
     Raises:
-        TrainingError: the smallest micro-batch is one image, and a trial with one image failed.
+        UserError: the smallest micro-batch is one image, and a trial with one image failed.
     """
     if BatchDivision.derive(train, world_size).find_smallest(plan.size) > 1:
         return
@@ -46,7 +41,7 @@ def check_smallest_micro_batch(model: nn.Module, plan: BatchPlan, train: TrainCo
     except ValueError as error:
         if _ONE_VALUE not in str(error):
             raise
-        raise TrainingError(_ask_for_more_images(train)) from error
+        raise UserError(_ask_for_more_images(train)) from error
 
 
 def advise_on_batchnorm(model: nn.Module, train: TrainConfig, accelerator: Accelerator) -> str | None:
@@ -67,14 +62,14 @@ def advise_on_batchnorm(model: nn.Module, train: TrainConfig, accelerator: Accel
 
 def explain(
     error: RuntimeError | ValueError, train: TrainConfig, accelerator: Accelerator
-) -> OwnTrainingError | GpuMemoryError | None:
+) -> OwnError | GpuMemoryError | None:
     """torch's words for three things that a config can mend, in the config's words; None for anything else."""
     if isinstance(error, RuntimeError) and is_full(str(error)):
         return GpuMemoryError(_tell_memory(str(error), train, accelerator))
     if _ONE_VALUE in str(error):
-        return OwnTrainingError(_ask_for_more_images(train))
+        return OwnError(_ask_for_more_images(train))
     if "deterministic" in str(error) and train.is_deterministic:
-        return OwnTrainingError(f"train.deterministic: this model can't be that here; set it to false ({error})")
+        return OwnError(f"train.deterministic: this model can't be that here; set it to false ({error})")
     return None
 
 

@@ -32,7 +32,7 @@ def find_resume_points(context: RunContext, folds: Sequence[int], allow_change: 
     """Where those of `folds` resume that were killed; what these left half-written is removed. All ranks must call.
 
     Raises:
-        ResumeError: another number of processes saved them, and `allow_change` is false.
+        UserError: another number of processes saved them, and `allow_change` is false.
     """
     experiment = context.experiment
 

@@ -27,10 +27,6 @@ _ASK_S = 2.0
 """Between two times that ranks ask each other whether to stop or to save."""
 
 
-class TrainingError(UserError):
-    """Training can't go on: the numbers went bad."""
-
-
 def group_gradients(engine: Engine) -> None:
     """Let DDP group its gradients for good, by one backward pass on blank images. All ranks must call.
 
@@ -79,7 +75,7 @@ def train_epoch(
     A resume checkpoint is saved when one is due, and before a stop.
 
     Raises:
-        TrainingError: a loss was not finite; the step and the samples of its batch are named.
+        UserError: a loss was not finite; the step and the samples of its batch are named.
         Interrupted: a signal asked for the end; several ranks leave at one step, within some two seconds or a step.
     """
     engine.model.train()
@@ -258,7 +254,7 @@ def _settle(engine: Engine, meter: LossMeter, first: int, is_due: bool) -> tuple
         step = first + len(meter.losses) + int(bad[0])
         ids = [engine.ids[index] for index in engine.plan.list_batch(step)]
         epoch = step // engine.plan.steps_per_epoch
-        raise TrainingError(
+        raise UserError(
             f"fold {engine.plan.fold}: the loss of step {step + 1} (epoch {epoch + 1}) is {float(losses[bad[0]])}; "
             "nothing of it was saved. A lower train.lr, train.grad_clip_norm or train.amp: false may help. "
             f"The batch held {len(ids)} samples: {', '.join(ids)}"

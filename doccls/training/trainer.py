@@ -15,6 +15,7 @@ from torch import nn
 
 from doccls.config.schema import TrainConfig
 from doccls.data.sampler import BatchDivision, BatchPlace, BatchPlan, find_epoch, list_evaluation
+from doccls.errors import UserError
 from doccls.experiment import Experiment
 from doccls.model.build import build_model, count_parameters, get_normalization, synchronize_batchnorm
 from doccls.model.optim import (
@@ -45,7 +46,7 @@ from doccls.training.error_hints import advise_on_batchnorm, check_smallest_micr
 from doccls.training.evaluate import Normalizer, predict_logits
 from doccls.training.resume import Checkpointer, average_buffers, copy_to_cpu, describe_resume, restore
 from doccls.training.speed import describe_kernels, wants_compile
-from doccls.training.step import TrainedEpoch, TrainingError, group_gradients, train_epoch
+from doccls.training.step import TrainedEpoch, group_gradients, train_epoch
 
 _MUCH_WAITING = 0.1
 """Share of an epoch's time, above which it is said what to do about it."""
@@ -79,7 +80,7 @@ def train_fold(context: RunContext, fold: int, start: ResumePoint | None, batche
                 engine, experiment.paths, experiment.identity, start, partial(context.owner.check, fold)
             ) as checkpointer:
                 best = _fit(context, engine, checkpointer, progress, batches)
-        except TrainingError:
+        except UserError:  # it says already what to do
             raise
         except (RuntimeError, ValueError) as error:
             explained = explain(error, experiment.config.train, accelerator)
@@ -132,7 +133,7 @@ def _build_engine(context: RunContext, fold: int, tracker: Tracker) -> Engine:
     num_classes, device = len(manifest.classes), accelerator.device
     division = BatchDivision.derive(train, accelerator.num_processes)
     if accelerator.num_processes > plan.size:
-        raise TrainingError(f"fold {fold}: {plan.size} samples a step can't feed {accelerator.num_processes} processes")
+        raise UserError(f"fold {fold}: {plan.size} samples a step can't feed {accelerator.num_processes} processes")
     sizes = f"train={len(plan.samples)} valid={len(experiment.data.list_valid(fold))} classes={num_classes}"
     log.line(f"[DATA] dataset sizes | fold={fold} {sizes}")
     model, mean, std = _build_model(context, fold)
@@ -210,9 +211,9 @@ def _build_model(context: RunContext, fold: int) -> tuple[nn.Module, tuple[float
 
 def _check_sync_bn(batch_size: int, accelerator: Accelerator) -> None:
     if accelerator.device.type != "cuda":
-        raise TrainingError("train.sync_bn: torch has SyncBatchNorm for GPUs alone; set it to false on CPUs")
+        raise UserError("train.sync_bn: torch has SyncBatchNorm for GPUs alone; set it to false on CPUs")
     if batch_size % accelerator.num_processes:  # else ranks may split their shares into unequally many pieces
-        raise TrainingError(
+        raise UserError(
             f"train.sync_bn: a batch of {batch_size} images can't be shared equally by {accelerator.num_processes} "
             "processes: take a multiple as train.batch_size"
         )
@@ -304,7 +305,7 @@ def _validate(experiment: Experiment, engine: Engine, batches: WaitingBatches, e
     """What the better of raw and averaged weights are worth (of equals the averaged), and their loss.
 
     Raises:
-        TrainingError: a logit is not finite.
+        UserError: a logit is not finite.
         Interrupted: a signal asked for the end.
     """
     manifest, fold, modules = experiment.data.manifest, engine.plan.fold, engine.modules
@@ -322,7 +323,7 @@ def _validate(experiment: Experiment, engine: Engine, batches: WaitingBatches, e
     is_finite_N = np.isfinite(logits_MNC).all(axis=(0, 2))
     if not is_finite_N.all():
         bad = [manifest.ids[index] for index in indices[~is_finite_N]]
-        raise TrainingError(f"fold {fold} epoch {epoch + 1}: {len(bad)} logits are not finite, such as {bad[:5]}")
+        raise UserError(f"fold {fold} epoch {epoch + 1}: {len(bad)} logits are not finite, such as {bad[:5]}")
     targets = manifest.targets_N[indices]
     scores = [selection_f1(targets, logits) for logits in logits_MNC]
     number = int(np.argmax(scores))

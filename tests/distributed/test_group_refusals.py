@@ -146,7 +146,7 @@ def test_a_loss_that_is_not_finite_stops_all_ranks_with_step_and_samples(trainer
     told = [json.loads((run.folder / f"rank{rank}.json").read_text()) for rank in range(world_size)]
     assert told == [told[0]] * world_size
     kind, message = told[0]
-    assert kind == "TrainingError"
+    assert kind == "UserError"
     assert re.search(r"fold 1: the loss of step 2 \(epoch 1\) is (nan|inf)", message)
     assert len(set(re.findall(r"page_\d{3}\.jpg", message))) == 11
     assert run.stderr.count("the loss of step 2") == 1

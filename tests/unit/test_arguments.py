@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from doccls.config import Config, ConfigError
+from doccls.config import Config
 from doccls.config.arguments import add_config_arguments, load_arguments
+from doccls.errors import UserError
 
 DATA = "data: {train_csv: a.csv, image_dir_train: images, num_workers: 3}\n"
 
@@ -41,9 +42,9 @@ def test_the_flag_for_workers_wins_over_the_same_key_set(tmp_path: Path) -> None
 
 
 def test_a_wrong_value_names_the_flag_that_gave_it(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="--num-workers"):
+    with pytest.raises(UserError, match="--num-workers"):
         load(tmp_path, "--num-workers", "-1")
-    with pytest.raises(ConfigError, match="--set"):
+    with pytest.raises(UserError, match="--set"):
         load(tmp_path, "--set", "train.epochs=none")
 
 

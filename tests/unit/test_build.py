@@ -14,7 +14,8 @@ import torch
 from safetensors.torch import save_file
 
 from doccls.config.schema import ModelConfig
-from doccls.model.build import ModelError, build_model, count_parameters, get_normalization, list_poolings
+from doccls.errors import UserError
+from doccls.model.build import build_model, count_parameters, get_normalization, list_poolings
 from doccls.model.pooling import GeneralizedMeanPool2d
 
 SIZE = 64
@@ -25,7 +26,7 @@ def config(name: str, **keys: Any) -> ModelConfig:
 
 
 def refuse(name: str, img_size: int = SIZE, **keys: Any) -> str:
-    with pytest.raises(ModelError) as caught:
+    with pytest.raises(UserError) as caught:
         build_model(config(name, **keys), 3, img_size)
     return str(caught.value)
 
@@ -331,5 +332,5 @@ def test_stored_weights_fit_a_model_whose_pooling_has_weights_of_its_own(tmp_pat
 
 
 def test_a_size_that_the_architecture_does_not_take_is_told_with_its_key() -> None:
-    with pytest.raises(ModelError, match=r"train\.img_size = 100"):
+    with pytest.raises(UserError, match=r"train\.img_size = 100"):
         build_model(ModelConfig(name="test_vit", pretrained=False), 3, 100)

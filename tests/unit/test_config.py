@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from doccls.__main__ import render_schema
-from doccls.config import Config, ConfigError, Override, load_config, parse_override, render_snapshot
+from doccls.config import Config, Override, load_config, parse_override, render_snapshot
 from doccls.config.load import SECRET_NAME, list_values, redact_argument
 from doccls.config.schema import SECTIONS
+from doccls.errors import UserError
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 DATA = "data: {train_csv: a.csv, image_dir_train: images}\n"
@@ -29,7 +30,7 @@ def load(folder: Path, text: str | bytes, *overrides: str, mode: str | None = No
 
 
 def refuse(folder: Path, text: str | bytes, *overrides: str, mode: str | None = None) -> str:
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(UserError) as caught:
         load(folder, text, *overrides, mode=mode)
     return str(caught.value)
 
@@ -106,7 +107,7 @@ def test_an_override_reads_yaml_values() -> None:
 
 @pytest.mark.parametrize("text", ["train.epochs", "=3", " =3", "train.epochs=[1", "train.epochs=\t3", "a.b=\x00"])
 def test_an_override_that_is_none_is_refused(text: str) -> None:
-    with pytest.raises(ConfigError, match="--set"):
+    with pytest.raises(UserError, match="--set"):
         parse_override(text)
 
 
@@ -117,7 +118,7 @@ def test_an_override_of_a_wrong_value_names_the_flag(tmp_path: Path) -> None:
 
 def test_a_flag_that_stands_for_an_override_is_named(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text(DATA)
-    with pytest.raises(ConfigError, match=r"data.num_workers = -1 \(--num-workers\)"):
+    with pytest.raises(UserError, match=r"data.num_workers = -1 \(--num-workers\)"):
         load_config(tmp_path / "c.yaml", None, [Override("data.num_workers", -1, "--num-workers")])
 
 
@@ -328,7 +329,7 @@ def test_python_tags_are_refused_and_nothing_is_run(tmp_path: Path) -> None:
     target = tmp_path / "made"
     tag = f"!!python/object/apply:pathlib.Path.touch [!!python/object/apply:pathlib.Path ['{target}']]"
     refuse(tmp_path, DATA + f"train: {{epochs: {tag}}}\n")
-    with pytest.raises(ConfigError):
+    with pytest.raises(UserError):
         parse_override(f"train.epochs={tag}")
     assert not target.exists()
 
@@ -339,7 +340,7 @@ def test_a_byte_order_mark_is_no_part_of_the_first_key(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["absent.yaml", ""])
 def test_a_config_that_cannot_be_read_is_named(tmp_path: Path, name: str) -> None:
-    with pytest.raises(ConfigError, match="config file") as caught:
+    with pytest.raises(UserError, match="config file") as caught:
         load_config(tmp_path / name)
     assert str(tmp_path) in str(caught.value)
 
@@ -395,7 +396,7 @@ def test_a_secret_in_an_override_is_never_told(tmp_path: Path, text: str) -> Non
 
 
 def test_a_secret_in_an_override_that_is_not_yaml_is_never_told() -> None:
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(UserError) as caught:
         parse_override(f"wandb_api_key=[{SECRET}")
     assert SECRET not in str(caught.value)
 

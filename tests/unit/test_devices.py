@@ -12,10 +12,10 @@ from types import SimpleNamespace
 import pynvml
 import pytest
 
+from doccls.errors import UserError
 from launcher import devices
 from launcher.devices import (
     Device,
-    DeviceError,
     check_mig,
     choose_gpus,
     find_gpus,
@@ -69,7 +69,7 @@ def choose(visible: str | None, wanted: str | None = None) -> list[int]:
 
 
 def refuse(visible: str | None, wanted: str | None = None) -> str:
-    with pytest.raises(DeviceError) as caught:
+    with pytest.raises(UserError) as caught:
         choose_gpus(GPUS, visible, wanted)
     return str(caught.value)
 
@@ -97,7 +97,7 @@ def test_without_a_driver_there_are_no_gpus(monkeypatch: pytest.MonkeyPatch, err
 def test_a_driver_that_does_not_answer_is_no_machine_without_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     """Such as one that was updated under a running kernel: hours on the CPU are not what the user wants."""
     monkeypatch.setattr(pynvml, "nvmlInit", fail(pynvml.NVMLError_LibRmVersionMismatch))
-    with pytest.raises(DeviceError, match=r"driver does not answer \(.*\): nvidia-smi may say more; --slots N"):
+    with pytest.raises(UserError, match=r"driver does not answer \(.*\): nvidia-smi may say more; --slots N"):
         find_gpus()
 
 
@@ -121,7 +121,7 @@ def test_a_gpu_that_is_lost_is_left_out_and_refused_by_name(
     for visible in (None, "0,1,5"):
         assert choose_gpus(found, visible, "0,1") == GPUS[:2]
     assert set_aside(choose_gpus(found, "0,1", None), False) == (GPUS[:2], [])
-    with pytest.raises(DeviceError, match=r"--gpus 5,6: gpu 5 can't be used: GPU is lost"):
+    with pytest.raises(UserError, match=r"--gpus 5,6: gpu 5 can't be used: GPU is lost"):
         choose_gpus(found, None, "5,6")
 
 
@@ -218,7 +218,7 @@ def test_a_gpu_without_its_driver_is_not_replaced_by_cpus(
     monkeypatch.setattr(devices, "_NVIDIA_MODULE", tmp_path / "nvidia")
     monkeypatch.setattr(pynvml, "nvmlInit", fail(pynvml.NVMLError_DriverNotLoaded))
     if refused:
-        with pytest.raises(DeviceError, match="driver is not loaded"):
+        with pytest.raises(UserError, match="driver is not loaded"):
             find_gpus()
     else:
         assert find_gpus() == []
@@ -235,7 +235,7 @@ def test_a_part_of_a_gpu_that_the_driver_does_not_know_is_refused(
     assert asked == ["MIG-1", "MIG-2"]
     monkeypatch.setattr(pynvml, "nvmlDeviceGetHandleByUUID", fail(pynvml.NVMLError_NotFound))
     check_mig(GPUS)
-    with pytest.raises(DeviceError, match=r"MIG-1, MIG-2: the NVIDIA driver knows no such device \(Not Found\)"):
+    with pytest.raises(UserError, match=r"MIG-1, MIG-2: the NVIDIA driver knows no such device \(Not Found\)"):
         check_mig(parts)
 
 
@@ -293,14 +293,14 @@ def test_a_visible_gpu_that_is_not_there_or_is_said_twice_is_refused(visible: st
 
 def test_an_abbreviation_that_fits_two_gpus_is_refused_and_a_longer_one_is_not() -> None:
     twins = [Device("gpu 0", "GPU-ab12"), Device("gpu 1", "GPU-ab34")]
-    with pytest.raises(DeviceError, match="'GPU-ab': fits several GPUs"):
+    with pytest.raises(UserError, match="'GPU-ab': fits several GPUs"):
         choose_gpus(twins, "GPU-ab", None)
     assert choose_gpus(twins, "GPU-ab3", None) == [twins[1]]
 
 
 def test_a_message_says_what_the_machine_has() -> None:
     assert "(this machine's: 0, 1, 2, 3, 4, 5, 6, 7)" in refuse("9")
-    with pytest.raises(DeviceError, match=r"this machine's: none"):
+    with pytest.raises(UserError, match=r"this machine's: none"):
         choose_gpus([], "0", None)
 
 
@@ -381,5 +381,5 @@ def test_each_rank_is_told_all_devices_and_its_place(devices: list[Device]) -> N
 
 
 def test_a_digit_that_is_no_number_is_refused_in_words() -> None:
-    with pytest.raises(DeviceError, match=r"no such GPU \(this machine's: 0, 1\)"):
+    with pytest.raises(UserError, match=r"no such GPU \(this machine's: 0, 1\)"):
         choose_gpus([Device("gpu 0", "GPU-a"), Device("gpu 1", "GPU-b")], None, "²")

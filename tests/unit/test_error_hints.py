@@ -9,10 +9,10 @@ from accelerate import Accelerator
 
 from doccls.config import Config
 from doccls.data.sampler import BatchPlan
+from doccls.errors import UserError
 from doccls.model.build import synchronize_batchnorm
 from doccls.run.heartbeat import Cause, find_cause
 from doccls.training.error_hints import advise_on_batchnorm, check_smallest_micro_batch, explain
-from doccls.training.step import TrainingError
 from tests.unit.conftest import MakeConfig
 
 
@@ -30,7 +30,7 @@ def test_batch_norm_with_one_image_names_the_batch_keys(config: Config) -> None:
     with pytest.raises(ValueError, match="Expected more than 1 value") as met:
         torch.nn.BatchNorm2d(3)(torch.zeros(1, 3, 1, 1))
     explained = explain(met.value, config.train, make_accelerator())
-    assert isinstance(explained, TrainingError)
+    assert isinstance(explained, UserError)
     told = "train.batch_size (now 1, for all processes together) or train.micro_batch_size (now None)"
     assert told in str(explained)
 
@@ -139,7 +139,7 @@ def test_a_share_of_one_image_is_tried_before_training(
     before = {name: value.clone() for name, value in model.state_dict().items()}
     plan = BatchPlan(1, 0, np.arange(20), batch_size, 1)
     if refused:
-        with pytest.raises(TrainingError, match=r"train\.batch_size \(now"):
+        with pytest.raises(UserError, match=r"train\.batch_size \(now"):
             check_smallest_micro_batch(model, plan, train, world_size)
     else:
         check_smallest_micro_batch(model, plan, train, world_size)

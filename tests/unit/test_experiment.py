@@ -15,7 +15,6 @@ import yaml
 
 from doccls.config import Config, load_config
 from doccls.data.image_scan import ScannedImage, scan_files
-from doccls.data.manifest import DataError
 from doccls.data.prepare import PreparedData
 from doccls.errors import UserError
 from doccls.experiment import (
@@ -29,7 +28,7 @@ from doccls.experiment import (
 )
 from doccls.oof.predictions import OofPart, PartInfo, write_part
 from doccls.reporting.log import RunLog
-from doccls.run.paths import RunError, RunPaths, locate_run
+from doccls.run.paths import RunPaths, locate_run
 from doccls.system.lock import LockError, hold_lock
 from tests.unit.conftest import KeptLog, MakeConfig, MakeData
 
@@ -106,7 +105,7 @@ def test_every_file_that_is_not_there_is_named_with_its_key(tmp_path: Path, make
     config = make_config(
         data={"sample_csv": "sample.csv", "image_dir_test": "test"}, model={"weights": "weights.safetensors"}
     )
-    with pytest.raises(DataError) as caught:
+    with pytest.raises(UserError) as caught:
         check_files(config)
     told = str(caught.value)
     for key, name in (
@@ -143,7 +142,7 @@ def test_preparing_looks_for_files_before_it_reads_any(
     tmp_path: Path, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("doccls.experiment.prepare_data", lambda *others: pytest.fail("went on"))
-    with pytest.raises(DataError, match=r"data\.train_csv"):
+    with pytest.raises(UserError, match=r"data\.train_csv"):
         prepare(make_config(), RunPaths(tmp_path / "x"), SILENT)
 
 
@@ -171,7 +170,7 @@ def test_a_launcher_takes_its_lock_once_the_data_is_checked_and_before_anything_
         raise LockError("another launcher")
 
     bad = make_config(data={"folds": 3, "target_col": "nope"}, output={"exp_dir": "experiments"})
-    with pytest.raises(DataError, match="nope"):
+    with pytest.raises(UserError, match="nope"):
         open_run(bad, paths, NOW, {}, SILENT, refuse)
     with pytest.raises(LockError, match="another launcher"):
         open_run(config, paths, NOW, {}, SILENT, refuse)
@@ -252,7 +251,7 @@ def test_where_no_snapshot_is_wanted_none_is_written(open_it: Open) -> None:
 
 def test_a_folder_that_cannot_be_made_is_told_with_its_key(open_it: Open, tmp_path: Path) -> None:
     (tmp_path / "experiments").write_text("in the way")
-    with pytest.raises(RunError, match=r"output\.exp_dir: can't make .*20260307"):
+    with pytest.raises(UserError, match=r"output\.exp_dir: can't make .*20260307"):
         open_it()
 
 

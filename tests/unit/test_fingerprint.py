@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from doccls.config import Config
 from doccls.config.load import operational_keys
 from doccls.config.schema import SECTIONS
+from doccls.errors import UserError
 from doccls.run.fingerprint import (
     check_snapshot,
     claim_precision,
@@ -21,7 +22,7 @@ from doccls.run.fingerprint import (
     digest_json,
     find_identity,
 )
-from doccls.run.paths import RunError, RunPaths
+from doccls.run.paths import RunPaths
 
 MakeConfig = Callable[..., Config]
 
@@ -104,7 +105,7 @@ def test_a_file_digest_is_sha256_of_its_bytes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["gone.pth", "."])
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, name: str) -> None:
-    with pytest.raises(RunError) as caught:
+    with pytest.raises(UserError) as caught:
         digest_file(tmp_path / name)
     assert str(tmp_path) in str(caught.value)
 
@@ -114,7 +115,7 @@ def test_a_run_is_joined_only_with_the_identity_it_was_started_with(tmp_path: Pa
     check_snapshot(paths, "a" * 64)  # nothing there yet
     paths.snapshot.write_text(f"provenance: {{identity: {'a' * 64}, data_digest: d, folds_digest: f}}\n")
     check_snapshot(paths, "a" * 64)
-    with pytest.raises(RunError, match=r"aaaaaaaaaaaa, now bbbbbbbbbbbb\): take another --run-id"):
+    with pytest.raises(UserError, match=r"aaaaaaaaaaaa, now bbbbbbbbbbbb\): take another --run-id"):
         check_snapshot(paths, "b" * 64)
 
 
@@ -127,7 +128,7 @@ def test_a_damaged_snapshot_is_told_and_never_taken_for_none(
     paths = RunPaths(tmp_path)
     paths.snapshot.write_text(text)
     for ask in (lambda: check_snapshot(paths, "a" * 64), lambda: find_identity(paths, make_config())):
-        with pytest.raises(RunError, match="no snapshot of a run"):
+        with pytest.raises(UserError, match="no snapshot of a run"):
             ask()
 
 
@@ -151,7 +152,7 @@ def test_a_config_that_would_not_join_the_run_is_refused_before_its_data_is_read
     paths.snapshot.write_text(f"provenance: {{identity: {identity}, data_digest: d, folds_digest: f}}\n")
     assert find_identity(paths, make_config(data={"num_workers": 1})) == identity  # operational
     for other in (make_config(train={"lr": 0.5}), make_config(model={"weights": "w.pth"})):
-        with pytest.raises(RunError, match="take another --run-id"):
+        with pytest.raises(UserError, match="take another --run-id"):
             find_identity(paths, other)
 
 
@@ -160,8 +161,8 @@ def test_a_run_has_the_precision_of_who_trains_first(tmp_path: Path) -> None:
     paths.root.mkdir()
     claim_precision(paths, "bf16")
     claim_precision(paths, "bf16")
-    with pytest.raises(RunError, match=r"trained in precision 'bf16' \(.*\), and .* in 'no'.* Set train\.amp to bf16"):
+    with pytest.raises(UserError, match=r"trained in precision 'bf16' \(.*\), and .* in 'no'.* Set train\.amp to bf16"):
         claim_precision(paths, "no")
     paths.precision.write_text("no\n")
-    with pytest.raises(RunError, match=r"Set train\.amp to false"):
+    with pytest.raises(UserError, match=r"Set train\.amp to false"):
         claim_precision(paths, "fp16")

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from doccls.data.folds import FoldAssignment, find_units
 from doccls.data.folds import assign_folds as assign
-from doccls.data.manifest import DataError, Manifest
+from doccls.data.manifest import Manifest
 from doccls.data.packed import PackedPaths, PackedTexts
+from doccls.errors import UserError
 
 
 def make_manifest(
@@ -145,25 +146,25 @@ def test_a_fold_column_is_taken_as_it_is() -> None:
 
 @pytest.mark.parametrize("wrong", ["3", "-1", "1.0", "0.0", "", "a", "00", "1e0", "nan", "٢"])
 def test_a_fold_that_is_none_is_named_with_its_line(wrong: str) -> None:
-    with pytest.raises(DataError) as caught:
+    with pytest.raises(UserError) as caught:
         assign_folds(make_manifest([0, 1, 0, 1], folds=["0", "1", wrong, "2"]), 3, True, 0)
     message = str(caught.value)
     assert "not one of 0 to 2 (data.folds = 3): 1\n" in message and f"line 4: {wrong!r}" in message
 
 
 def test_a_fold_without_rows_is_named() -> None:
-    with pytest.raises(DataError, match=r"no row is in fold 1, 3 \(data.folds = 4\)"):
+    with pytest.raises(UserError, match=r"no row is in fold 1, 3 \(data.folds = 4\)"):
         assign_folds(make_manifest([0, 1, 0], folds=["0", "2", "0"]), 4, True, 0)
 
 
 def test_an_image_in_two_folds_of_the_column_is_refused() -> None:
     manifest = make_manifest([0, 1, 0], folds=["0", "1", "1"], images=["a.jpg", "b.jpg", "a.jpg"])
-    with pytest.raises(DataError, match="lines 2 and 4: IDs 'id0', 'id2'"):
+    with pytest.raises(UserError, match="lines 2 and 4: IDs 'id0', 'id2'"):
         assign_folds(manifest, 2, True, 0)
 
 
 def test_a_group_in_two_folds_of_the_column_is_refused() -> None:
-    with pytest.raises(DataError, match=r"'g': folds \[0, 1\]"):
+    with pytest.raises(UserError, match=r"'g': folds \[0, 1\]"):
         assign_folds(make_manifest([0, 1, 0], ["g", "h", "g"], ["0", "1", "1"]), 2, True, 0)
 
 
@@ -210,7 +211,7 @@ def test_an_image_that_is_listed_under_two_groups_joins_them() -> None:
     for seed in range(8):
         folds = assign_folds(manifest, 3, False, seed).fold_of_N
         assert len(set(folds[:4])) == 1 and folds[4] == folds[6]
-    with pytest.raises(DataError, match=r"more folds than groups in data.group_col \(3; groups that share an image"):
+    with pytest.raises(UserError, match=r"more folds than groups in data.group_col \(3; groups that share an image"):
         assign_folds(manifest, 4, False, 0)
 
 
@@ -221,7 +222,7 @@ def test_a_chain_of_shared_contents_joins_all_its_groups() -> None:
 
 def test_a_fold_column_that_tears_one_content_apart_is_refused_with_both_names() -> None:
     manifest = make_manifest([0, 1, 0, 1], folds=["0", "1", "1", "0"])
-    with pytest.raises(DataError, match=r"in two folds of the `fold` column: 1\n.*lines 2 and 4: IDs 'id0', 'id2'"):
+    with pytest.raises(UserError, match=r"in two folds of the `fold` column: 1\n.*lines 2 and 4: IDs 'id0', 'id2'"):
         assign_folds(manifest, 2, True, 0, {0: "same", 2: "same"})
 
 
@@ -253,19 +254,19 @@ def test_groups_fill_every_fold_where_there_are_enough(
 
 
 def test_more_folds_than_images_is_refused() -> None:
-    with pytest.raises(DataError, match=r"more folds than images \(3\)"):
+    with pytest.raises(UserError, match=r"more folds than images \(3\)"):
         assign_folds(make_manifest([0, 1, 0]), 4, False, 0)
-    with pytest.raises(DataError, match=r"more folds than images \(2\)"):
+    with pytest.raises(UserError, match=r"more folds than images \(2\)"):
         assign_folds(make_manifest([0, 1, 0], images=["a.jpg", "b.jpg", "a.jpg"]), 3, False, 0)
 
 
 def test_more_folds_than_groups_is_refused() -> None:
-    with pytest.raises(DataError, match=r"more folds than groups in data.group_col \(2;"):
+    with pytest.raises(UserError, match=r"more folds than groups in data.group_col \(2;"):
         assign_folds(make_manifest([0, 1] * 3, ["a", "b"] * 3), 3, False, 0)
 
 
 def test_stratifying_classes_that_are_all_too_small_is_refused_with_the_way_out() -> None:
-    with pytest.raises(DataError, match=r"the largest has 2.*data.stratify: false"):
+    with pytest.raises(UserError, match=r"the largest has 2.*data.stratify: false"):
         assign_folds(make_manifest([0, 0, 1, 1, 2, 2]), 3, True, 0)
 
 

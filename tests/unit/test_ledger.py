@@ -11,20 +11,11 @@ from typing import Any
 
 import pytest
 
+from doccls.errors import UserError
 from doccls.reporting.log import RunLog
-from doccls.run.paths import RunError
 from doccls.system import atomic_files as artifacts
 from doccls.system.lock import LockError, hold_lock
-from launcher.ledger import (
-    Attempt,
-    Ledger,
-    LedgerError,
-    LedgerFile,
-    begin_launch,
-    read_ledger,
-    tell_time,
-    write_ledger,
-)
+from launcher.ledger import Attempt, Ledger, LedgerFile, begin_launch, read_ledger, tell_time, write_ledger
 
 FIRST = Attempt(
     fold=3, number=1, slot="gpu 0,1", devices=("GPU-a", "GPU-b"), micro_batch_size=8,
@@ -139,7 +130,7 @@ def test_a_fold_that_was_never_started_cannot_be_amended() -> None:
 def test_what_is_no_ledger_is_refused_with_what_to_do(path: Path, text: str) -> None:
     path.parent.mkdir()
     path.write_text(text)
-    with pytest.raises(LedgerError) as caught:
+    with pytest.raises(UserError) as caught:
         read_ledger(path)
     assert str(path) in str(caught.value) and "Delete it to go on" in str(caught.value)
 
@@ -149,7 +140,7 @@ def test_a_torn_ledger_is_refused(path: Path, share: float) -> None:
     write_ledger(path, LEDGER)
     data = path.read_bytes()
     path.write_bytes(data[: int(share * len(data))])
-    with pytest.raises(LedgerError):
+    with pytest.raises(UserError):
         read_ledger(path)
 
 
@@ -164,7 +155,7 @@ def test_a_ledger_of_another_version_is_refused(path: Path, changes: dict[str, A
     write_ledger(path, LEDGER)
     fields = json.loads(path.read_text()) | changes
     path.write_text(json.dumps({name: value for name, value in fields.items() if value is not ...}))
-    with pytest.raises(LedgerError, match="another version"):
+    with pytest.raises(UserError, match="another version"):
         read_ledger(path)
 
 
@@ -172,7 +163,7 @@ def test_a_ledger_that_is_not_text_or_not_a_file_is_refused(path: Path, tmp_path
     path.parent.mkdir()
     path.write_bytes(b"\xff\xfe\x00")
     for one in (path, tmp_path):
-        with pytest.raises(LedgerError):
+        with pytest.raises(UserError):
             read_ledger(one)
 
 
@@ -233,6 +224,6 @@ def test_a_launch_of_another_experiment_is_refused_and_changes_nothing(tmp_path:
     path = tmp_path / "launch.json"
     write_ledger(path, LEDGER)
     before = path.read_bytes()
-    with pytest.raises(RunError, match=r"launched with another config, data, folds or weights .* another --run-id"):
+    with pytest.raises(UserError, match=r"launched with another config, data, folds or weights .* another --run-id"):
         begin_launch(path, replace(LEDGER, identity="0" * 64))
     assert path.read_bytes() == before

@@ -11,7 +11,6 @@ from PIL import Image
 
 from doccls.config import Config
 from doccls.data.manifest import (
-    DataError,
     Manifest,
     check_paths,
     list_candidates,
@@ -21,6 +20,7 @@ from doccls.data.manifest import (
     resolve_images,
 )
 from doccls.data.prepare import describe_folds, prepare_data
+from doccls.errors import UserError
 
 MakeConfig = Callable[..., Config]
 MakeData = Callable[..., Path]
@@ -36,7 +36,7 @@ def read(make_config: MakeConfig) -> Read:
 @pytest.fixture
 def refuse(read: Read) -> Callable[..., str]:
     def act(**data: object) -> str:
-        with pytest.raises(DataError) as caught:
+        with pytest.raises(UserError) as caught:
             read(**data)
         return str(caught.value)
 
@@ -177,11 +177,11 @@ def test_a_bad_image_is_named_before_training_or_skipped(
     (tmp_path / "train" / "i3.jpg").write_bytes(b"this is no image")
     (tmp_path / "train" / "i5.jpg").write_bytes((tmp_path / "train" / "i5.jpg").read_bytes()[:200])
     (tmp_path / "train" / "i6.jpg").unlink()
-    with pytest.raises(DataError) as caught:
+    with pytest.raises(UserError) as caught:
         prepare_data(make_config(data={"folds": 2, "on_bad_image": "error"}))
     assert "images missing" in str(caught.value) and "'i6'" in str(caught.value)
     (tmp_path / "train" / "i6.jpg").write_bytes(b"")
-    with pytest.raises(DataError) as caught:
+    with pytest.raises(UserError) as caught:
         prepare_data(make_config(data={"folds": 2}))
     message = str(caught.value)
     assert "images that can't be used: 3" in message and "data.on_bad_image: skip" in message
@@ -231,7 +231,7 @@ def test_one_content_under_several_names_is_told_with_labels_that_differ_and_sha
     assert told.index("lines 5 and 8: IDs 'i3', 'i6', labels differ: ['1', '0']") < told.index("lines 4 and 10: IDs")
     folds = prepared.assignment.fold_of_N
     assert folds[2] == folds[8] and folds[3] == folds[6]
-    with pytest.raises(DataError, match=r"lie under several names.*\n(.*\n)*.*data.on_duplicate: keep"):
+    with pytest.raises(UserError, match=r"lie under several names.*\n(.*\n)*.*data.on_duplicate: keep"):
         prepare_data(make_config(data={"folds": 3, "on_duplicate": "error"}))
 
 
@@ -311,7 +311,7 @@ def test_counts_are_of_usable_rows(make_data: MakeData, make_config: MakeConfig,
 
 def test_no_fold_may_be_left_without_a_usable_image(make_data: MakeData, make_config: MakeConfig) -> None:
     make_data(["a", "b", "c", "d"], ["0", "1", "0", "1"], files=["a.jpg", "b.jpg"], extra={"fold": list("0011")})
-    with pytest.raises(DataError, match="no usable image is left"):
+    with pytest.raises(UserError, match="no usable image is left"):
         prepare_data(make_config(data={"folds": 2, "on_bad_image": "skip"}))
 
 
@@ -467,7 +467,7 @@ def test_quoted_ids_and_carriage_returns_are_read(make_data: MakeData, read: Rea
 
 def test_missing_paths_are_told_with_key_absolute_path_and_the_rule(make_config: MakeConfig, tmp_path: Path) -> None:
     data = make_config().data
-    with pytest.raises(DataError) as caught:
+    with pytest.raises(UserError) as caught:
         read_manifest(data)
     message = str(caught.value)
     assert f"data.train_csv: no such file: {tmp_path / 'train.csv'}" in message
@@ -477,7 +477,7 @@ def test_missing_paths_are_told_with_key_absolute_path_and_the_rule(make_config:
 
 def test_a_folder_for_a_file_and_a_path_not_set_are_told(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(DataError) as caught:
+    with pytest.raises(UserError) as caught:
         check_paths({"a": (tmp_path, "file"), "b": (tmp_path / "file", "folder"), "c": (None, "file")})
     message = str(caught.value)
     assert f"a: not a file: {tmp_path}" in message

@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from doccls.oof.merge import MergeError, merge_parts, merge_run, render_csv
+from doccls.errors import UserError
+from doccls.oof.merge import merge_parts, merge_run, render_csv
 from doccls.oof.metrics import macro_f1, probabilities
 from doccls.oof.predictions import OofPart, PartInfo, find_finished_folds, write_part
-from doccls.run.paths import RunError, RunPaths
+from doccls.run.paths import RunPaths
 from launcher.cli import main as launch
 
 COUNT, FOLDS, CLASSES = 11, 3, ("cat, big", 'do"g', "fish")
@@ -34,7 +35,7 @@ def make_part(fold: int, **changes: Any) -> OofPart:
 
 
 def refuse(*parts: OofPart) -> str:
-    with pytest.raises(MergeError) as caught:
+    with pytest.raises(UserError) as caught:
         merge_parts(parts)
     return str(caught.value)
 
@@ -169,7 +170,7 @@ def test_rows_missing_and_repeated_are_counted() -> None:
 
 def test_nothing_is_written_when_parts_are_refused(run: RunPaths) -> None:
     run.part(1).unlink()
-    with pytest.raises(MergeError, match="1 of 3 folds have no part: 1"):
+    with pytest.raises(UserError, match="1 of 3 folds have no part: 1"):
         merge_run(run)
     assert not list_outputs(run)
 
@@ -177,7 +178,7 @@ def test_nothing_is_written_when_parts_are_refused(run: RunPaths) -> None:
 def test_every_damaged_part_is_named(run: RunPaths) -> None:
     for fold in (0, 2):
         run.part(fold).write_bytes(run.part(fold).read_bytes()[:-3])
-    with pytest.raises(MergeError) as caught:
+    with pytest.raises(UserError) as caught:
         merge_run(run)
     assert str(run.part(0)) in str(caught.value) and str(run.part(2)) in str(caught.value)
     assert not list_outputs(run)
@@ -187,13 +188,13 @@ def test_older_merged_files_stay_when_a_later_merge_is_refused(run: RunPaths) ->
     merge_run(run)
     before = [path.read_bytes() for path in list_outputs(run)]
     run.part(1).write_bytes(b"torn")
-    with pytest.raises(MergeError):
+    with pytest.raises(UserError):
         merge_run(run)
     assert [path.read_bytes() for path in list_outputs(run)] == before
 
 
 def test_a_run_without_parts_is_told_so(tmp_path: Path) -> None:
-    with pytest.raises(MergeError, match="no fold of this run is finished"):
+    with pytest.raises(UserError, match="no fold of this run is finished"):
         merge_run(RunPaths(tmp_path))
 
 
@@ -219,7 +220,7 @@ def test_folds_with_a_valid_part_are_finished_and_damaged_ones_are_not(run: RunP
 
 
 def test_a_part_of_another_identity_stops_the_run(run: RunPaths) -> None:
-    with pytest.raises(RunError) as caught:
+    with pytest.raises(UserError) as caught:
         find_finished_folds(run, "another-0123456789", FOLDS)
     assert (
         "identity-012" in str(caught.value) and "another-0123" in str(caught.value) and "--run-id" in str(caught.value)

@@ -13,15 +13,8 @@ import torch
 from torch import nn
 
 from doccls.config.schema import TrainConfig
-from doccls.model.optim import (
-    OptimizerError,
-    build_ema,
-    build_loss,
-    build_mixup,
-    build_optimizer,
-    build_scheduler,
-    choose_ema_decay,
-)
+from doccls.errors import UserError
+from doccls.model.optim import build_ema, build_loss, build_mixup, build_optimizer, build_scheduler, choose_ema_decay
 
 CPU = torch.device("cpu")
 STEPS = 10
@@ -130,7 +123,7 @@ def test_optimizers_of_timm_are_built_in_any_case_and_learn(name: str) -> None:
 
 @pytest.mark.parametrize(("name", "near"), [("adamv", "adam"), ("Adam W", "adamw"), ("sdg", "sgd"), ("qqqq", "adamw")])
 def test_an_unknown_optimizer_is_told_with_those_near(name: str, near: str) -> None:
-    with pytest.raises(OptimizerError) as caught:
+    with pytest.raises(UserError) as caught:
         build_optimizer(config(optimizer=name), nn.Linear(1, 1), CPU)
     assert f"train.optimizer = {name!r}" in str(caught.value) and near in str(caught.value)
 

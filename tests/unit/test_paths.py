@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from doccls.run.paths import RunError, RunPaths, check_run_id, locate_run, name_log
+from doccls.errors import UserError
+from doccls.run.paths import RunPaths, check_run_id, locate_run, name_log
 
 NOW = datetime(2026, 3, 7, 9, 5, 59)
 
@@ -61,5 +62,5 @@ def test_good_run_ids_pass(run_id: str) -> None:
     "run_id", ["", ".", "..", "a/b", "../x", "-x", ".hidden", "a b", "x" * 81, "a\n", "ü", "*", "a\0"]
 )
 def test_run_ids_that_are_no_folder_names_are_refused(run_id: str) -> None:
-    with pytest.raises(RunError, match="run id"):
+    with pytest.raises(UserError, match="run id"):
         check_run_id(run_id)

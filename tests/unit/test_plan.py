@@ -15,9 +15,10 @@ import pytest
 import yaml
 
 from doccls.config import Config, load_config
+from doccls.errors import UserError
 from doccls.oof.predictions import OofPart, PartInfo, write_part
 from doccls.run.fingerprint import derive_identity
-from doccls.run.paths import RunError, RunPaths
+from doccls.run.paths import RunPaths
 from launcher import arguments as launch_arguments
 from launcher import cli
 from launcher.arguments import build_parser, choose_slots, make_plan
@@ -269,7 +270,7 @@ def test_a_changed_config_is_refused_for_a_run_that_was_begun(
     path = write_config()
     finish(load_config(path), RunPaths(tmp_path / "exp" / "20260101" / "v001-abc"), 0)
     assert plan_run(path, "--set", "data.num_workers=0").finished == (0,)  # changes no result
-    with pytest.raises(RunError, match="take another --run-id"):
+    with pytest.raises(UserError, match="take another --run-id"):
         plan_run(path, "--set", "train.lr=0.5")
     words = ["plan", "--config", str(write_config(train={"lr": 0.5})), "--slots", "1"]
     assert cli.main([*words, "--run-id", "v001-abc"]) == 1

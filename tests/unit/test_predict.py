@@ -16,11 +16,12 @@ import torch
 from accelerate.state import AcceleratorState
 
 from doccls.config import Config
-from doccls.data.manifest import DataError, read_table
+from doccls.data.manifest import read_table
+from doccls.errors import UserError
 from doccls.model.build import build_model
 from doccls.oof.metrics import probabilities
 from doccls.predict import add_arguments, predict, read_test_pages, render_submission
-from doccls.run.paths import RunError, RunPaths
+from doccls.run.paths import RunPaths
 from doccls.training.checkpoint import BestWeights, write_best
 
 MakeConfig = Callable[..., Config]
@@ -61,7 +62,7 @@ def test_one_column_a_class_takes_the_probabilities_by_name() -> None:
 
 @pytest.mark.parametrize("columns", [["ID", "a", "b"], ["ID", "2", "10"], ["ID"], ["ID", "2", "10", "x,y", "more"]])
 def test_other_columns_are_refused_with_both_forms(columns: list[str]) -> None:
-    with pytest.raises(DataError, match="one for the label, or exactly one a class"):
+    with pytest.raises(UserError, match="one for the label, or exactly one a class"):
         render_submission(make_table({name: ["0"] * 3 for name in columns}), "ID", CLASSES, CHANCES)
 
 
@@ -91,7 +92,7 @@ def test_test_pages_are_the_samples_rows_in_its_order(config: Config, tmp_path: 
 def test_missing_and_bad_test_images_are_all_named_at_once(config: Config, tmp_path: Path) -> None:
     (tmp_path / "test" / "007.jpg").unlink()
     (tmp_path / "test" / "b.jpg").write_bytes(b"x")
-    with pytest.raises(DataError) as caught:
+    with pytest.raises(UserError) as caught:
         read_test_pages(config)
     message = str(caught.value)
     assert "'007'" in message and str(tmp_path / "test" / "007.png") in message
@@ -106,7 +107,7 @@ def test_missing_and_bad_test_images_are_all_named_at_once(config: Config, tmp_p
 def test_escaping_test_ids_are_refused_even_where_bad_images_are_skipped(config: Config, tmp_path: Path) -> None:
     (tmp_path / "sample.csv").write_text("ID,target\n../train/t0,0\n")
     skip = config.model_copy(update={"data": config.data.model_copy(update={"on_bad_image": "skip"})})
-    with pytest.raises(DataError, match="leave the image folder"):
+    with pytest.raises(UserError, match="leave the image folder"):
         read_test_pages(skip)
 
 
@@ -114,10 +115,10 @@ def test_no_sample_no_folder_and_no_id_column_are_told_by_key(config: Config, tm
     bare = config.model_copy(
         update={"data": config.data.model_copy(update={"sample_csv": None, "image_dir_test": None})}
     )
-    with pytest.raises(DataError, match=r"data.sample_csv: not set\ndata.image_dir_test: not set"):
+    with pytest.raises(UserError, match=r"data.sample_csv: not set\ndata.image_dir_test: not set"):
         read_test_pages(bare)
     (tmp_path / "sample.csv").write_text("image,target\na,0\n")
-    with pytest.raises(DataError, match=r"no column 'ID' \(data.id_col\); it has image, target"):
+    with pytest.raises(UserError, match=r"no column 'ID' \(data.id_col\); it has image, target"):
         read_test_pages(config)
 
 
@@ -186,7 +187,7 @@ def test_a_skipped_page_gets_the_classes_shares_and_moves_no_row(
     act(str(run.root))
     whole = np.load(run.test_probabilities)
     (tmp_path / "test" / "007.jpg").write_bytes(b"torn")
-    with pytest.raises(DataError, match=r"007\.jpg"):
+    with pytest.raises(UserError, match=r"007\.jpg"):
         act(str(run.root))
     assert act(str(run.root), "--on-bad-image", "skip") == 0
     chances = np.load(run.test_probabilities)
@@ -202,9 +203,9 @@ def test_another_sample_and_folder_may_be_given(config: Config, run: RunPaths, t
 
 
 def test_a_run_that_is_none_is_told(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="no such run folder"):
+    with pytest.raises(UserError, match="no such run folder"):
         act(str(tmp_path / "gone"))
-    with pytest.raises(RunError, match="no checkpoint"):
+    with pytest.raises(UserError, match="no checkpoint"):
         act(str(tmp_path))
 
 
@@ -212,7 +213,7 @@ def test_checkpoints_of_different_runs_are_not_averaged(run: RunPaths) -> None:
     from doccls.training.checkpoint import read_best
 
     write_best(run.best_checkpoint(1), dataclasses.replace(read_best(run.best_checkpoint(1)), identity="other"))
-    with pytest.raises(RunError, match="of different runs"):
+    with pytest.raises(UserError, match="of different runs"):
         act(str(run.root))
     assert not run.submission.exists()
 
@@ -230,7 +231,7 @@ def test_the_command_refuses_an_unknown_choice(capsys: pytest.CaptureFixture[str
 
 def test_nothing_is_written_when_the_sample_has_another_form(run: RunPaths, tmp_path: Path) -> None:
     (tmp_path / "sample.csv").write_text("ID,a,b\nz.jpg,0,0\n")
-    with pytest.raises(DataError):
+    with pytest.raises(UserError):
         act(str(run.root))
     assert not run.submission.exists()
 

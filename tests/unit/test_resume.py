@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from doccls.data.sampler import find_epoch
+from doccls.errors import UserError
 from doccls.reporting.log import RunLog
 from doccls.reporting.progress import ProgressBar
 from doccls.run.metrics_log import EpochMetrics
@@ -30,7 +31,6 @@ from doccls.training.checkpoint import (
     BestEpoch,
     BestWeights,
     ResumeCheckpoint,
-    ResumeError,
     ResumePoint,
     find_resume_point,
     read_best,
@@ -262,7 +262,7 @@ def test_another_number_of_processes_is_refused_with_the_ways_out(state: ResumeC
     paths = RunPaths(tmp_path).last_states(3)
     write_resume(paths[0], state)
     told = r"fold 3 was saved at step 17 by 2 processes, and these are 1\. Start 2; or say --allow-world-size-change"
-    with pytest.raises(ResumeError, match=told):
+    with pytest.raises(UserError, match=told):
         find_resume_point(RunPaths(tmp_path), IDENTITY, 3, 1, False, RunLog(None))
     assert find_resume_point(RunPaths(tmp_path), IDENTITY, 3, 1, True, RunLog(None)) == ResumePoint(
         paths[0], 17, 1234.5

@@ -12,9 +12,10 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from doccls.config import Config
+from doccls.errors import UserError
 from launcher import arguments as launch_arguments
 from launcher.arguments import build_parser, choose_slots
-from launcher.devices import Device, DeviceError, list_cpus
+from launcher.devices import Device, list_cpus
 from launcher.slots import Slot, list_starts, make_slots
 
 MakeConfig = Callable[..., Config]
@@ -95,7 +96,7 @@ def test_the_slots_have_the_right_gpus_under_every_combination(
     expected = expect(VISIBLE[visible], ranks, packing)
     if not expected:
         there = f"there are {len(VISIBLE[visible])}" if VISIBLE[visible] else "no GPU is visible"
-        with pytest.raises(DeviceError, match=there):
+        with pytest.raises(UserError, match=there):
             choose(make_config(), *words)
         return
     slots = choose(make_config(), *words)
@@ -114,7 +115,7 @@ def test_the_slots_are_made_of_the_wanted_gpus_alone(
     words = ["--gpus", wanted, "--gpus-per-fold", str(ranks), "--folds-per-gpu", str(packing)]
     expected = expect(gpus, ranks, packing)
     if not expected:
-        with pytest.raises(DeviceError, match=f"takes {ranks} devices, and there are {len(gpus)}: gpu"):
+        with pytest.raises(UserError, match=f"takes {ranks} devices, and there are {len(gpus)}: gpu"):
             choose(make_config(), *words)
         return
     assert list_uuids(choose(make_config(), *words)) == expected
@@ -123,7 +124,7 @@ def test_the_slots_are_made_of_the_wanted_gpus_alone(
 @pytest.mark.usefixtures("eight_gpus")
 @pytest.mark.parametrize("words", [["--gpus", "8"], ["--gpus", "0,0"], ["--gpus-per-fold", "9"], ["--gpus", "-1"]])
 def test_more_than_there_is_is_refused(make_config: MakeConfig, words: list[str]) -> None:
-    with pytest.raises(DeviceError):
+    with pytest.raises(UserError):
         choose(make_config(), *words)
 
 
@@ -135,7 +136,7 @@ def test_a_gpu_for_one_process_at_a_time_is_not_shared(
     monkeypatch.setattr(pynvml, "nvmlDeviceGetComputeMode", lambda handle: mode if handle == 1 else 0)
     assert len(choose(make_config())) == 8
     assert len(choose(make_config(), "--gpus", "0,2", "--folds-per-gpu", "2")) == 4
-    with pytest.raises(DeviceError, match=r"--folds-per-gpu 2: the compute mode of gpu 1 allows one process"):
+    with pytest.raises(UserError, match=r"--folds-per-gpu 2: the compute mode of gpu 1 allows one process"):
         choose(make_config(), "--folds-per-gpu", "2")
 
 
@@ -147,7 +148,7 @@ def test_busy_gpus_are_told_of_or_left_out(monkeypatch: pytest.MonkeyPatch, make
     )
     assert list_uuids(choose(make_config())) == [[uuid] for uuid in UUIDS]
     assert list_uuids(choose(make_config(), "--exclude-busy")) == [[UUIDS[6]], [UUIDS[7]]]
-    with pytest.raises(DeviceError, match=r"gpu 1 is not used: others hold 10.0 of the 80.0 GiB of its memory: "):
+    with pytest.raises(UserError, match=r"gpu 1 is not used: others hold 10.0 of the 80.0 GiB of its memory: "):
         choose(make_config(), "--gpus", "1", "--exclude-busy")
 
 
@@ -161,7 +162,7 @@ def test_the_driver_is_not_asked_where_no_gpu_is_meant(
     assert choose(make_config(), "--slots", "1")[0].name == "cpu 0"
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert choose(make_config())[0].name == "cpu 0"
-    with pytest.raises(DeviceError, match="driver does not answer"):
+    with pytest.raises(UserError, match="driver does not answer"):
         choose(make_config(), "--gpus", "0")
 
 
@@ -170,7 +171,7 @@ def test_a_gpu_of_another_make_is_not_replaced_by_the_cpu(
     monkeypatch: pytest.MonkeyPatch, make_config: MakeConfig
 ) -> None:
     monkeypatch.setattr(launch_arguments, "find_other_accelerator", lambda: "this machine has an AMD GPU")
-    with pytest.raises(DeviceError, match=r"this machine has an AMD GPU, and .* NVIDIA GPUs and CPUs alone"):
+    with pytest.raises(UserError, match=r"this machine has an AMD GPU, and .* NVIDIA GPUs and CPUs alone"):
         choose(make_config())
     assert choose(make_config(), "--slots", "2")[1].name == "cpu 1"
 
@@ -178,7 +179,7 @@ def test_a_gpu_of_another_make_is_not_replaced_by_the_cpu(
 @pytest.mark.usefixtures("eight_gpus")
 def test_a_gpu_that_is_hidden_is_refused(monkeypatch: pytest.MonkeyPatch, make_config: MakeConfig) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
-    with pytest.raises(DeviceError, match="gpu 2 not visible"):
+    with pytest.raises(UserError, match="gpu 2 not visible"):
         choose(make_config(), "--gpus", "1,2")
 
 
@@ -187,9 +188,9 @@ def test_train_num_processes_says_how_many_gpus_a_fold_takes(make_config: MakeCo
     config = make_config(train={"num_processes": 4})
     assert list_uuids(choose(config)) == [UUIDS[:4], UUIDS[4:]]
     assert choose(config, "--gpus-per-fold", "4") == choose(config)
-    with pytest.raises(DeviceError, match=r"--gpus-per-fold 2, but train\.num_processes = 4"):
+    with pytest.raises(UserError, match=r"--gpus-per-fold 2, but train\.num_processes = 4"):
         choose(config, "--gpus-per-fold", "2")
-    with pytest.raises(DeviceError, match="one fold takes 4 devices, and there are 3: gpu 0, gpu 1, gpu 2"):
+    with pytest.raises(UserError, match="one fold takes 4 devices, and there are 3: gpu 0, gpu 1, gpu 2"):
         choose(config, "--gpus", "0,1,2")
 
 
@@ -197,7 +198,7 @@ def test_train_num_processes_says_how_many_gpus_a_fold_takes(make_config: MakeCo
 def test_a_batch_that_is_smaller_than_the_ranks_is_refused(make_config: MakeConfig) -> None:
     config = make_config(train={"batch_size": 3})
     assert len(choose(config, "--gpus-per-fold", "3")) == 2
-    with pytest.raises(DeviceError, match=r"train\.batch_size = 3: 4 processes can't share that batch"):
+    with pytest.raises(UserError, match=r"train\.batch_size = 3: 4 processes can't share that batch"):
         choose(config, "--gpus-per-fold", "4")
 
 
@@ -213,7 +214,7 @@ def test_slots_on_cpus_leave_the_gpus_alone(monkeypatch: pytest.MonkeyPatch, mak
 @pytest.mark.usefixtures("eight_gpus")
 @pytest.mark.parametrize("words", [["--gpus", "0"], ["--gpus-per-fold", "1"], ["--folds-per-gpu", "2"]])
 def test_slots_on_cpus_with_words_about_gpus_are_refused(make_config: MakeConfig, words: list[str]) -> None:
-    with pytest.raises(DeviceError, match="--slots computes on CPUs"):
+    with pytest.raises(UserError, match="--slots computes on CPUs"):
         choose(make_config(), "--slots", "2", *words)
 
 
@@ -240,11 +241,11 @@ def test_without_gpus_as_many_processes_compute_as_the_cores_allow_or_as_is_said
 @pytest.mark.usefixtures("no_gpus")
 def test_without_gpus_words_about_gpus_are_refused(make_config: MakeConfig) -> None:
     for words in (["--gpus-per-fold", "1"], ["--folds-per-gpu", "2"]):
-        with pytest.raises(DeviceError, match="no GPU is visible"):
+        with pytest.raises(UserError, match="no GPU is visible"):
             choose(make_config(), *words)
-    with pytest.raises(DeviceError, match=r"--gpus 0: '0': no such GPU \(this machine's: none\)"):
+    with pytest.raises(UserError, match=r"--gpus 0: '0': no such GPU \(this machine's: none\)"):
         choose(make_config(), "--gpus", "0")
-    with pytest.raises(DeviceError, match="one fold takes 2 devices, and there are 1: cpu 0"):
+    with pytest.raises(UserError, match="one fold takes 2 devices, and there are 1: cpu 0"):
         choose(make_config(train={"num_processes": 2}), "--slots", "1")
 
 
@@ -277,7 +278,7 @@ def test_no_device_is_in_more_slots_than_may_share_it_and_none_is_wasted(count: 
 @given(st.integers(0, 8), st.integers(1, 9))
 def test_fewer_devices_than_one_fold_takes_are_refused(count: int, ranks: int) -> None:
     assume(count < ranks)
-    with pytest.raises(DeviceError, match=f"takes {ranks} devices, and there are {count}: "):
+    with pytest.raises(UserError, match=f"takes {ranks} devices, and there are {count}: "):
         make_slots(list_cpus(count), ranks)
 
 

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from doccls.config import Config
+from doccls.errors import UserError
 from doccls.system.rank import MEETING_FILE
 from launcher.arguments import build_parser, choose_slots, make_job_slot, make_request, render_again
 from launcher.backend import LAUNCH, StartError
-from launcher.devices import DeviceError
 from launcher.plan import Assignment, RankCommand
 from launcher.slurm import SlurmBackend, StepProcesses
 from launcher.slurm_text import JobRequest, SlurmTask
@@ -172,7 +172,7 @@ def test_a_job_is_one_slot(
 def test_what_does_not_fit_is_refused_in_words(
     make_config: MakeConfig, changes: dict[str, int], stated: int | None, gpus_here: int, told: str
 ) -> None:
-    with pytest.raises(DeviceError) as caught:
+    with pytest.raises(UserError) as caught:
         make_job_slot(replace(TASK, **changes), make_config(train={"num_processes": stated}), gpus_here, "node1")
     assert told in str(caught.value)
 
@@ -223,12 +223,12 @@ def test_a_task_gets_what_its_fold_takes(
 def test_what_cannot_be_asked_of_slurm_is_refused(
     make_config: MakeConfig, words: list[str], stated: int | None, told: str
 ) -> None:
-    with pytest.raises(DeviceError) as caught:
+    with pytest.raises(UserError) as caught:
         make_request(parse_run(*words), make_config(train={"num_processes": stated}))
     assert told in str(caught.value)
 
 
 @pytest.mark.parametrize("words", [["--partition", "p"], ["--wait"], ["--nodes", "2"], ["--sbatch-arg=--x"]])
 def test_slurms_options_are_refused_on_this_machine(make_config: MakeConfig, words: list[str]) -> None:
-    with pytest.raises(DeviceError, match="only with --backend slurm"):
+    with pytest.raises(UserError, match="only with --backend slurm"):
         choose_slots(build_parser().parse_args(["run", "--config", "c.yaml", *words]), make_config())

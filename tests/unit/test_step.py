@@ -18,6 +18,7 @@ from torch import nn
 from doccls.config.schema import TrainConfig
 from doccls.data.dataset import Batch
 from doccls.data.sampler import BatchDivision, BatchPlace, BatchPlan, iterate_fold
+from doccls.errors import UserError
 from doccls.model.optim import build_ema, build_loss, build_mixup, build_optimizer, build_scheduler
 from doccls.reporting.log import RunLog
 from doccls.reporting.progress import ProgressBar
@@ -25,13 +26,7 @@ from doccls.run.heartbeat import Heartbeat
 from doccls.system.signals import Interrupted, handling_signals, stopping_gracefully
 from doccls.training.engine import Engine, FoldProgress, LossMeter
 from doccls.training.evaluate import Normalizer, predict_logits
-from doccls.training.step import (
-    TrainedEpoch,
-    TrainingError,
-    _mix,
-    _settle,
-    train_epoch,
-)
+from doccls.training.step import TrainedEpoch, _mix, _settle, train_epoch
 from tests.unit.conftest import KeptLog
 
 COUNT, CLASSES, SIDE = 11, 3, 4
@@ -259,13 +254,13 @@ class OverflowingInside(nn.Module):
 def test_an_overflow_that_spoils_batchnorm_ends_the_fold() -> None:
     """The scaler skips the step, and can't take back the running statistics."""
     spoiled = make_fp16_engine(OverflowingInside(), log_interval=2)
-    with pytest.raises(TrainingError, match=r"the loss of step 3 \(epoch 1\) is nan"):
+    with pytest.raises(UserError, match=r"the loss of step 3 \(epoch 1\) is nan"):
         train(spoiled)
 
 
 def test_overflows_that_no_scale_prevents_end_the_fold() -> None:
     overflowing = make_fp16_engine(Overflowing(range(2, 99), forward=True), log_interval=1, epochs=9)
-    with pytest.raises(TrainingError, match=r"the loss of step 12 \(epoch 3\) is nan"):
+    with pytest.raises(UserError, match=r"the loss of step 12 \(epoch 3\) is nan"):
         train(overflowing, epochs=9)  # ten halvings from 1,024 to 1, and one more
 
 
@@ -294,7 +289,7 @@ def test_a_loss_that_is_not_finite_names_step_and_samples(log_interval: int) -> 
             return logits * (float("nan") if self.calls >= 4 else 1.0)
 
     engine = make_engine(Bad(), log_interval=log_interval)  # two steps an epoch
-    with pytest.raises(TrainingError) as caught:
+    with pytest.raises(UserError) as caught:
         train(engine)
     message = str(caught.value)
     assert "fold 0: the loss of step 4 (epoch 2) is nan" in message

@@ -20,10 +20,10 @@ from doccls.data import store as store_room
 from doccls.data.dataset import DocClsDataset, Pages, SampleKey
 from doccls.data.image_scan import ImageFact, ImageScan, ScannedImage
 from doccls.data.images import Decoded, scale_page
-from doccls.data.manifest import DataError
 from doccls.data.prepare import PreparedData, prepare_data
 from doccls.data.scan_cache import read_scan_cache, write_scan_cache
 from doccls.data.store import PageStore, Place, StoreChoice, StoredPages, StoreError, locate_pages
+from doccls.errors import UserError
 from tests.unit.conftest import MakeConfig, MakeData
 
 SIZE = 32
@@ -240,7 +240,7 @@ def test_a_file_under_another_name_and_a_lower_limit_are_no_old_page(
     assert decoded == [] and second.digest == first.digest
     assert [one.fact for one in second.scans.values()] == [one.fact for one in first.scans.values()]
     config = make_config(data={"folds": 2, "max_image_pixels": 95}, train={"img_size": SIZE})
-    with pytest.raises(DataError, match=r"8 x 12 px is more than data\.max_image_pixels = 95"):
+    with pytest.raises(UserError, match=r"8 x 12 px is more than data\.max_image_pixels = 95"):
         prepare_data(config, None, StoreChoice(tmp_path / "store", needed=True))
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from launcher.ledger import Ledger, LedgerError
+from doccls.errors import UserError
+from launcher.ledger import Ledger
 from launcher.slurm_text import QueueEntry
 from launcher.submissions import (
     RunJob,
@@ -48,7 +49,7 @@ def test_damage_is_told_with_what_to_do(tmp_path: Path, text: str) -> None:
     path = tmp_path / "submissions.json"
     write_submissions(path, (KNOWN,))
     path.write_text(text)
-    with pytest.raises(LedgerError, match=r"submissions\.json: damaged.*Delete it to go on"):
+    with pytest.raises(UserError, match=r"submissions\.json: damaged.*Delete it to go on"):
         read_submissions(path)
 
 
@@ -58,7 +59,7 @@ def test_a_field_of_another_version_is_damage(tmp_path: Path) -> None:
     stated = json.loads(path.read_text())
     stated["submissions"][0]["colour"] = "red"
     path.write_text(json.dumps(stated))
-    with pytest.raises(LedgerError):
+    with pytest.raises(UserError):
         read_submissions(path)
 
 
