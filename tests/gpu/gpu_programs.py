@@ -14,7 +14,7 @@ from accelerate.state import PartialState
 
 from doccls.run.heartbeat import Heartbeat
 from doccls.train import main
-from doccls.training import loop, processes
+from doccls.training import distributed, step
 
 FITTING = 6
 """Most images at a time that have room under `with_little_memory`."""
@@ -37,7 +37,7 @@ def kill_in_step(argv: list[str]) -> int:
 
 def refuse_synchronization(argv: list[str]) -> int:
     """A step that waits for the GPU fails."""
-    take_step = loop._take_step
+    take_step = step._take_step
 
     def watched(*arguments: Any) -> torch.Tensor:
         if not torch.cuda.is_available():
@@ -48,7 +48,7 @@ def refuse_synchronization(argv: list[str]) -> int:
         finally:
             torch.cuda.set_sync_debug_mode("default")
 
-    loop._take_step = watched
+    step._take_step = watched
     return main(argv)
 
 
@@ -59,7 +59,7 @@ def with_little_memory(argv: list[str]) -> int:
     if not fits and torch.cuda.is_available():
         torch.cuda.set_per_process_memory_fraction(_FEW_BYTES / torch.cuda.get_device_properties(0).total_memory)
     elif not fits:
-        loop._take_step = functools.partial(_run_out_of_memory)
+        step._take_step = functools.partial(_run_out_of_memory)
     return main(argv)
 
 
@@ -84,9 +84,9 @@ def meet_over_gloo(argv: list[str]) -> int:
     """Several ranks share one GPU, which NCCL does not allow."""
 
     def meet(file: Path, rank: int, world_size: int, limit: timedelta) -> None:
-        store = processes.FileStore(str(file), world_size)
+        store = distributed.FileStore(str(file), world_size)
         dist.init_process_group("gloo", store=store, rank=rank, world_size=world_size, timeout=limit)
 
-    processes._meet = meet
-    processes.PartialState = functools.partial(PartialState, backend="gloo")  # type: ignore[misc, assignment]
+    distributed._meet = meet
+    distributed.PartialState = functools.partial(PartialState, backend="gloo")  # type: ignore[misc, assignment]
     return main(argv)
