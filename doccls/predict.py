@@ -4,8 +4,7 @@ import argparse
 import csv
 import io
 import os
-import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -13,14 +12,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-from rich.console import Console
-from rich.progress import track
 
 from doccls.config import Config
 from doccls.data.manifest import check_paths, format_examples, read_table, resolve_images
 from doccls.data.packed import PackedPaths, PackedTexts
 from doccls.errors import UserError
 from doccls.oof.metrics import probabilities
+from doccls.reporting.log import RunLog
 from doccls.reporting.progress import ConsoleTeller
 from doccls.run.paths import RunPaths
 from doccls.system.allocator import keep_freed_memory
@@ -244,25 +242,19 @@ def _predict_folds(files: Sequence[Path], config: Config, pages: TestPages, acce
         pin_memory,
         pages.stored is not None,
     )
-    for remark in plan.remarks if accelerator.is_main_process else ():
-        print(f"[PREDICT] {remark}", flush=True)
+    reporter = ConsoleTeller() if accelerator.is_main_process else RunLog(None)
+    for remark in plan.remarks:
+        reporter.line(f"[PREDICT] {remark}")
     if not pin_memory:
         keep_freed_memory(os.environ)
     with loading(dataset, each_folds_requests, plan.workers, pin_memory, plan.prefetch) as batches:
         for file in files:
             best = read_best(file)
-            own = islice(batches, len(requests))
-            shown = _show(own, f"fold {best.fold}", len(requests), accelerator.is_main_process)
-            chances.append(_predict_fold(best, config, shown, len(pages.ids), accelerator))
+            with reporter.progress(f"fold {best.fold}", len(requests)) as bar:
+                own = bar.watch(islice(batches, len(requests)))
+                chances.append(_predict_fold(best, config, own, len(pages.ids), accelerator))
     mean: np.ndarray = np.mean(chances, axis=0)
     return mean
-
-
-def _show(batches: "Iterator[Batch]", what: str, count: int, is_main: bool) -> "Iterable[Batch]":
-    """The batches, with a bar on the main process's terminal."""
-    if not (is_main and sys.stderr.isatty()):
-        return batches
-    return track(batches, what, total=count, console=Console(stderr=True), transient=True)
 
 
 def _predict_fold(

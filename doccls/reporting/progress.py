@@ -1,12 +1,14 @@
 """Bars for work that takes long, and those who show them: the run's log, or a console without one."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+_T = TypeVar("_T")
 
 
 class ProgressBar:
@@ -19,6 +21,12 @@ class ProgressBar:
         """One unit further."""
         if self._bar is not None:
             self._bar.advance(self._bar.task_ids[0])
+
+    def watch(self, items: Iterable[_T]) -> Iterator[_T]:
+        """The items, with one unit further after each."""
+        for item in items:
+            yield item
+            self.advance()
 
 
 class Teller(Protocol):
