@@ -1,5 +1,6 @@
-"""What one fold trains with, and how far it is."""
+"""What one fold trains with, how that is built, and how far the fold is."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -12,14 +13,30 @@ from torch import nn
 
 from doccls.config.schema import TrainConfig
 from doccls.data.sampler import BatchDivision, BatchPlan
+from doccls.errors import UserError
 from doccls.experiment import Experiment
+from doccls.model.build import build_model, count_parameters, get_normalization, synchronize_batchnorm
+from doccls.model.optim import (
+    build_ema,
+    build_loss,
+    build_mixup,
+    build_optimizer,
+    build_scheduler,
+    choose_ema_decay,
+    scale_lr,
+)
+from doccls.randomness import Purpose, derive_seed
 from doccls.reporting.log import RunLog
 from doccls.reporting.tracking import Tracker
 from doccls.run.heartbeat import Heartbeat
 from doccls.run.metrics_log import EpochMetrics
 from doccls.run.owner import FoldOwner
+from doccls.system.signals import ending_at_once
 from doccls.training.checkpoint import BestEpoch
+from doccls.training.distributed import await_all
+from doccls.training.error_hints import advise_on_batchnorm, check_smallest_micro_batch
 from doccls.training.evaluate import Normalizer
+from doccls.training.speed import describe_kernels, wants_compile
 
 
 @dataclass(frozen=True)
@@ -89,3 +106,100 @@ class FoldProgress:
     best: BestEpoch | None = None
     rows: list[EpochMetrics] = field(default_factory=list)
     """Of the epochs that are validated."""
+
+
+def build_engine(context: RunContext, fold: int, tracker: Tracker) -> Engine:
+    """Build what the fold trains with, and log it. All ranks must call.
+
+    Raises:
+        UserError: the model, its weights or the optimizer can't be had, or the ranks can't share a batch.
+    """
+    experiment, accelerator, log = context.experiment, context.accelerator, context.log
+    manifest, train, plan = experiment.data.manifest, experiment.config.train, experiment.plan(fold)
+    num_classes, device = len(manifest.classes), accelerator.device
+    division = BatchDivision.derive(train, accelerator.num_processes)
+    if accelerator.num_processes > plan.size:
+        raise UserError(f"fold {fold}: {plan.size} samples a step can't feed {accelerator.num_processes} processes")
+    sizes = f"train={len(plan.samples)} valid={len(experiment.data.list_valid(fold))} classes={num_classes}"
+    log.line(f"[DATA] dataset sizes | fold={fold} {sizes}")
+    model, mean, std = _build_model(context, fold)
+    ema = build_ema(train, model, plan.total_steps)
+    optimizer = build_optimizer(train, model, device)
+    scheduler = build_scheduler(train, optimizer, plan.steps_per_epoch)
+    for line in _describe_optimization(train, plan, division):
+        log.line(line)
+    if wants_compile(train, device):
+        model.compile()
+    with warnings.catch_warnings():  # torch renames it; Accelerate has not yet
+        warnings.filterwarnings("ignore", ".*broadcast_buffers", FutureWarning)
+        wrapped, prepared_optimizer = accelerator.prepare(model, optimizer)
+    return Engine(
+        accelerator=accelerator,
+        model=wrapped,
+        bare_model=model,
+        ema=ema,
+        optimizer=prepared_optimizer,
+        scheduler=scheduler,
+        criterion=build_loss(train),
+        mixup=build_mixup(train, num_classes),
+        normalize=Normalizer(mean, std, device),
+        num_classes=num_classes,
+        plan=plan,
+        division=division,
+        config=train,
+        ids=manifest.ids,
+        log=log,
+        tracker=tracker,
+        heart=context.heart,
+    )
+
+
+def _describe_optimization(train: TrainConfig, plan: BatchPlan, division: BatchDivision) -> list[str]:
+    """For the log: the optimizer and the schedule."""
+    scaled = "" if train.lr_scaling == "none" else f" (train.lr={train.lr:g}, {train.lr_scaling} in train.batch_size)"
+    decay = choose_ema_decay(train, plan.total_steps)
+    return [
+        f"[OPTIM] {train.optimizer} lr={train.lr * scale_lr(train):g}{scaled} weight_decay={train.weight_decay:g} "
+        f"ema={decay if decay is None else f'{decay:g}'}",
+        f"[SCHED] {train.scheduler} warmup_epochs={train.warmup_epochs:g} min_lr={train.min_lr * scale_lr(train):g} "
+        f"steps={plan.steps_per_epoch} epochs={train.epochs} batch={plan.size} processes={division.world_size} "
+        f"images_at_a_time={division.images_at_a_time}",
+    ]
+
+
+def _build_model(context: RunContext, fold: int) -> tuple[nn.Module, tuple[float, ...], tuple[float, ...]]:
+    """The fold's model on the device, and the mean and standard deviation that it expects of its input."""
+    experiment, accelerator, log = context.experiment, context.accelerator, context.log
+    config, train, plan, device = experiment.config, experiment.config.train, experiment.plan(fold), accelerator.device
+    if config.model.pretrained and config.model.weights is None:
+        log.line(f"[MODEL] weights of {config.model.name} from the hub or its cache (offline: model.weights)")
+    torch.manual_seed(derive_seed(config.project.seed, Purpose.INITIAL_WEIGHTS, fold))
+    with ending_at_once():  # the hub may be slow, and nothing of this fold is there to lose
+        model = build_model(config.model, len(experiment.data.manifest.classes), train.img_size)
+    await_all(accelerator)  # one machine's hub may be slower than collectives may take
+    mean, std = get_normalization(config.model, model)
+    if train.sync_bn and accelerator.num_processes > 1:
+        _check_sync_bn(plan.size, accelerator)
+        model = synchronize_batchnorm(model)
+    model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    check_smallest_micro_batch(model, plan, train, accelerator.num_processes)
+    total, trainable = count_parameters(model)
+    log.line(
+        f"[MODEL] name={config.model.name} pooling={config.model.pooling or 'default'} "
+        f"params(total/trainable)={total:,}/{trainable:,} device={device} precision={accelerator.mixed_precision}"
+    )
+    log.line(f"[MODEL] kernels: {describe_kernels(train, device)}")
+    advice = advise_on_batchnorm(model, train, accelerator)
+    if advice is not None:
+        log.line(f"[WARNING] {advice}")
+    return model, mean, std
+
+
+def _check_sync_bn(batch_size: int, accelerator: Accelerator) -> None:
+    if accelerator.device.type != "cuda":
+        raise UserError("train.sync_bn: torch has SyncBatchNorm for GPUs alone; set it to false on CPUs")
+    if batch_size % accelerator.num_processes:  # else ranks may split their shares into unequally many pieces
+        raise UserError(
+            f"train.sync_bn: a batch of {batch_size} images can't be shared equally by {accelerator.num_processes} "
+            "processes: take a multiple as train.batch_size"
+        )

@@ -3,7 +3,6 @@
 import gc
 import os
 import time
-import warnings
 from functools import partial
 from itertools import islice
 
@@ -11,41 +10,27 @@ import numpy as np
 import psutil
 import torch
 from accelerate import Accelerator
-from torch import nn
 
-from doccls.config.schema import TrainConfig
-from doccls.data.sampler import BatchDivision, BatchPlace, BatchPlan, find_epoch, list_evaluation
+from doccls.data.sampler import BatchPlace, find_epoch, list_evaluation
 from doccls.errors import UserError
 from doccls.experiment import Experiment
-from doccls.model.build import build_model, count_parameters, get_normalization, synchronize_batchnorm
-from doccls.model.optim import (
-    build_ema,
-    build_loss,
-    build_mixup,
-    build_optimizer,
-    build_scheduler,
-    choose_ema_decay,
-    scale_lr,
-)
 from doccls.oof.metrics import cross_entropy, macro_f1, selection_f1
 from doccls.oof.predictions import OofPart, PartInfo, remove_states, write_part
-from doccls.randomness import Purpose, derive_seed
-from doccls.reporting.tracking import Tracker, track_fold
+from doccls.reporting.tracking import track_fold
 from doccls.run.heartbeat import Heartbeat
 from doccls.run.metrics_log import EpochMetrics, write_fold_metrics
 from doccls.run.owner import FoldOwner
 from doccls.run.paths import RunPaths
 from doccls.system.cores import count_own_cores
 from doccls.system.disk import measure_free
-from doccls.system.signals import Interrupted, ending_at_once
+from doccls.system.signals import Interrupted
 from doccls.training.batches import WaitingBatches, advise_on_waiting
 from doccls.training.checkpoint import BestEpoch, BestWeights, ResumePoint, describe_disk, estimate_disk
-from doccls.training.distributed import agree_on_stop, await_all, has_scaler, on_main
-from doccls.training.engine import Engine, FoldProgress, LossMeter, RunContext
-from doccls.training.error_hints import advise_on_batchnorm, check_smallest_micro_batch, explain
-from doccls.training.evaluate import Normalizer, predict_logits
+from doccls.training.distributed import agree_on_stop, has_scaler, on_main
+from doccls.training.engine import Engine, FoldProgress, LossMeter, RunContext, build_engine
+from doccls.training.error_hints import explain
+from doccls.training.evaluate import predict_logits
 from doccls.training.resume import Checkpointer, average_buffers, copy_to_cpu, describe_resume, restore
-from doccls.training.speed import describe_kernels, wants_compile
 from doccls.training.step import TrainedEpoch, group_gradients, train_epoch
 
 _MUCH_WAITING = 0.1
@@ -69,7 +54,7 @@ def train_fold(context: RunContext, fold: int, start: ResumePoint | None, batche
     with track_fold(experiment.config, run_dir, fold, log) as tracker:
         heart.beat(phase="start", fold=fold, epoch=0, step=0)
         try:
-            engine = _build_engine(context, fold, tracker)
+            engine = build_engine(context, fold, tracker)
             _log_disk(engine, experiment.paths)
             group_gradients(engine)
             progress = FoldProgress()
@@ -125,98 +110,6 @@ def _start_afresh(accelerator: Accelerator) -> None:
     torch.compiler.reset()
     if accelerator.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(accelerator.device)
-
-
-def _build_engine(context: RunContext, fold: int, tracker: Tracker) -> Engine:
-    experiment, accelerator, log = context.experiment, context.accelerator, context.log
-    manifest, train, plan = experiment.data.manifest, experiment.config.train, experiment.plan(fold)
-    num_classes, device = len(manifest.classes), accelerator.device
-    division = BatchDivision.derive(train, accelerator.num_processes)
-    if accelerator.num_processes > plan.size:
-        raise UserError(f"fold {fold}: {plan.size} samples a step can't feed {accelerator.num_processes} processes")
-    sizes = f"train={len(plan.samples)} valid={len(experiment.data.list_valid(fold))} classes={num_classes}"
-    log.line(f"[DATA] dataset sizes | fold={fold} {sizes}")
-    model, mean, std = _build_model(context, fold)
-    ema = build_ema(train, model, plan.total_steps)
-    optimizer = build_optimizer(train, model, device)
-    scheduler = build_scheduler(train, optimizer, plan.steps_per_epoch)
-    for line in _describe_optimization(train, plan, division):
-        log.line(line)
-    if wants_compile(train, device):
-        model.compile()
-    with warnings.catch_warnings():  # torch renames it; Accelerate has not yet
-        warnings.filterwarnings("ignore", ".*broadcast_buffers", FutureWarning)
-        wrapped, prepared_optimizer = accelerator.prepare(model, optimizer)
-    return Engine(
-        accelerator=accelerator,
-        model=wrapped,
-        bare_model=model,
-        ema=ema,
-        optimizer=prepared_optimizer,
-        scheduler=scheduler,
-        criterion=build_loss(train),
-        mixup=build_mixup(train, num_classes),
-        normalize=Normalizer(mean, std, device),
-        num_classes=num_classes,
-        plan=plan,
-        division=division,
-        config=train,
-        ids=manifest.ids,
-        log=log,
-        tracker=tracker,
-        heart=context.heart,
-    )
-
-
-def _describe_optimization(train: TrainConfig, plan: BatchPlan, division: BatchDivision) -> list[str]:
-    """For the log: the optimizer and the schedule."""
-    scaled = "" if train.lr_scaling == "none" else f" (train.lr={train.lr:g}, {train.lr_scaling} in train.batch_size)"
-    decay = choose_ema_decay(train, plan.total_steps)
-    return [
-        f"[OPTIM] {train.optimizer} lr={train.lr * scale_lr(train):g}{scaled} weight_decay={train.weight_decay:g} "
-        f"ema={decay if decay is None else f'{decay:g}'}",
-        f"[SCHED] {train.scheduler} warmup_epochs={train.warmup_epochs:g} min_lr={train.min_lr * scale_lr(train):g} "
-        f"steps={plan.steps_per_epoch} epochs={train.epochs} batch={plan.size} processes={division.world_size} "
-        f"images_at_a_time={division.images_at_a_time}",
-    ]
-
-
-def _build_model(context: RunContext, fold: int) -> tuple[nn.Module, tuple[float, ...], tuple[float, ...]]:
-    """The fold's model on the device, and the mean and standard deviation that it expects of its input."""
-    experiment, accelerator, log = context.experiment, context.accelerator, context.log
-    config, train, plan, device = experiment.config, experiment.config.train, experiment.plan(fold), accelerator.device
-    if config.model.pretrained and config.model.weights is None:
-        log.line(f"[MODEL] weights of {config.model.name} from the hub or its cache (offline: model.weights)")
-    torch.manual_seed(derive_seed(config.project.seed, Purpose.INITIAL_WEIGHTS, fold))
-    with ending_at_once():  # the hub may be slow, and nothing of this fold is there to lose
-        model = build_model(config.model, len(experiment.data.manifest.classes), train.img_size)
-    await_all(accelerator)  # one machine's hub may be slower than collectives may take
-    mean, std = get_normalization(config.model, model)
-    if train.sync_bn and accelerator.num_processes > 1:
-        _check_sync_bn(plan.size, accelerator)
-        model = synchronize_batchnorm(model)
-    model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    check_smallest_micro_batch(model, plan, train, accelerator.num_processes)
-    total, trainable = count_parameters(model)
-    log.line(
-        f"[MODEL] name={config.model.name} pooling={config.model.pooling or 'default'} "
-        f"params(total/trainable)={total:,}/{trainable:,} device={device} precision={accelerator.mixed_precision}"
-    )
-    log.line(f"[MODEL] kernels: {describe_kernels(train, device)}")
-    advice = advise_on_batchnorm(model, train, accelerator)
-    if advice is not None:
-        log.line(f"[WARNING] {advice}")
-    return model, mean, std
-
-
-def _check_sync_bn(batch_size: int, accelerator: Accelerator) -> None:
-    if accelerator.device.type != "cuda":
-        raise UserError("train.sync_bn: torch has SyncBatchNorm for GPUs alone; set it to false on CPUs")
-    if batch_size % accelerator.num_processes:  # else ranks may split their shares into unequally many pieces
-        raise UserError(
-            f"train.sync_bn: a batch of {batch_size} images can't be shared equally by {accelerator.num_processes} "
-            "processes: take a multiple as train.batch_size"
-        )
 
 
 def _fit(

@@ -21,6 +21,7 @@ from doccls.run.heartbeat import Heartbeat
 from doccls.system.rank import rank_by_environment
 from doccls.system.signals import handling_signals
 from doccls.train import main
+from doccls.training import engine as engine_room
 from doccls.training import resume as resume_room
 from doccls.training import step as loop_room
 from doccls.training import trainer as fold_room
@@ -148,7 +149,7 @@ def hold_the_look_at_the_data(argv: list[str]) -> int:
 
 def hold_the_model(argv: list[str]) -> int:
     """Train; the model says so and comes from a hub slower than anybody waits."""
-    fold_room.build_model = _hold  # type: ignore[attr-defined]
+    engine_room.build_model = _hold  # type: ignore[attr-defined]
     return main(argv)
 
 
