@@ -22,6 +22,7 @@ from doccls.train import main
 from doccls.training import distributed as processes_room
 from doccls.training import trainer as fold_room
 from doccls.training.distributed import agree_on_stop, await_all, on_main, start_processes
+from doccls.training.engine import RunContext
 from doccls.training.evaluate import Normalizer, predict_logits
 
 COUNTS = (0, 1, 2, 3, 7)
@@ -133,13 +134,12 @@ def record_failure(argv: list[str]) -> int:
 def lose_images(argv: list[str]) -> int:
     """Train, but the images named by DOCCLS_TEST_LOSE go after the data was checked and before it is trained on."""
 
-    def lose(train_fold: Callable[..., _T], experiment: Any, *others: Any) -> _T:
-        accelerator = others[3]
-        if accelerator.is_main_process:
+    def lose(train_fold: Callable[..., _T], context: RunContext, *others: Any) -> _T:
+        if context.accelerator.is_main_process:
             for name in os.environ["DOCCLS_TEST_LOSE"].split(","):
-                (experiment.config.data.image_dir_train / name).unlink()
-        accelerator.wait_for_everyone()
-        return train_fold(experiment, *others)
+                (context.experiment.config.data.image_dir_train / name).unlink()
+        context.accelerator.wait_for_everyone()
+        return train_fold(context, *others)
 
     _wrap(fold_room, "train_fold", lose)
     return main(argv)
