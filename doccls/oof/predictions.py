@@ -10,7 +10,7 @@ import numpy as np
 from doccls.errors import UserError
 from doccls.run.paths import RunPaths
 from doccls.system.atomic_files import remove_leftovers
-from doccls.system.tensor_file import TensorFileError, read_tensor_file, write_tensor_file
+from doccls.system.tensor_file import OtherVersionError, TensorFileError, read_tensor_file, write_tensor_file
 
 _FORMAT = "doccls-fold-predictions-3"
 
@@ -84,6 +84,11 @@ def find_finished_folds(paths: RunPaths, identity: str | None, num_folds: int) -
             continue
         try:
             info = read_part(path).info
+        except OtherVersionError as error:
+            raise UserError(
+                f"run {paths.run_id} in {paths.root} has finished folds that this version can't read: {error}. "
+                "Take another --run-id, or go on with that version"
+            ) from error
         except TensorFileError:
             continue  # damaged: the fold is trained again and its part replaced
         if identity is not None and info.identity != identity:

@@ -31,6 +31,25 @@ class TensorFileError(UserError):
     """A file is missing, torn, of another format, or not what it says; the message names it and the reason."""
 
 
+class OtherVersionError(TensorFileError):
+    """A file is of another version of doccls, which can read it: it is not damaged, and must not be replaced."""
+
+
+def refuse_format(path: Path, found: object, wanted: str) -> None:
+    """Refuse a file by its format word, unless it is the one that is wanted.
+
+    Raises:
+        OtherVersionError: the word is of doccls.
+        TensorFileError: it is not, or there is none.
+    """
+    if isinstance(found, str) and found.startswith("doccls-") and found != wanted:
+        raise OtherVersionError(
+            f"{path}: of another version of doccls (its format is {found}; this version reads {wanted})"
+        )
+    if found != wanted:
+        raise TensorFileError(f"{path}: not a file of the format {wanted}")
+
+
 def write_tensor_file(path: Path, format_word: str, description: Mapping[str, Any], arrays: Arrays) -> None:
     """Write the file, whole; the same content gives the same bytes. Other Python threads can run meanwhile.
 
@@ -61,8 +80,9 @@ def read_tensor_file(path: Path, format_word: str, parse: Callable[[dict[str, An
     """Read and verify a file; `parse` makes something of its description and arrays.
 
     Raises:
-        TensorFileError: missing, torn, of another format, its content does not match its digest, or `parse` raised a
-            KeyError, TypeError or ValueError.
+        OtherVersionError: another version of doccls wrote it.
+        TensorFileError: missing, torn, foreign, its content does not match its digest, or `parse` raised a KeyError,
+            TypeError or ValueError.
     """
     try:
         with safe_open(path, framework="numpy") as file:
@@ -71,8 +91,7 @@ def read_tensor_file(path: Path, format_word: str, parse: Callable[[dict[str, An
     except (OSError, SafetensorError, ValueError, TypeError) as error:
         raise TensorFileError(f"{path}: can't be read ({type(error).__name__}: {error})") from error
     found = stated.get("format") if isinstance(stated, dict) else None
-    if found != format_word:
-        raise TensorFileError(f"{path}: its format is {found or 'foreign'}, not {format_word}")
+    refuse_format(path, found, format_word)
     if not isinstance(text := stated.get("description"), str) or stated.get("digest") != digest_arrays(arrays, text):
         raise TensorFileError(f"{path}: its content does not match its digest: the file is damaged")
     try:

@@ -22,7 +22,13 @@ from doccls.run.metrics_log import EpochMetrics
 from doccls.run.paths import RunPaths
 from doccls.system.atomic_files import replacing
 from doccls.system.disk import tell_size
-from doccls.system.tensor_file import TensorFileError, digest_arrays, read_tensor_file, write_tensor_file
+from doccls.system.tensor_file import (
+    TensorFileError,
+    digest_arrays,
+    read_tensor_file,
+    refuse_format,
+    write_tensor_file,
+)
 
 _BEST_FORMAT = "doccls-best-3"
 _RESUME_FORMAT = "doccls-resume-2"
@@ -88,8 +94,7 @@ def read_best(path: Path) -> BestWeights:
         raise TensorFileError(f"no checkpoint {path}") from error
     except UNREADABLE as error:
         raise TensorFileError(f"checkpoint {path}: torn, or not one of doccls ({type(error).__name__})") from error
-    if meta.pop("format", None) != _BEST_FORMAT:
-        raise TensorFileError(f"checkpoint {path}: another format than {_BEST_FORMAT}")
+    refuse_format(path, meta.pop("format", None), _BEST_FORMAT)
     if digest != _digest_weights(state_dict, text):
         raise TensorFileError(f"checkpoint {path}: its content does not match its digest: the file is damaged")
     for name in ("classes", "mean", "std"):

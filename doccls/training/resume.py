@@ -187,9 +187,12 @@ class Checkpointer:
         self._writing = None
 
     def close(self) -> None:
-        """Nothing is being written any more."""
+        """Nothing is being written any more; best weights that could not be saved are logged."""
         self._settle()
         self._writer.shutdown()
+        for writing in self._writing_best:
+            if (error := writing.exception()) is not None:
+                self._engine.log.line(f"[WARNING] the best weights were not saved: {error}")
 
     def __enter__(self) -> Self:
         return self

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from doccls.oof.predictions import OofPart, PartInfo, is_merged, read_part, write_part
+from doccls.errors import UserError
+from doccls.oof.predictions import OofPart, PartInfo, find_finished_folds, is_merged, read_part, write_part
 from doccls.run.paths import RunPaths
 from doccls.system.tensor_file import TensorFileError, write_tensor_file
 
@@ -116,12 +117,19 @@ def test_a_file_of_another_kind_is_refused(tmp_path: Path, content: str) -> None
         save_file(ARRAYS, path)
     elif content == "other format":
         write_tensor_file(path, "doccls-oof-part-2", INFO, ARRAYS)
-        assert "its format is doccls-oof-part-2, not doccls-fold-predictions-3" in refuse(path)
+        assert "its format is doccls-oof-part-2; this version reads doccls-fold-predictions-3" in refuse(path)
     elif content == "missing array":
         write_tensor_file(path, FORMAT, INFO, {"logits": ARRAYS["logits"]})
     else:
         save_file(ARRAYS, path, {"doccls": json.dumps({"format": FORMAT})})
     refuse(path)
+
+
+def test_finished_folds_of_another_version_are_never_trained_over(tmp_path: Path) -> None:
+    paths = RunPaths(tmp_path)
+    write_tensor_file(paths.part(1), "doccls-oof-part-2", INFO, ARRAYS)
+    with pytest.raises(UserError, match=r"has finished folds that this version can't read: .*Take another --run-id"):
+        find_finished_folds(paths, "abc", 3)
 
 
 @pytest.mark.parametrize("info", [{}, INFO | {"classes": 3}, INFO | {"more": 1}, {"fold": 1}])

@@ -413,6 +413,20 @@ def test_best_weights_that_cannot_be_saved_end_the_fold(tmp_path: Path, monkeypa
         keeper.check_best(wait=True)
 
 
+def test_best_weights_that_could_not_be_saved_before_a_stop_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    log = KeptLog()
+    monkeypatch.setattr("doccls.system.atomic_files.os.fsync", refuse)
+    with Checkpointer(replace(make_engine(), log=log), RunPaths(tmp_path), IDENTITY, None) as keeper:
+        keeper.save_best(make_best(1))
+    (told,) = log.lines
+    assert told.startswith("[WARNING] the best weights were not saved: can't write ") and "best_fold0.pth" in told
+
+
 def test_a_saved_state_is_not_what_the_next_step_makes_of_it(tmp_path: Path) -> None:
     """It is written beside the training, which goes on meanwhile."""
     engine = make_engine(make_conv(), optimizer="adamw")

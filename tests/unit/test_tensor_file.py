@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays_of
 from safetensors.numpy import load_file, save_file
 
-from doccls.system.tensor_file import TensorFileError, read_tensor_file, write_tensor_file
+from doccls.system.tensor_file import OtherVersionError, TensorFileError, read_tensor_file, write_tensor_file
 
 DTYPES = ("<f8", "<f4", "<f2", "<i8", "<i4", "<i2", "|i1", "|u1", "<u2", "<u4", "<u8", "|b1")
 ARRAYS = st.dictionaries(
@@ -58,11 +58,14 @@ def test_a_file_of_another_kind_or_of_none_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TensorFileError, match="can't be read"):
         read(path)
     write_tensor_file(path, "kind-1", {}, {})
-    with pytest.raises(TensorFileError, match="its format is kind-1, not kind-2"):
+    with pytest.raises(TensorFileError, match="not a file of the format kind-2"):
         read(path, "kind-2")
     save_file({"a": np.zeros(1)}, path)
-    with pytest.raises(TensorFileError, match="its format is foreign, not kind-1"):
+    with pytest.raises(TensorFileError, match="not a file of the format kind-1"):
         read(path)
+    write_tensor_file(path, "doccls-kind-1", {}, {})
+    with pytest.raises(OtherVersionError, match=r"its format is doccls-kind-1; this version reads doccls-kind-2\)"):
+        read(path, "doccls-kind-2")
 
 
 @pytest.mark.parametrize("error", [KeyError, TypeError, ValueError])
