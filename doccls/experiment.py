@@ -1,4 +1,4 @@
-"""What all folds of a run share; the one way a run is opened (checked data -> identity -> folder), and is closed."""
+"""What all folds of a run share, and the only way to open a run (checked data, fingerprint, folder) and to close it."""
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -179,7 +179,7 @@ def close_run(experiment: Experiment, log: RunLog) -> None:
         for line in scores:
             log.line(line)
     else:
-        log.line(tell_unmerged(experiment))
+        log.line(describe_unmerged(experiment))
     log_done(paths, log)
 
 
@@ -189,7 +189,7 @@ def log_done(paths: RunPaths, log: RunLog) -> None:
     log.line("[BOOT] training pipeline finished successfully")
 
 
-def tell_unmerged(experiment: Experiment) -> str:
+def describe_unmerged(experiment: Experiment) -> str:
     """What is still to do for a run whose command asked for one fold alone."""
     paths, num_folds = experiment.paths, experiment.config.data.folds
     missing = sorted(set(range(num_folds)) - set(experiment.find_finished()))

@@ -66,9 +66,7 @@ def read_part(path: Path) -> OofPart:
     Raises:
         TensorFileError: missing, torn, of another format, or its content does not match its digest or its own words.
     """
-    part = read_tensor_file(path, _FORMAT, _parse)
-    _check(part, str(path))
-    return part
+    return read_tensor_file(path, _FORMAT, lambda description, arrays: _parse(description, arrays, str(path)))
 
 
 def find_finished_folds(paths: RunPaths, identity: str | None, num_folds: int) -> list[int]:
@@ -129,16 +127,22 @@ def is_merged(paths: RunPaths) -> bool:
         return False
 
 
-def _parse(description: dict[str, Any], arrays: dict[str, np.ndarray]) -> OofPart:
+def _parse(description: dict[str, Any], arrays: dict[str, np.ndarray], where: str) -> OofPart:
     for name in ("classes", "ids", "skipped", "groups"):
         description[name] = None if description[name] is None else tuple(description[name])
-    return OofPart(PartInfo(**description), arrays["indices"], arrays["logits"], arrays["targets"])
+    part = OofPart(PartInfo(**description), arrays["indices"], arrays["logits"], arrays["targets"])
+    _check(part, where)
+    return part
 
 
 def _check(part: OofPart, where: str) -> None:
     info, rows = part.info, len(part.indices_N)
     kinds = [array.dtype.name for array in (part.indices_N, part.logits_NC, part.targets_N)]
-    if kinds != ["int64", "float32", "int64"] or part.logits_NC.shape != (rows, len(info.classes)):
+    if (
+        kinds != ["int64", "float32", "int64"]
+        or part.logits_NC.shape != (rows, len(info.classes))
+        or (part.indices_N.ndim != 1 or part.targets_N.ndim != 1)
+    ):
         raise TensorFileError(f"{where}: arrays of the wrong kind or shape")
     if {len(part.targets_N), len(info.ids), rows if info.groups is None else len(info.groups)} != {rows}:
         raise TensorFileError(f"{where}: indices, targets, IDs and groups differ in number")

@@ -1,4 +1,4 @@
-"""How a command ends: the only place where an error becomes a process's last words and its exit code."""
+"""How a command ends: errors become exit codes, markers and the console's last words here, and nowhere else."""
 
 import os
 import socket
@@ -40,7 +40,7 @@ def run_training(act: Callable[["RunLog"], None], rank: int = 0) -> int:
     with handling_signals(), at_sudden_end(lambda reason, code: _end_suddenly(reason, code, rank, log.opened)):
         try:
             act(log)
-        except (Exception, Interrupted) as error:  # noqa: BLE001 (the last place: an error ends the process, told)
+        except (Exception, Interrupted) as error:  # noqa: BLE001 (the outermost handler: it reports every error)
             ignore_signals()
             _report_failure(error, rank, log)
             return exit_code(error)

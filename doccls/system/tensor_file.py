@@ -23,6 +23,8 @@ _DTYPES = {
     "<u2": "U16", "<u4": "U32", "<u8": "U64", "|b1": "BOOL",
 }  # fmt: skip
 _ALIGNMENT = 8
+_DAMAGE = (ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError)  # and with it RecursionError
+"""What content of the wrong kind is met with."""
 _KEY = "doccls"
 """The one key of the metadata: safetensors would write several in an order that differs from run to run."""
 
@@ -81,14 +83,14 @@ def read_tensor_file(path: Path, format_word: str, parse: Callable[[dict[str, An
 
     Raises:
         OtherVersionError: another version of doccls wrote it.
-        TensorFileError: missing, torn, foreign, its content does not match its digest, or `parse` raised a KeyError,
-            TypeError or ValueError.
+        TensorFileError: missing, torn, foreign, its content does not match its digest, or `parse` met something
+            that it did not expect.
     """
     try:
         with safe_open(path, framework="numpy") as file:
             stated = json.loads((file.metadata() or {}).get(_KEY, "null"))
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-    except (OSError, SafetensorError, ValueError, TypeError) as error:
+    except (OSError, SafetensorError, *_DAMAGE) as error:
         raise TensorFileError(f"{path}: can't be read ({type(error).__name__}: {error})") from error
     found = stated.get("format") if isinstance(stated, dict) else None
     refuse_format(path, found, format_word)
@@ -96,7 +98,9 @@ def read_tensor_file(path: Path, format_word: str, parse: Callable[[dict[str, An
         raise TensorFileError(f"{path}: its content does not match its digest: the file is damaged")
     try:
         return parse(json.loads(text), arrays)
-    except (KeyError, TypeError, ValueError) as error:
+    except TensorFileError:
+        raise
+    except _DAMAGE as error:
         raise TensorFileError(f"{path}: its description is damaged ({type(error).__name__}: {error})") from error
 
 

@@ -35,6 +35,8 @@ _RESUME_FORMAT = "doccls-resume-2"
 _MOMENTS = 2
 """Of each trained weight, with most optimizers; how many there are shows at the first step."""
 _DISK_MARGIN = 2
+_WITHOUT_NUMPY = {torch.bfloat16: torch.int16, torch.float8_e4m3fn: torch.uint8, torch.float8_e5m2: torch.uint8}
+"""Types that NumPy lacks, and what their bytes are kept as."""
 
 
 # --- best weights ----------------------------------------------------------------------------------------------------
@@ -90,16 +92,18 @@ def read_best(path: Path) -> BestWeights:
         meta = json.loads(text)
         if not (isinstance(state_dict, dict) and isinstance(meta, dict)):
             raise TypeError("not mappings")
+        refuse_format(path, meta.pop("format", None), _BEST_FORMAT)
+        if digest != _digest_weights(state_dict, text):
+            raise TensorFileError(f"checkpoint {path}: its content does not match its digest: the file is damaged")
+        for name in ("classes", "mean", "std"):
+            meta[name] = tuple(meta[name])
+        return BestWeights(state_dict=state_dict, **meta)
+    except TensorFileError:
+        raise
     except FileNotFoundError as error:
         raise TensorFileError(f"no checkpoint {path}") from error
     except UNREADABLE as error:
         raise TensorFileError(f"checkpoint {path}: torn, or not one of doccls ({type(error).__name__})") from error
-    refuse_format(path, meta.pop("format", None), _BEST_FORMAT)
-    if digest != _digest_weights(state_dict, text):
-        raise TensorFileError(f"checkpoint {path}: its content does not match its digest: the file is damaged")
-    for name in ("classes", "mean", "std"):
-        meta[name] = tuple(meta[name])
-    return BestWeights(state_dict=state_dict, **meta)
 
 
 def parse_config(best: BestWeights) -> Config:
@@ -247,7 +251,9 @@ def _to_array(tensor: torch.Tensor) -> np.ndarray:
     try:
         array: np.ndarray = tensor.detach().numpy()
     except TypeError:
-        array = tensor.detach().view({1: torch.uint8, 2: torch.int16}[tensor.element_size()]).numpy()
+        if tensor.dtype not in _WITHOUT_NUMPY:
+            raise
+        array = tensor.detach().view(_WITHOUT_NUMPY[tensor.dtype]).numpy()
     return array
 
 
@@ -263,6 +269,10 @@ class ResumePoint:
     """Optimizer steps done."""
     saved_s: float
     """Seconds since 1970."""
+    keeps_best: bool = True
+    """Whether the best weights on disk are those of its best epoch. Those of a later epoch have replaced them: epochs
+    from here on are then compared anew, so that logits and weights are always of one epoch. The later epoch, which was
+    at least as good as any before, comes again."""
 
 
 def find_resume_point(
@@ -276,7 +286,8 @@ def find_resume_point(
     Raises:
         UserError: another number of processes saved it, and `allow_change` is false.
     """
-    found: list[tuple[Path, ResumeCheckpoint]] = []
+    found: list[ResumePoint] = []
+    world_sizes: dict[Path, int] = {}
     for path in filter(Path.exists, paths.last_states(fold)):
         try:
             checkpoint = read_resume(path)
@@ -285,33 +296,38 @@ def find_resume_point(
             continue
         if (checkpoint.identity, checkpoint.fold) != (identity, fold):
             log.line(f"[WARNING] {path}: of another experiment or fold: passed over")
-        elif (lack := _find_lack(paths.best_checkpoint(fold), checkpoint)) is not None:
-            log.line(f"[WARNING] {path}: passed over, since its best weights are not there: {lack}")
-        else:
-            found.append((path, checkpoint))
+            continue
+        try:
+            keeps_best = _compare_best(paths.best_checkpoint(fold), checkpoint)
+        except TensorFileError as error:
+            log.line(f"[WARNING] {path}: passed over, since its best weights are not there: {error}")
+            continue
+        world_sizes[path] = checkpoint.world_size
+        found.append(ResumePoint(path, checkpoint.step, checkpoint.saved_s, keeps_best))
     if not found:
         return None
-    path, checkpoint = max(found, key=lambda pair: pair[1].step)
-    if checkpoint.world_size != world_size and not allow_change:
+    newest = max(found, key=lambda point: point.step)
+    if (saved_by := world_sizes[newest.path]) != world_size and not allow_change:
         raise UserError(
-            f"fold {fold} was saved at step {checkpoint.step} by {checkpoint.world_size} processes, and these are "
-            f"{world_size}. Start {checkpoint.world_size}; or say --allow-world-size-change: the same batches follow, "
-            f"but not the same bits; or delete {path.parent}/last_fold{fold}_*, and the fold begins again"
+            f"fold {fold} was saved at step {newest.step} by {saved_by} processes, and these are {world_size}. "
+            f"Start {saved_by}; or say --allow-world-size-change: the same batches follow, but not the same bits; "
+            f"or delete {newest.path.parent}/last_fold{fold}_*, and the fold begins again"
         )
-    return ResumePoint(path, checkpoint.step, checkpoint.saved_s)
+    return newest
 
 
-def _find_lack(path: Path, checkpoint: ResumeCheckpoint) -> str | None:
-    """What is wrong with the best weights that it relies on; those of a later epoch will be written anew."""
+def _compare_best(path: Path, checkpoint: ResumeCheckpoint) -> bool:
+    """Whether the best weights are those of the checkpoint's best epoch, not of a later one.
+
+    Raises:
+        TensorFileError: they are missing, damaged, of an earlier epoch or of something else.
+    """
     if checkpoint.best is None:
-        return None
-    try:
-        best = read_best(path)
-    except TensorFileError as error:
-        return str(error)
+        return True
+    best = read_best(path)
     if (best.identity, best.fold) != (checkpoint.identity, checkpoint.fold) or best.epoch < checkpoint.best.epoch:
-        return f"{path}: of another experiment, fold or epoch"
-    return None
+        raise TensorFileError(f"{path}: of another experiment, fold or epoch")
+    return best.epoch == checkpoint.best.epoch
 
 
 # --- how much disk a fold needs --------------------------------------------------------------------------------------

@@ -100,7 +100,7 @@ class FoldProgress:
     """How far a fold is; a resume checkpoint holds it."""
 
     step: int = 0
-    """Optimizer steps done, over all epochs; brought up to date when one is saved."""
+    """Optimizer steps done, over all epochs, when the losses were last fetched."""
     meter: LossMeter = field(default_factory=LossMeter)
     """Of the epoch that `step` lies in, or has just ended."""
     best: BestEpoch | None = None

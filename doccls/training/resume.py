@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import datetime
+from pathlib import Path
 from threading import Lock
 from types import TracebackType
 from typing import Any, Self
@@ -75,7 +76,8 @@ def restore(engine: Engine, point: ResumePoint) -> FoldProgress:
     _load_optimizer(engine.optimizer, saved.optimizer)
     if saved.scaler:
         engine.accelerator.scaler.load_state_dict(saved.scaler)
-    return FoldProgress(saved.step, LossMeter(list(saved.losses), saved.skipped_steps), saved.best, list(saved.rows))
+    best = saved.best if point.keeps_best else None
+    return FoldProgress(saved.step, LossMeter(list(saved.losses), saved.skipped_steps), best, list(saved.rows))
 
 
 class Checkpointer:
@@ -104,6 +106,8 @@ class Checkpointer:
         self._writing: Future[None] | None = None
         self._writing_best: list[Future[None]] = []
         self._waiting_best: BestWeights | None = None
+        self._best_failed = False
+        """Whether the newest best weights that were to be written are not on disk; the writer's thread alone asks."""
         self._lock = Lock()
 
     def is_due(self) -> bool:
@@ -121,9 +125,9 @@ class Checkpointer:
         self._saved_s = time.monotonic()
         if accelerator.is_main_process:
             self._check_owner()
-            checkpoint = self._capture(progress, buffers)
             self._settle()
-            self._writing = self._writer.submit(write_resume, self._paths[self._next], checkpoint)
+            checkpoint = self._capture(progress, buffers)
+            self._writing = self._writer.submit(self._write_resume, self._paths[self._next], checkpoint)
         if wait:
             self._settle()
             await_all(accelerator)
@@ -134,7 +138,6 @@ class Checkpointer:
         Raises:
             OSError: earlier ones could not be.
         """
-        self._check_owner()
         self.check_best()
         with self._lock:
             self._waiting_best = best
@@ -153,7 +156,16 @@ class Checkpointer:
         with self._lock:
             best, self._waiting_best = self._waiting_best, None
         if best is not None:
+            self._check_owner()  # now, since the process may have stood still after it had queued this
+            self._best_failed = True
             write_best(self._best_path, best)
+            self._best_failed = False
+
+    def _write_resume(self, path: Path, checkpoint: ResumeCheckpoint) -> None:
+        if self._best_failed:
+            raise OSError("the best weights that it relies on could not be saved")
+        self._check_owner()
+        write_resume(path, checkpoint)
 
     def _capture(self, progress: FoldProgress, buffers_RB: torch.Tensor) -> ResumeCheckpoint:
         engine, accelerator = self._engine, self._engine.accelerator

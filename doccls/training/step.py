@@ -243,7 +243,8 @@ def _settle(engine: Engine, meter: LossMeter, first: int, is_due: bool) -> tuple
     drops = torch.stack(meter.scale_drops).float() if meter.scale_drops else torch.zeros(count, device=device)
     due = torch.tensor([float(is_due)], device=device)
     own = torch.cat([torch.stack(meter.pending), drops, due, render_stop(device)])
-    sums = engine.accelerator.reduce(own, reduction="sum").cpu().double()
+    # Summed here, by rank: a reduction's order of sums would depend on how many losses are pending.
+    sums = engine.accelerator.gather(own[None]).cpu().double().sum(0)
     losses, dropped, due, stops = sums.tensor_split([count, 2 * count, 2 * count + 1])
     skipped = dropped > 0  # the scale is the same on all ranks
     bad = ~torch.isfinite(losses)

@@ -195,7 +195,7 @@ def _train(
 
 
 def _validate(experiment: Experiment, engine: Engine, batches: WaitingBatches, epoch: int) -> tuple[BestEpoch, float]:
-    """What the better of raw and averaged weights are worth (of equals the averaged), and their loss.
+    """Validate the raw and the averaged weights; the better ones' result (of equals the averaged ones') and their loss.
 
     Raises:
         UserError: a logit is not finite.

@@ -21,10 +21,10 @@ from doccls.experiment import (
     Experiment,
     OpenRun,
     check_files,
+    describe_unmerged,
     log_config,
     open_run,
     prepare,
-    tell_unmerged,
 )
 from doccls.oof.predictions import OofPart, PartInfo, write_part
 from doccls.reporting.log import RunLog
@@ -430,19 +430,19 @@ def test_the_folds_that_are_asked_for(make_config: MakeConfig, valid_fold: int |
 def test_what_is_still_to_do_is_told_until_all_folds_are_there(open_it: Open) -> None:
     experiment, _ = open_it(data={"valid_fold": 1})
     finish(experiment, 1)
-    assert tell_unmerged(experiment) == (
+    assert describe_unmerged(experiment) == (
         "[OOF] not merged: folds [0, 2] of this run are still to train, with --run-id x"
     )
     finish(experiment, 0)
     finish(experiment, 2)
-    told = tell_unmerged(experiment)
+    told = describe_unmerged(experiment)
     assert told == f"[OOF] all 3 folds are there; merge them: doccls-launch merge {experiment.paths.root}"
     experiment.paths.part(0).write_bytes(b"torn")
-    assert "folds [0] of this run" in tell_unmerged(experiment)
+    assert "folds [0] of this run" in describe_unmerged(experiment)
 
 
 def test_a_part_of_a_stranger_does_not_count_as_done(open_it: Open) -> None:
     experiment, _ = open_it()
     finish(experiment, 1, identity="b" * 64)
     with pytest.raises(UserError, match="take another --run-id"):
-        tell_unmerged(experiment)
+        describe_unmerged(experiment)

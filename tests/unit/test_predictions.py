@@ -132,7 +132,10 @@ def test_finished_folds_of_another_version_are_never_trained_over(tmp_path: Path
         find_finished_folds(paths, "abc", 3)
 
 
-@pytest.mark.parametrize("info", [{}, INFO | {"classes": 3}, INFO | {"more": 1}, {"fold": 1}])
+@pytest.mark.parametrize(
+    "info",
+    [{}, INFO | {"classes": 3}, INFO | {"more": 1}, {"fold": 1}, INFO | {"fold": "1"}, INFO | {"skipped": [[1]]}],
+)
 def test_a_damaged_description_is_refused(tmp_path: Path, info: dict[str, Any]) -> None:
     path = tmp_path / "p"
     write_tensor_file(path, FORMAT, info, ARRAYS)

@@ -24,6 +24,7 @@ from doccls.reporting.progress import ProgressBar
 from doccls.run.metrics_log import EpochMetrics
 from doccls.run.paths import RunPaths
 from doccls.system.atomic_files import WriteError
+from doccls.system.lock import LockError
 from doccls.system.signals import Interrupted
 from doccls.system.tensor_file import TensorFileError
 from doccls.training import resume
@@ -250,8 +251,9 @@ def test_a_state_without_the_best_weights_that_it_relies_on_is_passed_over(
         path.write_bytes(there)
     elif there is None:
         path.unlink()
+    is_later = isinstance(there, dict) and there.get("epoch") == 3
     assert find_resume_point(RunPaths(tmp_path), IDENTITY, 3, 2, False, log) == (
-        ResumePoint(paths[0], 17, 1234.5) if is_used else ResumePoint(paths[1], 9, 1234.5)
+        ResumePoint(paths[0], 17, 1234.5, not is_later) if is_used else ResumePoint(paths[1], 9, 1234.5)
     )
     assert len(log.lines) == (0 if is_used else 1)
     told = f"[WARNING] {paths[0]}: passed over, since its best weights are not there: "
@@ -411,6 +413,63 @@ def test_best_weights_that_cannot_be_saved_end_the_fold(tmp_path: Path, monkeypa
                 keeper.check_best(wait=True)
         keeper.save_best(make_best(2))
         keeper.check_best(wait=True)
+
+
+def test_a_checkpoint_never_relies_on_best_weights_that_could_not_be_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk is full for a moment: the checkpoints before it stay, and the fold resumes from them."""
+
+    def reach(step: int, epoch: int) -> FoldProgress:
+        return FoldProgress(step, best=BestEpoch(epoch, 0.5, 0.5, "raw", np.arange(1), np.zeros((1, 2), np.float32)))
+
+    def refuse(path: Path, best: BestWeights) -> None:
+        raise OSError(28, "No space left on device")
+
+    log = KeptLog()
+    with Checkpointer(replace(make_engine(), log=log), RunPaths(tmp_path), IDENTITY, None) as keeper:
+        keeper.save_best(make_best(1))
+        keeper.save(reach(5, 1), wait=True)
+        with monkeypatch.context() as patch:
+            patch.setattr(resume, "write_best", refuse)
+            keeper.save_best(make_best(2))
+            for step in (6, 7):
+                keeper.save(reach(step, 2), wait=True)
+        assert (
+            len([line for line in log.lines if "a resume checkpoint was not saved: the best weights that" in line]) == 2
+        )
+        found = find_resume_point(RunPaths(tmp_path), IDENTITY, 0, 1, False, RunLog(None))
+        assert found is not None and (found.step, found.keeps_best) == (5, True)
+        with pytest.raises(OSError, match="No space left"):
+            keeper.check_best()
+        keeper.save_best(make_best(2))
+        keeper.save(reach(8, 2), wait=True)
+        found = find_resume_point(RunPaths(tmp_path), IDENTITY, 0, 1, False, RunLog(None))
+        assert found is not None and (found.step, found.keeps_best) == (8, True)
+
+
+@pytest.mark.parametrize("keeps_best", [True, False])
+def test_where_better_weights_have_replaced_the_best_ones_epochs_are_compared_anew(
+    tmp_path: Path, keeps_best: bool
+) -> None:
+    """Else logits and weights could be of two epochs, where the epochs that come again do not give the same bits."""
+    engine, best = make_engine(), BestEpoch(1, 0.5, 0.5, "raw", np.arange(1), np.zeros((1, 2), np.float32))
+    with Checkpointer(engine, RunPaths(tmp_path), IDENTITY, None) as keeper:
+        keeper.save(FoldProgress(3, best=best), wait=True)
+    path = RunPaths(tmp_path).last_states(0)[0]
+    progress = restore(engine, ResumePoint(path, 3, 0.0, keeps_best))
+    assert (progress.best is not None) == keeps_best
+
+
+def test_a_process_that_has_lost_its_fold_writes_nothing_that_it_had_queued(tmp_path: Path) -> None:
+    def refuse() -> None:
+        raise LockError("another process owns the fold")
+
+    with Checkpointer(make_engine(), RunPaths(tmp_path), IDENTITY, None, refuse) as keeper:
+        keeper.save_best(make_best(1))
+        with pytest.raises(LockError):
+            keeper.check_best(wait=True)
+    assert not RunPaths(tmp_path).best_checkpoint(0).exists()
 
 
 def test_best_weights_that_could_not_be_saved_before_a_stop_are_told(

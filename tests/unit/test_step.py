@@ -26,7 +26,7 @@ from doccls.run.heartbeat import Heartbeat
 from doccls.system.signals import Interrupted, handling_signals, stopping_gracefully
 from doccls.training.engine import Engine, FoldProgress, LossMeter
 from doccls.training.evaluate import Normalizer, predict_logits
-from doccls.training.step import TrainedEpoch, _mix, _settle, train_epoch
+from doccls.training.step import TrainedEpoch, _mix, _settle, group_gradients, train_epoch
 from tests.unit.conftest import KeptLog
 
 COUNT, CLASSES, SIDE = 11, 3, 4
@@ -357,6 +357,26 @@ def test_a_signal_between_validation_batches_ends_there() -> None:
     with handling_signals(), stopping_gracefully(), pytest.raises(Interrupted) as caught:
         predict_logits([engine.bare_model], draw(), engine.normalize, CLASSES, engine.accelerator)
     assert (given, caught.value.exit_code) == ([0, 1, 2], 130)
+
+
+@pytest.mark.parametrize("micro", [None, 2])
+def test_grouping_gradients_leaves_weights_buffers_and_gradients_as_they_were(
+    monkeypatch: pytest.MonkeyPatch, micro: int | None
+) -> None:
+    torch.manual_seed(0)
+    pooled = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, CLASSES))
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), *pooled)
+    engine = make_engine(model, micro_batch_size=micro, img_size=32)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    passes: list[int] = []
+    model.register_forward_hook(lambda module, inputs, output: passes.append(len(inputs[0])))
+    group_gradients(engine)
+    assert passes == [], "one process has no buckets"
+    monkeypatch.setattr(type(engine.accelerator), "num_processes", 2)
+    group_gradients(engine)
+    assert passes == [micro or 4] and model.training
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
 
 
 # --- Mixup -----------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import threading
 import time
 from pathlib import Path
@@ -68,7 +69,7 @@ def test_a_file_of_another_kind_or_of_none_is_refused(tmp_path: Path) -> None:
         read(path, "doccls-kind-2")
 
 
-@pytest.mark.parametrize("error", [KeyError, TypeError, ValueError])
+@pytest.mark.parametrize("error", [KeyError, TypeError, ValueError, AttributeError, RecursionError])
 def test_a_description_that_says_something_else_is_damage(tmp_path: Path, error: type[Exception]) -> None:
     def parse(description: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
         raise error("what")
@@ -76,6 +77,20 @@ def test_a_description_that_says_something_else_is_damage(tmp_path: Path, error:
     write_tensor_file(tmp_path / "x", "kind-1", {}, {})
     with pytest.raises(TensorFileError, match="its description is damaged"):
         read_tensor_file(tmp_path / "x", "kind-1", parse)
+
+
+@pytest.mark.parametrize("dtype", ["F8_E4M3", "BF16", "F4", "nonsense"])
+def test_arrays_of_a_kind_that_numpy_lacks_are_damage(tmp_path: Path, dtype: str) -> None:
+    header = json.dumps({"x": {"dtype": dtype, "shape": [2], "data_offsets": [0, 2]}}).encode()
+    (tmp_path / "x").write_bytes(len(header).to_bytes(8, "little") + header + b"ab")
+    with pytest.raises(TensorFileError):
+        read(tmp_path / "x")
+
+
+def test_a_description_that_nests_without_end_is_damage(tmp_path: Path) -> None:
+    save_file({}, tmp_path / "x", {"doccls": "[" * 200_000})
+    with pytest.raises(TensorFileError):
+        read(tmp_path / "x")
 
 
 def test_any_flipped_bit_is_found(tmp_path: Path) -> None:
