@@ -139,7 +139,11 @@ class RunningFold:
             if owner is not None and owner.launch != LAUNCH:  # these may be its heartbeats
                 return Ending(Outcome.USER_ERROR), str(owner)
         rank = self._find_culprit(codes, causes)
-        beat, code, console = beats[rank], codes[rank], self._read_console(rank)
+        return self._describe_failure(outcome, rank, codes[rank], beats[rank])
+
+    def _describe_failure(self, outcome: Outcome, rank: int, code: int | None, beat: Beat | None) -> tuple[Ending, str]:
+        """What the rank that is to be heard said, or how it ended."""
+        console = self._read_console(rank)
         assert code is not None
         said = _FAILED.findall(console)
         if code > 0 and beat is not None and beat.cause is not None:
@@ -196,24 +200,25 @@ class RunningFold:
         except OSError:
             return ""
 
-    def _find_silence(self, now_s: float, another_has_begun: bool) -> str | None:
-        """What to say if a rank has made no progress for too long; in a collective its siblings wait for it too.
-
-        For a fold that was asked to stop, only the limit of the stop counts.
-        """
+    def _note_beats(self, now_s: float) -> list[Beat | None]:
+        """Each rank's last beat; when it moved on is noted."""
         beats = self._read_beats()
         for rank, beat in enumerate(beats):
             count = beat.count if beat else 0
             if self._beat_counts[rank] != count:
                 self._beat_counts[rank], self._moved_s[rank] = count, now_s
-        silences_s = [now_s - moved_s for moved_s in self._moved_s]
-        if another_has_begun and self._another_began_s is None:
-            self._another_began_s = now_s
-        hang_s, start_s, stop_s = self._limits.hang_s, max(self._limits.hang_s, _START_LIMIT_S), self._stop_limit_s
-        if self._another_began_s is not None and now_s - self._another_began_s > _LATER_START_LIMIT_S:
-            start_s = _LATER_START_LIMIT_S
-        limits_s = {"start": start_s, "stopping": stop_s}
         self.has_begun |= any(has_begun(beat) for beat in beats)
+        return beats
+
+    def _find_silence(self, now_s: float, another_has_begun: bool) -> str | None:
+        """What to say if a rank has made no progress for too long; in a collective its siblings wait for it too.
+
+        For a fold that was asked to stop, only the limit of the stop counts.
+        """
+        beats = self._note_beats(now_s)
+        silences_s = [now_s - moved_s for moved_s in self._moved_s]
+        hang_s, start_s, stop_s = self._limits.hang_s, self._limit_start(now_s, another_has_begun), self._stop_limit_s
+        limits_s = {"start": start_s, "stopping": stop_s}
         phases = ["start" if beat is None else beat.phase for beat in beats]
         over = {
             phase for phase, silent_s in zip(phases, silences_s, strict=True) if silent_s > limits_s.get(phase, hang_s)
@@ -228,12 +233,23 @@ class RunningFold:
             what = f"training not begun within {start_s:g} s"
         else:
             what = f"no progress within {hang_s:g} s (--hang-timeout)"
-        told = ", ".join(
+        return self._describe_silence(what, silences_s, beats)
+
+    def _limit_start(self, now_s: float, another_has_begun: bool) -> float:
+        """Seconds that a start may take: fewer some time after another fold has begun."""
+        if another_has_begun and self._another_began_s is None:
+            self._another_began_s = now_s
+        if self._another_began_s is not None and now_s - self._another_began_s > _LATER_START_LIMIT_S:
+            return _LATER_START_LIMIT_S
+        return max(self._limits.hang_s, _START_LIMIT_S)
+
+    def _describe_silence(self, what: str, silences_s: Sequence[float], beats: Sequence[Beat | None]) -> str:
+        ranks = ", ".join(
             f"rank {rank} {silence_s:.1f} s since {tell_place(beat)}{_tell_state(beat)}"
             for rank, (silence_s, beat) in enumerate(zip(silences_s, beats, strict=True))
         )
         stacks = ", ".join(map(str, self._consoles))
-        return f"{what} on {socket.gethostname()}: {told}; stacks -> {stacks}"
+        return f"{what} on {socket.gethostname()}: {ranks}; stacks -> {stacks}"
 
 
 def _tell_state(beat: Beat | None) -> str:

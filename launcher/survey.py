@@ -1,5 +1,6 @@
 """What is to be seen of a run: its parts, ledgers, locks, heartbeats, and its jobs in Slurm's queue."""
 
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -11,7 +12,7 @@ from doccls.run.heartbeat import Beat, read_beat
 from doccls.run.paths import RunPaths
 from doccls.system.lock import Holder, find_holder
 from doccls.system.tensor_file import TensorFileError
-from launcher.ledger import Ledger, read_ledger
+from launcher.ledger import Attempt, Ledger, read_ledger
 from launcher.slurm_queue import ask_queue
 from launcher.slurm_text import QueueEntry
 from launcher.status import FoldStatus, RunStatus, Seen, State, describe_fold
@@ -101,17 +102,10 @@ def _survey(paths: RunPaths) -> _Survey:
 
 def _describe(fold: int, part: PartInfo | str | None, owner: Holder | None, survey: _Survey) -> FoldStatus:
     """`part` is what the fold's part says of itself, or what is wrong with it; `owner` trains the fold, or will."""
-    beats = tuple(
-        beat for beat in survey.beats if beat.fold == fold and beat.phase in ("train", "validate", "stopping")
-    )
-    own = [one for one in survey.launches if fold in one.ledger.folds or one.ledger.list_attempts(fold)]
-    newest = max(own, key=lambda one: (one.holder is not None, one.ledger.started), default=None)
-    attempts = sorted(
-        (attempt for one in own for attempt in one.ledger.list_attempts(fold)), key=lambda attempt: attempt.started
-    )
-    if attempts and attempts[-1].outcome == Outcome.UNKILLABLE and newest is not None and owner is not None:
-        stuck = owner.host == newest.ledger.host and owner.pid in attempts[-1].pids  # of Slurm's, srun's PID is known
-        owner = None if stuck else owner  # it holds the fold's lock, and does nothing any more
+    beats = _list_beats(fold, survey)
+    newest, attempts = _find_attempts(fold, survey)
+    if owner is not None and newest is not None and _is_stuck(owner, newest, attempts):
+        owner = None  # it holds the fold's lock, and does nothing any more
     seen = Seen(
         macro_f1=part.macro_f1 if isinstance(part, PartInfo) else None,
         damage=part if isinstance(part, str) else None,
@@ -125,6 +119,27 @@ def _describe(fold: int, part: PartInfo | str | None, owner: Holder | None, surv
     )
     launching = newest is not None and newest.holder is not None
     return describe_fold(fold, seen, newest.ledger if newest else None, launching)
+
+
+def _list_beats(fold: int, survey: _Survey) -> tuple[Beat, ...]:
+    """Those of processes that work on the fold."""
+    working = ("train", "validate", "stopping")
+    return tuple(beat for beat in survey.beats if beat.fold == fold and beat.phase in working)
+
+
+def _is_stuck(owner: Holder, launch: _Launch, attempts: Sequence[Attempt]) -> bool:
+    """Whether the owner of a fold is the process of its last attempt, which could not be killed."""
+    if not attempts or attempts[-1].outcome != Outcome.UNKILLABLE:
+        return False
+    return owner.host == launch.ledger.host and owner.pid in attempts[-1].pids  # of Slurm's, srun's PID is known
+
+
+def _find_attempts(fold: int, survey: _Survey) -> tuple[_Launch | None, list[Attempt]]:
+    """The launch that has the fold, of several a living one or the newest; and all attempts at it, by their start."""
+    own = [launch for launch in survey.launches if fold in launch.ledger.folds or launch.ledger.list_attempts(fold)]
+    newest = max(own, key=lambda launch: (launch.holder is not None, launch.ledger.started), default=None)
+    attempts = [attempt for launch in own for attempt in launch.ledger.list_attempts(fold)]
+    return newest, sorted(attempts, key=lambda attempt: attempt.started)
 
 
 def _count_folds(paths: RunPaths, ledger: Ledger | None) -> int:

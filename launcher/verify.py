@@ -3,6 +3,7 @@
 import argparse
 import hashlib
 import json
+import math
 import random
 import re
 import secrets
@@ -27,7 +28,7 @@ from doccls.run.heartbeat import Beat, has_begun, read_beat, tell_place
 from doccls.run.paths import RunPaths, locate_run
 from launcher.arguments import add_device_arguments, choose_slots, count, list_config_words
 from launcher.attempt import tell_code
-from launcher.backend import KILL_LIMIT_S, Backend, kill_folds
+from launcher.backend import KILL_LIMIT_S, Backend, Processes, kill_folds
 from launcher.local import LocalBackend
 from launcher.plan import Assignment, Workload
 
@@ -225,13 +226,12 @@ class _Runs:
             UserError: they failed by themselves.
         """
         self._starts += 1
-        ranks = range(len(self._assignment.ranks))
-        consoles = [self._folder / "console" / f"start{self._starts}_rank{rank}.txt" for rank in ranks]
+        consoles = self._list_consoles()
         heartbeat = self._paths.heartbeat(self._assignment.fold, 0)
         before = last = read_beat(heartbeat)
-        begun_s: float | None = None
-        done_s: float | None = None
+        begun_s = done_s = None
         part = self._paths.part(self._assignment.fold)
+        limit_s = math.inf if kill_after_s is None else kill_after_s
         processes = self._backend.start(self._assignment, consoles)
         try:
             while None in processes.poll():
@@ -240,16 +240,29 @@ class _Runs:
                     begun_s = time.monotonic()
                 if done_s is None and part.exists():
                     done_s = time.monotonic()
-                if begun_s is not None and kill_after_s is not None and time.monotonic() - begun_s >= kill_after_s:
+                if begun_s is not None and time.monotonic() - begun_s >= limit_s:
                     break
                 time.sleep(_TICK_S)
         finally:
             kill_folds([processes])
         time_s = 0.0 if begun_s is None else (done_s or time.monotonic()) - begun_s
-        said, codes = consoles[0].read_text(encoding="utf-8", errors="replace"), set(processes.poll())
+        is_killed = begun_s is not None and kill_after_s is not None
+        return self._conclude(processes, consoles[0], time_s, last if is_killed else None)
+
+    def _list_consoles(self) -> list[Path]:
+        ranks = range(len(self._assignment.ranks))
+        return [self._folder / "console" / f"start{self._starts}_rank{rank}.txt" for rank in ranks]
+
+    def _conclude(self, processes: Processes, console: Path, time_s: float, last: Beat | None) -> _Ran:
+        """How the processes ended; `last` is their last sign where they were to be killed.
+
+        Raises:
+            UserError: they failed by themselves, or could not be killed.
+        """
+        said, codes = console.read_text(encoding="utf-8", errors="replace"), set(processes.poll())
         if codes == {0}:
             return _Ran(time_s, None, said)
-        if begun_s is not None and kill_after_s is not None and -signal.SIGKILL in codes:
+        if last is not None and -signal.SIGKILL in codes:
             return _Ran(time_s, last, said)
         if None in codes:
             raise UserError(f"a rank could not be killed within {KILL_LIMIT_S:g} s; files: {self._folder}")

@@ -158,11 +158,15 @@ def _read_fold_column(manifest: Manifest, units: Units, column: Sequence[str], n
     ]
     if split:
         raise UserError(format_examples("images in two folds of the `fold` column", split))
-    if manifest.groups is not None:
-        folds_of_group: dict[str, set[int]] = {}
-        for group, fold in zip(manifest.groups, fold_of, strict=True):
-            folds_of_group.setdefault(group, set()).add(fold)
-        torn = [f"{group!r}: folds {sorted(folds)}" for group, folds in folds_of_group.items() if len(folds) > 1]
-        if torn:
-            raise UserError(format_examples("groups of data.group_col in several folds of the `fold` column", torn))
+    _check_groups(manifest.groups or (), fold_of)
     return FoldAssignment(np.asarray(fold_of, dtype=np.int64), num_folds)
+
+
+def _check_groups(groups: Sequence[str], fold_of: Sequence[int]) -> None:
+    """Each row's group, if there are any, lies in one fold."""
+    folds_of_group: dict[str, set[int]] = {}
+    for group, fold in zip(groups, fold_of, strict=False):
+        folds_of_group.setdefault(group, set()).add(fold)
+    torn = [f"{group!r}: folds {sorted(folds)}" for group, folds in folds_of_group.items() if len(folds) > 1]
+    if torn:
+        raise UserError(format_examples("groups of data.group_col in several folds of the `fold` column", torn))
