@@ -26,9 +26,8 @@ from launcher.devices import (
     set_aside,
     shows_none,
 )
-from launcher.plan import LaunchPlan, Workload, plan_waves, warn_of_threads
-from launcher.slots import Slot, make_slots
-from launcher.slurm_text import JobRequest, SlurmTask
+from launcher.plan import LaunchPlan, Slot, Workload, make_slots, plan_waves, warn_of_threads
+from launcher.slurm.format import JobRequest, SlurmTask
 
 
 @dataclass(frozen=True)

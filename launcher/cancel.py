@@ -8,9 +8,9 @@ from collections.abc import Callable
 from doccls.errors import UserError
 from doccls.run.paths import RunPaths
 from doccls.system.lock import Holder, can_see, find_holder
-from launcher.slurm_queue import ask_queue, cancel_jobs
-from launcher.slurm_text import Going, SlurmError
-from launcher.survey import list_run_jobs
+from launcher.slurm.format import Going, SlurmError
+from launcher.slurm.queue import ask_queue, cancel_jobs
+from launcher.status import list_run_jobs
 
 _LOOK_S = 0.2
 

@@ -34,9 +34,8 @@ from launcher.arguments import (
     render_again,
 )
 from launcher.devices import find_gpus
-from launcher.plan import LaunchPlan, describe_plan, render_plan
-from launcher.slots import Slot
-from launcher.slurm_text import parse_task, pick_folds, render_sbatch, render_script
+from launcher.plan import LaunchPlan, Slot, describe_plan, render_plan
+from launcher.slurm.format import parse_task, pick_folds, render_sbatch, render_script
 
 if TYPE_CHECKING:
     from doccls.reporting.log import RunLog
@@ -88,7 +87,7 @@ def _submit(arguments: argparse.Namespace, words: Sequence[str], config: Config,
     now = datetime.now()
     run_id = check_run_id(arguments.run_id or new_run_id(config.project.version))
     with log.writing_to(name_log(config.output.logs_dir, run_id, now, "submit")):
-        from launcher.submit import SubmitOptions, submit
+        from launcher.slurm.submit import SubmitOptions, submit
 
         script, again = render_script(sys.executable, list_task_words(arguments, run_id)), render_again(words, run_id)
         submit(config, run_id, now, SubmitOptions(request, script, world_size, arguments.wait, again), log)
@@ -177,8 +176,7 @@ def _merge(arguments: argparse.Namespace) -> int:
 
 
 def _status(arguments: argparse.Namespace) -> int:
-    from launcher.status import describe_status, render_status
-    from launcher.survey import read_status
+    from launcher.status import describe_status, read_status, render_status
 
     status = read_status(_find_run(arguments))
     now = datetime.now().astimezone()

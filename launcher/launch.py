@@ -26,8 +26,7 @@ from launcher.attempt import Limits, RunningFold
 from launcher.backend import Backend, Processes, StartError, kill_folds, strike_folds
 from launcher.ledger import Attempt, Ledger, LedgerFile, begin_launch, tell_duration, tell_time
 from launcher.local import LocalBackend
-from launcher.plan import LaunchPlan, Workload, render_plan
-from launcher.slots import Slot
+from launcher.plan import LaunchPlan, Slot, Workload, render_plan
 from launcher.supervise import (
     MEMORY_OUTCOMES,
     Action,

@@ -7,7 +7,7 @@ from typing import Literal
 
 from doccls.run.heartbeat import Cause
 from doccls.system.signals import STOP_SIGNALS
-from launcher.slots import Slot, list_starts
+from launcher.plan import Slot, list_starts
 
 STOP_CODES = frozenset(code for number in STOP_SIGNALS for code in (128 + number, -number))
 """Exit codes of a process that was asked to leave; the second before it hears signals."""

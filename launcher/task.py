@@ -1,4 +1,4 @@
-"""`doccls-launch task`: an array task's share of a run's folds, in a Slurm job; who comes last merges."""
+"""`doccls-launch task`: an array task's share of a run's folds; whoever finishes last merges."""
 
 import signal
 import subprocess
@@ -8,17 +8,20 @@ from datetime import datetime
 from pathlib import Path
 
 from doccls.config import Config
-from doccls.experiment import log_config, open_run
+from doccls.experiment import Experiment, close_run, log_config, log_done, open_run
+from doccls.oof.merge import load_merged
+from doccls.oof.predictions import is_merged
+from doccls.oof.summary import list_scores
 from doccls.reporting.log import RunLog
 from doccls.run.paths import locate_run
 from doccls.system.lock import hold_lock
 from doccls.system.signals import Interrupted, stopping_gracefully
-from launcher.closing import close_share
 from launcher.launch import FoldLoop, LaunchOptions, describe_launch, describe_processes
 from launcher.ledger import LedgerFile, begin_launch
 from launcher.plan import render_plan
-from launcher.slurm import SlurmBackend
-from launcher.slurm_text import SlurmTask
+from launcher.slurm.backend import SlurmBackend
+from launcher.slurm.format import SlurmTask
+from launcher.status import list_unfinished, read_status
 
 _OPENING_S = 7200.0
 """How long a look at the data by another task may take."""
@@ -83,3 +86,30 @@ def _come_again(advanced: bool, task: SlurmTask, options: LaunchOptions, log: Ru
     done_by_slurm = subprocess.run(["scontrol", "requeue", task.job], capture_output=True, text=True, check=False)
     if done_by_slurm.returncode:
         log.line(f"[WARNING] Slurm did not take it ({done_by_slurm.stderr.strip()}): {options.again}")
+
+
+_MERGING_S = 600.0
+"""How long another one's merge may take."""
+
+
+def close_share(experiment: Experiment, log: RunLog) -> bool:
+    """Merge the run if it is whole, and nobody has; else say what is missing. Whether it is whole.
+
+    Two that come at once do it in turn, and the second finds it done.
+    """
+    paths = experiment.paths
+    whole = len(experiment.find_finished()) == experiment.config.data.folds
+    if whole:
+        with hold_lock(paths.merge_lock, f"run {paths.run_id} is being merged", wait_s=_MERGING_S):
+            if not is_merged(paths):
+                close_run(experiment, log)
+                return True
+        log.line(f"[OOF] merged before: {paths.oof_logits}")
+        for line in list_scores(load_merged(paths)[1]):
+            log.line(line)
+    else:
+        log.line("[OOF] not merged: whoever finishes last merges; what is not done now:")
+        for line in list_unfinished(read_status(paths)):
+            log.line(line)
+    log_done(paths, log)
+    return whole

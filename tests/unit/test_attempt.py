@@ -18,8 +18,7 @@ from launcher.attempt import Limits, RunningFold
 from launcher.backend import LAUNCH
 from launcher.devices import list_cpus
 from launcher.local import FoldProcesses
-from launcher.plan import Workload
-from launcher.slots import make_slots
+from launcher.plan import Workload, make_slots
 from launcher.supervise import Ending, Outcome
 
 

@@ -23,8 +23,16 @@ from launcher import arguments as launch_arguments
 from launcher import cli
 from launcher.arguments import build_parser, choose_slots, make_plan
 from launcher.devices import Device, list_cpus
-from launcher.plan import LaunchPlan, Workload, describe_plan, plan_waves, render_command, render_plan, warn_of_threads
-from launcher.slots import make_slots
+from launcher.plan import (
+    LaunchPlan,
+    Workload,
+    describe_plan,
+    make_slots,
+    plan_waves,
+    render_command,
+    render_plan,
+    warn_of_threads,
+)
 
 GPUS = [Device(f"gpu {index}", f"GPU-{index:04d}", "NVIDIA H100") for index in range(64)]
 HOSTILE = ("a b.yaml", 'it\'s "quoted"', "new\nline", "$(exit 3) `x` $HOME", "-", "*", "back\\slash", "ü;&|<>#!~", "")

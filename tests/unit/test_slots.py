@@ -16,7 +16,7 @@ from doccls.errors import UserError
 from launcher import arguments as launch_arguments
 from launcher.arguments import build_parser, choose_slots
 from launcher.devices import Device, list_cpus
-from launcher.slots import Slot, list_starts, make_slots
+from launcher.plan import Slot, list_starts, make_slots
 
 MakeConfig = Callable[..., Config]
 UUIDS = [f"GPU-{digit * 8}" for digit in "abcdefgh"]

@@ -20,9 +20,8 @@ from doccls.system.atomic_files import write_text
 from doccls.system.lock import hold_lock
 from launcher.cli import main
 from launcher.ledger import Attempt, Ledger, write_ledger
-from launcher.slurm_text import QueueEntry
-from launcher.status import Seen, State, describe_fold, list_unfinished, render_status
-from launcher.survey import read_status
+from launcher.slurm.format import QueueEntry
+from launcher.status import Seen, State, describe_fold, list_unfinished, read_status, render_status
 
 BEFORE, BEGUN, LATER = (f"2026-01-02T03:0{minute}:00.000+00:00" for minute in (1, 4, 6))
 LEDGER = Ledger(
@@ -233,7 +232,7 @@ def test_a_launcher_of_another_user_machine_or_container_is_not_cancelled_from_h
 
 def test_array_tasks_are_told_by_their_own_ledgers_and_locks(paths: RunPaths, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fold 1 of a launch before failed, and is trained by a task of an array now; fold 2's task failed."""
-    monkeypatch.setattr("launcher.survey.ask_queue", lambda: [])
+    monkeypatch.setattr("launcher.status.ask_queue", lambda: [])
     write_ledger(paths.ledger(), replace(LEDGER, started=BEFORE, attempts=(replace(FAILED, started=BEFORE),)))
     task = replace(LEDGER, folds=(1,), job="12_1", attempts=(replace(OPEN, slot="node 0 gpu 0"),))
     write_ledger(paths.ledger(1), task)

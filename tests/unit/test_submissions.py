@@ -9,8 +9,8 @@ import pytest
 
 from doccls.errors import UserError
 from launcher.ledger import Ledger
-from launcher.slurm_text import QueueEntry
-from launcher.submissions import (
+from launcher.slurm.format import QueueEntry
+from launcher.slurm.submissions import (
     RunJob,
     Submission,
     find_newest,

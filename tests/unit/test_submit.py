@@ -12,12 +12,12 @@ import pytest
 from doccls.config import Config
 from doccls.reporting.log import RunLog
 from doccls.run.paths import RunPaths
-from launcher import submit as room
 from launcher.cancel import cancel_run
-from launcher.slurm_text import JobRequest, QueueEntry, SlurmError
-from launcher.submissions import read_submissions
-from launcher.submit import SubmitOptions, submit
-from launcher.survey import read_status
+from launcher.slurm import submit as room
+from launcher.slurm.format import JobRequest, QueueEntry, SlurmError
+from launcher.slurm.submissions import read_submissions
+from launcher.slurm.submit import SubmitOptions, submit
+from launcher.status import read_status
 
 NOW = datetime(2026, 1, 2, 3, 4)
 OPTIONS = SubmitOptions(JobRequest(1, 1, 4), "#!/bin/bash\n", 1, False, "again")
@@ -58,7 +58,7 @@ class Slurm:
 @pytest.fixture
 def slurm(monkeypatch: pytest.MonkeyPatch) -> Slurm:
     slurm = Slurm()
-    for module in ("submit", "survey", "cancel"):
+    for module in ("slurm.submit", "status", "cancel"):
         monkeypatch.setattr(f"launcher.{module}.ask_queue", slurm.ask_queue)
     monkeypatch.setattr(room, "submit_script", slurm.submit_script)
     monkeypatch.setattr("launcher.cancel.cancel_jobs", slurm.cancel_jobs)

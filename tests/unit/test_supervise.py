@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from doccls.run.heartbeat import Cause
 from launcher.devices import Device, list_cpus
-from launcher.slots import Slot, make_slots
+from launcher.plan import Slot, make_slots
 from launcher.supervise import (
     MEMORY_OUTCOMES,
     Ending,

@@ -8,7 +8,7 @@ from pathlib import Path
 from doccls.errors import UserError
 from doccls.system.atomic_files import write_text
 from launcher.ledger import Ledger
-from launcher.slurm_text import Going, QueueEntry, render_comment
+from launcher.slurm.format import Going, QueueEntry, render_comment
 
 _FORMAT = "doccls-submissions-1"
 

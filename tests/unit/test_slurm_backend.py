@@ -17,8 +17,8 @@ from doccls.system.rank import MEETING_FILE
 from launcher.arguments import build_parser, choose_slots, make_job_slot, make_request, render_again
 from launcher.backend import LAUNCH, StartError
 from launcher.plan import Assignment, RankCommand
-from launcher.slurm import SlurmBackend, StepProcesses
-from launcher.slurm_text import JobRequest, SlurmTask
+from launcher.slurm.backend import SlurmBackend, StepProcesses
+from launcher.slurm.format import JobRequest, SlurmTask
 
 MakeConfig = Callable[..., Config]
 TASK = SlurmTask("12_1", "12", 1, 5, nodes=1, gpus_per_node=0, cpus_per_node=4)

@@ -4,7 +4,7 @@ import getpass
 import subprocess
 from collections.abc import Sequence
 
-from launcher.slurm_text import QUEUE_FORMAT, QueueEntry, SlurmError, parse_queue, parse_submitted
+from launcher.slurm.format import QUEUE_FORMAT, QueueEntry, SlurmError, parse_queue, parse_submitted
 
 _ANSWER_S = 60.0
 

@@ -14,8 +14,8 @@ from doccls.config import Config
 from doccls.experiment import Experiment, open_run
 from doccls.oof.predictions import OofPart, PartInfo, is_merged, write_part
 from doccls.run.paths import RunPaths
-from launcher import closing as room
-from launcher.closing import close_share
+from launcher import task as room
+from launcher.task import close_share
 from tests.unit.conftest import KeptLog
 
 

@@ -13,7 +13,7 @@ from doccls.system.lifeline import LAUNCHED
 from doccls.system.rank import MEETING_FILE
 from launcher.backend import KILL_LIMIT_S, LAUNCH, StartError
 from launcher.plan import Assignment, drop_ranks
-from launcher.slurm_text import SlurmTask, parse_step_ends, render_step
+from launcher.slurm.format import SlurmTask, parse_step_ends, render_step
 
 _DUMP_S = 0.5
 """How long the processes get to write their stacks."""

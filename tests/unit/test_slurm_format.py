@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.slurm_text import (
+from launcher.slurm.format import (
     Going,
     JobRequest,
     SlurmError,

@@ -15,10 +15,8 @@ from doccls.reporting.log import RunLog
 from doccls.run.paths import RunPaths, locate_run
 from doccls.system.lock import LockError, find_holder, hold_lock
 from doccls.system.signals import check_stop, stopping_gracefully
-from launcher.closing import close_share
 from launcher.ledger import tell_time
-from launcher.slurm_queue import ask_queue, submit_script
-from launcher.slurm_text import (
+from launcher.slurm.format import (
     Going,
     JobRequest,
     QueueEntry,
@@ -26,9 +24,10 @@ from launcher.slurm_text import (
     render_comment,
     render_sbatch,
 )
-from launcher.status import list_unfinished
-from launcher.submissions import Submission, list_going, read_submissions, settle, write_submissions
-from launcher.survey import list_run_jobs, read_status
+from launcher.slurm.queue import ask_queue, submit_script
+from launcher.slurm.submissions import Submission, list_going, read_submissions, settle, write_submissions
+from launcher.status import list_run_jobs, list_unfinished, read_status
+from launcher.task import close_share
 
 _FIND_TRIES = 5
 _FIND_WAIT_S = 1.0

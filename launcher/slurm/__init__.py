@@ -1,0 +1,1 @@
+"""Slurm: its text (`format`), its commands (`queue`), submitting (`submit`), folds over several nodes (`backend`)."""
