@@ -1,4 +1,4 @@
-"""The one base class that tells "the user can mend this" from "doccls is broken"."""
+"""The base class of what the user can mend, and the two errors that another attempt may not meet."""
 
 
 class UserError(ValueError):
@@ -7,3 +7,11 @@ class UserError(ValueError):
 
 class OwnError(UserError):
     """A UserError that one process of several may meet alone (a file its machine lacks): it is told by that process."""
+
+
+class PortTakenError(UserError):
+    """Another process listens where the ranks were to meet. The launcher, which chose the port, chooses another."""
+
+
+class DownloadError(OSError):
+    """The network failed, several times. No UserError: the launcher starts the fold again."""

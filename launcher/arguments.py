@@ -4,6 +4,7 @@ import argparse
 import os
 import re
 import shlex
+import socket
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from doccls.config.load import redact_argument
 from doccls.errors import UserError
 from doccls.run.paths import RunPaths, locate_run
 from doccls.system.cores import count_cores
+from launcher.array import REQUEUE_CODE
 from launcher.devices import (
     Device,
     check_mig,
@@ -27,7 +29,8 @@ from launcher.devices import (
     shows_none,
 )
 from launcher.plan import LaunchPlan, Slot, Workload, make_slots, plan_waves, warn_of_threads
-from launcher.slurm.format import JobRequest, SlurmTask
+from launcher.slurm.format import Allocation, count_gpus, parse_allocation
+from launcher.slurm.script import JobRequest, find_gpu_request
 
 
 @dataclass(frozen=True)
@@ -46,9 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     run = commands.add_parser("run", help="train the folds that are missing, side by side, and merge them")
     plan = commands.add_parser("plan", help="say what run would do: which fold where, in which order; start nothing")
-    task = commands.add_parser(
-        "task", help="within a Slurm job: train its share of the folds; slurm/kfold.sh does this"
-    )
+    task = commands.add_parser("task", help="within a task of a batch system's array: train its share of the folds")
     for command in (run, plan, task):
         _add_run_arguments(command)
         _add_policy_arguments(command)
@@ -56,7 +57,7 @@ def build_parser() -> argparse.ArgumentParser:
         command.add_argument("--backend", choices=("local", "slurm"), default="local", help="default: this machine")
         add_device_arguments(command)
         _add_slurm_arguments(command)
-    task.add_argument("--share", action="store_true", help="an array's tasks 0 to T - 1 share all folds out")
+    _add_task_arguments(task)
     run.add_argument("--wait", action="store_true", help="with --backend slurm: return when the run has ended")
     plan.add_argument("--json", action="store_true", help="for scripts")
     merge = commands.add_parser("merge", help="merge the folds' OOF parts and metrics, wherever they were trained")
@@ -99,9 +100,34 @@ def _add_policy_arguments(parser: argparse.ArgumentParser) -> None:
         help="how long a stop may take, with the write of the state: short for --set train.stop_timeout_s=SECONDS",
     )
     parser.add_argument(
+        "--on-end",
+        type=_command,
+        metavar="CMD",
+        help="at the end run CMD RUN_FOLDER OUTCOME, without a shell; OUTCOME is success, incomplete, submitted, "
+        "stopped or failed",
+    )
+    parser.add_argument(
         "--allow-world-size-change",
         action="store_true",
         help="go on with folds that another number of processes began: the same batches, not the same bits",
+    )
+
+
+def _add_task_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--task",
+        metavar="INDEX/COUNT",
+        help="which task this is, from 0/5 to 4/5, or from 1/1-5 to 5/1-5; default: what Slurm, PBS, LSF, SGE or "
+        "Kubernetes (JOB_COMPLETION_INDEX) says",
+    )
+    parser.add_argument("--share", action="store_true", help=argparse.SUPPRESS)  # older copies of slurm/kfold.sh say it
+    parser.add_argument("--index-is-fold", action="store_true", help="train the fold of the task's index and no other")
+    parser.add_argument(
+        "--requeue-code",
+        type=_natural,
+        default=REQUEUE_CODE,
+        metavar="CODE",
+        help=f"exit code of a task that was asked to stop and can resume (default: {REQUEUE_CODE}, EX_TEMPFAIL)",
     )
 
 
@@ -122,14 +148,23 @@ def _add_slurm_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("with --backend slurm (--gpus-per-fold 0 computes on CPUs)")
     group.add_argument("--nodes", type=count, metavar="N", help="of each fold (default: 1)")
     group.add_argument(
-        "--cpus-per-node", type=count, metavar="N", help="default: what train.cpu_threads and data.num_workers take"
+        "--cpus-per-task",
+        "--cpus-per-node",
+        type=count,
+        metavar="N",
+        help="on each node (default: what train.cpu_threads and data.num_workers take)",
     )
-    group.add_argument("--partition", metavar="NAME")
-    group.add_argument("--account", metavar="NAME")
+    for name in ("partition", "account", "qos", "constraint"):
+        group.add_argument(f"--{name}", metavar="NAME")
     group.add_argument("--time", metavar="LIMIT", help="of a task, as sbatch takes it: 4:00:00")
+    group.add_argument("--mem", metavar="SIZE", help="of a node, as sbatch takes it: 32G")
+    group.add_argument("--gres", metavar="LIST", help="GPUs of a node, as in gpu:a100:1; replaces --gpus-per-fold")
     group.add_argument("--at-once", type=count, metavar="N", help="most folds at a time")
     group.add_argument(
-        "--sbatch-arg", action="append", default=[], metavar="ARG", help="any other, as in --sbatch-arg=--qos=high"
+        "--setup", action="append", default=[], metavar="LINE", help="of bash, run in each job first: module load cuda"
+    )
+    group.add_argument(
+        "--sbatch-arg", action="append", default=[], metavar="ARG", help="any other, as in --sbatch-arg=--exclude=node7"
     )
 
 
@@ -137,7 +172,10 @@ _FOR_GPUS = {"gpus": None, "gpus_per_fold": None, "folds_per_gpu": 1, "exclude_b
 """Options that mean nothing without GPUs, and their defaults."""
 _AUTO_WORKERS = 2
 """What CPUs are asked for, for each process, where data.num_workers is auto: it takes what the job gets."""
-_ONLY_SLURM = ("nodes", "cpus_per_node", "partition", "account", "time", "at_once", "sbatch_arg", "wait")
+_ONLY_SLURM = (
+    "nodes", "cpus_per_task", "partition", "account", "qos", "constraint", "time", "mem", "gres", "at_once", "setup",
+    "sbatch_arg", "wait",
+)  # fmt: skip
 _ONLY_LOCAL = {"gpus": None, "folds_per_gpu": 1, "exclude_busy": False, "slots": None, "fail_fast": False}
 """And their defaults."""
 
@@ -146,6 +184,16 @@ def _natural(text: str) -> int:
     if not (text.isascii() and text.isdecimal()):
         raise argparse.ArgumentTypeError(f"{text!r}: a whole number, at least 0")
     return int(text)
+
+
+def _command(text: str) -> str:
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: {error}") from error
+    if not words:
+        raise argparse.ArgumentTypeError("a command, such as 'notify --channel training'")
+    return text
 
 
 def _override_stop_timeout(text: str) -> str:
@@ -183,7 +231,7 @@ def choose_slots(arguments: argparse.Namespace, config: Config) -> ChosenSlots:
     if arguments.slots is not None and for_gpus:
         raise UserError(f"--slots computes on CPUs: leave out {_join_options(for_gpus)}")
     if arguments.slots is None:
-        gpus, warnings = _choose_gpus(arguments)
+        gpus, warnings = _choose_local_gpus(arguments)
         if gpus:
             return ChosenSlots(make_slots(gpus, ranks, arguments.folds_per_gpu), tuple(warnings))
         if for_gpus:
@@ -197,26 +245,32 @@ def choose_slots(arguments: argparse.Namespace, config: Config) -> ChosenSlots:
     return ChosenSlots(make_slots(list_cpus(arguments.slots or fitting), ranks), ())
 
 
-def _choose_gpus(arguments: argparse.Namespace) -> tuple[list[Device], list[str]]:
+def _choose_local_gpus(arguments: argparse.Namespace) -> tuple[list[Device], list[str]]:
     """The GPUs to use, and warnings of those that are not used, or not alone. The driver is asked if any can be meant.
 
     Raises:
         UserError: GPUs are asked for that can't be used so, or none of those that are there can be.
     """
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if arguments.gpus is None and shows_none(visible):
+    if arguments.gpus is None and _lacks_gpus(parse_allocation(os.environ), visible):
         return [], []
-    named = choose_gpus(find_gpus(), visible, arguments.gpus)
-    gpus, warnings = set_aside(named, arguments.exclude_busy)
-    if named and not gpus:
-        raise UserError(f"{'; '.join(warnings)}: nvidia-smi may say more; --slots N computes on CPUs")
-    check_mig(gpus)
+    gpus, warnings = _choose_gpus(visible, arguments.gpus, arguments.exclude_busy)
     exclusive = [gpu.name for gpu in gpus if gpu.exclusive]
     if exclusive and arguments.folds_per_gpu > 1:
         raise UserError(
             f"--folds-per-gpu {arguments.folds_per_gpu}: the compute mode of {', '.join(exclusive)} allows one process "
             "at a time (to change it: sudo nvidia-smi -c DEFAULT)"
         )
+    return gpus, warnings
+
+
+def _choose_gpus(visible: str | None, wanted: str | None, exclude_busy: bool = False) -> tuple[list[Device], list[str]]:
+    """The usable GPUs of those that are visible and wanted (--gpus), and warnings of the others."""
+    named = choose_gpus(find_gpus(), visible, wanted)
+    gpus, warnings = set_aside(named, exclude_busy)
+    if named and not gpus:
+        raise UserError(f"{'; '.join(warnings)}: nvidia-smi may say more; --slots N computes on CPUs")
+    check_mig(gpus)
     return gpus, warnings
 
 
@@ -248,9 +302,11 @@ def make_request(arguments: argparse.Namespace, config: Config) -> tuple[JobRequ
     stated = [name for name, default in _ONLY_LOCAL.items() if getattr(arguments, name, default) != default]
     if stated:
         raise UserError(f"{_join_options(stated)}: only on this machine (--backend local)")
-    expected, gpus, nodes = config.train.num_processes, arguments.gpus_per_fold, arguments.nodes or 1
+    nodes = arguments.nodes or 1
+    gpus = _count_requested_gpus(arguments, nodes)
+    expected = config.train.num_processes
     if gpus and expected not in (None, gpus):
-        raise UserError(f"--gpus-per-fold {gpus}, but train.num_processes = {expected}")
+        raise UserError(f"{gpus} GPUs a fold (--gpus-per-fold, --gres), but train.num_processes = {expected}")
     ranks = gpus or expected or nodes
     if ranks % nodes:
         raise UserError(f"{ranks} processes of a fold do not divide by --nodes {nodes}")
@@ -260,43 +316,90 @@ def make_request(arguments: argparse.Namespace, config: Config) -> tuple[JobRequ
     request = JobRequest(
         nodes=nodes,
         gpus_per_node=0 if gpus == 0 else ranks // nodes,
-        cpus_per_node=arguments.cpus_per_node or own,
+        cpus_per_task=arguments.cpus_per_task or own,
         partition=arguments.partition,
         account=arguments.account,
+        qos=arguments.qos,
+        constraint=arguments.constraint,
         time=arguments.time,
+        mem=arguments.mem,
+        gres=arguments.gres,
         at_once=arguments.at_once,
         others=tuple(arguments.sbatch_arg),
     )
     return request, ranks
 
 
-def make_job_slot(task: SlurmTask, config: Config, gpus_here: int, host: str) -> Slot:
-    """The one slot that a Slurm job is: a process for each GPU it has, or as many as the config states.
-
-    `gpus_here` is how many GPUs the driver of the job's first machine, `host`, shows.
+def _count_requested_gpus(arguments: argparse.Namespace, nodes: int) -> int | None:
+    """GPUs of a fold on all its nodes, by --gpus-per-fold or by what sbatch is asked for; None if nothing says.
 
     Raises:
-        UserError: Slurm gave the job something else than the config asks for, or GPUs that are not there.
+        UserError: both say, and not the same.
     """
-    expected, gave = config.train.num_processes, f"Slurm gave job {task.job} {task.nodes} nodes"
-    if task.gpus_per_node and not gpus_here:
+    gres = None if arguments.gres is None else f"--gres={arguments.gres}"
+    request = find_gpu_request([*arguments.sbatch_arg, *([gres] if gres else [])])
+    if request is None:
+        return arguments.gpus_per_fold  # type: ignore[no-any-return]
+    option, _, value = request.partition("=")
+    gpus = count_gpus(value) * (1 if option in ("--gpus", "-G") else nodes)
+    if arguments.gpus_per_fold not in (None, gpus):
+        raise UserError(f"--gpus-per-fold {arguments.gpus_per_fold}, but {request} asks for {gpus} (--nodes {nodes})")
+    return gpus
+
+
+def choose_task_slots(
+    arguments: argparse.Namespace, config: Config, allocation: Allocation | None, name: str
+) -> ChosenSlots:
+    """The one slot that a task of a batch system is, whose folds are trained one after the other.
+
+    On one node: its GPUs, found as `doccls-launch run` finds them, or as many CPU processes as the config states.
+
+    Raises:
+        UserError: the task has something else than the config asks for, or GPUs that are not there.
+    """
+    if allocation is not None and allocation.gpus_per_node and all(gpu.fault for gpu in find_gpus()):
         raise UserError(
-            f"{gave} x {task.gpus_per_node} GPUs, but the NVIDIA driver of {host} shows none: ask the cluster's admin; "
-            "sbatch --gpus-per-node=0 computes on CPUs"
+            f"Slurm gave job {name} {allocation.nodes} nodes x {allocation.gpus_per_node} GPUs, but the NVIDIA driver "
+            f"of {socket.gethostname()} shows none: ask the cluster's admin; sbatch --gres=none computes on CPUs"
         )
-    ranks_per_node = task.gpus_per_node or -(-(expected or 1) // task.nodes)
-    ranks = task.nodes * ranks_per_node
-    if expected not in (None, ranks):
-        what = f"{task.gpus_per_node} GPUs" if task.gpus_per_node else "CPUs"
-        raise UserError(f"train.num_processes = {expected}, but {gave} x {what}: state sbatch --nodes, --gpus-per-node")
-    if task.cpus_per_node < ranks_per_node:
+    if allocation is not None and allocation.nodes > 1:
+        return ChosenSlots((_make_slot_of_nodes(allocation, config, name),), ())
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    gpus, warnings = ([], []) if _lacks_gpus(allocation, visible) else _choose_gpus(visible, None)
+    if allocation is not None and allocation.warning:
+        warnings.append(allocation.warning)
+    ranks = config.train.num_processes or len(gpus) or 1
+    if gpus and ranks != len(gpus):
         raise UserError(
-            f"{gave} x {task.cpus_per_node} CPUs for {ranks_per_node} processes on each: sbatch --cpus-per-task=N"
+            f"train.num_processes = {ranks}, but {name} has {len(gpus)} GPUs: ask the batch system for {ranks} "
+            "(Slurm: sbatch --gres=gpu:N)"
         )
     _check_batch(config, ranks)
-    kind = "gpu" if task.gpus_per_node else "cpu"
-    places = [(node, place) for node in range(task.nodes) for place in range(ranks_per_node)]
-    devices = [Device(f"node {node} {kind} {place}", given=bool(task.gpus_per_node)) for node, place in places]
+    return ChosenSlots(make_slots(gpus or list_cpus(ranks), ranks), tuple(warnings))
+
+
+def _lacks_gpus(allocation: Allocation | None, visible: str | None) -> bool:
+    """Whether the GPUs of this machine, if it has any, are not this process's to use: hidden, or of others' jobs."""
+    return shows_none(visible) or (allocation is not None and not allocation.gpus_per_node and visible is None)
+
+
+def _make_slot_of_nodes(allocation: Allocation, config: Config, name: str) -> Slot:
+    """The slot of a fold that spans the job's nodes: a process for each GPU, or as many as the config states."""
+    expected, nodes, gpus_per_node = config.train.num_processes, allocation.nodes, allocation.gpus_per_node
+    ranks_per_node = gpus_per_node or -(-(expected or 1) // nodes)
+    ranks = nodes * ranks_per_node
+    gave = f"Slurm gave job {name} {nodes} nodes"
+    if expected not in (None, ranks):
+        what = f"{gpus_per_node} GPUs" if gpus_per_node else "CPUs"
+        raise UserError(f"train.num_processes = {expected}, but {gave} x {what}: state sbatch --nodes, --gres")
+    if allocation.cpus_per_node < ranks_per_node:
+        raise UserError(
+            f"{gave} x {allocation.cpus_per_node} CPUs for {ranks_per_node} processes on each: sbatch --cpus-per-task=N"
+        )
+    _check_batch(config, ranks)
+    kind = "gpu" if gpus_per_node else "cpu"
+    places = [(node, place) for node in range(nodes) for place in range(ranks_per_node)]
+    devices = [Device(f"node {node} {kind} {place}", given=bool(gpus_per_node)) for node, place in places]
     (slot,) = make_slots(devices, ranks)
     return slot
 
@@ -341,7 +444,9 @@ def make_workload(arguments: argparse.Namespace, config: Config, run_id: str) ->
 def list_task_words(arguments: argparse.Namespace, run_id: str) -> tuple[str, ...]:
     """What a submitted task is told."""
     policy = ["--max-restarts", str(arguments.max_restarts), "--hang-timeout", f"{arguments.hang_timeout:g}"]
-    return (*_list_run_words(arguments, run_id), *policy, *(["--no-shrink"] if arguments.no_shrink else []))
+    no_shrink = ["--no-shrink"] if arguments.no_shrink else []
+    on_end = ["--on-end", arguments.on_end] if arguments.on_end and not arguments.wait else []
+    return ("--index-is-fold", *_list_run_words(arguments, run_id), *policy, *no_shrink, *on_end)
 
 
 def _list_run_words(arguments: argparse.Namespace, run_id: str) -> list[str]:
@@ -364,10 +469,9 @@ def list_config_words(arguments: argparse.Namespace) -> list[str]:
 def render_again(words: Sequence[str], run_id: str) -> str:
     """The same command for the same run: it trains what is missing. Secrets are starred out."""
     command, *others = words
-    if command == "task":  # slurm/kfold.sh has put these before what its user said
+    program = ["doccls-launch", command]
+    if command == "task" and "SLURM_JOB_ID" in os.environ:  # slurm/kfold.sh has put --config before its user's words
         program, others = ["sbatch", "slurm/kfold.sh"], [word for word in others if word not in ("--share", "--config")]
-    else:
-        program = ["doccls-launch", command]
     named = any(word == "--run-id" or word.startswith("--run-id=") for word in others)
     return shlex.join([*program, *map(redact_argument, others), *([] if named else ["--run-id", run_id])])
 

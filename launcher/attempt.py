@@ -147,7 +147,8 @@ class RunningFold:
         assert code is not None
         said = _FAILED.findall(console)
         if code > 0 and beat is not None and beat.cause is not None:
-            error = f"{beat.error} after step {beat.step} of fold {beat.fold}"
+            comes_back = beat.cause is not Cause.DOWNLOAD_FAILED
+            error = f"{beat.error} after step {beat.step} of fold {beat.fold}" if comes_back else None
             return Ending(outcome, error), self._name(rank, said[-1] if said else f"{beat.error}: {beat.message}")
         if code > 0 and said:
             asked_to_leave = code > _SIGNALLED  # by somebody, and perhaps again: no error of its own
@@ -171,7 +172,7 @@ class RunningFold:
 
         Ranks that were asked to leave do so together, and the main process says why for all.
         """
-        for cause in (Cause.USER_ERROR, Cause.OUT_OF_MEMORY, Cause.MEMORY_TAKEN):
+        for cause in (Cause.USER_ERROR, Cause.PORT_TAKEN, Cause.OUT_OF_MEMORY, Cause.MEMORY_TAKEN):
             if cause in causes:
                 return causes.index(cause)
         first = next((rank for rank in self.processes.ended if codes[rank]), 0)

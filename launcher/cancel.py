@@ -3,16 +3,21 @@
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import replace
 
 from doccls.errors import UserError
 from doccls.run.paths import RunPaths
-from doccls.system.lock import Holder, can_see, find_holder
-from launcher.slurm.format import Going, SlurmError
-from launcher.slurm.queue import ask_queue, cancel_jobs
-from launcher.status import list_run_jobs
+from doccls.system.lock import Holder, LockError, can_see, find_holder, hold_lock
+from launcher.slurm.format import Going, QueueEntry, SlurmError
+from launcher.slurm.queue import ASK_S, ask_queue, cancel_jobs, next_interval
+from launcher.slurm.submissions import list_clusters, read_submissions, write_submissions
+from launcher.status import find_launchers, list_run_jobs
 
 _LOOK_S = 0.2
+_SLURM_ENDS_S = 2.0
+"""What Slurm takes to clear up after a job whose process has ended."""
 
 
 def cancel_run(paths: RunPaths, tell: Callable[[str], None]) -> None:
@@ -22,33 +27,74 @@ def cancel_run(paths: RunPaths, tell: Callable[[str], None]) -> None:
         UserError: nobody works on the run, or a launcher that can't be reached from here.
         SlurmError: the run has jobs, and Slurm does not answer.
     """
-    jobs = _list_going(paths)
-    holder = None if jobs else find_holder(paths.launch_lock())
+    going = _list_going(paths)
+    if going is None:
+        raise SlurmError("squeue does not answer: nothing was cancelled")
+    holder = None if going else find_holder(paths.launch_lock())
     if holder is not None:
         _stop_launcher(holder, paths, tell)
-    elif jobs:
-        cancel_jobs(jobs)
-        tell(f"[CANCEL] jobs {', '.join(jobs)}: asked to stop, folds leave at their next safe point")
-        while _list_going(paths):
-            time.sleep(_LOOK_S)
+    elif going:
+        _stop_jobs(going, paths, tell)
     else:
         raise UserError(f"no launcher works on run {paths.root}, and no job: there is nothing to cancel")
     tell("[CANCEL] stopped; what is finished stays")
 
 
-def _list_going(paths: RunPaths) -> list[str]:
-    """Slurm's names of the run's jobs and tasks that have not ended: these, and no other job of the user."""
-    own = {(job.number, job.array) for job in list_run_jobs(paths)}
+def _list_going(paths: RunPaths) -> list[QueueEntry] | None:
+    """The run's jobs and tasks that have not ended, these and no other job of the user; None if Slurm is silent."""
+    own = {(job.cluster, job.number, job.array) for job in list_run_jobs(paths)}
     if not own:
         return []
-    queue = ask_queue()
+    queue = ask_queue(list_clusters(read_submissions(paths.submissions)))
     if queue is None:
-        raise SlurmError("squeue does not answer: nothing was cancelled")
+        return None
     return [
-        entry.job
+        entry
         for entry in queue
-        if (entry.array_job, entry.number is not None) in own and entry.going is not Going.ENDED
+        if (entry.cluster, entry.array_job, entry.number is not None) in own and entry.going is not Going.ENDED
     ]
+
+
+def _stop_jobs(going: Sequence[QueueEntry], paths: RunPaths, tell: Callable[[str], None]) -> None:
+    """Until none is in the queue any more; also those that a `run --wait` submitted meanwhile.
+
+    The controller is asked once the run's files say that its tasks have left, which is mostly the end of it; where
+    they stay, or Slurm is not through with them yet, as seldom as everywhere.
+    """
+    asked: set[str] = set()
+    interval_s, gone, silent = ASK_S, False, False
+    while going:
+        if new := [entry for entry in going if entry.job not in asked]:
+            cancel_jobs(new)
+            names = [entry.job for entry in new]
+            tell(f"[CANCEL] jobs {', '.join(names)}: asked to stop, folds leave at their next safe point")
+            asked |= set(names)
+            _mark_cancelled(paths)
+        gone = _await_tasks(paths, interval_s, gone)
+        found = _list_going(paths)
+        interval_s = next_interval(interval_s, changed=found not in (None, going))
+        if found is None and not silent:
+            tell("[CANCEL] squeue does not answer: waiting until it says that they have stopped")
+        silent = found is None
+        going = going if found is None else found
+
+
+def _mark_cancelled(paths: RunPaths) -> None:
+    """So that no `run --wait` submits again what was preempted; one that submits now is met in the queue."""
+    with suppress(LockError), hold_lock(paths.submission_lock, f"run {paths.run_id} is being cancelled"):
+        if submissions := read_submissions(paths.submissions):
+            write_submissions(paths.submissions, [replace(one, cancelled=True) for one in submissions])
+
+
+def _await_tasks(paths: RunPaths, limit_s: float, gone: bool) -> bool:
+    """Until none of the run's tasks holds its lock, unless they were `gone` before, or so long; whether they have."""
+    end_s = time.monotonic() + limit_s
+    while time.monotonic() < end_s:
+        if not gone and not find_launchers(paths):
+            time.sleep(_SLURM_ENDS_S)
+            return True
+        time.sleep(_LOOK_S)
+    return gone
 
 
 def _stop_launcher(holder: Holder, paths: RunPaths, tell: Callable[[str], None]) -> None:

@@ -8,10 +8,11 @@ import functools
 import json
 import os
 import shlex
-import socket
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from doccls.config import Config
@@ -26,16 +27,17 @@ from launcher.arguments import (
     ChosenSlots,
     build_parser,
     choose_slots,
+    choose_task_slots,
     list_task_words,
-    make_job_slot,
     make_plan,
     make_request,
     make_workload,
     render_again,
 )
-from launcher.devices import find_gpus
+from launcher.array import describe_share, parse_array_task, pick_folds
 from launcher.plan import LaunchPlan, Slot, describe_plan, render_plan
-from launcher.slurm.format import parse_task, pick_folds, render_sbatch, render_script
+from launcher.slurm.format import parse_allocation, render_comment
+from launcher.slurm.script import JobRequest, render_output, render_sbatch, render_script
 
 if TYPE_CHECKING:
     from doccls.reporting.log import RunLog
@@ -63,7 +65,7 @@ def _run(arguments: argparse.Namespace, words: Sequence[str], log: "RunLog") -> 
     chosen, now = choose_slots(arguments, config), datetime.now()
     run_id = check_run_id(arguments.run_id or new_run_id(config.project.version))
     plan = _make_local_plan(arguments, config, run_id, chosen)
-    with log.writing_to(name_log(config.output.logs_dir, run_id, now)):
+    with _ending(arguments, config, run_id, log), log.writing_to(name_log(config.output.logs_dir, run_id, now)):
         from launcher.launch import launch
 
         launch(config, run_id, now, _make_options(arguments, words, config, run_id, plan, chosen.slots), log)
@@ -86,29 +88,55 @@ def _submit(arguments: argparse.Namespace, words: Sequence[str], config: Config,
     request, world_size = make_request(arguments, config)
     now = datetime.now()
     run_id = check_run_id(arguments.run_id or new_run_id(config.project.version))
-    with log.writing_to(name_log(config.output.logs_dir, run_id, now, "submit")):
+    path = name_log(config.output.logs_dir, run_id, now, "submit")
+    with _ending(arguments, config, run_id, log), log.writing_to(path):
         from launcher.slurm.submit import SubmitOptions, submit
 
-        script, again = render_script(sys.executable, list_task_words(arguments, run_id)), render_again(words, run_id)
+        script, again = _render_task_script(arguments, request, run_id), render_again(words, run_id)
         submit(config, run_id, now, SubmitOptions(request, script, world_size, arguments.wait, again), log)
 
 
-def _train_task(arguments: argparse.Namespace, words: Sequence[str], log: "RunLog") -> None:
-    task, config, now = parse_task(os.environ), _load_config(arguments), datetime.now()
-    folds = pick_folds(task, config.data.list_wanted(), arguments.share)
-    if not folds:
-        print(f"[LAUNCH] task {task.job}: no fold is left for it (data.folds={config.data.folds})")
-        return
-    gpus_here = sum(not gpu.fault for gpu in find_gpus()) if task.gpus_per_node else 0
-    slot = make_job_slot(task, config, gpus_here, socket.gethostname())
-    run_id = check_run_id(arguments.run_id or f"{config.project.version}-j{task.array_job}")
-    plan = make_plan(arguments, config, run_id, (slot,), folds, task.nodes * task.cpus_per_node)
-    part = "" if task.number is None else f"task{task.number}"
-    with log.writing_to(name_log(config.output.logs_dir, run_id, now, part)):
-        from launcher.task import TaskShare, run_task
+def _render_task_script(arguments: argparse.Namespace, request: JobRequest, run_id: str) -> str:
+    """The script of a submitted task: it reads slurm/env.sh of the current folder, else of this checkout."""
+    here, checkout = Path.cwd(), Path(__file__).resolve().parents[1]
+    home = here if (here / "slurm" / "env.sh").exists() else checkout
+    return render_script(
+        request, run_id, str(home), arguments.setup, sys.executable, list_task_words(arguments, run_id)
+    )
 
-        share = TaskShare(task, folds, task.count if arguments.share else 0)
-        run_task(config, run_id, now, share, _make_options(arguments, words, config, run_id, plan, (slot,)), log)
+
+def _train_task(arguments: argparse.Namespace, words: Sequence[str], log: "RunLog") -> None:
+    task, config, now = (
+        parse_array_task(os.environ, arguments.task, arguments.index_is_fold),
+        _load_config(arguments),
+        datetime.now(),
+    )
+    folds = pick_folds(task, config.data.list_wanted(), config.data.folds)
+    share = describe_share(task, folds, config.data.folds)
+    if not folds:
+        print(f"[LAUNCH] {share}")
+        return
+    if arguments.run_id is None and task.array is None:
+        raise UserError(f"{task.name}: its environment does not say which array it is of; name the run: --run-id ID")
+    allocation = parse_allocation(os.environ)
+    chosen = choose_task_slots(arguments, config, allocation, task.name)
+    run_id = check_run_id(arguments.run_id or f"{config.project.version}-j{task.array}")
+    cores = allocation.nodes * allocation.cpus_per_node if allocation else count_cores()
+    plan = make_plan(arguments, config, run_id, chosen.slots, folds, cores, chosen.warnings)
+    path = name_log(config.output.logs_dir, run_id, now, "" if task.index is None else f"task{task.index}")
+    with _ending(arguments, config, run_id, log), log.writing_to(path):
+        from launcher.task import TaskOptions, run_task
+
+        log.line(f"[LAUNCH] {share}")
+        options = _make_options(arguments, words, config, run_id, plan, chosen.slots)
+        run_task(config, run_id, now, TaskOptions(task, folds, allocation, arguments.requeue_code), options, log)
+
+
+def _ending(arguments: argparse.Namespace, config: Config, run_id: str, log: "RunLog") -> AbstractContextManager[None]:
+    """Runs --on-end after the block."""
+    from launcher.end_command import running_at_end
+
+    return running_at_end(arguments.on_end, locate_run(config.output.exp_dir, run_id, datetime.now()).root, log)
 
 
 def _make_options(
@@ -150,8 +178,8 @@ def _plan_submission(arguments: argparse.Namespace, config: Config, run_id: str)
     paths = locate_run(config.output.exp_dir, run_id, datetime.now())
     finished = find_finished_folds(paths, find_identity(paths, config), config.data.folds)
     missing = [fold for fold in config.data.list_wanted() if fold not in finished]
-    command = render_sbatch(request, missing, run_id, "TOKEN", str(paths.consoles))
-    script = render_script(sys.executable, list_task_words(arguments, run_id))
+    command = render_sbatch(request, missing, render_comment(run_id, "TOKEN"), render_output(str(paths.consoles)))
+    script = _render_task_script(arguments, request, run_id)
     if arguments.json:
         told = {"run_folder": str(paths.root), "finished": finished, "folds": missing}
         print(json.dumps(told | {"command": command, "script": script}, indent=2))

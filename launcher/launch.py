@@ -276,6 +276,8 @@ class FoldLoop:
                 "BatchNorm sees fewer images at a time, dropout and Mixup draw anew, all else stays"
             )
         wait_s = max(0.0, after.ready_s - now_s)
+        if ending.outcome is Outcome.PORT_TAKEN:
+            return f"starts again in {wait_s:.0f} s with another port"
         return f"starts again in {wait_s:.0f} s, restart {after.restarts} of {self._options.policy.max_restarts}"
 
     # --- what is known of a fold -------------------------------------------------------------------------------------

@@ -63,8 +63,10 @@ class Ledger:
     log: str
     job: str | None = None
     """Slurm's name of the array task, such as `12_3`."""
+    first_task: int = 0
+    """Index of that array's first task."""
     sharing: int = 0
-    """How many tasks of that array share the folds out; 0: each trains the fold of its number."""
+    """How many tasks of that array share the folds out; 0: each trains the fold of its index."""
     attempts: tuple[Attempt, ...] = ()
 
     def list_attempts(self, fold: int) -> list[Attempt]:

@@ -14,7 +14,7 @@ from doccls.system.cores import PROCESSES_HERE
 from doccls.system.lifeline import LAUNCHED, PARENT
 from doccls.system.rank import MEETING_FILE
 from launcher.backend import KILL_LIMIT_S, LAUNCH, StartError, kill_folds
-from launcher.plan import Assignment, RankCommand, drop_ranks
+from launcher.plan import Assignment, RankCommand, drop_job_variables
 
 _DUMP_S = 0.5
 """How long a process gets to write its stacks."""
@@ -106,7 +106,7 @@ def _start_rank(command: RankCommand, console: Path, told: dict[str, str]) -> "s
     with console.open("ab") as out:
         return subprocess.Popen(
             command.argv,
-            env=drop_ranks(os.environ) | dict(command.environment) | told,
+            env=drop_job_variables(os.environ) | dict(command.environment) | told,
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=out,

@@ -120,13 +120,22 @@ class LaunchPlan:
 
 
 _OF_A_GROUP = (
-    "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "ACCELERATE_USE_CPU", DEVICE,
+    "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT",
+    "ACCELERATE_USE_CPU", "MPI_LOCALRANKID", "MPI_LOCALNRANKS", DEVICE,
 )  # fmt: skip
+_OF_A_JOB = ("SLURM_", "SLURMD_", "PMI_", "PMIX_", "OMPI_", "PRTE_", "MV2_COMM_WORLD_", "TORCHELASTIC_")
+"""Beginnings of the variables by which job steps, MPI and torchrun say which process of how many this is."""
+_OF_THE_CLUSTER = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT")
+"""Where Slurm's controller is, and who asks it: the same within a job and outside."""
 
 
-def drop_ranks(environment: Mapping[str, str]) -> dict[str, str]:
-    """The environment without another launcher's words on which process of a group this is."""
-    return {name: value for name, value in environment.items() if name not in _OF_A_GROUP}
+def drop_job_variables(environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment without the words of an enclosing job or launcher: on ranks, steps, CPU bindings, limits."""
+    return {
+        name: value
+        for name, value in environment.items()
+        if name in _OF_THE_CLUSTER or not (name in _OF_A_GROUP or name.startswith(_OF_A_JOB))
+    }
 
 
 def plan_waves(folds: Sequence[int], slots: Sequence[Slot], workload: Workload) -> tuple[tuple[Assignment, ...], ...]:

@@ -18,7 +18,7 @@ from doccls.system.tensor_file import TensorFileError
 from launcher.ledger import Attempt, Ledger, read_ledger, tell_duration
 from launcher.slurm.format import Going, QueueEntry
 from launcher.slurm.queue import ask_queue
-from launcher.slurm.submissions import RunJob, Submission, find_newest, list_jobs, read_submissions
+from launcher.slurm.submissions import RunJob, Submission, find_newest, list_clusters, list_jobs, read_submissions
 from launcher.supervise import Outcome
 
 
@@ -156,6 +156,8 @@ def _ask_slurm(state: State, remark: str | None, seen: Seen) -> tuple[State, str
             return State.UNKNOWN, told
         case Going.ENDED if entry.state in ("COMPLETED", "CANCELLED"):
             return state, remark or told
+        case Going.ENDED if entry.state == "PREEMPTED":
+            return State.STOPPED, f"job {entry.job} was preempted"
     return State.FAILED, f"{remark}; {told}" if remark else told
 
 
@@ -233,7 +235,7 @@ def read_status(paths: RunPaths) -> RunStatus:
         _describe(fold, _read_part(paths, fold, identity), find_holder(paths.fold_lock(fold)), survey)
         for fold in range(_count_folds(paths, newest))
     )
-    holders = tuple(holder for lock in paths.list_launch_locks() if (holder := find_holder(lock)) is not None)
+    holders = find_launchers(paths)
     unfinished = any(one.state is not State.DONE for one in folds)
     on_its_way = bool(holders) or any(one.state in (State.RUNNING, State.WAITING) for one in folds)
     return RunStatus(
@@ -243,6 +245,11 @@ def read_status(paths: RunPaths) -> RunStatus:
         merged=not unfinished and is_merged(paths),
         again=_find_again(survey) if unfinished and not on_its_way else None,
     )
+
+
+def find_launchers(paths: RunPaths) -> tuple[Holder, ...]:
+    """Who launches folds of the run now; array tasks each on their own."""
+    return tuple(holder for lock in paths.list_launch_locks() if (holder := find_holder(lock)) is not None)
 
 
 def _find_again(survey: _Survey) -> str | None:
@@ -275,7 +282,7 @@ def _survey(paths: RunPaths) -> _Survey:
         beats=[beat for file in sorted(paths.live.glob("*_rank*.json")) if (beat := read_beat(file)) is not None],
         jobs=jobs,
         submissions=submissions,
-        queue=ask_queue() if submissions or jobs else [],
+        queue=ask_queue(list_clusters(submissions)) if submissions or jobs else [],
     )
 
 

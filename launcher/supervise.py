@@ -28,6 +28,8 @@ class Outcome(StrEnum):
     """Of a GPU."""
     MEMORY_TAKEN = "out of memory that others hold"
     """Of a GPU. Alone on it, the fold might have had enough."""
+    PORT_TAKEN = "port taken"
+    """Another process came to listen where the ranks were to meet; each attempt has another port."""
     CRASHED = "crashed"
     HUNG = "hung"
     """It was killed after it had made no progress for too long."""
@@ -37,6 +39,8 @@ class Outcome(StrEnum):
 
 MEMORY_OUTCOMES = (Outcome.OUT_OF_MEMORY, Outcome.MEMORY_TAKEN)
 """After these a fold takes fewer images at a time."""
+MOST_TAKEN_PORTS = 10
+"""That a fold may meet; more are no coincidence."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,8 @@ class Ending:
 
     outcome: Outcome
     error: str | None = None
-    """Which error ended it, and where; None if it had no time to say. One that comes back is not met a third time."""
+    """Which error ended it, and where; None if it had no time to say, or if another attempt may well not meet it. One
+    that comes back is not met a third time."""
     stays: bool = False
     """A process of it can't be killed: its devices are used no more."""
 
@@ -80,6 +85,8 @@ class FoldState:
     """Not to be started before."""
     error: str | None = None
     """Of its last attempt."""
+    taken_ports: int = 0
+    """Attempts that ended with `Outcome.PORT_TAKEN`; they are no restarts."""
 
 
 @dataclass(frozen=True)
@@ -189,8 +196,10 @@ def _judge(fold: FoldState, ending: Ending, policy: Policy, now_s: float) -> Fol
         return replace(fold, status="waiting", micro_batch_size=smaller)
     if outcome is Outcome.LEFT:
         return replace(fold, status="waiting", ready_s=now_s + policy.backoff_s)
+    if outcome is Outcome.PORT_TAKEN and fold.taken_ports < MOST_TAKEN_PORTS:
+        return replace(fold, status="waiting", taken_ports=fold.taken_ports + 1, ready_s=now_s + policy.backoff_s)
     came_back = ending.error is not None and ending.error == fold.error
-    final = outcome in (Outcome.USER_ERROR, Outcome.UNKILLABLE, *MEMORY_OUTCOMES)
+    final = outcome in (Outcome.USER_ERROR, Outcome.UNKILLABLE, Outcome.PORT_TAKEN, *MEMORY_OUTCOMES)
     if final or came_back or fold.restarts == policy.max_restarts:
         return replace(fold, status="failed")
     wait_s = min(policy.backoff_s * 2.0 ** min(fold.restarts, 20), policy.longest_backoff_s)
@@ -217,6 +226,8 @@ def judge(
         return Outcome.HUNG
     if Cause.USER_ERROR in causes:
         return Outcome.USER_ERROR
+    if Cause.PORT_TAKEN in causes:
+        return Outcome.PORT_TAKEN
     if Cause.OUT_OF_MEMORY in causes:
         return Outcome.OUT_OF_MEMORY
     if Cause.MEMORY_TAKEN in causes:

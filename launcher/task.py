@@ -1,7 +1,6 @@
 """`doccls-launch task`: an array task's share of a run's folds; whoever finishes last merges."""
 
 import signal
-import subprocess
 import tempfile
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -16,94 +15,125 @@ from doccls.reporting.log import RunLog
 from doccls.run.paths import locate_run
 from doccls.system.lock import hold_lock
 from doccls.system.signals import Interrupted, stopping_gracefully
+from launcher.array import ArrayTask
+from launcher.backend import Backend
 from launcher.launch import FoldLoop, LaunchOptions, describe_launch, describe_processes
 from launcher.ledger import LedgerFile, begin_launch
+from launcher.local import LocalBackend
 from launcher.plan import render_plan
 from launcher.slurm.backend import SlurmBackend
-from launcher.slurm.format import SlurmTask
+from launcher.slurm.format import Allocation
+from launcher.slurm.queue import requeue_job
 from launcher.status import list_unfinished, read_status
 
 _OPENING_S = 7200.0
-"""How long a look at the data by another task may take."""
+"""How long another task may take to scan the data."""
 _OUTLIVING_S = 60.0
-"""How long an earlier start of this very task may outlive Slurm's word that it is gone."""
+"""How long an earlier start of this very task may outlive the batch system's word that it is gone."""
+_MERGING_S = 600.0
+"""How long another task's merge may take."""
 _TIME_IS_UP = (signal.SIGUSR1, signal.SIGUSR2)
 """What Slurm sends ahead of the job's time limit: slurm/kfold.sh asks for the first, a site may for the second."""
 
 
 @dataclass(frozen=True)
-class TaskShare:
-    """What a task of an array trains."""
+class TaskOptions:
+    """How an array task trains its share, beside what every launch is told."""
 
-    task: SlurmTask
+    task: ArrayTask
     folds: tuple[int, ...]
-    sharing: int
-    """How many tasks of the array share all folds out; 0: each trains the fold of its number."""
+    allocation: Allocation | None
+    """What Slurm gave the job; None outside Slurm."""
+    requeue_code: int
+    """Exit code of a task that was asked to stop and can resume."""
 
 
-def run_task(config: Config, run_id: str, now: datetime, share: TaskShare, options: LaunchOptions, log: RunLog) -> None:
-    """Train the share's folds that are not finished, and merge the run if it is whole then.
+def run_task(
+    config: Config, run_id: str, now: datetime, share: TaskOptions, options: LaunchOptions, log: RunLog
+) -> None:
+    """Train the share's folds that are not finished, and merge the run if all are finished then.
 
     Raises:
         UserError: config, data or another launcher of the run stand in the way, or folds failed.
-        Interrupted: a signal came; the fold has left at its next safe point.
+        Interrupted: a signal came; the fold has stopped at its next safe point.
     """
     log_config(config, log)
     log.line(render_plan(options.plan, commands=False))
     paths, task = locate_run(config.output.exp_dir, run_id, now), share.task
-    what = f"run {run_id}, task {task.job} of Slurm,"
+    what = f"run {run_id}, task {task.name},"
     # One task of the array scans the images; the others wait for it.
     with hold_lock(paths.opening_lock, f"{what} is being opened", _OPENING_S) as opening:
         run = open_run(config, paths, now, describe_processes(options), log, opening.check)
     experiment = run.experiment
     log.line(f"[ARTIFACTS] {paths.root}")
-    with hold_lock(paths.launch_lock(task.number), f"{what} is being launched", _OUTLIVING_S) as lock:
+    with hold_lock(paths.launch_lock(task.index), f"{what} is being launched", _OUTLIVING_S) as lock:
         described = describe_launch(experiment, share.folds, options, log, now)
-        ledger_path = paths.ledger(task.number)
-        ledger = begin_launch(ledger_path, replace(described, job=task.job, sharing=share.sharing))
+        if share.allocation is not None:
+            described = replace(described, job=task.name, first_task=task.first, sharing=task.sharing)
+        ledger_path = paths.ledger(task.index)
+        ledger = begin_launch(ledger_path, described)
         with tempfile.TemporaryDirectory(prefix="doccls-task-") as folder, stopping_gracefully():
-            backend = SlurmBackend(task, options.ranks_per_fold // task.nodes, Path(folder))
             ledger_file, missing = LedgerFile(ledger_path, ledger, lock, log), run.list_missing(share.folds)
-            loop = FoldLoop(experiment, options, backend, log, ledger_file, missing)
+            loop = FoldLoop(experiment, options, _make_backend(share, options, folder), log, ledger_file, missing)
             try:
                 loop.run()
             except Interrupted as stop:
-                if stop.signum in _TIME_IS_UP:
-                    _come_again(loop.has_advanced, task, options, log)
+                if _ask_for_requeue(stop, loop.has_advanced, share, options, log):
+                    stop.exit_code = share.requeue_code
                 raise
     close_share(experiment, log)
 
 
-def _come_again(advanced: bool, task: SlurmTask, options: LaunchOptions, log: RunLog) -> None:
-    """The job's time is nearly up: put it back into the queue, unless it would come no further the next time either."""
-    if not advanced:
+def _make_backend(share: TaskOptions, options: LaunchOptions, folder: str) -> Backend:
+    """On one node the ranks are started as on any machine; several nodes take a job step of Slurm."""
+    allocation = share.allocation
+    if allocation is not None and allocation.nodes > 1:
+        return SlurmBackend(allocation, options.ranks_per_fold // allocation.nodes, Path(folder))
+    return LocalBackend(Path(folder), options.ranks_per_fold)
+
+
+def _ask_for_requeue(
+    stop: Interrupted, advanced: bool, share: TaskOptions, options: LaunchOptions, log: RunLog
+) -> bool:
+    """Ask Slurm to run a stopped task again, where it would not by itself; whether the exit code is to ask, too.
+
+    At a time limit within which no step was saved nobody is asked: the next start would come no further.
+    """
+    if stop.signum == signal.SIGINT:  # a person at a terminal
+        return False
+    limit = stop.signum in _TIME_IS_UP
+    if limit and not advanced:
         log.line(
-            f"[LAUNCH] the time limit of job {task.job} came before a step was saved: ask for more "
+            f"[LAUNCH] the time limit of job {share.task.name} came before a step was saved: ask for more "
             f"(sbatch --time=...), then: {options.again}"
         )
-        return
-    log.line(f"[LAUNCH] the time limit of job {task.job} comes: it goes back into the queue, and goes on from here")
-    done_by_slurm = subprocess.run(["scontrol", "requeue", task.job], capture_output=True, text=True, check=False)
-    if done_by_slurm.returncode:
-        log.line(f"[WARNING] Slurm did not take it ({done_by_slurm.stderr.strip()}): {options.again}")
+        return False
+    if limit and share.allocation is not None:
+        refusal = requeue_job(share.task.name)
+        if refusal is None:
+            log.line(
+                f"[LAUNCH] the time limit of job {share.task.name} comes: it is requeued, and will resume from here"
+            )
+            return True
+        log.line(f"[WARNING] job {share.task.name} is not requeued ({refusal}): {options.again}")
+    log.line(
+        f"[LAUNCH] stopped by {signal.Signals(stop.signum).name}; exit code {share.requeue_code} asks for a requeue"
+    )
+    return True
 
 
-_MERGING_S = 600.0
-"""How long another one's merge may take."""
-
-
-def close_share(experiment: Experiment, log: RunLog) -> bool:
-    """Merge the run if it is whole, and nobody has; else say what is missing. Whether it is whole.
+def close_share(experiment: Experiment, log: RunLog) -> tuple[int, ...]:
+    """Merge the run if all its folds are finished and nobody has merged it; else log what is missing, and return it.
 
     Two that come at once do it in turn, and the second finds it done.
     """
     paths = experiment.paths
-    whole = len(experiment.find_finished()) == experiment.config.data.folds
-    if whole:
+    finished = experiment.find_finished()
+    if len(finished) == experiment.config.data.folds:
         with hold_lock(paths.merge_lock, f"run {paths.run_id} is being merged", wait_s=_MERGING_S):
             if not is_merged(paths):
                 close_run(experiment, log)
-                return True
+                return ()
         log.line(f"[OOF] merged before: {paths.oof_logits}")
         for line in list_scores(load_merged(paths)[1]):
             log.line(line)
@@ -112,4 +142,10 @@ def close_share(experiment: Experiment, log: RunLog) -> bool:
         for line in list_unfinished(read_status(paths)):
             log.line(line)
     log_done(paths, log)
-    return whole
+    missing = tuple(fold for fold in experiment.config.data.list_wanted() if fold not in finished)
+    if missing:
+        log.end_as(
+            f"INCOMPLETE missing={','.join(map(str, missing))}",
+            f"this command's share is finished, folds {', '.join(map(str, missing))} of the run are not",
+        )
+    return missing

@@ -1,35 +1,70 @@
 #!/bin/bash
 # Train the folds of one run as a job array, a task a fold; whoever finishes last merges:
 #
-#     sbatch [SBATCH OPTIONS] slurm/kfold.sh [CONFIG] [--set KEY=VALUE ...] [--run-id ID]
+#     sbatch [SBATCH OPTIONS] slurm/kfold.sh [CONFIG] [--setup LINE] [--set KEY=VALUE ...] [--run-id ID]
 #
-# What is given to sbatch wins over these lines. Modules, conda and the like: write them into slurm/env.sh.
-#SBATCH --job-name=doccls
+# What is given to sbatch wins over these lines. Modules, conda and the like: write them into slurm/env.sh, or say
+# --setup 'module load cuda'. Each task trains its fold on all GPUs that it gets: --gres=gpu:4, --gres=gpu:a100:1;
+# --gres=none trains on CPUs.
+#
 #SBATCH --array=0-4
+#SBATCH --job-name=doccls
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1
-#SBATCH --gpus-per-node=1
+#SBATCH --gres=gpu:1
 #SBATCH --cpus-per-task=4
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #SBATCH --signal=B:USR1@120
 set -eo pipefail
+
 job=${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}
 [ -n "$job" ] || { echo 'this is a job for Slurm: sbatch slurm/kfold.sh [CONFIG]' >&2; exit 2; }
 
 # Slurm runs a copy of this file: it came from the folder of the submission, or from where the queue says.
 home=$SLURM_SUBMIT_DIR
-if [ ! -f "$home/slurm/find_python.sh" ]; then
-  for try in {1..60}; do # the controller may be away for a while
-    command=$(squeue --noheader --jobs="$job" --format=%o && echo .) && break || sleep 5
+if [ ! -f "$home/slurm/kfold.sh" ] && command -v squeue >/dev/null; then
+  for try in {1..10}; do # the controller may be away for a while
+    command=$(timeout 20 squeue --noheader --jobs="$job" --format=%o && echo .) && break || sleep 15
   done
   command=${command%$'\n.'} # of which "$( )" would have taken more than that
   [ $# -eq 0 ] || command=${command%" $*"}
-  home=${command%/slurm/*}
+  [ -z "$command" ] || home=${command%/slurm/*}
 fi
-. "$home/slurm/find_python.sh"
+
+[ ! -f "$home/slurm/env.sh" ] || . "$home/slurm/env.sh"
+
+# What --setup says runs here; the rest is for the task.
+arguments=()
+while [ $# -gt 0 ]; do
+  case $1 in
+    --setup) eval "$2"; shift ;;
+    --setup=*) eval "${1#*=}" ;;
+    *) arguments+=("$1") ;;
+  esac
+  shift
+done
+set -- "${arguments[@]}"
 
 config=configs/train.yaml
 [ -f "$config" ] || config=$home/$config
 case ${1--} in -*) ;; *) config=$1; shift ;; esac
-exec "$python" -m launcher task --share --config "$config" "$@"
+
+python=
+for candidate in "$DOCCLS_PYTHON" "${VIRTUAL_ENV:+$VIRTUAL_ENV/bin/python}" \
+  "${CONDA_PREFIX:+$CONDA_PREFIX/bin/python}" "$SLURM_SUBMIT_DIR/.venv/bin/python" \
+  "$home/.venv/bin/python" "$(command -v python3 || true)"; do
+  # From another folder, so that this one's own source does not stand in for what is not installed.
+  if [ -x "$candidate" ] && (cd / && "$candidate" -c 'import launcher.arguments') 2>/dev/null; then
+    python=$candidate
+    break
+  fi
+done
+if [ -z "$python" ]; then
+  printf '%s\n' '[EXIT] TRAINING ERROR code=1' >&2
+  printf '[EXIT][ERROR] training failed: no Python with doccls on %s: make %s/.venv (make lint), or name one: %s\n' \
+    "$(hostname)" "$home" 'export DOCCLS_PYTHON=... before sbatch, or in slurm/env.sh (docs/slurm.md)' >&2
+  exit 1
+fi
+
+exec "$python" -m launcher task --config "$config" "$@"

@@ -8,18 +8,38 @@
 #SBATCH --requeue
 #SBATCH --open-mode=append
 set -eo pipefail
-[ -n "$SLURM_JOB_ID" ] || { echo 'this is a job for Slurm: sbatch slurm/merge.sh RUN' >&2; exit 2; }
+
+job=${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}
+[ -n "$job" ] || { echo 'this is a job for Slurm: sbatch slurm/merge.sh RUN' >&2; exit 2; }
 
 # Slurm runs a copy of this file: it came from the folder of the submission, or from where the queue says.
 home=$SLURM_SUBMIT_DIR
-if [ ! -f "$home/slurm/find_python.sh" ]; then
-  for try in {1..60}; do # the controller may be away for a while
-    command=$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%o && echo .) && break || sleep 5
+if [ ! -f "$home/slurm/merge.sh" ] && command -v squeue >/dev/null; then
+  for try in {1..10}; do # the controller may be away for a while
+    command=$(timeout 20 squeue --noheader --jobs="$job" --format=%o && echo .) && break || sleep 15
   done
   command=${command%$'\n.'} # of which "$( )" would have taken more than that
   [ $# -eq 0 ] || command=${command%" $*"}
-  home=${command%/slurm/*}
+  [ -z "$command" ] || home=${command%/slurm/*}
 fi
-. "$home/slurm/find_python.sh"
+
+[ ! -f "$home/slurm/env.sh" ] || . "$home/slurm/env.sh"
+
+python=
+for candidate in "$DOCCLS_PYTHON" "${VIRTUAL_ENV:+$VIRTUAL_ENV/bin/python}" \
+  "${CONDA_PREFIX:+$CONDA_PREFIX/bin/python}" "$SLURM_SUBMIT_DIR/.venv/bin/python" \
+  "$home/.venv/bin/python" "$(command -v python3 || true)"; do
+  # From another folder, so that this one's own source does not stand in for what is not installed.
+  if [ -x "$candidate" ] && (cd / && "$candidate" -c 'import launcher.arguments') 2>/dev/null; then
+    python=$candidate
+    break
+  fi
+done
+if [ -z "$python" ]; then
+  printf '%s\n' '[EXIT] TRAINING ERROR code=1' >&2
+  printf '[EXIT][ERROR] training failed: no Python with doccls on %s: make %s/.venv (make lint), or name one: %s\n' \
+    "$(hostname)" "$home" 'export DOCCLS_PYTHON=... before sbatch, or in slurm/env.sh (docs/slurm.md)' >&2
+  exit 1
+fi
 
 exec "$python" -m launcher merge "$@"

@@ -12,7 +12,8 @@ from timm.layers import SelectAdaptivePool2d, convert_sync_batchnorm, set_fused_
 from torch import nn
 
 from doccls.config.schema import ModelConfig
-from doccls.errors import OwnError, UserError
+from doccls.errors import DownloadError, OwnError, UserError
+from doccls.model.download import download, locate_source
 from doccls.model.pooling import GeneralizedMeanPool2d, use_deterministic_maxima
 from doccls.model.weights import UNREADABLE
 
@@ -27,6 +28,7 @@ def build_model(config: ModelConfig, num_classes: int, img_size: int, fetch: boo
 
     Raises:
         UserError: unknown name, a pooling or size that the architecture doesn't take, or weights that can't be had.
+        DownloadError: the network failed; another attempt may succeed.
     """
     check_model_name(config.name)
     model = _create(config, config.pooling, num_classes, img_size)
@@ -38,6 +40,24 @@ def build_model(config: ModelConfig, num_classes: int, img_size: int, fetch: boo
     elif config.pretrained:
         _load_state(model, _fetch_pretrained(config, img_size), f"the hub's weights of {config.name}", fresh)
     return model
+
+
+def fetch_pretrained(config: ModelConfig, img_size: int) -> Path | None:
+    """Download what `build_model` takes from the hub, for machines that may not; returns the folder of the cache.
+
+    It needs no GPU. None is returned if the config takes nothing from there.
+
+    Raises:
+        UserError: as `build_model`, or the network failed.
+    """
+    takes_weights = config.pretrained and config.weights is None
+    if config.name.startswith("local-dir:") or not (takes_weights or config.name.startswith("hf-hub:")):
+        return None
+    try:
+        build_model(config, 2, img_size, fetch=takes_weights)
+    except DownloadError as error:
+        raise UserError(str(error)) from error
+    return locate_source(config.name)[1]
 
 
 def get_normalization(config: ModelConfig, model: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -81,7 +101,9 @@ def _create(config: ModelConfig, pooling: str | None, num_classes: int, img_size
     if _has_fixed_input_size(config.name):
         wanted["img_size"] = img_size
     try:
-        model = _create_with_pooling(config.name, pooling, num_classes, wanted)
+        model = download(config.name, lambda: _create_with_pooling(config.name, pooling, num_classes, wanted))
+    except (UserError, DownloadError):
+        raise
     except (AssertionError, TypeError, ValueError, RuntimeError, AttributeError, OSError) as error:
         if pooling is not None:
             takes = list_poolings(config.name, img_size)
@@ -164,7 +186,9 @@ def _has_fixed_input_size(name: str) -> bool:
 def _fetch_pretrained(config: ModelConfig, img_size: int) -> dict[str, torch.Tensor]:
     size = {"img_size": img_size} if _has_fixed_input_size(config.name) else {}
     try:
-        state: dict[str, torch.Tensor] = timm.create_model(config.name, pretrained=True, **size).state_dict()
+        model = download(config.name, lambda: timm.create_model(config.name, pretrained=True, **size))
+    except (UserError, DownloadError):
+        raise
     except (OSError, RuntimeError, ValueError, ImportError) as error:
         if "No pretrained weights" in str(error):
             raise UserError(
@@ -176,7 +200,7 @@ def _fetch_pretrained(config: ModelConfig, img_size: int) -> dict[str, torch.Ten
             f"model.pretrained = True: the weights of {config.name!r} could not be fetched from the hub ({reason}). "
             "On a machine without network, download them elsewhere and set model.weights: path/to/model.safetensors"
         ) from error
-    return state
+    return cast(dict[str, torch.Tensor], model.state_dict())
 
 
 def _load_file(model: nn.Module, path: Path, name: str, fresh: set[str]) -> None:

@@ -45,7 +45,7 @@ def run_training(act: Callable[["RunLog"], None], rank: int = 0) -> int:
             _report_failure(error, rank, log)
             return exit_code(error)
         if log.opened:
-            say_last("[EXIT] training finished successfully (see logs/* for details)", sys.stdout)
+            say_last(f"[EXIT] {log.last_words} (see logs/* for details)", sys.stdout)
     return 0
 
 

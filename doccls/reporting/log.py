@@ -74,6 +74,8 @@ class RunLog:
         self.opened = False
         self.error: BaseException | None = None
         """What ended it, and is written in it."""
+        self.ending, self.last_words = "TRAINING SUCCESS", "training finished successfully"
+        """The exit marker of a good end, and what the console says of it."""
         self._file: IO[str] | None = None
         self._progress: Progress | None = None
         self._stdio: tuple[TextIO, TextIO] = (sys.stdout, sys.stderr)
@@ -124,7 +126,7 @@ class RunLog:
         assert self._file is not None
         self.error = error
         if error is None:
-            self.line("[EXIT] TRAINING SUCCESS code=0")
+            self.line(f"[EXIT] {self.ending} code=0")
         else:
             # A stop that was asked for is no error to trace, unless something broke on the way out.
             traced = not isinstance(error, Interrupted) or error.__cause__ is not None
@@ -146,6 +148,10 @@ class RunLog:
             marks = f"\x1b[?25h\n{marks}"  # the bar had hidden the cursor
         with suppress(ValueError):  # a stream without descriptor
             os.write(self._stdio[0].fileno(), marks.encode())
+
+    def end_as(self, marker: str, last_words: str) -> None:
+        """A good end that is not a trained run: its marker, such as `SUBMITTED`, and what the console says of it."""
+        self.ending, self.last_words = marker, last_words
 
     def line(self, text: str) -> None:
         """One line (or block) to the console and the file."""

@@ -11,7 +11,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Literal, TypeGuard, TypeVar
 
-from doccls.errors import UserError
+from doccls.errors import DownloadError, PortTakenError, UserError
 from doccls.system.atomic_files import remove_leftovers, replacing
 from doccls.system.gpu_memory import MUCH_GIB, is_full, measure_others_gib
 from doccls.system.signals import Interrupted
@@ -30,6 +30,10 @@ class Cause(StrEnum):
     """Of a GPU."""
     MEMORY_TAKEN = "out of memory that others hold"
     """Of a GPU, too; other processes hold much of it."""
+    PORT_TAKEN = "port taken"
+    """Where the ranks were to meet, another process listens."""
+    DOWNLOAD_FAILED = "download failed"
+    """The network may be back for another attempt."""
     ERROR = "error"
 
 
@@ -129,8 +133,12 @@ def await_failures(paths: Sequence[Path], within_s: float = 2.0) -> dict[int, Be
 
 def find_cause(error: Exception) -> Cause:
     """What kind of error it is, by its type and by torch's words, which it may have been raised from."""
+    if isinstance(error, PortTakenError):
+        return Cause.PORT_TAKEN
     if isinstance(error, UserError):
         return Cause.USER_ERROR
+    if isinstance(error, DownloadError):
+        return Cause.DOWNLOAD_FAILED
     if isinstance(error, RuntimeError) and is_full(str(error)):  # torch.OutOfMemoryError is a RuntimeError
         others_gib = measure_others_gib(f"{error} {error.__cause__}")
         return Cause.MEMORY_TAKEN if others_gib > MUCH_GIB else Cause.OUT_OF_MEMORY

@@ -1,6 +1,7 @@
 """The process group: how many there are, on what device, in which precision; and saying things once."""
 
 import os
+import socket
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from pathlib import Path
@@ -19,7 +20,7 @@ from accelerate.utils import (
 from torch.distributed import FileStore  # type: ignore[attr-defined]  # documented, and not in its __all__
 
 from doccls.config.schema import Config
-from doccls.errors import OwnError, UserError
+from doccls.errors import OwnError, PortTakenError, UserError
 from doccls.system.rank import DEVICE, MEETING_FILE, rank_by_environment
 from doccls.system.signals import STOP_SIGNALS, Interrupted, stop_requested
 from doccls.training.speed import choose_kernels
@@ -34,6 +35,7 @@ _LEAST_LIMIT_S = 600.0
 """torch's own for NCCL; machines of one job start minutes apart."""
 _MARGIN_S = 10.0
 """By which torch's limit for a collective is the longer one: `doccls.run.watchdog` comes first, and says why."""
+_ADDRESS_IN_USE = "address already in use"
 _patient_group: dist.ProcessGroup | None = None
 """For waits of any length; None in a process alone. Collectives of the default group are given up much sooner."""
 
@@ -48,6 +50,7 @@ def start_processes(config: Config) -> Accelerator:
     Raises:
         ProcessError: another number of processes than expected, a device that can't be used, or a precision that it
             has not.
+        PortTakenError: another process listens at MASTER_PORT.
     """
     global _patient_group
     _check_launch(os.environ)
@@ -60,7 +63,7 @@ def start_processes(config: Config) -> Accelerator:
         _meet(Path(os.environ[MEETING_FILE]), rank_by_environment(), started, limit)
     # Started as several on a machine without GPUs, Accelerate stays alone unless it is told that CPUs are meant.
     cpu = started > 1 and not torch.cuda.is_available()
-    group = PartialState(cpu, timeout=limit)  # its ranks agree on the precision
+    group = _form_group(cpu, limit)  # its ranks agree on the precision
     check_world_size(group.num_processes, started, config)
     if started > 1:
         _patient_group = dist.new_group(backend="gloo", timeout=_PATIENCE)  # type: ignore[assignment]  # of all
@@ -83,6 +86,18 @@ def _meet(file: Path, rank: int, world_size: int, limit: timedelta) -> None:
     backend = "nccl" if torch.cuda.is_available() and not _on_cpu(os.environ) else "gloo"
     store = FileStore(str(file), world_size)
     dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=limit)
+
+
+def _form_group(cpu: bool, limit: timedelta) -> PartialState:
+    try:
+        return PartialState(cpu, timeout=limit)
+    except RuntimeError as error:  # torch.distributed.DistNetworkError, and what torch raised before it had that
+        if _ADDRESS_IN_USE not in str(error).lower():
+            raise
+        raise PortTakenError(
+            f"MASTER_PORT={os.environ.get('MASTER_PORT')} of {socket.gethostname()}, where the processes were to meet, "
+            "is taken by another process: choose another (accelerate launch --main_process_port PORT)"
+        ) from error
 
 
 def check_world_size(world_size: int, started: int, config: Config) -> None:

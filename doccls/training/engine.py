@@ -113,6 +113,7 @@ def build_engine(context: RunContext, fold: int, tracker: Tracker) -> Engine:
 
     Raises:
         UserError: the model, its weights or the optimizer can't be had, or the ranks can't share a batch.
+        DownloadError: the network failed while the weights were fetched.
     """
     experiment, accelerator, log = context.experiment, context.accelerator, context.log
     manifest, train, plan = experiment.data.manifest, experiment.config.train, experiment.plan(fold)

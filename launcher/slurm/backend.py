@@ -1,4 +1,4 @@
-"""The backend of a Slurm job: the ranks of a fold are one job step, on all nodes that the job has."""
+"""The backend of a Slurm job of several nodes: the ranks of a fold are one job step on all of them."""
 
 import os
 import signal
@@ -10,10 +10,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from doccls.system.lifeline import LAUNCHED
-from doccls.system.rank import MEETING_FILE
 from launcher.backend import KILL_LIMIT_S, LAUNCH, StartError
-from launcher.plan import Assignment, drop_ranks
-from launcher.slurm.format import SlurmTask, parse_step_ends, render_step
+from launcher.plan import Assignment, drop_job_variables
+from launcher.slurm.format import Allocation, parse_step_ends, render_step
 
 _DUMP_S = 0.5
 """How long the processes get to write their stacks."""
@@ -74,9 +73,9 @@ class StepProcesses:
 class SlurmBackend:
     """Starts folds as steps of the job that this process runs in, on its first node."""
 
-    def __init__(self, task: SlurmTask, ranks_per_node: int, folder: Path) -> None:
+    def __init__(self, allocation: Allocation, ranks_per_node: int, folder: Path) -> None:
         """`folder` is one of this machine's, for what is gone when the task has ended."""
-        self._task, self._ranks_per_node, self._folder = task, ranks_per_node, folder
+        self._allocation, self._ranks_per_node, self._folder = allocation, ranks_per_node, folder
 
     def start(self, assignment: Assignment, consoles: Sequence[Path]) -> StepProcesses:
         """Start the ranks of a fold.
@@ -89,21 +88,21 @@ class SlurmBackend:
             f"fold{assignment.fold}",
             assignment.ranks[0].argv,
             str(consoles[0]).removesuffix("0.txt"),
-            self._task.nodes,
+            self._allocation.nodes,
             self._ranks_per_node,
-            self._task.cpus_per_node // self._ranks_per_node,
+            self._allocation.cpus_per_node // self._ranks_per_node,
         )
-        told = dict(assignment.ranks[0].environment) | {LAUNCHED: LAUNCH}  # each rank says its own number over it
-        if ranks > 1:
-            told["LOCAL_WORLD_SIZE"] = str(self._ranks_per_node)
-            told |= self._meet(f"fold{assignment.fold}.{number}")
+        # Of the job, srun is told only which it is: what a shell in another job had left would bind or limit the step.
+        environment = drop_job_variables(os.environ) | {"SLURM_JOB_ID": os.environ["SLURM_JOB_ID"], LAUNCHED: LAUNCH}
+        environment |= assignment.ranks[0].environment  # each rank says its own number over it
+        environment |= {"LOCAL_WORLD_SIZE": str(self._ranks_per_node)} | _choose_meeting_port()
         said = self._folder / f"fold{assignment.fold}.{number}.txt"
         try:
             consoles[0].parent.mkdir(parents=True, exist_ok=True)
             with said.open("wb") as out:
                 srun = subprocess.Popen(
                     step,
-                    env=drop_ranks(os.environ) | told,
+                    env=environment,
                     stdin=subprocess.DEVNULL,
                     stdout=out,
                     stderr=out,
@@ -113,10 +112,9 @@ class SlurmBackend:
             raise StartError(f"fold {assignment.fold} can't be started: {error}") from error
         return StepProcesses(srun, ranks, said)
 
-    def _meet(self, name: str) -> dict[str, str]:
-        """Where the ranks find each other: through a file on one machine, at a free port of this one for several."""
-        if self._task.nodes == 1:
-            return {MEETING_FILE: str(self._folder / name)}
-        with socket.socket() as free:
-            free.bind(("", 0))
-            return {"MASTER_ADDR": socket.gethostname(), "MASTER_PORT": str(free.getsockname()[1])}
+
+def _choose_meeting_port() -> dict[str, str]:
+    """Where the ranks find each other: at a port of this machine that is free now."""
+    with socket.socket() as free:
+        free.bind(("", 0))
+        return {"MASTER_ADDR": socket.gethostname(), "MASTER_PORT": str(free.getsockname()[1])}

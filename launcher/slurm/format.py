@@ -1,7 +1,6 @@
 """What Slurm's variables and messages say, and the commands and scripts for it; pure."""
 
 import re
-import shlex
 import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,60 +24,40 @@ class SlurmError(UserError):
 
 
 @dataclass(frozen=True)
-class SlurmTask:
-    """A task of a job array, or a job without one, as Slurm's variables tell it."""
+class Allocation:
+    """What Slurm gave the job."""
 
-    job: str
-    """Slurm's name for it, such as `12_3`."""
-    array_job: str
-    """Of the whole array, such as `12`; without an array the job's own."""
-    number: int | None
-    """In the array; None without one."""
-    count: int
-    """Of the array's tasks if they are numbered 0 to count - 1, else 0."""
     nodes: int
     gpus_per_node: int
     cpus_per_node: int
+    warning: str | None = None
+    """That it is something else than the user may have asked for."""
 
 
-def parse_task(environment: Mapping[str, str]) -> SlurmTask:
-    """Of the job that runs.
-
-    Raises:
-        SlurmError: there is none.
-    """
+def parse_allocation(environment: Mapping[str, str]) -> Allocation | None:
+    """What the job of this process has; None outside Slurm."""
     if "SLURM_JOB_ID" not in environment:
-        raise SlurmError("no Slurm job: slurm/kfold.sh runs this command in one (sbatch slurm/kfold.sh CONFIG)")
-    job, count, number = environment["SLURM_JOB_ID"], 1, None
-    array_job = environment.get("SLURM_ARRAY_JOB_ID", job)
-    if "SLURM_ARRAY_TASK_ID" in environment:
-        number = int(environment["SLURM_ARRAY_TASK_ID"])
-        first, last = (int(environment[f"SLURM_ARRAY_TASK_{which}"]) for which in ("MIN", "MAX"))
-        count = int(environment["SLURM_ARRAY_TASK_COUNT"])
-        job = f"{array_job}_{number}"
-        if first != 0 or last != count - 1:
-            count = 0
-    return SlurmTask(
-        job=job,
-        array_job=array_job,
-        number=number,
-        count=count,
+        return None
+    gpus, warning = count_gpus(environment.get("SLURM_GPUS_ON_NODE", "")), None
+    stated = environment.get("SLURM_GPUS_PER_NODE", "")
+    if stated and count_gpus(stated) == 0:
+        gpus = 0  # slurm/kfold.sh asks for --gres=gpu:1, to which --gpus-per-node=0 adds nothing
+    elif stated and count_gpus(stated) != gpus:
+        warning = (
+            f"--gpus-per-node={stated}, but the job has {gpus} on this node: say --gres=gpu:N, which replaces ours"
+        )
+    return Allocation(
         nodes=int(environment.get("SLURM_JOB_NUM_NODES", "1")),
-        gpus_per_node=int(environment.get("SLURM_GPUS_ON_NODE", "0").rpartition(":")[2]),
+        gpus_per_node=gpus,
         cpus_per_node=int(environment.get("SLURM_CPUS_ON_NODE", "1")),
+        warning=warning,
     )
 
 
-def pick_folds(task: SlurmTask, wanted: Sequence[int], share: bool) -> tuple[int, ...]:
-    """The folds that the task trains: without an array all, of one its number's.
-
-    With `share`, T tasks numbered from 0 share all folds out: each trains every T-th.
-    """
-    if task.number is None:
-        return tuple(wanted)
-    if share and task.count:
-        return tuple(fold for fold in wanted if fold % task.count == task.number)
-    return tuple(fold for fold in wanted if fold == task.number)
+def count_gpus(gpus: str) -> int:
+    """`2`, `gpu:2`, `gpu:h100:2`, `gpu:h100:1,gpu:a100:1` -> 2; `gpu` -> 1; `none` or nothing -> 0."""
+    counts = [part.rpartition(":")[2] for part in gpus.split(",") if part not in ("", "none")]
+    return sum(int(count) if count.isdecimal() else 1 for count in counts)
 
 
 def render_step(
@@ -95,62 +74,25 @@ def render_step(
     )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class JobRequest:
-    """What a task of a submitted array gets; None leaves it to the cluster."""
-
-    nodes: int
-    gpus_per_node: int
-    cpus_per_node: int
-    partition: str | None = None
-    account: str | None = None
-    time: str | None = None
-    at_once: int | None = None
-    """Most tasks that run at a time."""
-    others: tuple[str, ...] = ()
-    """Further arguments of sbatch, which win."""
-
-
-def render_sbatch(request: JobRequest, folds: Sequence[int], run_id: str, token: str, consoles: str) -> tuple[str, ...]:
-    """The command that submits an array, a task a fold; it reads the script from its input.
-
-    A task's own words go into a file in the folder `consoles`.
-    """
-    limit = "" if request.at_once is None else f"%{request.at_once}"
-    stated = {
-        "gpus-per-node": request.gpus_per_node or None,  # a cluster without GPUs knows no such word
-        "partition": request.partition,
-        "account": request.account,
-        "time": request.time,
-    }
-    return (
-        "sbatch", "--parsable", f"--job-name=doccls-{run_id}", f"--comment={render_comment(run_id, token)}",
-        f"--array={','.join(map(str, folds))}{limit}", f"--nodes={request.nodes}", "--ntasks-per-node=1",
-        f"--cpus-per-task={request.cpus_per_node}", "--requeue",
-        "--open-mode=append", "--signal=B:USR1@120", f"--output={render_output(consoles)}",
-        *(f"--{option}={value}" for option, value in stated.items() if value is not None), *request.others,
-    )  # fmt: skip
-
-
-def render_script(python: str, words: Sequence[str]) -> str:
-    """The script of a submitted task; `words` are those of `doccls.train`."""
-    return f"#!/bin/bash\nexec {shlex.join([python, '-m', 'launcher', 'task', *words])}\n"
-
-
 def render_comment(run_id: str, token: str) -> str:
     """What a submitted job says of itself in the queue; a submission is known by it, also if its answer was lost."""
     return f"doccls:{run_id}:{token}"
 
 
-def render_output(folder: str) -> str:
-    """Slurm's pattern for a file a task in the folder; Slurm reads no pattern in a path with a backslash."""
-    return "slurm-%A_%a.out" if "\\" in folder else f"{folder.replace('%', '%%')}/task%a.txt"
+@dataclass(frozen=True)
+class Submitted:
+    """sbatch's answer."""
+
+    job: str
+    """The job's number."""
+    cluster: str | None
+    """Of a federation, or of several clusters, the one that has the job."""
 
 
-def parse_submitted(said: str) -> str | None:
-    """The job's number in what `sbatch --parsable` printed; None if it is not there."""
-    found = re.fullmatch(r"(\d+)(;\S+)?\s*", said)
-    return found[1] if found else None
+def parse_submitted(said: str) -> Submitted | None:
+    """What `sbatch --parsable` printed; None if that is no job's number."""
+    found = re.fullmatch(r"(\d+)(?:;(\S+))?\s*", said)
+    return Submitted(found[1], found[2]) if found else None
 
 
 class Going(StrEnum):
@@ -192,6 +134,8 @@ class QueueEntry:
     comment: str
     reason: str
     """Why it waits, such as `Resources`."""
+    cluster: str | None = None
+    """Whose queue it is in; None is the one of this machine."""
 
     @property
     def job(self) -> str:
@@ -204,16 +148,30 @@ class QueueEntry:
         return _MEANING.get(self.state, Going.UNKNOWN)
 
 
-QUEUE_FORMAT = "%F|%K|%T|%r|%k"
-"""For `squeue --format`: plain text is the same in all of Slurm's versions and needs no plugin, unlike its JSON."""
+def render_queue_format(mark: str) -> str:
+    """For `squeue --format`: plain text is the same in all of Slurm's versions and needs no plugin, unlike its JSON.
+
+    Reason and comment are free text, with newlines or whole rows in it: `mark`, drawn anew for each question and so in
+    nobody's text, says where a row's fields begin and end.
+    """
+    return f"{mark}%F|%K|%T|%U|%r{mark}%k{mark}"
 
 
-def parse_queue(said: str) -> list[QueueEntry]:
-    """What `squeue --noheader --array --format=QUEUE_FORMAT` printed."""
-    entries = []
-    for line in said.splitlines():
-        job, number, state, reason, comment = line.split("|", 4)
-        entries.append(QueueEntry(job, int(number) if number.isdecimal() else None, state, comment, reason))
+def parse_queue(said: str, mark: str, uid: int) -> list[QueueEntry]:
+    """The user's rows of what `squeue --array --format` printed, with or without headers and the names of clusters."""
+    row = re.compile(
+        rf"^CLUSTER: (?P<cluster>\S+)$|{mark}(\d+)\|([^|]*)\|([^|]*)\|(\d+)\|(.*?){mark}(.*?){mark}",
+        re.DOTALL | re.MULTILINE,
+    )
+    entries, cluster = [], None
+    for found in row.finditer(said):
+        if found["cluster"]:
+            cluster = found["cluster"]
+            continue
+        _, job, number, state, owner, reason, comment = found.groups()
+        if int(owner) == uid:
+            place = int(number) if number.isdecimal() else None
+            entries.append(QueueEntry(job, place, state, comment, reason, cluster))
     return entries
 
 

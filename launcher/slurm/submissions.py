@@ -4,11 +4,12 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from doccls.errors import UserError
 from doccls.system.atomic_files import write_text
 from launcher.ledger import Ledger
-from launcher.slurm.format import Going, QueueEntry, render_comment
+from launcher.slurm.format import Going, QueueEntry, Submitted, render_comment
 
 _FORMAT = "doccls-submissions-1"
 
@@ -28,6 +29,12 @@ class Submission:
     """Slurm's number of the array; None as long as it is not known whether it arrived."""
     refused: str | None = None
     """Why Slurm did not take it."""
+    cluster: str | None = None
+    """Where the job is; as long as that is not known, the clusters that were stated. None: where squeue looks."""
+    preempted: tuple[int, ...] = ()
+    """Of the folds, those that are submitted again since Slurm preempted their job for good."""
+    cancelled: bool = False
+    """Whether `doccls-launch cancel` ended it: nobody who waits for the run submits its folds again."""
 
 
 def read_submissions(path: Path) -> tuple[Submission, ...]:
@@ -40,13 +47,18 @@ def read_submissions(path: Path) -> tuple[Submission, ...]:
         fields = json.loads(path.read_text(encoding="utf-8"))
         if fields["format"] != _FORMAT:
             raise ValueError("another format")
-        return tuple(Submission(**one | {"folds": tuple(one["folds"])}) for one in fields["submissions"])
+        return tuple(_parse(one) for one in fields["submissions"])
     except FileNotFoundError:
         return ()
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{path}: damaged, or of another version ({error}). Delete it to go on, once squeue shows no job of the run"
         ) from error
+
+
+def _parse(stated: dict[str, Any]) -> Submission:
+    folds = {name: tuple(stated.get(name, ())) for name in ("folds", "preempted")}
+    return Submission(**stated | folds)
 
 
 def write_submissions(path: Path, submissions: Sequence[Submission]) -> None:
@@ -57,14 +69,39 @@ def write_submissions(path: Path, submissions: Sequence[Submission]) -> None:
 
 def settle(submissions: Sequence[Submission], run_id: str, queue: Sequence[QueueEntry]) -> tuple[Submission, ...]:
     """With the fate of those whose answer was lost: the queue knows them by their comment, or they never arrived."""
-    jobs = {entry.comment: entry.array_job for entry in queue}
     settled = []
     for one in submissions:
         if one.job is None and one.refused is None:
-            job = jobs.get(render_comment(run_id, one.token))
-            one = replace(one, job=job, refused=None if job else "it is not in the queue")
+            found = find_submitted(run_id, one.token, queue)
+            if found:
+                one = replace(one, job=found.job, cluster=found.cluster)
+            else:
+                one = replace(one, refused="it is not in the queue")
         settled.append(one)
     return tuple(settled)
+
+
+def find_submitted(run_id: str, token: str, queue: Sequence[QueueEntry]) -> Submitted | None:
+    """The array that was submitted with the token; None if the queue does not show it."""
+    comment = render_comment(run_id, token)
+    found = [Submitted(entry.array_job, entry.cluster) for entry in queue if entry.comment == comment]
+    return found[-1] if found else None  # of two queues that show it, the one with a cluster's name
+
+
+def list_clusters(submissions: Sequence[Submission]) -> list[str]:
+    """All that have jobs of the run, beside the one whose queue `squeue` shows by itself."""
+    return sorted({one.cluster for one in submissions if one.cluster is not None})
+
+
+def list_preempted(submissions: Sequence[Submission], queue: Sequence[QueueEntry]) -> dict[int, QueueEntry]:
+    """The queue's entry for each fold whose newest submission Slurm preempted for good (`PreemptMode=CANCEL`).
+
+    A job that is preempted and requeued waits again, and one that was submitted by hand is its user's to submit again.
+    """
+    newest = {fold: one for one in submissions if one.refused is None for fold in one.folds}
+    entries = {(entry.cluster, entry.job): entry for entry in queue if entry.state == "PREEMPTED"}
+    tasks = {fold: (one.cluster, f"{one.job}_{fold}") for fold, one in newest.items() if not one.cancelled}
+    return {fold: entries[task] for fold, task in tasks.items() if task in entries}
 
 
 @dataclass(frozen=True)
@@ -75,30 +112,35 @@ class RunJob:
     """Of the whole array."""
     array: bool
     sharing: int = 0
-    """How many tasks of the array share all folds out; 0: each trains the fold of its number."""
+    """How many tasks of the array share all folds out; 0: each trains the fold of its index."""
+    first: int = 0
+    """Index of the first of them."""
+    cluster: str | None = None
+    """None is the one whose queue `squeue` shows by itself."""
 
     def name(self, fold: int) -> str:
         """Slurm's name of the task that was to train the fold."""
         if not self.array:
             return self.number
-        return f"{self.number}_{fold % self.sharing if self.sharing else fold}"
+        return f"{self.number}_{fold % self.sharing + self.first if self.sharing else fold}"
 
 
 def list_jobs(submissions: Sequence[Submission], ledgers: Sequence[Ledger]) -> list[RunJob]:
     """The jobs that were submitted for the run, by the launcher or by hand."""
-    jobs = {RunJob(one.job, True) for one in submissions if one.job is not None}
+    jobs = {RunJob(one.job, True, cluster=one.cluster) for one in submissions if one.job is not None}
+    clusters = {job.number: job.cluster for job in jobs}
     for ledger in ledgers:
         if ledger.job is not None:
             number, _, task = ledger.job.partition("_")
-            jobs.add(RunJob(number, bool(task), ledger.sharing))
+            jobs.add(RunJob(number, bool(task), ledger.sharing, ledger.first_task, clusters.get(number)))
     return sorted(jobs, key=lambda job: int(job.number))
 
 
 def find_newest(fold: int, jobs: Sequence[RunJob], queue: Sequence[QueueEntry]) -> QueueEntry | None:
     """The queue's entry of the newest job that was to train the fold."""
-    entries = {entry.job: entry for entry in queue}
-    found = [entries[job.name(fold)] for job in jobs if job.name(fold) in entries]
-    return found[-1] if found else None
+    entries = {(entry.cluster, entry.job): entry for entry in queue}
+    tasks = [(job.cluster, job.name(fold)) for job in jobs]
+    return next((entries[task] for task in reversed(tasks) if task in entries), None)
 
 
 def list_going(folds: Sequence[int], jobs: Sequence[RunJob], queue: Sequence[QueueEntry]) -> dict[int, QueueEntry]:

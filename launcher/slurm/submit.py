@@ -1,37 +1,41 @@
 """`doccls-launch run --backend slurm`: the missing folds of a run as one array, submitted exactly once."""
 
+import os
 import secrets
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
 
 from doccls.config import Config
 from doccls.errors import UserError
-from doccls.experiment import Experiment, OpenRun, log_config, open_run
+from doccls.experiment import Experiment, log_config, open_run
 from doccls.reporting.log import RunLog
 from doccls.run.paths import RunPaths, locate_run
-from doccls.system.lock import LockError, find_holder, hold_lock
+from doccls.system.lock import Lock, LockError, find_holder, hold_lock
 from doccls.system.signals import check_stop, stopping_gracefully
 from launcher.ledger import tell_time
-from launcher.slurm.format import (
-    Going,
-    JobRequest,
-    QueueEntry,
-    SlurmError,
-    render_comment,
-    render_sbatch,
+from launcher.slurm.format import Going, QueueEntry, SlurmError, Submitted, render_comment
+from launcher.slurm.queue import ASK_S, ask_queue, find_clusters, next_interval, submit_script
+from launcher.slurm.script import JobRequest, render_output, render_sbatch
+from launcher.slurm.submissions import (
+    Submission,
+    find_submitted,
+    list_clusters,
+    list_going,
+    list_preempted,
+    read_submissions,
+    settle,
+    write_submissions,
 )
-from launcher.slurm.queue import ask_queue, submit_script
-from launcher.slurm.submissions import Submission, list_going, read_submissions, settle, write_submissions
-from launcher.status import list_run_jobs, list_unfinished, read_status
+from launcher.status import find_launchers, list_run_jobs, list_unfinished, read_status
 from launcher.task import close_share
 
 _FIND_TRIES = 5
 _FIND_WAIT_S = 1.0
-_WATCH_S = 2.0
+_LOOK_S = 2.0
 _TICK_S = 0.2
 
 
@@ -62,73 +66,122 @@ def submit(config: Config, run_id: str, now: datetime, options: SubmitOptions, l
     if (launcher := find_holder(paths.launch_lock())) is not None:
         raise LockError(f"{launcher} ({paths.launch_lock()}): end it first, or wait for it")
     with ExitStack() as held:
-        take_lock = partial(held.enter_context, hold_lock(paths.submission_lock, f"run {run_id} is being submitted"))
+        take_lock = partial(held.enter_context, _hold_submission_lock(paths))
         run = open_run(config, paths, now, {"world_size": options.world_size}, log, take_lock)
+        assert run.lock is not None
         log.line(f"[ARTIFACTS] {paths.root}")
-        _submit_missing(run, options, log)
+        submissions = read_submissions(paths.submissions)
+        queue = ask_queue(list_clusters(submissions))
+        if queue is None:
+            raise SlurmError("squeue does not answer: nothing was submitted. Try again when Slurm is there")
+        if run.list_missing(config.data.list_wanted()):
+            _fetch_weights(config, log)
+        submitter = _Submitter(run.experiment, options, log)
+        submitter.submit_missing(run.lock, config.data.list_wanted(), submissions, queue)
     log.line(f"[SLURM] where it stands: doccls-launch status {paths.root}")
     log.line(f"[SLURM] to end it:       doccls-launch cancel {paths.root}")
+    if not options.wait and run.list_missing(config.data.list_wanted()):
+        log.end_as("SUBMITTED", "submitted")
     if options.wait:
         with stopping_gracefully():
-            _watch(run.experiment, log)
-        if not close_share(run.experiment, log) and config.data.valid_fold == "all":
+            _Watch(submitter).run()
+        if close_share(run.experiment, log):
             unfinished = "\n".join(list_unfinished(read_status(paths)))
             raise UserError(f"the run has ended, and folds are missing\n{unfinished}\nto train them: {options.again}")
 
 
-def _submit_missing(run: OpenRun, options: SubmitOptions, log: RunLog) -> None:
-    paths, run_id = run.experiment.paths, run.experiment.paths.run_id
-    submissions, queue = read_submissions(paths.submissions), ask_queue()
-    if queue is None:
-        raise SlurmError("squeue does not answer: nothing was submitted. Try again when Slurm is there")
-    assert run.lock is not None
-    run.lock.check()
-    settled = settle(submissions, run_id, queue)
-    if settled != submissions:
-        submissions = settled
-        write_submissions(paths.submissions, submissions)
-    wanted = run.list_missing(run.experiment.config.data.list_wanted())
-    going = list_going(wanted, list_run_jobs(paths), queue)
-    for fold, entry in going.items():
-        log.line(f"[SLURM] fold {fold}: on its way as job {entry.job} ({entry.state})")
-    missing = tuple(fold for fold in wanted if fold not in going)
-    if not missing:
-        log.line("[SLURM] nothing to submit")
-        return
-    token = secrets.token_hex(8)
-    submissions = (*submissions, Submission(token, missing, tell_time(datetime.now()), options.again))
-    write_submissions(paths.submissions, submissions)
-    refused = None
-    try:
-        job: str | None = _submit(paths, token, missing, options)
-    except SlurmError as error:
-        job = _find(run_id, token, str(error))
-        refused = None if job else str(error)
-    write_submissions(paths.submissions, (*submissions[:-1], replace(submissions[-1], job=job, refused=refused)))
-    if job is None:
-        raise SlurmError(f"the folds are not submitted: {refused}")
-    log.line(f"[SLURM] job {job}: folds {', '.join(map(str, missing))} submitted, a task a fold")
+def _fetch_weights(config: Config, log: RunLog) -> None:
+    """Download the weights of the hub here: nodes that compute often reach no network, and the jobs are offline."""
+    if config.model.pretrained or ":" in config.model.name:
+        from doccls.model.build import fetch_pretrained  # imports torch
+
+        if (cache := fetch_pretrained(config.model, config.train.img_size)) is not None:
+            log.line(f"[MODEL] weights of {config.model.name} are in {cache}, which the nodes must see (HF_HOME)")
 
 
-def _submit(paths: RunPaths, token: str, folds: Sequence[int], options: SubmitOptions) -> str:
-    paths.consoles.mkdir(parents=True, exist_ok=True)
-    command = render_sbatch(options.request, folds, paths.run_id, token, str(paths.consoles))
-    return submit_script(command, options.script)
+def _hold_submission_lock(paths: RunPaths) -> AbstractContextManager[Lock]:
+    return hold_lock(paths.submission_lock, f"run {paths.run_id} is being submitted")
 
 
-def _find(run_id: str, token: str, said: str) -> str | None:
+class _Submitter:
+    """Submits folds of one run."""
+
+    def __init__(self, experiment: Experiment, options: SubmitOptions, log: RunLog) -> None:
+        self.experiment, self.paths = experiment, experiment.paths
+        self._options, self.log = options, log
+
+    def submit_missing(
+        self, lock: Lock, folds: Iterable[int], submissions: Sequence[Submission], queue: Sequence[QueueEntry]
+    ) -> None:
+        """Submit those of the folds that are neither finished nor on their way.
+
+        `lock` is held since before `submissions` were read, and `queue` was asked after that.
+        """
+        paths, log = self.paths, self.log
+        lock.check()
+        settled = settle(submissions, paths.run_id, queue)
+        if settled != submissions:
+            write_submissions(paths.submissions, settled)
+        finished = self.experiment.find_finished()
+        wanted = [fold for fold in folds if fold not in finished]
+        going = list_going(wanted, list_run_jobs(paths), queue)
+        for fold, entry in going.items():
+            log.line(f"[SLURM] fold {fold}: on its way as job {entry.job} ({entry.state})")
+        missing = tuple(fold for fold in wanted if fold not in going)
+        if not missing:
+            log.line("[SLURM] nothing to submit")
+            return
+        preempted = {fold: entry for fold, entry in list_preempted(settled, queue).items() if fold in missing}
+        submissions = self._submit(settled, missing, tuple(preempted))
+        job = submissions[-1].job
+        if others := [fold for fold in missing if fold not in preempted]:
+            log.line(f"[SLURM] job {job}: folds {', '.join(map(str, others))} submitted, a task a fold")
+        for fold, entry in preempted.items():
+            count = sum(fold in one.preempted for one in submissions if one.refused is None)
+            told = f"submitted again as job {job} (preemption {count})"
+            log.line(f"[SLURM] fold {fold}: job {entry.job} was preempted; {told}")
+
+    def _submit(
+        self, submissions: Sequence[Submission], folds: tuple[int, ...], preempted: tuple[int, ...]
+    ) -> tuple[Submission, ...]:
+        """All submissions with the new one, which is written down before Slurm is asked."""
+        paths, options, token = self.paths, self._options, secrets.token_hex(8)
+        paths.consoles.mkdir(parents=True, exist_ok=True)
+        comment, output = render_comment(paths.run_id, token), render_output(str(paths.consoles))
+        command = render_sbatch(options.request, folds, comment, output)
+        new = Submission(
+            token,
+            folds,
+            tell_time(datetime.now()),
+            options.again,
+            cluster=find_clusters(command, os.environ),
+            preempted=preempted,
+        )
+        write_submissions(paths.submissions, (*submissions, new))
+        try:
+            submitted = submit_script(command, options.script)
+            new = replace(new, job=submitted.job, cluster=submitted.cluster or new.cluster)
+        except SlurmError as error:
+            found = _find(paths.run_id, new, str(error))
+            new = replace(new, job=found.job, cluster=found.cluster) if found else replace(new, refused=str(error))
+        write_submissions(paths.submissions, (*submissions, new))
+        if new.refused is not None:
+            raise SlurmError(f"the folds are not submitted: {new.refused}")
+        return (*submissions, new)
+
+
+def _find(run_id: str, submission: Submission, said: str) -> Submitted | None:
     """The job whose answer was lost; None if it is not in the queue. The controller may need a moment.
 
     Raises:
         SlurmError: the queue can't be asked; the next launch of the run asks again before it submits anything.
     """
-    comment, answered = render_comment(run_id, token), False
+    answered = False
     for _ in range(_FIND_TRIES):
-        queue = ask_queue()
+        queue = ask_queue(list_clusters([submission]))
         answered = answered or queue is not None
-        for entry in queue or []:
-            if entry.comment == comment:
-                return entry.array_job
+        if found := find_submitted(run_id, submission.token, queue or []):
+            return found
         time.sleep(_FIND_WAIT_S)
     if not answered:
         raise SlurmError(
@@ -138,34 +191,77 @@ def _find(run_id: str, token: str, said: str) -> str | None:
     return None
 
 
-def _watch(experiment: Experiment, log: RunLog) -> None:
-    """Tell what changes until nothing of the run is in the queue any more."""
-    paths = experiment.paths
-    told: dict[int, str] = {}
-    silent = False
-    while True:
-        queue = ask_queue()
-        if queue is None:
-            if not silent:
-                log.line("[SLURM] squeue does not answer; the jobs go on")
-            silent = True
-        else:
-            silent = False
-            going = list_going(range(experiment.config.data.folds), list_run_jobs(paths), queue)
-            for fold, word in _describe(experiment, going).items():
-                if told.get(fold) != word:
-                    told[fold] = word
-                    log.line(f"[SLURM] fold {fold}: {word}")
-            if not going:
+class _Watch:
+    """Reports what changes in a run that was just submitted, and submits again what Slurm has preempted for good.
+
+    The run's own files may be looked at every other second; the controller, which all users share, may not.
+    """
+
+    def __init__(self, submitter: _Submitter) -> None:
+        self._submitter, self._log = submitter, submitter.log
+        self._experiment, self._paths = submitter.experiment, submitter.paths
+        self._reported: dict[int, str] = {}
+        self._silent = False
+
+    def run(self) -> None:
+        """Return once the wanted folds are finished, or nothing of the run is in the queue any more."""
+        wanted = set(self._experiment.config.data.list_wanted())
+        seen, asked_s, interval_s = None, time.monotonic(), ASK_S
+        while True:
+            finished, launchers = self._experiment.find_finished(), find_launchers(self._paths)
+            self._report(dict.fromkeys(finished, "done"))
+            if wanted <= set(finished) and not launchers:
                 return
-        for _ in range(round(_WATCH_S / _TICK_S)):
-            check_stop()
-            time.sleep(_TICK_S)
+            if seen != (finished, launchers):
+                seen, interval_s = (finished, launchers), ASK_S
+            if time.monotonic() - asked_s >= interval_s:
+                over, changed = self._ask(finished)
+                if over:
+                    return
+                asked_s, interval_s = time.monotonic(), next_interval(interval_s, changed)
+            for _ in range(round(_LOOK_S / _TICK_S)):
+                check_stop()
+                time.sleep(_TICK_S)
 
+    def _ask(self, finished: Sequence[int]) -> tuple[bool, bool]:
+        """Whether nothing of the run is in the queue any more, and whether anything has changed there."""
+        submissions = read_submissions(self._paths.submissions)
+        queue = ask_queue(list_clusters(submissions))
+        if queue is None:
+            if not self._silent:
+                self._log.line("[SLURM] squeue does not answer; the jobs go on")
+            self._silent = True
+            return False, False
+        self._silent = False
+        going = list_going(range(self._experiment.config.data.folds), list_run_jobs(self._paths), queue)
+        words = {
+            fold: f"{'waits' if entry.going is Going.WAITS else 'runs'} as {entry.job} ({entry.state})"
+            for fold, entry in going.items()
+            if fold not in finished
+        }
+        changed = self._report(words)
+        wanted = self._experiment.config.data.list_wanted()
+        preempted = [
+            fold
+            for fold in list_preempted(submissions, queue)
+            if fold in wanted and fold not in going and fold not in finished
+        ]
+        if preempted:
+            self._submit_again(preempted, submissions, queue)
+        return not going and not preempted, changed or bool(preempted)
 
-def _describe(experiment: Experiment, going: dict[int, QueueEntry]) -> dict[int, str]:
-    words = {
-        fold: f"{'waits' if entry.going is Going.WAITS else 'runs'} as {entry.job} ({entry.state})"
-        for fold, entry in going.items()
-    }
-    return words | {fold: "done" for fold in experiment.find_finished()}
+    def _submit_again(
+        self, folds: Sequence[int], submissions: Sequence[Submission], queue: Sequence[QueueEntry]
+    ) -> None:
+        """Unless another process submits, or has since `submissions` were read; the next look finds what came of it."""
+        with suppress(LockError), _hold_submission_lock(self._paths) as lock:
+            if read_submissions(self._paths.submissions) == submissions:
+                self._submitter.submit_missing(lock, folds, submissions, queue)
+
+    def _report(self, words: dict[int, str]) -> bool:
+        """Log what is new of each fold; whether there was any."""
+        new = {fold: word for fold, word in words.items() if self._reported.get(fold) != word}
+        for fold, word in new.items():
+            self._log.line(f"[SLURM] fold {fold}: {word}")
+        self._reported |= new
+        return bool(new)

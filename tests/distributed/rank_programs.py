@@ -18,6 +18,7 @@ from doccls.config import load_config, parse_override
 from doccls.data.dataset import Batch
 from doccls.data.sampler import BatchDivision, BatchPlace, BatchRequest, list_evaluation
 from doccls.errors import UserError
+from doccls.system.rank import MEETING_FILE
 from doccls.train import main
 from doccls.training import distributed as processes_room
 from doccls.training import trainer as fold_room
@@ -142,6 +143,12 @@ def lose_images(argv: list[str]) -> int:
         return train_fold(context, *others)
 
     _wrap(fold_room, "train_fold", lose)
+    return main(argv)
+
+
+def meet_at_port(argv: list[str]) -> int:
+    """As the ranks of a fold over several machines: at MASTER_PORT, not through a file."""
+    del os.environ[MEETING_FILE]
     return main(argv)
 
 

@@ -9,11 +9,16 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 
 import pytest
-from rank_launcher import REPOSITORY, clean_environment, launch_ranks
+from rank_launcher import REPOSITORY, clean_environment, launch_ranks, start_ranks
 from tiny_runs import PLAIN, Run, Trainer
+
+from doccls.run.heartbeat import Cause, read_beat
+from doccls.run.paths import locate_run
+from doccls.system.lifeline import LAUNCHED
 
 TIMEOUT_S = 180
 
@@ -82,6 +87,30 @@ def test_a_run_is_not_trained_in_two_precisions(trainer: Trainer) -> None:
     assert "run mixed is trained in precision 'bf16'" in told and "Set train.amp to bf16" in told
     ranks = launch_ranks("doccls.train:main", arguments[1], folder / "third", 2, environment=bf16)
     assert [rank.code for rank in ranks] == [0, 0], ranks[0].stderr
+
+
+@pytest.mark.parametrize("interface", ["", "127.0.0.1"])
+def test_a_port_that_another_process_listens_at_is_told_to_the_launcher(trainer: Trainer, interface: str) -> None:
+    """By rank 0, which was to listen there; the other one waits for an answer, until the launcher ends it."""
+    folder = trainer.new_folder()
+    paths = locate_run(folder / "experiments", "taken", datetime.now())
+    paths.live.mkdir(parents=True)
+    words = trainer.arguments((*PLAIN, "data.valid_fold=0"), folder, "taken")
+    with socket.create_server((interface, 0)) as another:
+        port = another.getsockname()[1]
+        told = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), LAUNCHED: "a launch"}
+        ranks = start_ranks("rank_programs:meet_at_port", words, folder / "console", 2, told)
+        try:
+            ranks[0].join(TIMEOUT_S)
+        finally:
+            for rank in ranks:
+                rank.kill()
+                rank.join(10)
+    assert ranks[0].exitcode == 1
+    beat = read_beat(paths.heartbeat(0, 0))
+    assert beat is not None and beat.cause is Cause.PORT_TAKEN
+    (line,) = (folder / "console" / "rank0.err").read_text().splitlines()[-1:]
+    assert f"MASTER_PORT={port} of {socket.gethostname()}" in line and "--main_process_port" in line
 
 
 def test_a_mistake_in_the_config_is_told_once(trainer: Trainer) -> None:

@@ -27,7 +27,7 @@ from typing import NoReturn
 from doccls.__main__ import main as run_doccls
 from launcher import local
 from launcher.cli import main as run_launcher
-from launcher.plan import RankCommand, drop_ranks
+from launcher.plan import RankCommand, drop_job_variables
 
 _COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"launcher": run_launcher, "doccls": run_doccls}
 _PR_SET_CHILD_SUBREAPER = 36
@@ -103,7 +103,7 @@ class RankForker:
         assert command.argv[1:3] == ("-m", "doccls.train"), command
         console.parent.mkdir(parents=True, exist_ok=True)
         console.open("ab").close()
-        environment = drop_ranks(os.environ) | dict(command.environment) | variables
+        environment = drop_job_variables(os.environ) | dict(command.environment) | variables
         self._connection.send((command.argv[3:], environment, console))
         if not self._connection.poll(_START_S):
             raise RuntimeError(f"the template forks no rank within {_START_S} s")

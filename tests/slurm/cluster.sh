@@ -147,7 +147,7 @@ MinJobAge=600
 CompleteWait=0
 InactiveLimit=0
 ReturnToService=2
-# requeue and preemption: partition high preempts partition low by requeueing its jobs
+# requeue and preemption: partition high preempts partition low by requeueing its jobs, partition cancel by ending them
 JobRequeue=1
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
@@ -158,6 +158,7 @@ JobCompLoc=$LOG/jobcomp.txt
 $nodelines
 PartitionName=main Nodes=ALL Default=YES PriorityTier=5 PreemptMode=OFF MaxTime=UNLIMITED DefaultTime=60 OverSubscribe=NO
 PartitionName=low  Nodes=ALL PriorityTier=1  PreemptMode=REQUEUE GraceTime=5 DefaultTime=60
+PartitionName=cancel Nodes=ALL PriorityTier=1 PreemptMode=CANCEL GraceTime=0 DefaultTime=60
 PartitionName=high Nodes=ALL PriorityTier=10 PreemptMode=OFF DefaultTime=60
 $EXTRA
 CONF

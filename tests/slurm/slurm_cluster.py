@@ -12,7 +12,7 @@ from tiny_runs import PLAIN, Trainer
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-CPUS = ("--gpus-per-node=0", "--cpus-per-task=1")
+CPUS = ("--gres=none", "--cpus-per-task=1")
 PAIR = (*PLAIN, "data.train_csv=train.csv", "data.folds=2")
 """Two folds, where a third would only take time."""
 JOBS_S = 110

@@ -115,12 +115,16 @@ def test_a_controller_that_is_away_while_a_fold_trains(cluster: Cluster, trainer
     assert_same_fold(cluster, job, folder, undisturbed, restarted=False)
 
 
+def render_launch(trainer: Trainer, folder: Path, sets: tuple[str, ...], *words: str) -> list[str]:
+    """`doccls-launch run --backend slurm`."""
+    command = [sys.executable, "-m", "launcher", "run", "--backend", "slurm", *trainer.arguments(sets, folder)]
+    return [*command, "--run-id", "tiny", "--gpus-per-fold", "0", "--cpus-per-node", "1", *words]
+
+
 def launch(
     cluster: Cluster, trainer: Trainer, folder: Path, sets: tuple[str, ...], *words: str
 ) -> "subprocess.CompletedProcess[str]":
-    """`doccls-launch run --backend slurm`."""
-    command = [sys.executable, "-m", "launcher", "run", "--backend", "slurm", *trainer.arguments(sets, folder)]
-    command += ["--run-id", "tiny", "--gpus-per-fold", "0", "--cpus-per-node", "1", *words]
+    command = render_launch(trainer, folder, sets, *words)
     return subprocess.run(
         command, cwd=ROOT, env=cluster.environment, capture_output=True, text=True, timeout=JOBS_S, check=False
     )
@@ -139,6 +143,32 @@ def test_a_task_that_is_cancelled_is_all_that_the_next_launch_submits(
     assert "folds 1 submitted, a task a fold" in launched.stdout
     assert "[OOF] all folds macro_f1=" in launched.stdout
     assert_same_bytes(undisturbed_pair, Run([], folder), num_folds=2)
+
+
+def test_a_fold_that_is_preempted_by_cancelling_is_submitted_again(cluster: Cluster, trainer: Trainer) -> None:
+    folder, sets = trainer.new_folder(), (*PAIR, "train.epochs=20", "train.checkpoint_interval_s=0.001")
+    command = render_launch(trainer, folder, sets, "--wait", "--partition=cancel")
+    with (folder.parent / f"{folder.name}.txt").open("w+") as said:
+        launched = subprocess.Popen(command, cwd=ROOT, env=cluster.environment, stdout=said, stderr=said)
+        try:
+            await_event(lambda: trains(folder), "an epoch", folder)
+            cluster.ask("sbatch", "--partition=high", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=true")
+            assert launched.wait(JOBS_S) == 0, Path(said.name).read_text() + read_outputs(folder)
+        finally:
+            launched.kill()
+            launched.wait()
+        told = Path(said.name).read_text()
+    assert re.search(
+        r"fold \d: job (\d+)_\d was preempted; submitted again as job (?!\1 )\d+ \(preemption 1\)", told
+    ), told
+    assert "[OOF] all folds macro_f1=" in told
+    (root,) = folder.glob("experiments/*/tiny")
+    first, *later = json.loads((root / "submissions.json").read_text())["submissions"]
+    assert first["folds"] == [0, 1] and first["preempted"] == []
+    assert later and all(one["folds"] == one["preempted"] for one in later), later
+    again = [fold for one in later for fold in one["folds"]]
+    assert len(again) == len(set(again)), "submitted twice"
+    assert_same_bytes(trainer.train(*sets), Run([], folder), num_folds=2)
 
 
 def test_a_submission_whose_answer_is_lost_is_found_and_not_sent_twice(
@@ -175,14 +205,15 @@ def test_cancel_ends_the_runs_jobs_and_no_other(cluster: Cluster, trainer: Train
     assert cluster.ask("squeue", "--noheader", f"--jobs={other}", "--format=%T").strip() in ("RUNNING", "PENDING")
     cluster.ask("scancel", other)
     (log,) = folder.glob("logs/*_task0.log")
-    assert log.read_text().splitlines()[-2] == "[EXIT] TRAINING ERROR code=143"
+    assert log.read_text().splitlines()[-2] == "[EXIT] TRAINING ERROR code=75"
 
 
 def test_a_second_array_is_refused_a_fold_that_the_first_trains(cluster: Cluster, trainer: Trainer) -> None:
     folder = trainer.new_folder()
     first = submit_folds(cluster, trainer, folder, (*ONE, "train.epochs=50000"), "--array=1")
     await_training(folder)
-    second = submit_folds(cluster, trainer, folder, (*ONE, "train.epochs=50000"), "--array=0")
+    longer = (*ONE, "train.epochs=50000")
+    second = submit_folds(cluster, trainer, folder, longer, "--array=0", last=("--task", "0/1"))
     assert cluster.wait(second, folder) == ["FAILED"], read_outputs(folder)
     assert "fold 1 of run tiny is being trained by process " in (folder / "slurm-0.out").read_text()
     assert cluster.list_states(first) == ["RUNNING"]
@@ -195,11 +226,11 @@ def test_a_time_limit_puts_the_rest_back_into_the_queue(
 ) -> None:
     """One task trains all folds; the signal is the one that Slurm sends ahead of the limit."""
     folder = trainer.new_folder()
-    job = submit_folds(cluster, trainer, folder, PAIR, "--array=0")
+    job = submit_folds(cluster, trainer, folder, PAIR, "--array=0", last=("--task", "0/1"))
     await_event(lambda: bool(list(folder.rglob("fold0.safetensors"))), "the first fold", folder)
     cluster.ask("scancel", "--batch", "--signal=USR1", f"{job}_0")
     assert cluster.wait(job, folder) == ["COMPLETED"], read_outputs(folder)
-    assert f"the time limit of job {job}_0 comes: it goes back into the queue" in read_outputs(folder)
+    assert f"the time limit of job {job}_0 comes: it is requeued, and will resume" in read_outputs(folder)
     assert_same_bytes(undisturbed_pair, Run([], folder), num_folds=2)
 
 

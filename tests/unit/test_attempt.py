@@ -320,7 +320,7 @@ def test_who_was_killed_is_the_cause_and_not_who_mourns(start: Start, tmp_path: 
     assert told.startswith("rank 1 was killed by SIGKILL, last seen in its start") and "| [STEP 1/9]" in told
 
 
-@pytest.mark.parametrize("cause", ["user error", "out of memory"])
+@pytest.mark.parametrize("cause", ["user error", "out of memory", "port taken"])
 def test_the_word_that_says_most_is_told_whoever_ended_first(start: Start, tmp_path: Path, cause: str) -> None:
     fold, processes, hearts = start(2)
     processes[0].code = 1
@@ -331,6 +331,16 @@ def test_the_word_that_says_most_is_told_whoever_ended_first(start: Start, tmp_p
     assert fold.has_ended()
     ending, told = fold.conclude(done=False, stopping=False)
     assert (str(ending.outcome), told) == (cause, "rank 1: Full: too large")
+
+
+def test_a_failed_download_is_no_error_that_comes_back(start: Start, tmp_path: Path) -> None:
+    """The fold gets all its restarts, though each attempt ends at the same step."""
+    fold, processes, hearts = start(1)
+    say(tmp_path, 0, "[EXIT][ERROR] training failed: could not be fetched\n")
+    processes[0].code = 1
+    fail(hearts[0], cause="download failed", error="DownloadError", message="could not be fetched")
+    assert fold.has_ended()
+    assert fold.conclude(done=False, stopping=False) == (Ending(Outcome.CRASHED), "could not be fetched")
 
 
 def test_an_error_is_told_by_its_last_line_and_known_by_its_place(start: Start, tmp_path: Path) -> None:

@@ -260,22 +260,19 @@ def test_a_torn_weights_file_is_refused(tmp_path: Path) -> None:
 # --- weights from the hub --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "error", [OSError("no route to host\nlong story"), ConnectionError("refused"), RuntimeError("")]
-)
-def test_an_unreachable_hub_names_the_way_round(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+def test_what_is_no_failure_of_the_network_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     real = timm.create_model
 
     def create(name: str, pretrained: bool = False, **options: Any) -> torch.nn.Module:
         if pretrained:
-            raise error
+            raise RuntimeError("tensors of another shape\nlong story")
         model: torch.nn.Module = real(name, **options)
         return model
 
     monkeypatch.setattr(timm, "create_model", create)
     message = refuse("test_resnet", pretrained=True)
-    assert "'test_resnet' could not be fetched from the hub" in message and "model.weights" in message
-    assert "long story" not in message
+    assert "'test_resnet' could not be fetched from the hub (tensors of another shape)" in message
+    assert "model.weights" in message
 
 
 def test_a_model_without_pretrained_weights_is_told_so() -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from doccls.errors import UserError
+from doccls.errors import DownloadError, PortTakenError, UserError
 from doccls.run import heartbeat
 from doccls.run.heartbeat import Beat, Cause, Heartbeat, await_failures, beating, find_cause, read_beat
 from doccls.system.signals import Interrupted
@@ -165,7 +165,8 @@ def test_work_that_ended_well_leaves_no_beat(path: Path) -> None:
         (UserError("mend it"), "user error"), (KeyError("x"), "error"), (RuntimeError("odd"), "error"),
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), "out of memory"),
         (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`"), "out of memory"),
-        (OSError("out of memory"), "error"),
+        (OSError("out of memory"), "error"), (PortTakenError("taken"), "port taken"),
+        (DownloadError("no network"), "download failed"),
     ],
 )  # fmt: skip
 def test_the_last_beat_says_what_ended_the_work(path: Path, error: Exception, cause: str) -> None:

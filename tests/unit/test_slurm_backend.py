@@ -1,27 +1,28 @@
-"""A fold as a step of a Slurm job, with a stub in place of srun; and what a job is taken to be."""
+"""A fold as a step of a Slurm job of several nodes, with a stub in place of srun; and what a task trains on."""
 
 from __future__ import annotations
 
 import argparse
 import os
+import socket
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from doccls.config import Config
 from doccls.errors import UserError
-from doccls.system.rank import MEETING_FILE
-from launcher.arguments import build_parser, choose_slots, make_job_slot, make_request, render_again
+from launcher.arguments import build_parser, choose_slots, choose_task_slots, make_request, render_again
 from launcher.backend import LAUNCH, StartError
-from launcher.plan import Assignment, RankCommand
+from launcher.devices import Device
+from launcher.plan import Assignment, RankCommand, Slot
 from launcher.slurm.backend import SlurmBackend, StepProcesses
-from launcher.slurm.format import JobRequest, SlurmTask
+from launcher.slurm.format import Allocation
+from launcher.slurm.script import JobRequest
 
 MakeConfig = Callable[..., Config]
-TASK = SlurmTask("12_1", "12", 1, 5, nodes=1, gpus_per_node=0, cpus_per_node=4)
+TWO_NODES = Allocation(nodes=2, gpus_per_node=0, cpus_per_node=4)
 STUB = """#!/bin/bash
 # Runs the command of each rank, one after the other, and says of it what srun does.
 trap 'echo "srun: error: node1: task 0: Killed" >&2; exit 137' TERM
@@ -51,14 +52,16 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_config: MakeConf
     stub.chmod(0o755)
     monkeypatch.setenv("PATH", f"{stub.parent}:{os.environ['PATH']}")
     monkeypatch.setenv("DOCCLS_TEST_FOLDER", str(tmp_path))
-    monkeypatch.setenv("MASTER_ADDR", "of another launcher")
+    monkeypatch.setenv("SLURM_JOB_ID", "12")
+    for name in ("MASTER_ADDR", "SLURM_CPU_BIND", "SLURM_MEM_PER_CPU", "SLURM_STEP_ID", "OMPI_COMM_WORLD_SIZE"):
+        monkeypatch.setenv(name, "of a shell in another job")
 
-    def begin(script: str, ranks: int = 1, task: SlurmTask = TASK) -> tuple[StepProcesses, list[Path]]:
-        slot = make_job_slot(task, make_config(train={"num_processes": ranks}), 8, "node1")
-        environment = {"OMP_NUM_THREADS": "3"} | ({"WORLD_SIZE": str(ranks)} if ranks > 1 else {})
-        assignment = Assignment(1, slot, (RankCommand(("bash", "-c", script), environment),) * ranks)
+    def begin(script: str, ranks: int = 2) -> tuple[StepProcesses, list[Path]]:
+        devices = tuple(Device(f"node {rank} cpu 0") for rank in range(ranks))
+        command = RankCommand(("bash", "-c", script), {"OMP_NUM_THREADS": "3", "WORLD_SIZE": str(ranks)})
+        assignment = Assignment(1, Slot(0, devices), (command,) * ranks)
         consoles = [tmp_path / "it's a\nrun" / "console" / f"fold1_rank{rank}.txt" for rank in range(ranks)]
-        return SlurmBackend(task, ranks // task.nodes, tmp_path).start(assignment, consoles), consoles
+        return SlurmBackend(TWO_NODES, ranks // 2, tmp_path).start(assignment, consoles), consoles
 
     return begin  # type: ignore[return-value]
 
@@ -71,33 +74,32 @@ def await_ready(tmp_path: Path) -> None:
 
 
 def test_each_rank_has_its_number_and_its_console(start: Start) -> None:
-    told = 'echo "$RANK $LOCAL_RANK $WORLD_SIZE $LOCAL_WORLD_SIZE $OMP_NUM_THREADS ${MASTER_ADDR-none}"'
-    processes, consoles = start(f'{told} "$DOCCLS_LAUNCHED" "${{{MEETING_FILE}##*/}}" >&2', ranks=2)
+    script = 'echo "$RANK $LOCAL_RANK $WORLD_SIZE $LOCAL_WORLD_SIZE $OMP_NUM_THREADS $DOCCLS_LAUNCHED" >&2'
+    processes, consoles = start(script, ranks=4)
     processes.wait()
-    assert processes.poll() == (0, 0) and processes.ended == []
-    lines = [console.read_text().split() for console in map(Path, consoles)]
-    assert [line[:6] for line in lines] == [["0", "0", "2", "2", "3", "none"], ["1", "1", "2", "2", "3", "none"]]
-    assert all(line[6] == LAUNCH for line in lines)
-    assert lines[0][7] == lines[1][7] and lines[0][7].startswith("fold1.")
+    assert processes.poll() == (0, 0, 0, 0) and processes.ended == []
+    lines = [Path(console).read_text().split() for console in consoles]
+    assert lines == [[str(rank), str(rank), "4", "2", "3", LAUNCH] for rank in range(4)]
 
 
-def test_one_rank_is_no_group(start: Start) -> None:
-    processes, consoles = start(f'echo "${{RANK-none}} ${{WORLD_SIZE-none}} ${{{MEETING_FILE}-none}}"')
-    processes.wait()
-    assert Path(consoles[0]).read_text() == "none none none\n"
-
-
-def test_ranks_on_several_nodes_meet_at_a_free_port_of_the_first(start: Start) -> None:
-    processes, consoles = start('echo "$MASTER_ADDR $MASTER_PORT $LOCAL_WORLD_SIZE"', 2, replace(TASK, nodes=2))
+def test_ranks_meet_at_a_free_port_of_the_first_node(start: Start) -> None:
+    processes, consoles = start('echo "$MASTER_ADDR $MASTER_PORT"')
     processes.wait()
     (line,) = {Path(console).read_text() for console in consoles}
-    host, port, local = line.split()
-    assert host == os.uname().nodename and 1024 < int(port) < 65536 and local == "1"
+    host, port = line.split()
+    assert host == socket.gethostname() and 1024 < int(port) < 65536
+
+
+def test_a_step_is_told_nothing_of_a_job_that_encloses_the_submission(start: Start) -> None:
+    processes, consoles = start("env")
+    processes.wait()
+    assert "of a shell in another job" not in Path(consoles[0]).read_text()
+    assert "SLURM_JOB_ID=12\n" in Path(consoles[0]).read_text()
 
 
 def test_a_rank_that_ended_badly_is_known_while_others_run(start: Start, tmp_path: Path) -> None:
     (tmp_path / "hold").touch()
-    processes, _ = start("[ $RANK = 0 ] || exit 7", ranks=2)
+    processes, _ = start("[ $RANK = 0 ] || exit 7")
     await_ready(tmp_path)
     assert processes.poll() == (None, 7)
     assert processes.ended == [1]
@@ -117,15 +119,15 @@ def test_a_stop_and_a_question_for_stacks_are_passed_on_and_a_strike_kills(start
     while (tmp_path / "heard").read_text().split() != ["ready", "USR2", "USR1"]:
         assert time.monotonic() < deadline_s, (tmp_path / "heard").read_text()
         time.sleep(0.02)
-    assert processes.poll() == (None,)
+    assert processes.poll() == (None, None)
     processes.strike()
     processes.wait()
-    assert processes.poll() == (-9,)
+    assert processes.poll()[0] == -9
 
 
 def test_a_step_that_never_began_fails_all_its_ranks(start: Start, tmp_path: Path) -> None:
     (tmp_path / "bin" / "srun").write_text("#!/bin/sh\necho 'srun: error: Unable to create step' >&2; exit 1\n")
-    processes, _ = start("true", ranks=2)
+    processes, _ = start("true")
     processes.wait()
     assert processes.poll() == (1, 1)
     assert processes.tell() == "srun: error: Unable to create step\n"
@@ -137,51 +139,86 @@ def test_without_srun_the_fold_cannot_be_started(start: Start, tmp_path: Path, m
         start("true")
 
 
-# --- the job as a slot -----------------------------------------------------------------------------------------------
+# --- the task as a slot ----------------------------------------------------------------------------------------------
+
+GPUS = [Device(f"gpu {number}", f"GPU-{number}") for number in range(8)]
+
+
+def choose(config: Config, allocation: Allocation | None) -> tuple[list[str], tuple[str, ...]]:
+    """The names of the slot's devices, and the warnings."""
+    arguments = build_parser().parse_args(["task", "--config", "c.yaml"])
+    chosen = choose_task_slots(arguments, config, allocation, "12_1")
+    (slot,) = chosen.slots
+    return [device.name for device in slot.devices], chosen.warnings
+
+
+@pytest.fixture
+def visible(monkeypatch: pytest.MonkeyPatch) -> Callable[[str | None], None]:
+    """`visible("0,1")` sets CUDA_VISIBLE_DEVICES on a node of eight GPUs; None unsets it."""
+    monkeypatch.setattr("launcher.arguments.find_gpus", lambda: GPUS)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    return lambda text: monkeypatch.setenv("CUDA_VISIBLE_DEVICES", text) if text is not None else None
 
 
 @pytest.mark.parametrize(
-    ("nodes", "gpus", "stated", "places"),
+    ("nodes", "gpus", "stated", "shown", "places"),
     [
-        (1, 0, None, ["node 0 cpu 0"]),
-        (1, 0, 2, ["node 0 cpu 0", "node 0 cpu 1"]),
-        (2, 0, None, ["node 0 cpu 0", "node 1 cpu 0"]),
-        (2, 2, None, ["node 0 gpu 0", "node 0 gpu 1", "node 1 gpu 0", "node 1 gpu 1"]),
-        (1, 2, 2, ["node 0 gpu 0", "node 0 gpu 1"]),
+        (1, 0, None, None, ["cpu 0"]),  # the node's GPUs are other jobs'
+        (1, 0, 2, None, ["cpu 0", "cpu 1"]),
+        (1, 2, None, "0,1", ["gpu 0", "gpu 1"]),
+        (1, 2, 2, "6,7", ["gpu 6", "gpu 7"]),
+        (2, 0, None, None, ["node 0 cpu 0", "node 1 cpu 0"]),
+        (2, 2, None, "0,1", ["node 0 gpu 0", "node 0 gpu 1", "node 1 gpu 0", "node 1 gpu 1"]),
     ],
 )
-def test_a_job_is_one_slot(
-    make_config: MakeConfig, nodes: int, gpus: int, stated: int | None, places: list[str]
+def test_a_job_of_slurm_is_one_slot(
+    make_config: MakeConfig, visible: Callable[[str | None], None], nodes: int, gpus: int, stated: int | None,
+    shown: str | None, places: list[str],
+) -> None:  # fmt: skip
+    visible(shown)
+    config = make_config(train={"num_processes": stated})
+    assert choose(config, Allocation(nodes, gpus, cpus_per_node=4)) == (places, ())
+
+
+def test_outside_slurm_a_task_takes_the_gpus_that_it_sees(
+    make_config: MakeConfig, visible: Callable[[str | None], None]
 ) -> None:
-    task = replace(TASK, nodes=nodes, gpus_per_node=gpus)
-    slot = make_job_slot(task, make_config(train={"num_processes": stated}), gpus, "node1")
-    assert [device.name for device in slot.devices] == places
-    assert all(device.given == bool(gpus) and device.is_cpu != bool(gpus) for device in slot.devices)
+    assert choose(make_config(), None)[0] == [gpu.name for gpu in GPUS]
+    visible("3")
+    assert choose(make_config(), None)[0] == ["gpu 3"]
+    visible("")
+    assert choose(make_config(), None)[0] == ["cpu 0"]
 
 
 @pytest.mark.parametrize(
-    ("changes", "stated", "gpus_here", "told"),
+    ("allocation", "stated", "gpus_here", "message"),
     [
-        ({"gpus_per_node": 2}, None, 0, "1 nodes x 2 GPUs, but the NVIDIA driver of node1 shows none"),
-        ({"gpus_per_node": 2}, 4, 2, "train.num_processes = 4, but Slurm gave job 12_1 1 nodes x 2 GPUs"),
-        ({"nodes": 2}, 3, 0, "train.num_processes = 3, but Slurm gave job 12_1 2 nodes x CPUs"),
-        ({"cpus_per_node": 1}, 2, 0, "1 nodes x 1 CPUs for 2 processes on each: sbatch --cpus-per-task"),
-        ({"gpus_per_node": 64, "cpus_per_node": 64}, None, 64, "train.batch_size = 32: 64 processes can't share"),
+        (Allocation(1, 2, 4), None, 0, "1 nodes x 2 GPUs, but the NVIDIA driver of "),
+        (Allocation(2, 2, 4), None, 0, "2 nodes x 2 GPUs, but the NVIDIA driver of "),
+        (Allocation(1, 2, 4), 4, 2, "train.num_processes = 4, but 12_1 has 2 GPUs"),
+        (Allocation(2, 0, 4), 3, 0, "train.num_processes = 3, but Slurm gave job 12_1 2 nodes x CPUs"),
+        (Allocation(2, 0, 1), 4, 0, "2 nodes x 1 CPUs for 2 processes on each: sbatch --cpus-per-task"),
+        (Allocation(2, 32, 64), None, 8, "train.batch_size = 32: 64 processes can't share"),
     ],
 )
 def test_what_does_not_fit_is_refused_in_words(
-    make_config: MakeConfig, changes: dict[str, int], stated: int | None, gpus_here: int, told: str
-) -> None:
+    make_config: MakeConfig, visible: Callable[[str | None], None], monkeypatch: pytest.MonkeyPatch,
+    allocation: Allocation, stated: int | None, gpus_here: int, message: str,
+) -> None:  # fmt: skip
+    monkeypatch.setattr("launcher.arguments.find_gpus", lambda: GPUS[:gpus_here])
     with pytest.raises(UserError) as caught:
-        make_job_slot(replace(TASK, **changes), make_config(train={"num_processes": stated}), gpus_here, "node1")
-    assert told in str(caught.value)
+        choose(make_config(train={"num_processes": stated}), allocation)
+    assert message in str(caught.value)
 
 
-def test_what_trains_the_rest_is_the_users_own_command_again() -> None:
-    words = ["task", "--share", "--config", "my c.yaml", "--set", "wandb.api_key=secret"]
+def test_what_trains_the_rest_is_the_users_own_command_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "13")
+    words = ["task", "--config", "my c.yaml", "--set", "wandb.api_key=secret"]
     again = "sbatch slurm/kfold.sh 'my c.yaml' --set 'wandb.api_key=***' --run-id v1-j12"
     assert render_again(words, "v1-j12") == again
     assert render_again([*words, "--run-id", "v1-j12"], "v1-j12") == again
+    monkeypatch.delenv("SLURM_JOB_ID")
+    assert render_again(["task", "--config", "c.yaml"], "r") == "doccls-launch task --config c.yaml --run-id r"
 
 
 # --- what is asked of Slurm ------------------------------------------------------------------------------------------
@@ -201,7 +238,10 @@ def parse_run(*words: str) -> argparse.Namespace:
         (["--gpus-per-fold", "0", "--nodes", "2"], None, JobRequest(2, 0, 3), 2),
         (["--nodes", "2"], None, JobRequest(2, 1, 3), 2),
         (["--cpus-per-node", "16", "--partition", "p"], None, JobRequest(1, 1, 16, partition="p"), 1),
-        (["--at-once", "2", "--sbatch-arg=--qos=x"], None, JobRequest(1, 1, 3, at_once=2, others=("--qos=x",)), 1),
+        (["--at-once", "2", "--sbatch-arg=--x"], None, JobRequest(1, 1, 3, at_once=2, others=("--x",)), 1),
+        (["--gres", "gpu:a100:2", "--nodes", "2"], None, JobRequest(2, 2, 6, gres="gpu:a100:2"), 4),
+        (["--sbatch-arg=--gpus=4", "--nodes", "2"], None, JobRequest(2, 2, 6, others=("--gpus=4",)), 4),
+        (["--gres", "none"], None, JobRequest(1, 0, 3, gres="none"), 1),
     ],
 )
 def test_a_task_gets_what_its_fold_takes(
@@ -215,7 +255,8 @@ def test_a_task_gets_what_its_fold_takes(
     ("words", "stated", "told"),
     [
         (["--slots", "2", "--exclude-busy"], None, "--exclude-busy, --slots: only on this machine"),
-        (["--gpus-per-fold", "2"], 4, "--gpus-per-fold 2, but train.num_processes = 4"),
+        (["--gpus-per-fold", "2"], 4, "2 GPUs a fold (--gpus-per-fold, --gres), but train.num_processes = 4"),
+        (["--gpus-per-fold", "2", "--gres", "gpu:4"], None, "--gpus-per-fold 2, but --gres=gpu:4 asks for 4"),
         (["--nodes", "2"], 3, "3 processes of a fold do not divide by --nodes 2"),
         (["--gpus-per-fold", "64"], None, "train.batch_size = 32: 64 processes can't share"),
     ],

@@ -232,7 +232,7 @@ def test_a_launcher_of_another_user_machine_or_container_is_not_cancelled_from_h
 
 def test_array_tasks_are_told_by_their_own_ledgers_and_locks(paths: RunPaths, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fold 1 of a launch before failed, and is trained by a task of an array now; fold 2's task failed."""
-    monkeypatch.setattr("launcher.status.ask_queue", lambda: [])
+    monkeypatch.setattr("launcher.status.ask_queue", lambda clusters: [])
     write_ledger(paths.ledger(), replace(LEDGER, started=BEFORE, attempts=(replace(FAILED, started=BEFORE),)))
     task = replace(LEDGER, folds=(1,), job="12_1", attempts=(replace(OPEN, slot="node 0 gpu 0"),))
     write_ledger(paths.ledger(1), task)
@@ -267,6 +267,12 @@ def queued(state: str) -> QueueEntry:
         (Seen(submitted=True, queued=queued("NODE_FAIL")), State.FAILED, "job 12_1 NODE_FAIL"),
         (Seen(submitted=True, queued=queued("ODD")), State.UNKNOWN, "job 12_1 ODD"),
         (Seen(submitted=True, queued=queued("CANCELLED")), State.MISSING, "job 12_1 CANCELLED"),
+        (Seen(submitted=True, queued=queued("PREEMPTED")), State.STOPPED, "job 12_1 was preempted"),
+        (
+            Seen(submitted=True, attempts=(OPEN,), queued=queued("PREEMPTED")),
+            State.STOPPED,
+            "job 12_1 was preempted",
+        ),
         (Seen(submitted=True, queue_answers=False), State.UNKNOWN, "Slurm does not answer (squeue)"),
         (Seen(submitted=True), State.MISSING, None),
         (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,10 @@ from launcher.slurm.submissions import (
     RunJob,
     Submission,
     find_newest,
+    list_clusters,
     list_going,
     list_jobs,
+    list_preempted,
     read_submissions,
     settle,
     write_submissions,
@@ -23,11 +26,16 @@ from launcher.slurm.submissions import (
 
 KNOWN = Submission("aa", (0, 1, 2), "2026-01-02T03:04:00.000+00:00", job="9")
 LOST = Submission("bb", (1,), "2026-01-02T03:05:00.000+00:00")
+ELSEWHERE = Submission(
+    "dd", (1, 2), "2026-01-02T03:07:00.000+00:00", "again", "9", cluster="b", preempted=(2,), cancelled=True
+)
 REFUSED = Submission("cc", (2,), "2026-01-02T03:06:00.000+00:00", refused="sbatch failed")
 
 
-def make_entry(job: str, number: int | None, state: str = "RUNNING", comment: str = "(null)") -> QueueEntry:
-    return QueueEntry(job, number, state, comment, "None")
+def make_entry(
+    job: str, number: int | None, state: str = "RUNNING", comment: str = "(null)", cluster: str | None = None
+) -> QueueEntry:
+    return QueueEntry(job, number, state, comment, "None", cluster)
 
 
 def make_ledger(job: str | None, sharing: int = 0) -> Ledger:
@@ -40,8 +48,18 @@ def make_ledger(job: str | None, sharing: int = 0) -> Ledger:
 def test_they_come_back_as_they_were(tmp_path: Path) -> None:
     path = tmp_path / "submissions.json"
     assert read_submissions(path) == ()
-    write_submissions(path, (KNOWN, LOST, REFUSED))
-    assert read_submissions(path) == (KNOWN, LOST, REFUSED)
+    write_submissions(path, (KNOWN, LOST, REFUSED, ELSEWHERE))
+    assert read_submissions(path) == (KNOWN, LOST, REFUSED, ELSEWHERE)
+
+
+def test_a_file_of_an_earlier_version_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "submissions.json"
+    write_submissions(path, (KNOWN,))
+    stated = json.loads(path.read_text())
+    for name in ("cluster", "preempted", "cancelled"):
+        del stated["submissions"][0][name]
+    path.write_text(json.dumps(stated))
+    assert read_submissions(path) == (KNOWN,)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": "other", "submissions": []}', '{"format": 3}', "null"])
@@ -95,3 +113,32 @@ def test_the_newest_job_counts_and_others_are_none_of_ours() -> None:
     going = list_going(range(3), jobs, queue)
     assert {fold: entry.job for fold, entry in going.items()} == {1: "12_1", 2: "9_2"}, "unknown is not ended"
     assert list_going([1], jobs, [make_entry("12", 1, "NODE_FAIL")]) == {}
+
+
+def test_a_job_of_another_cluster_with_the_same_number_is_none_of_ours() -> None:
+    assert list_clusters((KNOWN, ELSEWHERE, replace(ELSEWHERE, job="3"))) == ["b"] and list_clusters((KNOWN,)) == []
+    jobs = list_jobs((ELSEWHERE,), [make_ledger("9_1")])
+    assert jobs == [RunJob("9", True, cluster="b")]
+    here, there = make_entry("9", 1), make_entry("9", 1, cluster="b")
+    assert find_newest(1, jobs, [here]) is None and find_newest(1, jobs, [there, here]) == there
+
+
+def test_a_lost_answer_of_another_cluster_is_found_with_its_name() -> None:
+    queue = [make_entry("17", 1, comment="doccls:r:bb"), make_entry("17", 1, comment="doccls:r:bb", cluster="b")]
+    (found,) = settle((replace(LOST, cluster="a,b"),), "r", queue)
+    assert (found.job, found.cluster) == ("17", "b")
+
+
+def test_a_fold_is_preempted_if_its_newest_submission_was() -> None:
+    queue = [make_entry("9", fold, "PREEMPTED") for fold in range(4)] + [make_entry("3", 1, "PREEMPTED")]
+    assert {fold: entry.job for fold, entry in list_preempted((KNOWN, REFUSED), queue).items()} == {
+        0: "9_0", 1: "9_1", 2: "9_2"
+    }  # fmt: skip
+    assert set(list_preempted((KNOWN, LOST), queue)) == {0, 2}, "fold 1 may have been submitted again"
+    later = Submission("ee", (2,), LOST.started, job="12", preempted=(2,))
+    assert set(list_preempted((KNOWN, later), queue)) == {0, 1}, "its newest job may have failed, and be forgotten"
+    assert list_preempted((replace(KNOWN, cancelled=True),), queue) == {}
+    assert list_preempted((replace(KNOWN, cluster="b"),), queue) == {}
+    assert list_preempted((), queue) == {}, "submitted by hand"
+    going = [make_entry("9", 0, state) for state in ("PENDING", "RUNNING", "COMPLETING", "CANCELLED", "ODD")]
+    assert list_preempted((KNOWN,), going) == {}

@@ -3,21 +3,32 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import yaml
 
 from doccls.config import Config
+from doccls.errors import UserError
+from doccls.oof.predictions import OofPart, PartInfo, write_part
 from doccls.reporting.log import RunLog
 from doccls.run.paths import RunPaths
+from doccls.system.lock import hold_lock
+from doccls.system.signals import Interrupted
 from launcher.cancel import cancel_run
 from launcher.slurm import submit as room
-from launcher.slurm.format import JobRequest, QueueEntry, SlurmError
+from launcher.slurm.format import QueueEntry, SlurmError, Submitted
+from launcher.slurm.script import JobRequest
 from launcher.slurm.submissions import read_submissions
 from launcher.slurm.submit import SubmitOptions, submit
 from launcher.status import read_status
+from tests.unit.conftest import KeptLog
 
 NOW = datetime(2026, 1, 2, 3, 4)
 OPTIONS = SubmitOptions(JobRequest(1, 1, 4), "#!/bin/bash\n", 1, False, "again")
@@ -32,27 +43,42 @@ class Slurm:
         self.takes = True
         self.says = True
         self.written_before: list[int] = []
-        self.paths: RunPaths | None = None
+        self.paths: RunPaths
         self.cancelled: list[str] = []
+        self.now_s = 0.0
+        self.asked_s: list[float] = []
+        self.asked_clusters: tuple[str, ...] = ()
+        self.cluster: str | None = None
+        self.events: dict[float, Callable[[], object]] = {}
 
-    def ask_queue(self) -> list[QueueEntry] | None:
+    def ask_queue(self, clusters: Sequence[str]) -> list[QueueEntry] | None:
+        self.asked_s.append(self.now_s)
+        self.asked_clusters = tuple(clusters)
         return list(self.queue) if self.answers else None
 
-    def submit_script(self, command: Sequence[str], script: str) -> str:
-        assert self.paths is not None
+    def submit_script(self, command: Sequence[str], script: str) -> Submitted:
         self.written_before.append(len(read_submissions(self.paths.submissions)))
         told = dict(word[2:].split("=", 1) for word in command if "=" in word)
         if self.takes:
             job = str(100 + len(self.written_before))
             for fold in told["array"].split(","):
-                self.queue.append(QueueEntry(job, int(fold), "PENDING", told["comment"], "Resources"))
+                self.queue.append(QueueEntry(job, int(fold), "PENDING", told["comment"], "Resources", self.cluster))
             if self.says:
-                return job
+                return Submitted(job, self.cluster)
         raise SlurmError("sbatch failed (exit code 1): no word")
 
-    def cancel_jobs(self, jobs: Sequence[str]) -> None:
-        self.cancelled += jobs
-        self.queue = [entry for entry in self.queue if entry.job not in jobs]
+    def cancel_jobs(self, entries: Sequence[QueueEntry]) -> None:
+        self.cancelled += [entry.job for entry in entries]
+        self.queue = [entry for entry in self.queue if entry not in entries]
+
+    def set_state(self, state: str, *jobs: str) -> None:
+        self.queue = [replace(entry, state=state) if entry.job in jobs else entry for entry in self.queue]
+
+    def sleep(self, seconds: float) -> None:
+        """Time passes, and what is to happen at its seconds happens."""
+        self.now_s += seconds
+        for due_s in [due_s for due_s in self.events if due_s <= self.now_s]:
+            self.events.pop(due_s)()
 
 
 @pytest.fixture
@@ -61,25 +87,32 @@ def slurm(monkeypatch: pytest.MonkeyPatch) -> Slurm:
     for module in ("slurm.submit", "status", "cancel"):
         monkeypatch.setattr(f"launcher.{module}.ask_queue", slurm.ask_queue)
     monkeypatch.setattr(room, "submit_script", slurm.submit_script)
+    monkeypatch.setattr("doccls.model.build.fetch_pretrained", lambda config, img_size: Path("/the cache"))
     monkeypatch.setattr("launcher.cancel.cancel_jobs", slurm.cancel_jobs)
-    monkeypatch.setattr(room.time, "sleep", lambda seconds: None)
+    clock = SimpleNamespace(sleep=slurm.sleep, monotonic=lambda: slurm.now_s)  # not that of other threads
+    monkeypatch.setattr(room, "time", clock)
+    monkeypatch.setattr("launcher.cancel.time", clock)
     return slurm
 
 
 @pytest.fixture
-def submit_run(
-    slurm: Slurm, tmp_path: Path, make_config: Callable[..., Config], make_data: Callable[..., Path]
-) -> Callable[[], RunPaths]:
-    """`submit_run()`: a run of three folds is submitted; its paths."""
+def config(tmp_path: Path, make_config: Callable[..., Config], make_data: Callable[..., Path]) -> Config:
+    """Of three folds."""
     ids = [f"p{row}.png" for row in range(9)]
     make_data(ids, [str(row % 3) for row in range(9)], files=ids)
-    config = make_config(data={"folds": 3}, train={"batch_size": 2}, output={"exp_dir": str(tmp_path / "exp")})
+    return make_config(data={"folds": 3}, train={"batch_size": 2}, output={"exp_dir": str(tmp_path / "exp")})
 
-    def act() -> RunPaths:
+
+Submit = Callable[..., RunPaths]
+
+
+@pytest.fixture
+def submit_run(slurm: Slurm, config: Config) -> Submit:
+    """`submit_run()`: a run of three folds is submitted, and awaited with `wait`; its paths."""
+
+    def act(wait: bool = False, log: RunLog | None = None) -> RunPaths:
         slurm.paths = RunPaths(config.output.exp_dir / "20260102" / "r")
-        with contextlib.ExitStack() as stack:
-            log = stack.enter_context(RunLog(None))
-            submit(config, "r", NOW, OPTIONS, log)
+        submit(config, "r", NOW, replace(OPTIONS, wait=wait), log or KeptLog())
         return slurm.paths
 
     return act
@@ -90,7 +123,7 @@ def list_tasks(slurm: Slurm) -> list[str]:
 
 
 def test_an_array_is_written_down_before_slurm_is_asked_and_folds_on_their_way_are_not_sent_again(
-    slurm: Slurm, submit_run: Callable[[], RunPaths]
+    slurm: Slurm, submit_run: Submit
 ) -> None:
     paths = submit_run()
     assert slurm.written_before == [1] and list_tasks(slurm) == ["101_0", "101_1", "101_2"]
@@ -103,16 +136,16 @@ def test_an_array_is_written_down_before_slurm_is_asked_and_folds_on_their_way_a
     assert list_tasks(slurm) == ["101_0", "101_2", "102_1"]
 
 
-def test_the_status_of_a_refused_submission_says_how_to_go_on(slurm: Slurm, submit_run: Callable[[], RunPaths]) -> None:
+def test_the_status_of_a_refused_submission_says_how_to_go_on(slurm: Slurm, submit_run: Submit) -> None:
     slurm.takes = False
     with pytest.raises(SlurmError, match="the folds are not submitted"):
         submit_run()
-    assert slurm.paths is not None and read_status(slurm.paths).again == "again"
+    assert read_status(slurm.paths).again == "again"
     slurm.takes = True
     assert read_status(submit_run()).again is None, "the folds are on their way"
 
 
-def test_a_lost_answer_is_found_in_the_queue(slurm: Slurm, submit_run: Callable[[], RunPaths]) -> None:
+def test_a_lost_answer_is_found_in_the_queue(slurm: Slurm, submit_run: Submit) -> None:
     slurm.says = False
     paths = submit_run()
     (one,) = read_submissions(paths.submissions)
@@ -122,14 +155,13 @@ def test_a_lost_answer_is_found_in_the_queue(slurm: Slurm, submit_run: Callable[
 
 
 def test_a_lost_answer_and_a_silent_queue_leave_it_open_until_the_queue_is_there(
-    slurm: Slurm, submit_run: Callable[[], RunPaths], monkeypatch: pytest.MonkeyPatch
+    slurm: Slurm, submit_run: Submit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slurm.says = False
     answers = iter([[]])
-    monkeypatch.setattr(room, "ask_queue", lambda: next(answers, None))
+    monkeypatch.setattr(room, "ask_queue", lambda clusters: next(answers, None))
     with pytest.raises(SlurmError, match=r"is not known\. The same command with --run-id r finds out"):
         submit_run()
-    assert slurm.paths is not None
     (one,) = read_submissions(slurm.paths.submissions)
     assert (one.job, one.refused) == (None, None) and len(slurm.queue) == 3
     with pytest.raises(SlurmError, match="squeue does not answer: nothing was submitted"):
@@ -139,9 +171,7 @@ def test_a_lost_answer_and_a_silent_queue_leave_it_open_until_the_queue_is_there
     assert len(slurm.queue) == 3 and [one.job for one in read_submissions(slurm.paths.submissions)] == ["101"]
 
 
-def test_what_slurm_refuses_is_told_and_sent_again_the_next_time(
-    slurm: Slurm, submit_run: Callable[[], RunPaths]
-) -> None:
+def test_what_slurm_refuses_is_told_and_sent_again_the_next_time(slurm: Slurm, submit_run: Submit) -> None:
     slurm.takes = False
     with pytest.raises(SlurmError, match="the folds are not submitted: sbatch failed"):
         submit_run()
@@ -150,7 +180,22 @@ def test_what_slurm_refuses_is_told_and_sent_again_the_next_time(
     assert [one.job for one in read_submissions(paths.submissions)] == [None, "102"]
 
 
-def test_cancel_ends_exactly_the_runs_jobs(slurm: Slurm, submit_run: Callable[[], RunPaths]) -> None:
+def test_the_cluster_that_took_the_job_is_asked_for_it(
+    slurm: Slurm, submit_run: Submit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a federation. Before its answer, all are asked that it was offered to."""
+    monkeypatch.setenv("SBATCH_CLUSTERS", "a,b")
+    slurm.cluster, slurm.says = "b", False
+    paths = submit_run()
+    assert slurm.asked_clusters == ("a,b",), "its answer was lost"
+    assert [(one.job, one.cluster) for one in read_submissions(paths.submissions)] == [("101", "b")]
+    assert [str(fold.state) for fold in read_status(paths).folds] == ["waiting"] * 3
+    assert slurm.asked_clusters == ("b",)
+    submit_run()
+    assert len(slurm.queue) == 3
+
+
+def test_cancel_ends_exactly_the_runs_jobs(slurm: Slurm, submit_run: Submit) -> None:
     paths = submit_run()
     other = QueueEntry("55", 0, "RUNNING", "doccls:another:abc", "None")
     slurm.queue += [other, QueueEntry("101", 9, "COMPLETED", "", "None")]
@@ -158,3 +203,204 @@ def test_cancel_ends_exactly_the_runs_jobs(slurm: Slurm, submit_run: Callable[[]
     cancel_run(paths, said.append)
     assert slurm.cancelled == ["101_0", "101_1", "101_2"] and other in slurm.queue
     assert said[-1] == "[CANCEL] stopped; what is finished stays"
+
+
+# --- waiting ---------------------------------------------------------------------------------------------------------
+
+
+def finish(paths: RunPaths, fold: int) -> None:
+    """As the fold's task does: by its predictions."""
+    rows = np.arange(3 * fold, 3 * fold + 3)
+    identity = yaml.safe_load(paths.snapshot.read_text())["provenance"]["identity"]
+    info = PartInfo(
+        identity=identity, fold=fold, num_folds=3, num_samples=9, classes=("0", "1", "2"),
+        ids=tuple(f"p{row}.png" for row in rows), skipped=(), best_epoch=1, macro_f1=0.5,
+    )  # fmt: skip
+    write_part(paths.part(fold), OofPart(info, rows, np.zeros((3, 3), np.float32), rows % 3))
+
+
+@pytest.fixture
+def merges(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is in the parts is another suite's."""
+    monkeypatch.setattr(room, "close_share", lambda run, log: tuple({0, 1, 2} - set(run.find_finished())))
+
+
+@pytest.mark.usefixtures("merges")
+def test_who_waits_asks_every_15_s_and_every_60_s_while_nothing_changes(slurm: Slurm, submit_run: Submit) -> None:
+    slurm.events = {
+        200.0: lambda: slurm.set_state("RUNNING", "101_0"),
+        400.0: lambda: slurm.set_state("FAILED", "101_0", "101_1", "101_2"),
+    }
+    with pytest.raises(UserError, match="the run has ended, and folds are missing"):
+        submit_run(wait=True)
+    gaps = np.diff(slurm.asked_s[:-1])  # the last is asked by the status of what is missing
+    assert gaps.min() >= 15 and max(gaps) < 63 and list(gaps[:4] // 15) == [1, 1, 2, 4], gaps
+    assert slurm.now_s < 470
+
+
+@pytest.mark.usefixtures("merges")
+def test_a_run_whose_folds_are_finished_is_awaited_by_its_files_alone(slurm: Slurm, submit_run: Submit) -> None:
+    def end() -> None:
+        for fold in range(3):
+            finish(slurm.paths, fold)
+
+    slurm.events = {5.0: end}
+    log = KeptLog()
+    submit_run(wait=True, log=log)
+    assert slurm.asked_s == [0.0] and slurm.now_s < 8 and "[SLURM] fold 2: done" in log.lines
+
+
+@pytest.mark.usefixtures("merges")
+def test_a_fold_that_ends_is_a_change_that_the_queue_is_asked_about(slurm: Slurm, submit_run: Submit) -> None:
+    def end() -> None:
+        finish(slurm.paths, 0)
+        slurm.set_state("FAILED", "101_0", "101_1", "101_2")
+
+    slurm.events = {340.0: end}
+    with pytest.raises(UserError, match="folds are missing"):
+        submit_run(wait=True)
+    assert slurm.now_s < 360
+
+
+@pytest.mark.usefixtures("merges")
+def test_a_fold_that_is_preempted_for_good_is_submitted_again_once(slurm: Slurm, submit_run: Submit) -> None:
+    def preempt(job: str) -> None:
+        slurm.set_state("PREEMPTED", job)
+        slurm.set_state("FAILED", "101_0")
+
+    slurm.events = {
+        20.0: lambda: preempt("101_2"),
+        100.0: lambda: preempt("102_2"),
+        200.0: lambda: slurm.set_state("COMPLETED", "101_1", "103_2"),
+    }
+    log = KeptLog()
+    with pytest.raises(UserError, match="- fold 2: missing, job 103_2 COMPLETED"):
+        submit_run(wait=True, log=log)
+    assert [line for line in log.lines if "was preempted" in line] == [
+        "[SLURM] fold 2: job 101_2 was preempted; submitted again as job 102 (preemption 1)",
+        "[SLURM] fold 2: job 102_2 was preempted; submitted again as job 103 (preemption 2)",
+    ]
+    assert not any("job 102: folds" in line for line in log.lines)
+    submissions = read_submissions(slurm.paths.submissions)
+    assert slurm.written_before == [1, 2, 3]
+    assert [(one.folds, one.preempted) for one in submissions] == [((0, 1, 2), ()), ((2,), (2,)), ((2,), (2,))]
+    assert np.diff(slurm.asked_s[:-1]).min() >= 15
+
+
+@pytest.mark.usefixtures("merges")
+def test_a_lost_answer_to_a_preempted_fold_is_found_too(slurm: Slurm, submit_run: Submit) -> None:
+    def preempt() -> None:
+        slurm.set_state("PREEMPTED", "101_2")
+        slurm.says = False
+
+    slurm.events = {
+        20.0: preempt,
+        200.0: lambda: slurm.set_state("FAILED", "101_0", "101_1", "102_2"),
+    }
+    with pytest.raises(UserError, match="folds are missing"):
+        submit_run(wait=True)
+    assert list_tasks(slurm) == ["101_0", "101_1", "101_2", "102_2"]
+
+
+@pytest.mark.usefixtures("merges")
+def test_while_another_process_submits_a_preempted_fold_waits(slurm: Slurm, submit_run: Submit) -> None:
+    with contextlib.ExitStack() as other:
+
+        def preempt() -> None:
+            slurm.set_state("PREEMPTED", "101_2")
+            other.enter_context(hold_lock(slurm.paths.submission_lock, "run r is being submitted"))
+
+        slurm.events = {
+            20.0: preempt,
+            100.0: other.close,
+            300.0: lambda: slurm.set_state("FAILED", "101_0", "101_1", "102_2"),
+        }
+        with pytest.raises(UserError, match="folds are missing"):
+            submit_run(wait=True)
+    assert list_tasks(slurm) == ["101_0", "101_1", "101_2", "102_2"]
+
+
+@pytest.mark.usefixtures("merges")
+def test_a_silent_controller_ends_no_wait(slurm: Slurm, submit_run: Submit) -> None:
+    slurm.events = {
+        20.0: lambda: setattr(slurm, "answers", False),
+        400.0: lambda: setattr(slurm, "answers", True),
+        401.0: lambda: slurm.set_state("FAILED", "101_0", "101_1", "101_2"),
+    }
+    log = KeptLog()
+    with pytest.raises(UserError, match="folds are missing"):
+        submit_run(wait=True, log=log)
+    assert log.lines.count("[SLURM] squeue does not answer; the jobs go on") == 1
+    assert len(slurm.written_before) == 1
+
+
+def test_without_waiting_the_same_command_submits_and_counts_a_preempted_fold(slurm: Slurm, submit_run: Submit) -> None:
+    paths = submit_run()
+    slurm.set_state("PREEMPTED", "101_2")
+    slurm.set_state("FAILED", "101_1")
+    assert [str(fold.state) for fold in read_status(paths).folds] == ["waiting", "failed", "stopped"]
+    log = KeptLog()
+    submit_run(log=log)
+    assert "[SLURM] job 102: folds 1 submitted, a task a fold" in log.lines
+    assert "[SLURM] fold 2: job 101_2 was preempted; submitted again as job 102 (preemption 1)" in log.lines
+    submit_run()
+    assert len(slurm.queue) == 5
+
+
+def test_a_signal_ends_the_wait_at_once(slurm: Slurm, submit_run: Submit, monkeypatch: pytest.MonkeyPatch) -> None:
+    def check() -> None:
+        if slurm.now_s > 100:
+            raise Interrupted(signal.SIGINT)
+
+    monkeypatch.setattr(room, "check_stop", check)
+    with pytest.raises(Interrupted):
+        submit_run(wait=True)
+    assert slurm.now_s < 100.5
+
+
+# --- cancelling ------------------------------------------------------------------------------------------------------
+
+
+def test_cancel_asks_the_queue_when_the_tasks_have_left_and_seldom_while_they_stay(
+    slurm: Slurm, submit_run: Submit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "launcher.cancel.cancel_jobs", lambda entries: slurm.set_state("COMPLETING", *list_tasks(slurm))
+    )
+    paths = submit_run()
+    with contextlib.ExitStack() as task:
+        task.enter_context(hold_lock(paths.launch_lock(1), "run r, task 101_1 of Slurm, is being launched"))
+        slurm.asked_s, slurm.events = [], {
+            50.0: task.close,
+            60.0: lambda: slurm.set_state("CANCELLED", *list_tasks(slurm)),
+        }  # fmt: skip
+        cancel_run(paths, lambda text: None)
+    assert np.diff(slurm.asked_s).min() >= 7 and len(slurm.asked_s) <= 5, slurm.asked_s
+
+
+def test_what_is_cancelled_is_not_submitted_again_by_who_waits(slurm: Slurm, submit_run: Submit, merges: None) -> None:
+    def cancel() -> None:
+        slurm.set_state("PREEMPTED", "101_2")
+        cancel_run(slurm.paths, lambda text: None)
+
+    slurm.events = {20.0: cancel}
+    with pytest.raises(UserError, match="folds are missing"):
+        submit_run(wait=True)
+    assert slurm.cancelled == ["101_0", "101_1"] and list_tasks(slurm) == ["101_2"]
+
+
+def test_cancel_ends_what_was_submitted_meanwhile_and_outwaits_a_silent_controller(
+    slurm: Slurm, submit_run: Submit
+) -> None:
+    def add() -> None:
+        slurm.queue.append(QueueEntry("101", 7, "PENDING", "", ""))
+        slurm.answers = False
+
+    paths, said = submit_run(), list[str]()
+    slurm.events = {1.0: add, 90.0: lambda: setattr(slurm, "answers", True)}
+    cancel_run(paths, said.append)
+    assert slurm.cancelled == ["101_0", "101_1", "101_2", "101_7"] and not slurm.queue
+    assert sum("squeue does not answer" in text for text in said) == 1
+    slurm.answers = False
+    with pytest.raises(SlurmError, match="nothing was cancelled"):
+        cancel_run(paths, said.append)

@@ -16,6 +16,7 @@ from launcher.devices import Device, list_cpus
 from launcher.plan import Slot, make_slots
 from launcher.supervise import (
     MEMORY_OUTCOMES,
+    MOST_TAKEN_PORTS,
     Ending,
     Finish,
     FoldState,
@@ -120,6 +121,7 @@ class Simulation:
         counts = Counter(before.outcomes)
         assert not any(counts[one] for one in ENDED)
         assert sum(counts[one] for one in RESTARTED) <= self.policy.max_restarts
+        assert counts[Outcome.PORT_TAKEN] <= MOST_TAKEN_PORTS
         assert sum(counts[one] for one in MEMORY_OUTCOMES) <= (most_images - 1).bit_length(), (
             "there was nothing left to halve"
         )
@@ -147,7 +149,7 @@ class Simulation:
         if ending.outcome in RESTARTED:
             wait_s = self.policy.backoff_s * 2**earlier
             book.not_before_s = now_s + min(wait_s, self.policy.longest_backoff_s)
-        if ending.outcome is Outcome.LEFT:
+        if ending.outcome in (Outcome.LEFT, Outcome.PORT_TAKEN):
             book.not_before_s = now_s + self.policy.backoff_s
 
 
@@ -190,6 +192,7 @@ def test_whatever_fails_no_slot_is_overfilled_no_fold_is_lost_and_every_launch_e
             ends = [ending for ending in books[one.fold].endings if ending.outcome in RESTARTED]
             errors = [ending.error for ending in ends if ending.error is not None]
             came_back = errors[-1:] == errors[-2:-1] != []
+            gave_up |= outcomes.count(Outcome.PORT_TAKEN) == MOST_TAKEN_PORTS + 1
             assert gave_up or came_back or outcomes[-1] in (Outcome.USER_ERROR, Outcome.UNKILLABLE, *MEMORY_OUTCOMES)
     failed = any(one.status == "failed" for one in state.folds)
     if simulation.stop_s is None:
@@ -356,6 +359,10 @@ def test_out_of_memory_is_a_failure_with_one_image_or_where_shrinking_is_forbidd
         ((1, 1), (Cause.ERROR, Cause.MEMORY_TAKEN), Outcome.MEMORY_TAKEN),
         ((1, 1), (Cause.MEMORY_TAKEN, Cause.OUT_OF_MEMORY), Outcome.OUT_OF_MEMORY),
         ((-6, 1), (None, Cause.USER_ERROR), Outcome.USER_ERROR),
+        ((1, -9), (Cause.PORT_TAKEN, None), Outcome.PORT_TAKEN),
+        ((1, 1), (Cause.PORT_TAKEN, Cause.ERROR), Outcome.PORT_TAKEN),
+        ((1, 1), (Cause.PORT_TAKEN, Cause.USER_ERROR), Outcome.USER_ERROR),
+        ((1,), (Cause.DOWNLOAD_FAILED,), Outcome.CRASHED),
         ((143,), (None,), Outcome.CRASHED), ((-15,), (None,), Outcome.CRASHED),
     ],
 )  # fmt: skip
@@ -402,6 +409,19 @@ def test_to_leave_costs_no_restart(restarts: int) -> None:
     state = start_fold(make_state(FoldState(0, restarts=restarts, error="here")), 0, SLOTS[0])
     after = end_fold(state, 0, Ending(Outcome.LEFT), policy, 10.0).find(0)
     assert after == FoldState(0, restarts=restarts, error="here", ready_s=13.0)
+
+
+@pytest.mark.parametrize("restarts", [0, 2])
+def test_a_port_that_was_taken_costs_no_restart_until_it_is_no_coincidence(restarts: int) -> None:
+    policy = Policy(max_restarts=2, backoff_s=3.0)
+    before = FoldState(0, restarts=restarts, error="here")
+    state = make_state(before)
+    for taken in range(1, MOST_TAKEN_PORTS + 1):
+        state = end_fold(start_fold(state, 0, SLOTS[0]), 0, Ending(Outcome.PORT_TAKEN), policy, 10.0)
+        assert state.find(0) == replace(before, taken_ports=taken, ready_s=13.0)
+    state = end_fold(start_fold(state, 0, SLOTS[0]), 0, Ending(Outcome.PORT_TAKEN), policy, 10.0)
+    assert state.find(0).status == "failed"
+    assert end(Outcome.PORT_TAKEN, stopping=True).status == "stopped"
 
 
 def test_any_number_of_restarts_may_be_asked_for() -> None:

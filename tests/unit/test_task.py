@@ -38,23 +38,26 @@ def finish(experiment: Experiment, fold: int) -> None:
     write_part(experiment.paths.part(fold), OofPart(info, rows, np.zeros((len(rows), 2), np.float32), targets))
 
 
-def close(experiment: Experiment) -> tuple[bool, list[str]]:
+def close(experiment: Experiment) -> tuple[tuple[int, ...], KeptLog]:
     log = KeptLog()
-    return close_share(experiment, log), log.lines
+    return close_share(experiment, log), log
 
 
 def test_before_the_last_one_what_is_missing_is_said(experiment: Experiment) -> None:
     finish(experiment, 1)
-    whole, lines = close(experiment)
-    assert not whole and "- fold 0: missing" in lines and not is_merged(experiment.paths)
+    missing, log = close(experiment)
+    assert missing == (0,) and "- fold 0: missing" in log.lines and not is_merged(experiment.paths)
+    assert log.ending == "INCOMPLETE missing=0"
 
 
 def test_the_last_one_merges_and_a_later_one_tells_the_same_scores(experiment: Experiment) -> None:
     for fold in range(2):
         finish(experiment, fold)
-    (first, lines), before = close(experiment), experiment.paths.summary.stat().st_mtime_ns
-    again, later = close(experiment)
-    assert first and again and is_merged(experiment.paths)
+    (first, log), before = close(experiment), experiment.paths.summary.stat().st_mtime_ns
+    again, later_log = close(experiment)
+    assert first == again == () and is_merged(experiment.paths)
+    assert log.ending == later_log.ending == "TRAINING SUCCESS"
+    lines, later = log.lines, later_log.lines
     assert any(line.startswith("[OOF] ->") for line in lines)
     assert any(line.startswith("[OOF] merged before: ") for line in later)
     assert [line for line in lines if "macro_f1=" in line] == [line for line in later if "macro_f1=" in line] != []

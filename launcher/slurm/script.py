@@ -1,0 +1,179 @@
+"""The batch scripts of slurm/ and of `run --backend slurm`, and the sbatch command: one template for all; pure.
+
+`python -m launcher.slurm.script kfold` (or `merge`) prints the checked-in script.
+"""
+
+import re
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+_GPU_REQUEST = re.compile(r"(--gpus[a-z-]*|-G|--gres|--tres-per-[a-z]+)=?(.*)", re.DOTALL)
+_FIND_PYTHON = """python=
+for candidate in "$DOCCLS_PYTHON" "${VIRTUAL_ENV:+$VIRTUAL_ENV/bin/python}" \\
+  "${CONDA_PREFIX:+$CONDA_PREFIX/bin/python}" "$SLURM_SUBMIT_DIR/.venv/bin/python" \\
+  "$home/.venv/bin/python" "$(command -v python3 || true)"; do
+  # From another folder, so that this one's own source does not stand in for what is not installed.
+  if [ -x "$candidate" ] && (cd / && "$candidate" -c 'import launcher.arguments') 2>/dev/null; then
+    python=$candidate
+    break
+  fi
+done
+if [ -z "$python" ]; then
+  printf '%s\\n' '[EXIT] TRAINING ERROR code=1' >&2
+  printf '[EXIT][ERROR] training failed: no Python with doccls on %s: make %s/.venv (make lint), or name one: %s\\n' \\
+    "$(hostname)" "$home" 'export DOCCLS_PYTHON=... before sbatch, or in slurm/env.sh (docs/slurm.md)' >&2
+  exit 1
+fi"""
+_FIND_HOME = """job=${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}
+[ -n "$job" ] || { echo 'this is a job for Slurm: sbatch slurm/@NAME@.sh @ARGUMENTS@' >&2; exit 2; }
+
+# Slurm runs a copy of this file: it came from the folder of the submission, or from where the queue says.
+home=$SLURM_SUBMIT_DIR
+if [ ! -f "$home/slurm/@NAME@.sh" ] && command -v squeue >/dev/null; then
+  for try in {1..10}; do # the controller may be away for a while
+    command=$(timeout 20 squeue --noheader --jobs="$job" --format=%o && echo .) && break || sleep 15
+  done
+  command=${command%$'\\n.'} # of which "$( )" would have taken more than that
+  [ $# -eq 0 ] || command=${command%" $*"}
+  [ -z "$command" ] || home=${command%/slurm/*}
+fi"""
+_RUN_SETUP = """# What --setup says runs here; the rest is for the task.
+arguments=()
+while [ $# -gt 0 ]; do
+  case $1 in
+    --setup) eval "$2"; shift ;;
+    --setup=*) eval "${1#*=}" ;;
+    *) arguments+=("$1") ;;
+  esac
+  shift
+done
+set -- "${arguments[@]}\""""
+_CHOOSE_CONFIG = """config=configs/train.yaml
+[ -f "$config" ] || config=$home/$config
+case ${1--} in -*) ;; *) config=$1; shift ;; esac"""
+_KFOLD_HELP = """
+Train the folds of one run as a job array, a task a fold; whoever finishes last merges:
+
+    sbatch [SBATCH OPTIONS] slurm/kfold.sh [CONFIG] [--setup LINE] [--set KEY=VALUE ...] [--run-id ID]
+
+What is given to sbatch wins over these lines. Modules, conda and the like: write them into slurm/env.sh, or say
+--setup 'module load cuda'. Each task trains its fold on all GPUs that it gets: --gres=gpu:4, --gres=gpu:a100:1;
+--gres=none trains on CPUs.
+""".strip("\n")
+_MERGE_HELP = """
+Merge the folds of a run, as a job of its own:
+
+    sbatch --dependency=afterany:JOB slurm/merge.sh RUN
+
+""".strip("\n")
+
+
+@dataclass(frozen=True)
+class JobRequest:
+    """What each task of a submitted array gets; None leaves it to the cluster."""
+
+    nodes: int
+    gpus_per_node: int
+    cpus_per_task: int
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    time: str | None = None
+    mem: str | None = None
+    gres: str | None = None
+    """Replaces `gpus_per_node`."""
+    at_once: int | None = None
+    """Most tasks that run at a time."""
+    others: tuple[str, ...] = ()
+    """Further arguments of sbatch, which win."""
+
+
+def find_gpu_request(arguments: Sequence[str]) -> str | None:
+    """The first of sbatch's arguments that asks for GPUs, such as `--gres=gpu:a100:2`; None if none does."""
+    for argument in arguments:
+        found = _GPU_REQUEST.fullmatch(argument)
+        if found and (found[1].startswith(("--gpus", "-G")) or "gpu" in found[2] or found[2] == "none"):
+            return argument
+    return None
+
+
+def render_directives(name: str, nodes: int, gpus_per_node: int, cpus_per_task: int) -> list[str]:
+    """The options that a script of doccls asks sbatch for itself."""
+    return [
+        f"--job-name={name}",
+        f"--nodes={nodes}",
+        "--ntasks-per-node=1",
+        *([f"--gres=gpu:{gpus_per_node}"] if gpus_per_node else []),  # a cluster without GPUs knows no such word
+        f"--cpus-per-task={cpus_per_task}",
+        "--requeue",
+        "--open-mode=append",
+        "--signal=B:USR1@120",
+    ]
+
+
+def render_job(comment: str, directives: Sequence[str], home: str, steps: Sequence[str], command: str) -> str:
+    """A batch script: what it is for, its options, then bash: `home` sets $home, whose slurm/env.sh is read next,
+    and `steps` set $python, which runs the command.
+    """
+    head = "\n".join(["#!/bin/bash", *(f"# {line}".rstrip() for line in comment.splitlines()), "#"])
+    options = "\n".join(f"#SBATCH {directive}" for directive in directives)
+    source = '[ ! -f "$home/slurm/env.sh" ] || . "$home/slurm/env.sh"'
+    return (
+        f"{head}\n{options}\n"
+        + "\n\n".join(["set -eo pipefail", home, source, *steps, f'exec "$python" -m launcher {command}'])
+        + "\n"
+    )
+
+
+def render_kfold() -> str:
+    """slurm/kfold.sh."""
+    directives = render_directives("doccls", nodes=1, gpus_per_node=1, cpus_per_task=4)
+    home = _FIND_HOME.replace("@NAME@", "kfold").replace("@ARGUMENTS@", "[CONFIG]")
+    steps = [_RUN_SETUP, _CHOOSE_CONFIG, _FIND_PYTHON]
+    return render_job(_KFOLD_HELP, ["--array=0-4", *directives], home, steps, 'task --config "$config" "$@"')
+
+
+def render_merge() -> str:
+    """slurm/merge.sh."""
+    directives = ["--job-name=doccls-merge", "--ntasks=1", "--requeue", "--open-mode=append"]
+    home = _FIND_HOME.replace("@NAME@", "merge").replace("@ARGUMENTS@", "RUN")
+    return render_job(_MERGE_HELP, directives, home, [_FIND_PYTHON], 'merge "$@"')
+
+
+def render_script(
+    request: JobRequest, run_id: str, home: str, setup: Sequence[str], python: str, words: Sequence[str]
+) -> str:
+    """The script of a submitted task; `words` are those of `doccls-launch task`, `python` runs this command."""
+    gpus = 0 if request.gres or find_gpu_request(request.others) else request.gpus_per_node
+    directives = render_directives(f"doccls-{run_id}", request.nodes, gpus, request.cpus_per_task)
+    offline = "export HF_HUB_OFFLINE=1 # weights were downloaded at the submission"
+    steps = ["\n".join([offline, *setup]), f"python=${{DOCCLS_PYTHON:-{shlex.quote(python)}}}"]
+    help_text = f"Train folds of run {run_id}."
+    return render_job(help_text, directives, f"home={shlex.quote(home)}", steps, f"task {shlex.join(words)}")
+
+
+def render_sbatch(request: JobRequest, folds: Sequence[int], comment: str, output: str) -> tuple[str, ...]:
+    """The command that submits an array, a task a fold; it reads the script from its input."""
+    limit = "" if request.at_once is None else f"%{request.at_once}"
+    stated = {
+        "partition": request.partition, "account": request.account, "qos": request.qos, "time": request.time,
+        "constraint": request.constraint, "mem": request.mem, "gres": request.gres,
+    }  # fmt: skip
+    return (
+        "sbatch", "--parsable", f"--comment={comment}", f"--array={','.join(map(str, folds))}{limit}",
+        f"--output={output}", *(f"--{name}={value}" for name, value in stated.items() if value is not None),
+        *request.others,
+    )  # fmt: skip
+
+
+def render_output(folder: str) -> str:
+    """Slurm's pattern for a file a task in the folder; Slurm reads no pattern in a path with a backslash."""
+    name = "slurm-%A_%a.out"
+    return name if "\\" in folder else f"{folder.replace('%', '%%')}/{name}"
+
+
+if __name__ == "__main__":
+    sys.stdout.write({"kfold": render_kfold, "merge": render_merge}[sys.argv[1]]())
