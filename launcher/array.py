@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from doccls.errors import UserError
 
@@ -22,104 +22,106 @@ class ArrayTask:
     index: int | None = None
     """In the array, as the batch system counts."""
     first: int = 0
-    """Index of the array's first task."""
+    """Index of the first of the tasks that share."""
     sharing: int = 0
-    """How many tasks share all folds out, the first at index `first`; 0: the index is the number of a fold."""
+    """How many tasks share all folds out; 0: the index is the number of a fold."""
+    variable: str = "INDEX"
+    """Where the index was read, such as `$PBS_ARRAY_INDEX`."""
 
 
 def parse_array_task(
-    environment: Mapping[str, str], stated: str | None = None, index_is_fold: bool = False
+    environment: Mapping[str, str], num_folds: int, stated: str | None = None, index_is_fold: bool = False
 ) -> ArrayTask:
     """The task that runs, by its environment; `stated` (--task) wins.
 
-    An array of two or more tasks that counts from 0 or 1 without gaps shares all folds out. The index of any other, and
-    of one whose length the environment does not say (PBS, Kubernetes), is the number of a fold; so it is of every array
-    with `index_is_fold`.
+    All folds are shared out by an array without gaps that counts from 0 and has two tasks or more, or counts from 1 and
+    has as many tasks as folds or more. The index of any other array, and of one whose length the environment does not
+    say (PBS, Kubernetes), is the number of a fold; so it is of every array with `index_is_fold`.
 
     Raises:
         UserError: there is no task, or a variable of it is no number.
     """
-    name, array, index, first, last = _read_task(environment)
+    task, first, last = _read_task(environment)
     if stated is not None:
-        found = _STATED.fullmatch(stated)
-        if found is None:
-            raise UserError(
-                f"--task {stated}: write INDEX/COUNT, such as 0/5 to 4/5, or INDEX/FIRST-LAST, such as 5/1-5"
-            )
-        index, first = int(found[1]), int(found[2] or 0)
-        last = int(found[3]) if found[2] else int(found[3]) - 1
-        if not first <= index <= last:
-            raise UserError(
-                f"--task {stated}: the index goes from {first} to {last}; one that starts at 1: INDEX/1-COUNT"
-            )
-        return ArrayTask(name or f"task {index}", array, index, first, last - first + 1)
-    if not name:
+        index, first, last = _parse_stated(stated)
+        return replace(task, name=task.name or f"task {index}", index=index, first=first, sharing=last - first + 1)
+    if not task.name:
         raise UserError(
             "no task of a batch job: `doccls-launch task` runs within Slurm (sbatch slurm/kfold.sh CONFIG), PBS, LSF, "
             "SGE or a Kubernetes indexed Job; anywhere else say --task INDEX/COUNT, such as --task 0/5"
         )
-    if index is None or first not in (0, 1) or last is None or last == first or index_is_fold:
-        return ArrayTask(name, array, index)
-    return ArrayTask(name, array, index, first, last - first + 1)
+    if task.index is None or first is None or last is None or index_is_fold:
+        return task
+    tasks, least = last - first + 1, {0: 2, 1: max(2, num_folds)}
+    return replace(task, first=first, sharing=tasks) if first in least and tasks >= least[first] else task
 
 
-def _read_task(environment: Mapping[str, str]) -> tuple[str, str | None, int | None, int | None, int | None]:
-    """Name, array, index, and first and last index of the array, which are None where there are gaps or no word."""
+def _parse_stated(stated: str) -> tuple[int, int, int]:
+    """Index, first and last of --task."""
+    found = _STATED.fullmatch(stated)
+    if found is None:
+        raise UserError(f"--task {stated}: write INDEX/COUNT, such as 0/5 to 4/5, or INDEX/FIRST-LAST, such as 5/1-5")
+    index, first = int(found[1]), int(found[2] or 0)
+    last = int(found[3]) if found[2] else int(found[3]) - 1
+    if not first <= index <= last:
+        raise UserError(f"--task {stated}: the index goes from {first} to {last}; one that starts at 1: INDEX/1-COUNT")
+    return index, first, last
+
+
+def _read_task(environment: Mapping[str, str]) -> tuple[ArrayTask, int | None, int | None]:
+    """The task as one of its own, and first and last index of its array: None where there are gaps or no word."""
+    array: str | None
+    first = last = None
     if "SLURM_JOB_ID" in environment:
-        array = environment.get("SLURM_ARRAY_JOB_ID", environment["SLURM_JOB_ID"])
-        index, first, last, count = (
-            _read_number(environment, f"SLURM_ARRAY_TASK_{word}") for word in ("ID", "MIN", "MAX", "COUNT")
-        )
+        array, variable = environment.get("SLURM_ARRAY_JOB_ID", environment["SLURM_JOB_ID"]), "SLURM_ARRAY_TASK_ID"
+        first, last, count = (_read_number(environment, f"SLURM_ARRAY_TASK_{word}") for word in ("MIN", "MAX", "COUNT"))
         if first is None or last is None or count != last - first + 1:
             first = last = None
     elif "PBS_JOBID" in environment:
         array = re.split(r"[.\[]", environment["PBS_JOBID"], maxsplit=1)[0]
-        index = _read_number(environment, "PBS_ARRAY_INDEX", "PBS_ARRAYID")
-        first = last = None
+        variable = "PBS_ARRAY_INDEX" if "PBS_ARRAY_INDEX" in environment else "PBS_ARRAYID"
     elif "LSB_JOBID" in environment:
-        array = environment["LSB_JOBID"]
-        index = _read_number(environment, "LSB_JOBINDEX") or None  # 0 without an array: LSF counts from 1
-        has_gaps = _read_number(environment, "LSB_JOBINDEX_STEP") not in (None, 1)
-        first, last = (None, None) if has_gaps else (1, _read_number(environment, "LSB_JOBINDEX_END"))
+        array, variable = environment["LSB_JOBID"], "LSB_JOBINDEX"
+        if _read_number(environment, "LSB_JOBINDEX_STEP") in (None, 1):
+            first, last = 1, _read_number(environment, "LSB_JOBINDEX_END")
     elif "SGE_TASK_ID" in environment:
-        array = environment["JOB_ID"]
-        index, first, last, step = (
-            _read_number(environment, f"SGE_TASK_{word}") for word in ("ID", "FIRST", "LAST", "STEPSIZE")
-        )
-        if step not in (None, 1):
-            first = last = None
+        array, variable = environment.get("JOB_ID"), "SGE_TASK_ID"
+        if _read_number(environment, "SGE_TASK_STEPSIZE") in (None, 1):
+            first, last = (_read_number(environment, f"SGE_TASK_{word}") for word in ("FIRST", "LAST"))
     else:
-        index = _read_number(environment, "JOB_COMPLETION_INDEX")
-        return ("" if index is None else f"index {index}"), None, index, None, None
-    return array if index is None else f"{array}_{index}", array, index, first, last
+        array, variable = None, "JOB_COMPLETION_INDEX"
+    index = _read_number(environment, variable)
+    if variable == "LSB_JOBINDEX":
+        index = index or None  # 0 without an array: LSF counts from 1
+    name = (array or "") if index is None else f"{array}_{index}" if array else f"index {index}"
+    return ArrayTask(name, array, index, variable=f"${variable}"), first, last
 
 
-def _read_number(environment: Mapping[str, str], *names: str) -> int | None:
-    for name in names:
-        text = environment.get(name, "")
-        if text and text != "undefined":  # SGE's word for a job without an array
-            if not text.isdecimal():
-                raise UserError(f"{name}={text!r}: not a number; the batch system sets it to the task's index")
-            return int(text)
-    return None
+def _read_number(environment: Mapping[str, str], name: str) -> int | None:
+    text = environment.get(name, "")
+    if text in ("", "undefined"):  # the latter is SGE's word for a job without an array
+        return None
+    if not text.isdecimal():
+        raise UserError(f"{name}={text!r}: not a number; the batch system sets it to the task's index")
+    return int(text)
 
 
 def pick_folds(task: ArrayTask, wanted: Sequence[int], num_folds: int) -> tuple[int, ...]:
-    """Which of the wanted folds the task trains: without an array all, a share of T tasks every T-th, else its index's.
+    """The wanted folds that the task trains: without an array all, of T tasks that share every T-th, else its index's.
 
     Raises:
         UserError: the index is taken for the number of a fold, and there is no such fold.
     """
-    if task.index is not None and not task.sharing and task.index >= num_folds:
-        raise UserError(
-            f"task {task.name}: its index is the number of the fold to train, and folds are numbered 0 to "
-            f"{num_folds - 1} (data.folds = {num_folds}). In an array that starts at 1 say so: "
-            f"--task {task.index}/1-{num_folds}"
-        )
     if task.index is None:
         return tuple(wanted)
     if task.sharing:
         return tuple(fold for fold in wanted if fold % task.sharing == task.index - task.first)
+    if task.index >= num_folds:
+        raise UserError(
+            f"task {task.name}: its index is the number of the fold to train, and folds are numbered 0 to "
+            f"{num_folds - 1} (data.folds = {num_folds}). In an array that starts at 1 say so: "
+            f"--task {task.variable}/1-{num_folds}"
+        )
     return tuple(fold for fold in wanted if fold == task.index)
 
 

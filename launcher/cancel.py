@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from doccls.errors import UserError
 from doccls.run.paths import RunPaths
-from doccls.system.lock import Holder, LockError, can_see, find_holder, hold_lock
+from doccls.system.lock import Holder, LockError, can_see, hold_lock
 from launcher.slurm.format import Going, QueueEntry, SlurmError
 from launcher.slurm.queue import ASK_S, ask_queue, cancel_jobs, next_interval
 from launcher.slurm.submissions import list_clusters, read_submissions, write_submissions
@@ -30,11 +30,10 @@ def cancel_run(paths: RunPaths, tell: Callable[[str], None]) -> None:
     going = _list_going(paths)
     if going is None:
         raise SlurmError("squeue does not answer: nothing was cancelled")
-    holder = None if going else find_holder(paths.launch_lock())
-    if holder is not None:
-        _stop_launcher(holder, paths, tell)
-    elif going:
+    if going:
         _stop_jobs(going, paths, tell)
+    elif launchers := find_launchers(paths):
+        _stop_launchers(launchers, paths, tell)
     else:
         raise UserError(f"no launcher works on run {paths.root}, and no job: there is nothing to cancel")
     tell("[CANCEL] stopped; what is finished stays")
@@ -97,15 +96,17 @@ def _await_tasks(paths: RunPaths, limit_s: float, gone: bool) -> bool:
     return gone
 
 
-def _stop_launcher(holder: Holder, paths: RunPaths, tell: Callable[[str], None]) -> None:
-    if not can_see(holder):
-        raise UserError(f"{holder}: cancel it there, on that machine and in the same container")
-    try:
-        os.kill(holder.pid, signal.SIGTERM)
-    except ProcessLookupError:
-        return
-    except PermissionError as error:
-        raise UserError(f"{holder}: it is another user's, who alone can cancel it") from error
-    tell(f"[CANCEL] {holder}: it is asked to stop, its folds leave at their next safe point")
-    while find_holder(paths.launch_lock()) == holder:
+def _stop_launchers(holders: Sequence[Holder], paths: RunPaths, tell: Callable[[str], None]) -> None:
+    """Stop the run's launcher, or its tasks of another batch system, on this machine."""
+    if away := [str(holder) for holder in holders if not can_see(holder)]:
+        raise UserError(f"{'; '.join(away)}: cancel it there, on that machine and in the same container")
+    for holder in holders:
+        try:
+            os.kill(holder.pid, signal.SIGTERM)
+        except ProcessLookupError:
+            continue
+        except PermissionError as error:
+            raise UserError(f"{holder}: it is another user's, who alone can cancel it") from error
+        tell(f"[CANCEL] {holder}: it is asked to stop, its folds leave at their next safe point")
+    while set(holders) & set(find_launchers(paths)):
         time.sleep(_LOOK_S)

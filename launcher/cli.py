@@ -10,7 +10,6 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,24 +22,16 @@ from doccls.reporting.console import close_console
 from doccls.run.paths import RunPaths, check_run_id, locate_run, name_log, new_run_id
 from doccls.system.cores import count_cores
 from doccls.system.signals import stop_on_sigusr2
-from launcher.arguments import (
-    ChosenSlots,
-    build_parser,
-    choose_slots,
-    choose_task_slots,
-    list_task_words,
-    make_plan,
-    make_request,
-    make_workload,
-    render_again,
-)
+from launcher.arguments import build_parser, list_task_words, make_plan, make_workload, render_again
 from launcher.array import describe_share, parse_array_task, pick_folds
+from launcher.placement import ChosenSlots, choose_slots, choose_task_slots, make_request
 from launcher.plan import LaunchPlan, Slot, describe_plan, render_plan
 from launcher.slurm.format import parse_allocation, render_comment
 from launcher.slurm.script import JobRequest, render_output, render_sbatch, render_script
 
 if TYPE_CHECKING:
     from doccls.reporting.log import RunLog
+    from launcher.end_command import EndCommand
     from launcher.launch import LaunchOptions
 
 
@@ -48,27 +39,35 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
     try:
         words = list(sys.argv[1:] if argv is None else argv)
-        arguments = build_parser().parse_args(words)
+        arguments = build_parser().parse_args(words, argparse.Namespace(words=words))
         if arguments.command in _TRAINING:
-            return run_training(functools.partial(_TRAINING[arguments.command], arguments, words))
+            return run_training(functools.partial(_run_with_end_command, arguments))
         act = functools.partial(_COMMANDS[arguments.command], arguments)
         return run_command(f"doccls-launch {arguments.command}", act)
     finally:
         close_console()
 
 
-def _run(arguments: argparse.Namespace, words: Sequence[str], log: "RunLog") -> None:
+def _run_with_end_command(arguments: argparse.Namespace, log: "RunLog") -> None:
+    from launcher.end_command import EndCommand
+
+    with EndCommand(arguments.on_end, log) as end_command:
+        _TRAINING[arguments.command](arguments, log, end_command)
+
+
+def _run(arguments: argparse.Namespace, log: "RunLog", end_command: "EndCommand") -> None:
     config = _load_config(arguments)
     if arguments.backend == "slurm":
-        _submit(arguments, words, config, log)
+        _submit(arguments, config, log, end_command)
         return
     chosen, now = choose_slots(arguments, config), datetime.now()
     run_id = check_run_id(arguments.run_id or new_run_id(config.project.version))
+    end_command.run_folder = locate_run(config.output.exp_dir, run_id, now).root
     plan = _make_local_plan(arguments, config, run_id, chosen)
-    with _ending(arguments, config, run_id, log), log.writing_to(name_log(config.output.logs_dir, run_id, now)):
+    with log.writing_to(name_log(config.output.logs_dir, run_id, now)):
         from launcher.launch import launch
 
-        launch(config, run_id, now, _make_options(arguments, words, config, run_id, plan, chosen.slots), log)
+        launch(config, run_id, now, _make_options(arguments, config, run_id, plan, chosen.slots), log)
 
 
 def _make_local_plan(arguments: argparse.Namespace, config: Config, run_id: str, chosen: ChosenSlots) -> LaunchPlan:
@@ -84,33 +83,30 @@ def _load_config(arguments: argparse.Namespace) -> Config:
     return config
 
 
-def _submit(arguments: argparse.Namespace, words: Sequence[str], config: Config, log: "RunLog") -> None:
+def _submit(arguments: argparse.Namespace, config: Config, log: "RunLog", end_command: "EndCommand") -> None:
     request, world_size = make_request(arguments, config)
     now = datetime.now()
     run_id = check_run_id(arguments.run_id or new_run_id(config.project.version))
+    end_command.run_folder = locate_run(config.output.exp_dir, run_id, now).root
     path = name_log(config.output.logs_dir, run_id, now, "submit")
-    with _ending(arguments, config, run_id, log), log.writing_to(path):
+    with log.writing_to(path):
         from launcher.slurm.submit import SubmitOptions, submit
 
-        script, again = _render_task_script(arguments, request, run_id), render_again(words, run_id)
+        again = render_again(arguments.words, run_id)
+        script = _render_task_script(arguments, request, run_id, again)
         submit(config, run_id, now, SubmitOptions(request, script, world_size, arguments.wait, again), log)
 
 
-def _render_task_script(arguments: argparse.Namespace, request: JobRequest, run_id: str) -> str:
-    """The script of a submitted task: it reads slurm/env.sh of the current folder, else of this checkout."""
-    here, checkout = Path.cwd(), Path(__file__).resolve().parents[1]
-    home = here if (here / "slurm" / "env.sh").exists() else checkout
-    return render_script(
-        request, run_id, str(home), arguments.setup, sys.executable, list_task_words(arguments, run_id)
-    )
+def _render_task_script(arguments: argparse.Namespace, request: JobRequest, run_id: str, again: str) -> str:
+    """The script of a submitted task; `again` is the command that submits what is missing."""
+    checkout = str(Path(__file__).resolve().parents[1])
+    task_words = list_task_words(arguments, run_id, again)
+    return render_script(request, run_id, checkout, arguments.setup, sys.executable, task_words)
 
 
-def _train_task(arguments: argparse.Namespace, words: Sequence[str], log: "RunLog") -> None:
-    task, config, now = (
-        parse_array_task(os.environ, arguments.task, arguments.index_is_fold),
-        _load_config(arguments),
-        datetime.now(),
-    )
+def _train_task(arguments: argparse.Namespace, log: "RunLog", end_command: "EndCommand") -> None:
+    config, now = _load_config(arguments), datetime.now()
+    task = parse_array_task(os.environ, config.data.folds, arguments.task, arguments.index_is_fold)
     folds = pick_folds(task, config.data.list_wanted(), config.data.folds)
     share = describe_share(task, folds, config.data.folds)
     if not folds:
@@ -121,27 +117,20 @@ def _train_task(arguments: argparse.Namespace, words: Sequence[str], log: "RunLo
     allocation = parse_allocation(os.environ)
     chosen = choose_task_slots(arguments, config, allocation, task.name)
     run_id = check_run_id(arguments.run_id or f"{config.project.version}-j{task.array}")
+    end_command.run_folder = locate_run(config.output.exp_dir, run_id, now).root
     cores = allocation.nodes * allocation.cpus_per_node if allocation else count_cores()
     plan = make_plan(arguments, config, run_id, chosen.slots, folds, cores, chosen.warnings)
     path = name_log(config.output.logs_dir, run_id, now, "" if task.index is None else f"task{task.index}")
-    with _ending(arguments, config, run_id, log), log.writing_to(path):
+    with log.writing_to(path):
         from launcher.task import TaskOptions, run_task
 
         log.line(f"[LAUNCH] {share}")
-        options = _make_options(arguments, words, config, run_id, plan, chosen.slots)
+        options = _make_options(arguments, config, run_id, plan, chosen.slots)
         run_task(config, run_id, now, TaskOptions(task, folds, allocation, arguments.requeue_code), options, log)
-
-
-def _ending(arguments: argparse.Namespace, config: Config, run_id: str, log: "RunLog") -> AbstractContextManager[None]:
-    """Runs --on-end after the block."""
-    from launcher.end_command import running_at_end
-
-    return running_at_end(arguments.on_end, locate_run(config.output.exp_dir, run_id, datetime.now()).root, log)
 
 
 def _make_options(
     arguments: argparse.Namespace,
-    words: Sequence[str],
     config: Config,
     run_id: str,
     plan: LaunchPlan,
@@ -156,7 +145,7 @@ def _make_options(
         make_workload(arguments, config, run_id),
         Policy(arguments.max_restarts, arguments.fail_fast, shrink=not arguments.no_shrink),
         arguments.hang_timeout,
-        render_again(words, run_id),
+        getattr(arguments, "resume_command", None) or render_again(arguments.words, run_id),
     )
 
 
@@ -179,7 +168,8 @@ def _plan_submission(arguments: argparse.Namespace, config: Config, run_id: str)
     finished = find_finished_folds(paths, find_identity(paths, config), config.data.folds)
     missing = [fold for fold in config.data.list_wanted() if fold not in finished]
     command = render_sbatch(request, missing, render_comment(run_id, "TOKEN"), render_output(str(paths.consoles)))
-    script = _render_task_script(arguments, request, run_id)
+    again = render_again(["run", *(word for word in arguments.words[1:] if word != "--json")], run_id)
+    script = _render_task_script(arguments, request, run_id, again)
     if arguments.json:
         told = {"run_folder": str(paths.root), "finished": finished, "folds": missing}
         print(json.dumps(told | {"command": command, "script": script}, indent=2))

@@ -228,7 +228,8 @@ class FoldLoop:
     def _settle(self, fold: int, running: RunningFold) -> None:
         """Done by its part; else by what its processes said and how they ended."""
         score = self._read_score(fold)
-        ending, reason = running.conclude(score is not None, self._state.stopping)
+        stopping = self._state.stopping or stop_requested() is not None
+        ending, reason = running.conclude(score is not None, stopping)
         self._advanced |= score is not None or running.has_advanced
         del self._running[fold]
         told = reason if score is None else f"done macro_f1={score:.5f}"

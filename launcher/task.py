@@ -2,6 +2,7 @@
 
 import signal
 import tempfile
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -23,7 +24,8 @@ from launcher.local import LocalBackend
 from launcher.plan import render_plan
 from launcher.slurm.backend import SlurmBackend
 from launcher.slurm.format import Allocation
-from launcher.slurm.queue import requeue_job
+from launcher.slurm.preemption import watching_for_preemption
+from launcher.slurm.queue import find_state, requeue_job
 from launcher.status import list_unfinished, read_status
 
 _OPENING_S = 7200.0
@@ -72,13 +74,15 @@ def run_task(
             described = replace(described, job=task.name, first_task=task.first, sharing=task.sharing)
         ledger_path = paths.ledger(task.index)
         ledger = begin_launch(ledger_path, described)
-        with tempfile.TemporaryDirectory(prefix="doccls-task-") as folder, stopping_gracefully():
+        watching = nullcontext() if share.allocation is None else watching_for_preemption()
+        with tempfile.TemporaryDirectory(prefix="doccls-task-") as folder, stopping_gracefully(), watching as watch:
             ledger_file, missing = LedgerFile(ledger_path, ledger, lock, log), run.list_missing(share.folds)
             loop = FoldLoop(experiment, options, _make_backend(share, options, folder), log, ledger_file, missing)
             try:
                 loop.run()
             except Interrupted as stop:
-                if _ask_for_requeue(stop, loop.has_advanced, share, options, log):
+                preempted = watch is not None and watch.heard
+                if _ask_for_requeue(stop, loop.has_advanced, preempted, share, options, log):
                     stop.exit_code = share.requeue_code
                 raise
     close_share(experiment, log)
@@ -93,33 +97,35 @@ def _make_backend(share: TaskOptions, options: LaunchOptions, folder: str) -> Ba
 
 
 def _ask_for_requeue(
-    stop: Interrupted, advanced: bool, share: TaskOptions, options: LaunchOptions, log: RunLog
+    stop: Interrupted, advanced: bool, preempted: bool, share: TaskOptions, options: LaunchOptions, log: RunLog
 ) -> bool:
     """Ask Slurm to run a stopped task again, where it would not by itself; whether the exit code is to ask, too.
 
-    At a time limit within which no step was saved nobody is asked: the next start would come no further.
+    At a time limit within which no step was saved nobody is asked: the next start would come no further. `preempted`:
+    Slurm has told the job's steps to end, at the begin of a grace time or since the job is cancelled.
     """
+    name, limit = share.task.name, stop.signum in _TIME_IS_UP
     if stop.signum == signal.SIGINT:  # a person at a terminal
         return False
-    limit = stop.signum in _TIME_IS_UP
     if limit and not advanced:
         log.line(
-            f"[LAUNCH] the time limit of job {share.task.name} came before a step was saved: ask for more "
-            f"(sbatch --time=...), then: {options.again}"
+            f"[LAUNCH] the time limit of job {name} came before a step was saved: ask for more (sbatch --time=...), "
+            f"then: {options.again}"
         )
         return False
-    if limit and share.allocation is not None:
-        refusal = requeue_job(share.task.name)
+    # A job that is cancelled, or requeued by Slurm at the end of its grace time, does not run any more.
+    preempted = preempted and find_state(name) == "RUNNING"
+    if share.allocation is not None and (limit or preempted):
+        what = f"job {name} is preempted" if preempted else f"the time limit of job {name} comes"
+        refusal = requeue_job(name)
         if refusal is None:
-            log.line(
-                f"[LAUNCH] the time limit of job {share.task.name} comes: it is requeued, and will resume from here"
-            )
-            return True
-        log.line(f"[WARNING] job {share.task.name} is not requeued ({refusal}): {options.again}")
-    log.line(
-        f"[LAUNCH] stopped by {signal.Signals(stop.signum).name}; exit code {share.requeue_code} asks for a requeue"
-    )
-    return True
+            log.line(f"[LAUNCH] {what}: it is requeued, and will resume from here")
+        else:
+            log.line(f"[WARNING] {what}, and it is not requeued ({refusal}): {options.again}")
+    if advanced:
+        reason = signal.Signals(stop.signum).name
+        log.line(f"[LAUNCH] stopped by {reason}; exit code {share.requeue_code} says that it can resume")
+    return advanced
 
 
 def close_share(experiment: Experiment, log: RunLog) -> tuple[int, ...]:

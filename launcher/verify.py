@@ -26,10 +26,11 @@ from doccls.experiment import check_files
 from doccls.reporting.progress import ConsoleTeller, Teller
 from doccls.run.heartbeat import Beat, has_begun, read_beat, tell_place
 from doccls.run.paths import RunPaths, locate_run
-from launcher.arguments import add_device_arguments, choose_slots, count, list_config_words
+from launcher.arguments import add_device_arguments, count, list_config_words
 from launcher.attempt import tell_code
 from launcher.backend import KILL_LIMIT_S, Backend, Processes, kill_folds
 from launcher.local import LocalBackend
+from launcher.placement import choose_slots
 from launcher.plan import Assignment, Workload
 
 _EPOCHS = 2

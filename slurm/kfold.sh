@@ -17,6 +17,8 @@
 #SBATCH --open-mode=append
 #SBATCH --signal=B:USR1@120
 set -eo pipefail
+trap 'printf "%s\n" "[EXIT] TRAINING ERROR code=$?" \
+  "[EXIT][ERROR] training failed: $BASH_COMMAND" >&2' ERR
 
 job=${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}
 [ -n "$job" ] || { echo 'this is a job for Slurm: sbatch slurm/kfold.sh [CONFIG]' >&2; exit 2; }
@@ -32,19 +34,17 @@ if [ ! -f "$home/slurm/kfold.sh" ] && command -v squeue >/dev/null; then
   [ -z "$command" ] || home=${command%/slurm/*}
 fi
 
-[ ! -f "$home/slurm/env.sh" ] || . "$home/slurm/env.sh"
+env=$SLURM_SUBMIT_DIR/slurm/env.sh
+[ -f "$env" ] || env=$home/slurm/env.sh
+[ ! -f "$env" ] || . "$env"
 
-# What --setup says runs here; the rest is for the task.
-arguments=()
-while [ $# -gt 0 ]; do
-  case $1 in
-    --setup) eval "$2"; shift ;;
-    --setup=*) eval "${1#*=}" ;;
-    *) arguments+=("$1") ;;
-  esac
-  shift
+# What --setup says runs here; the task repeats it in the command that trains the rest.
+previous=
+for argument; do
+  case $previous in --setup) eval "$argument" ;; esac
+  case $argument in --setup=*) eval "${argument#*=}" ;; esac
+  previous=$argument
 done
-set -- "${arguments[@]}"
 
 config=configs/train.yaml
 [ -f "$config" ] || config=$home/$config

@@ -8,6 +8,8 @@
 #SBATCH --requeue
 #SBATCH --open-mode=append
 set -eo pipefail
+trap 'printf "%s\n" "[EXIT] TRAINING ERROR code=$?" \
+  "[EXIT][ERROR] training failed: $BASH_COMMAND" >&2' ERR
 
 job=${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}
 [ -n "$job" ] || { echo 'this is a job for Slurm: sbatch slurm/merge.sh RUN' >&2; exit 2; }
@@ -23,7 +25,9 @@ if [ ! -f "$home/slurm/merge.sh" ] && command -v squeue >/dev/null; then
   [ -z "$command" ] || home=${command%/slurm/*}
 fi
 
-[ ! -f "$home/slurm/env.sh" ] || . "$home/slurm/env.sh"
+env=$SLURM_SUBMIT_DIR/slurm/env.sh
+[ -f "$env" ] || env=$home/slurm/env.sh
+[ ! -f "$env" ] || . "$env"
 
 python=
 for candidate in "$DOCCLS_PYTHON" "${VIRTUAL_ENV:+$VIRTUAL_ENV/bin/python}" \

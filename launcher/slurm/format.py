@@ -30,33 +30,38 @@ class Allocation:
     nodes: int
     gpus_per_node: int
     cpus_per_node: int
-    warning: str | None = None
-    """That it is something else than the user may have asked for."""
+    asks_for_none: bool = False
+    """The user has said --gpus-per-node=0, to which the --gres=gpu:1 of slurm/kfold.sh was added."""
 
 
 def parse_allocation(environment: Mapping[str, str]) -> Allocation | None:
-    """What the job of this process has; None outside Slurm."""
+    """What the job of this process has; None outside Slurm.
+
+    Raises:
+        SlurmError: the job has not the GPUs that its user has asked for.
+    """
     if "SLURM_JOB_ID" not in environment:
         return None
-    gpus, warning = count_gpus(environment.get("SLURM_GPUS_ON_NODE", "")), None
-    stated = environment.get("SLURM_GPUS_PER_NODE", "")
-    if stated and count_gpus(stated) == 0:
-        gpus = 0  # slurm/kfold.sh asks for --gres=gpu:1, to which --gpus-per-node=0 adds nothing
-    elif stated and count_gpus(stated) != gpus:
-        warning = (
-            f"--gpus-per-node={stated}, but the job has {gpus} on this node: say --gres=gpu:N, which replaces ours"
+    gpus, stated = count_gpus(environment.get("SLURM_GPUS_ON_NODE", "")), environment.get("SLURM_GPUS_PER_NODE", "")
+    if stated and count_gpus(stated) not in (0, gpus):
+        raise SlurmError(
+            f"--gpus-per-node={stated}, but the job has {gpus} GPUs a node: slurm/kfold.sh asks for --gres=gpu:1, "
+            "which another --gres replaces: sbatch --gres=gpu:N"
         )
     return Allocation(
         nodes=int(environment.get("SLURM_JOB_NUM_NODES", "1")),
         gpus_per_node=gpus,
         cpus_per_node=int(environment.get("SLURM_CPUS_ON_NODE", "1")),
-        warning=warning,
+        asks_for_none=bool(stated) and count_gpus(stated) == 0,
     )
 
 
 def count_gpus(gpus: str) -> int:
-    """`2`, `gpu:2`, `gpu:h100:2`, `gpu:h100:1,gpu:a100:1` -> 2; `gpu` -> 1; `none` or nothing -> 0."""
-    counts = [part.rpartition(":")[2] for part in gpus.split(",") if part not in ("", "none")]
+    """`2`, `a100:2`, `gpu:2`, `gpu:h100:1,gpu:a100:1,lscratch:10` -> 2; `gpu` -> 1; `none` or nothing -> 0."""
+    parts = [part.strip().removeprefix("gres/") for part in gpus.split(",") if part not in ("", "none")]
+    if any(part.startswith("gpu") for part in parts):
+        parts = [part for part in parts if part.startswith("gpu")]
+    counts = [re.split("[:=]", part)[-1] for part in parts]
     return sum(int(count) if count.isdecimal() else 1 for count in counts)
 
 

@@ -102,6 +102,11 @@ def cancel_jobs(entries: Sequence[QueueEntry]) -> None:
             raise SlurmError(refused)
 
 
+def find_state(job: str) -> str | None:
+    """Slurm's word for the state of one of this user's jobs, such as `RUNNING`; None if it does not answer."""
+    return next((entry.state for entry in ask_queue() or [] if entry.job == job), None)
+
+
 def requeue_job(job: str) -> str | None:
     """Ask Slurm to put a job that runs back into the queue; why it did not, or None if it did."""
     return _order(["scontrol", "requeue", job], _REQUEUE_S)

@@ -39,17 +39,15 @@ if [ ! -f "$home/slurm/@NAME@.sh" ] && command -v squeue >/dev/null; then
   [ $# -eq 0 ] || command=${command%" $*"}
   [ -z "$command" ] || home=${command%/slurm/*}
 fi"""
-_RUN_SETUP = """# What --setup says runs here; the rest is for the task.
-arguments=()
-while [ $# -gt 0 ]; do
-  case $1 in
-    --setup) eval "$2"; shift ;;
-    --setup=*) eval "${1#*=}" ;;
-    *) arguments+=("$1") ;;
-  esac
-  shift
-done
-set -- "${arguments[@]}\""""
+_RUN_SETUP = """# What --setup says runs here; the task repeats it in the command that trains the rest.
+previous=
+for argument; do
+  case $previous in --setup) eval "$argument" ;; esac
+  case $argument in --setup=*) eval "${argument#*=}" ;; esac
+  previous=$argument
+done"""
+_SAY_FAILURE = """trap 'printf "%s\\n" "[EXIT] TRAINING ERROR code=$?" \\
+  "[EXIT][ERROR] training failed: $BASH_COMMAND" >&2' ERR"""
 _CHOOSE_CONFIG = """config=configs/train.yaml
 [ -f "$config" ] || config=$home/$config
 case ${1--} in -*) ;; *) config=$1; shift ;; esac"""
@@ -84,19 +82,19 @@ class JobRequest:
     time: str | None = None
     mem: str | None = None
     gres: str | None = None
-    """Replaces `gpus_per_node`."""
+    """All of --gres, with the GPUs."""
     at_once: int | None = None
     """Most tasks that run at a time."""
     others: tuple[str, ...] = ()
     """Further arguments of sbatch, which win."""
 
 
-def find_gpu_request(arguments: Sequence[str]) -> str | None:
-    """The first of sbatch's arguments that asks for GPUs, such as `--gres=gpu:a100:2`; None if none does."""
+def find_gpu_request(arguments: Sequence[str]) -> tuple[str, str] | None:
+    """The first of sbatch's arguments that asks for GPUs, as in `--gres`, `gpu:a100:2`; None if none does."""
     for argument in arguments:
         found = _GPU_REQUEST.fullmatch(argument)
         if found and (found[1].startswith(("--gpus", "-G")) or "gpu" in found[2] or found[2] == "none"):
-            return argument
+            return found[1], found[2]
     return None
 
 
@@ -120,12 +118,10 @@ def render_job(comment: str, directives: Sequence[str], home: str, steps: Sequen
     """
     head = "\n".join(["#!/bin/bash", *(f"# {line}".rstrip() for line in comment.splitlines()), "#"])
     options = "\n".join(f"#SBATCH {directive}" for directive in directives)
-    source = '[ ! -f "$home/slurm/env.sh" ] || . "$home/slurm/env.sh"'
-    return (
-        f"{head}\n{options}\n"
-        + "\n\n".join(["set -eo pipefail", home, source, *steps, f'exec "$python" -m launcher {command}'])
-        + "\n"
-    )
+    source = 'env=$SLURM_SUBMIT_DIR/slurm/env.sh\n[ -f "$env" ] || env=$home/slurm/env.sh\n[ ! -f "$env" ] || . "$env"'
+    begin = f"set -eo pipefail\n{_SAY_FAILURE}"
+    blocks = [begin, home, source, *steps, f'exec "$python" -m launcher {command}']
+    return f"{head}\n{options}\n" + "\n\n".join(blocks) + "\n"
 
 
 def render_kfold() -> str:

@@ -10,6 +10,7 @@ system shows it, in whatever reads the environment at import, in its hash seed, 
 """
 
 import ctypes
+import json
 import multiprocessing
 import os
 import signal
@@ -42,6 +43,14 @@ def main(argv: list[str]) -> int:
     os.chdir(os.environ["DOCCLS_TEST_FOLDER"])
     local._start_rank = RankForker(program).start_rank  # type: ignore[assignment]
     return _COMMANDS[command](words)
+
+
+def main_alone(argv: list[str]) -> int:
+    """As `main`, after the one environment that is there: argv[0], in JSON."""
+    variables, *others = argv
+    os.environ.clear()
+    os.environ.update(json.loads(variables))
+    return main(others)
 
 
 class ForkedRank:

@@ -1,11 +1,12 @@
 """Whole launches from the command line, each in a folder of its own, and what they leave."""
 
+import json
 import re
 import secrets
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.context import ForkServerProcess
@@ -63,6 +64,16 @@ def start_command(folder: Path, program: str, *words: str, **variables: str) -> 
     return process
 
 
+def start_alone(
+    folder: Path, environment: Mapping[str, str], console: str, program: str, *words: str
+) -> ForkServerProcess:
+    """As `start_command`, with no other variables than these; what it prints is in the folder `console`."""
+    variables = json.dumps({**environment, "DOCCLS_TEST_FOLDER": str(folder)})
+    (process,) = start_ranks("forked_launcher:main_alone", [variables, program, *words], folder / console)
+    _started.append((process, folder))
+    return process
+
+
 def kill_started() -> None:
     """End what a failed test has left: its launchers and whatever runs for them."""
     while _started:
@@ -79,13 +90,13 @@ def kill_launch(process: ForkServerProcess, folder: Path) -> None:
     process.join()
 
 
-def finish(process: ForkServerProcess, folder: Path) -> Launch:
+def finish(process: ForkServerProcess, folder: Path, console: str = CONSOLE) -> Launch:
     """Wait for its end, for no longer than LAUNCH_S."""
     process.join(LAUNCH_S)
     hangs = process.is_alive()
     if hangs:
         kill_launch(process, folder)
-    out, err = ((folder / CONSOLE / f"rank0.{name}").read_text() for name in ("out", "err"))
+    out, err = ((folder / console / f"rank0.{name}").read_text() for name in ("out", "err"))
     if hangs:
         consoles = "\n".join(file.read_text()[-2000:] for file in folder.rglob("console/*"))
         pytest.fail(f"the launch hangs\n{out[-3000:]}\n{err[-3000:]}\n{consoles}")
@@ -137,11 +148,11 @@ def assert_none_left(folder: Path) -> None:
     await_event(lambda: not folder_processes(folder), "the end of all processes", folder)
 
 
-def await_event(happened: Callable[[], bool], what: str, folder: Path) -> None:
+def await_event(happened: Callable[[], bool], what: str, folder: Path, console: str = CONSOLE) -> None:
     deadline = time.monotonic() + LAUNCH_S
     while not happened():
         if time.monotonic() > deadline:
-            pytest.fail(f"not within {LAUNCH_S} s: {what}\n{(folder / CONSOLE / 'rank0.out').read_text()}")
+            pytest.fail(f"not within {LAUNCH_S} s: {what}\n{(folder / console / 'rank0.out').read_text()}")
         time.sleep(0.05)
 
 

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,8 +79,23 @@ def read_outputs(folder: Path) -> str:
 
 
 def submit_folds(
-    cluster: Cluster, trainer: Trainer, folder: Path, sets: tuple[str, ...], *words: str, last: tuple[str, ...] = ()
+    cluster: Cluster,
+    trainer: Trainer,
+    folder: Path,
+    sets: tuple[str, ...],
+    *words: str,
+    last: tuple[str, ...] = (),
+    python: str = sys.executable,
 ) -> str:
     """slurm/kfold.sh on the tiny pages, on CPUs; `words` are for sbatch, `last` for the tasks."""
     _, config, *others = trainer.arguments(sets, folder, run_id="tiny")
-    return cluster.submit(folder, *CPUS, *words, "slurm/kfold.sh", config, *others, *last, DOCCLS_PYTHON=sys.executable)
+    return cluster.submit(folder, *CPUS, *words, "slurm/kfold.sh", config, *others, *last, DOCCLS_PYTHON=python)
+
+
+def await_event(happened: Callable[[], bool], what: str, folder: Path) -> None:
+    """Until it has happened, within the bound of a test's jobs."""
+    deadline_s = time.monotonic() + JOBS_S
+    while not happened():
+        if time.monotonic() > deadline_s:
+            pytest.fail(f"not within {JOBS_S} s: {what}\n{read_outputs(folder)}")
+        time.sleep(0.1)

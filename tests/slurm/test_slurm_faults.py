@@ -6,13 +6,11 @@ import re
 import shutil
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from launches import ask, assert_same_bytes, trains
-from slurm_cluster import JOBS_S, PAIR, ROOT, Cluster, read_outputs, submit_folds
+from slurm_cluster import JOBS_S, PAIR, ROOT, Cluster, await_event, read_outputs, submit_folds
 from tiny_runs import PLAIN, Run, Trainer
 
 ONE = (*PLAIN, "data.valid_fold=1", "train.epochs=20", "train.checkpoint_interval_s=0.001")
@@ -32,14 +30,6 @@ def undisturbed(trainer: Trainer) -> Run:
 def undisturbed_pair(trainer: Trainer) -> Run:
     """Both folds."""
     return trainer.train(*PAIR)
-
-
-def await_event(happened: Callable[[], bool], what: str, folder: Path) -> None:
-    deadline_s = time.monotonic() + JOBS_S
-    while not happened():
-        if time.monotonic() > deadline_s:
-            pytest.fail(f"not within {JOBS_S} s: {what}\n{read_outputs(folder)}")
-        time.sleep(0.1)
 
 
 def await_training(folder: Path) -> None:
@@ -76,11 +66,12 @@ def test_a_fold_that_is_requeued_by_hand(cluster: Cluster, trainer: Trainer, und
 
 
 def test_a_fold_that_is_preempted(cluster: Cluster, trainer: Trainer) -> None:
-    folder, sets = trainer.new_folder(), (*ONE, "train.epochs=120")  # its grace time is not enough for them
+    folder, sets = trainer.new_folder(), (*ONE, "train.epochs=120")  # more than its grace time is enough for
     job = submit_folds(cluster, trainer, folder, sets, "--array=1", "--partition=low")
     await_training(folder)
     cluster.ask("sbatch", "--partition=high", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=true")
     assert_same_fold(cluster, job, folder, trainer.train(*sets), restarted=True)
+    assert f"job {job}_1 is preempted: it is requeued, and will resume from here" in read_outputs(folder)
     restarts = re.search(r" Restarts=(\d+) ", cluster.ask("scontrol", "show", "job", f"{job}_1"))
     assert restarts is not None and int(restarts[1]) > 0, "it ended in its grace time"
 

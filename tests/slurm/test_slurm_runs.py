@@ -84,8 +84,8 @@ def test_a_failing_fold_fails_its_task_and_the_other_says_what_is_missing(
     (missing,) = {line for line in list_logs(Run([], folder), 1) if line.startswith("- fold 0: failed, ")}
     assert "best_fold0.pth" in missing and "_fold0.log" in missing
     block.rmdir()
-    job = submit_folds(cluster, trainer, folder, PAIR, "--array=0-1")
-    assert cluster.wait(job, folder) == ["COMPLETED"] * 2, read_outputs(folder)
+    job = submit_folds(cluster, trainer, folder, PAIR, "--array=0")  # of the same run: that fold alone is missing
+    assert cluster.wait(job, folder) == ["COMPLETED"], read_outputs(folder)
     assert_same_bytes(undisturbed_pair, Run([], folder), num_folds=2)
 
 
@@ -105,7 +105,7 @@ def test_two_nodes_with_a_rank_each_give_the_bytes_of_two_ranks_on_one(cluster: 
 
 def test_gpus_that_the_driver_does_not_show_are_refused_in_words(cluster: Cluster, trainer: Trainer) -> None:
     folder = trainer.new_folder()
-    job = submit_folds(cluster, trainer, folder, PLAIN, "--gres=gpu:2", "--array=0")
+    job = submit_folds(cluster, trainer, folder, PLAIN, "--gres=gpu:fake:2", "--array=0")  # replaces the script's own
     assert cluster.wait(job, folder) == ["FAILED"]
     told = (folder / "slurm-0.out").read_text()
-    assert f"Slurm gave job {job}_0 1 nodes x 2 GPUs, but the NVIDIA driver of node1 shows none" in told
+    assert "Slurm gave this job 1 nodes x 2 GPUs, but the NVIDIA driver of node1 shows none" in told

@@ -19,10 +19,10 @@ from doccls.errors import UserError
 from doccls.oof.predictions import OofPart, PartInfo, write_part
 from doccls.run.fingerprint import derive_identity
 from doccls.run.paths import RunPaths
-from launcher import arguments as launch_arguments
-from launcher import cli
-from launcher.arguments import build_parser, choose_slots, make_plan
+from launcher import cli, placement
+from launcher.arguments import build_parser, make_plan
 from launcher.devices import Device, list_cpus
+from launcher.placement import choose_slots
 from launcher.plan import (
     LaunchPlan,
     Workload,
@@ -205,7 +205,7 @@ def test_a_plan_for_scripts_has_each_ranks_command_and_environment() -> None:
 @pytest.fixture
 def write_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
     """`write_config(train={"lr": 0.1})`: a config of five folds in tmp_path, whose data does not exist."""
-    monkeypatch.setattr(launch_arguments, "count_cores", lambda: 2)
+    monkeypatch.setattr(placement, "count_cores", lambda: 2)
 
     def write(**sections: dict[str, object]) -> Path:
         data = {"train_csv": "gone.csv", "image_dir_train": "gone", "folds": 5} | sections.pop("data", {})

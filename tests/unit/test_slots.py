@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 from doccls.config import Config
 from doccls.errors import UserError
-from launcher import arguments as launch_arguments
-from launcher.arguments import build_parser, choose_slots
+from launcher import placement
+from launcher.arguments import build_parser
 from launcher.devices import Device, list_cpus
+from launcher.placement import choose_slots
 from launcher.plan import Slot, list_starts, make_slots
 
 MakeConfig = Callable[..., Config]
@@ -57,7 +58,7 @@ def no_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
         raise pynvml.NVMLError_LibraryNotFound
 
     monkeypatch.setattr(pynvml, "nvmlInit", fail)
-    monkeypatch.setattr(launch_arguments, "count_cores", lambda: 4)
+    monkeypatch.setattr(placement, "count_cores", lambda: 4)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
 
 
@@ -170,7 +171,7 @@ def test_the_driver_is_not_asked_where_no_gpu_is_meant(
 def test_a_gpu_of_another_make_is_not_replaced_by_the_cpu(
     monkeypatch: pytest.MonkeyPatch, make_config: MakeConfig
 ) -> None:
-    monkeypatch.setattr(launch_arguments, "find_other_accelerator", lambda: "this machine has an AMD GPU")
+    monkeypatch.setattr(placement, "find_other_accelerator", lambda: "this machine has an AMD GPU")
     with pytest.raises(UserError, match=r"this machine has an AMD GPU, and .* NVIDIA GPUs and CPUs alone"):
         choose(make_config())
     assert choose(make_config(), "--slots", "2")[1].name == "cpu 1"

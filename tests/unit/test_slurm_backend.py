@@ -13,9 +13,10 @@ import pytest
 
 from doccls.config import Config
 from doccls.errors import UserError
-from launcher.arguments import build_parser, choose_slots, choose_task_slots, make_request, render_again
+from launcher.arguments import build_parser, render_again
 from launcher.backend import LAUNCH, StartError
 from launcher.devices import Device
+from launcher.placement import choose_slots, choose_task_slots, make_request
 from launcher.plan import Assignment, RankCommand, Slot
 from launcher.slurm.backend import SlurmBackend, StepProcesses
 from launcher.slurm.format import Allocation
@@ -155,7 +156,7 @@ def choose(config: Config, allocation: Allocation | None) -> tuple[list[str], tu
 @pytest.fixture
 def visible(monkeypatch: pytest.MonkeyPatch) -> Callable[[str | None], None]:
     """`visible("0,1")` sets CUDA_VISIBLE_DEVICES on a node of eight GPUs; None unsets it."""
-    monkeypatch.setattr("launcher.arguments.find_gpus", lambda: GPUS)
+    monkeypatch.setattr("launcher.placement.find_gpus", lambda: GPUS)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     return lambda text: monkeypatch.setenv("CUDA_VISIBLE_DEVICES", text) if text is not None else None
 
@@ -177,7 +178,42 @@ def test_a_job_of_slurm_is_one_slot(
 ) -> None:  # fmt: skip
     visible(shown)
     config = make_config(train={"num_processes": stated})
-    assert choose(config, Allocation(nodes, gpus, cpus_per_node=4)) == (places, ())
+    names, warnings = choose(config, Allocation(nodes, gpus, cpus_per_node=4))
+    assert names == places
+    unused = nodes == 1 and not gpus
+    assert warnings == (("the 8 GPUs of this machine are not used: this job of Slurm has none",) if unused else ())
+
+
+def test_gpus_that_were_not_asked_for_are_left_alone(
+    make_config: MakeConfig, visible: Callable[[str | None], None]
+) -> None:
+    visible("0")  # by the --gres=gpu:1 of slurm/kfold.sh, to which the user's --gpus-per-node=0 was added
+    assert choose(make_config(), Allocation(1, 1, 4, asks_for_none=True)) == (["cpu 0"], ())
+
+
+@pytest.mark.parametrize("shown", [None, "", "0"])
+def test_other_gpus_than_those_of_the_job_are_refused(
+    make_config: MakeConfig, visible: Callable[[str | None], None], shown: str | None
+) -> None:
+    visible(shown)
+    with pytest.raises(UserError, match=r"gave this job 2 GPUs, but \d are visible on .* \(CUDA_VISIBLE_DEVICES="):
+        choose(make_config(), Allocation(1, 2, 4))
+
+
+def test_a_launch_in_a_shell_of_slurm_takes_the_jobs_gpus(
+    make_config: MakeConfig, visible: Callable[[str | None], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def list_slots(*words: str) -> list[str]:
+        chosen = choose_slots(build_parser().parse_args(["run", "--config", "c.yaml", *words]), make_config())
+        return [slot.name for slot in chosen.slots]
+
+    monkeypatch.setattr("launcher.placement.count_cores", lambda: 2)
+    monkeypatch.setenv("SLURM_JOB_ID", "9")
+    assert list_slots() == ["cpu 0"]
+    assert list_slots("--gpus", "5") == ["gpu 5"]
+    monkeypatch.setenv("SLURM_GPUS_ON_NODE", "2")
+    visible("2,3")
+    assert list_slots() == ["gpu 2", "gpu 3"]
 
 
 def test_outside_slurm_a_task_takes_the_gpus_that_it_sees(
@@ -205,7 +241,7 @@ def test_what_does_not_fit_is_refused_in_words(
     make_config: MakeConfig, visible: Callable[[str | None], None], monkeypatch: pytest.MonkeyPatch,
     allocation: Allocation, stated: int | None, gpus_here: int, message: str,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr("launcher.arguments.find_gpus", lambda: GPUS[:gpus_here])
+    monkeypatch.setattr("launcher.placement.find_gpus", lambda: GPUS[:gpus_here])
     with pytest.raises(UserError) as caught:
         choose(make_config(train={"num_processes": stated}), allocation)
     assert message in str(caught.value)
@@ -241,6 +277,9 @@ def parse_run(*words: str) -> argparse.Namespace:
         (["--at-once", "2", "--sbatch-arg=--x"], None, JobRequest(1, 1, 3, at_once=2, others=("--x",)), 1),
         (["--gres", "gpu:a100:2", "--nodes", "2"], None, JobRequest(2, 2, 6, gres="gpu:a100:2"), 4),
         (["--sbatch-arg=--gpus=4", "--nodes", "2"], None, JobRequest(2, 2, 6, others=("--gpus=4",)), 4),
+        (["--gres", "lscratch:10", "--nodes", "2"], 4, JobRequest(2, 2, 6, gres="gpu:2,lscratch:10"), 4),
+        (["--gres", "gpu:1,lscratch:10"], None, JobRequest(1, 1, 3, gres="gpu:1,lscratch:10"), 1),
+        (["--sbatch-arg=-G2"], None, JobRequest(1, 2, 6, others=("-G2",)), 2),
         (["--gres", "none"], None, JobRequest(1, 0, 3, gres="none"), 1),
     ],
 )

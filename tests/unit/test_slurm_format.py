@@ -8,6 +8,7 @@ from launcher.slurm.format import (
     Allocation,
     Going,
     QueueEntry,
+    SlurmError,
     Submitted,
     count_gpus,
     parse_allocation,
@@ -29,7 +30,16 @@ def test_what_slurm_gave_the_job() -> None:
 
 @pytest.mark.parametrize(
     ("text", "count"),
-    [("2", 2), ("gpu:2", 2), ("gpu:h100:2", 2), ("gpu", 1), ("gpu:a100:1,gpu:h100:2", 3), ("none", 0), ("", 0)],
+    [
+        ("2", 2),
+        ("gpu:2", 2),
+        ("gpu:h100:2", 2),
+        ("gpu", 1),
+        ("gpu:a100:1,gpu:h100:2,lscratch:10", 3),
+        ("gres/gpu:2", 2),
+        ("none", 0),
+        ("", 0),
+    ],
 )
 def test_gpus_are_counted_with_or_without_their_type(text: str, count: int) -> None:
     assert count_gpus(text) == count
@@ -38,9 +48,10 @@ def test_gpus_are_counted_with_or_without_their_type(text: str, count: int) -> N
 
 
 def test_a_request_that_the_scripts_own_hides_is_heeded_or_said() -> None:
-    none, other = (parse_allocation(ALONE | {"SLURM_GPUS_PER_NODE": text}) for text in ("0", "2"))
-    assert none is not None and none.gpus_per_node == 0
-    assert other is not None and other.gpus_per_node == 4 and "--gres=gpu:N" in (other.warning or "")
+    none, same = (parse_allocation(ALONE | {"SLURM_GPUS_PER_NODE": text}) for text in ("0", "h100:4"))
+    assert none is not None and none.asks_for_none and same is not None and not same.asks_for_none
+    with pytest.raises(SlurmError, match=r"--gpus-per-node=2, but the job has 4 GPUs a node: .*sbatch --gres=gpu:N"):
+        parse_allocation(ALONE | {"SLURM_GPUS_PER_NODE": "2"})
 
 
 SAID = """srun: error: node1: task 1: Killed

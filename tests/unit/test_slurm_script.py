@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 from collections.abc import Callable
 from dataclasses import replace
@@ -89,13 +90,32 @@ def test_none_is_told_with_what_to_do(home: Path) -> None:
     assert "[EXIT][ERROR] training failed: no Python with doccls on " in done.stderr and "DOCCLS_PYTHON" in done.stderr
 
 
-def test_a_setup_line_runs_before_the_task_and_is_not_passed_on(home: Path) -> None:
+def test_a_setup_line_runs_before_the_task(home: Path) -> None:
     python = make_python(home / "mine")
     for words in (["--setup", "export DOCCLS_PYTHON=$home/mine"], ["--setup=export DOCCLS_PYTHON=$home/mine"]):
         done = run_kfold(home, "my c.yaml", *words, "--set", "a=b c")
         assert done.stdout.split("\0") == [
-            str(python), "-m", "launcher", "task", "--config", "my c.yaml", "--set", "a=b c", ""
+            str(python), "-m", "launcher", "task", "--config", "my c.yaml", *words, "--set", "a=b c", ""
         ], done.stderr  # fmt: skip
+
+
+@pytest.mark.parametrize("line", ["false", "cd /no/such/folder", "no-such-module load cuda"])
+def test_a_setup_line_that_fails_ends_the_job_in_words(home: Path, line: str) -> None:
+    make_python(home / ".venv" / "bin" / "python")
+    done = run_kfold(home, "--setup", line)
+    assert done.returncode != 0 and done.stdout == ""
+    assert f"[EXIT] TRAINING ERROR code={done.returncode}\n[EXIT][ERROR] training failed: {line}\n" in done.stderr
+
+
+def test_the_environment_of_the_submissions_folder_goes_before_the_checkouts(home: Path) -> None:
+    for place in (home, home / "away"):
+        (place / "slurm").mkdir(parents=True, exist_ok=True)
+        python = shlex.quote(str(make_python(place / "mine")))
+        (place / "slurm" / "env.sh").write_text(f"export DOCCLS_PYTHON={python}\n")
+    script = render_script(REQUEST, "r", str(home), [], "/no/python", [])
+    for place, folder in ((home / "away", home / "away"), (home, home / "elsewhere")):
+        done = run(script, SLURM_SUBMIT_DIR=str(folder))
+        assert done.stdout.startswith(f"{place / 'mine'}\0"), done.stderr
 
 
 def test_merge_is_told_the_run(home: Path) -> None:
