@@ -44,7 +44,8 @@ def parse_array_task(
     task, first, last = _read_task(environment)
     if stated is not None:
         index, first, last = _parse_stated(stated)
-        return replace(task, name=task.name or f"task {index}", index=index, first=first, sharing=last - first + 1)
+        sharing = 0 if index_is_fold else last - first + 1
+        return replace(task, name=task.name or f"task {index}", index=index, first=first, sharing=sharing)
     if not task.name:
         raise UserError(
             "no task of a batch job: `doccls-launch task` runs within Slurm (sbatch slurm/kfold.sh CONFIG), PBS, LSF, "
@@ -119,8 +120,8 @@ def pick_folds(task: ArrayTask, wanted: Sequence[int], num_folds: int) -> tuple[
     if task.index >= num_folds:
         raise UserError(
             f"task {task.name}: its index is the number of the fold to train, and folds are numbered 0 to "
-            f"{num_folds - 1} (data.folds = {num_folds}). In an array that starts at 1 say so: "
-            f"--task {task.variable}/1-{num_folds}"
+            f"{num_folds - 1} (data.folds = {num_folds}). Let the array count from 0 to {num_folds - 1}; or, in the "
+            f"job's script, --task {task.variable}/1-{num_folds} for one from 1 to {num_folds}"
         )
     return tuple(fold for fold in wanted if fold == task.index)
 

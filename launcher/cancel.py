@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from doccls.errors import UserError
 from doccls.run.paths import RunPaths
-from doccls.system.lock import Holder, LockError, can_see, hold_lock
+from doccls.system.lock import Holder, LockError, can_see, find_holder, hold_lock
 from launcher.slurm.format import Going, QueueEntry, SlurmError
 from launcher.slurm.queue import ASK_S, ask_queue, cancel_jobs, next_interval
 from launcher.slurm.submissions import list_clusters, read_submissions, write_submissions
@@ -60,14 +60,18 @@ def _stop_jobs(going: Sequence[QueueEntry], paths: RunPaths, tell: Callable[[str
     The controller is asked once the run's files say that its tasks have left, which is mostly the end of it; where
     they stay, or Slurm is not through with them yet, as seldom as everywhere.
     """
-    asked: set[str] = set()
+    asked: dict[str, Going] = {}
     interval_s, gone, silent = ASK_S, False, False
     while going:
-        if new := [entry for entry in going if entry.job not in asked]:
+        # One that ran when it was asked, and waits now, had just been requeued.
+        requeued = {job for job, state in asked.items() if state is not Going.WAITS}
+        if new := [
+            entry for entry in going if entry.job not in asked or (entry.going is Going.WAITS and entry.job in requeued)
+        ]:
             cancel_jobs(new)
             names = [entry.job for entry in new]
             tell(f"[CANCEL] jobs {', '.join(names)}: asked to stop, folds leave at their next safe point")
-            asked |= set(names)
+            asked |= {entry.job: entry.going for entry in new}
             _mark_cancelled(paths)
         gone = _await_tasks(paths, interval_s, gone)
         found = _list_going(paths)
@@ -100,9 +104,11 @@ def _stop_launchers(holders: Sequence[Holder], paths: RunPaths, tell: Callable[[
     """Stop the run's launcher, or its tasks of another batch system, on this machine."""
     if away := [str(holder) for holder in holders if not can_see(holder)]:
         raise UserError(f"{'; '.join(away)}: cancel it there, on that machine and in the same container")
+    launcher = find_holder(paths.launch_lock())
     for holder in holders:
         try:
-            os.kill(holder.pid, signal.SIGTERM)
+            # A task that ends after SIGTERM says by its exit code that it is to be started again.
+            os.kill(holder.pid, signal.SIGTERM if holder == launcher else signal.SIGINT)
         except ProcessLookupError:
             continue
         except PermissionError as error:
@@ -110,3 +116,5 @@ def _stop_launchers(holders: Sequence[Holder], paths: RunPaths, tell: Callable[[
         tell(f"[CANCEL] {holder}: it is asked to stop, its folds leave at their next safe point")
     while set(holders) & set(find_launchers(paths)):
         time.sleep(_LOOK_S)
+    if launcher is None:
+        tell("[CANCEL] a batch system that starts its tasks again is to be told, too: kubectl delete job, qdel, bkill")

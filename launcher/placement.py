@@ -197,6 +197,11 @@ def choose_task_slots(
     Raises:
         UserError: the task has something else than the config asks for, or GPUs that are not there.
     """
+    if allocation is not None and allocation.stated_gpus not in (None, 0, allocation.gpus_per_node):
+        raise UserError(
+            f"--gpus-per-node={allocation.stated_gpus}, but the job has {allocation.gpus_per_node} GPUs a node: "
+            "slurm/kfold.sh asks for --gres=gpu:1, which another --gres replaces: sbatch --gres=gpu:N"
+        )
     if allocation is not None and allocation.nodes > 1:
         return ChosenSlots((_make_slot_of_nodes(allocation, config, name),), ())
     gpus, warnings = _choose_job_gpus(allocation)
@@ -219,7 +224,7 @@ def _choose_job_gpus(allocation: Allocation | None, exclude_busy: bool = False) 
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if allocation is None:
         return ([], []) if shows_none(visible) else _choose_gpus(visible, None, exclude_busy)
-    if allocation.asks_for_none:
+    if allocation.stated_gpus == 0:
         return [], []
     if not allocation.gpus_per_node and (visible is None or shows_none(visible)):
         others = [] if visible is not None else [gpu for gpu in find_gpus() if not gpu.fault]
@@ -230,7 +235,7 @@ def _choose_job_gpus(allocation: Allocation | None, exclude_busy: bool = False) 
     if allocation.gpus_per_node not in (0, len(shown)):
         raise UserError(
             f"Slurm gave this job {allocation.gpus_per_node} GPUs, but {len(shown)} are visible on "
-            f"{socket.gethostname()} (CUDA_VISIBLE_DEVICES={visible}): ask the cluster's admin, or say --gpus LIST"
+            f"{socket.gethostname()} (CUDA_VISIBLE_DEVICES={visible}): let that variable name the job's own"
         )
     return _choose_gpus(visible, None, exclude_busy)
 

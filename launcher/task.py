@@ -25,7 +25,7 @@ from launcher.plan import render_plan
 from launcher.slurm.backend import SlurmBackend
 from launcher.slurm.format import Allocation
 from launcher.slurm.preemption import watching_for_preemption
-from launcher.slurm.queue import find_state, requeue_job
+from launcher.slurm.queue import read_job, requeue_job
 from launcher.status import list_unfinished, read_status
 
 _OPENING_S = 7200.0
@@ -75,14 +75,13 @@ def run_task(
         ledger_path = paths.ledger(task.index)
         ledger = begin_launch(ledger_path, described)
         watching = nullcontext() if share.allocation is None else watching_for_preemption()
-        with tempfile.TemporaryDirectory(prefix="doccls-task-") as folder, stopping_gracefully(), watching as watch:
+        with tempfile.TemporaryDirectory(prefix="doccls-task-") as folder, stopping_gracefully(), watching:
             ledger_file, missing = LedgerFile(ledger_path, ledger, lock, log), run.list_missing(share.folds)
             loop = FoldLoop(experiment, options, _make_backend(share, options, folder), log, ledger_file, missing)
             try:
                 loop.run()
             except Interrupted as stop:
-                preempted = watch is not None and watch.heard
-                if _ask_for_requeue(stop, loop.has_advanced, preempted, share, options, log):
+                if _ask_for_requeue(stop, loop.has_advanced, share, options, log):
                     stop.exit_code = share.requeue_code
                 raise
     close_share(experiment, log)
@@ -97,15 +96,14 @@ def _make_backend(share: TaskOptions, options: LaunchOptions, folder: str) -> Ba
 
 
 def _ask_for_requeue(
-    stop: Interrupted, advanced: bool, preempted: bool, share: TaskOptions, options: LaunchOptions, log: RunLog
+    stop: Interrupted, advanced: bool, share: TaskOptions, options: LaunchOptions, log: RunLog
 ) -> bool:
     """Ask Slurm to run a stopped task again, where it would not by itself; whether the exit code is to ask, too.
 
-    At a time limit within which no step was saved nobody is asked: the next start would come no further. `preempted`:
-    Slurm has told the job's steps to end, at the begin of a grace time or since the job is cancelled.
+    At a time limit within which no step was saved nobody is asked: the next start would come no further.
     """
     name, limit = share.task.name, stop.signum in _TIME_IS_UP
-    if stop.signum == signal.SIGINT:  # a person at a terminal
+    if stop.signum == signal.SIGINT:  # a person at a terminal, or `doccls-launch cancel`
         return False
     if limit and not advanced:
         log.line(
@@ -113,19 +111,28 @@ def _ask_for_requeue(
             f"then: {options.again}"
         )
         return False
-    # A job that is cancelled, or requeued by Slurm at the end of its grace time, does not run any more.
-    preempted = preempted and find_state(name) == "RUNNING"
-    if share.allocation is not None and (limit or preempted):
-        what = f"job {name} is preempted" if preempted else f"the time limit of job {name} comes"
+    if share.allocation is not None:
+        _requeue(name, limit, options, log)
+    if advanced:
+        reason = signal.Signals(stop.signum).name
+        log.line(f"[LAUNCH] stopped by {reason}; exit code {share.requeue_code} says that it can resume")
+    return advanced
+
+
+def _requeue(name: str, limit: bool, options: LaunchOptions, log: RunLog) -> None:
+    """Requeue a job whose time limit or preemption is near. One that is cancelled is over, and must not come back."""
+    job = read_job(name)
+    if job is None:
+        log.line(
+            f"[WARNING] scontrol does not answer: job {name} may not be requeued; to train the rest: {options.again}"
+        )
+    elif job.runs and (limit or job.preempted):
+        what = f"the time limit of job {name} comes" if limit else f"job {name} is preempted"
         refusal = requeue_job(name)
         if refusal is None:
             log.line(f"[LAUNCH] {what}: it is requeued, and will resume from here")
         else:
             log.line(f"[WARNING] {what}, and it is not requeued ({refusal}): {options.again}")
-    if advanced:
-        reason = signal.Signals(stop.signum).name
-        log.line(f"[LAUNCH] stopped by {reason}; exit code {share.requeue_code} says that it can resume")
-    return advanced
 
 
 def close_share(experiment: Experiment, log: RunLog) -> tuple[int, ...]:

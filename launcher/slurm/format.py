@@ -30,29 +30,20 @@ class Allocation:
     nodes: int
     gpus_per_node: int
     cpus_per_node: int
-    asks_for_none: bool = False
-    """The user has said --gpus-per-node=0, to which the --gres=gpu:1 of slurm/kfold.sh was added."""
+    stated_gpus: int | None = None
+    """What the user has said with --gpus-per-node, to which the --gres of slurm/kfold.sh was added; None is nothing."""
 
 
 def parse_allocation(environment: Mapping[str, str]) -> Allocation | None:
-    """What the job of this process has; None outside Slurm.
-
-    Raises:
-        SlurmError: the job has not the GPUs that its user has asked for.
-    """
+    """What the job of this process has; None outside Slurm."""
     if "SLURM_JOB_ID" not in environment:
         return None
-    gpus, stated = count_gpus(environment.get("SLURM_GPUS_ON_NODE", "")), environment.get("SLURM_GPUS_PER_NODE", "")
-    if stated and count_gpus(stated) not in (0, gpus):
-        raise SlurmError(
-            f"--gpus-per-node={stated}, but the job has {gpus} GPUs a node: slurm/kfold.sh asks for --gres=gpu:1, "
-            "which another --gres replaces: sbatch --gres=gpu:N"
-        )
+    stated = environment.get("SLURM_GPUS_PER_NODE", "")
     return Allocation(
         nodes=int(environment.get("SLURM_JOB_NUM_NODES", "1")),
-        gpus_per_node=gpus,
+        gpus_per_node=count_gpus(environment.get("SLURM_GPUS_ON_NODE", "")),
         cpus_per_node=int(environment.get("SLURM_CPUS_ON_NODE", "1")),
-        asks_for_none=bool(stated) and count_gpus(stated) == 0,
+        stated_gpus=count_gpus(stated) if stated else None,
     )
 
 
@@ -178,6 +169,22 @@ def parse_queue(said: str, mark: str, uid: int) -> list[QueueEntry]:
             place = int(number) if number.isdecimal() else None
             entries.append(QueueEntry(job, place, state, comment, reason, cluster))
     return entries
+
+
+@dataclass(frozen=True)
+class JobRecord:
+    """What `scontrol show job` says of a job."""
+
+    runs: bool
+    """Not so once it is cancelled, or Slurm itself requeues it."""
+    preempted: bool
+    """Its grace time has begun."""
+
+
+def parse_job(text: str) -> JobRecord:
+    """The first record of `scontrol show job`."""
+    fields = dict(re.findall(r"(\bJobState|\bPreemptTime)=(\S+)", text)[::-1])  # of several the first
+    return JobRecord(fields.get("JobState") == "RUNNING", fields.get("PreemptTime", "None") != "None")
 
 
 def parse_step_ends(said: str) -> dict[int, int]:

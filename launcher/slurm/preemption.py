@@ -6,11 +6,14 @@ import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from shutil import which
 
+from doccls.system.signals import agree_to_stop
 from launcher.plan import drop_job_variables
 
-_TERMINATED = (128 + signal.SIGTERM, -signal.SIGTERM)
+_HEEDED = {
+    code: number for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2) for code in (128 + number, -number)
+}
+"""Exit codes of the step -> the signal that ended it: a preemption's, or one ahead of a time limit (--signal)."""
 _ENDS_S = 10.0
 _STEP = (
     "srun", "--overlap", "--nodes=1", "--ntasks=1", "--mem=0", "--gres=none", "--input=none", "--quiet",
@@ -20,19 +23,17 @@ _STEP = (
 
 
 class PreemptionWatch:
-    """Sends this process the SIGTERM that Slurm sends to its job's steps."""
+    """Asks this process to stop when Slurm sends a signal to its job's steps."""
 
     def __init__(self, srun: "subprocess.Popen[bytes]") -> None:
         self._srun, self._over = srun, False
-        self.heard = False
-        """Whether Slurm has told the steps to end: the job is preempted, or cancelled."""
         self._waiter = threading.Thread(target=self._wait, name="doccls-preemption", daemon=True)
         self._waiter.start()
 
     def _wait(self) -> None:
-        if self._srun.wait() in _TERMINATED and not self._over:
-            self.heard = True
-            os.kill(os.getpid(), signal.SIGTERM)
+        number = _HEEDED.get(self._srun.wait())
+        if number is not None and not self._over:
+            agree_to_stop(number)  # no signal to this process: one that follows would be the second, and end it at once
 
     def join(self) -> None:
         """Wait until the step has ended."""
@@ -54,16 +55,16 @@ def watching_for_preemption() -> Iterator[PreemptionWatch | None]:
 
     A step that can't be had is no error: the task hears of the preemption at the end of its grace time.
     """
-    if which("srun") is None:
-        yield None
-        return
     environment = drop_job_variables(os.environ) | {"SLURM_JOB_ID": os.environ["SLURM_JOB_ID"]}
-    watch = PreemptionWatch(
-        subprocess.Popen(
+    try:
+        srun = subprocess.Popen(
             _STEP, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
             start_new_session=True,  # a signal to the job's batch script is not its to hear
-        )
-    )  # fmt: skip
+        )  # fmt: skip
+    except OSError:  # there is none, or it can't be run here
+        yield None
+        return
+    watch = PreemptionWatch(srun)
     try:
         yield watch
     finally:

@@ -8,9 +8,11 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from launcher.plan import drop_job_variables
 from launcher.slurm.format import (
+    JobRecord,
     QueueEntry,
     SlurmError,
     Submitted,
+    parse_job,
     parse_queue,
     parse_submitted,
     render_queue_format,
@@ -102,9 +104,13 @@ def cancel_jobs(entries: Sequence[QueueEntry]) -> None:
             raise SlurmError(refused)
 
 
-def find_state(job: str) -> str | None:
-    """Slurm's word for the state of one of this user's jobs, such as `RUNNING`; None if it does not answer."""
-    return next((entry.state for entry in ask_queue() or [] if entry.job == job), None)
+def read_job(job: str) -> JobRecord | None:
+    """What the controller knows of a job that runs; None if it does not answer."""
+    try:
+        done = _run(["scontrol", "show", "job", job], _REQUEUE_S)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return parse_job(done.stdout) if done.returncode == 0 else None
 
 
 def requeue_job(job: str) -> str | None:

@@ -93,7 +93,7 @@ def find_gpu_request(arguments: Sequence[str]) -> tuple[str, str] | None:
     """The first of sbatch's arguments that asks for GPUs, as in `--gres`, `gpu:a100:2`; None if none does."""
     for argument in arguments:
         found = _GPU_REQUEST.fullmatch(argument)
-        if found and (found[1].startswith(("--gpus", "-G")) or "gpu" in found[2] or found[2] == "none"):
+        if found and (found[1].startswith(("--gpus", "-G")) or re.search("gpu|shard|mps|none", found[2])):
             return found[1], found[2]
     return None
 

@@ -13,7 +13,7 @@ from launches import trains
 from slurm_cluster import JOBS_S, ROOT, Cluster, await_event, read_outputs, submit_folds
 from tiny_runs import PLAIN, Run, Trainer
 
-ONE = (*PLAIN, "data.valid_fold=1", "train.epochs=20", "train.checkpoint_interval_s=0.001")
+ONE = (*PLAIN, "data.valid_fold=1", "train.epochs=60", "train.checkpoint_interval_s=0.001")
 PART = "oof/parts/fold1.safetensors"
 COMMANDS = ("srun", "sbatch", "squeue", "scontrol", "scancel")
 
@@ -77,7 +77,10 @@ def test_a_task_in_a_container_without_slurm_trains_and_asks_by_its_exit_code_to
     cluster.ask("scancel", "--batch", "--signal=USR1", f"{job}_1")  # ahead of a time limit
     assert cluster.wait(job, folder) == ["FAILED"], read_outputs(folder)
     told = read_outputs(folder)
-    assert "and it is not requeued (scontrol requeue " in told and "exit code 75 says that it can resume" in told
+    assert (
+        f"scontrol does not answer: job {job}_1 may not be requeued" in told
+        and "exit code 75 says that it can resume" in told
+    )
     assert "ExitCode=75:0" in cluster.ask("scontrol", "show", "job", f"{job}_1")
     job = submit_folds(cluster, trainer, folder, ONE, "--array=1", python=python)
     assert cluster.wait(job, folder) == ["COMPLETED"], read_outputs(folder)

@@ -117,7 +117,7 @@ def test_without_an_array_all_folds_are_trained() -> None:
 
 def test_an_index_that_is_no_fold_says_how_folds_are_counted() -> None:
     task = parse_array_task({"PBS_JOBID": "12[5].host", "PBS_ARRAY_INDEX": "5"}, 5)
-    with pytest.raises(UserError, match=r"folds are numbered 0 to 4 .*--task \$PBS_ARRAY_INDEX/1-5"):
+    with pytest.raises(UserError, match=r"folds are numbered 0 to 4 .*from 0 to 4; .*--task \$PBS_ARRAY_INDEX/1-5"):
         pick_folds(task, range(5), 5)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,25 +12,13 @@ import pytest
 from launcher.slurm import preemption
 from launcher.slurm.preemption import watching_for_preemption
 
-BOUND_S = 60.0
-
 
 @pytest.fixture
-def heard(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
-    """Set when this process is sent SIGTERM."""
-    event = threading.Event()
-
-    kill = os.kill
-
-    def note(pid: int, number: int) -> None:
-        if pid != os.getpid():  # the stub's
-            kill(pid, number)
-        else:
-            assert number == signal.SIGTERM
-            event.set()
-
-    monkeypatch.setattr(preemption.os, "kill", note)
-    return event
+def heard(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Signals that this process was asked to stop by."""
+    signals: list[int] = []
+    monkeypatch.setattr(preemption, "agree_to_stop", signals.append)
+    return signals
 
 
 @pytest.fixture
@@ -50,33 +37,46 @@ def set_srun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str],
     return write
 
 
-@pytest.mark.parametrize("end", ["exit 143", "kill -TERM $$"])
+@pytest.mark.parametrize(
+    ("end", "number"),
+    [("exit 143", signal.SIGTERM), ("kill -TERM $$", signal.SIGTERM), ("exit 138", signal.SIGUSR1)],
+)
 def test_a_step_that_slurm_ends_is_passed_on_as_a_request_to_stop(
-    end: str, heard: threading.Event, set_srun: Callable[[str], None]
+    end: str, number: int, heard: list[int], set_srun: Callable[[str], None]
 ) -> None:
     set_srun(f'[ "$SLURM_JOB_ID" = 12 ] && [ -z "$SLURM_CPU_BIND" ] || exit 1\n{end}')
     with watching_for_preemption() as watch:
-        assert heard.wait(BOUND_S)
-        assert watch is not None and watch.heard
+        assert watch is not None
+        watch.join()
+    assert heard == [number]
 
 
-def test_a_step_that_can_not_be_had_says_nothing(heard: threading.Event, set_srun: Callable[[str], None]) -> None:
+def test_a_step_that_can_not_be_had_says_nothing(heard: list[int], set_srun: Callable[[str], None]) -> None:
     set_srun("echo 'srun: unrecognized option --overlap' >&2; exit 1")
     with watching_for_preemption() as watch:
         assert watch is not None
         watch.join()
-    assert not heard.is_set() and not watch.heard
+    assert heard == []
 
 
-def test_the_end_of_the_task_ends_the_step_unheard(heard: threading.Event, set_srun: Callable[[str], None]) -> None:
+def test_the_end_of_the_task_ends_the_step_unheard(heard: list[int], set_srun: Callable[[str], None]) -> None:
     set_srun("exec sleep 1000")
     with watching_for_preemption() as watch:
         assert watch is not None
     watch.join()
-    assert not heard.is_set() and not watch.heard
+    assert heard == []
 
 
-def test_without_srun_nobody_listens(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
+@pytest.mark.parametrize("there", [False, True])
+def test_without_an_srun_that_runs_nobody_listens(
+    there: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, set_srun: Callable[[str], None]
+) -> None:
+    if there:
+        set_srun("")
+        (tmp_path / "bin" / "srun").write_bytes(b"\x7fELF of another machine")
+        monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    else:
+        monkeypatch.setenv("SLURM_JOB_ID", "12")
+        monkeypatch.setenv("PATH", str(tmp_path))
     with watching_for_preemption() as watch:
         assert watch is None

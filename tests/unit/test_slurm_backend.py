@@ -188,7 +188,7 @@ def test_gpus_that_were_not_asked_for_are_left_alone(
     make_config: MakeConfig, visible: Callable[[str | None], None]
 ) -> None:
     visible("0")  # by the --gres=gpu:1 of slurm/kfold.sh, to which the user's --gpus-per-node=0 was added
-    assert choose(make_config(), Allocation(1, 1, 4, asks_for_none=True)) == (["cpu 0"], ())
+    assert choose(make_config(), Allocation(1, 1, 4, stated_gpus=0)) == (["cpu 0"], ())
 
 
 @pytest.mark.parametrize("shown", [None, "", "0"])
@@ -231,6 +231,7 @@ def test_outside_slurm_a_task_takes_the_gpus_that_it_sees(
     [
         (Allocation(1, 2, 4), None, 0, "1 nodes x 2 GPUs, but the NVIDIA driver of "),
         (Allocation(2, 2, 4), None, 0, "2 nodes x 2 GPUs, but the NVIDIA driver of "),
+        (Allocation(1, 1, 4, stated_gpus=2), None, 1, "--gpus-per-node=2, but the job has 1 GPUs a node"),
         (Allocation(1, 2, 4), 4, 2, "train.num_processes = 4, but 12_1 has 2 GPUs"),
         (Allocation(2, 0, 4), 3, 0, "train.num_processes = 3, but Slurm gave job 12_1 2 nodes x CPUs"),
         (Allocation(2, 0, 1), 4, 0, "2 nodes x 1 CPUs for 2 processes on each: sbatch --cpus-per-task"),

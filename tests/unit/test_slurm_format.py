@@ -7,11 +7,12 @@ import pytest
 from launcher.slurm.format import (
     Allocation,
     Going,
+    JobRecord,
     QueueEntry,
-    SlurmError,
     Submitted,
     count_gpus,
     parse_allocation,
+    parse_job,
     parse_queue,
     parse_step_ends,
     parse_submitted,
@@ -47,11 +48,23 @@ def test_gpus_are_counted_with_or_without_their_type(text: str, count: int) -> N
     assert allocation is not None and allocation.gpus_per_node == count
 
 
-def test_a_request_that_the_scripts_own_hides_is_heeded_or_said() -> None:
-    none, same = (parse_allocation(ALONE | {"SLURM_GPUS_PER_NODE": text}) for text in ("0", "h100:4"))
-    assert none is not None and none.asks_for_none and same is not None and not same.asks_for_none
-    with pytest.raises(SlurmError, match=r"--gpus-per-node=2, but the job has 4 GPUs a node: .*sbatch --gres=gpu:N"):
-        parse_allocation(ALONE | {"SLURM_GPUS_PER_NODE": "2"})
+def test_what_the_user_has_stated_beside_the_scripts_own_request_is_known() -> None:
+    stated = [parse_allocation(ALONE | {"SLURM_GPUS_PER_NODE": text}) for text in ("0", "h100:4", "")]
+    assert [None if one is None else one.stated_gpus for one in stated] == [0, 4, None]
+
+
+@pytest.mark.parametrize(
+    ("text", "record"),
+    [
+        ("JobState=RUNNING Reason=None\n PreemptEligibleTime=x PreemptTime=None", JobRecord(True, False)),
+        ("JobState=RUNNING Reason=None\n PreemptTime=2026-01-02T03:04:05 Susp=0", JobRecord(True, True)),
+        ("JobState=CANCELLED Reason=None\n PreemptTime=None", JobRecord(False, False)),
+        ("JobState=RUNNING PreemptTime=None\n\nJobState=FAILED PreemptTime=2026-01-02", JobRecord(True, False)),
+        ("", JobRecord(False, False)),
+    ],
+)
+def test_what_the_controller_knows_of_a_job(text: str, record: JobRecord) -> None:
+    assert parse_job(text) == record
 
 
 SAID = """srun: error: node1: task 1: Killed
