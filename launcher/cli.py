@@ -115,7 +115,7 @@ def _train_task(arguments: argparse.Namespace, log: "RunLog", end_command: "EndC
     if arguments.run_id is None and task.array is None:
         raise UserError(f"{task.name}: its environment does not say which array it is of; name the run: --run-id ID")
     allocation = parse_allocation(os.environ)
-    chosen = choose_task_slots(arguments, config, allocation, task.name)
+    chosen = choose_task_slots(config, allocation, task.name)
     run_id = check_run_id(arguments.run_id or f"{config.project.version}-j{task.array}")
     end_command.run_folder = locate_run(config.output.exp_dir, run_id, now).root
     cores = allocation.nodes * allocation.cpus_per_node if allocation else count_cores()

@@ -4,6 +4,7 @@ import argparse
 import os
 import socket
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from doccls.config import Config
@@ -187,9 +188,7 @@ def _count_requested_gpus(arguments: argparse.Namespace, nodes: int) -> int | No
     return gpus
 
 
-def choose_task_slots(
-    arguments: argparse.Namespace, config: Config, allocation: Allocation | None, name: str
-) -> ChosenSlots:
+def choose_task_slots(config: Config, allocation: Allocation | None, name: str) -> ChosenSlots:
     """The one slot that a task of a batch system is, whose folds are trained one after the other.
 
     On one node: its GPUs, found as `doccls-launch run` finds them, or as many CPU processes as the config states.
@@ -227,9 +226,7 @@ def _choose_job_gpus(allocation: Allocation | None, exclude_busy: bool = False) 
     if allocation.stated_gpus == 0:
         return [], []
     if not allocation.gpus_per_node and (visible is None or shows_none(visible)):
-        others = [] if visible is not None else [gpu for gpu in find_gpus() if not gpu.fault]
-        unused = f"the {len(others)} GPUs of this machine are not used: this job of Slurm has none"
-        return [], [unused] if others else []
+        return [], _warn_of_unused_gpus() if visible is None else []
     _check_driver(allocation)
     shown = [] if shows_none(visible) else choose_gpus(find_gpus(), visible, None)
     if allocation.gpus_per_node not in (0, len(shown)):
@@ -238,6 +235,14 @@ def _choose_job_gpus(allocation: Allocation | None, exclude_busy: bool = False) 
             f"{socket.gethostname()} (CUDA_VISIBLE_DEVICES={visible}): let that variable name the job's own"
         )
     return _choose_gpus(visible, None, exclude_busy)
+
+
+def _warn_of_unused_gpus() -> list[str]:
+    """What to say in a job without GPUs on a machine that has some; a driver that does not answer is no matter here."""
+    with suppress(UserError):
+        if others := [gpu for gpu in find_gpus() if not gpu.fault]:
+            return [f"the {len(others)} GPUs of this machine are not used: this job of Slurm has none"]
+    return []
 
 
 def _check_driver(allocation: Allocation) -> None:

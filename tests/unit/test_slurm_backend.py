@@ -147,8 +147,7 @@ GPUS = [Device(f"gpu {number}", f"GPU-{number}") for number in range(8)]
 
 def choose(config: Config, allocation: Allocation | None) -> tuple[list[str], tuple[str, ...]]:
     """The names of the slot's devices, and the warnings."""
-    arguments = build_parser().parse_args(["task", "--config", "c.yaml"])
-    chosen = choose_task_slots(arguments, config, allocation, "12_1")
+    chosen = choose_task_slots(config, allocation, "12_1")
     (slot,) = chosen.slots
     return [device.name for device in slot.devices], chosen.warnings
 
@@ -189,6 +188,17 @@ def test_gpus_that_were_not_asked_for_are_left_alone(
 ) -> None:
     visible("0")  # by the --gres=gpu:1 of slurm/kfold.sh, to which the user's --gpus-per-node=0 was added
     assert choose(make_config(), Allocation(1, 1, 4, stated_gpus=0)) == (["cpu 0"], ())
+
+
+def test_a_broken_driver_is_no_matter_to_a_job_without_gpus(
+    make_config: MakeConfig, visible: Callable[[str | None], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> list[Device]:
+        raise UserError("the NVIDIA driver does not answer")
+
+    visible(None)
+    monkeypatch.setattr("launcher.placement.find_gpus", fail)
+    assert choose(make_config(), Allocation(1, 0, 4)) == (["cpu 0"], ())
 
 
 @pytest.mark.parametrize("shown", [None, "", "0"])
