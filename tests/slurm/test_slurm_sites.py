@@ -2,6 +2,7 @@
 
 import json
 import os
+import pty
 import shlex
 import shutil
 import subprocess
@@ -21,15 +22,21 @@ COMMANDS = ("srun", "sbatch", "squeue", "scontrol", "scancel")
 def run_in_a_job_shell(cluster: Cluster, folder: Path, *command: str) -> str:
     """Run the command as a person would in `srun -n2 --cpus-per-task=1 --pty bash`; what was printed."""
     folder.mkdir(parents=True, exist_ok=True)
-    typed = f'if [ "$SLURM_PROCID" = 0 ]; then {shlex.join(command)}; fi'  # the other task reads no terminal
-    shell = shlex.join(["srun", "--ntasks=2", "--nodes=1", "--pty", "bash", "-c", typed])
-    done = subprocess.run(
-        ["script", "--quiet", "--return", "--command", shell, "/dev/null"],  # a terminal
-        env=cluster.environment | {"DOCCLS_PYTHON": sys.executable}, cwd=ROOT, stdin=subprocess.DEVNULL,
-        capture_output=True, text=True, timeout=JOBS_S, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    printed = folder / "printed"  # what the terminal shows may hold echoes between the lines
+    typed = f"test -t 0 && {shlex.join(command)} >{shlex.quote(str(printed))} 2>&1"
+    typed = f'if [ "$SLURM_PROCID" = 0 ]; then {typed}; fi'  # the other task has no terminal
+    shell = ["srun", "--ntasks=2", "--nodes=1", "--pty", "bash", "-c", typed]
+    screen, terminal = pty.openpty()
+    try:
+        done = subprocess.run(
+            shell, env=cluster.environment | {"DOCCLS_PYTHON": sys.executable}, cwd=ROOT, stdin=terminal,
+            stdout=terminal, stderr=terminal, timeout=JOBS_S, check=False,
+        )  # fmt: skip
+    finally:
+        os.close(terminal)
+        os.close(screen)
+    assert done.returncode == 0, printed.read_text() if printed.exists() else "the shell has no terminal"
+    return printed.read_text()
 
 
 def test_a_shell_in_a_job_step_submits_and_launches(cluster: Cluster, trainer: Trainer) -> None:
