@@ -14,7 +14,7 @@ from doccls.run.heartbeat import Beat, Cause, has_begun, read_beat, tell_place
 from doccls.run.paths import RunPaths
 from doccls.system.clock import RunningClock
 from doccls.system.lock import LockError, find_holder
-from launcher.backend import KILL_LIMIT_S, LAUNCH, Backend
+from launcher.local import KILL_LIMIT_S, LAUNCH, Backend
 from launcher.plan import Assignment
 from launcher.supervise import STOP_CODES, Ending, Outcome, judge
 

@@ -23,9 +23,8 @@ from doccls.system.lock import LockError, hold_lock
 from doccls.system.signals import at_sudden_end, check_stop, stop_requested, stopping_gracefully
 from doccls.system.tensor_file import TensorFileError
 from launcher.attempt import Limits, RunningFold
-from launcher.backend import Backend, Processes, StartError, kill_folds, strike_folds
 from launcher.ledger import Attempt, Ledger, LedgerFile, begin_launch, tell_duration, tell_time
-from launcher.local import LocalBackend
+from launcher.local import Backend, LocalBackend, Processes, StartError, kill_folds, strike_folds
 from launcher.plan import LaunchPlan, Slot, Workload, render_plan
 from launcher.supervise import (
     MEMORY_OUTCOMES,

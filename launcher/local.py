@@ -1,28 +1,103 @@
-"""The backend of this machine: the ranks of a fold, each a fresh interpreter in a process group of its own."""
+"""Starting the ranks of a fold: what the launcher asks of any backend, and the backend of this machine."""
 
 import itertools
 import os
+import secrets
 import signal
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
+from doccls.errors import UserError
 from doccls.system.cores import PROCESSES_HERE
 from doccls.system.lifeline import LAUNCHED, PARENT
 from doccls.system.rank import MEETING_FILE
-from launcher.backend import KILL_LIMIT_S, LAUNCH, StartError, kill_folds
 from launcher.plan import Assignment, RankCommand, drop_job_variables
 
+LAUNCH = secrets.token_hex(8)
+"""This launch, in the environment of the processes that it starts (`doccls.system.lifeline.LAUNCHED`)."""
+KILL_LIMIT_S = 120.0
+"""After SIGKILL, a process that is still there so much later can't be killed.
+
+It stands in a system call that does not end: on a GPU that fell off the bus, or on a file server that is away. Slurm
+takes 90 s by default before it gives up on one (KillWait and UnkillableStepTimeout).
+"""
 _DUMP_S = 0.5
 """How long a process gets to write its stacks."""
 
 
+class StartError(UserError):
+    """A fold's processes can't be started."""
+
+
+class Processes(Protocol):
+    """The ranks of one attempt at a fold."""
+
+    ended: list[int]
+    """Ranks in the order in which they were seen to have ended."""
+
+    @property
+    def pids(self) -> tuple[int, ...]:
+        """Of the processes that this one has started."""
+        ...
+
+    def poll(self) -> tuple[int | None, ...]:
+        """Exit codes by rank: minus a signal's number where one killed, None while alive."""
+        ...
+
+    def terminate(self) -> None:
+        """Ask each rank to leave at its next safe point."""
+        ...
+
+    def dump_stacks(self) -> None:
+        """Have each rank write its Python stacks to its console."""
+        ...
+
+    def strike(self) -> None:
+        """Kill each rank with all that it started."""
+        ...
+
+    def wait(self, within_s: float = KILL_LIMIT_S) -> None:
+        """Until all are gone, or so long."""
+        ...
+
+    def tell(self) -> str:
+        """What was said of them by whoever runs them; empty if nothing."""
+        ...
+
+
+class Backend(Protocol):
+    """Starts folds."""
+
+    def start(self, assignment: Assignment, consoles: Sequence[Path]) -> Processes:
+        """Start the ranks of a fold; what each prints is added to its console.
+
+        Raises:
+            StartError: they can't be had; none of them is left.
+        """
+        ...
+
+
+def strike_folds(folds: Iterable[Processes]) -> None:
+    """Kill all ranks of all folds."""
+    for fold in folds:
+        fold.strike()
+
+
+def kill_folds(folds: Sequence[Processes]) -> None:
+    """The same, and wait until they are gone; for one that can't be killed not for ever."""
+    strike_folds(folds)
+    for fold in folds:
+        fold.wait()
+
+
 @dataclass
-class FoldProcesses:
-    """The ranks of one fold."""
+class LocalProcesses:
+    """The ranks of one fold, each a fresh interpreter in a process group of its own."""
 
     ranks: tuple["subprocess.Popen[bytes]", ...]
     ended: list[int] = field(default_factory=list)
@@ -82,7 +157,7 @@ class LocalBackend:
         self._meetings, self._processes = meetings, processes
         self._numbers = itertools.count()
 
-    def start(self, assignment: Assignment, consoles: Sequence[Path]) -> FoldProcesses:
+    def start(self, assignment: Assignment, consoles: Sequence[Path]) -> LocalProcesses:
         """Start the ranks of a fold; what each prints is added to its console.
 
         Raises:
@@ -96,9 +171,9 @@ class LocalBackend:
             for command, console in zip(assignment.ranks, consoles, strict=True):
                 started.append(_start_rank(command, console, told))
         except OSError as error:
-            kill_folds([FoldProcesses(tuple(started))])
+            kill_folds([LocalProcesses(tuple(started))])
             raise StartError(f"fold {assignment.fold} can't be started: {error}") from error
-        return FoldProcesses(tuple(started))
+        return LocalProcesses(tuple(started))
 
 
 def _start_rank(command: RankCommand, console: Path, told: dict[str, str]) -> "subprocess.Popen[bytes]":

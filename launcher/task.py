@@ -17,15 +17,13 @@ from doccls.run.paths import locate_run
 from doccls.system.lock import hold_lock
 from doccls.system.signals import Interrupted, stopping_gracefully
 from launcher.array import ArrayTask
-from launcher.backend import Backend
 from launcher.launch import FoldLoop, LaunchOptions, describe_launch, describe_processes
 from launcher.ledger import LedgerFile, begin_launch
-from launcher.local import LocalBackend
+from launcher.local import Backend, LocalBackend
 from launcher.plan import render_plan
-from launcher.slurm.backend import SlurmBackend
 from launcher.slurm.format import Allocation
-from launcher.slurm.preemption import watching_for_preemption
 from launcher.slurm.queue import read_job, requeue_job
+from launcher.slurm.steps import SlurmBackend, watching_for_preemption
 from launcher.status import list_unfinished, read_status
 
 _OPENING_S = 7200.0

@@ -28,8 +28,7 @@ from doccls.run.heartbeat import Beat, has_begun, read_beat, tell_place
 from doccls.run.paths import RunPaths, locate_run
 from launcher.arguments import add_device_arguments, count, list_config_words
 from launcher.attempt import tell_code
-from launcher.backend import KILL_LIMIT_S, Backend, Processes, kill_folds
-from launcher.local import LocalBackend
+from launcher.local import KILL_LIMIT_S, Backend, LocalBackend, Processes, kill_folds
 from launcher.placement import choose_slots
 from launcher.plan import Assignment, Workload
 

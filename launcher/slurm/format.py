@@ -23,6 +23,10 @@ class SlurmError(UserError):
     """Slurm is not there, or does not give what is asked for."""
 
 
+class LostAnswerError(SlurmError):
+    """Slurm's answer was lost on the way: it may have accepted the job all the same."""
+
+
 @dataclass(frozen=True)
 class Allocation:
     """What Slurm gave the job."""

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 import secrets
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from launcher.plan import drop_job_variables
 from launcher.slurm.format import (
     JobRecord,
+    LostAnswerError,
     QueueEntry,
     SlurmError,
     Submitted,
@@ -21,6 +23,10 @@ from launcher.slurm.format import (
 _ANSWER_S = 60.0
 _REQUEUE_S = 20.0
 """A task asks for this in the minutes before its time limit."""
+_LOST = re.compile(
+    "communication|contact|connect|timed? ?out|message (send|receive)|unexpected message|bytes were|data received", re.I
+)
+"""Words of Slurm's errors (`slurm_errno.c`) that say nothing of what became of a request. All others are a refusal."""
 ASK_S = 15.0
 _ASK_MOST_S = 60.0
 
@@ -78,17 +84,20 @@ def submit_script(command: Sequence[str], script: str) -> Submitted:
     """Submit once.
 
     Raises:
-        SlurmError: no answer, or none that is a number; the job may be in the queue all the same.
+        LostAnswerError: there is no answer, or none that can be read; the job may be in the queue all the same.
+        SlurmError: Slurm refuses the job, or can't be asked from this machine.
     """
     try:
         done = _run(command, _ANSWER_S, script)
     except OSError as error:
         raise SlurmError(f"sbatch can't be run: {error} (a machine of the cluster submits)") from error
     except subprocess.TimeoutExpired as error:
-        raise SlurmError(f"sbatch has not answered for {_ANSWER_S:g} s") from error
+        raise LostAnswerError(f"sbatch has not answered for {_ANSWER_S:g} s") from error
     submitted = parse_submitted(done.stdout) if done.returncode == 0 else None
     if submitted is None:
-        raise SlurmError(f"sbatch failed (exit code {done.returncode}): {(done.stderr or done.stdout).strip()}")
+        is_lost = done.returncode == 0 or _LOST.search(done.stderr) is not None
+        message = f"sbatch failed (exit code {done.returncode}): {(done.stderr or done.stdout).strip()}"
+        raise LostAnswerError(message) if is_lost else SlurmError(message)
     return submitted
 
 

@@ -68,16 +68,19 @@ def write_submissions(path: Path, submissions: Sequence[Submission]) -> None:
 
 
 def settle(submissions: Sequence[Submission], run_id: str, queue: Sequence[QueueEntry]) -> tuple[Submission, ...]:
-    """With the fate of those whose answer was lost: the queue knows them by their comment, or they never arrived."""
+    """The submissions with the jobs of those whose answer was lost, or was taken for a refusal.
+
+    The queue shows them by their comment. One that it does not show never arrived.
+    """
     settled = []
-    for one in submissions:
-        if one.job is None and one.refused is None:
-            found = find_submitted(run_id, one.token, queue)
+    for submission in submissions:
+        if submission.job is None:
+            found = find_submitted(run_id, submission.token, queue)
             if found:
-                one = replace(one, job=found.job, cluster=found.cluster)
-            else:
-                one = replace(one, refused="it is not in the queue")
-        settled.append(one)
+                submission = replace(submission, job=found.job, cluster=found.cluster, refused=None)
+            elif submission.refused is None:
+                submission = replace(submission, refused="it is not in the queue")
+        settled.append(submission)
     return tuple(settled)
 
 

@@ -17,7 +17,7 @@ from doccls.run.paths import RunPaths, locate_run
 from doccls.system.lock import Lock, LockError, find_holder, hold_lock
 from doccls.system.signals import check_stop, stopping_gracefully
 from launcher.ledger import tell_time
-from launcher.slurm.format import Going, QueueEntry, SlurmError, Submitted, render_comment
+from launcher.slurm.format import Going, LostAnswerError, QueueEntry, SlurmError, Submitted, render_comment
 from launcher.slurm.queue import ASK_S, ask_queue, find_clusters, next_interval, submit_script
 from launcher.slurm.script import JobRequest, render_output, render_sbatch
 from launcher.slurm.submissions import (
@@ -33,8 +33,7 @@ from launcher.slurm.submissions import (
 from launcher.status import find_launchers, list_run_jobs, list_unfinished, read_status
 from launcher.task import close_share
 
-_FIND_TRIES = 5
-_FIND_WAIT_S = 1.0
+_FIND_TRIES = 2
 _LOOK_S = 2.0
 _TICK_S = 0.2
 
@@ -161,9 +160,12 @@ class _Submitter:
         try:
             submitted = submit_script(command, options.script)
             new = replace(new, job=submitted.job, cluster=submitted.cluster or new.cluster)
-        except SlurmError as error:
+        except LostAnswerError as error:
+            self.log.line(f"[SLURM] {error}; the queue will show in {ASK_S:g} s whether the job arrived")
             found = _find(paths.run_id, new, str(error))
             new = replace(new, job=found.job, cluster=found.cluster) if found else replace(new, refused=str(error))
+        except SlurmError as error:
+            new = replace(new, refused=str(error))
         write_submissions(paths.submissions, (*submissions, new))
         if new.refused is not None:
             raise SlurmError(f"the folds are not submitted: {new.refused}")
@@ -178,11 +180,11 @@ def _find(run_id: str, submission: Submission, said: str) -> Submitted | None:
     """
     answered = False
     for _ in range(_FIND_TRIES):
+        time.sleep(ASK_S)
         queue = ask_queue(list_clusters([submission]))
         answered = answered or queue is not None
         if found := find_submitted(run_id, submission.token, queue or []):
             return found
-        time.sleep(_FIND_WAIT_S)
     if not answered:
         raise SlurmError(
             f"{said}; and squeue does not answer: whether the folds are submitted is not known. The same command with "

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from launcher import local
-from launcher.local import FoldProcesses
+from launcher.local import LocalProcesses
 from launcher.plan import RankCommand
 
 _SAY = """
@@ -44,7 +44,7 @@ def test_a_strike_ends_a_rank_with_all_that_it_started(tmp_path: Path) -> None:
     script = "sleep 600 & echo $!; wait"
     console = tmp_path / "console.txt"
     process = local._start_rank(RankCommand(("sh", "-c", script), ()), console, {})
-    fold = FoldProcesses((process,))
+    fold = LocalProcesses((process,))
     try:
         while not console.read_text().endswith("\n"):  # pytest's timeout bounds it
             assert process.poll() is None

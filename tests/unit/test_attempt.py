@@ -15,9 +15,8 @@ from doccls.run.paths import RunPaths
 from doccls.system.lifeline import LAUNCHED
 from doccls.system.lock import hold_lock
 from launcher.attempt import Limits, RunningFold
-from launcher.backend import LAUNCH
 from launcher.devices import list_cpus
-from launcher.local import FoldProcesses
+from launcher.local import LAUNCH, LocalProcesses
 from launcher.plan import Workload, make_slots
 from launcher.supervise import Ending, Outcome
 
@@ -95,7 +94,7 @@ def start(tmp_path: Path, clock: Clock, struck: list[int]) -> Start:
 
 def start_silent(tmp_path: Path, *processes: Process, hang_s: float = 10.0) -> RunningFold:
     """A fold whose ranks say nothing."""
-    made = FoldProcesses(tuple(processes))  # type: ignore[arg-type]
+    made = LocalProcesses(tuple(processes))  # type: ignore[arg-type]
     (slot,) = make_slots(list_cpus(len(processes)), len(processes))
     assignment = Workload("python", ("--config", "c.yaml"), 1).assign(2, slot)
     backend = SimpleNamespace(start=lambda *others: made)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from launcher.slurm import queue as room
-from launcher.slurm.format import QueueEntry, SlurmError, Submitted
+from launcher.slurm.format import LostAnswerError, QueueEntry, SlurmError, Submitted
 from launcher.slurm.queue import (
     ask_queue,
     cancel_jobs,
@@ -157,13 +157,23 @@ def test_a_job_is_submitted_with_its_script(stub: Stub) -> None:
 
 
 @pytest.mark.parametrize(
-    ("body", "said"),
-    [("echo refused >&2; exit 1", r"exit code 1\): refused"), ("echo hello", "hello"), ("hangs", "has not answered")],
+    ("body", "said", "is_lost"),
+    [
+        ("echo 'Batch job submission failed: Invalid qos' >&2; exit 1", r"exit code 1\): Batch .* Invalid qos", False),
+        ("echo 'Socket timed out on send/recv operation' >&2; exit 1", "Socket timed out", True),
+        ("echo 'Unable to contact slurm controller (connect failure)' >&2; exit 1", "contact", True),
+        ("echo 'Zero Bytes were transmitted or received' >&2; exit 1", "Zero Bytes", True),
+        ("echo hello", "hello", True),
+        ("hangs", "has not answered", True),
+    ],
 )
-def test_any_other_answer_leaves_it_open(stub: Stub, monkeypatch: pytest.MonkeyPatch, body: str, said: str) -> None:
+def test_a_refusal_is_told_from_a_lost_answer(
+    stub: Stub, monkeypatch: pytest.MonkeyPatch, body: str, said: str, is_lost: bool
+) -> None:
     stub("sbatch", hang(monkeypatch) if body == "hangs" else body)
-    with pytest.raises(SlurmError, match=said):
+    with pytest.raises(SlurmError, match=said) as raised:
         submit_script(["sbatch"], "")
+    assert isinstance(raised.value, LostAnswerError) == is_lost
 
 
 def test_each_cluster_is_asked_to_cancel_its_own_jobs(stub: Stub, monkeypatch: pytest.MonkeyPatch) -> None:

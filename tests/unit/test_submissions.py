@@ -83,9 +83,11 @@ def test_a_field_of_another_version_is_damage(tmp_path: Path) -> None:
 
 def test_a_lost_answer_is_found_by_its_comment_alone() -> None:
     queue = [make_entry("17", 1, comment="doccls:r:bb"), make_entry("18", 1, comment="doccls:r:cc")]
-    known, lost, refused = settle((KNOWN, LOST, REFUSED), "r", queue)
+    known, lost, refused = settle((KNOWN, LOST, REFUSED), "r", queue[:1])
     assert (known, refused) == (KNOWN, REFUSED)
     assert (lost.job, lost.refused) == ("17", None)
+    (accepted,) = settle((REFUSED,), "r", queue)
+    assert (accepted.job, accepted.refused) == ("18", None), "what seemed a refusal was none"
     (other,) = settle((LOST,), "another-run", queue)
     assert (other.job, other.refused) == (None, "it is not in the queue")
 

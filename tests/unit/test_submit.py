@@ -23,7 +23,7 @@ from doccls.system.lock import hold_lock
 from doccls.system.signals import Interrupted
 from launcher.cancel import cancel_run
 from launcher.slurm import submit as room
-from launcher.slurm.format import QueueEntry, SlurmError, Submitted
+from launcher.slurm.format import LostAnswerError, QueueEntry, SlurmError, Submitted
 from launcher.slurm.script import JobRequest
 from launcher.slurm.submissions import read_submissions
 from launcher.slurm.submit import SubmitOptions, submit
@@ -65,7 +65,8 @@ class Slurm:
                 self.queue.append(QueueEntry(job, int(fold), "PENDING", told["comment"], "Resources", self.cluster))
             if self.says:
                 return Submitted(job, self.cluster)
-        raise SlurmError("sbatch failed (exit code 1): no word")
+            raise LostAnswerError("sbatch failed (exit code 1): timed out")
+        raise SlurmError("sbatch failed (exit code 1): Invalid partition")
 
     def cancel_jobs(self, entries: Sequence[QueueEntry]) -> None:
         self.cancelled += [entry.job for entry in entries]
@@ -150,8 +151,22 @@ def test_a_lost_answer_is_found_in_the_queue(slurm: Slurm, submit_run: Submit) -
     paths = submit_run()
     (one,) = read_submissions(paths.submissions)
     assert one.job == "101" and len(slurm.queue) == 3
+    assert slurm.asked_s == [0.0, 15.0], "before the submission, and once after it"
     submit_run()
     assert len(slurm.queue) == 3
+
+
+def test_a_job_that_seemed_refused_is_not_submitted_twice(slurm: Slurm, submit_run: Submit) -> None:
+    slurm.takes = False
+    with pytest.raises(SlurmError, match="Invalid partition"):
+        submit_run()
+    assert slurm.asked_s == [0.0], "Slurm has answered: nothing is looked for"
+    (refused,) = read_submissions(slurm.paths.submissions)
+    for fold in range(3):
+        slurm.queue.append(QueueEntry("100", fold, "PENDING", f"doccls:r:{refused.token}", "Resources"))
+    paths = submit_run()
+    (found,) = read_submissions(paths.submissions)
+    assert (found.job, found.refused) == ("100", None) and len(slurm.written_before) == 1
 
 
 def test_a_lost_answer_and_a_silent_queue_leave_it_open_until_the_queue_is_there(
