@@ -126,7 +126,7 @@ def _prepare_ours(network: Network, train: TrainConfig, accelerator: Accelerator
         accelerator=accelerator, model=wrapped, bare_model=model, ema=None, optimizer=prepared, scheduler=scheduler,
         criterion=build_loss(train), mixup=None, normalize=Normalizer(mean, std, device),
         num_classes=_CLASSES, plan=plan, division=BatchDivision.derive(train, 1), config=train,
-        ids=[""] * len(plan.samples), log=RunLog(None), tracker=_Untracked(), heart=Heartbeat(),
+        ids=[""] * len(plan.samples), log=RunLog(None), tracker=_Untracked(), heartbeat=Heartbeat(),
     )  # fmt: skip
     checkpointer = Checkpointer(engine, RunPaths(Path("unused")), "", None)
     epochs = itertools.count()

@@ -16,7 +16,7 @@ from doccls.data.store import choose_store
 from doccls.demo import command as demo
 from doccls.experiment import check_files
 from doccls.reporting.command import run_command
-from doccls.reporting.progress import ConsoleTeller
+from doccls.reporting.progress import ConsoleReporter
 from doccls.system.atomic_files import write_text
 from doccls.system.rank import rank_by_environment
 from launcher import verify
@@ -71,7 +71,7 @@ def _check(arguments: argparse.Namespace) -> int:
         check_files(config)
         check_names(config)
         print(f"[CONFIG] OK | {arguments.config.resolve()}")
-        prepared = prepare_data(config, None, choose_store(config), ConsoleTeller())
+        prepared = prepare_data(config, None, choose_store(config), ConsoleReporter())
         for warning in prepared.warnings:
             print(f"[WARNING] {warning}")
         print(f"[DATA] OK | {len(prepared.manifest)} rows, {len(prepared.manifest.classes)} classes")

@@ -5,7 +5,7 @@ class UserError(ValueError):
     """Something that a user said or gave is wrong; the message says what, where, what is allowed and what to do."""
 
 
-class OwnError(UserError):
+class RankLocalError(UserError):
     """A UserError that one process of several may meet alone (a file its machine lacks): it is told by that process."""
 
 

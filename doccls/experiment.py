@@ -18,7 +18,7 @@ from doccls.oof.merge import merge_run
 from doccls.oof.predictions import find_finished_folds
 from doccls.oof.summary import list_scores
 from doccls.reporting.log import RunLog
-from doccls.run.fingerprint import check_snapshot, derive_identity, digest_file
+from doccls.run.fingerprint import check_snapshot, derive_fingerprint, digest_file
 from doccls.run.paths import RunPaths
 from doccls.run.provenance import describe_software, render_command
 from doccls.system.atomic_files import write_text
@@ -31,7 +31,7 @@ class Experiment:
 
     config: Config
     data: PreparedData
-    identity: str
+    fingerprint: str
     paths: RunPaths
 
     def plan(self, fold: int) -> BatchPlan:
@@ -45,7 +45,7 @@ class Experiment:
         Raises:
             UserError: some are another experiment's.
         """
-        return tuple(find_finished_folds(self.paths, self.identity, self.config.data.folds))
+        return tuple(find_finished_folds(self.paths, self.fingerprint, self.config.data.folds))
 
 
 @dataclass(frozen=True)
@@ -126,11 +126,11 @@ def open_run(
     """
     data = prepare(config, paths, log)
     weights = digest_file(config.model.weights) if config.model.weights else None
-    identity = derive_identity(config, data.digest, data.assignment.digest(), weights)
-    experiment = Experiment(config, data, identity, paths)
+    fingerprint = derive_fingerprint(config, data.digest, data.assignment.digest(), weights)
+    experiment = Experiment(config, data, fingerprint, paths)
     lock = before_write()
     finished = experiment.find_finished()
-    check_snapshot(paths, identity)
+    check_snapshot(paths, fingerprint)
     try:
         paths.live.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -154,7 +154,7 @@ def _write_snapshot(experiment: Experiment, now: datetime, processes: Mapping[st
             "run_id": paths.run_id,
             "started": now.isoformat(timespec="seconds"),
             "command": render_command(sys.argv),
-            "identity": experiment.identity,
+            "fingerprint": experiment.fingerprint,
             "data_digest": data.digest,
             "folds_digest": data.assignment.digest(),
             "num_samples": len(data.manifest),

@@ -19,7 +19,7 @@ from doccls.data.packed import PackedPaths, PackedTexts
 from doccls.errors import UserError
 from doccls.oof.metrics import probabilities
 from doccls.reporting.log import RunLog
-from doccls.reporting.progress import ConsoleTeller
+from doccls.reporting.progress import ConsoleReporter
 from doccls.run.paths import RunPaths
 from doccls.system.allocator import keep_freed_memory
 from doccls.system.atomic_files import write_array, write_text
@@ -79,8 +79,8 @@ def predict(arguments: argparse.Namespace) -> int:
         pages = on_main(accelerator, lambda: _look(paths, files, config))
         if accelerator.is_main_process and accelerator.mixed_precision != precision:
             print(f"[WARNING] validated in {precision}, which this device can't: predicted in float32")
-        chances = _predict_folds(files, config, pages, accelerator)
-        on_main(accelerator, lambda: _write(paths, config, classes, pages, chances))
+        probs = _predict_folds(files, config, pages, accelerator)
+        on_main(accelerator, lambda: _write(paths, config, classes, pages, probs))
     except UserError:
         accelerator.end_training()  # every process is here
         raise
@@ -101,14 +101,14 @@ def _look(paths: RunPaths, files: Sequence[Path], config: Config) -> TestPages:
     """Check the checkpoints, one at a time, and the test pages; say what is found. The main process calls."""
     from doccls.training.checkpoint import read_best
 
-    identities, unfinished = {}, []
+    fingerprints, unfinished = {}, []
     for file in files:
         best = read_best(file)
-        identities[best.fold] = best.identity
-        if not paths.part(best.fold).exists():
+        fingerprints[best.fold] = best.fingerprint
+        if not paths.predictions(best.fold).exists():
             unfinished.append(best.fold)
-    if len(set(identities.values())) > 1:
-        told = ", ".join(f"fold {fold}: {identity[:12]}" for fold, identity in identities.items())
+    if len(set(fingerprints.values())) > 1:
+        told = ", ".join(f"fold {fold}: {fingerprint[:12]}" for fold, fingerprint in fingerprints.items())
         raise UserError(f"the checkpoints are of different runs ({told}): their probabilities can't be averaged")
     pages = read_test_pages(config, _choose_store(paths, config))
     _check_form(pages.table, config.data.id_col, best.classes)
@@ -122,14 +122,14 @@ def _look(paths: RunPaths, files: Sequence[Path], config: Config) -> TestPages:
     return pages
 
 
-def _write(paths: RunPaths, config: Config, classes: Sequence[str], pages: TestPages, chances: np.ndarray) -> None:
+def _write(paths: RunPaths, config: Config, classes: Sequence[str], pages: TestPages, probs: np.ndarray) -> None:
     """The main process calls."""
     missing = pages.paths.find_missing()
     if len(missing):
-        chances[missing] = _read_class_shares(config, classes)
-    write_array(paths.test_probabilities, chances.astype(np.float32))
-    write_text(paths.submission, render_submission(pages.table, config.data.id_col, classes, chances))
-    print(f"[PREDICT] {paths.submission}\n[PREDICT] {paths.test_probabilities} {chances.shape}")
+        probs[missing] = _read_class_shares(config, classes)
+    write_array(paths.test_probabilities, probs.astype(np.float32))
+    write_text(paths.submission, render_submission(pages.table, config.data.id_col, classes, probs))
+    print(f"[PREDICT] {paths.submission}\n[PREDICT] {paths.test_probabilities} {probs.shape}")
 
 
 def _choose_store(paths: RunPaths, config: Config) -> "StoreChoice | None":
@@ -161,7 +161,7 @@ def read_test_pages(config: Config, store: "StoreChoice | None" = None) -> TestP
     if images.refused is not None:
         raise UserError(images.refused)
     found = PackedPaths(data.image_dir_test, images.names)
-    rows = scan_rows(found, config, {}, store, ConsoleTeller())
+    rows = scan_rows(found, config, {}, store, ConsoleReporter())
     problems = []
     if images.missing:
         problems.append(format_examples(f"test images missing in {data.image_dir_test}", images.missing))
@@ -232,7 +232,7 @@ def _predict_folds(files: Sequence[Path], config: Config, pages: TestPages, acce
         config.data.max_image_pixels,
         pages.stored,
     )
-    chances = []
+    probs = []
     each_folds_requests = (request for _ in files for request in requests)
     pin_memory = accelerator.device.type == "cuda"
     dataset = DocClsDataset(described)
@@ -242,7 +242,7 @@ def _predict_folds(files: Sequence[Path], config: Config, pages: TestPages, acce
         pin_memory,
         pages.stored is not None,
     )
-    reporter = ConsoleTeller() if accelerator.is_main_process else RunLog(None)
+    reporter = ConsoleReporter() if accelerator.is_main_process else RunLog(None)
     for remark in plan.remarks:
         reporter.line(f"[PREDICT] {remark}")
     if not pin_memory:
@@ -252,8 +252,8 @@ def _predict_folds(files: Sequence[Path], config: Config, pages: TestPages, acce
             best = read_best(file)
             with reporter.progress(f"fold {best.fold}", len(requests)) as bar:
                 own = bar.watch(islice(batches, len(requests)))
-                chances.append(_predict_fold(best, config, own, len(pages.ids), accelerator))
-    mean: np.ndarray = np.mean(chances, axis=0)
+                probs.append(_predict_fold(best, config, own, len(pages.ids), accelerator))
+    mean: np.ndarray = np.mean(probs, axis=0)
     return mean
 
 
@@ -271,11 +271,11 @@ def _predict_fold(
     model.to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     normalize = Normalizer(best.mean, best.std, accelerator.device)
     indices, logits = predict_logits([model], batches, normalize, len(best.classes), accelerator)
-    chances = np.zeros((count, len(best.classes)))
-    chances[indices] = probabilities(logits[0])
+    probs = np.zeros((count, len(best.classes)))
+    probs[indices] = probabilities(logits[0])
     if accelerator.is_main_process:
         print(f"[PREDICT] fold={best.fold} best epoch={best.epoch} macro_f1={best.macro_f1:.5f}", flush=True)
-    return chances
+    return probs
 
 
 def _read_class_shares(config: Config, classes: Sequence[str]) -> np.ndarray:

@@ -6,7 +6,7 @@ from pathlib import Path
 from doccls.config.arguments import add_config_arguments, load_arguments
 from doccls.data.store import PageSet, choose_store, clear_page_set, list_page_sets
 from doccls.errors import UserError
-from doccls.system.disk import tell_size
+from doccls.system.disk import format_size
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,7 +38,7 @@ def store(arguments: argparse.Namespace) -> int:
     chosen = [pages for pages in sets if not (arguments.unused and pages.usable)]
     for pages in chosen:
         clear_page_set(pages)
-        print(f"removed {pages.folder}: {_count(pages.pages)}, {tell_size(pages.size_bytes)}", flush=True)
+        print(f"removed {pages.folder}: {_count(pages.pages)}, {format_size(pages.size_bytes)}", flush=True)
     if not chosen:
         print(f"{folder}: nothing to remove")
     return 0
@@ -60,9 +60,9 @@ def _describe(folder: Path, sets: list[PageSet]) -> list[str]:
     if not sets:
         return [f"{folder}: no decoded pages"]
     total, size_bytes = sum(pages.pages for pages in sets), sum(pages.size_bytes for pages in sets)
-    lines = [f"{folder}: {_count(total)}, {tell_size(size_bytes)}"]
+    lines = [f"{folder}: {_count(total)}, {format_size(size_bytes)}"]
     for pages in sets:
-        line = f"  {pages.size_px} px: {_count(pages.pages)}, {tell_size(pages.size_bytes)}, made by {pages.made_by}"
+        line = f"  {pages.size_px} px: {_count(pages.pages)}, {format_size(pages.size_bytes)}, made by {pages.made_by}"
         if not pages.usable:
             line += "; not used by these versions (doccls store clear --unused)"
         if pages.damaged:

@@ -21,7 +21,7 @@ from doccls.run.fingerprint import claim_precision
 from doccls.run.heartbeat import beating
 from doccls.run.owner import FoldOwner
 from doccls.run.paths import RunPaths, check_run_id, locate_run, name_log, new_run_id
-from doccls.run.watchdog import telling_of_peers, watching
+from doccls.run.watchdog import reporting_peers, watching
 from doccls.system.allocator import keep_freed_memory
 from doccls.system.lifeline import LAUNCHED, end_with_parent, is_launched
 from doccls.system.lock import LockError, find_holder
@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _train(arguments: argparse.Namespace, log: RunLog) -> None:
-    with beating() as heart:
+    with beating() as heartbeat:
         config, now = load_arguments(arguments), datetime.now()
         if config.train.sigusr2 == "stop":
             stop_on_sigusr2()
@@ -78,7 +78,7 @@ def _train(arguments: argparse.Namespace, log: RunLog) -> None:
         if is_launched():  # into a run that is known to be this config's: its launcher hears of any mistake
             paths = locate_run(config.output.exp_dir, check_run_id(arguments.run_id), now)
             if not _is_trained_by_another(paths, fold):  # else the heartbeat is that process's
-                heart.write_to(paths.heartbeat(fold, rank_by_environment()))
+                heartbeat.write_to(paths.heartbeat(fold, rank_by_environment()))
         if expects_workers(config.data.num_workers, config.data.store != "off"):
             start_worker_server()  # it imports while this process does
         from doccls.training.distributed import on_main, start_processes
@@ -93,9 +93,9 @@ def _train(arguments: argparse.Namespace, log: RunLog) -> None:
 
             with FoldOwner() as owner:
                 run = _open(config, run_id, now, accelerator, owner, log)
-                heart.write_to(run.experiment.paths.heartbeat(fold, accelerator.process_index))
+                heartbeat.write_to(run.experiment.paths.heartbeat(fold, accelerator.process_index))
                 log.line(f"[ARTIFACTS] {run.experiment.paths.root}")
-                context = RunContext(run.experiment, accelerator, log, heart, owner)
+                context = RunContext(run.experiment, accelerator, log, heartbeat, owner)
                 _train_folds(context, run.finished, arguments.allow_world_size_change)
             on_main(accelerator, lambda: close_run(run.experiment, log))
     accelerator.end_training()
@@ -142,23 +142,23 @@ def _open(
 
 def _train_folds(context: "RunContext", finished: Sequence[int], allow_change: bool) -> None:
     """Train those that are not finished, while each process watches whether it goes on. All ranks must call."""
-    from doccls.oof.predictions import remove_states
+    from doccls.oof.predictions import remove_resume_checkpoints
     from doccls.training.batches import load_folds
     from doccls.training.distributed import on_main
     from doccls.training.resume import find_resume_points
     from doccls.training.trainer import release_memory, train_fold
 
-    accelerator, log, heart = context.accelerator, context.log, context.heart
+    accelerator, log, heartbeat = context.accelerator, context.log, context.heartbeat
     config, paths = context.experiment.config, context.experiment.paths
     ranks = range(1, accelerator.num_processes) if accelerator.is_main_process else ()
     peers = {rank: paths.heartbeat(_find_fold(config), rank) for rank in ranks}
     limit_s = config.train.collective_timeout_s if accelerator.num_processes > 1 else None
-    with telling_of_peers(peers, log), watching(heart, peers, limit_s, config.train.stop_timeout_s):
+    with reporting_peers(peers, log), watching(heartbeat, peers, limit_s, config.train.stop_timeout_s):
         wanted = config.data.list_wanted()
         for fold in wanted:
             if fold in finished:
-                log.line(f"[FOLD {fold}] finished before: kept {paths.part(fold)}")
-        on_main(accelerator, lambda: remove_states(paths, finished))  # killed before they could
+                log.line(f"[FOLD {fold}] finished before: kept {paths.predictions(fold)}")
+        on_main(accelerator, lambda: remove_resume_checkpoints(paths, finished))  # killed before they could
         missing = [fold for fold in wanted if fold not in finished]
         starts = find_resume_points(context, missing, allow_change)
         gc.freeze()  # the imported libraries are a million objects: collecting what a fold leaves need not visit them

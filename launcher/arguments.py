@@ -203,10 +203,10 @@ def make_plan(
     """
     from doccls.data.sampler import BatchDivision
     from doccls.oof.predictions import find_finished_folds
-    from doccls.run.fingerprint import find_identity
+    from doccls.run.fingerprint import find_fingerprint
 
     paths = locate_run(config.output.exp_dir, run_id, datetime.now())
-    finished = find_finished_folds(paths, find_identity(paths, config), config.data.folds)
+    finished = find_finished_folds(paths, find_fingerprint(paths, config), config.data.folds)
     to_do = [fold for fold in folds if fold not in finished]
     return LaunchPlan(
         run_folder=str(paths.root),
@@ -224,12 +224,12 @@ def make_workload(arguments: argparse.Namespace, config: Config, run_id: str) ->
     return Workload(sys.executable, tuple(_list_run_words(arguments, run_id)), config.train.cpu_threads)
 
 
-def list_task_words(arguments: argparse.Namespace, run_id: str, again: str) -> tuple[str, ...]:
+def list_task_words(arguments: argparse.Namespace, run_id: str, resume_command: str) -> tuple[str, ...]:
     """What a submitted task is told; `again` is the command that submits what is missing."""
     policy = ["--max-restarts", str(arguments.max_restarts), "--hang-timeout", f"{arguments.hang_timeout:g}"]
     no_shrink = ["--no-shrink"] if arguments.no_shrink else []
     on_end = ["--on-end", arguments.on_end] if arguments.on_end and not getattr(arguments, "wait", False) else []
-    own = ["--index-is-fold", "--resume-command", again]
+    own = ["--index-is-fold", "--resume-command", resume_command]
     return (*_list_run_words(arguments, run_id), *policy, *no_shrink, *on_end, *own)
 
 
@@ -250,7 +250,7 @@ def list_config_words(arguments: argparse.Namespace) -> list[str]:
     return words
 
 
-def render_again(words: Sequence[str], run_id: str) -> str:
+def render_resume_command(words: Sequence[str], run_id: str) -> str:
     """The same command for the same run: it trains what is missing. Secrets are starred out."""
     command, *others = words
     program = ["doccls-launch", command]
@@ -261,6 +261,6 @@ def render_again(words: Sequence[str], run_id: str) -> str:
 
 
 def _list_files(paths: RunPaths, folds: Sequence[int], merged: bool) -> tuple[str, ...]:
-    files = [file for fold in folds for file in (paths.best_checkpoint(fold), paths.part(fold))]
+    files = [file for fold in folds for file in (paths.best_checkpoint(fold), paths.predictions(fold))]
     files += [paths.oof_logits, paths.oof_targets, paths.oof_csv, paths.summary] if merged else []
     return tuple(str(file.relative_to(paths.root)) for file in [*files, paths.metrics])

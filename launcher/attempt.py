@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 
-from doccls.run.heartbeat import Beat, Cause, has_begun, read_beat, tell_place
+from doccls.run.heartbeat import Beat, Cause, format_progress, has_begun, read_beat
 from doccls.run.paths import RunPaths
 from doccls.system.clock import RunningClock
 from doccls.system.lock import LockError, find_holder
@@ -64,7 +64,7 @@ class RunningFold:
         self._beats_before = [read_beat(heartbeat) for heartbeat in self._heartbeats]
         """Of an attempt before: the fold tells by them how much of its work is done again."""
         self._lock = paths.fold_lock(fold)
-        self._states = paths.last_states(fold)
+        self._states = paths.resume_checkpoints(fold)
         self._states_before = _find_changes(self._states)
         self._consoles = [paths.console(fold, rank) for rank in self._ranks]
         self._told_before = [_measure(console) for console in self._consoles]
@@ -95,22 +95,22 @@ class RunningFold:
         if self._first_end_s is None and self.processes.ended:
             self._first_end_s = now_s
         if self._silence is not None:
-            self._strike(now_s)
+            self._kill_ranks(now_s)
         elif self._first_end_s is not None:
             leaving = not STOP_CODES.isdisjoint(codes)  # the main process may still write the state
             since_s = min(self._asked_s, self._first_end_s) if leaving else self._first_end_s
             if now_s - since_s > (self._stop_limit_s if leaving else _SIBLING_GRACE_S):
-                self._strike(now_s)
+                self._kill_ranks(now_s)
         elif now_s - self._looked_s >= _LOOK_S:
             self._looked_s = now_s
             self._silence = self._find_silence(now_s, another_has_begun)
             if self._silence is not None:
                 self.processes.dump_stacks()
-                self._strike(now_s)
+                self._kill_ranks(now_s)
         return self._struck_s is not None and now_s - self._struck_s > KILL_LIMIT_S
 
-    def _strike(self, now_s: float) -> None:
-        self.processes.strike()
+    def _kill_ranks(self, now_s: float) -> None:
+        self.processes.kill()
         if self._struck_s is None:
             self._struck_s = now_s
 
@@ -128,7 +128,7 @@ class RunningFold:
         codes, beats = self.processes.poll(), self._read_beats()
         causes = [beat.cause if beat else None for beat in beats]
         if None in codes:
-            return Ending(Outcome.DONE if done else Outcome.UNKILLABLE, stays=True), self._tell_living(codes)
+            return Ending(Outcome.DONE if done else Outcome.UNKILLABLE, stays=True), self._format_living(codes)
         outcome = judge(codes, causes, done, self._silence is not None, stopping, self.has_advanced)
         if outcome in (Outcome.DONE, Outcome.STOPPED):
             return Ending(outcome), str(outcome)
@@ -153,12 +153,12 @@ class RunningFold:
         if code > 0 and said:
             asked_to_leave = code > _SIGNALLED  # by somebody, and perhaps again: no error of its own
             return Ending(outcome, None if asked_to_leave else said[-1]), self._name(rank, said[-1])
-        where = f", last seen in {tell_place(beat)}" if beat is not None else ""
+        where = f", last seen in {format_progress(beat)}" if beat is not None else ""
         last = (console or self._read_console(0)).splitlines()[-_TAIL_LINES:]  # rank 0 says what all do
         tail = "".join(f"\n  | {line}" for line in [*last, *self.processes.tell().splitlines()[-_TAIL_LINES:]])
-        return Ending(outcome), f"rank {rank} {tell_code(code)}{where}; its last lines:{tail or ' none'}"
+        return Ending(outcome), f"rank {rank} {format_exit_code(code)}{where}; its last lines:{tail or ' none'}"
 
-    def _tell_living(self, codes: Sequence[int | None]) -> str:
+    def _format_living(self, codes: Sequence[int | None]) -> str:
         ranks = ", ".join(f"rank {rank}" for rank, code in enumerate(codes) if code is None)
         pids = " ".join(map(str, self.processes.pids))
         why = f" ({self._silence})" if self._silence is not None else ""
@@ -246,14 +246,14 @@ class RunningFold:
 
     def _describe_silence(self, what: str, silences_s: Sequence[float], beats: Sequence[Beat | None]) -> str:
         ranks = ", ".join(
-            f"rank {rank} {silence_s:.1f} s since {tell_place(beat)}{_tell_state(beat)}"
+            f"rank {rank} {silence_s:.1f} s since {format_progress(beat)}{_format_state(beat)}"
             for rank, (silence_s, beat) in enumerate(zip(silences_s, beats, strict=True))
         )
         stacks = ", ".join(map(str, self._consoles))
         return f"{what} on {socket.gethostname()}: {ranks}; stacks -> {stacks}"
 
 
-def _tell_state(beat: Beat | None) -> str:
+def _format_state(beat: Beat | None) -> str:
     """Of a process that can't go on by itself: in a collective its siblings wait for it, and look just as silent."""
     if beat is not None and beat.host == socket.gethostname():
         with suppress(psutil.Error):
@@ -263,7 +263,7 @@ def _tell_state(beat: Beat | None) -> str:
     return ""
 
 
-def tell_code(code: int) -> str:
+def format_exit_code(code: int) -> str:
     """How a process ended, by its exit code, which is minus a signal's number where one killed it."""
     if code >= 0:
         return f"ended with exit code {code}"

@@ -10,9 +10,9 @@ from dataclasses import replace
 from doccls.errors import UserError
 from doccls.run.paths import RunPaths
 from doccls.system.lock import Holder, LockError, can_see, find_holder, hold_lock
+from launcher.slurm.array_jobs import list_clusters, read_array_jobs, write_array_jobs
 from launcher.slurm.format import Going, QueueEntry, SlurmError
 from launcher.slurm.queue import ASK_S, ask_queue, cancel_jobs, next_interval
-from launcher.slurm.submissions import list_clusters, read_submissions, write_submissions
 from launcher.status import find_launchers, list_run_jobs
 
 _LOOK_S = 0.2
@@ -44,7 +44,7 @@ def _list_going(paths: RunPaths) -> list[QueueEntry] | None:
     own = {(job.cluster, job.number, job.array) for job in list_run_jobs(paths)}
     if not own:
         return []
-    queue = ask_queue(list_clusters(read_submissions(paths.submissions)))
+    queue = ask_queue(list_clusters(read_array_jobs(paths.array_jobs)))
     if queue is None:
         return None
     return [
@@ -84,9 +84,9 @@ def _stop_jobs(going: Sequence[QueueEntry], paths: RunPaths, tell: Callable[[str
 
 def _mark_cancelled(paths: RunPaths) -> None:
     """So that no `run --wait` submits again what was preempted; one that submits now is met in the queue."""
-    with suppress(LockError), hold_lock(paths.submission_lock, f"run {paths.run_id} is being cancelled"):
-        if submissions := read_submissions(paths.submissions):
-            write_submissions(paths.submissions, [replace(one, cancelled=True) for one in submissions])
+    with suppress(LockError), hold_lock(paths.submit_lock, f"run {paths.run_id} is being cancelled"):
+        if array_jobs := read_array_jobs(paths.array_jobs):
+            write_array_jobs(paths.array_jobs, [replace(one, cancelled=True) for one in array_jobs])
 
 
 def _await_tasks(paths: RunPaths, limit_s: float, gone: bool) -> bool:

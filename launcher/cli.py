@@ -22,7 +22,7 @@ from doccls.reporting.console import close_console
 from doccls.run.paths import RunPaths, check_run_id, locate_run, name_log, new_run_id
 from doccls.system.cores import count_cores
 from doccls.system.signals import stop_on_sigusr2
-from launcher.arguments import build_parser, list_task_words, make_plan, make_workload, render_again
+from launcher.arguments import build_parser, list_task_words, make_plan, make_workload, render_resume_command
 from launcher.array import describe_share, parse_array_task, pick_folds
 from launcher.placement import ChosenSlots, choose_slots, choose_task_slots, make_request
 from launcher.plan import LaunchPlan, Slot, describe_plan, render_plan
@@ -92,15 +92,15 @@ def _submit(arguments: argparse.Namespace, config: Config, log: "RunLog", end_co
     with log.writing_to(path):
         from launcher.slurm.submit import SubmitOptions, submit
 
-        again = render_again(arguments.words, run_id)
-        script = _render_task_script(arguments, request, run_id, again)
-        submit(config, run_id, now, SubmitOptions(request, script, world_size, arguments.wait, again), log)
+        resume_command = render_resume_command(arguments.words, run_id)
+        script = _render_task_script(arguments, request, run_id, resume_command)
+        submit(config, run_id, now, SubmitOptions(request, script, world_size, arguments.wait, resume_command), log)
 
 
-def _render_task_script(arguments: argparse.Namespace, request: JobRequest, run_id: str, again: str) -> str:
+def _render_task_script(arguments: argparse.Namespace, request: JobRequest, run_id: str, resume_command: str) -> str:
     """The script of a submitted task; `again` is the command that submits what is missing."""
     checkout = str(Path(__file__).resolve().parents[1])
-    task_words = list_task_words(arguments, run_id, again)
+    task_words = list_task_words(arguments, run_id, resume_command)
     return render_script(request, run_id, checkout, arguments.setup, sys.executable, task_words)
 
 
@@ -145,7 +145,7 @@ def _make_options(
         make_workload(arguments, config, run_id),
         Policy(arguments.max_restarts, arguments.fail_fast, shrink=not arguments.no_shrink),
         arguments.hang_timeout,
-        getattr(arguments, "resume_command", None) or render_again(arguments.words, run_id),
+        getattr(arguments, "resume_command", None) or render_resume_command(arguments.words, run_id),
     )
 
 
@@ -161,15 +161,15 @@ def _plan(arguments: argparse.Namespace) -> int:
 
 def _plan_submission(arguments: argparse.Namespace, config: Config, run_id: str) -> int:
     from doccls.oof.predictions import find_finished_folds
-    from doccls.run.fingerprint import find_identity
+    from doccls.run.fingerprint import find_fingerprint
 
     request, _ = make_request(arguments, config)
     paths = locate_run(config.output.exp_dir, run_id, datetime.now())
-    finished = find_finished_folds(paths, find_identity(paths, config), config.data.folds)
+    finished = find_finished_folds(paths, find_fingerprint(paths, config), config.data.folds)
     missing = [fold for fold in config.data.list_wanted() if fold not in finished]
     command = render_sbatch(request, missing, render_comment(run_id, "TOKEN"), render_output(str(paths.consoles)))
-    again = render_again(["run", *(word for word in arguments.words[1:] if word != "--json")], run_id)
-    script = _render_task_script(arguments, request, run_id, again)
+    resume_command = render_resume_command(["run", *(word for word in arguments.words[1:] if word != "--json")], run_id)
+    script = _render_task_script(arguments, request, run_id, resume_command)
     if arguments.json:
         told = {"run_folder": str(paths.root), "finished": finished, "folds": missing}
         print(json.dumps(told | {"command": command, "script": script}, indent=2))

@@ -82,12 +82,12 @@ def find_gpus() -> list[Device]:
             ) from None
         return []  # also in a container that was given no GPU
     except pynvml.NVMLError as error:
-        raise UserError(_tell_silence(error)) from error
+        raise UserError(_format_nvml_error(error)) from error
     try:
         driver = _parse_version(_ask("nvmlSystemGetDriverVersion") or "")
         return [_read_gpu(index, driver) for index in range(pynvml.nvmlDeviceGetCount())]
     except pynvml.NVMLError as error:
-        raise UserError(_tell_silence(error)) from error
+        raise UserError(_format_nvml_error(error)) from error
     finally:
         pynvml.nvmlShutdown()
 
@@ -178,7 +178,7 @@ def check_mig(devices: Sequence[Device]) -> None:
         ) from error
 
 
-def _tell_silence(error: Exception) -> str:
+def _format_nvml_error(error: Exception) -> str:
     return f"the NVIDIA driver does not answer ({error}): nvidia-smi may say more; --slots N computes on CPUs"
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from doccls.reporting.console import say_last
+from doccls.reporting.console import print_last
 from doccls.reporting.log import RunLog
 from doccls.system.signals import Interrupted
 
@@ -49,4 +49,4 @@ class EndCommand:
         except (OSError, subprocess.TimeoutExpired) as failure:
             problem = str(failure)
         if problem is not None:
-            say_last(f"[WARNING] --on-end {self._command}: {problem}", sys.stderr)
+            print_last(f"[WARNING] --on-end {self._command}: {problem}", sys.stderr)

@@ -16,15 +16,15 @@ from doccls.config import Config
 from doccls.data.sampler import BatchDivision
 from doccls.errors import UserError
 from doccls.experiment import Experiment, close_run, log_config, open_run
-from doccls.oof.predictions import read_part
+from doccls.oof.predictions import read_predictions
 from doccls.reporting.log import RunLog
 from doccls.run.paths import RunPaths, locate_run
 from doccls.system.lock import LockError, hold_lock
 from doccls.system.signals import at_sudden_end, check_stop, stop_requested, stopping_gracefully
 from doccls.system.tensor_file import TensorFileError
 from launcher.attempt import Limits, RunningFold
-from launcher.ledger import Attempt, Ledger, LedgerFile, begin_launch, tell_duration, tell_time
-from launcher.local import Backend, LocalBackend, Processes, StartError, kill_folds, strike_folds
+from launcher.ledger import Attempt, Ledger, LedgerFile, begin_launch, format_duration, format_time
+from launcher.local import Backend, LocalBackend, Processes, StartError, kill_folds, kill_folds_and_wait
 from launcher.plan import LaunchPlan, Slot, Workload, render_plan
 from launcher.supervise import (
     MEMORY_OUTCOMES,
@@ -59,7 +59,7 @@ class LaunchOptions:
     policy: Policy
     hang_timeout_s: float
     """A process that makes no progress for so long is killed; 0 is never."""
-    again: str
+    resume_command: str
     """The command that trains what is missing."""
 
     @property
@@ -107,14 +107,14 @@ def describe_launch(
     """The ledger of a launch that has not started anything yet."""
     return Ledger(
         run_id=experiment.paths.run_id,
-        identity=experiment.identity,
+        fingerprint=experiment.fingerprint,
         num_folds=experiment.config.data.folds,
         folds=tuple(folds),
         ranks_per_fold=options.ranks_per_fold,
         host=socket.gethostname(),
         pid=os.getpid(),
-        again=options.again,
-        started=tell_time(now),
+        resume_command=options.resume_command,
+        started=format_time(now),
         log=str(log.path),
     )
 
@@ -154,19 +154,19 @@ class FoldLoop:
         """
         self._take_stock()
         try:
-            with at_sudden_end(lambda reason, code: strike_folds(self._list_processes())):
+            with at_sudden_end(lambda reason, code: kill_folds(self._list_processes())):
                 while not isinstance(action := self._decide(), Finish):
                     self._act(action)
                     self._look()
         finally:
-            kill_folds(self._list_processes())
+            kill_folds_and_wait(self._list_processes())
             with suppress(LockError):  # what ended the folds is to be told
                 self._ledger.try_again(0.0)
         check_stop()
         failed = [one.fold for one in self._state.list_in("failed")]
         missing = [one.fold for one in self._state.folds if one.status != "done" and self._read_score(one.fold) is None]
         if failed and missing:  # a fold that was refused may have been finished by its owner since
-            raise UserError(self._tell_failure([fold for fold in failed if fold in missing], missing))
+            raise UserError(self._format_failure([fold for fold in failed if fold in missing], missing))
 
     @property
     def has_advanced(self) -> bool:
@@ -199,7 +199,7 @@ class FoldLoop:
         state = self._state.find(fold)
         number = len(self._ledger.content.list_attempts(fold)) + 1
         devices = tuple(device.uuid or device.name for device in slot.devices)
-        now = tell_time(datetime.now())
+        now = format_time(datetime.now())
         self._ledger.write(
             self._ledger.content.add(Attempt(fold, number, slot.name, devices, state.micro_batch_size, now))
         )
@@ -246,7 +246,7 @@ class FoldLoop:
         self._ledger.write(
             self._ledger.content.amend(
                 fold,
-                ended=tell_time(datetime.now()),
+                ended=format_time(datetime.now()),
                 outcome=str(ending.outcome),
                 then=after.status,
                 exit_codes=codes,
@@ -256,7 +256,7 @@ class FoldLoop:
         )
         if ending.stays:
             self._log.line(f"[WARNING] {slot.name} is used no more: a process of fold {fold} can't be killed")
-        where, took = f"[LAUNCH] fold {fold} on {slot.name}", tell_duration(now_s - self._started_s[fold])
+        where, took = f"[LAUNCH] fold {fold} on {slot.name}", format_duration(now_s - self._started_s[fold])
         if done:
             self._log.line(f"{where}: {told} in {took}")
         elif ending.outcome is Outcome.STOPPED:
@@ -267,9 +267,9 @@ class FoldLoop:
             self._reasons[fold] = told if log is None else f"{told}{_separate(told)}log: {log}"
             self._log.line(f"{where}: failed: {self._reasons[fold]}")
             if after.status == "waiting":
-                self._log.line(f"[LAUNCH] fold {fold}: {self._tell_next(after, ending, now_s)}")
+                self._log.line(f"[LAUNCH] fold {fold}: {self._format_next_step(after, ending, now_s)}")
 
-    def _tell_next(self, after: FoldState, ending: Ending, now_s: float) -> str:
+    def _format_next_step(self, after: FoldState, ending: Ending, now_s: float) -> str:
         if ending.outcome in MEMORY_OUTCOMES:
             return (
                 f"starts again with train.micro_batch_size={after.micro_batch_size}, the same batch in smaller pieces: "
@@ -290,7 +290,7 @@ class FoldLoop:
                     f"[LAUNCH] fold {attempt.fold}: its attempt {attempt.number} of {attempt.started} ended with its "
                     "launcher, which was killed"
                 )
-        self._ledger.write(self._ledger.content.close_open(tell_time(datetime.now())))
+        self._ledger.write(self._ledger.content.close_open(format_time(datetime.now())))
 
     def _make_state(self, fold: int) -> FoldState:
         """What did not fit an earlier launch's devices is not tried again, unless others held their memory."""
@@ -308,15 +308,17 @@ class FoldLoop:
     def _read_score(self, fold: int) -> float | None:
         """Of its part, if that is valid and this run's."""
         with suppress(TensorFileError):
-            info = read_part(self._paths.part(fold)).info
-            if (info.identity, info.fold) == (self._experiment.identity, fold):
+            info = read_predictions(self._paths.predictions(fold)).info
+            if (info.fingerprint, info.fold) == (self._experiment.fingerprint, fold):
                 return info.macro_f1
         return None
 
-    def _tell_failure(self, failed: list[int], missing: list[int]) -> str:
+    def _format_failure(self, failed: list[int], missing: list[int]) -> str:
         heading = f"{len(failed)} fold{'s' if len(failed) > 1 else ''} failed" if failed else "folds are missing"
         lines = [heading, *(f"- fold {fold}: {self._reasons[fold]}" for fold in failed)]
-        lines.append(f"missing: folds {', '.join(map(str, missing))}; to train just them: {self._options.again}")
+        lines.append(
+            f"missing: folds {', '.join(map(str, missing))}; to train just them: {self._options.resume_command}"
+        )
         return "\n".join(lines)
 
     def _list_processes(self) -> list[Processes]:

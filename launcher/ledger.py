@@ -13,7 +13,7 @@ from doccls.reporting.log import RunLog
 from doccls.system.atomic_files import write_text
 from doccls.system.lock import Lock
 
-_FORMAT = "doccls-launch-1"
+_FORMAT = "doccls-launch-2"
 _REWRITE_S = 5.0
 """Between two tries to write a ledger that could not be written."""
 
@@ -49,7 +49,7 @@ class Ledger:
     """All launches of a run."""
 
     run_id: str
-    identity: str
+    fingerprint: str
     num_folds: int
     folds: tuple[int, ...]
     """Asked for by the last launch."""
@@ -57,7 +57,7 @@ class Ledger:
     host: str
     """Of the last launch."""
     pid: int
-    again: str
+    resume_command: str
     """The command that trains what is missing."""
     started: str
     log: str
@@ -111,10 +111,10 @@ def begin_launch(path: Path, launch: Ledger) -> Ledger:
     before = read_ledger(path)
     if before is None:
         return launch
-    if before.identity != launch.identity:
+    if before.fingerprint != launch.fingerprint:
         raise UserError(
             f"run {launch.run_id} in {path.parent} was launched with another config, data, folds or weights "
-            f"(identity {before.identity[:12]}, now {launch.identity[:12]}): take another --run-id"
+            f"(fingerprint {before.fingerprint[:12]}, now {launch.fingerprint[:12]}): take another --run-id"
         )
     return replace(launch, attempts=before.attempts)
 
@@ -177,12 +177,12 @@ class LedgerFile:
             self.write(self.content)
 
 
-def tell_time(now: datetime) -> str:
+def format_time(now: datetime) -> str:
     """As the ledger writes times: in UTC, so that their texts order as they do."""
     return now.astimezone(UTC).isoformat(timespec="milliseconds")
 
 
-def tell_duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Such as `45 s`, `12 min` or `3 h 05 min`."""
     if seconds < 100:
         return f"{seconds:.0f} s"

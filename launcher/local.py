@@ -57,7 +57,7 @@ class Processes(Protocol):
         """Have each rank write its Python stacks to its console."""
         ...
 
-    def strike(self) -> None:
+    def kill(self) -> None:
         """Kill each rank with all that it started."""
         ...
 
@@ -82,15 +82,15 @@ class Backend(Protocol):
         ...
 
 
-def strike_folds(folds: Iterable[Processes]) -> None:
+def kill_folds(folds: Iterable[Processes]) -> None:
     """Kill all ranks of all folds."""
     for fold in folds:
-        fold.strike()
+        fold.kill()
 
 
-def kill_folds(folds: Sequence[Processes]) -> None:
+def kill_folds_and_wait(folds: Sequence[Processes]) -> None:
     """The same, and wait until they are gone; for one that can't be killed not for ever."""
-    strike_folds(folds)
+    kill_folds(folds)
     for fold in folds:
         fold.wait()
 
@@ -127,7 +127,7 @@ class LocalProcesses:
                 process.send_signal(signal.SIGCONT)
                 time.sleep(_DUMP_S)
 
-    def strike(self) -> None:
+    def kill(self) -> None:
         """SIGKILL each rank with all that it started."""
         for process in self.ranks:
             if process.poll() is None:
@@ -171,7 +171,7 @@ class LocalBackend:
             for command, console in zip(assignment.ranks, consoles, strict=True):
                 started.append(_start_rank(command, console, told))
         except OSError as error:
-            kill_folds([LocalProcesses(tuple(started))])
+            kill_folds_and_wait([LocalProcesses(tuple(started))])
             raise StartError(f"fold {assignment.fold} can't be started: {error}") from error
         return LocalProcesses(tuple(started))
 

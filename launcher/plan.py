@@ -43,7 +43,7 @@ def make_slots(devices: Sequence[Device], ranks_per_fold: int, folds_per_device:
     return tuple(Slot(number, group) for number, group in enumerate(groups * folds_per_device))
 
 
-def list_starts(waiting: Sequence[int], busy: Sequence[Slot], slots: Sequence[Slot]) -> list[tuple[int, Slot]]:
+def assign_slots(waiting: Sequence[int], busy: Sequence[Slot], slots: Sequence[Slot]) -> list[tuple[int, Slot]]:
     """The folds to start now: those that wait, in order, each in a free slot on the devices that the fewest share.
 
     Whoever starts them whenever a fold has ended needs at most the time of list scheduling: total work by the number of

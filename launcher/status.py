@@ -10,15 +10,15 @@ from typing import Any
 import yaml
 
 from doccls.errors import UserError
-from doccls.oof.predictions import PartInfo, is_merged, read_part
-from doccls.run.heartbeat import Beat, read_beat, tell_place
+from doccls.oof.predictions import PredictionsInfo, is_merged, read_predictions
+from doccls.run.heartbeat import Beat, format_progress, read_beat
 from doccls.run.paths import RunPaths
 from doccls.system.lock import Holder, find_holder
 from doccls.system.tensor_file import TensorFileError
-from launcher.ledger import Attempt, Ledger, read_ledger, tell_duration
+from launcher.ledger import Attempt, Ledger, format_duration, read_ledger
+from launcher.slurm.array_jobs import ArrayJob, RunJob, find_newest, list_clusters, list_jobs, read_array_jobs
 from launcher.slurm.format import Going, QueueEntry
 from launcher.slurm.queue import ask_queue
-from launcher.slurm.submissions import RunJob, Submission, find_newest, list_clusters, list_jobs, read_submissions
 from launcher.supervise import Outcome
 
 
@@ -68,7 +68,7 @@ class RunStatus:
     """Who launches folds of it now."""
     folds: tuple[FoldStatus, ...]
     merged: bool
-    again: str | None
+    resume_command: str | None
     """The command that trains what is missing; None if the run was never launched, or has nothing to train."""
 
 
@@ -102,7 +102,7 @@ def describe_fold(fold: int, seen: Seen, ledger: Ledger | None, launching: bool)
     if state is State.DONE:
         remark = None
     elif state is State.RUNNING:
-        remark = tell_place(min(seen.beats, key=lambda beat: beat.step) if seen.beats else None)
+        remark = format_progress(min(seen.beats, key=lambda beat: beat.step) if seen.beats else None)
     else:
         remark = seen.damage or (last.message if last else None)
         if state not in (State.WAITING, State.FAILED) and seen.submitted:
@@ -173,15 +173,15 @@ def render_status(status: RunStatus, now: datetime) -> str:
         lines.append("  ".join([*cells, row[-1]]).rstrip())
     done = sum(one.state is State.DONE for one in status.folds)
     lines.append(f"[STATUS] {done} of {len(status.folds)} folds done, {'' if status.merged else 'not '}merged")
-    if status.again is not None:
-        lines.append(f"[STATUS] to train the rest: {status.again}")
+    if status.resume_command is not None:
+        lines.append(f"[STATUS] to train the rest: {status.resume_command}")
     return "\n".join(lines)
 
 
 def _render_row(one: FoldStatus, now: datetime) -> tuple[str, ...]:
     remark = (one.remark or "").partition("\n")[0]
     if one.state is State.RUNNING and one.since is not None:
-        remark += f", started {tell_duration((now - datetime.fromisoformat(one.since)).total_seconds())} ago"
+        remark += f", started {format_duration((now - datetime.fromisoformat(one.since)).total_seconds())} ago"
     score = "" if one.macro_f1 is None else f"{one.macro_f1:.5f}"
     return str(one.fold), str(one.state), one.slot or "", str(one.attempts or ""), score, remark
 
@@ -216,7 +216,7 @@ class _Survey:
     launches: list[_Launch]
     beats: list[Beat]
     jobs: list[RunJob]
-    submissions: tuple[Submission, ...]
+    array_jobs: tuple[ArrayJob, ...]
     queue: list[QueueEntry] | None
     """None if Slurm does not answer."""
 
@@ -230,9 +230,9 @@ def read_status(paths: RunPaths) -> RunStatus:
     """
     survey = _survey(paths)
     newest = max((one.ledger for one in survey.launches), key=lambda ledger: ledger.started, default=None)
-    identity = newest.identity if newest else None
+    fingerprint = newest.fingerprint if newest else None
     folds = tuple(
-        _describe(fold, _read_part(paths, fold, identity), find_holder(paths.fold_lock(fold)), survey)
+        _describe(fold, _read_predictions(paths, fold, fingerprint), find_holder(paths.fold_lock(fold)), survey)
         for fold in range(_count_folds(paths, newest))
     )
     holders = find_launchers(paths)
@@ -243,7 +243,7 @@ def read_status(paths: RunPaths) -> RunStatus:
         launchers=holders,
         folds=folds,
         merged=not unfinished and is_merged(paths),
-        again=_find_again(survey) if unfinished and not on_its_way else None,
+        resume_command=_find_resume_command(survey) if unfinished and not on_its_way else None,
     )
 
 
@@ -252,10 +252,10 @@ def find_launchers(paths: RunPaths) -> tuple[Holder, ...]:
     return tuple(holder for lock in paths.list_launch_locks() if (holder := find_holder(lock)) is not None)
 
 
-def _find_again(survey: _Survey) -> str | None:
+def _find_resume_command(survey: _Survey) -> str | None:
     """The command that trains what is missing, as the newest launch or submission of the run was told it."""
-    launched = [(one.ledger.started, one.ledger.again) for one in survey.launches]
-    submitted = [(one.started, one.again) for one in survey.submissions]
+    launched = [(one.ledger.started, one.ledger.resume_command) for one in survey.launches]
+    submitted = [(one.started, one.resume_command) for one in survey.array_jobs]
     return max(launched + submitted, key=lambda told: told[0], default=("", None))[1]
 
 
@@ -266,7 +266,7 @@ def list_run_jobs(paths: RunPaths) -> list[RunJob]:
         UserError: one of them is damaged.
     """
     ledgers = [ledger for path in paths.list_ledgers() if (ledger := read_ledger(path)) is not None]
-    return list_jobs(read_submissions(paths.submissions), ledgers)
+    return list_jobs(read_array_jobs(paths.array_jobs), ledgers)
 
 
 def _survey(paths: RunPaths) -> _Survey:
@@ -275,31 +275,33 @@ def _survey(paths: RunPaths) -> _Survey:
         ledger = read_ledger(path)
         if ledger is not None:
             launches.append(_Launch(ledger, find_holder(paths.live / f"{path.stem}.lock")))
-    submissions = read_submissions(paths.submissions)
-    jobs = list_jobs(submissions, [one.ledger for one in launches])
+    array_jobs = read_array_jobs(paths.array_jobs)
+    jobs = list_jobs(array_jobs, [one.ledger for one in launches])
     return _Survey(
         launches=launches,
         beats=[beat for file in sorted(paths.live.glob("*_rank*.json")) if (beat := read_beat(file)) is not None],
         jobs=jobs,
-        submissions=submissions,
-        queue=ask_queue(list_clusters(submissions)) if submissions or jobs else [],
+        array_jobs=array_jobs,
+        queue=ask_queue(list_clusters(array_jobs)) if array_jobs or jobs else [],
     )
 
 
-def _describe(fold: int, part: PartInfo | str | None, owner: Holder | None, survey: _Survey) -> FoldStatus:
+def _describe(
+    fold: int, predictions: PredictionsInfo | str | None, owner: Holder | None, survey: _Survey
+) -> FoldStatus:
     """`part` is what the fold's part says of itself, or what is wrong with it; `owner` trains the fold, or will."""
     beats = _list_beats(fold, survey)
     newest, attempts = _find_attempts(fold, survey)
     if owner is not None and newest is not None and _is_stuck(owner, newest, attempts):
         owner = None  # it holds the fold's lock, and does nothing any more
     seen = Seen(
-        macro_f1=part.macro_f1 if isinstance(part, PartInfo) else None,
-        damage=part if isinstance(part, str) else None,
+        macro_f1=predictions.macro_f1 if isinstance(predictions, PredictionsInfo) else None,
+        damage=predictions if isinstance(predictions, str) else None,
         attempts=tuple(attempts),
         beats=beats,
         owned=owner is not None,
         alive=owner is not None and any((beat.host, beat.pid) == (owner.host, owner.pid) for beat in beats),
-        submitted=bool(survey.jobs) or any(fold in one.folds for one in survey.submissions),
+        submitted=bool(survey.jobs) or any(fold in one.folds for one in survey.array_jobs),
         queued=find_newest(fold, survey.jobs, survey.queue or []),
         queue_answers=survey.queue is not None,
     )
@@ -334,21 +336,21 @@ def _count_folds(paths: RunPaths, ledger: Ledger | None) -> int:
         return ledger.num_folds
     with suppress(OSError, yaml.YAMLError, KeyError, TypeError, ValueError):
         return int(yaml.safe_load(paths.snapshot.read_text(encoding="utf-8"))["data"]["folds"])
-    for file in sorted(paths.parts_dir.glob("fold*.safetensors")):
+    for file in sorted(paths.predictions_dir.glob("fold*.safetensors")):
         with suppress(TensorFileError):
-            return read_part(file).info.num_folds
+            return read_predictions(file).info.num_folds
     raise UserError(f"no run in {paths.root} (runs lie in <output.exp_dir>/YYYYMMDD/<run_id>)")
 
 
-def _read_part(paths: RunPaths, fold: int, identity: str | None) -> PartInfo | str | None:
-    """What the fold's part says of itself, or what is wrong with it; None if there is none. No identity is any."""
-    path = paths.part(fold)
+def _read_predictions(paths: RunPaths, fold: int, fingerprint: str | None) -> PredictionsInfo | str | None:
+    """What the fold's part says of itself, or what is wrong with it; None if there is none. No fingerprint is any."""
+    path = paths.predictions(fold)
     if not path.exists():
         return None
     try:
-        info = read_part(path).info
+        info = read_predictions(path).info
     except TensorFileError as error:
         return str(error)
-    if info.fold != fold or identity not in (None, info.identity):
+    if info.fold != fold or fingerprint not in (None, info.fingerprint):
         return f"OOF part {path}: of another fold or another experiment"
     return info

@@ -7,7 +7,7 @@ from typing import Literal
 
 from doccls.run.heartbeat import Cause
 from doccls.system.signals import STOP_SIGNALS
-from launcher.plan import Slot, list_starts
+from launcher.plan import Slot, assign_slots
 
 STOP_CODES = frozenset(code for number in STOP_SIGNALS for code in (128 + number, -number))
 """Exit codes of a process that was asked to leave; the second before it hears signals."""
@@ -145,7 +145,7 @@ def next_action(state: LaunchState, policy: Policy, now_s: float) -> Action:
     if state.stopping:
         return Wait(None)
     ready = [one.fold for one in waiting if one.ready_s <= now_s]
-    starts = list_starts(ready, [one.slot for one in running if one.slot is not None], state.slots)
+    starts = assign_slots(ready, [one.slot for one in running if one.slot is not None], state.slots)
     if starts:
         return Start(*starts[0])
     return Wait(min((one.ready_s for one in waiting if one.ready_s > now_s), default=None))

@@ -106,7 +106,7 @@ def _ask_for_requeue(
     if limit and not advanced:
         log.line(
             f"[LAUNCH] the time limit of job {name} came before a step was saved: ask for more (sbatch --time=...), "
-            f"then: {options.again}"
+            f"then: {options.resume_command}"
         )
         return False
     if share.allocation is not None:
@@ -122,7 +122,8 @@ def _requeue(name: str, limit: bool, options: LaunchOptions, log: RunLog) -> Non
     job = read_job(name)
     if job is None:
         log.line(
-            f"[WARNING] scontrol does not answer: job {name} may not be requeued; to train the rest: {options.again}"
+            f"[WARNING] scontrol does not answer: job {name} may not be requeued; "
+            f"to train the rest: {options.resume_command}"
         )
     elif job.runs and (limit or job.preempted):
         what = f"the time limit of job {name} comes" if limit else f"job {name} is preempted"
@@ -130,7 +131,7 @@ def _requeue(name: str, limit: bool, options: LaunchOptions, log: RunLog) -> Non
         if refusal is None:
             log.line(f"[LAUNCH] {what}: it is requeued, and will resume from here")
         else:
-            log.line(f"[WARNING] {what}, and it is not requeued ({refusal}): {options.again}")
+            log.line(f"[WARNING] {what}, and it is not requeued ({refusal}): {options.resume_command}")
 
 
 def close_share(experiment: Experiment, log: RunLog) -> tuple[int, ...]:

@@ -23,12 +23,12 @@ from doccls.data.prepare import prepare_data
 from doccls.data.store import choose_store
 from doccls.errors import UserError
 from doccls.experiment import check_files
-from doccls.reporting.progress import ConsoleTeller, Teller
-from doccls.run.heartbeat import Beat, has_begun, read_beat, tell_place
+from doccls.reporting.progress import ConsoleReporter, Reporter
+from doccls.run.heartbeat import Beat, format_progress, has_begun, read_beat
 from doccls.run.paths import RunPaths, locate_run
 from launcher.arguments import add_device_arguments, count, list_config_words
-from launcher.attempt import tell_code
-from launcher.local import KILL_LIMIT_S, Backend, LocalBackend, Processes, kill_folds
+from launcher.attempt import format_exit_code
+from launcher.local import KILL_LIMIT_S, Backend, LocalBackend, Processes, kill_folds_and_wait
 from launcher.placement import choose_slots
 from launcher.plan import Assignment, Workload
 
@@ -96,7 +96,7 @@ def verify(arguments: argparse.Namespace) -> int:
     Raises:
         UserError: config or devices stand in the way, or the run fails by itself.
     """
-    chosen, teller = _shorten(arguments), ConsoleTeller()
+    chosen, reporter = _shorten(arguments), ConsoleReporter()
     config = load_arguments(arguments)
     slot = choose_slots(arguments, config).slots[0]
     fold = 0 if config.data.valid_fold == "all" else config.data.valid_fold
@@ -104,9 +104,9 @@ def verify(arguments: argparse.Namespace) -> int:
     places = {
         "output.exp_dir": folder / "experiments",
         "output.logs_dir": folder / "logs",
-        "data.store": _fill_store(config, teller) or "off",
+        "data.store": _fill_store(config, reporter) or "off",
     }
-    say = teller.line
+    say = reporter.line
     words = [*list_config_words(arguments), *(f"--set={key}={json.dumps(str(path))}" for key, path in places.items())]
     assignment = Workload(sys.executable, (*words, "--run-id", _RUN_ID), config.train.cpu_threads).assign(fold, slot)
     say(
@@ -132,7 +132,7 @@ def verify(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _fill_store(config: Config, teller: Teller) -> Path | None:
+def _fill_store(config: Config, reporter: Reporter) -> Path | None:
     """Decode the pages before the runs, whose own store would lie in their folder; None if there is, or can be, none.
 
     Raises:
@@ -142,16 +142,16 @@ def _fill_store(config: Config, teller: Teller) -> Path | None:
     if choice is None:
         return None
     check_files(config)
-    return choice.folder if prepare_data(config, None, choice, teller).stored is not None else None
+    return choice.folder if prepare_data(config, None, choice, reporter).stored is not None else None
 
 
 def render_trial(number: int, trial: Trial) -> str:
     """Its row of the table."""
-    place, began_at = tell_place(trial.killed), trial.began_at
+    place, began_at = format_progress(trial.killed), trial.began_at
     came_from = "its end" if began_at is None else f"step {began_at}" if began_at else "its beginning"
-    again = 0 if began_at is None else max(0, trial.killed.step - began_at)
+    repeated_steps = 0 if began_at is None else max(0, trial.killed.step - began_at)
     same = f"differ: {', '.join(trial.differing)}" if trial.differing else "the same"
-    return _ROW.format(number, place, came_from, again, same)
+    return _ROW.format(number, place, came_from, repeated_steps, same)
 
 
 def _shorten(arguments: argparse.Namespace) -> list[str]:
@@ -230,7 +230,7 @@ class _Runs:
         heartbeat = self._paths.heartbeat(self._assignment.fold, 0)
         before = last = read_beat(heartbeat)
         begun_s = done_s = None
-        part = self._paths.part(self._assignment.fold)
+        predictions = self._paths.predictions(self._assignment.fold)
         limit_s = math.inf if kill_after_s is None else kill_after_s
         processes = self._backend.start(self._assignment, consoles)
         try:
@@ -238,13 +238,13 @@ class _Runs:
                 last = read_beat(heartbeat) or last
                 if begun_s is None and last != before and has_begun(last):
                     begun_s = time.monotonic()
-                if done_s is None and part.exists():
+                if done_s is None and predictions.exists():
                     done_s = time.monotonic()
                 if begun_s is not None and time.monotonic() - begun_s >= limit_s:
                     break
                 time.sleep(_TICK_S)
         finally:
-            kill_folds([processes])
+            kill_folds_and_wait([processes])
         time_s = 0.0 if begun_s is None else (done_s or time.monotonic()) - begun_s
         is_killed = begun_s is not None and kill_after_s is not None
         return self._conclude(processes, consoles[0], time_s, last if is_killed else None)
@@ -268,13 +268,13 @@ class _Runs:
             raise UserError(f"a rank could not be killed within {KILL_LIMIT_S:g} s; files: {self._folder}")
         rank, code = next((rank, code) for rank, code in enumerate(processes.poll()) if code)
         tail = "".join(f"\n  | {line}" for line in said.splitlines()[-_TAIL_LINES:])
-        raise UserError(f"rank {rank} {tell_code(code)} by itself; files: {self._folder}; the last lines:{tail}")
+        raise UserError(f"rank {rank} {format_exit_code(code)} by itself; files: {self._folder}; the last lines:{tail}")
 
     def _digest(self) -> dict[str, str]:
         """Of what must be the same."""
         paths, fold = self._paths, self._assignment.fold
         rows = [json.loads(line) for line in paths.fold_metrics(fold).read_text(encoding="utf-8").splitlines()]
         told = [{key: value for key, value in row.items() if key not in _TIMES} for row in rows]
-        contents = {path.name: path.read_bytes() for path in (paths.part(fold), paths.best_checkpoint(fold))}
+        contents = {path.name: path.read_bytes() for path in (paths.predictions(fold), paths.best_checkpoint(fold))}
         contents["metrics.jsonl"] = json.dumps(told).encode()
         return {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}

@@ -324,7 +324,7 @@ def _explain(error: yaml.YAMLError) -> str:
 
 
 def operational_keys(model: type[BaseModel] = Config, prefix: Key = ()) -> set[Key]:
-    """Keys marked `Operational` in the schema: those that do not belong to a run's identity."""
+    """Keys marked `Operational` in the schema: those that do not belong to a run's fingerprint."""
     found: set[Key] = set()
     for name, field in model.model_fields.items():
         if any(isinstance(mark, Operational) for mark in field.metadata):

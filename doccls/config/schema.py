@@ -23,7 +23,7 @@ IMAGE_EXTENSIONS: tuple[str, ...] = get_args(ImageExtension)
 
 
 class Operational:
-    """Marks a key that changes how a run works but not what it computes: it stays out of the run's identity."""
+    """Marks a key that changes how a run works but not what it computes: it stays out of the run's fingerprint."""
 
 
 def _resolve_path(value: Any, info: ValidationInfo) -> Any:

@@ -10,10 +10,10 @@ from torch.utils.data import Dataset, get_worker_info
 
 from doccls.data.images import ImageError, load_page, pad_page, shrink_page
 from doccls.data.sampler import BatchPlace, BatchRequest
-from doccls.data.shared_memory import describe_room
+from doccls.data.shared_memory import describe_shared_memory
 from doccls.data.store import StoredPages
 from doccls.data.transforms import Augmentation
-from doccls.errors import OwnError
+from doccls.errors import RankLocalError
 from doccls.randomness import Purpose, derive_stream
 
 
@@ -103,7 +103,7 @@ class DocClsDataset(Dataset[tuple[np.ndarray, int, int]]):
         try:
             return load_page(path.read_bytes(), self._pages.max_pixels, self._pages.page_px)
         except (OSError, ImageError) as error:
-            raise OwnError(f"image of ID {self._pages.ids[index]!r} turned bad: {path}: {error}") from error
+            raise RankLocalError(f"image of ID {self._pages.ids[index]!r} turned bad: {path}: {error}") from error
 
 
 class NotedDataset(Dataset["LoadedSamples"]):
@@ -156,4 +156,6 @@ def _share(batch: Batch) -> None:
         for tensor in (batch.images_NHWC, batch.targets_N, batch.indices_N):
             tensor.share_memory_()  # type: ignore[no-untyped-call]
     except RuntimeError as error:
-        raise OwnError(f"no shared memory for a batch of {len(batch.indices_N)} pages: {describe_room()}") from error
+        raise RankLocalError(
+            f"no shared memory for a batch of {len(batch.indices_N)} pages: {describe_shared_memory()}"
+        ) from error

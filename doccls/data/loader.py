@@ -19,8 +19,8 @@ from multiprocessing.process import BaseProcess
 from typing import TYPE_CHECKING
 
 from doccls.data.sampler import BatchRequest
-from doccls.data.shared_memory import describe_room
-from doccls.errors import OwnError
+from doccls.data.shared_memory import describe_shared_memory
+from doccls.errors import RankLocalError
 from doccls.system.signals import STOP_SIGNALS
 
 if TYPE_CHECKING:  # torch takes seconds to import: the server is started meanwhile
@@ -118,9 +118,9 @@ def _name_errors(
     """The batches; an error for want of a worker that was killed says so, whatever torch met first."""
     try:
         yield from batches
-    except OwnError as error:  # torch has put the worker's stack before its words
-        name = f"{OwnError.__module__}.{OwnError.__qualname__}: "
-        raise OwnError(str(error).rpartition(name)[2].strip()) from error
+    except RankLocalError as error:  # torch has put the worker's stack before its words
+        name = f"{RankLocalError.__module__}.{RankLocalError.__qualname__}: "
+        raise RankLocalError(str(error).rpartition(name)[2].strip()) from error
     except (RuntimeError, OSError, EOFError) as error:
         wait([worker.sentinel for worker in workers], _REPORT_S)
         for number, worker in enumerate(workers):
@@ -138,7 +138,7 @@ def _suggest(signum: signal.Signals) -> str:
         case signal.SIGKILL:
             return "If the machine's memory was full, fewer data.num_workers need less"
         case signal.SIGBUS:
-            return f"If shared memory was full: {describe_room()}"
+            return f"If shared memory was full: {describe_shared_memory()}"
     return "If it is that image again, its decoder crashes: take it out of the CSV, or write it anew"
 
 

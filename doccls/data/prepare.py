@@ -18,7 +18,7 @@ from doccls.data.scan import ScannedRows, scan_rows
 from doccls.data.store import StoreChoice, StoredPages
 from doccls.errors import UserError
 from doccls.reporting.log import RunLog
-from doccls.reporting.progress import Teller
+from doccls.reporting.progress import Reporter
 
 _SILENT = RunLog(None)
 
@@ -59,7 +59,7 @@ def prepare_data(
     config: Config,
     cache: Mapping[Path, ImageScan] | None = None,
     store: StoreChoice | None = None,
-    teller: Teller = _SILENT,
+    reporter: Reporter = _SILENT,
 ) -> PreparedData:
     """Read the CSV, scan every image that is not in the `cache` and unchanged, assign the folds.
 
@@ -74,7 +74,7 @@ def prepare_data(
     split = partial(assign_folds, manifest, num_folds=data.folds, stratify=data.stratify, seed=config.project.seed)
     units = find_units(manifest)
     assignment = split(units)  # what is wrong without the images is reported before they are read
-    rows = scan_rows(manifest.paths, config, cache or {}, store, teller)
+    rows = scan_rows(manifest.paths, config, cache or {}, store, reporter)
     warnings = list(manifest.warnings)
     contents = {row: fact.content for row, fact in enumerate(rows.usable) if fact is not None}
     duplicates = _describe_duplicates(manifest, contents)

@@ -13,7 +13,7 @@ from doccls.config import Config
 from doccls.data.image_scan import ImageFact, ImageScan, ScannedImage, digest_whole_pages, scan_files
 from doccls.data.scan_cache import is_unchanged, read_scan_cache, write_scan_cache
 from doccls.data.store import PageStore, Place, StoreChoice, StoredPages, StoreError, locate_pages
-from doccls.reporting.progress import Teller
+from doccls.reporting.progress import Reporter
 from doccls.system.atomic_files import WriteError
 from doccls.system.lock import LockError, hold_lock
 
@@ -55,7 +55,7 @@ def scan_rows(
     config: Config,
     cache: Mapping[Path, ImageScan],
     choice: StoreChoice | None,
-    teller: Teller,
+    reporter: Reporter,
 ) -> ScannedRows:
     """Scan each row's image (None where there is none) and judge it; with a store, find the rows' pages there.
 
@@ -63,7 +63,7 @@ def scan_rows(
         StoreError, WriteError, LockError: the store can't be filled, and was named.
     """
     files = sorted({path for path in paths if path is not None})
-    scanned = scan_images(files, cache, config.page_px, config.data.max_image_pixels, choice, teller)
+    scanned = scan_images(files, cache, config.page_px, config.data.max_image_pixels, choice, reporter)
     facts = [None if path is None else scanned.scans[path].fact for path in paths]
     usable = tuple(fact if fact is not None and fact.problem is None else None for fact in facts)
     bad = {row: fact.problem for row, fact in enumerate(facts) if fact is not None and fact.problem is not None}
@@ -78,7 +78,7 @@ def scan_images(
     size_px: int,
     max_pixels: int,
     choice: StoreChoice | None,
-    teller: Teller,
+    reporter: Reporter,
 ) -> ScannedFiles:
     """Scan each of `files` that is not in the `cache` and unchanged; with a store, put each usable page there.
 
@@ -87,19 +87,19 @@ def scan_images(
     """
     if choice is not None:
         try:
-            return _scan_with_store(PageStore(choice.folder, size_px), files, cache, max_pixels, teller)
+            return _scan_with_store(PageStore(choice.folder, size_px), files, cache, max_pixels, reporter)
         except (StoreError, WriteError, LockError) as error:
             if choice.needed:
                 raise
-            teller.line(f"[WARNING] {error}: pages are decoded in each epoch (data.store)")
+            reporter.line(f"[WARNING] {error}: pages are decoded in each epoch (data.store)")
     scans = _keep_unchanged(files, cache)
     lacking = [path for path in files if path not in scans]
-    scans |= {path: scanned.scan for path, scanned in _scan(lacking, size_px, max_pixels, {}, False, teller)}
+    scans |= {path: scanned.scan for path, scanned in _scan(lacking, size_px, max_pixels, {}, False, reporter)}
     return ScannedFiles(_compare_whole(scans, max_pixels))
 
 
 def _scan_with_store(
-    store: PageStore, files: Sequence[Path], cache: Mapping[Path, ImageScan], max_pixels: int, teller: Teller
+    store: PageStore, files: Sequence[Path], cache: Mapping[Path, ImageScan], max_pixels: int, reporter: Reporter
 ) -> ScannedFiles:
     """Of several processes that start at once, one decodes; what was decoded before a kill is kept."""
     file = store.scan_cache(max_pixels)
@@ -112,13 +112,13 @@ def _scan_with_store(
             index = store.read_index()  # another process may have filled it meanwhile
             stored = read_scan_cache(file, max_pixels, _list_facts(index))
             scans |= _keep_unchanged(files, stored)
-            decoded = _fill(store, _list_lacking(files, scans, index), scans, index, max_pixels, teller)
+            decoded = _fill(store, _list_lacking(files, scans, index), scans, index, max_pixels, reporter)
             scans = _compare_whole(scans, max_pixels)
             with suppress(OSError):  # it saves time and decides nothing
                 write_scan_cache(file, stored | scans, max_pixels, _list_facts(index))
                 stored |= scans
     scans = _compare_whole(scans, max_pixels)
-    teller.line(f"[DATA] decoded pages: {store.folder} holds {len(index)}, of which {decoded} were decoded now")
+    reporter.line(f"[DATA] decoded pages: {store.folder} holds {len(index)}, of which {decoded} were decoded now")
     return ScannedFiles(scans, index, scans.items() <= stored.items())
 
 
@@ -128,15 +128,15 @@ def _fill(
     scans: dict[Path, ImageScan],
     index: dict[str, Place],
     max_pixels: int,
-    teller: Teller,
+    reporter: Reporter,
 ) -> int:
     """Scan the files and put their pages into the store; both are added to `scans` and `index`. Pages decoded."""
-    store.check_room(len(files))
+    store.check_free_space(len(files))
     decoded = 0
     facts = {
         digest: fact for digest, fact in _list_facts(index).items() if fact.height_px * fact.width_px <= max_pixels
     }
-    found = _scan(files, store.size_px, max_pixels, facts, True, teller)
+    found = _scan(files, store.size_px, max_pixels, facts, True, reporter)
     while some := list(islice(found, store.segment_pages)):
         scans |= {path: scanned.scan for path, scanned in some}
         pages = {scanned.fact.digest: scanned for _, scanned in some if scanned.scaled is not None}
@@ -171,14 +171,14 @@ def _scan(
     max_pixels: int,
     facts: Mapping[str, ImageFact],
     keep_pages: bool,
-    teller: Teller,
+    reporter: Reporter,
 ) -> Iterator[tuple[Path, ScannedImage]]:
     """Each file and its scan, with a bar."""
     if not files:
         return
     what = "images to read and decode"
-    teller.line(f"[DATA] {len(files)} {what}")
-    with teller.progress(what, len(files)) as bar:
+    reporter.line(f"[DATA] {len(files)} {what}")
+    with reporter.progress(what, len(files)) as bar:
         for path, scanned in zip(files, scan_files(files, max_pixels, size_px, facts, keep_pages), strict=True):
             bar.advance()
             yield path, scanned

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from doccls.errors import OwnError
+from doccls.errors import RankLocalError
 from doccls.system.cores import count_own_cores, count_sharing
 
 _SHM, _GPU = Path("/dev/shm"), Path("/dev/nvidia0")
@@ -48,7 +48,7 @@ def plan_loader(
     """As `data.num_workers` says, or as many workers as pay and have room; making a page takes one `page_s`.
 
     Raises:
-        OwnError: there is no room for those that were stated.
+        RankLocalError: there is no room for those that were stated.
     """
     shm, sharing = shutil.disk_usage(_SHM) if _SHM.is_dir() else None, count_sharing(environment)
     own_bytes = sys.maxsize if shm is None else min(shm.free, shm.total / sharing)
@@ -66,7 +66,7 @@ def plan_loader(
         room = f"/dev/shm has {_format_size(shm.free)} free of {_format_size(shm.total)}"
         if prefetch == 0:
             needed = _format_size((workers + _IN_USE) * (batch_bytes + _BESIDE_BYTES) / _USED * sharing)
-            raise OwnError(
+            raise RankLocalError(
                 f"{room}, and data.num_workers = {workers} with {_format_size(batch_bytes)} a batch need {needed}: "
                 f"fewer data.num_workers (0 needs none), a smaller train.micro_batch_size, or {_MORE_ROOM}"
             )
@@ -101,7 +101,7 @@ def fit_prefetch(free_bytes: float, batch_bytes: int, num_workers: int) -> int:
     return max(0, min(_MOST_PREFETCH, fitting // num_workers))
 
 
-def describe_room() -> str:
+def describe_shared_memory() -> str:
     """What a worker that ran out of it is to be told with."""
     if not _SHM.is_dir():
         return "fewer data.num_workers"

@@ -26,7 +26,7 @@ from doccls.config.schema import Config
 from doccls.data.image_scan import ImageFact, ScannedImage
 from doccls.errors import UserError
 from doccls.system.atomic_files import replacing
-from doccls.system.disk import measure_free, tell_size
+from doccls.system.disk import format_size, measure_free
 from doccls.system.lock import hold_lock
 
 _RULE = 2
@@ -117,7 +117,7 @@ class PageStore:
             file.write(save(scaled, {"pages": words, "crc32": str(zlib.crc32(words.encode()))}))
         return _read_header(segment, self.size_px)
 
-    def check_room(self, count: int) -> None:
+    def check_free_space(self, count: int) -> None:
         """So many more pages can be kept, each as large as it may be.
 
         Raises:
@@ -126,7 +126,7 @@ class PageStore:
         needed, free = count * 3 * self.size_px**2, measure_free(self.folder)
         if free < _MARGIN * needed:
             raise StoreError(
-                f"{self.folder}: {tell_size(free)} are free, less than twice the {tell_size(needed)} that "
+                f"{self.folder}: {format_size(free)} are free, less than twice the {format_size(needed)} that "
                 f"{count} pages of {self.size_px} px may take"
             )
 

@@ -57,11 +57,11 @@ def demo(arguments: argparse.Namespace) -> int:
     run_id = f"demo-{secrets.token_hex(3)}"
     code = train(["--config", str(config), "--run-id", run_id])
     if code == 0:
-        _tell_results(locate_run(folder / "experiments", run_id, datetime.now()), folder / "logs")
+        _report_results(locate_run(folder / "experiments", run_id, datetime.now()), folder / "logs")
     return code
 
 
-def _tell_results(paths: RunPaths, logs: Path) -> None:
+def _report_results(paths: RunPaths, logs: Path) -> None:
     from doccls.oof.merge import merge_run
 
     summary = merge_run(paths)

@@ -12,7 +12,7 @@ from timm.layers import SelectAdaptivePool2d, convert_sync_batchnorm, set_fused_
 from torch import nn
 
 from doccls.config.schema import ModelConfig
-from doccls.errors import DownloadError, OwnError, UserError
+from doccls.errors import DownloadError, RankLocalError, UserError
 from doccls.model.download import download, locate_source
 from doccls.model.pooling import GeneralizedMeanPool2d, use_deterministic_maxima
 from doccls.model.weights import UNREADABLE
@@ -205,11 +205,11 @@ def _fetch_pretrained(config: ModelConfig, img_size: int) -> dict[str, torch.Ten
 
 def _load_file(model: nn.Module, path: Path, name: str, fresh: set[str]) -> None:
     if not path.is_file():
-        raise OwnError(f"model.weights: no such file: {path} (paths in a config are relative to the config file)")
+        raise RankLocalError(f"model.weights: no such file: {path} (paths in a config are relative to the config file)")
     try:
         state = timm.models.load_state_dict(str(path), weights_only=True)
     except UNREADABLE as error:
-        raise OwnError(
+        raise RankLocalError(
             f"model.weights = {path}: not a .safetensors or .pth file of plain tensors "
             f"({str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__})"
         ) from error

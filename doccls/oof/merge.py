@@ -9,7 +9,7 @@ import numpy as np
 
 from doccls.errors import UserError
 from doccls.oof.metrics import probabilities
-from doccls.oof.predictions import OofPart, read_part, remove_states
+from doccls.oof.predictions import FoldPredictions, read_predictions, remove_resume_checkpoints
 from doccls.oof.summary import Summary, render_summary, summarize
 from doccls.run.metrics_log import write_metrics
 from doccls.run.paths import RunPaths
@@ -44,7 +44,7 @@ def merge_run(paths: RunPaths) -> Summary:
     merged, summary = load_merged(paths)
     for path in (paths.metrics, paths.oof_logits, paths.oof_targets, paths.oof_csv, paths.summary):
         remove_leftovers(path)  # of a merge that was killed
-    remove_states(paths, sorted(set(merged.folds_N.tolist())))  # of folds killed when their part stood
+    remove_resume_checkpoints(paths, sorted(set(merged.folds_N.tolist())))  # of folds killed when their part stood
     summary = replace(summary, notes=(*summary.notes, *write_metrics(paths)))
     write_array(paths.oof_logits, merged.logits_NC)
     write_array(paths.oof_targets, merged.targets_N)
@@ -59,18 +59,18 @@ def load_merged(paths: RunPaths) -> tuple[MergedOof, Summary]:
     Raises:
         UserError: no parts, or parts that are missing, damaged, foreign or in each other's way.
     """
-    found = sorted(paths.parts_dir.glob("fold*.safetensors"))
+    found = sorted(paths.predictions_dir.glob("fold*.safetensors"))
     if not found:
-        raise UserError(f"no OOF parts in {paths.parts_dir}: no fold of this run is finished")
-    parts, problems = [], []
+        raise UserError(f"no OOF parts in {paths.predictions_dir}: no fold of this run is finished")
+    fold_predictions, problems = [], []
     for path in found:
         try:
-            parts.append(read_part(path))
+            fold_predictions.append(read_predictions(path))
         except TensorFileError as error:
             problems.append(str(error))
     if problems:
         raise UserError("\n".join(problems))
-    merged = merge_parts(parts)
+    merged = merge_predictions(fold_predictions)
     summary = summarize(
         merged.targets_N,
         merged.logits_NC,
@@ -78,29 +78,29 @@ def load_merged(paths: RunPaths) -> tuple[MergedOof, Summary]:
         merged.skipped,
         merged.classes,
         merged.groups,
-        note_micro_batches(parts),
+        note_micro_batches(fold_predictions),
     )
     return merged, summary
 
 
-def merge_parts(parts: Sequence[OofPart]) -> MergedOof:
+def merge_predictions(fold_predictions: Sequence[FoldPredictions]) -> MergedOof:
     """Pure: every row from exactly one part.
 
     Raises:
-        UserError: another identity or class order, missing or repeated folds or rows; each with its count.
+        UserError: another fingerprint or class order, missing or repeated folds or rows; each with its count.
     """
-    _check_kinship(parts)
-    first = parts[0].info
+    _check_kinship(fold_predictions)
+    first = fold_predictions[0].info
     count = first.num_samples
     logits = np.full((count, len(first.classes)), np.nan, dtype=np.float32)
     targets = np.full(count, -1, dtype=np.int64)
     folds = np.full(count, -1, dtype=np.int64)
     ids, groups = np.empty(count, dtype=object), np.empty(count, dtype=object)
     seen = np.zeros(count, dtype=np.int64)
-    for part in parts:
-        rows = part.indices_N
-        logits[rows], targets[rows], folds[rows] = part.logits_NC, part.targets_N, part.info.fold
-        ids[rows], groups[rows] = part.info.ids, part.info.groups
+    for predictions in fold_predictions:
+        rows = predictions.indices_N
+        logits[rows], targets[rows], folds[rows] = predictions.logits_NC, predictions.targets_N, predictions.info.fold
+        ids[rows], groups[rows] = predictions.info.ids, predictions.info.groups
         seen[rows] += 1
     if np.any(seen != 1):
         missing, repeated = np.flatnonzero(seen == 0), np.flatnonzero(seen > 1)
@@ -114,14 +114,14 @@ def merge_parts(parts: Sequence[OofPart]) -> MergedOof:
         folds_N=folds,
         ids=tuple(ids),
         classes=first.classes,
-        skipped=tuple(sorted(row for part in parts for row in part.info.skipped)),
+        skipped=tuple(sorted(row for predictions in fold_predictions for row in predictions.info.skipped)),
         groups=None if first.groups is None else tuple(groups),
     )
 
 
-def note_micro_batches(parts: Sequence[OofPart]) -> tuple[str, ...]:
+def note_micro_batches(fold_predictions: Sequence[FoldPredictions]) -> tuple[str, ...]:
     """What there is to know if the folds were not trained with the same number of images at a time."""
-    sizes = {part.info.fold: part.info.micro_batch_size for part in parts}
+    sizes = {predictions.info.fold: predictions.info.micro_batch_size for predictions in fold_predictions}
     if len(set(sizes.values())) < 2:
         return ()
     told = ", ".join(f"fold {fold}: {size or 'its share'}" for fold, size in sorted(sizes.items()))
@@ -136,7 +136,7 @@ def render_csv(merged: MergedOof) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["ID", "fold", "target", "prediction", *(f"prob_{label}" for label in merged.classes)])
-    chances = probabilities(merged.logits_NC)
+    probs = probabilities(merged.logits_NC)
     skipped = set(merged.skipped)
     for row, sample_id in enumerate(merged.ids):
         known = [sample_id, int(merged.folds_N[row]), merged.classes[merged.targets_N[row]]]
@@ -144,27 +144,27 @@ def render_csv(merged: MergedOof) -> str:
             writer.writerow([*known, "", *("" for _ in merged.classes)])
         else:
             best = merged.classes[int(merged.logits_NC[row].argmax())]
-            writer.writerow([*known, best, *(f"{chance:.6f}" for chance in chances[row])])
+            writer.writerow([*known, best, *(f"{chance:.6f}" for chance in probs[row])])
     return text.getvalue()
 
 
-def _check_kinship(parts: Sequence[OofPart]) -> None:
-    first = parts[0].info
+def _check_kinship(fold_predictions: Sequence[FoldPredictions]) -> None:
+    first = fold_predictions[0].info
     problems = []
     for name, what in (
-        ("identity", "the run's identity (config, data, folds or weights differ)"),
+        ("fingerprint", "the run's fingerprint (config, data, folds or weights differ)"),
         ("classes", "the class order"),
         ("precision", "the precision"),
         ("num_folds", "the number of folds"),
         ("num_samples", "the number of rows"),
     ):
         values: dict[object, list[int]] = {}
-        for part in parts:
-            values.setdefault(getattr(part.info, name), []).append(part.info.fold)
+        for predictions in fold_predictions:
+            values.setdefault(getattr(predictions.info, name), []).append(predictions.info.fold)
         if len(values) > 1:
             told = "; ".join(f"folds {folds}: {_shorten(value)}" for value, folds in values.items())
             problems.append(f"parts differ in {what}: {told}")
-    folds = [part.info.fold for part in parts]
+    folds = [predictions.info.fold for predictions in fold_predictions]
     missing = sorted(set(range(first.num_folds)) - set(folds))
     repeated = sorted({fold for fold in folds if folds.count(fold) > 1})
     foreign = sorted(set(folds) - set(range(first.num_folds)))

@@ -7,8 +7,8 @@ import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from doccls.errors import OwnError, UserError
-from doccls.reporting.console import exit_code, render_exit, say_last
+from doccls.errors import RankLocalError, UserError
+from doccls.reporting.console import exit_code, print_last, render_exit
 from doccls.system.signals import Interrupted, at_sudden_end, handling_signals, ignore_signals
 
 if TYPE_CHECKING:  # it takes a while to import, and `doccls-launch --help` answers at once
@@ -20,7 +20,7 @@ def run_command(name: str, act: Callable[[], int], rank: int = 0) -> int:
     try:
         return act()
     except UserError as error:
-        if rank == 0 or isinstance(error, OwnError):
+        if rank == 0 or isinstance(error, RankLocalError):
             print(f"{name}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -45,18 +45,18 @@ def run_training(act: Callable[["RunLog"], None], rank: int = 0) -> int:
             _report_failure(error, rank, log)
             return exit_code(error)
         if log.opened:
-            say_last(f"[EXIT] {log.last_words} (see logs/* for details)", sys.stdout)
+            print_last(f"[EXIT] {log.last_words} (see logs/* for details)", sys.stdout)
     return 0
 
 
 def _report_failure(error: BaseException, rank: int, log: "RunLog") -> None:
     expected = isinstance(error, UserError | Interrupted)
     if not expected and error is not log.error:  # else the log has shown it
-        say_last("".join(traceback.format_exception(error)), sys.stderr)
+        print_last("".join(traceback.format_exception(error)), sys.stderr)
     if rank == 0 and not log.opened:
-        say_last(render_exit(exit_code(error)), sys.stdout)
-    if rank == 0 or not expected or isinstance(error, OwnError):
-        say_last(_render_failure(error, rank), sys.stderr)
+        print_last(render_exit(exit_code(error)), sys.stdout)
+    if rank == 0 or not expected or isinstance(error, RankLocalError):
+        print_last(_render_failure(error, rank), sys.stderr)
 
 
 def _end_suddenly(reason: str, code: int, rank: int, opened: bool) -> None:

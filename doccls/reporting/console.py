@@ -9,7 +9,7 @@ from typing import TextIO
 from doccls.system.signals import Interrupted
 
 
-def say_last(text: str, stream: TextIO | None) -> None:
+def print_last(text: str, stream: TextIO | None) -> None:
     """A line to the console once the log is closed; one that can't be written is lost, and changes no exit code."""
     with suppress(OSError, ValueError):
         if stream is not None:

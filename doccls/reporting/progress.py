@@ -29,7 +29,7 @@ class ProgressBar:
             self.advance()
 
 
-class Teller(Protocol):
+class Reporter(Protocol):
     """Who tells the user how far things are."""
 
     def line(self, text: str) -> None:
@@ -39,7 +39,7 @@ class Teller(Protocol):
         """A bar while the block runs, if a terminal is there to show it."""
 
 
-class ConsoleTeller:
+class ConsoleReporter:
     """Lines to stdout, bars to a terminal's stderr: for commands that write no log."""
 
     def line(self, text: str) -> None:

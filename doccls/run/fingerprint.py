@@ -1,4 +1,4 @@
-"""A run's one identity: what must be equal for folds, checkpoints and parts to belong together."""
+"""A run's one fingerprint: what must be equal for folds, checkpoints and parts to belong together."""
 
 import hashlib
 import json
@@ -14,7 +14,7 @@ from doccls.run.paths import RunPaths
 from doccls.system.atomic_files import write_once
 
 
-def derive_identity(config: Config, data_digest: str, folds_digest: str, weights_digest: str | None) -> str:
+def derive_fingerprint(config: Config, data_digest: str, folds_digest: str, weights_digest: str | None) -> str:
     """SHA-256 over every config key that changes results, the data, the folds and the weights started from."""
     recipe = config.model_dump(mode="json")
     for section, *key in operational_keys():
@@ -44,21 +44,21 @@ def digest_file(path: Path) -> str:
         raise UserError(f"{path}: {error.strerror} (paths in a config are relative to the config file)") from error
 
 
-def check_snapshot(paths: RunPaths, identity: str) -> None:
-    """A run that is joined must have been started with the same identity; a run without a snapshot says nothing.
+def check_snapshot(paths: RunPaths, fingerprint: str) -> None:
+    """A run that is joined must have been started with the same fingerprint; a run without a snapshot says nothing.
 
     Raises:
         UserError: it was started with another one.
     """
     provenance = _read_provenance(paths)
-    if provenance is not None and provenance["identity"] != identity:
-        raise UserError(_tell_difference(paths, provenance["identity"], identity))
+    if provenance is not None and provenance["fingerprint"] != fingerprint:
+        raise UserError(_format_difference(paths, provenance["fingerprint"], fingerprint))
 
 
 def claim_precision(paths: RunPaths, precision: str) -> None:
     """A run has one precision: that of the process that trains first, whatever machine trains its other folds.
 
-    It is no part of `derive_identity`, since who launches may not know the machines that train.
+    It is no part of `derive_fingerprint`, since who launches may not know the machines that train.
 
     Raises:
         UserError: the run is trained in another one.
@@ -72,8 +72,8 @@ def claim_precision(paths: RunPaths, precision: str) -> None:
         )
 
 
-def find_identity(paths: RunPaths, config: Config) -> str | None:
-    """The identity of a run that `config` would join, by its snapshot: the data itself is not looked at.
+def find_fingerprint(paths: RunPaths, config: Config) -> str | None:
+    """The fingerprint of a run that `config` would join, by its snapshot: the data itself is not looked at.
 
     Raises:
         UserError: the config differs from the run's in a key that changes results, or in its weights.
@@ -82,10 +82,10 @@ def find_identity(paths: RunPaths, config: Config) -> str | None:
     if provenance is None:
         return None
     weights = digest_file(config.model.weights) if config.model.weights else None
-    identity = derive_identity(config, provenance["data_digest"], provenance["folds_digest"], weights)
-    if identity != provenance["identity"]:
-        raise UserError(_tell_difference(paths, provenance["identity"], identity))
-    return identity
+    fingerprint = derive_fingerprint(config, provenance["data_digest"], provenance["folds_digest"], weights)
+    if fingerprint != provenance["fingerprint"]:
+        raise UserError(_format_difference(paths, provenance["fingerprint"], fingerprint))
+    return fingerprint
 
 
 def _read_provenance(paths: RunPaths) -> dict[str, str] | None:
@@ -93,13 +93,13 @@ def _read_provenance(paths: RunPaths) -> dict[str, str] | None:
         return None
     try:
         provenance = yaml.safe_load(paths.snapshot.read_text(encoding="utf-8"))["provenance"]
-        return {name: str(provenance[name]) for name in ("identity", "data_digest", "folds_digest")}
+        return {name: str(provenance[name]) for name in ("fingerprint", "data_digest", "folds_digest")}
     except (yaml.YAMLError, KeyError, TypeError) as error:
         raise UserError(f"{paths.snapshot}: damaged, or no snapshot of a run: take another --run-id") from error
 
 
-def _tell_difference(paths: RunPaths, found: str, identity: str) -> str:
+def _format_difference(paths: RunPaths, found: str, fingerprint: str) -> str:
     return (
         f"run {paths.run_id} in {paths.root} was started with another config, data, folds or weights "
-        f"(identity {found[:12]}, now {identity[:12]}): take another --run-id"
+        f"(fingerprint {found[:12]}, now {fingerprint[:12]}): take another --run-id"
     )

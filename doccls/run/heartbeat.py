@@ -108,16 +108,16 @@ class Heartbeat:
 @contextmanager
 def beating() -> Iterator[Heartbeat]:
     """A heartbeat for the block; the last one says what ended it, and none is left if it ended well."""
-    heart = Heartbeat()
+    heartbeat = Heartbeat()
     try:
-        yield heart
+        yield heartbeat
     except Interrupted as error:
-        heart.beat(phase="stopped", message=str(error))
+        heartbeat.beat(phase="stopped", message=str(error))
         raise
     except Exception as error:
-        heart.beat(phase="failed", cause=find_cause(error), error=type(error).__name__, message=str(error))
+        heartbeat.beat(phase="failed", cause=find_cause(error), error=type(error).__name__, message=str(error))
         raise
-    heart.end()
+    heartbeat.end()
 
 
 def await_failures(paths: Sequence[Path], within_s: float = 2.0) -> dict[int, Beat]:
@@ -145,7 +145,7 @@ def find_cause(error: Exception) -> Cause:
     return Cause.ERROR
 
 
-def tell_place(beat: Beat | None) -> str:
+def format_progress(beat: Beat | None) -> str:
     """How far a process is; None is one that has not said anything yet."""
     return f"{beat.phase} step {beat.step}, epoch {beat.epoch}" if has_begun(beat) else "its start (imports, weights)"
 

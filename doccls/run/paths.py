@@ -69,12 +69,12 @@ class RunPaths:
         return self.live / "opening.lock"
 
     @property
-    def submissions(self) -> Path:
-        """What was submitted to Slurm for the run."""
-        return self.root / "submissions.json"
+    def array_jobs(self) -> Path:
+        """The job arrays that were submitted to Slurm for the run."""
+        return self.root / "slurm_jobs.json"
 
     @property
-    def submission_lock(self) -> Path:
+    def submit_lock(self) -> Path:
         """Held by whoever submits."""
         return self.live / "submission.lock"
 
@@ -116,16 +116,16 @@ class RunPaths:
         """Best weights of the fold, with the logits they gave on its validation rows."""
         return self.root / "ckpt" / f"best_fold{fold}.pth"
 
-    def last_states(self, fold: int) -> tuple[Path, Path]:
+    def resume_checkpoints(self, fold: int) -> tuple[Path, Path]:
         """Where an unfinished fold can go on: the newest state in one of them, the one before it in the other."""
         return tuple(self.root / "ckpt" / f"last_fold{fold}_{slot}.safetensors" for slot in (0, 1))  # type: ignore[return-value]
 
-    def part(self, fold: int) -> Path:
+    def predictions(self, fold: int) -> Path:
         """The fold's OOF part: it exists when, and only when, the fold is done."""
         return self.root / "oof" / "parts" / f"fold{fold}.safetensors"
 
     @property
-    def parts_dir(self) -> Path:
+    def predictions_dir(self) -> Path:
         return self.root / "oof" / "parts"
 
     @property
@@ -184,6 +184,6 @@ def new_run_id(version: str) -> str:
     return f"{version}-{secrets.token_hex(3)}"
 
 
-def name_log(logs_dir: Path, run_id: str, now: datetime, part: str = "") -> Path:
-    """`logs/run_YYYYMMDD-HHMM_<run_id>.log`; with a part of it, such as `fold2`, of a command that does just that."""
-    return logs_dir / f"run_{now:%Y%m%d-%H%M}_{run_id}{f'_{part}' if part else ''}.log"
+def name_log(logs_dir: Path, run_id: str, now: datetime, suffix: str = "") -> Path:
+    """`logs/run_YYYYMMDD-HHMM_<run_id>.log`; with a suffix such as `fold2` for a command that does only that."""
+    return logs_dir / f"run_{now:%Y%m%d-%H%M}_{run_id}{f'_{suffix}' if suffix else ''}.log"

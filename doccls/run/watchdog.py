@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 
 from doccls.reporting.log import RunLog
-from doccls.run.heartbeat import Beat, Cause, Heartbeat, await_failures, read_beat, tell_place
+from doccls.run.heartbeat import Beat, Cause, Heartbeat, await_failures, format_progress, read_beat
 from doccls.system.clock import RunningClock
 from doccls.system.signals import Interrupted, end_now, stop_requested
 
@@ -41,7 +41,7 @@ class Standstill:
 
 
 @contextmanager
-def telling_of_peers(peers: Mapping[int, Path], log: RunLog) -> Iterator[None]:
+def reporting_peers(peers: Mapping[int, Path], log: RunLog) -> Iterator[None]:
     """If the block fails, perhaps for want of a peer, the log says what became of each: `peers` are heartbeats by rank.
 
     The main process has peers; for the others it is empty.
@@ -56,14 +56,16 @@ def telling_of_peers(peers: Mapping[int, Path], log: RunLog) -> Iterator[None]:
 
 
 @contextmanager
-def watching(heart: Heartbeat, peers: Mapping[int, Path], limit_s: float | None, stop_limit_s: float) -> Iterator[None]:
+def watching(
+    heartbeat: Heartbeat, peers: Mapping[int, Path], limit_s: float | None, stop_limit_s: float
+) -> Iterator[None]:
     """While the block runs, a process is ended, and says why, where its main thread can't end it.
 
     That is: a peer failed and this process stands still; it trains or validates without a step for `limit_s`; or it was
     asked to stop and has not left after `stop_limit_s`. While it saves its state for a stop, only that limit counts.
     """
     done = threading.Event()
-    arguments = done, heart, peers, limit_s, stop_limit_s
+    arguments = done, heartbeat, peers, limit_s, stop_limit_s
     thread = threading.Thread(target=_watch, args=arguments, name="doccls-watch", daemon=True)
     thread.start()
     try:
@@ -74,14 +76,14 @@ def watching(heart: Heartbeat, peers: Mapping[int, Path], limit_s: float | None,
 
 
 def _watch(
-    done: threading.Event, heart: Heartbeat, peers: Mapping[int, Path], limit_s: float | None, stop_limit_s: float
+    done: threading.Event, heartbeat: Heartbeat, peers: Mapping[int, Path], limit_s: float | None, stop_limit_s: float
 ) -> None:
     clock = RunningClock()
     count, moved_s = -1, clock.read()
     failed_s: float | None = None
     stop_s: float | None = None
     while not done.wait(_LOOK_S):
-        now_s, last = clock.read(), heart.last
+        now_s, last = clock.read(), heartbeat.last
         if last.count != count:
             count, moved_s, failed_s = last.count, now_s, None
         elif failed_s is None and any(beat.phase == "failed" for beat in _read(peers).values()):
@@ -95,9 +97,9 @@ def _watch(
             limit_s=limit_s if last.phase in ("train", "validate") else None,
             stop_limit_s=stop_limit_s,
         )
-        ended = judge(seen, stop_requested(), tell_place(last))
+        ended = judge(seen, stop_requested(), format_progress(last))
         if ended is not None:
-            _end(heart, *ended, describe_lost(peers) + describe_silent(peers))
+            _end(heartbeat, *ended, describe_lost(peers) + describe_silent(peers))
 
 
 def judge(seen: Standstill, stop: int | None, place: str) -> tuple[str, int] | None:
@@ -112,12 +114,12 @@ def judge(seen: Standstill, stop: int | None, place: str) -> tuple[str, int] | N
     return None
 
 
-def _end(heart: Heartbeat, reason: str, code: int, lines: list[str]) -> None:
+def _end(heartbeat: Heartbeat, reason: str, code: int, lines: list[str]) -> None:
     if code == 1:
-        heart.beat(phase="failed", cause=Cause.ERROR, error="TimeoutError", message=reason)
+        heartbeat.beat(phase="failed", cause=Cause.ERROR, error="TimeoutError", message=reason)
         faulthandler.dump_traceback(all_threads=True)
     else:
-        heart.beat(phase="stopped", message=reason)
+        heartbeat.beat(phase="stopped", message=reason)
     end_now("\n".join([*lines, reason]), code)
 
 
@@ -129,7 +131,7 @@ def describe_lost(peers: Mapping[int, Path]) -> list[str]:
             lines.append(f"[RANK {rank}] on {beat.host} failed: {beat.error}: {beat.message}")
         elif beat.phase != "stopped" and not _lives(beat):
             lines.append(
-                f"[RANK {rank}] on {beat.host} is gone without a word (killed?), last seen in {tell_place(beat)}"
+                f"[RANK {rank}] on {beat.host} is gone without a word (killed?), last seen in {format_progress(beat)}"
             )
     return lines
 
@@ -138,7 +140,7 @@ def describe_silent(peers: Mapping[int, Path]) -> list[str]:
     """A line for each peer that has neither failed nor gone: where it is."""
     return [
         f"[RANK {rank}] on {beat.host} was last heard of at {time.strftime('%H:%M:%S', time.localtime(beat.time_s))}, "
-        f"in {tell_place(beat)}"
+        f"in {format_progress(beat)}"
         for rank, beat in _read(peers).items()
         if beat.phase not in ("failed", "stopped") and _lives(beat)
     ]

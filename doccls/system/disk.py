@@ -9,7 +9,7 @@ def measure_free(folder: Path) -> int:
     return shutil.disk_usage(folder).free
 
 
-def tell_size(count_bytes: int) -> str:
+def format_size(count_bytes: int) -> str:
     """For people."""
     mib = count_bytes / 2**20
     return f"{mib:.1f} MiB" if mib < 1024 else f"{mib / 1024:.1f} GiB"

@@ -208,7 +208,7 @@ def _weigh(signum: int) -> None:
             return
         if _requested_s is None and (_graceful or _requested is not None):
             _requested, _requested_s = _requested or signum, now_s  # the handler may still wait for the main thread
-            _tell_once(signum)
+            _report_once(signum)
         elif _requested_s is None or now_s - _requested_s >= _ECHO_S:
             _end(str(Interrupted(signum)), 128 + signum)
 
@@ -230,7 +230,7 @@ def _leave_terminal() -> None:
                 os.close(nothing)
 
 
-def _tell_once(signum: int) -> None:
+def _report_once(signum: int) -> None:
     """One process of several says that it has heard; straight to the descriptor, since this is another thread."""
     if rank_by_environment() == 0:
         text = f"{signal.Signals(signum).name} received: stopping at the next safe point; once more ends at once\n"

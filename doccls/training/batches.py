@@ -48,7 +48,7 @@ def load_folds(
     """This rank's batches of all that `train_fold` does on `folds`, in that order: one set of workers for all.
 
     Raises:
-        OwnError: this machine has no shared memory for them.
+        RankLocalError: this machine has no shared memory for them.
     """
     experiment, accelerator = context.experiment, context.accelerator
     config, manifest = experiment.config, experiment.data.manifest

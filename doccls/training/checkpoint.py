@@ -21,7 +21,7 @@ from doccls.reporting.log import RunLog
 from doccls.run.metrics_log import EpochMetrics
 from doccls.run.paths import RunPaths
 from doccls.system.atomic_files import replacing
-from doccls.system.disk import tell_size
+from doccls.system.disk import format_size
 from doccls.system.tensor_file import (
     TensorFileError,
     digest_arrays,
@@ -30,8 +30,8 @@ from doccls.system.tensor_file import (
     write_tensor_file,
 )
 
-_BEST_FORMAT = "doccls-best-3"
-_RESUME_FORMAT = "doccls-resume-2"
+_BEST_FORMAT = "doccls-best-4"
+_RESUME_FORMAT = "doccls-resume-3"
 _MOMENTS = 2
 """Of each trained weight, with most optimizers; how many there are shows at the first step."""
 _DISK_MARGIN = 2
@@ -48,7 +48,7 @@ class BestWeights:
 
     state_dict: dict[str, torch.Tensor]
     """On the CPU; the key is timm's, so that `timm.models.load_checkpoint` reads the file."""
-    identity: str
+    fingerprint: str
     fold: int
     epoch: int
     macro_f1: float
@@ -155,7 +155,7 @@ class BestEpoch:
 class ResumeCheckpoint:
     """What `ckpt/last_fold{n}_{0,1}.safetensors` holds."""
 
-    identity: str
+    fingerprint: str
     fold: int
     world_size: int
     precision: str
@@ -276,7 +276,7 @@ class ResumePoint:
 
 
 def find_resume_point(
-    paths: RunPaths, identity: str, fold: int, world_size: int, allow_change: bool, log: RunLog
+    paths: RunPaths, fingerprint: str, fold: int, world_size: int, allow_change: bool, log: RunLog
 ) -> ResumePoint | None:
     """The newest complete checkpoint of the fold; what can't be used is logged and passed over.
 
@@ -288,13 +288,13 @@ def find_resume_point(
     """
     found: list[ResumePoint] = []
     world_sizes: dict[Path, int] = {}
-    for path in filter(Path.exists, paths.last_states(fold)):
+    for path in filter(Path.exists, paths.resume_checkpoints(fold)):
         try:
             checkpoint = read_resume(path)
         except TensorFileError as error:
             log.line(f"[WARNING] {error}: passed over")
             continue
-        if (checkpoint.identity, checkpoint.fold) != (identity, fold):
+        if (checkpoint.fingerprint, checkpoint.fold) != (fingerprint, fold):
             log.line(f"[WARNING] {path}: of another experiment or fold: passed over")
             continue
         try:
@@ -325,7 +325,7 @@ def _compare_best(path: Path, checkpoint: ResumeCheckpoint) -> bool:
     if checkpoint.best is None:
         return True
     best = read_best(path)
-    if (best.identity, best.fold) != (checkpoint.identity, checkpoint.fold) or best.epoch < checkpoint.best.epoch:
+    if (best.fingerprint, best.fold) != (checkpoint.fingerprint, checkpoint.fold) or best.epoch < checkpoint.best.epoch:
         raise TensorFileError(f"{path}: of another experiment, fold or epoch")
     return best.epoch == checkpoint.best.epoch
 
@@ -353,14 +353,14 @@ def describe_disk(need: DiskNeed, free_bytes: int, fold: int, folder: Path) -> l
     """What the log says of it; a warning if less is free than twice what will be written."""
     needed = need.best + need.resume
     lines = [
-        f"[DISK] fold={fold} writes about {tell_size(needed)} (best weights {tell_size(need.best)}, two resume "
-        f"checkpoints {tell_size(need.resume)}); {tell_size(free_bytes)} are free"
+        f"[DISK] fold={fold} writes about {format_size(needed)} (best weights {format_size(need.best)}, two resume "
+        f"checkpoints {format_size(need.resume)}); {format_size(free_bytes)} are free"
     ]
     if free_bytes < _DISK_MARGIN * needed:
         lines.append(
-            f"[WARNING] {folder}: {tell_size(free_bytes)} are free, less than twice the {tell_size(needed)} that fold "
-            f"{fold} writes. If the disk fills up, resume checkpoints are skipped; failing to save the best weights "
-            "ends the fold: make room, or set output.exp_dir to another disk"
+            f"[WARNING] {folder}: {format_size(free_bytes)} are free, less than twice the {format_size(needed)} that "
+            f"fold {fold} writes. If the disk fills up, resume checkpoints are skipped; failing to save the best "
+            "weights ends the fold: make room, or set output.exp_dir to another disk"
         )
     return lines
 

@@ -20,7 +20,7 @@ from accelerate.utils import (
 from torch.distributed import FileStore  # type: ignore[attr-defined]  # documented, and not in its __all__
 
 from doccls.config.schema import Config
-from doccls.errors import OwnError, PortTakenError, UserError
+from doccls.errors import PortTakenError, RankLocalError, UserError
 from doccls.system.rank import DEVICE, MEETING_FILE, rank_by_environment
 from doccls.system.signals import STOP_SIGNALS, Interrupted, stop_requested
 from doccls.training.speed import choose_kernels
@@ -139,7 +139,7 @@ def _agree_on_precision(amp: bool | str, started: int) -> str:
     try:
         _check_precision(chosen, os.environ)
     except ProcessError as error:
-        raise OwnError(str(error)) from error
+        raise RankLocalError(str(error)) from error
     return chosen
 
 

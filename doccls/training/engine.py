@@ -46,7 +46,7 @@ class RunContext:
     experiment: Experiment
     accelerator: Accelerator
     log: RunLog
-    heart: Heartbeat
+    heartbeat: Heartbeat
     owner: FoldOwner
 
 
@@ -72,7 +72,7 @@ class Engine:
     """Of all samples, to name those of a bad batch."""
     log: RunLog
     tracker: Tracker
-    heart: Heartbeat
+    heartbeat: Heartbeat
 
     @property
     def modules(self) -> dict[str, nn.Module]:
@@ -151,7 +151,7 @@ def build_engine(context: RunContext, fold: int, tracker: Tracker) -> Engine:
         ids=manifest.ids,
         log=log,
         tracker=tracker,
-        heart=context.heart,
+        heartbeat=context.heartbeat,
     )
 
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from doccls.config.schema import TrainConfig
 from doccls.data.sampler import BatchDivision, BatchPlan
-from doccls.errors import OwnError, UserError
+from doccls.errors import RankLocalError, UserError
 from doccls.model.build import has_plain_batchnorm
 from doccls.system.gpu_memory import MUCH_GIB, is_full, measure_others_gib
 
@@ -62,18 +62,18 @@ def advise_on_batchnorm(model: nn.Module, train: TrainConfig, accelerator: Accel
 
 def explain(
     error: RuntimeError | ValueError, train: TrainConfig, accelerator: Accelerator
-) -> OwnError | GpuMemoryError | None:
+) -> RankLocalError | GpuMemoryError | None:
     """torch's words for three things that a config can mend, in the config's words; None for anything else."""
     if isinstance(error, RuntimeError) and is_full(str(error)):
-        return GpuMemoryError(_tell_memory(str(error), train, accelerator))
+        return GpuMemoryError(_hint_at_memory(str(error), train, accelerator))
     if _ONE_VALUE in str(error):
-        return OwnError(_ask_for_more_images(train))
+        return RankLocalError(_ask_for_more_images(train))
     if "deterministic" in str(error) and train.is_deterministic:
-        return OwnError(f"train.deterministic: this model can't be that here; set it to false ({error})")
+        return RankLocalError(f"train.deterministic: this model can't be that here; set it to false ({error})")
     return None
 
 
-def _tell_memory(said: str, train: TrainConfig, accelerator: Accelerator) -> str:
+def _hint_at_memory(said: str, train: TrainConfig, accelerator: Accelerator) -> str:
     """`said` is torch's: how much was asked for stands in it."""
     asked = re.search(r"[Tt]ried to allocate ([\d.]+ \w+)", said)
     numbers = [f"asked for {asked[1]}"] if asked else []

@@ -38,15 +38,15 @@ def find_resume_points(context: RunContext, folds: Sequence[int], allow_change: 
     experiment = context.experiment
 
     def find() -> dict[int, ResumePoint]:
-        world_size, identity, paths = context.accelerator.num_processes, experiment.identity, experiment.paths
+        world_size, fingerprint, paths = context.accelerator.num_processes, experiment.fingerprint, experiment.paths
         for fold in folds:
-            for path in (*paths.last_states(fold), paths.best_checkpoint(fold), paths.part(fold)):
+            for path in (*paths.resume_checkpoints(fold), paths.best_checkpoint(fold), paths.predictions(fold)):
                 remove_leftovers(path)
             remove_metrics_leftovers(paths, fold)
-            if (damage := find_damage(paths.part(fold))) is not None:
+            if (damage := find_damage(paths.predictions(fold))) is not None:
                 context.log.line(f"[WARNING] {damage}: fold {fold} is trained again")
         found = {
-            fold: find_resume_point(paths, identity, fold, world_size, allow_change, context.log) for fold in folds
+            fold: find_resume_point(paths, fingerprint, fold, world_size, allow_change, context.log) for fold in folds
         }
         return {fold: point for fold, point in found.items() if point is not None}
 
@@ -91,14 +91,14 @@ class Checkpointer:
         self,
         engine: Engine,
         paths: RunPaths,
-        identity: str,
+        fingerprint: str,
         start: ResumePoint | None,
         check_owner: Callable[[], None] = lambda: None,
     ) -> None:
         """`start` is where the fold resumes. `check_owner` is called before each write, and may raise."""
-        self._engine, self._identity, self._check_owner = engine, identity, check_owner
+        self._engine, self._fingerprint, self._check_owner = engine, fingerprint, check_owner
         self._best_path = paths.best_checkpoint(engine.plan.fold)
-        self._paths = paths.last_states(engine.plan.fold)
+        self._paths = paths.resume_checkpoints(engine.plan.fold)
         newest = self._paths.index(start.path) if start is not None else -1
         self._next = (newest + 1) % len(self._paths)
         self._saved_s = time.monotonic()
@@ -170,7 +170,7 @@ class Checkpointer:
     def _capture(self, progress: FoldProgress, buffers_RB: torch.Tensor) -> ResumeCheckpoint:
         engine, accelerator = self._engine, self._engine.accelerator
         return ResumeCheckpoint(
-            identity=self._identity,
+            fingerprint=self._fingerprint,
             fold=engine.plan.fold,
             world_size=accelerator.num_processes,
             precision=accelerator.mixed_precision,

@@ -88,7 +88,7 @@ def train_epoch(
         meter.pending.append(_take_step(engine, batches, step))
         if scale is not None:
             meter.scale_drops.append(engine.accelerator.scaler._get_scale_async() < scale)
-        engine.heart.beat(phase="train", epoch=epoch + 1, step=step + 1)
+        engine.heartbeat.beat(phase="train", epoch=epoch + 1, step=step + 1)
         bar.advance()
         done = step + 1 - first
         is_logged = done == plan.steps_per_epoch or done % config.log_interval == 0
@@ -101,7 +101,7 @@ def train_epoch(
             _log_step(engine, meter, epoch, done, lr)
         if stop is not None:
             agree_to_stop(stop)
-            engine.heart.beat(phase="stopping")
+            engine.heartbeat.beat(phase="stopping")
         if is_due or stop is not None:
             checkpointer.save(progress, wait=stop is not None)
         if stop is not None:

@@ -15,7 +15,7 @@ from doccls.data.sampler import BatchPlace, find_epoch, list_evaluation
 from doccls.errors import UserError
 from doccls.experiment import Experiment
 from doccls.oof.metrics import cross_entropy, macro_f1, selection_f1
-from doccls.oof.predictions import OofPart, PartInfo, remove_states, write_part
+from doccls.oof.predictions import FoldPredictions, PredictionsInfo, remove_resume_checkpoints, write_predictions
 from doccls.reporting.tracking import track_fold
 from doccls.run.heartbeat import Heartbeat
 from doccls.run.metrics_log import EpochMetrics, write_fold_metrics
@@ -47,12 +47,12 @@ def train_fold(context: RunContext, fold: int, start: ResumePoint | None, batche
             taken the fold meanwhile.
         Interrupted: a signal asked for the end, of this rank or another.
     """
-    experiment, accelerator, log, heart = context.experiment, context.accelerator, context.log, context.heart
+    experiment, accelerator, log, heartbeat = context.experiment, context.accelerator, context.log, context.heartbeat
     run_dir = experiment.paths.root if accelerator.is_main_process else None
     agree_on_stop(accelerator)
-    _start_afresh(accelerator)
+    _reset(accelerator)
     with track_fold(experiment.config, run_dir, fold, log) as tracker:
-        heart.beat(phase="start", fold=fold, epoch=0, step=0)
+        heartbeat.beat(phase="start", fold=fold, epoch=0, step=0)
         try:
             engine = build_engine(context, fold, tracker)
             _log_disk(engine, experiment.paths)
@@ -60,9 +60,9 @@ def train_fold(context: RunContext, fold: int, start: ResumePoint | None, batche
             progress = FoldProgress()
             if start is not None:
                 progress = restore(engine, start)
-                log.line(describe_resume(start, fold, engine.plan.steps_per_epoch, _find_last_sign_s(heart, fold)))
+                log.line(describe_resume(start, fold, engine.plan.steps_per_epoch, _find_last_sign_s(heartbeat, fold)))
             with Checkpointer(
-                engine, experiment.paths, experiment.identity, start, partial(context.owner.check, fold)
+                engine, experiment.paths, experiment.fingerprint, start, partial(context.owner.check, fold)
             ) as checkpointer:
                 best = _fit(context, engine, checkpointer, progress, batches)
         except UserError:  # it says already what to do
@@ -72,8 +72,8 @@ def train_fold(context: RunContext, fold: int, start: ResumePoint | None, batche
             if explained is None:
                 raise
             raise explained from error
-        part = _make_part(experiment, fold, best, accelerator.mixed_precision)
-        on_main(accelerator, lambda: _finish(experiment.paths, fold, part, context.owner))
+        predictions = _make_predictions(experiment, fold, best, accelerator.mixed_precision)
+        on_main(accelerator, lambda: _finish(experiment.paths, fold, predictions, context.owner))
         log.line(f"[FOLD {fold}] done | best epoch={best.epoch} macro_f1={best.macro_f1:.5f}")
 
 
@@ -85,16 +85,16 @@ def _log_disk(engine: Engine, paths: RunPaths) -> None:
             engine.log.line(line)
 
 
-def _find_last_sign_s(heart: Heartbeat, fold: int) -> float | None:
+def _find_last_sign_s(heartbeat: Heartbeat, fold: int) -> float | None:
     """When the process that trained the fold before this one gave its last, in seconds since 1970."""
-    earlier = heart.earlier
+    earlier = heartbeat.earlier
     return earlier.time_s if earlier is not None and earlier.fold == fold else None
 
 
-def _finish(paths: RunPaths, fold: int, part: OofPart, owner: FoldOwner) -> None:
+def _finish(paths: RunPaths, fold: int, predictions: FoldPredictions, owner: FoldOwner) -> None:
     owner.check(fold)
-    write_part(paths.part(fold), part)
-    remove_states(paths, [fold])
+    write_predictions(paths.predictions(fold), predictions)
+    remove_resume_checkpoints(paths, [fold])
 
 
 def release_memory(accelerator: Accelerator) -> None:
@@ -103,7 +103,7 @@ def release_memory(accelerator: Accelerator) -> None:
     gc.collect()
 
 
-def _start_afresh(accelerator: Accelerator) -> None:
+def _reset(accelerator: Accelerator) -> None:
     """Nothing of an earlier fold: its gradient scale, compiled code and peak memory are not this fold's."""
     if has_scaler(accelerator):
         accelerator.scaler.load_state_dict(torch.amp.GradScaler(accelerator.device.type).state_dict())
@@ -132,7 +132,7 @@ def _fit(
         try:
             found, valid_loss = _validate(context.experiment, engine, batches, epoch)
         except Interrupted:  # on all ranks at one place
-            engine.heart.beat(phase="stopping")
+            engine.heartbeat.beat(phase="stopping")
             checkpointer.save(progress, wait=True)
             raise
         batches.take_s()
@@ -208,7 +208,7 @@ def _validate(experiment: Experiment, engine: Engine, batches: WaitingBatches, e
     )
     indices, logits_MNC = predict_logits(
         list(modules.values()),
-        engine.heart.watch(islice(batches, len(requests)), "validate"),
+        engine.heartbeat.watch(islice(batches, len(requests)), "validate"),
         engine.normalize,
         engine.num_classes,
         engine.accelerator,
@@ -243,7 +243,7 @@ def _record(
 def _gather_best(experiment: Experiment, engine: Engine, best: BestEpoch) -> BestWeights:
     return BestWeights(
         state_dict=copy_to_cpu(engine.modules[best.weights].state_dict()),
-        identity=experiment.identity,
+        fingerprint=experiment.fingerprint,
         fold=engine.plan.fold,
         epoch=best.epoch,
         macro_f1=best.macro_f1,
@@ -257,14 +257,14 @@ def _gather_best(experiment: Experiment, engine: Engine, best: BestEpoch) -> Bes
     )
 
 
-def _make_part(experiment: Experiment, fold: int, best: BestEpoch, precision: str) -> OofPart:
+def _make_predictions(experiment: Experiment, fold: int, best: BestEpoch, precision: str) -> FoldPredictions:
     """The best epoch's logits as the fold's part; rows without a usable image are in it, as NaN."""
     manifest, assignment = experiment.data.manifest, experiment.data.assignment
     rows = assignment.list_valid(fold)
     logits = np.full((len(rows), len(manifest.classes)), np.nan, dtype=np.float32)
     logits[np.searchsorted(rows, best.indices_N)] = best.logits_NC
-    info = PartInfo(
-        identity=experiment.identity,
+    info = PredictionsInfo(
+        fingerprint=experiment.fingerprint,
         fold=fold,
         num_folds=assignment.num_folds,
         num_samples=len(manifest),
@@ -277,7 +277,7 @@ def _make_part(experiment: Experiment, fold: int, best: BestEpoch, precision: st
         micro_batch_size=experiment.config.train.micro_batch_size,
         groups=None if manifest.groups is None else tuple(manifest.groups[row] for row in rows.tolist()),
     )
-    return OofPart(info, rows.astype(np.int64), logits, manifest.targets_N[rows])
+    return FoldPredictions(info, rows.astype(np.int64), logits, manifest.targets_N[rows])
 
 
 def measure_memory(accelerator: Accelerator) -> float:

@@ -64,7 +64,7 @@ class StepProcesses:
         self._send(signal.SIGUSR2)
         time.sleep(_DUMP_S)
 
-    def strike(self) -> None:
+    def kill(self) -> None:
         """On SIGTERM srun has Slurm kill the whole step."""
         self._send(signal.SIGTERM)
 

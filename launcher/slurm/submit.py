@@ -16,20 +16,20 @@ from doccls.reporting.log import RunLog
 from doccls.run.paths import RunPaths, locate_run
 from doccls.system.lock import Lock, LockError, find_holder, hold_lock
 from doccls.system.signals import check_stop, stopping_gracefully
-from launcher.ledger import tell_time
-from launcher.slurm.format import Going, LostAnswerError, QueueEntry, SlurmError, Submitted, render_comment
-from launcher.slurm.queue import ASK_S, ask_queue, find_clusters, next_interval, submit_script
-from launcher.slurm.script import JobRequest, render_output, render_sbatch
-from launcher.slurm.submissions import (
-    Submission,
-    find_submitted,
+from launcher.ledger import format_time
+from launcher.slurm.array_jobs import (
+    ArrayJob,
+    find_array_job,
     list_clusters,
     list_going,
     list_preempted,
-    read_submissions,
+    read_array_jobs,
     settle,
-    write_submissions,
+    write_array_jobs,
 )
+from launcher.slurm.format import Going, LostAnswerError, QueueEntry, SlurmError, Submitted, render_comment
+from launcher.slurm.queue import ASK_S, ask_queue, find_clusters, next_interval, submit_script
+from launcher.slurm.script import JobRequest, render_output, render_sbatch
 from launcher.status import find_launchers, list_run_jobs, list_unfinished, read_status
 from launcher.task import close_share
 
@@ -49,7 +49,7 @@ class SubmitOptions:
     """Processes of each fold."""
     wait: bool
     """Return when the run has ended, not when it is submitted."""
-    again: str
+    resume_command: str
     """The command that trains what is missing."""
 
 
@@ -65,18 +65,18 @@ def submit(config: Config, run_id: str, now: datetime, options: SubmitOptions, l
     if (launcher := find_holder(paths.launch_lock())) is not None:
         raise LockError(f"{launcher} ({paths.launch_lock()}): end it first, or wait for it")
     with ExitStack() as held:
-        take_lock = partial(held.enter_context, _hold_submission_lock(paths))
+        take_lock = partial(held.enter_context, _hold_submit_lock(paths))
         run = open_run(config, paths, now, {"world_size": options.world_size}, log, take_lock)
         assert run.lock is not None
         log.line(f"[ARTIFACTS] {paths.root}")
-        submissions = read_submissions(paths.submissions)
-        queue = ask_queue(list_clusters(submissions))
+        array_jobs = read_array_jobs(paths.array_jobs)
+        queue = ask_queue(list_clusters(array_jobs))
         if queue is None:
             raise SlurmError("squeue does not answer: nothing was submitted. Try again when Slurm is there")
         if run.list_missing(config.data.list_wanted()):
             _fetch_weights(config, log)
         submitter = _Submitter(run.experiment, options, log)
-        submitter.submit_missing(run.lock, config.data.list_wanted(), submissions, queue)
+        submitter.submit_missing(run.lock, config.data.list_wanted(), array_jobs, queue)
     log.line(f"[SLURM] where it stands: doccls-launch status {paths.root}")
     log.line(f"[SLURM] to end it:       doccls-launch cancel {paths.root}")
     if not options.wait and run.list_missing(config.data.list_wanted()):
@@ -86,7 +86,9 @@ def submit(config: Config, run_id: str, now: datetime, options: SubmitOptions, l
             _Watch(submitter).run()
         if close_share(run.experiment, log):
             unfinished = "\n".join(list_unfinished(read_status(paths)))
-            raise UserError(f"the run has ended, and folds are missing\n{unfinished}\nto train them: {options.again}")
+            raise UserError(
+                f"the run has ended, and folds are missing\n{unfinished}\nto train them: {options.resume_command}"
+            )
 
 
 def _fetch_weights(config: Config, log: RunLog) -> None:
@@ -98,8 +100,8 @@ def _fetch_weights(config: Config, log: RunLog) -> None:
             log.line(f"[MODEL] weights of {config.model.name} are in {cache}, which the nodes must see (HF_HOME)")
 
 
-def _hold_submission_lock(paths: RunPaths) -> AbstractContextManager[Lock]:
-    return hold_lock(paths.submission_lock, f"run {paths.run_id} is being submitted")
+def _hold_submit_lock(paths: RunPaths) -> AbstractContextManager[Lock]:
+    return hold_lock(paths.submit_lock, f"run {paths.run_id} is being submitted")
 
 
 class _Submitter:
@@ -110,7 +112,7 @@ class _Submitter:
         self._options, self.log = options, log
 
     def submit_missing(
-        self, lock: Lock, folds: Iterable[int], submissions: Sequence[Submission], queue: Sequence[QueueEntry]
+        self, lock: Lock, folds: Iterable[int], array_jobs: Sequence[ArrayJob], queue: Sequence[QueueEntry]
     ) -> None:
         """Submit those of the folds that are neither finished nor on their way.
 
@@ -118,9 +120,9 @@ class _Submitter:
         """
         paths, log = self.paths, self.log
         lock.check()
-        settled = settle(submissions, paths.run_id, queue)
-        if settled != submissions:
-            write_submissions(paths.submissions, settled)
+        settled = settle(array_jobs, paths.run_id, queue)
+        if settled != array_jobs:
+            write_array_jobs(paths.array_jobs, settled)
         finished = self.experiment.find_finished()
         wanted = [fold for fold in folds if fold not in finished]
         going = list_going(wanted, list_run_jobs(paths), queue)
@@ -131,32 +133,32 @@ class _Submitter:
             log.line("[SLURM] nothing to submit")
             return
         preempted = {fold: entry for fold, entry in list_preempted(settled, queue).items() if fold in missing}
-        submissions = self._submit(settled, missing, tuple(preempted))
-        job = submissions[-1].job
+        array_jobs = self._submit(settled, missing, tuple(preempted))
+        job = array_jobs[-1].job
         if others := [fold for fold in missing if fold not in preempted]:
             log.line(f"[SLURM] job {job}: folds {', '.join(map(str, others))} submitted, a task a fold")
         for fold, entry in preempted.items():
-            count = sum(fold in one.preempted for one in submissions if one.refused is None)
+            count = sum(fold in one.preempted for one in array_jobs if one.refused is None)
             told = f"submitted again as job {job} (preemption {count})"
             log.line(f"[SLURM] fold {fold}: job {entry.job} was preempted; {told}")
 
     def _submit(
-        self, submissions: Sequence[Submission], folds: tuple[int, ...], preempted: tuple[int, ...]
-    ) -> tuple[Submission, ...]:
+        self, array_jobs: Sequence[ArrayJob], folds: tuple[int, ...], preempted: tuple[int, ...]
+    ) -> tuple[ArrayJob, ...]:
         """All submissions with the new one, which is written down before Slurm is asked."""
         paths, options, token = self.paths, self._options, secrets.token_hex(8)
         paths.consoles.mkdir(parents=True, exist_ok=True)
         comment, output = render_comment(paths.run_id, token), render_output(str(paths.consoles))
         command = render_sbatch(options.request, folds, comment, output)
-        new = Submission(
+        new = ArrayJob(
             token,
             folds,
-            tell_time(datetime.now()),
-            options.again,
+            format_time(datetime.now()),
+            options.resume_command,
             cluster=find_clusters(command, os.environ),
             preempted=preempted,
         )
-        write_submissions(paths.submissions, (*submissions, new))
+        write_array_jobs(paths.array_jobs, (*array_jobs, new))
         try:
             submitted = submit_script(command, options.script)
             new = replace(new, job=submitted.job, cluster=submitted.cluster or new.cluster)
@@ -166,13 +168,13 @@ class _Submitter:
             new = replace(new, job=found.job, cluster=found.cluster) if found else replace(new, refused=str(error))
         except SlurmError as error:
             new = replace(new, refused=str(error))
-        write_submissions(paths.submissions, (*submissions, new))
+        write_array_jobs(paths.array_jobs, (*array_jobs, new))
         if new.refused is not None:
             raise SlurmError(f"the folds are not submitted: {new.refused}")
-        return (*submissions, new)
+        return (*array_jobs, new)
 
 
-def _find(run_id: str, submission: Submission, said: str) -> Submitted | None:
+def _find(run_id: str, submission: ArrayJob, said: str) -> Submitted | None:
     """The job whose answer was lost; None if it is not in the queue. The controller may need a moment.
 
     Raises:
@@ -183,7 +185,7 @@ def _find(run_id: str, submission: Submission, said: str) -> Submitted | None:
         time.sleep(ASK_S)
         queue = ask_queue(list_clusters([submission]))
         answered = answered or queue is not None
-        if found := find_submitted(run_id, submission.token, queue or []):
+        if found := find_array_job(run_id, submission.token, queue or []):
             return found
     if not answered:
         raise SlurmError(
@@ -227,8 +229,8 @@ class _Watch:
 
     def _ask(self, finished: Sequence[int]) -> tuple[bool, bool]:
         """Whether nothing of the run is in the queue any more, and whether anything has changed there."""
-        submissions = read_submissions(self._paths.submissions)
-        queue = ask_queue(list_clusters(submissions))
+        array_jobs = read_array_jobs(self._paths.array_jobs)
+        queue = ask_queue(list_clusters(array_jobs))
         if queue is None:
             if not self._silent:
                 self._log.line("[SLURM] squeue does not answer; the jobs go on")
@@ -245,20 +247,18 @@ class _Watch:
         wanted = self._experiment.config.data.list_wanted()
         preempted = [
             fold
-            for fold in list_preempted(submissions, queue)
+            for fold in list_preempted(array_jobs, queue)
             if fold in wanted and fold not in going and fold not in finished
         ]
         if preempted:
-            self._submit_again(preempted, submissions, queue)
+            self._submit_again(preempted, array_jobs, queue)
         return not going and not preempted, changed or bool(preempted)
 
-    def _submit_again(
-        self, folds: Sequence[int], submissions: Sequence[Submission], queue: Sequence[QueueEntry]
-    ) -> None:
+    def _submit_again(self, folds: Sequence[int], array_jobs: Sequence[ArrayJob], queue: Sequence[QueueEntry]) -> None:
         """Unless another process submits, or has since `submissions` were read; the next look finds what came of it."""
-        with suppress(LockError), _hold_submission_lock(self._paths) as lock:
-            if read_submissions(self._paths.submissions) == submissions:
-                self._submitter.submit_missing(lock, folds, submissions, queue)
+        with suppress(LockError), _hold_submit_lock(self._paths) as lock:
+            if read_array_jobs(self._paths.array_jobs) == array_jobs:
+                self._submitter.submit_missing(lock, folds, array_jobs, queue)
 
     def _report(self, words: dict[int, str]) -> bool:
         """Log what is new of each fold; whether there was any."""

@@ -29,10 +29,10 @@ def die_at_a_moment(argv: list[str]) -> int:
             if number == last:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-        def watched_beat(heart: Heartbeat, **changes: Any) -> None:
+        def watched_beat(heartbeat: Heartbeat, **changes: Any) -> None:
             if changes.get("phase") in ("train", "validate"):
                 reach(changes["phase"])
-            beat(heart, **changes)
+            beat(heartbeat, **changes)
 
         def watched_sync(descriptor: int) -> None:
             reach("sync")

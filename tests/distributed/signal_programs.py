@@ -106,11 +106,11 @@ def stop_in_validation(argv: list[str]) -> int:
     """Train; the last rank is asked for the end in its first validation."""
     beat, asked = Heartbeat.beat, itertools.count()
 
-    def watched_beat(heart: Heartbeat, **changes: Any) -> None:
+    def watched_beat(heartbeat: Heartbeat, **changes: Any) -> None:
         is_last = rank_by_environment() == int(os.environ.get("WORLD_SIZE", "1")) - 1
         if changes.get("phase") == "validate" and is_last and next(asked) == 0:
             os.kill(os.getpid(), signal.SIGTERM)
-        beat(heart, **changes)
+        beat(heartbeat, **changes)
 
     Heartbeat.beat = watched_beat  # type: ignore[method-assign]
     return main(argv)

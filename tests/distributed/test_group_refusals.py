@@ -80,7 +80,7 @@ def test_a_run_is_not_trained_in_two_precisions(trainer: Trainer) -> None:
     ranks = launch_ranks("doccls.train:main", arguments[0], folder / "first", 2, environment=bf16)
     assert [rank.code for rank in ranks] == [0, 0], ranks[0].stderr
     run = Run(ranks, folder)
-    assert run.part(0).info.precision == "bf16" and (run.root / "precision.txt").read_text() == "bf16\n"
+    assert run.predictions(0).info.precision == "bf16" and (run.root / "precision.txt").read_text() == "bf16\n"
     ranks = launch_ranks("doccls.train:main", arguments[1], folder / "second", 2)
     assert [rank.code for rank in ranks] == [1, 1]
     (told,) = _list_told(Run(ranks, folder))
@@ -147,7 +147,7 @@ def test_an_image_that_turns_bad_on_any_rank_is_named(trainer: Trainer, loser: i
     run = Run(ranks, folder)
     assert run.codes == [1, 1]
     assert f"image of ID '{name}' turned bad" in run.stderr
-    told = f"[RANK 1] on {socket.gethostname()} failed: OwnError: image of ID '{name}' turned bad"
+    told = f"[RANK 1] on {socket.gethostname()} failed: RankLocalError: image of ID '{name}' turned bad"
     assert any(line.startswith(told) for line in run.lines) == (loser == 1)
     assert f"[EXIT][ERROR] rank 1 on {socket.gethostname()} failed: image" in run.ranks[1].stderr or loser == 0
     assert run.lines[-2:] == ["[EXIT] TRAINING ERROR code=1", ">> Stopping logger and restoring stdio"]
@@ -210,7 +210,7 @@ def test_the_ready_accelerate_config_starts_its_number_of_processes(
     assert sum(f"processes={world_size}" in line for line in run.lines) == 1
     assert run.lines[-2:] == ["[EXIT] TRAINING SUCCESS code=0", ">> Stopping logger and restoring stdio"]
     assert output.count("[EXIT] training finished successfully") == 1
-    assert run.part(1).logits_NC.tobytes() == plain_runs[world_size].part(1).logits_NC.tobytes()
+    assert run.predictions(1).logits_NC.tobytes() == plain_runs[world_size].predictions(1).logits_NC.tobytes()
 
 
 @contextmanager

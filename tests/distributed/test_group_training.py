@@ -42,7 +42,7 @@ def test_losses_and_rates_of_epochs_are_the_same_at_every_world_size(
 @pytest.mark.parametrize("world_size", SIZES)
 def test_every_row_is_in_exactly_one_part_and_has_logits(plain_runs: dict[int, Run], world_size: int) -> None:
     run = plain_runs[world_size]
-    rows = [run.part(fold).indices_N for fold in FOLDS]
+    rows = [run.predictions(fold).indices_N for fold in FOLDS]
     assert [len(part) for part in rows] == list(FOLD_SIZES)
     assert sorted(np.concatenate(rows).tolist()) == list(range(COUNT))
     merged = np.load(run.root / "oof" / "oof_logits.npy")
@@ -51,7 +51,7 @@ def test_every_row_is_in_exactly_one_part_and_has_logits(plain_runs: dict[int, R
     assert np.isfinite(merged).all()
     assert len(np.unique(merged, axis=0)) == COUNT  # no row took another's logits
     for fold in FOLDS:
-        np.testing.assert_array_equal(merged[run.part(fold).indices_N], run.part(fold).logits_NC)
+        np.testing.assert_array_equal(merged[run.predictions(fold).indices_N], run.predictions(fold).logits_NC)
 
 
 def test_targets_are_the_same_at_every_world_size(plain_runs: dict[int, Run]) -> None:
@@ -66,7 +66,7 @@ def test_logits_are_the_same_to_float_tolerance_at_every_world_size(
     plain_runs: dict[int, Run], world_size: int
 ) -> None:
     for fold in FOLDS:
-        alone, shared = plain_runs[1].part(fold), plain_runs[world_size].part(fold)
+        alone, shared = plain_runs[1].predictions(fold), plain_runs[world_size].predictions(fold)
         assert shared.info.best_epoch == alone.info.best_epoch
         np.testing.assert_allclose(shared.logits_NC, alone.logits_NC, rtol=1e-3, atol=1e-4)
 
@@ -76,7 +76,7 @@ def test_macro_f1_is_scikit_learns_on_the_parts_logits(plain_runs: dict[int, Run
     run = plain_runs[world_size]
     logged = {(row["fold"], row["epoch"]): row["macro_f1"] for row in run.read_metrics()}
     for fold in FOLDS:
-        part = run.part(fold)
+        part = run.predictions(fold)
         expected = f1_score(part.targets_N, part.logits_NC.argmax(axis=1), average="macro", zero_division=0)
         assert part.info.macro_f1 == expected
         assert logged[fold, part.info.best_epoch] == expected
@@ -111,15 +111,15 @@ def test_the_same_files_are_left_at_every_world_size(plain_runs: dict[int, Run],
 def test_gradient_accumulation_changes_no_loss(trainer: Trainer, plain_runs: dict[int, Run], world_size: int) -> None:
     micro = trainer.train(*PLAIN, "data.valid_fold=1", "train.micro_batch_size=3", world_size=world_size)
     np.testing.assert_allclose(micro.list_step_losses(1), plain_runs[1].list_step_losses(1), rtol=1e-4)
-    alone = plain_runs[1].part(1)
-    np.testing.assert_allclose(micro.part(1).logits_NC, alone.logits_NC, rtol=1e-3, atol=1e-4)
+    alone = plain_runs[1].predictions(1)
+    np.testing.assert_allclose(micro.predictions(1).logits_NC, alone.logits_NC, rtol=1e-3, atol=1e-4)
 
 
 def test_more_processes_than_validation_batches_train_with_workers(
     trainer: Trainer, plain_runs: dict[int, Run]
 ) -> None:
     workers = trainer.train(*PLAIN, "data.valid_fold=0", "data.num_workers=1", world_size=3)
-    np.testing.assert_array_equal(workers.part(0).logits_NC, plain_runs[3].part(0).logits_NC)
+    np.testing.assert_array_equal(workers.predictions(0).logits_NC, plain_runs[3].predictions(0).logits_NC)
 
 
 def test_bf16_trains_in_a_group(trainer: Trainer, plain_runs: dict[int, Run]) -> None:

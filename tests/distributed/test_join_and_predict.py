@@ -46,7 +46,7 @@ def _predict(trainer: Trainer, run: Run, *options: str, world_size: int = 1) -> 
     return launch_ranks("doccls.__main__:main", argv, trainer.new_folder(), world_size)
 
 
-def _read_submission(run: Run) -> list[list[str]]:
+def _read_array_job(run: Run) -> list[list[str]]:
     with (run.root / "submission.csv").open(newline="", encoding="utf-8") as file:
         return list(csv.reader(file))
 
@@ -86,7 +86,7 @@ def test_a_fold_killed_when_its_part_stood_is_kept_and_leaves_no_state(
 ) -> None:
     run = _copy(joined.run, tmp_path / "copy")
     before = run.list_files()
-    for state in RunPaths(run.root).last_states(1):
+    for state in RunPaths(run.root).resume_checkpoints(1):
         state.touch()
     trainer.train(*RICH, "data.valid_fold=1", run_id="x", folder=run.folder)
     assert run.list_files() == before
@@ -136,15 +136,15 @@ def test_predict_writes_the_samples_rows_in_its_order(trainer: Trainer, joined: 
     assert rank.code == 0, rank.stderr
     with (trainer.config.parent / "sample.csv").open(newline="") as file:
         sample = list(csv.reader(file))
-    written = _read_submission(run)
+    written = _read_array_job(run)
     assert written[0] == sample[0] == ["ID", "target"]
     assert [row[0] for row in written] == [row[0] for row in sample]
-    chances = np.load(run.root / "test_probabilities.npy")
-    assert chances.shape == (TEST_COUNT, 4)
-    assert chances.dtype == np.float32
-    np.testing.assert_allclose(chances.sum(axis=1), 1, atol=1e-5)
-    assert [row[1] for row in written[1:]] == [LABELS[best] for best in chances.argmax(axis=1)]
-    assert len(np.unique(chances, axis=0)) == TEST_COUNT
+    probs = np.load(run.root / "test_probabilities.npy")
+    assert probs.shape == (TEST_COUNT, 4)
+    assert probs.dtype == np.float32
+    np.testing.assert_allclose(probs.sum(axis=1), 1, atol=1e-5)
+    assert [row[1] for row in written[1:]] == [LABELS[best] for best in probs.argmax(axis=1)]
+    assert len(np.unique(probs, axis=0)) == TEST_COUNT
 
 
 def test_predict_gives_each_row_its_own_image(trainer: Trainer, joined: Joined, tmp_path: Path) -> None:
@@ -170,7 +170,7 @@ def test_predict_by_two_processes_gives_the_same_probabilities(
     assert ranks[1].stdout == ""
     straight = np.load(run.root / "test_probabilities.npy")
     np.testing.assert_allclose(np.load(other.root / "test_probabilities.npy"), straight, rtol=1e-4, atol=1e-6)
-    assert _read_submission(other) == _read_submission(run)
+    assert _read_array_job(other) == _read_array_job(run)
 
 
 def test_a_missing_test_image_is_refused_by_name(trainer: Trainer, joined: Joined, tmp_path: Path) -> None:
@@ -206,13 +206,13 @@ def test_a_skipped_test_image_keeps_its_row_with_the_classes_shares(
     (rank,) = _predict(trainer, run, "--image-dir", str(pages), "--on-bad-image", "skip")
     assert rank.code == 0, rank.stderr
     assert f"ID '{name}'" in rank.stdout
-    ids = [row[0] for row in _read_submission(run)[1:]]
-    assert ids == [row[0] for row in _read_submission(whole)[1:]]
-    chances, expected = (np.load(each.root / "test_probabilities.npy") for each in (run, whole))
+    ids = [row[0] for row in _read_array_job(run)[1:]]
+    assert ids == [row[0] for row in _read_array_job(whole)[1:]]
+    probs, expected = (np.load(each.root / "test_probabilities.npy") for each in (run, whole))
     lost = ids.index(name)
-    np.testing.assert_allclose(chances[lost], 0.25)
+    np.testing.assert_allclose(probs[lost], 0.25)
     others = np.arange(TEST_COUNT) != lost
-    np.testing.assert_allclose(chances[others], expected[others], rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(probs[others], expected[others], rtol=1e-4, atol=1e-6)
 
 
 def _lose_test_image(trainer: Trainer, folder: Path) -> tuple[Path, str]:

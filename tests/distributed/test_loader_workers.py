@@ -18,7 +18,7 @@ from tiny_runs import PLAIN, Run, Trainer, write_pages
 from doccls.data.dataset import Pages
 from doccls.data.loader import WorkerError, loading
 from doccls.data.sampler import BatchPlace, BatchRequest
-from doccls.errors import OwnError
+from doccls.errors import RankLocalError
 
 DEATHS = (signal.SIGKILL, signal.SIGSEGV, signal.SIGBUS)
 
@@ -63,7 +63,7 @@ def test_an_image_that_turns_bad_is_told_by_a_worker_in_its_words_alone(pages: P
     keys = [BatchRequest(BatchPlace("validate", 0), (sample,)) for sample in range(12)]
     with (
         loading(CrashingDataset(pages._replace(paths=copies), crash=signal.SIGKILL), keys[4:], 2, False) as batches,
-        pytest.raises(OwnError) as met,
+        pytest.raises(RankLocalError) as met,
     ):
         list(batches)
     assert str(met.value).startswith(f"image of ID '{pages.ids[5]}' turned bad: {copies[5]}: not an image")

@@ -13,7 +13,7 @@ from tiny_runs import RICH, Run, Trainer
 def test_the_recipe_draws_random_numbers(trainer: Trainer, rich_run: Run) -> None:
     """Another seed gives another result: the equalities below are not those of constants."""
     other = trainer.train(*RICH, "data.valid_fold=1", "project.seed=43")
-    assert not np.array_equal(other.part(1).logits_NC[:, 0], rich_run.part(1).logits_NC[:, 0])
+    assert not np.array_equal(other.predictions(1).logits_NC[:, 0], rich_run.predictions(1).logits_NC[:, 0])
 
 
 def test_the_same_config_gives_the_same_bytes_from_the_command_line(trainer: Trainer, rich_run: Run) -> None:
@@ -60,13 +60,13 @@ def test_how_often_steps_are_logged_changes_no_byte(trainer: Trainer, rich_run: 
 def test_the_command_line_flag_for_workers_is_the_key(trainer: Trainer, rich_run: Run) -> None:
     other = trainer.train(*RICH, "data.valid_fold=2", "data.num_workers=2")
     assert "[CFG] data.num_workers=2" in other.lines
-    assert other.part(2).logits_NC.tobytes() == rich_run.part(2).logits_NC.tobytes()
+    assert other.predictions(2).logits_NC.tobytes() == rich_run.predictions(2).logits_NC.tobytes()
 
 
 @pytest.mark.parametrize("fold", [1, 2])
 def test_a_fold_trained_alone_is_the_fold_of_all(trainer: Trainer, rich_run: Run, fold: int) -> None:
     alone = trainer.train(*RICH, f"data.valid_fold={fold}")
-    part, same = alone.part(fold), rich_run.part(fold)
+    part, same = alone.predictions(fold), rich_run.predictions(fold)
     assert part.info == same.info
     assert part.indices_N.tobytes() == same.indices_N.tobytes()
     assert part.logits_NC.tobytes() == same.logits_NC.tobytes()
@@ -76,7 +76,7 @@ def test_a_fold_trained_alone_is_the_fold_of_all(trainer: Trainer, rich_run: Run
 def test_ids_without_extension_give_the_same_bytes(trainer: Trainer, rich_run: Run) -> None:
     bare = trainer.train(*RICH, "data.train_csv=bare.csv")
     assert bare.read_oof() == rich_run.read_oof()
-    assert bare.part(0).info.ids[0] + ".jpg" == rich_run.part(0).info.ids[0]
+    assert bare.predictions(0).info.ids[0] + ".jpg" == rich_run.predictions(0).info.ids[0]
 
 
 def test_two_processes_give_the_same_bytes_twice(trainer: Trainer, rich_run: Run) -> None:
@@ -89,4 +89,4 @@ def test_two_processes_give_the_same_bytes_twice(trainer: Trainer, rich_run: Run
 def test_an_accelerate_environment_of_one_process_changes_no_byte(trainer: Trainer, rich_run: Run) -> None:
     assert "RANK" not in os.environ
     alone = trainer.train(*RICH, "data.valid_fold=0", "train.num_processes=1")
-    assert alone.part(0).logits_NC.tobytes() == rich_run.part(0).logits_NC.tobytes()
+    assert alone.predictions(0).logits_NC.tobytes() == rich_run.predictions(0).logits_NC.tobytes()

@@ -263,13 +263,13 @@ def test_a_second_signal_ends_at_once_also_in_a_c_call(trainer: Trainer, number:
         told = folder / "console" / "rank0.err"
         await_event(lambda: "once more ends at once" in told.read_text(), END_S, "the word of the first", folder)
 
-        def strike_again() -> bool:
+        def kill_again() -> bool:
             with suppress(ProcessLookupError):  # it may end between the look and the signal
                 if rank.is_alive():
                     os.kill(rank.pid, number)  # within a second it is taken for an echo
             return not rank.is_alive()
 
-        await_event(strike_again, END_S, "the end", folder)
+        await_event(kill_again, END_S, "the end", folder)
         assert join(ranks, folder) == [128 + number]
     assert_ended_well(folder, 128 + number)
     assert select_last_words(told.read_text()) == last_words(number)

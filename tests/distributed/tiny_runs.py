@@ -15,7 +15,7 @@ import yaml
 from PIL import Image, ImageDraw
 from rank_launcher import Rank, launch_ranks
 
-from doccls.oof.predictions import OofPart, read_part
+from doccls.oof.predictions import FoldPredictions, read_predictions
 from doccls.training.checkpoint import read_best
 
 LABELS = ("card", "form", "letter", "table")
@@ -122,9 +122,9 @@ class Run:
         """Of all ranks."""
         return "".join(rank.stderr for rank in self.ranks)
 
-    def part(self, fold: int) -> OofPart:
+    def predictions(self, fold: int) -> FoldPredictions:
         """The fold's verified OOF part."""
-        return read_part(self.root / "oof" / "parts" / f"fold{fold}.safetensors")
+        return read_predictions(self.root / "oof" / "parts" / f"fold{fold}.safetensors")
 
     def read_weights(self, fold: int) -> dict[str, bytes]:
         """Bytes of each tensor in the fold's verified best weights."""

@@ -14,7 +14,7 @@ from faulty_program import FAULTS, FILLER, PLACES, SECOND_FOLD, STEPS
 from rank_launcher import Rank, launch_ranks
 from tiny_runs import PLAIN, Run, Trainer
 
-from doccls.oof.predictions import read_part, write_part
+from doccls.oof.predictions import read_predictions, write_predictions
 from doccls.run.paths import RunPaths
 from doccls.training.checkpoint import read_resume, write_resume
 from launcher.ledger import Ledger, write_ledger
@@ -123,20 +123,20 @@ def _go_on(trainer: Trainer, folder: Path, world_size: int) -> Run:
 def _meet(trainer: Trainer, folder: Path, place: str, fault: str, world_size: int) -> str:
     told = _start(folder, DOCCLS_TEST_PLACE=place, DOCCLS_TEST_FAULT=fault)
     argv = trainer.arguments(SETS, folder, _RUN_ID)
-    return _tell_end(
+    return _report_end(
         launch_ranks("faulty_program:meet_fault", argv, folder / "console", world_size, told, kill_stopped=True)[0]
     )
 
 
-def _tell_end(rank: Rank) -> str:
+def _report_end(rank: Rank) -> str:
     if rank.code is None:
         return "hung"
     if rank.code < 0:
         return signal.Signals(-rank.code).name
-    return f"exit code {rank.code}" + (f": {_tell_last(rank)}" if rank.code == 1 else "")
+    return f"exit code {rank.code}" + (f": {_report_last(rank)}" if rank.code == 1 else "")
 
 
-def _tell_last(rank: Rank) -> str:
+def _report_last(rank: Rank) -> str:
     last = [line for line in rank.stderr.splitlines() if line.startswith("[EXIT][ERROR] ")]
     return last[-1].removeprefix("[EXIT][ERROR] training failed: ") if last else "no word"
 
@@ -174,7 +174,7 @@ def _damage(trainer: Trainer, folder: Path, case: Case) -> str:
     (root,) = folder.glob(f"experiments/*/{_RUN_ID}")
     paths = RunPaths(root)
     if case.where == "ledger":
-        write_ledger(paths.ledger(), _make_ledger(_find_identity(paths)))
+        write_ledger(paths.ledger(), _make_ledger(_find_fingerprint(paths)))
     for path in _find_damaged(paths, case.where):
         if case.what == "foreign":
             _make_foreign(path, case.where, paths)
@@ -189,19 +189,19 @@ def _damage(trainer: Trainer, folder: Path, case: Case) -> str:
         return ""
     for path in _find_damaged(paths, case.where):
         path.unlink()
-    return f"refused: {_tell_last(rank)}" if rank.code == 1 else f"exit code {rank.code}"
+    return f"refused: {_report_last(rank)}" if rank.code == 1 else f"exit code {rank.code}"
 
 
 def _find_damaged(paths: RunPaths, where: str) -> list[Path]:
     match where:
         case "newest state":
-            return [max(paths.last_states(1), key=lambda path: path.stat().st_mtime_ns)]
+            return [max(paths.resume_checkpoints(1), key=lambda path: path.stat().st_mtime_ns)]
         case "both states":
-            return list(paths.last_states(1))
+            return list(paths.resume_checkpoints(1))
         case "best weights so far":
             return [paths.best_checkpoint(1)]
         case "part of a finished fold":
-            return [paths.part(0)]
+            return [paths.predictions(0)]
         case "ledger":
             return [paths.ledger()]
         case "a fold's metrics":
@@ -228,12 +228,12 @@ def _make_foreign(path: Path, where: str, paths: RunPaths) -> None:
     other = "f" * 64
     match where:
         case "newest state" | "both states":
-            write_resume(path, replace(read_resume(path), identity=other))
+            write_resume(path, replace(read_resume(path), fingerprint=other))
         case "best weights so far":
             path.write_bytes(paths.best_checkpoint(0).read_bytes())
         case "part of a finished fold":
-            part = read_part(path)
-            write_part(path, replace(part, info=replace(part.info, identity=other)))
+            part = read_predictions(path)
+            write_predictions(path, replace(part, info=replace(part.info, fingerprint=other)))
         case "ledger":
             write_ledger(path, _make_ledger(other))
         case "a fold's metrics":
@@ -242,13 +242,13 @@ def _make_foreign(path: Path, where: str, paths: RunPaths) -> None:
             raise AssertionError(where)
 
 
-def _find_identity(paths: RunPaths) -> str:
-    identity: str = yaml.safe_load(paths.snapshot.read_text())["provenance"]["identity"]
-    return identity
+def _find_fingerprint(paths: RunPaths) -> str:
+    fingerprint: str = yaml.safe_load(paths.snapshot.read_text())["provenance"]["fingerprint"]
+    return fingerprint
 
 
-def _make_ledger(identity: str) -> Ledger:
-    return Ledger(_RUN_ID, identity, 3, (0, 1, 2), 1, "here", 1, "again", "2026-01-01T00:00:00+00:00", "a.log")
+def _make_ledger(fingerprint: str) -> Ledger:
+    return Ledger(_RUN_ID, fingerprint, 3, (0, 1, 2), 1, "here", 1, "again", "2026-01-01T00:00:00+00:00", "a.log")
 
 
 # --- what is to become of them ---------------------------------------------------------------------------------------

@@ -32,20 +32,25 @@ def meet_fault(argv: list[str]) -> int:
     folder = Path(os.environ["DOCCLS_TEST_FOLDER"])
     wanted, fault = os.environ.get("DOCCLS_TEST_PLACE"), os.environ.get("DOCCLS_TEST_FAULT", "")
     if rank_by_environment() == 0:
-        _watch(folder, wanted, functools.partial(_strike, fault, folder))
+        _watch(folder, wanted, functools.partial(_kill_ranks, fault, folder))
     return main(argv)
 
 
-def _watch(folder: Path, wanted: str | None, strike: Callable[[], None]) -> None:
+def _watch(folder: Path, wanted: str | None, kill: Callable[[], None]) -> None:
     """Have each place of the work say that it is reached."""
     met: set[str] = set()
 
     def reach(place: str) -> None:
         if place == wanted and not met:
             met.add(place)
-            strike()
+            kill()
 
-    take_step, beat, move, write_part = loop_room._take_step, Heartbeat.beat, Path.replace, fold_room.write_part
+    take_step, beat, move, write_predictions = (
+        loop_room._take_step,
+        Heartbeat.beat,
+        Path.replace,
+        fold_room.write_predictions,
+    )
 
     def watched_step(engine: Any, batches: Any, step: int) -> Any:
         fold = engine.plan.fold
@@ -57,10 +62,10 @@ def _watch(folder: Path, wanted: str | None, strike: Callable[[], None]) -> None
             reach("mid-epoch" if fold == 0 else SECOND_FOLD)
         return take_step(engine, batches, step)
 
-    def watched_beat(heart: Heartbeat, **changes: Any) -> None:
-        if changes.get("phase") == "validate" and heart.last.epoch == 2:
+    def watched_beat(heartbeat: Heartbeat, **changes: Any) -> None:
+        if changes.get("phase") == "validate" and heartbeat.last.epoch == 2:
             reach("validation")
-        beat(heart, **changes)
+        beat(heartbeat, **changes)
 
     def watched_move(source: Path, target: Path) -> Path:
         if target.name == "last_fold0_0.safetensors" and target.exists():
@@ -69,17 +74,17 @@ def _watch(folder: Path, wanted: str | None, strike: Callable[[], None]) -> None
             reach("merge")
         return move(source, target)
 
-    def watched_part(*others: Any) -> None:
+    def watched_predictions(*others: Any) -> None:
         reach("between best weights and part")
-        write_part(*others)
+        write_predictions(*others)
 
     loop_room._take_step = watched_step
     Heartbeat.beat = watched_beat  # type: ignore[method-assign]
     Path.replace = watched_move  # type: ignore[method-assign, assignment]
-    fold_room.write_part = watched_part  # type: ignore[attr-defined]
+    fold_room.write_predictions = watched_predictions  # type: ignore[attr-defined]
 
 
-def _strike(fault: str, folder: Path) -> None:
+def _kill_ranks(fault: str, folder: Path) -> None:
     own = os.getpid()
     match fault:
         case "SIGKILL":

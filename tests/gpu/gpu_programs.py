@@ -26,10 +26,10 @@ def kill_in_step(argv: list[str]) -> int:
     """The process is killed as it has taken step KILLED_STEP."""
     beat = Heartbeat.beat
 
-    def watched(heart: Heartbeat, **changes: Any) -> None:
+    def watched(heartbeat: Heartbeat, **changes: Any) -> None:
         if changes.get("phase") == "train" and changes.get("step") == KILLED_STEP:
             os.kill(os.getpid(), signal.SIGKILL)
-        beat(heart, **changes)
+        beat(heartbeat, **changes)
 
     Heartbeat.beat = watched  # type: ignore[method-assign]
     return main(argv)

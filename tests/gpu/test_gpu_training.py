@@ -32,7 +32,7 @@ def test_one_fold_learns_and_its_rows_are_complete(trainer: Trainer, device: str
     run = trainer.train(*SHORT, EFFICIENTNET, "data.valid_fold=1", "train.epochs=8", f"train.amp={precision}")
     losses = [row["train_loss"] for row in run.read_metrics()]
     assert losses[-1] < losses[0], losses
-    part = run.part(1)
+    part = run.predictions(1)
     assert len(part.indices_N) == 19 and np.isfinite(part.logits_NC).all()
     assert any(f"precision={'no' if precision == 'false' else precision}" in line for line in run.lines)
     assert any(line.startswith("[MODEL] kernels: deterministic=on") for line in run.lines)
@@ -70,13 +70,13 @@ def test_a_killed_fold_ends_in_the_same_bytes(trainer: Trainer, model: str, pool
 def test_a_compiled_model_trains(trainer: Trainer) -> None:
     run = trainer.train(*ONE, EFFICIENTNET, "train.epochs=1", "train.compile=true")
     assert any("compile=on" in line for line in run.lines)
-    assert np.isfinite(run.part(1).logits_NC).all()
+    assert np.isfinite(run.predictions(1).logits_NC).all()
 
 
 def test_mixup_ema_and_accumulation_train(trainer: Trainer) -> None:
     run = trainer.train(*RICH, EFFICIENTNET, "data.valid_fold=1", "train.micro_batch_size=3")
     assert all(math.isfinite(row["train_loss"]) for row in run.read_metrics())
-    assert len(run.part(1).indices_N) == 16
+    assert len(run.predictions(1).indices_N) == 16
 
 
 @pytest.mark.parametrize("mixup_alpha", [0.0, 0.4])
@@ -110,7 +110,7 @@ def test_predict_gives_the_probabilities_of_validation(
     words = ["predict", str(run.root), "--sample-csv", str(data / "train.csv"), "--image-dir", str(data / "train")]
     (done,) = launch_ranks("doccls.__main__:main", words, tmp_path / "predict", environment=trainer.environment)
     assert done.code == 0, done.stderr
-    part, predicted = run.part(1), np.load(run.root / "test_probabilities.npy")
+    part, predicted = run.predictions(1), np.load(run.root / "test_probabilities.npy")
     exponents = np.exp(part.logits_NC - part.logits_NC.max(axis=1, keepdims=True))
     validated = exponents / exponents.sum(axis=1, keepdims=True)
     assert np.abs(predicted[part.indices_N] - validated).max() <= PRECISIONS[precision]

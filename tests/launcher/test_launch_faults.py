@@ -110,8 +110,8 @@ def test_a_fold_that_its_owner_finishes_meanwhile_is_merged(trainer: Trainer) ->
         process = start(trainer, PLAIN, folder, "--slots", "1", fault="impatient")
         await_event(lambda: not process.is_alive() or has_ended(folder, 0), "the refusal", folder)
         assert not paths.heartbeat(0, 0).exists(), "it is the owner's file"
-        paths.parts_dir.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(RunPaths(alone.root).part(0), paths.part(0))
+        paths.predictions_dir.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(RunPaths(alone.root).predictions(0), paths.predictions(0))
     launched = finish(process, folder)
     assert launched.code == 0, launched.out + launched.err
     assert "fold 0 is being trained by process" in launched.out
@@ -150,11 +150,11 @@ def test_a_killed_launcher_takes_all_with_it_and_the_same_command_goes_on(traine
     assert killed.code == -signal.SIGKILL
     assert_none_left(folder)
     assert list_outcomes(killed.run) == [None]
-    again = launch(trainer, sets, "--slots", "1", folder=folder)
-    assert again.code == 0, again.out + again.err
-    assert list_outcomes(again.run) == ["lost", "done"]
-    assert any("ended with its launcher, which was killed" in line for line in again.log)
-    assert_same(again.run, undisturbed)
+    relaunched = launch(trainer, sets, "--slots", "1", folder=folder)
+    assert relaunched.code == 0, relaunched.out + relaunched.err
+    assert list_outcomes(relaunched.run) == ["lost", "done"]
+    assert any("ended with its launcher, which was killed" in line for line in relaunched.log)
+    assert_same(relaunched.run, undisturbed)
 
 
 def test_a_silent_rank_writes_its_stacks_and_its_fold_is_started_again(trainer: Trainer, undisturbed_pair: Run) -> None:
@@ -184,17 +184,17 @@ def test_out_of_memory_halves_the_images_at_a_time_and_keeps_the_batch(trainer: 
     assert [attempt["micro_batch_size"] for attempt in read_attempts(launched.run)] == sizes
     for size in sizes[1:]:
         assert any(f"starts again with train.micro_batch_size={size}, the same batch" in one for one in launched.log)
-    part, whole = launched.run.part(1), undisturbed.part(1)
+    part, whole = launched.run.predictions(1), undisturbed.predictions(1)
     assert part.info.micro_batch_size == sizes[-1]
     assert part.logits_NC == pytest.approx(whole.logits_NC, abs=1e-4)  # sums of fewer images, in another order
     # A later launch of the run does not find out again, and trains as one that began so.
     file = launched.run.root / "oof" / "parts" / "fold1.safetensors"
     file.unlink()
-    again = launch(trainer, RECIPE, *words, fault=fault, folder=folder)
-    assert again.code == 0, again.out + again.err
-    assert "[LAUNCH] fold 1: train.micro_batch_size=3, since an earlier launch" in "\n".join(again.log)
-    assert [attempt["micro_batch_size"] for attempt in read_attempts(again.run)] == [*sizes, 3]
-    assert_same(again.run, trainer.train(*RECIPE, f"train.micro_batch_size={sizes[-1]}"))
+    relaunched = launch(trainer, RECIPE, *words, fault=fault, folder=folder)
+    assert relaunched.code == 0, relaunched.out + relaunched.err
+    assert "[LAUNCH] fold 1: train.micro_batch_size=3, since an earlier launch" in "\n".join(relaunched.log)
+    assert [attempt["micro_batch_size"] for attempt in read_attempts(relaunched.run)] == [*sizes, 3]
+    assert_same(relaunched.run, trainer.train(*RECIPE, f"train.micro_batch_size={sizes[-1]}"))
 
 
 def test_out_of_memory_of_one_rank_halves_the_images_of_both(trainer: Trainer, undisturbed_pair: Run) -> None:
@@ -204,7 +204,7 @@ def test_out_of_memory_of_one_rank_halves_the_images_of_both(trainer: Trainer, u
     assert [attempt["micro_batch_size"] for attempt in read_attempts(launched.run)] == [6, 3]
     told = "failed: rank 1: CUDA out of memory on cpu:0: asked for 2.00 GiB. Less is needed with train.micro_batch_size"
     assert any(told in line for line in launched.log)
-    assert launched.run.part(1).logits_NC == pytest.approx(undisturbed_pair.part(1).logits_NC, abs=1e-4)
+    assert launched.run.predictions(1).logits_NC == pytest.approx(undisturbed_pair.predictions(1).logits_NC, abs=1e-4)
 
 
 def test_an_error_that_comes_back_at_the_same_step_is_not_met_a_third_time(trainer: Trainer) -> None:
@@ -224,20 +224,20 @@ def test_ctrl_c_twice_ends_all_at_once(trainer: Trainer, undisturbed: Run) -> No
         lambda: "are asked to leave" in (folder / CONSOLE / "rank0.out").read_text(), "the word of the first", folder
     )
 
-    def strike_again() -> bool:
+    def kill_again() -> bool:
         with suppress(ProcessLookupError):  # it may end between the look and the signal
             if process.is_alive():
                 os.killpg(process.pid, signal.SIGINT)  # within a second it is taken for an echo
         return not process.is_alive()
 
-    await_event(strike_again, "the end", folder)
+    await_event(kill_again, "the end", folder)
     ended = finish(process, folder)
     assert ended.code == 130
     assert_none_left(folder)
-    again = launch(trainer, RECIPE, "--slots", "1", folder=folder)
+    relaunched = launch(trainer, RECIPE, "--slots", "1", folder=folder)
     # The launcher may have seen the end of the fold that it killed, before its own.
-    assert again.code == 0 and list_outcomes(again.run) in (["lost", "done"], ["crashed", "done"])
-    assert_same(again.run, undisturbed)
+    assert relaunched.code == 0 and list_outcomes(relaunched.run) in (["lost", "done"], ["crashed", "done"])
+    assert_same(relaunched.run, undisturbed)
 
 
 def test_a_run_that_is_launched_is_refused_to_a_second_launcher_and_can_be_cancelled(trainer: Trainer) -> None:

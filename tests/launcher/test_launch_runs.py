@@ -65,10 +65,10 @@ def test_a_fold_that_fails_leaves_the_others_and_the_run_id_trains_just_it(train
     assert failed.log[-2:] == ["[EXIT] TRAINING ERROR code=1", LAST]
     assert any(line.startswith("[LAUNCH] fold 1 on cpu ") and "failed: " in line for line in failed.log)
     block.rmdir()
-    again = launch(trainer, PLAIN, "--slots", "2", folder=folder)
-    assert again.code == 0, again.out + again.err
-    assert [line.split()[2] for line in again.log if line.startswith("[LAUNCH]") and "started" in line] == ["1"]
-    assert_same_bytes(trainer.train(*PLAIN), again.run)
+    relaunched = launch(trainer, PLAIN, "--slots", "2", folder=folder)
+    assert relaunched.code == 0, relaunched.out + relaunched.err
+    assert [line.split()[2] for line in relaunched.log if line.startswith("[LAUNCH]") and "started" in line] == ["1"]
+    assert_same_bytes(trainer.train(*PLAIN), relaunched.run)
 
 
 def test_fail_fast_asks_the_others_to_leave_and_starts_none(trainer: Trainer) -> None:

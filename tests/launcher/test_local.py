@@ -51,7 +51,7 @@ def test_a_strike_ends_a_rank_with_all_that_it_started(tmp_path: Path) -> None:
             time.sleep(0.02)
         child = psutil.Process(int(console.read_text()))
     finally:
-        fold.strike()
+        fold.kill()
     fold.wait()
     assert fold.poll() == (-signal.SIGKILL,)
     assert psutil.wait_procs([child], timeout=30)[1] == []

@@ -36,7 +36,7 @@ def await_training(folder: Path) -> None:
     await_event(lambda: trains(folder), "an epoch", folder)
 
 
-def read_starts(run: Run) -> list[int]:
+def read_resume_points(run: Run) -> list[int]:
     """The steps that a fold has gone on from, as its logs tell, one a minute."""
     told = "".join(log.read_text() for log in sorted(run.folder.glob("logs/*_fold1.log")))
     return [int(step) for step in re.findall(r"^\[RESUME\] fold=1 from step (\d+) \(", told, re.MULTILINE)]
@@ -50,7 +50,7 @@ def assert_same_fold(cluster: Cluster, job: str, folder: Path, undisturbed: Run,
     assert run.read_weights(1) == undisturbed.read_weights(1)
     outcomes = [one["outcome"] for one in json.loads((run.root / "launch_task1.json").read_text())["attempts"]]
     assert (len(outcomes) > 1) == restarted and outcomes[-1] == "done", outcomes
-    starts = read_starts(run)
+    starts = read_resume_points(run)
     # More than one if the ranks were asked to leave some time before their job was killed: their launcher goes on.
     assert bool(starts) == restarted and starts == sorted(starts), starts
     assert all(step >= FIRST_EPOCH for step in starts), starts
@@ -154,7 +154,7 @@ def test_a_fold_that_is_preempted_by_cancelling_is_submitted_again(cluster: Clus
     ), told
     assert "[OOF] all folds macro_f1=" in told
     (root,) = folder.glob("experiments/*/tiny")
-    first, *later = json.loads((root / "submissions.json").read_text())["submissions"]
+    first, *later = json.loads((root / "slurm_jobs.json").read_text())["jobs"]
     assert first["folds"] == [0, 1] and first["preempted"] == []
     assert later and all(one["folds"] == one["preempted"] for one in later), later
     again = [fold for one in later for fold in one["folds"]]
@@ -173,14 +173,14 @@ def test_a_submission_whose_answer_is_lost_is_found_and_not_sent_twice(
     launched = launch(cluster, trainer, folder, ONE)
     assert launched.returncode == 0, launched.stdout + launched.stderr
     (root,) = folder.glob("experiments/*/tiny")
-    (sent,) = json.loads((root / "submissions.json").read_text())["submissions"]
+    (sent,) = json.loads((root / "slurm_jobs.json").read_text())["jobs"]
     rows = cluster.ask("squeue", "--noheader", "--states=all", "--format=%F %k").splitlines()
     assert {job for job, comment in map(str.split, rows) if comment == f"doccls:tiny:{sent['token']}"} == {sent["job"]}
     again = launch(cluster, trainer, folder, ONE)
     assert again.returncode == 0 and "nothing to submit" in again.stdout, again.stdout + again.stderr
     assert cluster.wait(sent["job"], folder) == ["COMPLETED"], read_outputs(folder)
     assert (root / PART).read_bytes() == (undisturbed.root / PART).read_bytes()
-    assert len(json.loads((root / "submissions.json").read_text())["submissions"]) == 1
+    assert len(json.loads((root / "slurm_jobs.json").read_text())["jobs"]) == 1
 
 
 def test_cancel_ends_the_runs_jobs_and_no_other(cluster: Cluster, trainer: Trainer) -> None:

@@ -64,11 +64,11 @@ def struck(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Process groups that were sent SIGKILL."""
     groups: list[int] = []
 
-    def strike(group: int, number: int) -> None:
+    def kill(group: int, number: int) -> None:
         assert number == signal.SIGKILL
         groups.append(group)
 
-    monkeypatch.setattr("launcher.local.os.killpg", strike)
+    monkeypatch.setattr("launcher.local.os.killpg", kill)
     return groups
 
 
@@ -85,8 +85,8 @@ def start(tmp_path: Path, clock: Clock, struck: list[int]) -> Start:
         processes = [Process(10**8 + rank) for rank in range(ranks)]  # no process has such an id
         hearts = [Heartbeat() for _ in processes]
         fold = start_silent(tmp_path, *processes, hang_s=hang_s)
-        for rank, heart in enumerate(hearts):
-            heart.write_to(paths.heartbeat(2, rank))
+        for rank, heartbeat in enumerate(hearts):
+            heartbeat.write_to(paths.heartbeat(2, rank))
         return fold, processes, hearts
 
     return make
@@ -148,8 +148,8 @@ def test_a_process_that_cannot_be_killed_is_given_up_after_two_minutes(
 ) -> None:
     """As in a system call on a GPU that fell off the bus."""
     fold, processes, hearts = start(2)
-    for heart in hearts:
-        heart.beat(phase="train", fold=2, epoch=1, step=1)
+    for heartbeat in hearts:
+        heartbeat.beat(phase="train", fold=2, epoch=1, step=1)
     fold.has_ended()
     look(fold, clock, 11 + 120)
     processes[0].code = -9
@@ -189,8 +189,8 @@ def test_a_rank_that_trains_and_falls_silent_is_asked_for_its_stacks_and_struck(
 ) -> None:
     fold, processes, hearts = start(2)
     for step in range(1, 4):
-        for heart in hearts:
-            heart.beat(phase="train", fold=2, epoch=step)
+        for heartbeat in hearts:
+            heartbeat.beat(phase="train", fold=2, epoch=step)
         look(fold, clock, 8)
     assert struck == []
     for step in range(4, 8):
@@ -219,8 +219,8 @@ def test_a_start_that_takes_ten_minutes_is_once_another_fold_has_begun(
 
 def test_time_in_which_the_launcher_was_suspended_does_not_count(start: Start, clock: Clock, struck: list[int]) -> None:
     fold, _, hearts = start(2)
-    for heart in hearts:
-        heart.beat(phase="train", fold=2, epoch=1)
+    for heartbeat in hearts:
+        heartbeat.beat(phase="train", fold=2, epoch=1)
     look(fold, clock, 8)
     clock.now += 10_000  # SIGSTOP, or a machine that slept
     look(fold, clock, 2)
@@ -244,8 +244,8 @@ def test_a_fold_that_is_asked_to_stop_has_until_the_limit_of_the_stop(
     start: Start, clock: Clock, struck: list[int], phase: str
 ) -> None:
     fold, processes, hearts = start(2)
-    for heart in hearts:
-        heart.beat(phase=phase, fold=2, epoch=1)
+    for heartbeat in hearts:
+        heartbeat.beat(phase=phase, fold=2, epoch=1)
     fold.ask_to_leave()
     assert [one.signals for one in processes] == [[signal.SIGTERM]] * 2
     look(fold, clock, 119)
@@ -262,8 +262,8 @@ def test_a_state_that_is_saved_for_another_ones_stop_is_not_taken_for_a_hang(
     start: Start, clock: Clock, struck: list[int]
 ) -> None:
     fold, _, hearts = start(2)
-    for heart in hearts:
-        heart.beat(phase="stopping", fold=2, epoch=1)
+    for heartbeat in hearts:
+        heartbeat.beat(phase="stopping", fold=2, epoch=1)
     look(fold, clock, 119)
     assert struck == []
     look(fold, clock, 5)
@@ -304,8 +304,8 @@ def test_siblings_of_one_that_is_gone_get_five_seconds(
 # --- what an end is said to be ---------------------------------------------------------------------------------------
 
 
-def fail(heart: Heartbeat, **last: Any) -> None:
-    heart.beat(phase="failed", fold=2, **last)
+def fail(heartbeat: Heartbeat, **last: Any) -> None:
+    heartbeat.beat(phase="failed", fold=2, **last)
 
 
 def test_who_was_killed_is_the_cause_and_not_who_mourns(start: Start, tmp_path: Path) -> None:
@@ -394,7 +394,7 @@ def test_done_and_stopped_need_no_reason(start: Start) -> None:
 
 
 def test_who_left_with_a_state_saved_goes_on(start: Start, tmp_path: Path) -> None:
-    states = RunPaths(tmp_path / "20260101" / "r").last_states(2)
+    states = RunPaths(tmp_path / "20260101" / "r").resume_checkpoints(2)
     states[0].parent.mkdir(parents=True)
     states[0].write_bytes(b"of an attempt before")
     fold, processes, _ = start(1)

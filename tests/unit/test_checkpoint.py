@@ -28,7 +28,7 @@ def best(make_config: MakeConfig) -> BestWeights:
     }  # fmt: skip
     return BestWeights(
         state_dict=state,
-        identity="abc",
+        fingerprint="abc",
         fold=2,
         epoch=4,
         macro_f1=0.625,
@@ -119,7 +119,7 @@ def test_changed_words_and_swapped_tensors_are_refused(tmp_path: Path, best: Bes
         {"state_dict": {}, "meta": "[]", "digest": "x"},
         {"state_dict": {}, "meta": "3", "digest": "x"},
         {"state_dict": {}, "meta": "{}", "digest": "x"},
-        {"state_dict": [], "meta": '{"format": "doccls-best-3"}', "digest": "x"},
+        {"state_dict": [], "meta": '{"format": "doccls-best-4"}', "digest": "x"},
     ],
 )  # fmt: skip
 def test_a_file_of_another_kind_is_refused(tmp_path: Path, content: Any) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from doccls.errors import OwnError, UserError
+from doccls.errors import RankLocalError, UserError
 from doccls.reporting.command import run_command, run_training
 from doccls.reporting.log import RunLog
 from doccls.system.signals import Interrupted
@@ -53,7 +53,7 @@ def test_a_command_gives_its_exit_code_and_says_nothing(capsys: Console) -> None
     [
         (UserError("mend this"), 0, "doccls x: mend this\n"),
         (UserError("mend this"), 1, ""),
-        (OwnError("mine"), 1, "doccls x: mine\n"),
+        (RankLocalError("mine"), 1, "doccls x: mine\n"),
     ],
 )
 def test_what_a_user_did_is_reported_once(error: UserError, rank: int, told: str, capsys: Console) -> None:
@@ -131,7 +131,7 @@ def test_another_rank_reports_only_what_it_meets_alone(capsys: Console) -> None:
     for error, traced, told in (
         (UserError("mend this"), 0, ""),
         (Interrupted(signal.SIGTERM), 0, ""),
-        (OwnError("mine"), 0, OF_RANK.format("mine")),
+        (RankLocalError("mine"), 0, OF_RANK.format("mine")),
         (KeyError("a defect"), 1, OF_RANK.format("'a defect'")),
     ):
         assert run_training(train_with(error), rank=1) == (143 if isinstance(error, Interrupted) else 1)

@@ -13,7 +13,7 @@ from doccls.data.dataset import AugmentationKey, DocClsDataset, LoadedSamples, P
 from doccls.data.images import decode_image, fit_page
 from doccls.data.sampler import BatchPlace, BatchRequest
 from doccls.data.transforms import Augmentation
-from doccls.errors import OwnError
+from doccls.errors import RankLocalError
 
 AUGMENT = AugmentConfig(rotate_deg=20, hflip_prob=0.5, noise_prob=0.5)
 
@@ -63,16 +63,16 @@ def test_an_image_that_turned_bad_is_told_with_id_and_path(pages: Pages) -> None
     path = pages.paths[2]
     assert path is not None
     path.write_bytes(b"x")
-    with pytest.raises(OwnError) as caught:
+    with pytest.raises(RankLocalError) as caught:
         DocClsDataset(pages)[SampleKey(2)]
     assert "'i2'" in str(caught.value) and str(path) in str(caught.value)
     path.unlink()
-    with pytest.raises(OwnError, match="'i2'"):
+    with pytest.raises(RankLocalError, match="'i2'"):
         DocClsDataset(pages)[SampleKey(2)]
 
 
 def test_the_pixel_limit_holds_while_training_too(pages: Pages) -> None:
-    with pytest.raises(OwnError, match="max_image_pixels"):
+    with pytest.raises(RankLocalError, match="max_image_pixels"):
         DocClsDataset(pages._replace(max_pixels=10))[SampleKey(0)]
 
 

@@ -26,7 +26,7 @@ from doccls.experiment import (
     open_run,
     prepare,
 )
-from doccls.oof.predictions import OofPart, PartInfo, write_part
+from doccls.oof.predictions import FoldPredictions, PredictionsInfo, write_predictions
 from doccls.reporting.log import RunLog
 from doccls.run.paths import RunPaths, locate_run
 from doccls.system.lock import LockError, hold_lock
@@ -68,17 +68,17 @@ def open_it(open_run_of: Callable[..., OpenRun]) -> Open:
     return act
 
 
-def finish(experiment: Experiment, fold: int, identity: str | None = None) -> None:
+def finish(experiment: Experiment, fold: int, fingerprint: str | None = None) -> None:
     """Leave the fold's part."""
     rows = experiment.data.assignment.list_valid(fold)
     manifest = experiment.data.manifest
-    info = PartInfo(
-        identity or experiment.identity, fold, 3, len(manifest), manifest.classes,
+    info = PredictionsInfo(
+        fingerprint or experiment.fingerprint, fold, 3, len(manifest), manifest.classes,
         tuple(manifest.ids[row] for row in rows), (), 1, 0.5,
     )  # fmt: skip
     targets = manifest.targets_N[rows]
     logits = np.zeros((len(rows), len(manifest.classes)), np.float32)
-    write_part(experiment.paths.part(fold), OofPart(info, rows.astype(np.int64), logits, targets))
+    write_predictions(experiment.paths.predictions(fold), FoldPredictions(info, rows.astype(np.int64), logits, targets))
 
 
 def test_who_trains_adds_to_the_snapshot_what_a_launcher_cannot_know(pages: Path, make_config: MakeConfig) -> None:
@@ -198,7 +198,7 @@ def test_a_new_run_gets_its_folder_and_a_snapshot_that_says_what_made_it(open_it
     assert finished == () and paths.root.is_dir()
     assert (paths.root.parent.name, paths.run_id) == ("20260307", "x")
     told = yaml.safe_load(paths.snapshot.read_text(encoding="utf-8"))["provenance"]
-    assert told["identity"] == experiment.identity
+    assert told["fingerprint"] == experiment.fingerprint
     assert (told["run_id"], told["started"]) == ("x", "2026-03-07T09:05:59")
     assert (told["world_size"], told["device"]) == (2, "cpu")
     assert (told["num_samples"], told["classes"], told["skipped_rows"]) == (12, ["card", "form"], [])
@@ -213,7 +213,7 @@ def test_a_run_is_joined_under_its_old_day_with_the_folds_that_are_finished(open
         finish(first, fold)
     second, finished = open_it(now=datetime(2027, 1, 1))
     assert finished == (0, 2)
-    assert second.paths == first.paths and second.identity == first.identity
+    assert second.paths == first.paths and second.fingerprint == first.fingerprint
 
 
 def test_a_snapshot_stays_that_of_the_command_that_made_the_finished_folds(open_it: Open) -> None:
@@ -261,13 +261,13 @@ def test_weights_that_are_started_from_belong_to_the_identity(open_it: Open, tmp
     one, _ = open_it("b", model={"weights": "w.pth"})
     (tmp_path / "w.pth").write_bytes(b"two")
     two, _ = open_it("c", model={"weights": "w.pth"})
-    assert len({plain.identity, one.identity, two.identity}) == 3
+    assert len({plain.fingerprint, one.fingerprint, two.fingerprint}) == 3
 
 
 def test_the_snapshot_reads_back_as_the_config(open_it: Open, make_config: MakeConfig) -> None:
     experiment, _ = open_it(train={"epochs": 7})
     again: Config = load_config(experiment.paths.snapshot)
-    assert again.provenance is not None and again.provenance["identity"] == experiment.identity
+    assert again.provenance is not None and again.provenance["fingerprint"] == experiment.fingerprint
     assert again.model_copy(update={"provenance": None}) == experiment.config
 
 
@@ -300,7 +300,7 @@ def test_a_run_that_is_joined_reads_no_image_again(open_it: Open, scanned: list[
     assert sorted(scanned) == sorted(f"{one}.jpg" for one in IDS)
     scanned.clear()
     second, _ = open_it(data={"valid_fold": 1, "store": store})
-    assert scanned == [] and second.identity == first.identity
+    assert scanned == [] and second.fingerprint == first.fingerprint
     assert (find_scan_cache(second) == second.paths.images) == (store == "off")
 
 
@@ -308,7 +308,7 @@ def test_another_run_on_the_same_images_reads_none_of_them(open_it: Open, scanne
     first, _ = open_it("a")
     scanned.clear()
     second, _ = open_it("b", data={"valid_fold": 1})
-    assert scanned == [] and second.identity == first.identity
+    assert scanned == [] and second.fingerprint == first.fingerprint
 
 
 def test_an_image_that_changed_is_read_again(open_it: Open, pages: Path, scanned: list[str]) -> None:
@@ -339,7 +339,7 @@ def test_a_run_whose_store_was_removed_scans_again_and_is_the_same_run(open_it: 
     shutil.rmtree(first.paths.root.parents[2] / "page_store")
     scanned.clear()
     second, _ = open_it()
-    assert len(scanned) == len(IDS) and second.identity == first.identity
+    assert len(scanned) == len(IDS) and second.fingerprint == first.fingerprint
 
 
 def test_what_a_store_that_can_not_be_filled_does_not_hold_is_kept_by_the_run(
@@ -437,12 +437,12 @@ def test_what_is_still_to_do_is_told_until_all_folds_are_there(open_it: Open) ->
     finish(experiment, 2)
     told = describe_unmerged(experiment)
     assert told == f"[OOF] all 3 folds are there; merge them: doccls-launch merge {experiment.paths.root}"
-    experiment.paths.part(0).write_bytes(b"torn")
+    experiment.paths.predictions(0).write_bytes(b"torn")
     assert "folds [0] of this run" in describe_unmerged(experiment)
 
 
 def test_a_part_of_a_stranger_does_not_count_as_done(open_it: Open) -> None:
     experiment, _ = open_it()
-    finish(experiment, 1, identity="b" * 64)
+    finish(experiment, 1, fingerprint="b" * 64)
     with pytest.raises(UserError, match="take another --run-id"):
         describe_unmerged(experiment)

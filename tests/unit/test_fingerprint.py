@@ -1,4 +1,4 @@
-"""The identity: every key that changes results changes it, and no other key does."""
+"""The fingerprint: every key that changes results changes it, and no other key does."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from doccls.errors import UserError
 from doccls.run.fingerprint import (
     check_snapshot,
     claim_precision,
-    derive_identity,
+    derive_fingerprint,
     digest_file,
     digest_json,
-    find_identity,
+    find_fingerprint,
 )
 from doccls.run.paths import RunPaths
 
@@ -43,7 +43,7 @@ CANDIDATES: tuple[Any, ...] = (
 
 
 def identify(config: Config, data: str = "d", folds: str = "f", weights: str | None = None) -> str:
-    return derive_identity(config, data, folds, weights)
+    return derive_fingerprint(config, data, folds, weights)
 
 
 def change(make_config: MakeConfig, section: str, key: str) -> Config:
@@ -113,34 +113,34 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, name: str) -> None:
 def test_a_run_is_joined_only_with_the_identity_it_was_started_with(tmp_path: Path) -> None:
     paths = RunPaths(tmp_path)
     check_snapshot(paths, "a" * 64)  # nothing there yet
-    paths.snapshot.write_text(f"provenance: {{identity: {'a' * 64}, data_digest: d, folds_digest: f}}\n")
+    paths.snapshot.write_text(f"provenance: {{fingerprint: {'a' * 64}, data_digest: d, folds_digest: f}}\n")
     check_snapshot(paths, "a" * 64)
     with pytest.raises(UserError, match=r"aaaaaaaaaaaa, now bbbbbbbbbbbb\): take another --run-id"):
         check_snapshot(paths, "b" * 64)
 
 
 @pytest.mark.parametrize(
-    "text", ["model: {}\n", "provenance: {identity: a}\n", "provenance: 3\n", "", "provenance: {identity: [\n"]
+    "text", ["model: {}\n", "provenance: {fingerprint: a}\n", "provenance: 3\n", "", "provenance: {fingerprint: [\n"]
 )
 def test_a_damaged_snapshot_is_told_and_never_taken_for_none(
     tmp_path: Path, make_config: MakeConfig, text: str
 ) -> None:
     paths = RunPaths(tmp_path)
     paths.snapshot.write_text(text)
-    for ask in (lambda: check_snapshot(paths, "a" * 64), lambda: find_identity(paths, make_config())):
+    for ask in (lambda: check_snapshot(paths, "a" * 64), lambda: find_fingerprint(paths, make_config())):
         with pytest.raises(UserError, match="no snapshot of a run"):
             ask()
 
 
 def test_the_identity_of_a_run_is_found_by_its_snapshot_alone(tmp_path: Path, make_config: MakeConfig) -> None:
     paths = RunPaths(tmp_path)
-    assert find_identity(paths, make_config()) is None
+    assert find_fingerprint(paths, make_config()) is None
     (tmp_path / "w.pth").write_bytes(b"weights")
     plain, loaded = make_config(), make_config(model={"weights": "w.pth"})
     for config, weights in ((plain, None), (loaded, digest_file(tmp_path / "w.pth"))):
-        identity = derive_identity(config, "d", "f", weights)
-        paths.snapshot.write_text(f"provenance: {{identity: {identity}, data_digest: d, folds_digest: f}}\n")
-        assert find_identity(paths, config) == identity
+        fingerprint = derive_fingerprint(config, "d", "f", weights)
+        paths.snapshot.write_text(f"provenance: {{fingerprint: {fingerprint}, data_digest: d, folds_digest: f}}\n")
+        assert find_fingerprint(paths, config) == fingerprint
 
 
 def test_a_config_that_would_not_join_the_run_is_refused_before_its_data_is_read(
@@ -148,12 +148,12 @@ def test_a_config_that_would_not_join_the_run_is_refused_before_its_data_is_read
 ) -> None:
     paths = RunPaths(tmp_path)
     (tmp_path / "w.pth").write_bytes(b"weights")
-    identity = derive_identity(make_config(), "d", "f", None)
-    paths.snapshot.write_text(f"provenance: {{identity: {identity}, data_digest: d, folds_digest: f}}\n")
-    assert find_identity(paths, make_config(data={"num_workers": 1})) == identity  # operational
+    fingerprint = derive_fingerprint(make_config(), "d", "f", None)
+    paths.snapshot.write_text(f"provenance: {{fingerprint: {fingerprint}, data_digest: d, folds_digest: f}}\n")
+    assert find_fingerprint(paths, make_config(data={"num_workers": 1})) == fingerprint  # operational
     for other in (make_config(train={"lr": 0.5}), make_config(model={"weights": "w.pth"})):
         with pytest.raises(UserError, match="take another --run-id"):
-            find_identity(paths, other)
+            find_fingerprint(paths, other)
 
 
 def test_a_run_has_the_precision_of_who_trains_first(tmp_path: Path) -> None:

@@ -235,8 +235,8 @@ def test_a_beat_that_cannot_be_written_stops_nobody(path: Path, monkeypatch: pyt
 def test_of_several_processes_those_that_failed_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = [tmp_path / f"rank{rank}.json" for rank in range(4)]
     hearts = [Heartbeat() for _ in range(3)]
-    for heart, file in zip(hearts, files, strict=False):
-        heart.write_to(file)
+    for own, file in zip(hearts, files, strict=False):
+        own.write_to(file)
     waits: list[float] = []
 
     def wait(seconds: float) -> None:

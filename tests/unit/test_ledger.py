@@ -15,7 +15,7 @@ from doccls.errors import UserError
 from doccls.reporting.log import RunLog
 from doccls.system import atomic_files as artifacts
 from doccls.system.lock import LockError, hold_lock
-from launcher.ledger import Attempt, Ledger, LedgerFile, begin_launch, read_ledger, tell_time, write_ledger
+from launcher.ledger import Attempt, Ledger, LedgerFile, begin_launch, format_time, read_ledger, write_ledger
 
 FIRST = Attempt(
     fold=3, number=1, slot="gpu 0,1", devices=("GPU-a", "GPU-b"), micro_batch_size=8,
@@ -24,8 +24,8 @@ FIRST = Attempt(
 )  # fmt: skip
 SECOND = Attempt(3, 2, "cpu 0", ("cpu 0",), 4, "2026-01-02T03:06:00.000")
 LEDGER = Ledger(
-    run_id="v001-abc", identity="f" * 64, num_folds=5, folds=(3, 0), ranks_per_fold=2, host="höst", pid=7,
-    again="doccls-launch run --set 'a b'", started="2026-01-02T03:04:00.000", log="/logs/run.log",
+    run_id="v001-abc", fingerprint="f" * 64, num_folds=5, folds=(3, 0), ranks_per_fold=2, host="höst", pid=7,
+    resume_command="doccls-launch run --set 'a b'", started="2026-01-02T03:04:00.000", log="/logs/run.log",
     attempts=(FIRST, SECOND),
 )  # fmt: skip
 
@@ -45,10 +45,10 @@ def test_a_ledger_comes_back_as_it_was(path: Path, attempts: tuple[Attempt, ...]
 def test_it_is_json_for_others_to_read(path: Path) -> None:
     write_ledger(path, LEDGER)
     fields = json.loads(path.read_text(encoding="utf-8"))
-    assert fields["format"] == "doccls-launch-1"
+    assert fields["format"] == "doccls-launch-2"
     assert fields["folds"] == [3, 0] and fields["attempts"][0]["exit_codes"] == [-9, None]
     assert path.read_text().endswith("}\n")
-    assert fields == {"format": "doccls-launch-1"} | json.loads(json.dumps(asdict(LEDGER)))
+    assert fields == {"format": "doccls-launch-2"} | json.loads(json.dumps(asdict(LEDGER)))
 
 
 def test_only_attempts_that_ended_so_by_as_many_ranks_count() -> None:
@@ -123,8 +123,8 @@ def test_a_fold_that_was_never_started_cannot_be_amended() -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "", "{", "null", "3", "[]", '"doccls-launch-1"', "{}", '{"format": "doccls-launch-1"}',
-        '{"format": "doccls-launch-1", "attempts": []}', '{"format": "doccls-launch-1", "attempts": [3]}',
+        "", "{", "null", "3", "[]", '"doccls-launch-2"', "{}", '{"format": "doccls-launch-1"}',
+        '{"format": "doccls-launch-2", "attempts": []}', '{"format": "doccls-launch-1", "attempts": [3]}',
     ],
 )  # fmt: skip
 def test_what_is_no_ledger_is_refused_with_what_to_do(path: Path, text: str) -> None:
@@ -147,7 +147,7 @@ def test_a_torn_ledger_is_refused(path: Path, share: float) -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"format": "doccls-launch-2"}, {"format": None}, {"run_id": ...}, {"more": 1}, {"attempts": None},
+        {"format": "doccls-launch-1"}, {"format": None}, {"run_id": ...}, {"more": 1}, {"attempts": None},
         {"attempts": [{}]}, {"attempts": [asdict(FIRST) | {"more": 1}]}, {"attempts": "text"},
     ],
 )  # fmt: skip
@@ -199,8 +199,8 @@ def test_whoever_reads_while_it_is_written_sees_a_whole_one(path: Path, monkeypa
 def test_times_are_written_to_the_millisecond_and_sort_as_they_pass() -> None:
     zone = timezone(timedelta(hours=2))  # a summer's, say: the ledger must order times across its end
     early, late = datetime(2026, 1, 2, 5, 4, 5, 6789, zone), datetime(2026, 1, 2, 3, 4, 5, 999_999, UTC)
-    assert tell_time(early) == "2026-01-02T03:04:05.006+00:00"
-    assert tell_time(early) < tell_time(late) < tell_time(datetime(2026, 1, 2, 3, 4, 6))
+    assert format_time(early) == "2026-01-02T03:04:05.006+00:00"
+    assert format_time(early) < format_time(late) < format_time(datetime(2026, 1, 2, 3, 4, 6))
 
 
 def test_what_a_killed_launcher_left_open_is_closed_as_lost() -> None:
@@ -225,5 +225,5 @@ def test_a_launch_of_another_experiment_is_refused_and_changes_nothing(tmp_path:
     write_ledger(path, LEDGER)
     before = path.read_bytes()
     with pytest.raises(UserError, match=r"launched with another config, data, folds or weights .* another --run-id"):
-        begin_launch(path, replace(LEDGER, identity="0" * 64))
+        begin_launch(path, replace(LEDGER, fingerprint="0" * 64))
     assert path.read_bytes() == before

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from doccls.errors import UserError
-from doccls.oof.merge import merge_parts, merge_run, render_csv
+from doccls.oof.merge import merge_predictions, merge_run, render_csv
 from doccls.oof.metrics import macro_f1, probabilities
-from doccls.oof.predictions import OofPart, PartInfo, find_finished_folds, write_part
+from doccls.oof.predictions import FoldPredictions, PredictionsInfo, find_finished_folds, write_predictions
 from doccls.run.paths import RunPaths
 from launcher.cli import main as launch
 
@@ -26,17 +26,17 @@ TARGETS = np.arange(COUNT) % 3
 LOGITS = np.random.default_rng(0).normal(0, 2, (COUNT, 3)).astype(np.float32)
 
 
-def make_part(fold: int, **changes: Any) -> OofPart:
+def make_predictions(fold: int, **changes: Any) -> FoldPredictions:
     rows = np.flatnonzero(fold == FOLD_OF)
-    info = PartInfo(
-        "identity-0123456789", fold, FOLDS, COUNT, CLASSES, tuple(IDS[row] for row in rows), (), 1, fold / 10
+    info = PredictionsInfo(
+        "fingerprint-0123456789", fold, FOLDS, COUNT, CLASSES, tuple(IDS[row] for row in rows), (), 1, fold / 10
     )
-    return OofPart(dataclasses.replace(info, **changes), rows, LOGITS[rows], TARGETS[rows])
+    return FoldPredictions(dataclasses.replace(info, **changes), rows, LOGITS[rows], TARGETS[rows])
 
 
-def refuse(*parts: OofPart) -> str:
+def refuse(*fold_predictions: FoldPredictions) -> str:
     with pytest.raises(UserError) as caught:
-        merge_parts(parts)
+        merge_predictions(fold_predictions)
     return str(caught.value)
 
 
@@ -44,7 +44,7 @@ def refuse(*parts: OofPart) -> str:
 def run(tmp_path: Path) -> RunPaths:
     paths = RunPaths(tmp_path / "20260101" / "v001-abc")
     for fold in range(FOLDS):
-        write_part(paths.part(fold), make_part(fold))
+        write_predictions(paths.predictions(fold), make_predictions(fold))
     return paths
 
 
@@ -60,7 +60,7 @@ def list_outputs(paths: RunPaths) -> list[Path]:
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1), (1, 2, 0)])
 def test_row_i_is_row_i_of_the_csv_whatever_the_order_of_the_parts(order: tuple[int, ...]) -> None:
-    merged = merge_parts([make_part(fold) for fold in order])
+    merged = merge_predictions([make_predictions(fold) for fold in order])
     assert np.array_equal(merged.logits_NC, LOGITS) and merged.logits_NC.dtype == np.float32
     assert np.array_equal(merged.targets_N, TARGETS) and merged.targets_N.dtype == np.int64
     assert np.array_equal(merged.folds_N, FOLD_OF)
@@ -83,7 +83,7 @@ def test_merging_again_gives_the_same_bytes(run: RunPaths) -> None:
 
 def test_states_of_folds_that_were_killed_when_their_part_stood_go_with_the_merge(run: RunPaths) -> None:
     foreign = run.root / "ckpt" / "last_fold7_0.safetensors"
-    for state in (*run.last_states(1), foreign, run.root / "ckpt" / ".last_fold2_1.safetensors.0a1b.tmp"):
+    for state in (*run.resume_checkpoints(1), foreign, run.root / "ckpt" / ".last_fold2_1.safetensors.0a1b.tmp"):
         state.parent.mkdir(exist_ok=True)
         state.touch()
     half_written = run.root / ".metrics.jsonl.fold1.0a1b.tmp"
@@ -104,15 +104,17 @@ def test_the_table_holds_ids_labels_and_probabilities(run: RunPaths) -> None:
 
 
 def test_skipped_rows_are_nan_empty_and_out_of_the_figures(run: RunPaths) -> None:
-    part = make_part(1)
-    logits = part.logits_NC.copy()
+    predictions = make_predictions(1)
+    logits = predictions.logits_NC.copy()
     logits[1] = np.nan
-    row = int(part.indices_N[1])
-    part = OofPart(dataclasses.replace(part.info, skipped=(row,)), part.indices_N, logits, part.targets_N)
-    merged = merge_parts([make_part(0), part, make_part(2)])
+    row = int(predictions.indices_N[1])
+    predictions = FoldPredictions(
+        dataclasses.replace(predictions.info, skipped=(row,)), predictions.indices_N, logits, predictions.targets_N
+    )
+    merged = merge_predictions([make_predictions(0), predictions, make_predictions(2)])
     assert merged.skipped == (row,) and np.isnan(merged.logits_NC[row]).all()
     others = np.arange(COUNT) != row
-    write_part(run.part(1), part)
+    write_predictions(run.predictions(1), predictions)
     summary = merge_run(run)
     assert summary.macro_f1 == macro_f1(TARGETS[others], LOGITS[others])
     assert (summary.num_samples, summary.num_skipped) == (COUNT - 1, 1)
@@ -126,50 +128,54 @@ def test_skipped_rows_are_nan_empty_and_out_of_the_figures(run: RunPaths) -> Non
 
 
 def test_missing_folds_are_named_and_counted() -> None:
-    assert "2 of 3 folds have no part: 0, 2" in refuse(make_part(1))
+    assert "2 of 3 folds have no part: 0, 2" in refuse(make_predictions(1))
 
 
 def test_repeated_folds_are_named() -> None:
-    message = refuse(make_part(0), make_part(1), make_part(1), make_part(2))
+    message = refuse(make_predictions(0), make_predictions(1), make_predictions(1), make_predictions(2))
     assert "folds with more than one part: 1" in message
 
 
 def test_folds_that_the_run_does_not_have_are_named() -> None:
-    foreign = dataclasses.replace(make_part(2), info=dataclasses.replace(make_part(2).info, fold=7))
-    message = refuse(make_part(0), make_part(1), foreign)
+    foreign = dataclasses.replace(make_predictions(2), info=dataclasses.replace(make_predictions(2).info, fold=7))
+    message = refuse(make_predictions(0), make_predictions(1), foreign)
     assert "7" in message and "1 of 3 folds have no part: 2" in message
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"identity": "other-9876543210"}, "the run's identity"),
+        ({"fingerprint": "other-9876543210"}, "the run's fingerprint"),
         ({"classes": (CLASSES[1], CLASSES[0], CLASSES[2])}, "the class order"),
         ({"num_folds": 4}, "the number of folds"),
         ({"num_samples": 12}, "the number of rows"),
     ],
 )
 def test_a_part_of_another_kind_is_told_with_what_differs_and_whose(changes: dict[str, Any], words: str) -> None:
-    message = refuse(make_part(0), make_part(1, **changes), make_part(2))
+    message = refuse(make_predictions(0), make_predictions(1, **changes), make_predictions(2))
     assert f"parts differ in {words}" in message
     assert "folds [0, 2]" in message and "folds [1]" in message
 
 
 def test_several_faults_are_told_at_once() -> None:
-    message = refuse(make_part(0), make_part(1, identity="other"))
-    assert "the run's identity" in message and "1 of 3 folds have no part: 2" in message
+    message = refuse(make_predictions(0), make_predictions(1, fingerprint="other"))
+    assert "the run's fingerprint" in message and "1 of 3 folds have no part: 2" in message
 
 
 def test_rows_missing_and_repeated_are_counted() -> None:
-    part = make_part(1)
-    rows = part.indices_N.copy()
+    predictions = make_predictions(1)
+    rows = predictions.indices_N.copy()
     rows[0] = 0  # row 0 is fold 2's; row 2 then has nobody
-    message = refuse(make_part(0), OofPart(part.info, rows, part.logits_NC, part.targets_N), make_part(2))
+    message = refuse(
+        make_predictions(0),
+        FoldPredictions(predictions.info, rows, predictions.logits_NC, predictions.targets_N),
+        make_predictions(2),
+    )
     assert "1 rows missing [2]" in message and "1 rows repeated [0]" in message
 
 
 def test_nothing_is_written_when_parts_are_refused(run: RunPaths) -> None:
-    run.part(1).unlink()
+    run.predictions(1).unlink()
     with pytest.raises(UserError, match="1 of 3 folds have no part: 1"):
         merge_run(run)
     assert not list_outputs(run)
@@ -177,17 +183,17 @@ def test_nothing_is_written_when_parts_are_refused(run: RunPaths) -> None:
 
 def test_every_damaged_part_is_named(run: RunPaths) -> None:
     for fold in (0, 2):
-        run.part(fold).write_bytes(run.part(fold).read_bytes()[:-3])
+        run.predictions(fold).write_bytes(run.predictions(fold).read_bytes()[:-3])
     with pytest.raises(UserError) as caught:
         merge_run(run)
-    assert str(run.part(0)) in str(caught.value) and str(run.part(2)) in str(caught.value)
+    assert str(run.predictions(0)) in str(caught.value) and str(run.predictions(2)) in str(caught.value)
     assert not list_outputs(run)
 
 
 def test_older_merged_files_stay_when_a_later_merge_is_refused(run: RunPaths) -> None:
     merge_run(run)
     before = [path.read_bytes() for path in list_outputs(run)]
-    run.part(1).write_bytes(b"torn")
+    run.predictions(1).write_bytes(b"torn")
     with pytest.raises(UserError):
         merge_run(run)
     assert [path.read_bytes() for path in list_outputs(run)] == before
@@ -200,12 +206,12 @@ def test_a_run_without_parts_is_told_so(tmp_path: Path) -> None:
 
 def test_folds_with_different_micro_batches_are_told(run: RunPaths) -> None:
     assert merge_run(run).notes == ()
-    write_part(run.part(1), make_part(1, micro_batch_size=3))
+    write_predictions(run.predictions(1), make_predictions(1, micro_batch_size=3))
     (note,) = merge_run(run).notes
     assert "train.micro_batch_size, fold 0: its share, fold 1: 3, fold 2: its share" in note
     assert json.loads(run.summary.read_text())["notes"] == [note]
     for fold in range(FOLDS):
-        write_part(run.part(fold), make_part(fold, micro_batch_size=3))
+        write_predictions(run.predictions(fold), make_predictions(fold, micro_batch_size=3))
     assert merge_run(run).notes == (), "that is the config's choice"
 
 
@@ -213,17 +219,17 @@ def test_folds_with_different_micro_batches_are_told(run: RunPaths) -> None:
 
 
 def test_folds_with_a_valid_part_are_finished_and_damaged_ones_are_not(run: RunPaths) -> None:
-    assert find_finished_folds(run, "identity-0123456789", FOLDS) == [0, 1, 2]
-    run.part(1).write_bytes(b"torn")
-    run.part(2).unlink()
-    assert find_finished_folds(run, "identity-0123456789", FOLDS) == [0]
+    assert find_finished_folds(run, "fingerprint-0123456789", FOLDS) == [0, 1, 2]
+    run.predictions(1).write_bytes(b"torn")
+    run.predictions(2).unlink()
+    assert find_finished_folds(run, "fingerprint-0123456789", FOLDS) == [0]
 
 
 def test_a_part_of_another_identity_stops_the_run(run: RunPaths) -> None:
     with pytest.raises(UserError) as caught:
         find_finished_folds(run, "another-0123456789", FOLDS)
     assert (
-        "identity-012" in str(caught.value) and "another-0123" in str(caught.value) and "--run-id" in str(caught.value)
+        "fingerprint-" in str(caught.value) and "another-0123" in str(caught.value) and "--run-id" in str(caught.value)
     )
 
 
@@ -244,5 +250,5 @@ def test_the_launcher_tells_a_fault_and_exits_1(tmp_path: Path, capsys: pytest.C
 
 
 def test_folds_of_different_precisions_do_not_merge() -> None:
-    told = refuse(*(make_part(fold, precision="bf16" if fold == 1 else "no") for fold in range(FOLDS)))
+    told = refuse(*(make_predictions(fold, precision="bf16" if fold == 1 else "no") for fold in range(FOLDS)))
     assert "parts differ in the precision: folds [0, 2" in told and "folds [1]: bf16" in told

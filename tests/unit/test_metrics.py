@@ -55,6 +55,6 @@ def test_extreme_logits_give_finite_figures() -> None:
 
 
 def test_probabilities_sum_to_one_in_float64() -> None:
-    chances = probabilities(np.random.default_rng(1).normal(0, 3, (20, 7)).astype(np.float32))
-    assert chances.dtype == np.float64
-    np.testing.assert_allclose(chances.sum(axis=1), 1.0, rtol=1e-12)
+    probs = probabilities(np.random.default_rng(1).normal(0, 3, (20, 7)).astype(np.float32))
+    assert probs.dtype == np.float64
+    np.testing.assert_allclose(probs.sum(axis=1), 1.0, rtol=1e-12)

@@ -24,8 +24,8 @@ def test_the_files_are_where_the_contract_says() -> None:
         "config.yaml", "metrics.jsonl", "ckpt/best_fold0.pth", "ckpt/best_fold11.pth", "oof/oof_logits.npy",
         "oof/oof_targets.npy", "oof/oof.csv", "submission.csv", "test_probabilities.npy",
     ]  # fmt: skip
-    assert paths.part(3).parent == paths.parts_dir and paths.fold_metrics(3).parent == paths.metrics_dir
-    assert paths.part(1) != paths.part(11)
+    assert paths.predictions(3).parent == paths.predictions_dir and paths.fold_metrics(3).parent == paths.metrics_dir
+    assert paths.predictions(1) != paths.predictions(11)
 
 
 def test_the_log_carries_minute_and_run_id() -> None:

@@ -16,8 +16,8 @@ import yaml
 
 from doccls.config import Config, load_config
 from doccls.errors import UserError
-from doccls.oof.predictions import OofPart, PartInfo, write_part
-from doccls.run.fingerprint import derive_identity
+from doccls.oof.predictions import FoldPredictions, PredictionsInfo, write_predictions
+from doccls.run.fingerprint import derive_fingerprint
 from doccls.run.paths import RunPaths
 from launcher import cli, placement
 from launcher.arguments import build_parser, make_plan
@@ -225,12 +225,15 @@ def plan_run(config: Path, *words: str) -> LaunchPlan:
 
 def finish(config: Config, paths: RunPaths, *folds: int) -> None:
     """Begin the run of this config, if need be, and finish the folds."""
-    identity = derive_identity(config, "d", "f", None)
+    fingerprint = derive_fingerprint(config, "d", "f", None)
     paths.root.mkdir(parents=True, exist_ok=True)
-    paths.snapshot.write_text(f"provenance: {{identity: {identity}, data_digest: d, folds_digest: f}}\n")
+    paths.snapshot.write_text(f"provenance: {{fingerprint: {fingerprint}, data_digest: d, folds_digest: f}}\n")
     for fold in folds:
-        info = PartInfo(identity, fold, 5, 5, ("x", "y"), ("i",), (), 1, 0.5)
-        write_part(paths.part(fold), OofPart(info, np.array([fold]), np.zeros((1, 2), np.float32), np.array([0])))
+        info = PredictionsInfo(fingerprint, fold, 5, 5, ("x", "y"), ("i",), (), 1, 0.5)
+        write_predictions(
+            paths.predictions(fold),
+            FoldPredictions(info, np.array([fold]), np.zeros((1, 2), np.float32), np.array([0])),
+        )
 
 
 def test_a_new_run_is_planned_without_looking_at_the_data(write_config: Callable[..., Path], tmp_path: Path) -> None:
@@ -249,7 +252,7 @@ def test_finished_folds_are_left_out(write_config: Callable[..., Path], tmp_path
     plan = plan_run(path)
     assert plan.run_folder == str(paths.root)  # whatever the day
     assert plan.finished == (1, 3, 4) and [[one.fold for one in wave] for wave in plan.waves] == [[0, 2]]
-    paths.part(3).write_bytes(b"torn")
+    paths.predictions(3).write_bytes(b"torn")
     assert plan_run(path).finished == (1, 4)
 
 

@@ -135,7 +135,7 @@ def run(config: Config, tmp_path: Path) -> RunPaths:
             paths.best_checkpoint(fold),
             BestWeights(
                 {name: value.clone() for name, value in model.state_dict().items()},
-                "identity", fold, 1, 0.5, "raw", CLASSES, (0.5,) * 3, (0.25,) * 3, "no",
+                "fingerprint", fold, 1, 0.5, "raw", CLASSES, (0.5,) * 3, (0.25,) * 3, "no",
                 config.model_dump(mode="json", exclude={"provenance"}),
             ),
         )  # fmt: skip
@@ -153,7 +153,7 @@ def expect(config: Config, run: RunPaths) -> np.ndarray:
     from doccls.data.images import decode_image, fit_page
     from doccls.training.checkpoint import read_best
 
-    chances = []
+    probs = []
     for fold in range(2):
         best = read_best(run.best_checkpoint(fold))
         model = build_model(config.model, 3, 32).eval()
@@ -165,17 +165,17 @@ def expect(config: Config, run: RunPaths) -> np.ndarray:
             pixels = torch.from_numpy((page - 0.5) / 0.25).permute(2, 0, 1)[None]
             with torch.no_grad():
                 rows.append(model(pixels)[0].numpy())
-        chances.append(probabilities(np.stack(rows)))
-    mean: np.ndarray = np.mean(chances, axis=0)
+        probs.append(probabilities(np.stack(rows)))
+    mean: np.ndarray = np.mean(probs, axis=0)
     return mean
 
 
 def test_the_folds_probabilities_are_averaged_into_both_files(config: Config, run: RunPaths) -> None:
     assert act(str(run.root)) == 0
-    chances = np.load(run.test_probabilities)
-    assert chances.dtype == np.float32 and chances.shape == (4, 3)
+    probs = np.load(run.test_probabilities)
+    assert probs.dtype == np.float32 and probs.shape == (4, 3)
     expected = expect(config, run)
-    np.testing.assert_allclose(chances, expected, atol=1e-4)
+    np.testing.assert_allclose(probs, expected, atol=1e-4)
     table = read_table(run.submission, "x")
     assert list(table.columns) == ["ID", "target"] and list(table["ID"]) == ["z.jpg", "007", "NA", "b"]
     assert list(table["target"]) == [CLASSES[best] for best in expected.argmax(axis=1)]
@@ -190,9 +190,9 @@ def test_a_skipped_page_gets_the_classes_shares_and_moves_no_row(
     with pytest.raises(UserError, match=r"007\.jpg"):
         act(str(run.root))
     assert act(str(run.root), "--on-bad-image", "skip") == 0
-    chances = np.load(run.test_probabilities)
-    np.testing.assert_allclose(chances[1], [0.5, 0.25, 0.25])
-    np.testing.assert_allclose(chances[[0, 2, 3]], whole[[0, 2, 3]], atol=1e-5)
+    probs = np.load(run.test_probabilities)
+    np.testing.assert_allclose(probs[1], [0.5, 0.25, 0.25])
+    np.testing.assert_allclose(probs[[0, 2, 3]], whole[[0, 2, 3]], atol=1e-5)
     assert "007.jpg" in capsys.readouterr().out
 
 
@@ -212,7 +212,7 @@ def test_a_run_that_is_none_is_told(tmp_path: Path) -> None:
 def test_checkpoints_of_different_runs_are_not_averaged(run: RunPaths) -> None:
     from doccls.training.checkpoint import read_best
 
-    write_best(run.best_checkpoint(1), dataclasses.replace(read_best(run.best_checkpoint(1)), identity="other"))
+    write_best(run.best_checkpoint(1), dataclasses.replace(read_best(run.best_checkpoint(1)), fingerprint="other"))
     with pytest.raises(UserError, match="of different runs"):
         act(str(run.root))
     assert not run.submission.exists()

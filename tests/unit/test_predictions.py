@@ -13,12 +13,19 @@ import pytest
 from safetensors.numpy import save_file
 
 from doccls.errors import UserError
-from doccls.oof.predictions import OofPart, PartInfo, find_finished_folds, is_merged, read_part, write_part
+from doccls.oof.predictions import (
+    FoldPredictions,
+    PredictionsInfo,
+    find_finished_folds,
+    is_merged,
+    read_predictions,
+    write_predictions,
+)
 from doccls.run.paths import RunPaths
 from doccls.system.tensor_file import TensorFileError, write_tensor_file
 
 
-def make_part(**changes: Any) -> OofPart:
+def make_predictions(**changes: Any) -> FoldPredictions:
     """Rows 1, 4, 6 of 8; `changes` go to the info or, by their names, to the arrays."""
     arrays = {
         "indices_N": np.array([1, 4, 6]),
@@ -26,55 +33,55 @@ def make_part(**changes: Any) -> OofPart:
         "targets_N": np.array([0, 1, 0]),
     }
     info = {
-        "identity": "abc", "fold": 1, "num_folds": 3, "num_samples": 8, "classes": ("x", "y"),
+        "fingerprint": "abc", "fold": 1, "num_folds": 3, "num_samples": 8, "classes": ("x", "y"),
         "ids": ("i1", 'i,"4', "ü6"), "skipped": (), "best_epoch": 2, "macro_f1": 0.5, "groups": ("a", "b", "a"),
     }  # fmt: skip
     arrays |= {name: value for name, value in changes.items() if name in arrays}
     info |= {name: value for name, value in changes.items() if name in info}
-    return OofPart(PartInfo(**info), **arrays)
+    return FoldPredictions(PredictionsInfo(**info), **arrays)
 
 
 def refuse(path: Path) -> str:
     with pytest.raises(TensorFileError) as caught:
-        read_part(path)
+        read_predictions(path)
     assert str(path) in str(caught.value)
     return str(caught.value)
 
 
 def test_a_part_comes_back_as_it_was(tmp_path: Path) -> None:
-    part = make_part()
-    write_part(tmp_path / "deep" / "fold1.safetensors", part)
-    again = read_part(tmp_path / "deep" / "fold1.safetensors")
-    assert again.info == part.info
+    predictions = make_predictions()
+    write_predictions(tmp_path / "deep" / "fold1.safetensors", predictions)
+    again = read_predictions(tmp_path / "deep" / "fold1.safetensors")
+    assert again.info == predictions.info
     for name in ("indices_N", "logits_NC", "targets_N"):
-        assert np.array_equal(getattr(again, name), getattr(part, name))
-        assert getattr(again, name).dtype == getattr(part, name).dtype
+        assert np.array_equal(getattr(again, name), getattr(predictions, name))
+        assert getattr(again, name).dtype == getattr(predictions, name).dtype
 
 
 def test_the_same_part_gives_the_same_bytes_and_another_gives_others(tmp_path: Path) -> None:
-    def write(part: OofPart) -> bytes:
-        write_part(tmp_path / "p", part)
+    def write(predictions: FoldPredictions) -> bytes:
+        write_predictions(tmp_path / "p", predictions)
         return (tmp_path / "p").read_bytes()
 
-    plain = write(make_part())
-    assert write(make_part()) == plain
-    view = np.asfortranarray(make_part().logits_NC)
-    assert write(make_part(logits_NC=view)) == plain
+    plain = write(make_predictions())
+    assert write(make_predictions()) == plain
+    view = np.asfortranarray(make_predictions().logits_NC)
+    assert write(make_predictions(logits_NC=view)) == plain
     changed = np.arange(6, dtype=np.float32).reshape(3, 2) + np.float32(1e-6)
-    assert write(make_part(logits_NC=changed)) != plain
-    assert write(make_part(best_epoch=3)) != plain
+    assert write(make_predictions(logits_NC=changed)) != plain
+    assert write(make_predictions(best_epoch=3)) != plain
 
 
 def test_a_fold_of_no_rows_is_a_part_too(tmp_path: Path) -> None:
-    empty = make_part(
+    empty = make_predictions(
         indices_N=np.empty(0, np.int64),
         logits_NC=np.empty((0, 2), np.float32),
         targets_N=np.empty(0, np.int64),
         ids=(),
         groups=(),
     )
-    write_part(tmp_path / "p", empty)
-    assert len(read_part(tmp_path / "p").indices_N) == 0
+    write_predictions(tmp_path / "p", empty)
+    assert len(read_predictions(tmp_path / "p").indices_N) == 0
 
 
 def test_a_missing_part_is_told(tmp_path: Path) -> None:
@@ -83,29 +90,33 @@ def test_a_missing_part_is_told(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("keep", [0, 4, 30, 0.3, 0.7, 0.99])
 def test_a_torn_part_is_refused(tmp_path: Path, keep: float) -> None:
-    write_part(tmp_path / "p", make_part())
+    write_predictions(tmp_path / "p", make_predictions())
     data = (tmp_path / "p").read_bytes()
     (tmp_path / "p").write_bytes(data[: keep if isinstance(keep, int) else int(keep * len(data))])
     refuse(tmp_path / "p")
 
 
 def test_a_flipped_bit_anywhere_is_refused(tmp_path: Path) -> None:
-    write_part(tmp_path / "p", make_part())
+    write_predictions(tmp_path / "p", make_predictions())
     data = (tmp_path / "p").read_bytes()
     unnoticed = []
     for place in range(len(data)):
         (tmp_path / "p").write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
         try:
-            again = read_part(tmp_path / "p")
+            again = read_predictions(tmp_path / "p")
         except TensorFileError:
             continue
-        unnoticed.append((place, again.info == make_part().info))
+        unnoticed.append((place, again.info == make_predictions().info))
     assert all(same for _, same in unnoticed), "a changed byte may pass only where it changes nothing (padding)"
     assert len(unnoticed) <= 8
 
 
-ARRAYS = {"indices": make_part().indices_N, "logits": make_part().logits_NC, "targets": make_part().targets_N}
-FORMAT, INFO = "doccls-fold-predictions-3", dataclasses.asdict(make_part().info)
+ARRAYS = {
+    "indices": make_predictions().indices_N,
+    "logits": make_predictions().logits_NC,
+    "targets": make_predictions().targets_N,
+}
+FORMAT, INFO = "doccls-fold-predictions-4", dataclasses.asdict(make_predictions().info)
 
 
 @pytest.mark.parametrize("content", ["text", "foreign", "other format", "missing array", "no info"])
@@ -117,7 +128,7 @@ def test_a_file_of_another_kind_is_refused(tmp_path: Path, content: str) -> None
         save_file(ARRAYS, path)
     elif content == "other format":
         write_tensor_file(path, "doccls-oof-part-2", INFO, ARRAYS)
-        assert "its format is doccls-oof-part-2; this version reads doccls-fold-predictions-3" in refuse(path)
+        assert "its format is doccls-oof-part-2; this version reads doccls-fold-predictions-4" in refuse(path)
     elif content == "missing array":
         write_tensor_file(path, FORMAT, INFO, {"logits": ARRAYS["logits"]})
     else:
@@ -127,7 +138,7 @@ def test_a_file_of_another_kind_is_refused(tmp_path: Path, content: str) -> None
 
 def test_finished_folds_of_another_version_are_never_trained_over(tmp_path: Path) -> None:
     paths = RunPaths(tmp_path)
-    write_tensor_file(paths.part(1), "doccls-oof-part-2", INFO, ARRAYS)
+    write_tensor_file(paths.predictions(1), "doccls-oof-part-2", INFO, ARRAYS)
     with pytest.raises(UserError, match=r"has finished folds that this version can't read: .*Take another --run-id"):
         find_finished_folds(paths, "abc", 3)
 
@@ -166,29 +177,31 @@ def test_a_damaged_description_is_refused(tmp_path: Path, info: dict[str, Any]) 
 )
 def test_a_part_that_is_not_sound_is_never_written(tmp_path: Path, changes: dict[str, Any]) -> None:
     with pytest.raises(TensorFileError):
-        write_part(tmp_path / "p", make_part(**changes))
+        write_predictions(tmp_path / "p", make_predictions(**changes))
     assert not list(tmp_path.iterdir())
 
 
 def test_nan_is_allowed_where_the_row_is_skipped(tmp_path: Path) -> None:
-    part = make_part(logits_NC=np.array([[0, 1], [np.nan, np.nan], [1, 2]], np.float32), skipped=(4,))
-    write_part(tmp_path / "p", part)
-    assert np.isnan(read_part(tmp_path / "p").logits_NC[1]).all()
+    predictions = make_predictions(logits_NC=np.array([[0, 1], [np.nan, np.nan], [1, 2]], np.float32), skipped=(4,))
+    write_predictions(tmp_path / "p", predictions)
+    assert np.isnan(read_predictions(tmp_path / "p").logits_NC[1]).all()
 
 
 def test_non_finite_rows_are_counted(tmp_path: Path) -> None:
     with pytest.raises(TensorFileError, match="2 rows have non-finite logits, such as row 1"):
-        write_part(tmp_path / "p", make_part(logits_NC=np.array([[np.nan, 1], [0, 0], [1, np.inf]], np.float32)))
+        write_predictions(
+            tmp_path / "p", make_predictions(logits_NC=np.array([[np.nan, 1], [0, 0], [1, np.inf]], np.float32))
+        )
 
 
 def test_a_run_is_merged_as_long_as_no_part_is_younger_than_the_merge(tmp_path: Path) -> None:
     paths = RunPaths(tmp_path)
     assert not is_merged(paths)
-    write_part(paths.part(0), make_part())
+    write_predictions(paths.predictions(0), make_predictions())
     assert not is_merged(paths)
     paths.summary.write_text("{}")
     os.utime(paths.summary, ns=(5, 5))
-    os.utime(paths.part(0), ns=(5, 5))
+    os.utime(paths.predictions(0), ns=(5, 5))
     assert is_merged(paths)
-    os.utime(paths.part(0), ns=(6, 6))
+    os.utime(paths.predictions(0), ns=(6, 6))
     assert not is_merged(paths)

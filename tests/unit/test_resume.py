@@ -87,7 +87,7 @@ def keep(engine: Engine, folder: Path, step: int, losses: list[float]) -> Path:
     keeper = Checkpointer(engine, RunPaths(folder), IDENTITY, None)
     keeper.save(FoldProgress(step, LossMeter(list(losses))), wait=True)
     keeper.close()
-    return RunPaths(folder).last_states(0)[0]
+    return RunPaths(folder).resume_checkpoints(0)[0]
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
@@ -136,9 +136,9 @@ def test_the_layout_of_moments_is_that_of_their_weights(tmp_path: Path) -> None:
 # --- the file --------------------------------------------------------------------------------------------------------
 
 
-def keep_best(tmp_path: Path, identity: str = IDENTITY, fold: int = 3, epoch: int = 2) -> Path:
+def keep_best(tmp_path: Path, fingerprint: str = IDENTITY, fold: int = 3, epoch: int = 2) -> Path:
     path = RunPaths(tmp_path).best_checkpoint(fold=3)
-    write_best(path, BestWeights({}, identity, fold, epoch, 0.625, "raw", ("a",), (0.0,), (1.0,), "no", {}))
+    write_best(path, BestWeights({}, fingerprint, fold, epoch, 0.625, "raw", ("a",), (0.0,), (1.0,), "no", {}))
     return path
 
 
@@ -150,7 +150,7 @@ def state(tmp_path: Path) -> ResumeCheckpoint:
     best = BestEpoch(2, 0.625, 0.75, "ema", np.array([1, 4, 7]), np.array([[0.5, -1], [2, 3], [4, 5]], np.float32))
     row = EpochMetrics(0, 1, 0.1, 0.2, 0.3, 1e-3, 4.5, 100.0)
     return ResumeCheckpoint(
-        identity=IDENTITY, fold=3, world_size=2, precision="fp16", saved_s=1234.5,
+        fingerprint=IDENTITY, fold=3, world_size=2, precision="fp16", saved_s=1234.5,
         step=17, losses=(0.25, 1 / 3), skipped_steps=2, best=best, rows=(row,),
         model={
             "raw": {"a.weight": torch.rand(3, 4, generator=draw), "a.count": torch.tensor(5)},
@@ -207,7 +207,7 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
 def test_a_damaged_state_is_passed_over_for_the_one_before_it(
     state: ResumeCheckpoint, tmp_path: Path, damage: str
 ) -> None:
-    paths, log = RunPaths(tmp_path).last_states(3), KeptLog()
+    paths, log = RunPaths(tmp_path).resume_checkpoints(3), KeptLog()
     write_resume(paths[1], replace(state, step=9))
     write_resume(paths[0], state)
     assert (
@@ -225,10 +225,10 @@ def test_a_damaged_state_is_passed_over_for_the_one_before_it(
 
 
 def test_a_state_of_another_experiment_or_fold_is_passed_over(state: ResumeCheckpoint, tmp_path: Path) -> None:
-    paths, log = RunPaths(tmp_path).last_states(3), KeptLog()
+    paths, log = RunPaths(tmp_path).resume_checkpoints(3), KeptLog()
     write_resume(paths[0], state)
     assert find_resume_point(RunPaths(tmp_path), "b" * 64, 3, 2, False, log) is None
-    shutil.copyfile(paths[0], RunPaths(tmp_path).last_states(2)[0])
+    shutil.copyfile(paths[0], RunPaths(tmp_path).resume_checkpoints(2)[0])
     assert find_resume_point(RunPaths(tmp_path), IDENTITY, 2, 2, False, log) is None
     assert [line.endswith("of another experiment or fold: passed over") for line in log.lines] == [True, True]
     assert find_resume_point(RunPaths(tmp_path), IDENTITY, 0, 2, False, log) is None
@@ -236,14 +236,14 @@ def test_a_state_of_another_experiment_or_fold_is_passed_over(state: ResumeCheck
 
 @pytest.mark.parametrize(
     ("there", "is_used"),
-    [({}, True), ({"epoch": 3}, True), ({"epoch": 1}, False), ({"fold": 2}, False), ({"identity": "b" * 64}, False),
+    [({}, True), ({"epoch": 3}, True), ({"epoch": 1}, False), ({"fold": 2}, False), ({"fingerprint": "b" * 64}, False),
      (b"torn", False), (None, False)],
 )  # fmt: skip
 def test_a_state_without_the_best_weights_that_it_relies_on_is_passed_over(
     state: ResumeCheckpoint, tmp_path: Path, there: dict[str, Any] | bytes | None, is_used: bool
 ) -> None:
     """Those of a later epoch are there when the newest state was damaged: that epoch comes again."""
-    paths, log = RunPaths(tmp_path).last_states(3), KeptLog()
+    paths, log = RunPaths(tmp_path).resume_checkpoints(3), KeptLog()
     write_resume(paths[1], replace(state, step=9, best=None))
     write_resume(paths[0], state)
     path = keep_best(tmp_path, **there) if isinstance(there, dict) else keep_best(tmp_path)
@@ -261,7 +261,7 @@ def test_a_state_without_the_best_weights_that_it_relies_on_is_passed_over(
 
 
 def test_another_number_of_processes_is_refused_with_the_ways_out(state: ResumeCheckpoint, tmp_path: Path) -> None:
-    paths = RunPaths(tmp_path).last_states(3)
+    paths = RunPaths(tmp_path).resume_checkpoints(3)
     write_resume(paths[0], state)
     told = r"fold 3 was saved at step 17 by 2 processes, and these are 1\. Start 2; or say --allow-world-size-change"
     with pytest.raises(UserError, match=told):
@@ -275,7 +275,7 @@ def test_another_number_of_processes_is_refused_with_the_ways_out(state: ResumeC
 
 
 def test_two_states_are_kept_and_the_newer_is_never_written_over(tmp_path: Path) -> None:
-    engine, paths = make_engine(make_conv()), RunPaths(tmp_path).last_states(0)
+    engine, paths = make_engine(make_conv()), RunPaths(tmp_path).resume_checkpoints(0)
     keeper = Checkpointer(engine, RunPaths(tmp_path), IDENTITY, None)
     for step in range(1, 6):
         keeper.save(FoldProgress(step), wait=True)
@@ -307,7 +307,7 @@ def test_after_a_stop_no_rank_leaves_before_a_state_that_is_being_written_is_on_
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stops: bool
 ) -> None:
     """As when the signal comes in the validation, right after an epoch's state. Other errors wait for no rank."""
-    engine, paths, waited = make_engine(), RunPaths(tmp_path).last_states(0), []
+    engine, paths, waited = make_engine(), RunPaths(tmp_path).resume_checkpoints(0), []
 
     def write_late(path: Path, state: ResumeCheckpoint) -> None:
         time.sleep(0.1)
@@ -326,7 +326,7 @@ def test_after_a_stop_no_rank_leaves_before_a_state_that_is_being_written_is_on_
 def test_a_disk_that_takes_no_more_is_told_and_the_state_before_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine, paths, log = make_engine(), RunPaths(tmp_path).last_states(0), KeptLog()
+    engine, paths, log = make_engine(), RunPaths(tmp_path).resume_checkpoints(0), KeptLog()
     keeper = Checkpointer(replace(engine, log=log), RunPaths(tmp_path), IDENTITY, None)
     keeper.save(FoldProgress(1), wait=True)
 
@@ -350,7 +350,7 @@ def test_a_disk_that_takes_no_more_is_told_and_the_state_before_stays(
 def test_after_a_failed_write_the_older_state_is_written_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failures: int
 ) -> None:
-    engine, paths = make_engine(), RunPaths(tmp_path).last_states(0)
+    engine, paths = make_engine(), RunPaths(tmp_path).resume_checkpoints(0)
     keeper = Checkpointer(engine, RunPaths(tmp_path), IDENTITY, None)
     for step in (1, 2):
         keeper.save(FoldProgress(step), wait=True)
@@ -456,7 +456,7 @@ def test_where_better_weights_have_replaced_the_best_ones_epochs_are_compared_an
     engine, best = make_engine(), BestEpoch(1, 0.5, 0.5, "raw", np.arange(1), np.zeros((1, 2), np.float32))
     with Checkpointer(engine, RunPaths(tmp_path), IDENTITY, None) as keeper:
         keeper.save(FoldProgress(3, best=best), wait=True)
-    path = RunPaths(tmp_path).last_states(0)[0]
+    path = RunPaths(tmp_path).resume_checkpoints(0)[0]
     progress = restore(engine, ResumePoint(path, 3, 0.0, keeps_best))
     assert (progress.best is not None) == keeps_best
 
@@ -496,7 +496,7 @@ def test_a_saved_state_is_not_what_the_next_step_makes_of_it(tmp_path: Path) -> 
     keeper.save(FoldProgress(1), wait=False)
     train(engine, 1)
     started[0]()
-    saved = read_resume(RunPaths(tmp_path).last_states(0)[0]).model["raw"]
+    saved = read_resume(RunPaths(tmp_path).resume_checkpoints(0)[0]).model["raw"]
     assert all(torch.equal(saved[name], one) for name, one in before.items())
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from doccls.data import shared_memory as room
 from doccls.data.shared_memory import LoaderPlan, choose_workers, expects_workers, fit_prefetch, plan_loader
-from doccls.errors import OwnError
+from doccls.errors import RankLocalError
 
 BATCH = 32 * 300 * 300 * 3
 MIB = 2**20
@@ -56,7 +56,7 @@ def test_it_is_made_to_fit_and_said() -> None:
 def test_four_folds_of_a_machine_share_its_room() -> None:
     sharing = {"DOCCLS_PROCESSES_HERE": "4"}
     assert plan_loader(1, BATCH // 8, True, True, environment=sharing).prefetch == 4
-    with pytest.raises(OwnError, match="need 110 MiB"):
+    with pytest.raises(RankLocalError, match="need 110 MiB"):
         plan_loader(1, BATCH, True, True, environment=sharing)
 
 
@@ -67,7 +67,7 @@ def test_too_little_for_one_is_refused_with_what_is_needed(num_workers: int, ran
     told = (
         rf"/dev/shm has 64 MiB free of 64 MiB, and data.num_workers = {num_workers} with 8438 KiB a batch need {needed}"
     )
-    with pytest.raises(OwnError, match=told):
+    with pytest.raises(RankLocalError, match=told):
         plan_loader(num_workers, BATCH, True, True, environment={"LOCAL_WORLD_SIZE": ranks})
 
 
@@ -75,7 +75,7 @@ def test_no_worker_needs_none_and_elsewhere_there_is_no_such_folder(monkeypatch:
     monkeypatch.setattr(room, "_SHM", Path("/nowhere/at/all"))
     assert plan_loader(8, BATCH, True, True, environment={}) == LoaderPlan(8, 4)
     assert plan_loader(0, BATCH, True, True, environment={}) == LoaderPlan(0, 4)
-    assert room.describe_room() == "fewer data.num_workers"
+    assert room.describe_shared_memory() == "fewer data.num_workers"
 
 
 # --- how many workers -------------------------------------------------------------------------------------------------

@@ -196,10 +196,10 @@ def test_an_exception_in_a_write_call_would_become_another_error(
 ) -> None:
     """Why signals do not raise: C++ makes a RuntimeError of it, and exit code 1."""
 
-    def strike() -> None:
+    def kill() -> None:
         raise Interrupted(signal.SIGTERM)
 
-    disturb_write(monkeypatch, 1, strike)
+    disturb_write(monkeypatch, 1, kill)
     with pytest.raises(RuntimeError, match="unexpected pos"):
         write_torch(tmp_path / "file")
     assert list(tmp_path.iterdir()) == []

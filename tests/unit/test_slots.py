@@ -17,7 +17,7 @@ from launcher import placement
 from launcher.arguments import build_parser
 from launcher.devices import Device, list_cpus
 from launcher.placement import choose_slots
-from launcher.plan import Slot, list_starts, make_slots
+from launcher.plan import Slot, assign_slots, make_slots
 
 MakeConfig = Callable[..., Config]
 UUIDS = [f"GPU-{digit * 8}" for digit in "abcdefgh"]
@@ -307,7 +307,7 @@ def test_a_launch_of_any_folds_that_fail_at_random(
     ended: list[int] = []
     now = 0.0
     while waiting or running:
-        for fold, slot in list_starts(waiting, [slot for _, slot in running.values()], slots):
+        for fold, slot in assign_slots(waiting, [slot for _, slot in running.values()], slots):
             waiting.remove(fold)
             started.append(fold)
             running[fold] = (now + folds[fold][0], slot)
@@ -327,6 +327,6 @@ def test_a_launch_of_any_folds_that_fail_at_random(
 
 def test_a_fold_takes_the_devices_that_the_fewest_share() -> None:
     slots = make_slots(list_cpus(2), 1, 2)  # cpu 0, cpu 1, cpu 0, cpu 1
-    (start,) = list_starts([7], [slots[0], slots[2]], slots)
+    (start,) = assign_slots([7], [slots[0], slots[2]], slots)
     assert start == (7, slots[1])
-    assert list_starts([], [], slots) == [] and list_starts([1], slots, slots) == []
+    assert assign_slots([], [], slots) == [] and assign_slots([1], slots, slots) == []

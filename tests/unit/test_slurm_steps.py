@@ -14,7 +14,7 @@ import pytest
 
 from doccls.config import Config
 from doccls.errors import UserError
-from launcher.arguments import build_parser, render_again
+from launcher.arguments import build_parser, render_resume_command
 from launcher.devices import Device
 from launcher.local import LAUNCH, StartError
 from launcher.placement import choose_slots, choose_task_slots, make_request
@@ -123,7 +123,7 @@ def test_a_stop_and_a_question_for_stacks_are_passed_on_and_a_strike_kills(start
         assert time.monotonic() < deadline_s, (tmp_path / "heard").read_text()
         time.sleep(0.02)
     assert processes.poll() == (None, None)
-    processes.strike()
+    processes.kill()
     processes.wait()
     assert processes.poll()[0] == -9
 
@@ -264,10 +264,10 @@ def test_what_trains_the_rest_is_the_users_own_command_again(monkeypatch: pytest
     monkeypatch.setenv("SLURM_JOB_ID", "13")
     words = ["task", "--config", "my c.yaml", "--set", "wandb.api_key=secret"]
     again = "sbatch slurm/kfold.sh 'my c.yaml' --set 'wandb.api_key=***' --run-id v1-j12"
-    assert render_again(words, "v1-j12") == again
-    assert render_again([*words, "--run-id", "v1-j12"], "v1-j12") == again
+    assert render_resume_command(words, "v1-j12") == again
+    assert render_resume_command([*words, "--run-id", "v1-j12"], "v1-j12") == again
     monkeypatch.delenv("SLURM_JOB_ID")
-    assert render_again(["task", "--config", "c.yaml"], "r") == "doccls-launch task --config c.yaml --run-id r"
+    assert render_resume_command(["task", "--config", "c.yaml"], "r") == "doccls-launch task --config c.yaml --run-id r"
 
 
 # --- what is asked of Slurm ------------------------------------------------------------------------------------------

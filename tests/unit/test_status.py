@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from doccls.oof.predictions import OofPart, PartInfo, write_part
+from doccls.oof.predictions import FoldPredictions, PredictionsInfo, write_predictions
 from doccls.run.heartbeat import Beat, Heartbeat
 from doccls.run.paths import RunPaths
 from doccls.system import lock
@@ -25,8 +25,8 @@ from launcher.status import Seen, State, describe_fold, list_unfinished, read_st
 
 BEFORE, BEGUN, LATER = (f"2026-01-02T03:0{minute}:00.000+00:00" for minute in (1, 4, 6))
 LEDGER = Ledger(
-    run_id="r", identity="id", num_folds=4, folds=(0, 1, 2), ranks_per_fold=2, host="h", pid=7,
-    again="doccls-launch run --config c.yaml --run-id r", started=BEGUN, log="/logs/run.log",
+    run_id="r", fingerprint="id", num_folds=4, folds=(0, 1, 2), ranks_per_fold=2, host="h", pid=7,
+    resume_command="doccls-launch run --config c.yaml --run-id r", started=BEGUN, log="/logs/run.log",
 )  # fmt: skip
 OPEN = Attempt(1, 2, "gpu 0", ("GPU-a",), 8, LATER, pids=(12,))
 FAILED = replace(OPEN, ended=LATER, outcome="crashed", then="failed", message="rank 1 was killed\n  | last words")
@@ -40,14 +40,14 @@ def paths(tmp_path: Path) -> RunPaths:
     return paths
 
 
-def finish(paths: RunPaths, fold: int, identity: str = "id", name: int | None = None) -> None:
-    info = PartInfo(
-        identity=identity, fold=fold, num_folds=4, num_samples=8, classes=("x", "y"), ids=("a", "b"), skipped=(),
+def finish(paths: RunPaths, fold: int, fingerprint: str = "id", name: int | None = None) -> None:
+    info = PredictionsInfo(
+        fingerprint=fingerprint, fold=fold, num_folds=4, num_samples=8, classes=("x", "y"), ids=("a", "b"), skipped=(),
         best_epoch=1, macro_f1=0.75,
     )  # fmt: skip
     rows = np.array([2 * fold, 2 * fold + 1])
-    part = OofPart(info, rows, np.zeros((2, 2), np.float32), np.zeros(2, np.int64))
-    write_part(paths.part(fold if name is None else name), part)
+    part = FoldPredictions(info, rows, np.zeros((2, 2), np.float32), np.zeros(2, np.int64))
+    write_predictions(paths.predictions(fold if name is None else name), part)
 
 
 # --- one fold --------------------------------------------------------------------------------------------------------
@@ -97,9 +97,9 @@ def test_the_remark_is_how_far_the_slowest_rank_is_or_what_was_wrong() -> None:
 def test_a_launched_run(paths: RunPaths) -> None:
     write_ledger(paths.ledger(), replace(LEDGER, attempts=(replace(OPEN, fold=0, number=1), OPEN)))
     finish(paths, 0)
-    heart = Heartbeat()
-    heart.write_to(paths.heartbeat(1, 0))
-    heart.beat(phase="train", fold=1, epoch=2, step=14)
+    heartbeat = Heartbeat()
+    heartbeat.write_to(paths.heartbeat(1, 0))
+    heartbeat.beat(phase="train", fold=1, epoch=2, step=14)
     now = datetime(2026, 1, 2, 3, 6, 45, tzinfo=UTC)
     with hold_lock(paths.launch_lock(), "run r is being launched"):
         status = read_status(paths)
@@ -114,19 +114,19 @@ def test_a_launched_run(paths: RunPaths) -> None:
             "[STATUS] 1 of 4 folds done, not merged",
         ]
     assert f"by process {os.getpid()} on {socket.gethostname()}" in str(status.launchers[0])
-    heart.end()
+    heartbeat.end()
     lines = render_status(read_status(paths), now).splitlines()
     assert lines[1] == "[STATUS] no launcher works on it"
     assert [line.split()[1] for line in lines[3:7]] == ["done", "lost", "missing", "missing"]
-    assert lines[-1] == f"[STATUS] to train the rest: {LEDGER.again}"
+    assert lines[-1] == f"[STATUS] to train the rest: {LEDGER.resume_command}"
 
 
 def test_a_fold_runs_while_the_process_that_beats_holds_it(paths: RunPaths) -> None:
     """The process number of one that was killed may be another's by now."""
     write_ledger(paths.ledger(), replace(LEDGER, attempts=(OPEN,)))
-    heart = Heartbeat()
-    heart.write_to(paths.heartbeat(1, 0))
-    heart.beat(phase="train", fold=1, epoch=2, step=14)
+    heartbeat = Heartbeat()
+    heartbeat.write_to(paths.heartbeat(1, 0))
+    heartbeat.beat(phase="train", fold=1, epoch=2, step=14)
     assert [str(one.state) for one in read_status(paths).folds][:2] == ["missing", "lost"]
     with hold_lock(paths.fold_lock(1), "fold 1 is being trained"), hold_lock(paths.fold_lock(2), "fold 2, later"):
         assert [str(one.state) for one in read_status(paths).folds][:3] == ["missing", "running", "waiting"]
@@ -139,9 +139,9 @@ def test_a_fold_whose_process_cannot_be_killed_has_failed(paths: RunPaths) -> No
         for pid, state in ((os.getpid(), "failed"), (os.getpid() + 1, "running")):
             attempt = replace(FAILED, outcome="unkillable", message="rank 0 could not be killed", pids=(pid,))
             write_ledger(paths.ledger(), replace(LEDGER, host=socket.gethostname(), attempts=(attempt,)))
-            heart = Heartbeat()
-            heart.write_to(paths.heartbeat(1, 0))
-            heart.beat(phase="train", fold=1, epoch=2, step=14)
+            heartbeat = Heartbeat()
+            heartbeat.write_to(paths.heartbeat(1, 0))
+            heartbeat.beat(phase="train", fold=1, epoch=2, step=14)
             assert str(read_status(paths).folds[1].state) == state
 
 
@@ -152,19 +152,19 @@ def test_a_finished_run_needs_nothing_more(paths: RunPaths) -> None:
     assert not read_status(paths).merged
     paths.summary.touch()
     status = read_status(paths)
-    assert status.merged and status.again is None
+    assert status.merged and status.resume_command is None
     assert render_status(status, datetime.now(UTC)).endswith("4 of 4 folds done, merged")
 
 
 def test_a_run_that_was_trained_by_hand(paths: RunPaths) -> None:
     finish(paths, 2)
-    heart = Heartbeat()
-    heart.write_to(paths.heartbeat(None, 0))
-    heart.beat(phase="validate", fold=3, epoch=1, step=9)
+    heartbeat = Heartbeat()
+    heartbeat.write_to(paths.heartbeat(None, 0))
+    heartbeat.beat(phase="validate", fold=3, epoch=1, step=9)
     states = [State.MISSING, State.MISSING, State.DONE, State.RUNNING]
     with hold_lock(paths.fold_lock(3), "fold 3 is being trained"):
         assert [one.state for one in read_status(paths).folds] == states, "as many folds as the part says"
-    paths.part(2).unlink()
+    paths.predictions(2).unlink()
     write_text(paths.snapshot, "data: {folds: 5}\n")
     with hold_lock(paths.fold_lock(3), "fold 3 is being trained"):
         states = [State.MISSING] * 3 + [State.RUNNING, State.MISSING]
@@ -172,14 +172,14 @@ def test_a_run_that_was_trained_by_hand(paths: RunPaths) -> None:
 
 
 @pytest.mark.parametrize(
-    ("damage", "told"), [("torn", "can't be read"), ("fold", "of another fold"), ("identity", "another experiment")]
+    ("damage", "told"), [("torn", "can't be read"), ("fold", "of another fold"), ("fingerprint", "another experiment")]
 )
 def test_a_part_that_is_no_result_of_the_fold_is_told(paths: RunPaths, damage: str, told: str) -> None:
     write_ledger(paths.ledger(), LEDGER)
     if damage == "torn":
-        write_text(paths.part(1), "torn")
+        write_text(paths.predictions(1), "torn")
     else:
-        finish(paths, 2 if damage == "fold" else 1, "other" if damage == "identity" else "id", name=1)
+        finish(paths, 2 if damage == "fold" else 1, "other" if damage == "fingerprint" else "id", name=1)
     fold = read_status(paths).folds[1]
     assert fold.state is State.MISSING and told in str(fold.remark)
 
@@ -191,7 +191,7 @@ def test_scripts_get_json(paths: RunPaths, capsys: pytest.CaptureFixture[str]) -
     write_ledger(paths.ledger(), replace(LEDGER, attempts=(FAILED,)))
     assert main(["status", "--json", str(paths.root)]) == 0
     told = json.loads(capsys.readouterr().out)
-    assert (told["launchers"], told["merged"], told["again"]) == ([], False, LEDGER.again)
+    assert (told["launchers"], told["merged"], told["resume_command"]) == ([], False, LEDGER.resume_command)
     assert told["folds"][1] == {
         "fold": 1, "state": "failed", "macro_f1": None, "slot": "gpu 0", "attempts": 1, "since": LATER,
         "remark": FAILED.message, "log": None,
@@ -243,7 +243,7 @@ def test_array_tasks_are_told_by_their_own_ledgers_and_locks(paths: RunPaths, mo
         status = read_status(paths)
         assert [str(one.state) for one in status.folds] == ["done", "running", "failed", "missing"]
         assert status.folds[1].slot == "node 0 gpu 0" and status.folds[1].attempts == 2
-        assert len(status.launchers) == 1 and status.again is None
+        assert len(status.launchers) == 1 and status.resume_command is None
     assert list_unfinished(read_status(paths)) == [
         "- fold 1: lost", "- fold 2: failed, a defect, log: /logs/fold2.log", "- fold 3: missing"
     ]  # fmt: skip

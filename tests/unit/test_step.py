@@ -81,7 +81,7 @@ def make_engine(model: nn.Module | None = None, **keys: Any) -> Engine:
         ids=tuple(f"id{row}" for row in range(COUNT)),
         log=RunLog(None),
         tracker=Recorder(),
-        heart=Heartbeat(),
+        heartbeat=Heartbeat(),
     )
 
 

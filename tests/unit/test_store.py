@@ -141,11 +141,11 @@ def test_a_segment_that_is_gone_has_no_pages(tmp_path: Path) -> None:
 def test_too_little_room_is_told_before_anything_is_written(small_disk: Path) -> None:
     store = PageStore(small_disk, 100)
     store.folder.mkdir()
-    store.check_room(40)
+    store.check_free_space(40)
     with pytest.raises(
         StoreError, match=r"3\.0 MiB are free, less than twice the 2\.9 MiB that 100 pages of 100 px may take"
     ):
-        store.check_room(100)
+        store.check_free_space(100)
 
 
 # --- filled by the scan ----------------------------------------------------------------------------------------------

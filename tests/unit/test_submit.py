@@ -16,16 +16,16 @@ import yaml
 
 from doccls.config import Config
 from doccls.errors import UserError
-from doccls.oof.predictions import OofPart, PartInfo, write_part
+from doccls.oof.predictions import FoldPredictions, PredictionsInfo, write_predictions
 from doccls.reporting.log import RunLog
 from doccls.run.paths import RunPaths
 from doccls.system.lock import hold_lock
 from doccls.system.signals import Interrupted
 from launcher.cancel import cancel_run
 from launcher.slurm import submit as room
+from launcher.slurm.array_jobs import read_array_jobs
 from launcher.slurm.format import LostAnswerError, QueueEntry, SlurmError, Submitted
 from launcher.slurm.script import JobRequest
-from launcher.slurm.submissions import read_submissions
 from launcher.slurm.submit import SubmitOptions, submit
 from launcher.status import read_status
 from tests.unit.conftest import KeptLog
@@ -57,7 +57,7 @@ class Slurm:
         return list(self.queue) if self.answers else None
 
     def submit_script(self, command: Sequence[str], script: str) -> Submitted:
-        self.written_before.append(len(read_submissions(self.paths.submissions)))
+        self.written_before.append(len(read_array_jobs(self.paths.array_jobs)))
         told = dict(word[2:].split("=", 1) for word in command if "=" in word)
         if self.takes:
             job = str(100 + len(self.written_before))
@@ -128,7 +128,7 @@ def test_an_array_is_written_down_before_slurm_is_asked_and_folds_on_their_way_a
 ) -> None:
     paths = submit_run()
     assert slurm.written_before == [1] and list_tasks(slurm) == ["101_0", "101_1", "101_2"]
-    (one,) = read_submissions(paths.submissions)
+    (one,) = read_array_jobs(paths.array_jobs)
     assert (one.job, one.folds, one.refused) == ("101", (0, 1, 2), None)
     submit_run()
     assert len(slurm.queue) == 3
@@ -141,15 +141,15 @@ def test_the_status_of_a_refused_submission_says_how_to_go_on(slurm: Slurm, subm
     slurm.takes = False
     with pytest.raises(SlurmError, match="the folds are not submitted"):
         submit_run()
-    assert read_status(slurm.paths).again == "again"
+    assert read_status(slurm.paths).resume_command == "again"
     slurm.takes = True
-    assert read_status(submit_run()).again is None, "the folds are on their way"
+    assert read_status(submit_run()).resume_command is None, "the folds are on their way"
 
 
 def test_a_lost_answer_is_found_in_the_queue(slurm: Slurm, submit_run: Submit) -> None:
     slurm.says = False
     paths = submit_run()
-    (one,) = read_submissions(paths.submissions)
+    (one,) = read_array_jobs(paths.array_jobs)
     assert one.job == "101" and len(slurm.queue) == 3
     assert slurm.asked_s == [0.0, 15.0], "before the submission, and once after it"
     submit_run()
@@ -161,11 +161,11 @@ def test_a_job_that_seemed_refused_is_not_submitted_twice(slurm: Slurm, submit_r
     with pytest.raises(SlurmError, match="Invalid partition"):
         submit_run()
     assert slurm.asked_s == [0.0], "Slurm has answered: nothing is looked for"
-    (refused,) = read_submissions(slurm.paths.submissions)
+    (refused,) = read_array_jobs(slurm.paths.array_jobs)
     for fold in range(3):
         slurm.queue.append(QueueEntry("100", fold, "PENDING", f"doccls:r:{refused.token}", "Resources"))
     paths = submit_run()
-    (found,) = read_submissions(paths.submissions)
+    (found,) = read_array_jobs(paths.array_jobs)
     assert (found.job, found.refused) == ("100", None) and len(slurm.written_before) == 1
 
 
@@ -177,13 +177,13 @@ def test_a_lost_answer_and_a_silent_queue_leave_it_open_until_the_queue_is_there
     monkeypatch.setattr(room, "ask_queue", lambda clusters: next(answers, None))
     with pytest.raises(SlurmError, match=r"is not known\. The same command with --run-id r finds out"):
         submit_run()
-    (one,) = read_submissions(slurm.paths.submissions)
+    (one,) = read_array_jobs(slurm.paths.array_jobs)
     assert (one.job, one.refused) == (None, None) and len(slurm.queue) == 3
     with pytest.raises(SlurmError, match="squeue does not answer: nothing was submitted"):
         submit_run()
     monkeypatch.setattr(room, "ask_queue", slurm.ask_queue)
     submit_run()
-    assert len(slurm.queue) == 3 and [one.job for one in read_submissions(slurm.paths.submissions)] == ["101"]
+    assert len(slurm.queue) == 3 and [one.job for one in read_array_jobs(slurm.paths.array_jobs)] == ["101"]
 
 
 def test_what_slurm_refuses_is_told_and_sent_again_the_next_time(slurm: Slurm, submit_run: Submit) -> None:
@@ -192,7 +192,7 @@ def test_what_slurm_refuses_is_told_and_sent_again_the_next_time(slurm: Slurm, s
         submit_run()
     slurm.takes = True
     paths = submit_run()
-    assert [one.job for one in read_submissions(paths.submissions)] == [None, "102"]
+    assert [one.job for one in read_array_jobs(paths.array_jobs)] == [None, "102"]
 
 
 def test_the_cluster_that_took_the_job_is_asked_for_it(
@@ -203,7 +203,7 @@ def test_the_cluster_that_took_the_job_is_asked_for_it(
     slurm.cluster, slurm.says = "b", False
     paths = submit_run()
     assert slurm.asked_clusters == ("a,b",), "its answer was lost"
-    assert [(one.job, one.cluster) for one in read_submissions(paths.submissions)] == [("101", "b")]
+    assert [(one.job, one.cluster) for one in read_array_jobs(paths.array_jobs)] == [("101", "b")]
     assert [str(fold.state) for fold in read_status(paths).folds] == ["waiting"] * 3
     assert slurm.asked_clusters == ("b",)
     submit_run()
@@ -226,12 +226,12 @@ def test_cancel_ends_exactly_the_runs_jobs(slurm: Slurm, submit_run: Submit) -> 
 def finish(paths: RunPaths, fold: int) -> None:
     """As the fold's task does: by its predictions."""
     rows = np.arange(3 * fold, 3 * fold + 3)
-    identity = yaml.safe_load(paths.snapshot.read_text())["provenance"]["identity"]
-    info = PartInfo(
-        identity=identity, fold=fold, num_folds=3, num_samples=9, classes=("0", "1", "2"),
+    fingerprint = yaml.safe_load(paths.snapshot.read_text())["provenance"]["fingerprint"]
+    info = PredictionsInfo(
+        fingerprint=fingerprint, fold=fold, num_folds=3, num_samples=9, classes=("0", "1", "2"),
         ids=tuple(f"p{row}.png" for row in rows), skipped=(), best_epoch=1, macro_f1=0.5,
     )  # fmt: skip
-    write_part(paths.part(fold), OofPart(info, rows, np.zeros((3, 3), np.float32), rows % 3))
+    write_predictions(paths.predictions(fold), FoldPredictions(info, rows, np.zeros((3, 3), np.float32), rows % 3))
 
 
 @pytest.fixture
@@ -296,9 +296,9 @@ def test_a_fold_that_is_preempted_for_good_is_submitted_again_once(slurm: Slurm,
         "[SLURM] fold 2: job 102_2 was preempted; submitted again as job 103 (preemption 2)",
     ]
     assert not any("job 102: folds" in line for line in log.lines)
-    submissions = read_submissions(slurm.paths.submissions)
+    array_jobs = read_array_jobs(slurm.paths.array_jobs)
     assert slurm.written_before == [1, 2, 3]
-    assert [(one.folds, one.preempted) for one in submissions] == [((0, 1, 2), ()), ((2,), (2,)), ((2,), (2,))]
+    assert [(one.folds, one.preempted) for one in array_jobs] == [((0, 1, 2), ()), ((2,), (2,)), ((2,), (2,))]
     assert np.diff(slurm.asked_s[:-1]).min() >= 15
 
 
@@ -323,7 +323,7 @@ def test_while_another_process_submits_a_preempted_fold_waits(slurm: Slurm, subm
 
         def preempt() -> None:
             slurm.set_state("PREEMPTED", "101_2")
-            other.enter_context(hold_lock(slurm.paths.submission_lock, "run r is being submitted"))
+            other.enter_context(hold_lock(slurm.paths.submit_lock, "run r is being submitted"))
 
         slurm.events = {
             20.0: preempt,

@@ -12,7 +12,7 @@ import pytest
 
 from doccls.config import Config
 from doccls.experiment import Experiment, open_run
-from doccls.oof.predictions import OofPart, PartInfo, is_merged, write_part
+from doccls.oof.predictions import FoldPredictions, PredictionsInfo, is_merged, write_predictions
 from doccls.run.paths import RunPaths
 from launcher import task as room
 from launcher.task import close_share
@@ -30,12 +30,14 @@ def experiment(tmp_path: Path, make_config: Callable[..., Config], make_data: Ca
 
 def finish(experiment: Experiment, fold: int) -> None:
     rows = experiment.data.assignment.list_valid(fold)
-    info = PartInfo(
-        identity=experiment.identity, fold=fold, num_folds=2, num_samples=4, classes=("a", "b"),
+    info = PredictionsInfo(
+        fingerprint=experiment.fingerprint, fold=fold, num_folds=2, num_samples=4, classes=("a", "b"),
         ids=tuple(f"p{row}.png" for row in rows), skipped=(), best_epoch=1, macro_f1=0.5,
     )  # fmt: skip
     targets = np.array([row % 2 for row in rows], dtype=np.int64)
-    write_part(experiment.paths.part(fold), OofPart(info, rows, np.zeros((len(rows), 2), np.float32), targets))
+    write_predictions(
+        experiment.paths.predictions(fold), FoldPredictions(info, rows, np.zeros((len(rows), 2), np.float32), targets)
+    )
 
 
 def close(experiment: Experiment) -> tuple[tuple[int, ...], KeptLog]:

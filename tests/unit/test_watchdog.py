@@ -53,9 +53,9 @@ def peers(tmp_path: Path) -> dict[int, Path]:
         2: here, 3: gone, 4: replace(gone, phase="stopped"), 5: replace(gone, host="elsewhere"),
     }  # fmt: skip
     for rank, beat in beats.items():
-        heart = Heartbeat()
-        heart._beat = beat
-        heart.write_to(tmp_path / f"{rank}.json")
+        heartbeat = Heartbeat()
+        heartbeat._beat = beat
+        heartbeat.write_to(tmp_path / f"{rank}.json")
     return {rank: tmp_path / f"{rank}.json" for rank in range(1, 7)}
 
 

@@ -1,4 +1,4 @@
-"""submissions.json: the arrays that were submitted for a run, each written before Slurm is asked."""
+"""slurm_jobs.json: the arrays that were submitted for a run, each written before Slurm is asked."""
 
 import json
 from collections.abc import Sequence
@@ -11,11 +11,11 @@ from doccls.system.atomic_files import write_text
 from launcher.ledger import Ledger
 from launcher.slurm.format import Going, QueueEntry, Submitted, render_comment
 
-_FORMAT = "doccls-submissions-1"
+_FORMAT = "doccls-slurm-jobs-1"
 
 
 @dataclass(frozen=True)
-class Submission:
+class ArrayJob:
     """One array, a task a fold."""
 
     token: str
@@ -23,7 +23,7 @@ class Submission:
     folds: tuple[int, ...]
     started: str
     """When Slurm was about to be asked, UTC."""
-    again: str | None = None
+    resume_command: str | None = None
     """The command that trains what is missing of the run; None in a file of an earlier version."""
     job: str | None = None
     """Slurm's number of the array; None as long as it is not known whether it arrived."""
@@ -37,7 +37,7 @@ class Submission:
     """Whether `doccls-launch cancel` ended it: nobody who waits for the run submits its folds again."""
 
 
-def read_submissions(path: Path) -> tuple[Submission, ...]:
+def read_array_jobs(path: Path) -> tuple[ArrayJob, ...]:
     """Of the run, in order; none if nothing was ever submitted for it.
 
     Raises:
@@ -47,8 +47,13 @@ def read_submissions(path: Path) -> tuple[Submission, ...]:
         fields = json.loads(path.read_text(encoding="utf-8"))
         if fields["format"] != _FORMAT:
             raise ValueError("another format")
-        return tuple(_parse(one) for one in fields["submissions"])
+        return tuple(_parse(one) for one in fields["jobs"])
     except FileNotFoundError:
+        if (earlier := path.with_name("submissions.json")).exists():
+            raise UserError(
+                f"{earlier}: an earlier version of doccls submitted jobs for this run. Go on with that version, or "
+                "choose another --run-id"
+            ) from None
         return ()
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
@@ -56,26 +61,26 @@ def read_submissions(path: Path) -> tuple[Submission, ...]:
         ) from error
 
 
-def _parse(stated: dict[str, Any]) -> Submission:
+def _parse(stated: dict[str, Any]) -> ArrayJob:
     folds = {name: tuple(stated.get(name, ())) for name in ("folds", "preempted")}
-    return Submission(**stated | folds)
+    return ArrayJob(**stated | folds)
 
 
-def write_submissions(path: Path, submissions: Sequence[Submission]) -> None:
+def write_array_jobs(path: Path, array_jobs: Sequence[ArrayJob]) -> None:
     """Write them, whole; only the holder of the submission lock may call."""
-    stated = {"format": _FORMAT, "submissions": [asdict(one) for one in submissions]}
+    stated = {"format": _FORMAT, "jobs": [asdict(one) for one in array_jobs]}
     write_text(path, json.dumps(stated, indent=1) + "\n")
 
 
-def settle(submissions: Sequence[Submission], run_id: str, queue: Sequence[QueueEntry]) -> tuple[Submission, ...]:
+def settle(array_jobs: Sequence[ArrayJob], run_id: str, queue: Sequence[QueueEntry]) -> tuple[ArrayJob, ...]:
     """The submissions with the jobs of those whose answer was lost, or was taken for a refusal.
 
     The queue shows them by their comment. One that it does not show never arrived.
     """
     settled = []
-    for submission in submissions:
+    for submission in array_jobs:
         if submission.job is None:
-            found = find_submitted(run_id, submission.token, queue)
+            found = find_array_job(run_id, submission.token, queue)
             if found:
                 submission = replace(submission, job=found.job, cluster=found.cluster, refused=None)
             elif submission.refused is None:
@@ -84,24 +89,24 @@ def settle(submissions: Sequence[Submission], run_id: str, queue: Sequence[Queue
     return tuple(settled)
 
 
-def find_submitted(run_id: str, token: str, queue: Sequence[QueueEntry]) -> Submitted | None:
+def find_array_job(run_id: str, token: str, queue: Sequence[QueueEntry]) -> Submitted | None:
     """The array that was submitted with the token; None if the queue does not show it."""
     comment = render_comment(run_id, token)
     found = [Submitted(entry.array_job, entry.cluster) for entry in queue if entry.comment == comment]
     return found[-1] if found else None  # of two queues that show it, the one with a cluster's name
 
 
-def list_clusters(submissions: Sequence[Submission]) -> list[str]:
+def list_clusters(array_jobs: Sequence[ArrayJob]) -> list[str]:
     """All that have jobs of the run, beside the one whose queue `squeue` shows by itself."""
-    return sorted({one.cluster for one in submissions if one.cluster is not None})
+    return sorted({one.cluster for one in array_jobs if one.cluster is not None})
 
 
-def list_preempted(submissions: Sequence[Submission], queue: Sequence[QueueEntry]) -> dict[int, QueueEntry]:
+def list_preempted(array_jobs: Sequence[ArrayJob], queue: Sequence[QueueEntry]) -> dict[int, QueueEntry]:
     """The queue's entry for each fold whose newest submission Slurm preempted for good (`PreemptMode=CANCEL`).
 
     A job that is preempted and requeued waits again, and one that was submitted by hand is its user's to submit again.
     """
-    newest = {fold: one for one in submissions if one.refused is None for fold in one.folds}
+    newest = {fold: one for one in array_jobs if one.refused is None for fold in one.folds}
     entries = {(entry.cluster, entry.job): entry for entry in queue if entry.state == "PREEMPTED"}
     tasks = {fold: (one.cluster, f"{one.job}_{fold}") for fold, one in newest.items() if not one.cancelled}
     return {fold: entries[task] for fold, task in tasks.items() if task in entries}
@@ -128,9 +133,9 @@ class RunJob:
         return f"{self.number}_{fold % self.sharing + self.first if self.sharing else fold}"
 
 
-def list_jobs(submissions: Sequence[Submission], ledgers: Sequence[Ledger]) -> list[RunJob]:
+def list_jobs(array_jobs: Sequence[ArrayJob], ledgers: Sequence[Ledger]) -> list[RunJob]:
     """The jobs that were submitted for the run, by the launcher or by hand."""
-    jobs = {RunJob(one.job, True, cluster=one.cluster) for one in submissions if one.job is not None}
+    jobs = {RunJob(one.job, True, cluster=one.cluster) for one in array_jobs if one.job is not None}
     clusters = {job.number: job.cluster for job in jobs}
     for ledger in ledgers:
         if ledger.job is not None:

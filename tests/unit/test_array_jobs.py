@@ -10,26 +10,26 @@ import pytest
 
 from doccls.errors import UserError
 from launcher.ledger import Ledger
-from launcher.slurm.format import QueueEntry
-from launcher.slurm.submissions import (
+from launcher.slurm.array_jobs import (
+    ArrayJob,
     RunJob,
-    Submission,
     find_newest,
     list_clusters,
     list_going,
     list_jobs,
     list_preempted,
-    read_submissions,
+    read_array_jobs,
     settle,
-    write_submissions,
+    write_array_jobs,
 )
+from launcher.slurm.format import QueueEntry
 
-KNOWN = Submission("aa", (0, 1, 2), "2026-01-02T03:04:00.000+00:00", job="9")
-LOST = Submission("bb", (1,), "2026-01-02T03:05:00.000+00:00")
-ELSEWHERE = Submission(
+KNOWN = ArrayJob("aa", (0, 1, 2), "2026-01-02T03:04:00.000+00:00", job="9")
+LOST = ArrayJob("bb", (1,), "2026-01-02T03:05:00.000+00:00")
+ELSEWHERE = ArrayJob(
     "dd", (1, 2), "2026-01-02T03:07:00.000+00:00", "again", "9", cluster="b", preempted=(2,), cancelled=True
 )
-REFUSED = Submission("cc", (2,), "2026-01-02T03:06:00.000+00:00", refused="sbatch failed")
+REFUSED = ArrayJob("cc", (2,), "2026-01-02T03:06:00.000+00:00", refused="sbatch failed")
 
 
 def make_entry(
@@ -40,45 +40,52 @@ def make_entry(
 
 def make_ledger(job: str | None, sharing: int = 0) -> Ledger:
     return Ledger(
-        run_id="r", identity="id", num_folds=5, folds=(0,), ranks_per_fold=1, host="h", pid=1, again="again",
-        started="2026", log="log", job=job, sharing=sharing,
+        run_id="r", fingerprint="id", num_folds=5, folds=(0,), ranks_per_fold=1, host="h", pid=1,
+        resume_command="again", started="2026", log="log", job=job, sharing=sharing,
     )  # fmt: skip
 
 
 def test_they_come_back_as_they_were(tmp_path: Path) -> None:
-    path = tmp_path / "submissions.json"
-    assert read_submissions(path) == ()
-    write_submissions(path, (KNOWN, LOST, REFUSED, ELSEWHERE))
-    assert read_submissions(path) == (KNOWN, LOST, REFUSED, ELSEWHERE)
+    path = tmp_path / "slurm_jobs.json"
+    assert read_array_jobs(path) == ()
+    write_array_jobs(path, (KNOWN, LOST, REFUSED, ELSEWHERE))
+    assert read_array_jobs(path) == (KNOWN, LOST, REFUSED, ELSEWHERE)
 
 
 def test_a_file_of_an_earlier_version_is_read(tmp_path: Path) -> None:
-    path = tmp_path / "submissions.json"
-    write_submissions(path, (KNOWN,))
+    path = tmp_path / "slurm_jobs.json"
+    write_array_jobs(path, (KNOWN,))
     stated = json.loads(path.read_text())
     for name in ("cluster", "preempted", "cancelled"):
-        del stated["submissions"][0][name]
+        del stated["jobs"][0][name]
     path.write_text(json.dumps(stated))
-    assert read_submissions(path) == (KNOWN,)
+    assert read_array_jobs(path) == (KNOWN,)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": "other", "submissions": []}', '{"format": 3}', "null"])
-def test_damage_is_told_with_what_to_do(tmp_path: Path, text: str) -> None:
-    path = tmp_path / "submissions.json"
-    write_submissions(path, (KNOWN,))
+def test_jobs_of_an_earlier_version_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "slurm_jobs.json"
+    (tmp_path / "submissions.json").write_text("{}")
+    with pytest.raises(UserError, match=r"an earlier version of doccls submitted jobs for this run.*--run-id"):
+        read_array_jobs(path)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": "other", "jobs": []}', '{"format": 3}', "null"])
+def test_damage_is_reported_with_what_to_do(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "slurm_jobs.json"
+    write_array_jobs(path, (KNOWN,))
     path.write_text(text)
-    with pytest.raises(UserError, match=r"submissions\.json: damaged.*Delete it to go on"):
-        read_submissions(path)
+    with pytest.raises(UserError, match=r"slurm_jobs\.json: damaged.*Delete it to go on"):
+        read_array_jobs(path)
 
 
 def test_a_field_of_another_version_is_damage(tmp_path: Path) -> None:
-    path = tmp_path / "submissions.json"
-    write_submissions(path, (KNOWN,))
+    path = tmp_path / "slurm_jobs.json"
+    write_array_jobs(path, (KNOWN,))
     stated = json.loads(path.read_text())
-    stated["submissions"][0]["colour"] = "red"
+    stated["jobs"][0]["colour"] = "red"
     path.write_text(json.dumps(stated))
     with pytest.raises(UserError):
-        read_submissions(path)
+        read_array_jobs(path)
 
 
 def test_a_lost_answer_is_found_by_its_comment_alone() -> None:
@@ -137,7 +144,7 @@ def test_a_fold_is_preempted_if_its_newest_submission_was() -> None:
         0: "9_0", 1: "9_1", 2: "9_2"
     }  # fmt: skip
     assert set(list_preempted((KNOWN, LOST), queue)) == {0, 2}, "fold 1 may have been submitted again"
-    later = Submission("ee", (2,), LOST.started, job="12", preempted=(2,))
+    later = ArrayJob("ee", (2,), LOST.started, job="12", preempted=(2,))
     assert set(list_preempted((KNOWN, later), queue)) == {0, 1}, "its newest job may have failed, and be forgotten"
     assert list_preempted((replace(KNOWN, cancelled=True),), queue) == {}
     assert list_preempted((replace(KNOWN, cluster="b"),), queue) == {}
