@@ -30,16 +30,16 @@ name_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
 
 def split_fences(page: Path) -> tuple[str, list[str]]:
-    """Return the page's prose and the contents of its `bash` blocks; those marked `bash template` are left out."""
+    """Return the page's prose and the contents of its `bash` and `bash template` blocks."""
     prose, blocks, fence = [], [], None
     for line in page.read_text().splitlines():
         if line.lstrip().startswith("```"):
             fence = line.strip().removeprefix("```") if fence is None else None
-            if fence is not None and fence.split() == ["bash"]:
+            if fence is not None and fence.split()[:1] == ["bash"]:
                 blocks.append("")
         elif fence is None:
             prose.append(line)
-        elif fence.split() == ["bash"]:
+        elif fence.split()[:1] == ["bash"]:
             blocks[-1] += line + "\n"
     assert fence is None, f"{page}: a code block is not closed"
     return "\n".join(prose), blocks
