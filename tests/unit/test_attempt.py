@@ -181,7 +181,7 @@ def test_a_start_that_takes_over_an_hour_is(start: Start, clock: Clock, struck: 
     processes[0].code = -9
     told = fold.conclude(done=False, stopping=False)[1]
     assert told.startswith("training not begun within 3600 s on ")
-    assert "s since its start (imports, weights)" in told
+    assert "s since startup (imports, weights)" in told
 
 
 def test_a_rank_that_trains_and_falls_silent_is_asked_for_its_stacks_and_struck(
