@@ -316,7 +316,7 @@ def test_who_was_killed_is_the_cause_and_not_who_mourns(start: Start, tmp_path: 
     assert fold.has_ended()
     ending, told = fold.conclude(done=False, stopping=False)
     assert ending == Ending(Outcome.CRASHED)
-    assert told.startswith("rank 1 was killed by SIGKILL, last seen in its start") and "| [STEP 1/9]" in told
+    assert told.startswith("rank 1 was killed by SIGKILL, last seen in startup") and "| [STEP 1/9]" in told
 
 
 @pytest.mark.parametrize("cause", ["user error", "out of memory", "port taken"])

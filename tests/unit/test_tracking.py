@@ -47,7 +47,7 @@ def init(**options):
 
 @pytest.fixture
 def wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[Any]]:
-    """Install a fake W&B that records calls and hangs where DOCCLS_TEST_HOLD says; return a reader of calls."""
+    """Install a fake W&B that records calls and hangs where DOCCLS_TEST_HOLD says; return their reader."""
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "wandb.py").write_text(WANDB)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path / "site"), os.environ.get("PYTHONPATH", "")]))
