@@ -37,7 +37,7 @@ def run_training(command: Callable[["RunLog"], None], rank: int = 0) -> int:
     from doccls.reporting.log import RunLog
 
     log = RunLog(None)
-    with handling_signals(), on_immediate_exit(lambda reason, code: _end_suddenly(reason, code, rank, log.opened)):
+    with handling_signals(), on_immediate_exit(lambda reason, code: _end_immediately(reason, code, rank, log.opened)):
         try:
             command(log)
         except (Exception, Interrupted) as error:  # noqa: BLE001 (the outermost handler reports every error)
@@ -59,7 +59,7 @@ def _report_failure(error: BaseException, rank: int, log: "RunLog") -> None:
         print_last(_render_failure(error, rank), sys.stderr)
 
 
-def _end_suddenly(reason: str, code: int, rank: int, opened: bool) -> None:
+def _end_immediately(reason: str, code: int, rank: int, opened: bool) -> None:
     """Report the failure when the process exits immediately: straight to the descriptors."""
     if rank == 0 and not opened:
         os.write(1, f"{render_exit(code)}\n".encode())

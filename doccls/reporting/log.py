@@ -105,7 +105,7 @@ class RunLog:
             self._stdio = (sys.stdout, sys.stderr)
             sys.stdout, sys.stderr = _Tee(sys.stdout, self), _Tee(sys.stderr, self)
             self.line(f">> Logger started: {self.path}")
-            self._while_open.enter_context(on_immediate_exit(self._end_suddenly))
+            self._while_open.enter_context(on_immediate_exit(self._end_immediately))
         return self
 
     def __exit__(
@@ -141,7 +141,7 @@ class RunLog:
             self.line(render_exit(exit_code(error)))
         self.line(_CLOSING_LINE)
 
-    def _end_suddenly(self, reason: str, code: int) -> None:
+    def _end_immediately(self, reason: str, code: int) -> None:
         """Write the reason and the closing lines past all buffers: the process exits with its main thread anywhere."""
         assert self._file is not None
         closing = f"{render_exit(code)}\n{_CLOSING_LINE}\n"

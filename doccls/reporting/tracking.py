@@ -38,7 +38,7 @@ class _NoTracker:
 
 
 class _WandbTracker:
-    """Connection to the W&B process that logs its output, and its loss once; training continues without it."""
+    """Connection to the W&B process, whose output it logs; if the process is lost, training continues without it."""
 
     def __init__(self, run: WandbRun, log: RunLog) -> None:
         self._log = log

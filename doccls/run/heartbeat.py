@@ -17,7 +17,7 @@ from doccls.system.gpu_memory import SIGNIFICANT_GIB, is_full, measure_others_gi
 from doccls.system.signals import Interrupted
 
 _T = TypeVar("_T")
-_INTERVAL_S = 1.0
+_WRITE_INTERVAL_S = 1.0
 _POLL_S = 0.1
 
 
@@ -76,7 +76,7 @@ class Heartbeat:
         before = self._beat
         after = self._beat = replace(before, count=before.count + 1, time_s=time.time(), **changes)
         entered_stage = (before.phase, before.fold, before.epoch) != (after.phase, after.fold, after.epoch)
-        if entered_stage or time.monotonic() - self._written_s >= _INTERVAL_S:
+        if entered_stage or time.monotonic() - self._written_s >= _WRITE_INTERVAL_S:
             self._written_s = time.monotonic()
             if self._path is not None and self._path.parent.is_dir():
                 with suppress(OSError), replacing(self._path, durable=False) as file:  # a failure here is harmless

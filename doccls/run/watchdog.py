@@ -28,7 +28,7 @@ _EXCEPTION_GRACE_S = 5.0
 
 @dataclass(frozen=True)
 class Stall:
-    """The time in seconds without progress of a process, and the reasons for it to exit; None where there is none."""
+    """The time without progress of a process, and its reasons to exit, in seconds; None where a reason is absent."""
 
     silent_s: float
     failed_s: float | None  # since a peer's failure was seen
@@ -100,7 +100,7 @@ def _watch(
 
 
 def decide_exit(stall: Stall, signum: int | None, progress: str) -> tuple[str, int] | None:
-    """Return (reason, exit code) if the process has to exit, else None; `signum` is the signal that requested it."""
+    """Return (reason, exit code) if the process has to exit, else None; `signum` is the stop signal, if any."""
     if stall.failed_s is not None and min(stall.failed_s, stall.silent_s) >= _EXCEPTION_GRACE_S:
         return f"a peer failed, and this process made no progress in {progress}", 1
     if stall.stop_s is not None and signum is not None and stall.stop_s >= stall.stop_limit_s:

@@ -19,10 +19,10 @@ def count_cores() -> int:
 
 def count_own_cores(environment: Mapping[str, str]) -> int:
     """Return this process's share of the cores, at least 1."""
-    return max(1, count_cores() // count_sharing(environment))
+    return max(1, count_cores() // count_sharing_processes(environment))
 
 
-def count_sharing(environment: Mapping[str, str]) -> int:
+def count_sharing_processes(environment: Mapping[str, str]) -> int:
     """Return how many processes share this machine, including this one: the launcher's count, or the fold's ranks."""
     return max(1, int(environment.get(PROCESSES_HERE) or environment.get("LOCAL_WORLD_SIZE") or 1))
 

@@ -148,7 +148,7 @@ def find_holder(path: Path) -> Holder | None:
     return None if claim is None or _is_dead(claim) else claim.holder
 
 
-def can_see(holder: Holder) -> bool:
+def is_visible(holder: Holder) -> bool:
     """Return whether the holder is on this machine and in this PID namespace, so that its PID is valid here."""
     here = (socket.gethostname(), _read_boot(), _read_namespace())
     return (holder.host, holder.boot, holder.namespace) == here
@@ -173,7 +173,7 @@ def _acquire(path: Path, holder: Holder, wait_s: float) -> None:
         waited_s = now_s - start_s
         if claim is not None:
             first_seen = first_seen or claim
-            visible = claim.holder is not None and can_see(claim.holder)
+            visible = claim.holder is not None and is_visible(claim.holder)
             unproven = dead or (not visible and claim == first_seen)
             if waited_s >= (max(wait_s, _PROOF_S + _POLL_S) if unproven else wait_s):
                 status = "is alive" if visible else "seems to be alive"
@@ -318,7 +318,7 @@ def _describe_self(what: str) -> Holder:
 
 def _is_dead(claim: _Claim, watched_s: float = _WATCH_S) -> bool:
     """Return whether the holder is dead; `watched_s` is how long this process has seen the claim unchanged."""
-    if claim.holder is not None and can_see(claim.holder):
+    if claim.holder is not None and is_visible(claim.holder):
         started = _read_start(claim.holder.pid)
         return started is None or (started != "" and started != claim.holder.started)
     return _measure_silence_s(claim) > (_DEAD_S if watched_s >= _WATCH_S else _LONG_DEAD_S)

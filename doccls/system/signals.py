@@ -204,10 +204,8 @@ def _react(signum: int) -> None:
         if _closing:
             return
         if _requested_s is None and (_graceful or _requested is not None):
-            _requested, _requested_s = (
-                _requested or signum,
-                now_s,
-            )  # the handler may not have run yet: it needs the main thread
+            # The handler may not have run yet: it needs the main thread.
+            _requested, _requested_s = _requested or signum, now_s
             _report_once(signum)
         elif _requested_s is None or now_s - _requested_s >= _DUPLICATE_S:
             _exit(str(Interrupted(signum)), 128 + signum)

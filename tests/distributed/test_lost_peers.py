@@ -17,7 +17,8 @@ def test_a_killed_peer_is_named(trainer: Trainer) -> None:
         ranks[1].kill()
         assert join(ranks, folder) == [1, -signal.SIGKILL]
     lines = Run([], folder).lines
-    assert any(line.startswith(f"[RANK 1] on {HERE} disappeared without an error (killed?), last s") for line in lines)
+    message = f"[RANK 1] on {HERE} disappeared without an error (killed?), last seen in "
+    assert any(line.startswith(message) for line in lines)
     assert lines[-2:] == ["[EXIT] TRAINING ERROR code=1", ">> Stopping logger and restoring stdio"]
     assert "[EXIT][ERROR] training failed: " in (folder / "console" / "rank0.err").read_text()
 

@@ -47,11 +47,11 @@ def path(tmp_path: Path) -> Path:
 
 def start(path: Path, **changes: Any) -> Heartbeat:
     """Return a heartbeat that writes to the file, after a first beat and one with the changes."""
-    heartbeat = Heartbeat()
-    heartbeat.write_to(path)
+    writer = Heartbeat()
+    writer.write_to(path)
     if changes:
-        heartbeat.beat(**changes)
-    return heartbeat
+        writer.beat(**changes)
+    return writer
 
 
 def read(path: Path) -> Beat:

@@ -40,7 +40,8 @@ class Run:
         record("finish", exit_code)
 def init(**options):
     hold("init")
-    record("init", *(options[name] for name in ("group", "name", "project", "entity", "dir")), options["config"]["fold"])
+    names = ("group", "name", "project", "entity", "dir")
+    record("init", *(options[name] for name in names), options["config"]["fold"])
     return Run()
 """
 
