@@ -56,7 +56,7 @@ class RunPaths:
         return self.root / "live"
 
     def heartbeat(self, fold: int | None, rank: int) -> Path:
-        """Return the heartbeat file of a process that trains the fold, or all folds if it is None."""
+        """Return the heartbeat file of a process that trains the fold, or all folds if `fold` is None."""
         return self.live / f"{'all' if fold is None else f'fold{fold}'}_rank{rank}.json"
 
     def fold_lock(self, fold: int) -> Path:
