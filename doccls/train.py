@@ -18,7 +18,7 @@ from doccls.reporting.command import run_training
 from doccls.reporting.console import close_console
 from doccls.reporting.log import RunLog
 from doccls.run.fingerprint import claim_precision
-from doccls.run.heartbeat import beating
+from doccls.run.heartbeat import open_heartbeat
 from doccls.run.owner import FoldOwner
 from doccls.run.paths import RunPaths, check_run_id, locate_run, name_log, new_run_id
 from doccls.run.watchdog import reporting_peers, watching
@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _train(arguments: argparse.Namespace, log: RunLog) -> None:
-    with beating() as heartbeat:
+    with open_heartbeat() as heartbeat:
         config, now = load_arguments(arguments), datetime.now()
         if config.train.sigusr2 == "stop":
             stop_on_sigusr2()

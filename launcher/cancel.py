@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from doccls.errors import UserError
 from doccls.run.paths import RunPaths
-from doccls.system.lock import Holder, LockError, can_see, find_holder, hold_lock
+from doccls.system.lock import Holder, LockError, find_holder, hold_lock, is_visible
 from launcher.slurm.array_jobs import list_clusters, read_array_jobs, write_array_jobs
 from launcher.slurm.format import Going, QueueEntry, SlurmError
 from launcher.slurm.queue import ASK_S, ask_queue, cancel_jobs, next_interval
@@ -102,7 +102,7 @@ def _await_tasks(paths: RunPaths, limit_s: float, gone: bool) -> bool:
 
 def _stop_launchers(holders: Sequence[Holder], paths: RunPaths, tell: Callable[[str], None]) -> None:
     """Stop the run's launcher, or its tasks of another batch system, on this machine."""
-    if away := [str(holder) for holder in holders if not can_see(holder)]:
+    if away := [str(holder) for holder in holders if not is_visible(holder)]:
         raise UserError(f"{'; '.join(away)}: cancel it there, on that machine and in the same container")
     launcher = find_holder(paths.launch_lock())
     for holder in holders:

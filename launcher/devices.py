@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from doccls.errors import UserError
-from doccls.system.gpu_memory import MUCH_GIB
+from doccls.system.gpu_memory import SIGNIFICANT_GIB
 from doccls.system.rank import DEVICE
 
 _NONE = {"", "-1", "none", "void", "nodevfiles"}
@@ -59,7 +59,7 @@ class Device:
     @property
     def is_busy(self) -> bool:
         """Whether other processes hold much of its memory."""
-        return self.used_mib > MUCH_GIB * 1024
+        return self.used_mib > SIGNIFICANT_GIB * 1024
 
 
 def find_gpus() -> list[Device]:

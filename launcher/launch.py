@@ -20,7 +20,7 @@ from doccls.oof.predictions import read_predictions
 from doccls.reporting.log import RunLog
 from doccls.run.paths import RunPaths, locate_run
 from doccls.system.lock import LockError, hold_lock
-from doccls.system.signals import at_sudden_end, check_stop, stop_requested, stopping_gracefully
+from doccls.system.signals import check_stop, on_immediate_exit, stop_requested, stopping_gracefully
 from doccls.system.tensor_file import TensorFileError
 from launcher.attempt import Limits, RunningFold
 from launcher.ledger import Attempt, Ledger, LedgerFile, begin_launch, format_duration, format_time
@@ -154,7 +154,7 @@ class FoldLoop:
         """
         self._take_stock()
         try:
-            with at_sudden_end(lambda reason, code: kill_folds(self._list_processes())):
+            with on_immediate_exit(lambda reason, code: kill_folds(self._list_processes())):
                 while not isinstance(action := self._decide(), Finish):
                     self._act(action)
                     self._look()

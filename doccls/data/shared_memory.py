@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from doccls.errors import RankLocalError
-from doccls.system.cores import count_own_cores, count_sharing
+from doccls.system.cores import count_own_cores, count_sharing_processes
 
 _SHM, _GPU = Path("/dev/shm"), Path("/dev/nvidia0")
 _MOST_PREFETCH = 4
@@ -50,7 +50,7 @@ def plan_loader(
     Raises:
         RankLocalError: there is no room for those that were stated.
     """
-    shm, sharing = shutil.disk_usage(_SHM) if _SHM.is_dir() else None, count_sharing(environment)
+    shm, sharing = shutil.disk_usage(_SHM) if _SHM.is_dir() else None, count_sharing_processes(environment)
     own_bytes = sys.maxsize if shm is None else min(shm.free, shm.total / sharing)
     remarks = []
     if stated == "auto":

@@ -15,7 +15,7 @@ from huggingface_hub import constants
 from huggingface_hub import errors as hub_errors
 
 from doccls.errors import DownloadError, UserError
-from doccls.system.signals import check_stop, ending_at_once
+from doccls.system.signals import check_stop, stopping_immediately
 
 _T = TypeVar("_T")
 _HTTP_ERROR: type[Exception] = hub_errors.HTTPError  # type: ignore[attr-defined]
@@ -38,7 +38,7 @@ def download(name: str, fetch: Callable[[], _T]) -> _T:
         Exception: whatever else `fetch` raises.
     """
     waits_s = iter(_WAITS_S)
-    with ending_at_once():
+    with stopping_immediately():
         while True:
             try:
                 return fetch()

@@ -1,1 +1,1 @@
-"""What a command reports while it runs and as it ends: log, progress bars, console, W&B."""
+"""The output of a command while it runs and when it ends: log, progress bars, console, W&B."""

@@ -1,4 +1,4 @@
-"""How a command ends: errors become exit codes, markers and the console's last words here, and nowhere else."""
+"""The end of a command: the only place that turns errors into exit codes, markers and closing messages."""
 
 import os
 import socket
@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING
 
 from doccls.errors import RankLocalError, UserError
 from doccls.reporting.console import exit_code, print_last, render_exit
-from doccls.system.signals import Interrupted, at_sudden_end, handling_signals, ignore_signals
+from doccls.system.signals import Interrupted, handling_signals, ignore_signals, on_immediate_exit
 
-if TYPE_CHECKING:  # it takes a while to import, and `doccls-launch --help` answers at once
+if TYPE_CHECKING:  # its import is slow, and `doccls-launch --help` has to be fast
     from doccls.reporting.log import RunLog
 
 
-def run_command(name: str, act: Callable[[], int], rank: int = 0) -> int:
-    """Run a command that keeps no log; returns its exit code. Of several ranks, the main one reports what all meet."""
+def run_command(name: str, command: Callable[[], int], rank: int = 0) -> int:
+    """Run a command that keeps no log and return its exit code. Only rank 0 reports errors that all ranks share."""
     try:
-        return act()
+        return command()
     except UserError as error:
         if rank == 0 or isinstance(error, RankLocalError):
             print(f"{name}: {error}", file=sys.stderr)
@@ -28,30 +28,30 @@ def run_command(name: str, act: Callable[[], int], rank: int = 0) -> int:
         return 130
 
 
-def run_training(act: Callable[["RunLog"], None], rank: int = 0) -> int:
-    """Run a command that trains, launches or submits; it ends with the contract's markers. Returns its exit code.
+def run_training(command: Callable[["RunLog"], None], rank: int = 0) -> int:
+    """Run a command that trains, launches or submits, write the exit markers, and return its exit code.
 
-    `act` is given the run's log, and opens it (`RunLog.writing_to`) once it knows where. Of several ranks, the main one
-    reports what all meet, and each what it alone meets.
+    `command` receives the run's log, and opens it (`RunLog.writing_to`) once it knows the path. Rank 0 reports errors
+    that all ranks share, and each rank those of its own.
     """
     from doccls.reporting.log import RunLog
 
     log = RunLog(None)
-    with handling_signals(), at_sudden_end(lambda reason, code: _end_suddenly(reason, code, rank, log.opened)):
+    with handling_signals(), on_immediate_exit(lambda reason, code: _end_immediately(reason, code, rank, log.opened)):
         try:
-            act(log)
-        except (Exception, Interrupted) as error:  # noqa: BLE001 (the outermost handler: it reports every error)
+            command(log)
+        except (Exception, Interrupted) as error:  # noqa: BLE001 (the outermost handler reports every error)
             ignore_signals()
             _report_failure(error, rank, log)
             return exit_code(error)
         if log.opened:
-            print_last(f"[EXIT] {log.last_words} (see logs/* for details)", sys.stdout)
+            print_last(f"[EXIT] {log.closing_message} (see logs/* for details)", sys.stdout)
     return 0
 
 
 def _report_failure(error: BaseException, rank: int, log: "RunLog") -> None:
     expected = isinstance(error, UserError | Interrupted)
-    if not expected and error is not log.error:  # else the log has shown it
+    if not expected and error is not log.error:  # otherwise the log has already shown it
         print_last("".join(traceback.format_exception(error)), sys.stderr)
     if rank == 0 and not log.opened:
         print_last(render_exit(exit_code(error)), sys.stdout)
@@ -59,8 +59,8 @@ def _report_failure(error: BaseException, rank: int, log: "RunLog") -> None:
         print_last(_render_failure(error, rank), sys.stderr)
 
 
-def _end_suddenly(reason: str, code: int, rank: int, opened: bool) -> None:
-    """The same, when the process ends at once: straight to the descriptors."""
+def _end_immediately(reason: str, code: int, rank: int, opened: bool) -> None:
+    """Report the failure when the process exits immediately: straight to the descriptors."""
     if rank == 0 and not opened:
         os.write(1, f"{render_exit(code)}\n".encode())
     if rank == 0 or code == 1:
@@ -68,5 +68,5 @@ def _end_suddenly(reason: str, code: int, rank: int, opened: bool) -> None:
 
 
 def _render_failure(error: object, rank: int) -> str:
-    who = "training" if rank == 0 else f"rank {rank} on {socket.gethostname()}"
-    return f"[EXIT][ERROR] {who} failed: {error}"
+    subject = "training" if rank == 0 else f"rank {rank} on {socket.gethostname()}"
+    return f"[EXIT][ERROR] {subject} failed: {error}"

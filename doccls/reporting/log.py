@@ -1,4 +1,4 @@
-"""The run's log: tagged lines on console and file, everything printed teed into the file, the end always marked."""
+"""The run's log: everything printed goes to the console and a file, which always ends with an exit marker."""
 
 import errno
 import os
@@ -18,40 +18,46 @@ from rich.text import Text
 from doccls.errors import UserError
 from doccls.reporting.console import exit_code, render_exit
 from doccls.reporting.progress import ProgressBar, make_bar
-from doccls.system.signals import Interrupted, at_sudden_end, ignore_signals, naming_one_cause, writing_last_lines
+from doccls.system.signals import (
+    Interrupted,
+    attributing_errors_to_stop,
+    ignore_signals,
+    on_immediate_exit,
+    writing_closing_lines,
+)
 
-_LAST_LINE = ">> Stopping logger and restoring stdio"
-_LOST = (errno.EIO, errno.ENOSPC, errno.EDQUOT)
-"""What writing says to a terminal that was closed (SIGHUP stops the run in good order) and to a full disk."""
+_CLOSING_LINE = ">> Stopping logger and restoring stdio"
+# Errors of writing to a closed terminal (SIGHUP stops the run gracefully) and to a full disk.
+_TOLERATED_ERRNOS = (errno.EIO, errno.ENOSPC, errno.EDQUOT)
 
 
 @contextmanager
-def _allowing_loss() -> Iterator[None]:
-    """A console that can't take any more ends nothing: the log file has it all."""
+def _tolerating_lost_console() -> Iterator[None]:
+    """Ignore errors of a console that takes no more output: the log file has everything."""
     try:
         yield
     except OSError as error:
-        if error.errno not in _LOST:
+        if error.errno not in _TOLERATED_ERRNOS:
             raise
 
 
 class _Tee:
-    """A text stream to a log file and on to its console, which answers whatever else is asked of it."""
+    """A text stream that writes to a log file and its console, and delegates everything else to the console."""
 
     def __init__(self, console: TextIO, log: "RunLog") -> None:
         self._console = console
         self._log = log
 
     def write(self, text: str) -> int:
-        self._log.keep(text)
-        with _allowing_loss():
-            self._log.show(text, self._console)
-            if text.endswith("\n"):  # a pipe's reader (a Slurm output file, say) sees each line when it is written
+        self._log.write_file(text)
+        with _tolerating_lost_console():
+            self._log.write_console(text, self._console)
+            if text.endswith("\n"):  # readers of a pipe or a Slurm output file see each line immediately
                 self._console.flush()
         return len(text)
 
     def flush(self) -> None:
-        with _allowing_loss():
+        with _tolerating_lost_console():
             self._console.flush()
 
     def writelines(self, lines: Iterable[str]) -> None:
@@ -63,32 +69,29 @@ class _Tee:
 
 
 class RunLog:
-    """As a context manager: from `>> Logger started` to `>> Stopping logger`, and between them all that is printed.
+    """Context manager that logs everything printed, between `>> Logger started` and `>> Stopping logger`.
 
-    Only the main process has one that writes; the others get `RunLog(None)`, which is silent.
-    An exception that leaves the block is written with its traceback, then the exit marker, and goes on.
+    Only the main process has a log that writes; the others use `RunLog(None)`, which is silent.
+    An exception in the block is logged with its traceback and the exit marker, and then propagates.
     """
 
     def __init__(self, path: Path | None) -> None:
         self.path = path
         self.opened = False
-        self.error: BaseException | None = None
-        """What ended it, and is written in it."""
-        self.ending, self.last_words = "TRAINING SUCCESS", "training finished successfully"
-        """The exit marker of a good end, and what the console says of it."""
+        self.error: BaseException | None = None  # the error that ended the block, as logged
+        self.ending, self.closing_message = "TRAINING SUCCESS", "training finished successfully"
         self._file: IO[str] | None = None
         self._progress: Progress | None = None
         self._stdio: tuple[TextIO, TextIO] = (sys.stdout, sys.stderr)
         self._pending = ""
-        self._failed = False
-        """Whether the file could not be written, as on a full disk: the run goes on."""
+        self._failed = False  # whether the file could not be written, as on a full disk; the run continues
         self._while_open = ExitStack()
 
     @contextmanager
     def writing_to(self, path: Path | None) -> Iterator[None]:
-        """Open it there for the block; whatever breaks after a stop was asked for is written as that stop."""
+        """Write the log to `path` within the block; errors after a stop request are logged as that stop."""
         self.path = path
-        with self, naming_one_cause():
+        with self, attributing_errors_to_stop():
             yield
 
     def __enter__(self) -> Self:
@@ -102,21 +105,21 @@ class RunLog:
             self._stdio = (sys.stdout, sys.stderr)
             sys.stdout, sys.stderr = _Tee(sys.stdout, self), _Tee(sys.stderr, self)
             self.line(f">> Logger started: {self.path}")
-            self._while_open.enter_context(at_sudden_end(self._end_suddenly))
+            self._while_open.enter_context(on_immediate_exit(self._end_immediately))
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if threading.current_thread() is threading.main_thread():
-            ignore_signals()  # the end is decided, and with it the exit code
+            ignore_signals()  # a later signal can no longer change the exit code
         if self._file is None:
             return
-        with writing_last_lines():
+        with writing_closing_lines():
             self._write_end(kind, error, trace)
             self._while_open.close()
         sys.stdout, sys.stderr = self._stdio
-        with suppress(OSError):  # a full disk
+        with suppress(OSError):  # full disk
             self._file.close()
         self._file = None
 
@@ -128,39 +131,39 @@ class RunLog:
         if error is None:
             self.line(f"[EXIT] {self.ending} code=0")
         else:
-            # A stop that was asked for is no error to trace, unless something broke on the way out.
-            traced = not isinstance(error, Interrupted) or error.__cause__ is not None
-            text = "".join(traceback.format_exception(kind, error, trace)) if traced else f"{error}\n"
-            if isinstance(error, UserError | Interrupted):  # the console gets the message alone, at its very end
-                self.keep(text)
+            # A requested stop needs no traceback, unless it led to an error.
+            has_traceback = not isinstance(error, Interrupted) or error.__cause__ is not None
+            text = "".join(traceback.format_exception(kind, error, trace)) if has_traceback else f"{error}\n"
+            if isinstance(error, UserError | Interrupted):  # the console gets only the message, as its closing line
+                self.write_file(text)
             else:
                 sys.stderr.write(text)
             self.line(render_exit(exit_code(error)))
-        self.line(_LAST_LINE)
+        self.line(_CLOSING_LINE)
 
-    def _end_suddenly(self, reason: str, code: int) -> None:
-        """The process is about to end, its main thread anywhere: past all buffers, the reason and the last lines."""
+    def _end_immediately(self, reason: str, code: int) -> None:
+        """Write the reason and the closing lines past all buffers: the process exits with its main thread anywhere."""
         assert self._file is not None
-        marks = f"{render_exit(code)}\n{_LAST_LINE}\n"
+        closing = f"{render_exit(code)}\n{_CLOSING_LINE}\n"
         with suppress(OSError):
-            os.write(self._file.fileno(), f"{reason}\n{marks}".encode())
+            os.write(self._file.fileno(), f"{reason}\n{closing}".encode())
         if self._progress is not None:
-            marks = f"\x1b[?25h\n{marks}"  # the bar had hidden the cursor
-        with suppress(ValueError):  # a stream without descriptor
-            os.write(self._stdio[0].fileno(), marks.encode())
+            closing = f"\x1b[?25h\n{closing}"  # the bar has hidden the cursor
+        with suppress(ValueError):  # a stream without a descriptor
+            os.write(self._stdio[0].fileno(), closing.encode())
 
-    def end_as(self, marker: str, last_words: str) -> None:
-        """A good end that is not a trained run: its marker, such as `SUBMITTED`, and what the console says of it."""
-        self.ending, self.last_words = marker, last_words
+    def end_as(self, marker: str, message: str) -> None:
+        """Set the exit marker, such as `SUBMITTED`, and the closing message of a success other than a trained run."""
+        self.ending, self.closing_message = marker, message
 
     def line(self, text: str) -> None:
-        """One line (or block) to the console and the file."""
+        """Write one line (or block) to the console and the file."""
         if self._file is not None:
             print(text)
 
-    def keep(self, text: str) -> None:
-        """What `_Tee` passes on, to the file as it is."""
-        if self._file is None:  # a library may keep the stream beyond the log's end
+    def write_file(self, text: str) -> None:
+        """Write text from a `_Tee` to the file unchanged."""
+        if self._file is None:  # a library may use the stream after the log has ended
             return
         try:
             self._file.write(text)
@@ -168,10 +171,10 @@ class RunLog:
             if not self._failed:
                 self._failed = True
                 with suppress(OSError):
-                    self._stdio[1].write(f"[WARNING] {self.path}: {error.strerror}: it goes on without its log\n")
+                    self._stdio[1].write(f"[WARNING] {self.path}: {error.strerror}; continuing without this log file\n")
 
-    def show(self, text: str, console: TextIO) -> None:
-        """The same to the console, above the progress bar, if there is one."""
+    def write_console(self, text: str, console: TextIO) -> None:
+        """Write text from a `_Tee` to the console, above the progress bar if there is one."""
         if self._progress is None:
             console.write(text)
             return
@@ -180,17 +183,17 @@ class RunLog:
             self._progress.console.print(Text(line), soft_wrap=True)
 
     def detail(self, text: str) -> None:
-        """A line that a terminal's progress bar stands for: to the file always, to the console if it is no terminal."""
+        """Write a line to the file, and to the console unless a progress bar shows the same there."""
         if self._file is None:
             return
         if self._progress is not None:
-            self.keep(text + "\n")
+            self.write_file(text + "\n")
         else:
             print(text)
 
     @contextmanager
     def progress(self, what: str, total: int) -> Iterator[ProgressBar]:
-        """A bar while the block runs, if the console is a terminal; otherwise nothing."""
+        """Show a progress bar while the block runs, if the console is a terminal."""
         if self._file is None or not self._stdio[1].isatty():
             yield ProgressBar(None)
             return

@@ -1,4 +1,4 @@
-"""Bars for work that takes long, and those who show them: the run's log, or a console without one."""
+"""Progress bars for long work, and the reporter interface that the run's log and the plain console implement."""
 
 import sys
 from collections.abc import Iterable, Iterator
@@ -12,43 +12,43 @@ _T = TypeVar("_T")
 
 
 class ProgressBar:
-    """A bar that is shown, or none."""
+    """A progress bar, or a placeholder that shows nothing."""
 
     def __init__(self, bar: Progress | None) -> None:
         self._bar = bar
 
     def advance(self) -> None:
-        """One unit further."""
+        """Advance the bar by one unit."""
         if self._bar is not None:
             self._bar.advance(self._bar.task_ids[0])
 
     def watch(self, items: Iterable[_T]) -> Iterator[_T]:
-        """The items, with one unit further after each."""
+        """Yield the items, and advance the bar after each."""
         for item in items:
             yield item
             self.advance()
 
 
 class Reporter(Protocol):
-    """Who tells the user how far things are."""
+    """A destination for messages and progress."""
 
     def line(self, text: str) -> None:
-        """One line."""
+        """Report one line."""
 
     def progress(self, what: str, total: int) -> AbstractContextManager[ProgressBar]:
-        """A bar while the block runs, if a terminal is there to show it."""
+        """Show a progress bar while the block runs, if there is a terminal."""
 
 
 class ConsoleReporter:
-    """Lines to stdout, bars to a terminal's stderr: for commands that write no log."""
+    """A reporter for commands without a log: lines go to stdout, progress bars to stderr."""
 
     def line(self, text: str) -> None:
-        """One line."""
+        """Print one line to stdout."""
         print(text, flush=True)
 
     @contextmanager
     def progress(self, what: str, total: int) -> Iterator[ProgressBar]:
-        """A bar while the block runs, if stderr is a terminal."""
+        """Show a progress bar while the block runs, if stderr is a terminal."""
         if not sys.stderr.isatty():
             yield ProgressBar(None)
             return
@@ -57,7 +57,7 @@ class ConsoleReporter:
 
 
 def make_bar(console: Console, what: str, total: int) -> Progress:
-    """A bar with one task, gone when it ends; it leaves stdout and stderr as they are."""
+    """Return a bar with one task that disappears when done, and does not redirect stdout or stderr."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     bar = Progress(*columns, console=console, transient=True, redirect_stdout=False, redirect_stderr=False)
     bar.add_task(what, total=total)

@@ -1,6 +1,6 @@
-"""Tracking behind one small interface: one W&B group a run, one W&B run a fold; it never stops nor delays training.
+"""Experiment tracking with one W&B group per run and one W&B run per fold; it never stops or delays training.
 
-W&B works in a process of its own (`doccls.reporting.wandb_process`). It is told through a pipe that nobody waits for.
+W&B runs in a separate process (`doccls.reporting.wandb_process`), which receives messages through a non-blocking pipe.
 """
 
 import json
@@ -19,34 +19,31 @@ from doccls.reporting.log import RunLog
 from doccls.reporting.wandb_process import FINISH_S, WandbRun
 from doccls.system.signals import stop_requested
 
-_MARGIN_S = 5.0
-"""The process gives up by itself after FINISH_S."""
-_FAILURE_S = 5.0
-"""How long a fold that failed or was stopped waits for it; it goes on alone, as far as the machine lets it."""
-_LOOK_S = 0.05
-_MOST_UNREAD_BYTES = 2**20
-"""What is kept for a process that does not read, beside what the pipe holds: 15,000 steps."""
+_MARGIN_S = 5.0  # on top of FINISH_S, after which the process gives up by itself
+_FAILURE_S = 5.0  # how long a failed or stopped fold waits for the process, which may then continue alone
+_POLL_S = 0.05
+_MAX_UNSENT_BYTES = 2**20  # buffer, beyond the pipe's, for a process that does not read: 15,000 steps
 
 
 class Tracker(Protocol):
-    """Takes one fold's numbers."""
+    """A receiver of one fold's metrics."""
 
     def log(self, values: Mapping[str, float], step: int) -> None:
-        """Numbers at an optimizer step."""
+        """Log values at an optimizer step."""
 
 
 class _NoTracker:
     def log(self, values: Mapping[str, float], step: int) -> None:
-        """Nothing is tracked."""
+        """Do nothing."""
 
 
 class _WandbTracker:
-    """Tells the process that has W&B, and logs what it says. If that is lost, it is said once and training goes on."""
+    """Connection to the W&B process, whose output it logs; if the process is lost, training continues without it."""
 
     def __init__(self, run: WandbRun, log: RunLog) -> None:
         self._log = log
-        self._said = b""
-        self._unread = bytearray()
+        self._received = b""
+        self._unsent = bytearray()
         self._process: subprocess.Popen[bytes] | None = subprocess.Popen(
             [sys.executable, "-m", "doccls.reporting.wandb_process"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True, bufsize=0,
@@ -54,66 +51,66 @@ class _WandbTracker:
         assert self._process.stdin is not None and self._process.stdout is not None
         os.set_blocking(self._process.stdin.fileno(), False)
         os.set_blocking(self._process.stdout.fileno(), False)
-        self._tell(asdict(run))
+        self._send(asdict(run))
 
     def log(self, values: Mapping[str, float], step: int) -> None:
-        self._tell({"values": dict(values), "step": step})
-        self._hear()
+        self._send({"values": dict(values), "step": step})
+        self._log_output()
 
     def finish(self, exit_code: int, within_s: float) -> None:
-        """The last word; it is waited for at most so long, and then goes on alone."""
-        self._tell({"exit_code": exit_code})
+        """Send the exit code and wait up to `within_s` seconds for the process, which may then continue alone."""
+        self._send({"exit_code": exit_code})
         end_s = time.monotonic() + within_s
         while self._process is not None and self._process.poll() is None and time.monotonic() < end_s:
             if stop_requested():
                 end_s = min(end_s, time.monotonic() + _FAILURE_S)
             self._write()
-            time.sleep(_LOOK_S)
-        self._hear()
+            time.sleep(_POLL_S)
+        self._log_output()
 
-    def _tell(self, message: Mapping[str, Any]) -> None:
+    def _send(self, message: Mapping[str, Any]) -> None:
         if self._process is not None:
-            self._unread += f"{json.dumps(message)}\n".encode()
+            self._unsent += f"{json.dumps(message)}\n".encode()
             self._write()
 
     def _write(self) -> None:
-        """As much as the pipe takes at once."""
+        """Write as much as the pipe takes without blocking."""
         if self._process is None:
             return
         assert self._process.stdin is not None
         try:
-            while self._unread:
-                del self._unread[: os.write(self._process.stdin.fileno(), self._unread)]
+            while self._unsent:
+                del self._unsent[: os.write(self._process.stdin.fileno(), self._unsent)]
         except BlockingIOError:
-            if len(self._unread) > _MOST_UNREAD_BYTES:
-                self._lose("it does not read")
+            if len(self._unsent) > _MAX_UNSENT_BYTES:
+                self._give_up("it does not read its input")
         except OSError as error:
-            self._lose(str(error.strerror))
+            self._give_up(str(error.strerror))
 
-    def _lose(self, reason: str) -> None:
+    def _give_up(self, reason: str) -> None:
         assert self._process is not None
-        self._hear()
-        self._log.line(f"[TRACKING] W&B's process is lost ({reason}); training goes on without it")
+        self._log_output()
+        self._log.line(f"[TRACKING] lost the W&B process ({reason}); training continues without it")
         self._process.kill()
         self._process.wait()
         self._process = None
 
-    def _hear(self) -> None:
-        """Log the lines that it has said meanwhile."""
+    def _log_output(self) -> None:
+        """Log the lines that the process has printed since the last call."""
         if self._process is None:
             return
         assert self._process.stdout is not None
         with suppress(BlockingIOError):
-            while said := os.read(self._process.stdout.fileno(), 65536):
-                self._said += said
-        *lines, self._said = self._said.split(b"\n")
+            while chunk := os.read(self._process.stdout.fileno(), 65536):
+                self._received += chunk
+        *lines, self._received = self._received.split(b"\n")
         for line in lines:
             self._log.line(f"[TRACKING] {line.decode(errors='replace')}")
 
 
 @contextmanager
 def track_fold(config: Config, run_dir: Path | None, fold: int, log: RunLog) -> Iterator[Tracker]:
-    """A tracker for one fold; `run_dir` None (every process but the main one) tracks nothing."""
+    """Yield a tracker for one fold; with `run_dir` None (every process but the main one) it tracks nothing."""
     if run_dir is None or not config.tracking.wandb:
         yield _NoTracker()
         return

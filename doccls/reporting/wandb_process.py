@@ -1,8 +1,8 @@
-"""`python -m doccls.reporting.wandb_process`: one W&B run, told by lines of JSON on the standard input.
+"""`python -m doccls.reporting.wandb_process`: one W&B run, controlled by JSON lines on the standard input.
 
-First a `WandbRun`, then `{"values": {...}, "step": n}` each, last `{"exit_code": n}`; an input that ends without it is
-a training that crashed. What is worth a line in the training's log is printed. W&B waits long for a network that is
-lost, also while Python ends: FINISH_S after the last line the process ends, whatever W&B does.
+First a `WandbRun`, then `{"values": {...}, "step": n}` per step, last `{"exit_code": n}`; an input that ends without it
+means that training crashed. Lines for the training's log are printed. W&B waits long for a lost network, also while
+Python exits: so this process exits FINISH_S after the last line, whatever W&B does.
 """
 
 import json
@@ -24,8 +24,7 @@ import psutil
 
 from doccls.system.signals import STOP_SIGNALS
 
-FINISH_S = 30.0
-"""How long W&B may take to send the rest."""
+FINISH_S = 30.0  # how long W&B may take to send the remaining data
 _START_TIMEOUT_S = 20
 _CONNECT_TIMEOUT_S = 3
 _Mode = Literal["online", "offline", "disabled"]
@@ -33,48 +32,47 @@ _Mode = Literal["online", "offline", "disabled"]
 
 @dataclass(frozen=True)
 class WandbRun:
-    """What a W&B run is started with."""
+    """The arguments of a W&B run."""
 
     project: str
     entity: str | None
     group: str
     name: str
     config: dict[str, Any]
-    folder: str
-    """In which W&B makes its own, `wandb/`."""
+    folder: str  # parent of W&B's own folder, `wandb/`
 
 
 def main() -> int:
-    """Read the run and its numbers from the standard input; the exit code is 0."""
-    for number in STOP_SIGNALS:  # they are for the process that trains, whose end is the end of the input
+    """Read the run and its values from the standard input; return exit code 0."""
+    for number in STOP_SIGNALS:  # only the training process handles them; its exit closes the input
         signal.signal(number, signal.SIG_IGN)
-    os.environ.setdefault("WANDB_SILENT", "true")  # the setting of that name comes too late for the login's words
+    os.environ.setdefault("WANDB_SILENT", "true")  # the setting `silent` comes too late for the login's output
     run = WandbRun(**json.loads(sys.stdin.readline()))
     messages: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
     receiver = threading.Thread(target=_receive, args=(messages,), daemon=True)
     receiver.start()
-    track(run, iter(messages.get, None), _say)
-    receiver.join()  # W&B may be done with much sooner
+    track(run, iter(messages.get, None), _print)
+    receiver.join()  # it may outlast W&B
     return 0
 
 
-def track(run: WandbRun, messages: Iterable[dict[str, Any]], say: Callable[[str], None]) -> None:
-    """Pass the messages on to W&B, the last one included; whatever W&B raises is said once, and the rest dropped."""
-    started = _start(run, say)
-    if started is None:
+def track(run: WandbRun, messages: Iterable[dict[str, Any]], report: Callable[[str], None]) -> None:
+    """Pass the messages to W&B up to the exit code; report an error of W&B once, and drop all later messages."""
+    wandb_run = _start(run, report)
+    if wandb_run is None:
         return
     try:
         for message in messages:
             if "exit_code" in message:
-                started.finish(exit_code=message["exit_code"])
+                wandb_run.finish(exit_code=message["exit_code"])
                 return
-            started.log(message["values"], step=message["step"])
-    except Exception as error:  # noqa: BLE001 (whatever ails it, training goes on)
-        say(f"W&B failed ({type(error).__name__}: {error}); training goes on without it")
+            wandb_run.log(message["values"], step=message["step"])
+    except Exception as error:  # noqa: BLE001 (no error of W&B may stop training)
+        report(f"W&B failed ({type(error).__name__}: {error}); training continues without it")
 
 
 def _receive(messages: "queue.SimpleQueue[dict[str, Any]]") -> None:
-    """Take what is told at once, so that it is kept here and not there; after the last, watch the time."""
+    """Queue each message immediately, so that the pipe never fills; start the time limit after the last one."""
     for line in sys.stdin:
         message = json.loads(line)
         messages.put(message)
@@ -88,27 +86,27 @@ def _receive(messages: "queue.SimpleQueue[dict[str, Any]]") -> None:
 
 
 def _give_up() -> None:
-    _say(f"W&B has not sent everything within {FINISH_S:g} s: `wandb sync` sends it from the run's folder wandb/")
+    _print(f"W&B has not sent everything within {FINISH_S:g} s: send it with `wandb sync` from the run's folder wandb/")
     for child in psutil.Process().children(recursive=True):
         with suppress(psutil.NoSuchProcess):
             child.kill()
     os._exit(1)
 
 
-def _say(text: str) -> None:
-    with suppress(OSError):  # nobody may listen any more
+def _print(text: str) -> None:
+    with suppress(OSError):  # the reader may have exited
         os.write(1, f"{text}\n".encode())
 
 
-def _start(run: WandbRun, say: Callable[[str], None]) -> Any:
+def _start(run: WandbRun, report: Callable[[str], None]) -> Any:
     try:
         import wandb
     except ImportError as error:
-        say(f"W&B is not there ({error}); training goes on")
+        report(f"W&B is not installed ({error}); training continues without it")
         return None
     for mode in _choose_modes():
         try:
-            started = wandb.init(
+            wandb_run = wandb.init(
                 project=run.project,
                 entity=run.entity,
                 group=run.group,
@@ -127,15 +125,15 @@ def _start(run: WandbRun, say: Callable[[str], None]) -> Any:
                 ),
             )
         except Exception as error:  # noqa: BLE001 (as above)
-            say(f"W&B {mode} did not start ({type(error).__name__}); training goes on")
+            report(f"W&B {mode} did not start ({type(error).__name__}); training continues")
             continue
-        say(f"W&B {mode} | group={run.group} name={run.name}")
-        return started
+        report(f"W&B {mode} | group={run.group} name={run.name}")
+        return wandb_run
     return None
 
 
 def _choose_modes() -> tuple[_Mode, ...]:
-    """Online, if there is a key and the server answers, with offline to fall back on; else offline at once."""
+    """Return the modes to try: online, then offline, if there is a key and the server answers, else offline."""
     if os.environ.get("WANDB_MODE") == "disabled":
         return ("disabled",)
     if os.environ.get("WANDB_MODE") == "offline":
@@ -143,25 +141,25 @@ def _choose_modes() -> tuple[_Mode, ...]:
     import wandb
 
     try:
-        url = urlsplit(wandb.setup().settings.base_url)  # of the environment or a settings file, else W&B's own
+        url = urlsplit(wandb.setup().settings.base_url)  # from the environment or a settings file, else W&B's own
     except ValueError:  # the environment holds settings that W&B refuses
         return ("offline",)
-    return ("online", "offline") if url.hostname and _has_key(url.hostname) and _answers(url) else ("offline",)
+    return ("online", "offline") if url.hostname and _has_key(url.hostname) and _is_reachable(url) else ("offline",)
 
 
 def _has_key(host: str) -> bool:
-    """From the environment or .netrc. (`wandb.login` would ask the server, and wait long where there is none.)"""
+    """Return whether the environment or .netrc has a key; `wandb.login` would wait long for an unreachable server."""
     if os.environ.get("WANDB_API_KEY"):
         return True
     try:
-        stored = netrc.netrc(os.environ.get("NETRC"))
-        return any(stored.authenticators(name) is not None for name in (host, "api.wandb.ai"))
+        entries = netrc.netrc(os.environ.get("NETRC"))
+        return any(entries.authenticators(name) is not None for name in (host, "api.wandb.ai"))
     except (OSError, netrc.NetrcParseError):
         return False
 
 
-def _answers(url: SplitResult) -> bool:
-    if getproxies():  # the way out is not a plain connection: leave it to W&B to find out
+def _is_reachable(url: SplitResult) -> bool:
+    if getproxies():  # a plain connection would not show it: let W&B try
         return True
     try:
         with socket.create_connection((url.hostname, url.port or 443), timeout=_CONNECT_TIMEOUT_S):

@@ -1,1 +1,1 @@
-"""What a run leaves behind: its paths, its files, its log, its record."""
+"""The contents of a run folder: paths, fingerprint, provenance, metrics, heartbeats, fold ownership."""

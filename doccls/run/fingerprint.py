@@ -1,4 +1,4 @@
-"""A run's one fingerprint: what must be equal for folds, checkpoints and parts to belong together."""
+"""The fingerprint of a run: a digest that folds, checkpoints and fold predictions of the same run share."""
 
 import hashlib
 import json
@@ -15,27 +15,26 @@ from doccls.system.atomic_files import write_once
 
 
 def derive_fingerprint(config: Config, data_digest: str, folds_digest: str, weights_digest: str | None) -> str:
-    """SHA-256 over every config key that changes results, the data, the folds and the weights started from."""
+    """Return the SHA-256 of the config keys that change results, the data, the folds and the initial weights."""
     recipe = config.model_dump(mode="json")
     for section, *key in operational_keys():
         if key:
             del recipe[section][key[0]]
         else:
             del recipe[section]
-    stated = {"recipe": recipe, "data": data_digest, "folds": folds_digest, "weights": weights_digest}
-    return digest_json(stated)
+    return digest_json({"recipe": recipe, "data": data_digest, "folds": folds_digest, "weights": weights_digest})
 
 
 def digest_json(value: Any) -> str:
-    """SHA-256 of a JSON value, whatever the order of its keys."""
+    """Return the SHA-256 of a JSON value; the order of keys does not matter."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def digest_file(path: Path) -> str:
-    """SHA-256 of a file's bytes.
+    """Return the SHA-256 of a file's bytes.
 
     Raises:
-        UserError: it can't be read.
+        UserError: the file can't be read.
     """
     try:
         with path.open("rb") as file:
@@ -45,10 +44,10 @@ def digest_file(path: Path) -> str:
 
 
 def check_snapshot(paths: RunPaths, fingerprint: str) -> None:
-    """A run that is joined must have been started with the same fingerprint; a run without a snapshot says nothing.
+    """Check that the run was started with this fingerprint; a run without a snapshot passes.
 
     Raises:
-        UserError: it was started with another one.
+        UserError: the run was started with another fingerprint.
     """
     provenance = _read_provenance(paths)
     if provenance is not None and provenance["fingerprint"] != fingerprint:
@@ -56,24 +55,24 @@ def check_snapshot(paths: RunPaths, fingerprint: str) -> None:
 
 
 def claim_precision(paths: RunPaths, precision: str) -> None:
-    """A run has one precision: that of the process that trains first, whatever machine trains its other folds.
+    """Set the precision of the run unless an earlier process has set it; all folds train in the same precision.
 
-    It is no part of `derive_fingerprint`, since who launches may not know the machines that train.
+    `derive_fingerprint` excludes the precision, since the launching process may not know the machines that train.
 
     Raises:
-        UserError: the run is trained in another one.
+        UserError: the run uses another precision.
     """
     claimed = write_once(paths.precision, f"{precision}\n").strip()
     if claimed != precision:
-        stated = {"no": "false"}.get(claimed, claimed)
+        setting = {"no": "false"}.get(claimed, claimed)
         raise UserError(
             f"run {paths.run_id} is trained in precision {claimed!r} ({paths.precision}), and this process would train "
-            f"in {precision!r}: its folds would not be comparable. Set train.amp to {stated}, or take another --run-id"
+            f"in {precision!r}: its folds would not be comparable. Set train.amp to {setting}, or take another --run-id"
         )
 
 
 def find_fingerprint(paths: RunPaths, config: Config) -> str | None:
-    """The fingerprint of a run that `config` would join, by its snapshot: the data itself is not looked at.
+    """Return the fingerprint of the run, or None without a snapshot; check that `config` matches it, without the data.
 
     Raises:
         UserError: the config differs from the run's in a key that changes results, or in its weights.
@@ -95,7 +94,7 @@ def _read_provenance(paths: RunPaths) -> dict[str, str] | None:
         provenance = yaml.safe_load(paths.snapshot.read_text(encoding="utf-8"))["provenance"]
         return {name: str(provenance[name]) for name in ("fingerprint", "data_digest", "folds_digest")}
     except (yaml.YAMLError, KeyError, TypeError) as error:
-        raise UserError(f"{paths.snapshot}: damaged, or no snapshot of a run: take another --run-id") from error
+        raise UserError(f"{paths.snapshot}: damaged, or not a snapshot of a run: take another --run-id") from error
 
 
 def _format_difference(paths: RunPaths, found: str, fingerprint: str) -> str:

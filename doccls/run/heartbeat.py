@@ -1,4 +1,4 @@
-"""How far each process of a run is: a small file each, written as it goes on, read by whoever watches the run."""
+"""The progress of each process of a run, in a small file per process that watchers of the run read."""
 
 import json
 import os
@@ -13,101 +13,90 @@ from typing import Any, Literal, TypeGuard, TypeVar
 
 from doccls.errors import DownloadError, PortTakenError, UserError
 from doccls.system.atomic_files import remove_leftovers, replacing
-from doccls.system.gpu_memory import MUCH_GIB, is_full, measure_others_gib
+from doccls.system.gpu_memory import SIGNIFICANT_GIB, is_full, measure_others_gib
 from doccls.system.signals import Interrupted
 
 _T = TypeVar("_T")
-_INTERVAL_S = 1.0
-_LOOK_S = 0.1
+_WRITE_INTERVAL_S = 1.0
+_POLL_S = 0.1
 
 
 class Cause(StrEnum):
-    """What kind of error ended a process."""
+    """The kind of error that ended a process."""
 
-    USER_ERROR = "user error"
-    """A user has to mend something."""
-    OUT_OF_MEMORY = "out of memory"
-    """Of a GPU."""
-    MEMORY_TAKEN = "out of memory that others hold"
-    """Of a GPU, too; other processes hold much of it."""
-    PORT_TAKEN = "port taken"
-    """Where the ranks were to meet, another process listens."""
-    DOWNLOAD_FAILED = "download failed"
-    """The network may be back for another attempt."""
+    USER_ERROR = "user error"  # the user has to fix something
+    OUT_OF_MEMORY = "out of memory"  # of a GPU
+    MEMORY_TAKEN = "out of memory that others hold"  # of a GPU, too, but other processes hold much of it
+    PORT_TAKEN = "port taken"  # another process listens on the port of the rendezvous
+    DOWNLOAD_FAILED = "download failed"  # another attempt may succeed
     ERROR = "error"
 
 
 @dataclass(frozen=True)
 class Beat:
-    """One process's place in its work."""
+    """The progress of one process."""
 
     host: str
     pid: int
+    # `stopping`: the resume checkpoint is being saved, and then all ranks stop.
     phase: Literal["start", "train", "validate", "stopping", "stopped", "failed"] = "start"
-    """`stopping`: its state is being saved, and then all ranks leave."""
     fold: int | None = None
-    epoch: int = 0
-    """1-based; 0 before the first."""
-    step: int = 0
-    """Optimizer steps of the fold that are done, over all epochs."""
-    count: int = 0
-    """Grows with every beat: a watcher compares counts with its own clock, since clocks differ between machines."""
-    time_s: float = 0.0
-    """Seconds since 1970 by this process's clock, for people."""
+    epoch: int = 0  # 1-based; 0 before the first
+    step: int = 0  # completed optimizer steps of the fold, over all epochs
+    count: int = 0  # grows with every beat: watchers time its changes by their own clock, since clocks differ
+    time_s: float = 0.0  # seconds since 1970 by this process's clock, only for display
     cause: Cause | None = None
-    error: str | None = None
-    """Type of the error that ended the process."""
+    error: str | None = None  # type of the error that ended the process
     message: str | None = None
 
 
 class Heartbeat:
-    """Writes a process's beats. It is called by the very thread that trains: a process that hangs falls silent."""
+    """Writer of a process's beats. The training thread itself calls it, so a process that hangs falls silent."""
 
     def __init__(self) -> None:
         self._path: Path | None = None
         self._beat = Beat(socket.gethostname(), os.getpid())
         self._written_s = float("-inf")
-        self.earlier: Beat | None = None
-        """What an earlier process left where this one writes: it was killed there."""
+        self.earlier: Beat | None = None  # the last beat of an earlier process at this path, which was killed
 
     @property
     def last(self) -> Beat:
-        """The last beat, on disk or not; any thread may ask."""
+        """The last beat, on disk or not; any thread may read it."""
         return self._beat
 
     def write_to(self, path: Path) -> None:
-        """From now on the beats are on disk, as long as the run has a folder for them."""
+        """Write the beats to `path` from now on, provided that its folder exists."""
         if self._path != path:
             self._path, self.earlier = path, read_beat(path)
             remove_leftovers(path)
         self.beat()
 
     def beat(self, **changes: Any) -> None:
-        """Still alive, with these changes; on disk at once at a change of phase, fold or epoch, else once a second."""
+        """Record a beat with these changes; write it at each change of phase, fold or epoch, else once a second."""
         before = self._beat
-        now = self._beat = replace(before, count=before.count + 1, time_s=time.time(), **changes)
-        turned = (before.phase, before.fold, before.epoch) != (now.phase, now.fold, now.epoch)
-        if turned or time.monotonic() - self._written_s >= _INTERVAL_S:
+        after = self._beat = replace(before, count=before.count + 1, time_s=time.time(), **changes)
+        entered_stage = (before.phase, before.fold, before.epoch) != (after.phase, after.fold, after.epoch)
+        if entered_stage or time.monotonic() - self._written_s >= _WRITE_INTERVAL_S:
             self._written_s = time.monotonic()
             if self._path is not None and self._path.parent.is_dir():
-                with suppress(OSError), replacing(self._path, durable=False) as file:  # a file that matters tells
-                    file.write(json.dumps(asdict(now)).encode())
+                with suppress(OSError), replacing(self._path, durable=False) as file:  # a failure here is harmless
+                    file.write(json.dumps(asdict(after)).encode())
 
     def end(self) -> None:
-        """The work is done: no beat is left."""
+        """Remove the heartbeat file when the work is done."""
         if self._path is not None:
             self._path.unlink(missing_ok=True)
 
     def watch(self, items: Iterable[_T], phase: str) -> Iterator[_T]:
-        """The items, with a beat in `phase` before each."""
+        """Yield the items, with a beat in `phase` before each."""
         for item in items:
             self.beat(phase=phase)
             yield item
 
 
 @contextmanager
-def beating() -> Iterator[Heartbeat]:
-    """A heartbeat for the block; the last one says what ended it, and none is left if it ended well."""
+def open_heartbeat() -> Iterator[Heartbeat]:
+    """Yield a heartbeat for the block; its last beat records the error, and a successful block leaves no file."""
     heartbeat = Heartbeat()
     try:
         yield heartbeat
@@ -121,18 +110,18 @@ def beating() -> Iterator[Heartbeat]:
 
 
 def await_failures(paths: Sequence[Path], within_s: float = 2.0) -> dict[int, Beat]:
-    """The last beats of those processes that failed, by their place in `paths`; the first of them is waited for."""
+    """Wait up to `within_s` seconds for a failed process; return the failed ones' last beats by index in `paths`."""
     end_s = time.monotonic() + within_s
     while True:
-        beats = {place: beat for place, path in enumerate(paths) if (beat := read_beat(path)) is not None}
-        failed = {place: beat for place, beat in beats.items() if beat.phase == "failed"}
+        beats = {index: beat for index, path in enumerate(paths) if (beat := read_beat(path)) is not None}
+        failed = {index: beat for index, beat in beats.items() if beat.phase == "failed"}
         if failed or not paths or time.monotonic() >= end_s:
             return failed
-        time.sleep(_LOOK_S)
+        time.sleep(_POLL_S)
 
 
 def find_cause(error: Exception) -> Cause:
-    """What kind of error it is, by its type and by torch's words, which it may have been raised from."""
+    """Return the cause by the error's type and by torch's message, which may be that of its `__cause__`."""
     if isinstance(error, PortTakenError):
         return Cause.PORT_TAKEN
     if isinstance(error, UserError):
@@ -141,22 +130,22 @@ def find_cause(error: Exception) -> Cause:
         return Cause.DOWNLOAD_FAILED
     if isinstance(error, RuntimeError) and is_full(str(error)):  # torch.OutOfMemoryError is a RuntimeError
         others_gib = measure_others_gib(f"{error} {error.__cause__}")
-        return Cause.MEMORY_TAKEN if others_gib > MUCH_GIB else Cause.OUT_OF_MEMORY
+        return Cause.MEMORY_TAKEN if others_gib > SIGNIFICANT_GIB else Cause.OUT_OF_MEMORY
     return Cause.ERROR
 
 
 def format_progress(beat: Beat | None) -> str:
-    """How far a process is; None is one that has not said anything yet."""
-    return f"{beat.phase} step {beat.step}, epoch {beat.epoch}" if has_begun(beat) else "its start (imports, weights)"
+    """Return the progress as text; None stands for a process without a beat."""
+    return f"{beat.phase} step {beat.step}, epoch {beat.epoch}" if has_begun(beat) else "startup (imports, weights)"
 
 
 def has_begun(beat: Beat | None) -> TypeGuard[Beat]:
-    """Whether the process has begun to train."""
+    """Return whether the process has begun to train."""
     return beat is not None and beat.phase != "start"
 
 
 def read_beat(path: Path) -> Beat | None:
-    """The process's last beat; None if there is none, or none that can be read."""
+    """Return the process's last beat; None if the file is missing or unreadable."""
     try:
         beat = Beat(**json.loads(path.read_text(encoding="utf-8")))
         return replace(beat, cause=None if beat.cause is None else Cause(beat.cause))

@@ -1,4 +1,4 @@
-"""metrics.jsonl: a line an epoch."""
+"""The metrics log of a run: metrics.jsonl, with one line per epoch."""
 
 import json
 from collections.abc import Sequence
@@ -13,26 +13,23 @@ class EpochMetrics:
     """One line of metrics.jsonl."""
 
     fold: int
-    epoch: int
-    """1-based."""
-    train_loss: float | None
-    """None, or NaN before it is written, if all steps of the epoch overflowed in fp16."""
+    epoch: int  # 1-based
+    train_loss: float | None  # None, or NaN before it is written, if all steps of the epoch overflowed in fp16
     valid_loss: float
     macro_f1: float
     lr: float
     time_s: float
     mem_MiB: float
-    selection_f1: float | None = None
-    """What the epoch is compared by (`doccls.oof.metrics.selection_f1`); None in files of earlier versions."""
-    weights: str | None = None
-    """Which were validated and would be kept: `raw`, or `ema`; None in files of earlier versions."""
+    # None in files of earlier versions:
+    selection_f1: float | None = None  # the score that selects the best epoch (`doccls.oof.metrics.selection_f1`)
+    weights: str | None = None  # the weights that were validated: `raw` or `ema`
 
 
 def write_fold_metrics(paths: RunPaths, rows: Sequence[EpochMetrics]) -> list[str]:
-    """Write one fold's epochs so far, and metrics.jsonl anew from all folds. The main process calls.
+    """Write one fold's epochs so far and rewrite metrics.jsonl from all folds; only the main process may call.
 
     Returns:
-        What `write_metrics` does.
+        The warnings of `write_metrics`.
     """
     assert rows
     fold = rows[0].fold
@@ -41,7 +38,7 @@ def write_fold_metrics(paths: RunPaths, rows: Sequence[EpochMetrics]) -> list[st
 
 
 def remove_metrics_leftovers(paths: RunPaths, fold: int) -> None:
-    """What a killed process that trained the fold had half-written; others may be writing metrics.jsonl now."""
+    """Remove partial files of a killed process that trained the fold; others may be writing metrics.jsonl meanwhile."""
     remove_leftovers(paths.fold_metrics(fold))
     remove_leftovers(paths.metrics, _name_writer(fold))
 
@@ -50,32 +47,32 @@ def _name_writer(fold: int) -> str:
     return f"fold{fold}"
 
 
-def write_metrics(paths: RunPaths, by: str = "merge") -> list[str]:
-    """metrics.jsonl from every fold's file, sorted by (fold, epoch); `by` whom, of several processes.
+def write_metrics(paths: RunPaths, writer: str = "merge") -> list[str]:
+    """Write metrics.jsonl from all folds' files, sorted by (fold, epoch); `writer` as in `replacing`.
 
     Returns:
-        A remark on each line of them that is damaged, and left out: it is a record, on which nothing depends.
+        A warning for each damaged line, which is left out: nothing else depends on this log.
     """
-    rows, remarks = [], []
+    rows, warnings = [], []
     for file in sorted(paths.metrics_dir.glob("fold*.jsonl")):
         lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
-        found = [_parse_row(line) for line in lines]
-        rows += [row for row in found if row is not None]
+        parsed = [_parse_row(line) for line in lines]
+        rows += [row for row in parsed if row is not None]
         name = file.relative_to(paths.root)
         if not lines:
-            remarks.append(f"{name}: empty")
-        remarks += [
-            f"{name}:{number}: damaged, and left out of {paths.metrics.name}"
-            for number, row in enumerate(found, 1)
+            warnings.append(f"{name}: empty")
+        warnings += [
+            f"{name}:{number}: damaged, left out of {paths.metrics.name}"
+            for number, row in enumerate(parsed, 1)
             if row is None
         ]
     rows.sort(key=lambda row: (row.fold, row.epoch))
-    write_text(paths.metrics, _render_rows(rows), by)
-    return remarks
+    write_text(paths.metrics, _render_rows(rows), writer)
+    return warnings
 
 
 def _render_rows(rows: Sequence[EpochMetrics]) -> str:
-    """JSON has no NaN: null stands for it."""
+    """Return the rows as JSON lines, with null for NaN, which JSON lacks."""
     values = [{name: None if value != value else value for name, value in asdict(row).items()} for row in rows]
     return "".join(json.dumps(row) + "\n" for row in values)
 

@@ -1,4 +1,4 @@
-"""A fold has one owner: the main process that trains it holds its lock, whoever has started that process."""
+"""Exclusive ownership of folds: the main process that trains a fold holds its lock, whatever has started it."""
 
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -10,7 +10,7 @@ from doccls.system.lock import Lock, hold_lock
 
 
 class FoldOwner:
-    """The locks of the folds that this process trains, until the block ends. Ranks beside the main one take none."""
+    """The locks of the folds that this process trains, held until the block ends. Only the main process takes them."""
 
     def __init__(self) -> None:
         self._held = ExitStack()
@@ -25,22 +25,22 @@ class FoldOwner:
         self._held.close()
 
     def take(self, paths: RunPaths, folds: Sequence[int], wait_s: float) -> None:
-        """Take the folds; those of an owner that is provably dead, too, and another's end is waited for so long.
+        """Take the locks of the folds, also from dead owners; wait up to `wait_s` seconds for a live one.
 
-        The main process calls, once.
+        The main process calls it once.
 
         Raises:
-            LockError: another process trains one of them.
+            LockError: another process trains one of the folds.
         """
         for fold in folds:
             what = f"fold {fold} of run {paths.run_id} is being trained"
             self._locks[fold] = self._held.enter_context(hold_lock(paths.fold_lock(fold), what, wait_s))
 
     def check(self, fold: int) -> None:
-        """Call before each write of the fold's files.
+        """Check that this process still owns the fold; call it before each write of the fold's files.
 
         Raises:
-            LockError: another process has taken the fold, while this one was suspended.
+            LockError: another process has taken the fold while this one was suspended.
         """
         if fold in self._locks:
             self._locks[fold].check()

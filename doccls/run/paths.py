@@ -1,4 +1,4 @@
-"""Every file name of a run, once."""
+"""The file names of a run."""
 
 import re
 import secrets
@@ -13,7 +13,7 @@ _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
 
 @dataclass(frozen=True)
 class RunPaths:
-    """The folder of one run, `<exp_dir>/YYYYMMDD/<run_id>/`, and what lies in it."""
+    """The folder of one run, `<exp_dir>/YYYYMMDD/<run_id>/`, and the files in it."""
 
     root: Path
 
@@ -23,89 +23,89 @@ class RunPaths:
 
     @property
     def exp_dir(self) -> Path:
-        """Where the run lies now; output.exp_dir says where it was begun."""
+        """The current parent of the run; output.exp_dir in its snapshot is where it was started."""
         return self.root.parent.parent
 
     @property
     def snapshot(self) -> Path:
-        """The resolved config and where it came from."""
+        """The resolved config and its provenance."""
         return self.root / "config.yaml"
 
     @property
     def precision(self) -> Path:
-        """In which precision the run is trained; the first fold's process writes it."""
+        """The training precision of the run; the process that trains first writes it."""
         return self.root / "precision.txt"
 
     @property
     def images(self) -> Path:
-        """What the scan of each image found, where no page store holds it."""
+        """The scan result of each image, for runs without a page store."""
         return self.root / "images.json"
 
     @property
     def consoles(self) -> Path:
-        """What processes printed: a file for each rank of a fold, and for each submitted task."""
+        """The console output of processes: a file per rank of a fold, and per submitted task."""
         return self.root / "console"
 
     def console(self, fold: int, rank: int) -> Path:
-        """What the launched processes of the fold's rank printed, one after the other, their log and all else."""
+        """Return the file for the console output, log included, of all processes launched for this rank of the fold."""
         return self.consoles / f"fold{fold}_rank{rank}.txt"
 
     @property
     def live(self) -> Path:
-        """What counts while a process works on the run."""
+        """Files that matter only while a process works on the run."""
         return self.root / "live"
 
     def heartbeat(self, fold: int | None, rank: int) -> Path:
-        """How far a process is that trains the fold; None is one that trains all."""
+        """Return the heartbeat file of a process that trains the fold, or all folds if `fold` is None."""
         return self.live / f"{'all' if fold is None else f'fold{fold}'}_rank{rank}.json"
 
     def fold_lock(self, fold: int) -> Path:
-        """Held by the main process that trains the fold, whoever started it."""
+        """Return the lock that the main process holds while it trains the fold, whatever started it."""
         return self.live / f"fold{fold}.lock"
 
     @property
     def opening_lock(self) -> Path:
-        """Held by the array task that looks at the data and makes the run."""
+        """The lock of the array task that scans the data and creates the run."""
         return self.live / "opening.lock"
 
     @property
     def array_jobs(self) -> Path:
-        """The job arrays that were submitted to Slurm for the run."""
+        """The record of job arrays submitted to Slurm for the run."""
         return self.root / "slurm_jobs.json"
 
     @property
     def submit_lock(self) -> Path:
-        """Held by whoever submits."""
+        """The lock of a process that submits the run."""
         return self.live / "submission.lock"
 
     @property
     def merge_lock(self) -> Path:
-        """Held by the array task that merges."""
+        """The lock of the array task that merges the run."""
         return self.live / "merge.lock"
 
     def launch_lock(self, task: int | None = None) -> Path:
-        """Held by the launcher of the run, or by an array task, which launches its share of the folds."""
+        """Return the lock of the launcher, or of an array task, which launches its share of the folds."""
         return self.live / f"{_name_launch(task)}.lock"
 
     def list_launch_locks(self) -> list[Path]:
-        """Of all that have launched folds of the run."""
+        """Return the locks of all launches of the run."""
         return sorted(self.live.glob("launch*.lock"))
 
     def ledger(self, task: int | None = None) -> Path:
-        """What launches of the run started, where, and how it ended; an array task keeps its own."""
+        """Return the ledger: what launches started, where, and how it ended. Each array task keeps its own."""
         return self.root / f"{_name_launch(task)}.json"
 
     def list_ledgers(self) -> list[Path]:
-        """Of all that have launched folds of the run."""
+        """Return the ledgers of all launches of the run."""
         return sorted(self.root.glob("launch*.json"))
 
     @property
     def metrics(self) -> Path:
-        """All folds' epochs, one JSON a line."""
+        """The metrics of all folds, one JSON line per epoch."""
         return self.root / "metrics.jsonl"
 
     def fold_metrics(self, fold: int) -> Path:
-        """One fold's epochs: written by the process that trains it, so that folds side by side share no file."""
+        """Return the metrics of one fold, in a file of its own because folds may train in parallel."""
         return self.metrics_dir / f"fold{fold}.jsonl"
 
     @property
@@ -113,15 +113,15 @@ class RunPaths:
         return self.root / "metrics"
 
     def best_checkpoint(self, fold: int) -> Path:
-        """Best weights of the fold, with the logits they gave on its validation rows."""
+        """Return the checkpoint of the fold's best weights, with their logits on its validation rows."""
         return self.root / "ckpt" / f"best_fold{fold}.pth"
 
     def resume_checkpoints(self, fold: int) -> tuple[Path, Path]:
-        """Where an unfinished fold can go on: the newest state in one of them, the one before it in the other."""
+        """Return the two files that hold the latest and the previous resume checkpoint of a fold, in either order."""
         return tuple(self.root / "ckpt" / f"last_fold{fold}_{slot}.safetensors" for slot in (0, 1))  # type: ignore[return-value]
 
     def predictions(self, fold: int) -> Path:
-        """The fold's OOF part: it exists when, and only when, the fold is done."""
+        """Return the fold predictions, which exist if and only if the fold is finished."""
         return self.root / "oof" / "parts" / f"fold{fold}.safetensors"
 
     @property
@@ -140,12 +140,12 @@ class RunPaths:
 
     @property
     def oof_csv(self) -> Path:
-        """The same for people: ID, fold, target, prediction, a probability a class."""
+        """The OOF predictions as a table: ID, fold, target, prediction, and a probability per class."""
         return self.root / "oof" / "oof.csv"
 
     @property
     def summary(self) -> Path:
-        """The merged run's figures: macro-F1 with an interval, of each fold, of each class."""
+        """The results of the merged run: macro-F1 with a confidence interval, per fold and per class."""
         return self.root / "summary.json"
 
     @property
@@ -163,27 +163,27 @@ def _name_launch(task: int | None) -> str:
 
 
 def check_run_id(run_id: str) -> str:
-    """The run id itself.
+    """Return the run id if it is valid as a folder name.
 
     Raises:
-        UserError: it would not do as a folder's name.
+        UserError: it is not valid.
     """
     if not _RUN_ID.fullmatch(run_id):
-        raise UserError(f"run id {run_id!r}: letters, digits, '.', '_' and '-' only, at most 80, no '/'")
+        raise UserError(f"run id {run_id!r}: at most 80 letters, digits, '.', '_' and '-', the first a letter or digit")
     return run_id
 
 
 def locate_run(exp_dir: Path, run_id: str, now: datetime) -> RunPaths:
-    """The run of that id under `exp_dir`, whatever its day; today's folder if there is none yet."""
+    """Return the run with that id under `exp_dir`, whatever its date; for a new run, the folder under today's date."""
     found = sorted(exp_dir.glob(f"[0-9]*/{run_id}"))
     return RunPaths(found[0] if found else exp_dir / now.strftime("%Y%m%d") / run_id)
 
 
 def new_run_id(version: str) -> str:
-    """Such as `v087-8c206e`."""
+    """Return a new random run id such as `v087-8c206e`."""
     return f"{version}-{secrets.token_hex(3)}"
 
 
 def name_log(logs_dir: Path, run_id: str, now: datetime, suffix: str = "") -> Path:
-    """`logs/run_YYYYMMDD-HHMM_<run_id>.log`; with a suffix such as `fold2` for a command that does only that."""
+    """Return `<logs_dir>/run_YYYYMMDD-HHMM_<run_id>[_<suffix>].log`; `fold2` is such a suffix."""
     return logs_dir / f"run_{now:%Y%m%d-%H%M}_{run_id}{f'_{suffix}' if suffix else ''}.log"

@@ -1,4 +1,4 @@
-"""What made a run, for its snapshot: versions, commit, command, machine."""
+"""The provenance of a run for its snapshot: versions, commit, command, machine."""
 
 import platform
 import shlex
@@ -19,7 +19,7 @@ _PACKAGES = (
 
 
 def describe_software() -> dict[str, Any]:
-    """Versions of Python and the packages that decide a run's bits, and the commit of doccls if it runs from git."""
+    """Return the versions of Python and of packages that affect results, and the commit if doccls runs from git."""
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -29,12 +29,12 @@ def describe_software() -> dict[str, Any]:
 
 
 def render_command(argv: Sequence[str]) -> str:
-    """The command line as one could type it again, secrets starred out."""
+    """Return the command line as a shell would accept it, with secrets redacted."""
     return shlex.join([sys.executable, *(redact_argument(word) for word in argv)])
 
 
 def read_git_commit(folder: Path) -> str | None:
-    """The commit checked out in `folder`, with `-dirty` if files differ from it; None outside git or without git."""
+    """Return the commit checked out in `folder`, with `-dirty` if files differ; None outside git or without git."""
     if not (folder / ".git").exists():
         return None
     try:
@@ -45,8 +45,8 @@ def read_git_commit(folder: Path) -> str | None:
 
 
 def _git(folder: Path, *arguments: str) -> str:
-    done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=10, check=True)
-    return done.stdout.strip()
+    command = ["git", *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
 
 
 def _version(package: str) -> str | None:

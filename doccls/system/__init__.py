@@ -1,1 +1,1 @@
-"""What a process needs from its machine: signals, files that are whole, locks, ranks, cores, memory, disk."""
+"""Operating-system services for one process: signals, atomic files, locks, ranks, cores, memory, disk."""

@@ -1,14 +1,14 @@
-"""A lock on a piece of work: one process on any machine holds it, and it is free again when that process is gone.
+"""A lock across machines: one process holds it at a time, and it becomes free when that process ends.
 
 The lock is a file that names its holder. Only one process can create it (O_EXCL), on every shared file system; the
-kernel's own locks (flock) are missing on some and local to a machine on others. Whoever wants to change the file of a
-holder, to release it or to take it from one that is dead, first creates the file's successor, `<file>.<token>.next`,
-with the token that the holder drew: again only one process can. A taker that dies before it has moved the successor
-into place leaves it behind as the lock's last word. So the holder is the end of that chain.
+kernel's own locks (flock) are missing on some and local to a machine on others. A process that wants to change a
+holder's file, to release it or to take it over from a dead holder, first creates the file's successor,
+`<file>.<token>.next`, with the token of that holder: again only one process can. If it dies before it has moved the
+successor into place, the successor remains as the newest claim. So the holder is the end of this chain.
 
-A holder of this machine and PID namespace is alive while its process is. Of any other one, only the time of the file
-is seen, which a holder renews every ten seconds: after two minutes of silence, half a minute of which a taker has
-watched, it counts as dead. It may only be suspended, so it has to `check` before it writes what others read.
+A holder on this machine and in this PID namespace is alive while its process is. Any other holder is known only by the
+time of the file, which it renews every ten seconds: after two minutes of silence, half a minute of which the waiting
+process has watched, it counts as dead. It may only be suspended, so it has to `check` before it writes shared files.
 """
 
 import errno
@@ -32,16 +32,13 @@ from doccls.errors import UserError
 from doccls.system.lifeline import LAUNCHED
 
 _RENEW_S = 10.0
-_LOOK_S = 0.5
+_POLL_S = 0.5
+# After this silence, a holder that is not visible from here is dead. Much longer than `_RENEW_S`, since NFS clients see
+# a file's time up to a minute late, and a write to a slow disk may keep the holder's thread from running.
 _DEAD_S = 120.0
-"""After so long a silence, a holder that can't be seen from here is dead. Much longer than `_RENEW_S`, since NFS
-clients see a file's time up to a minute late, and a write to a slow disk may keep the holder's thread from running."""
-_LONG_DEAD_S = 3600.0
-"""After so long a silence nobody need watch it any more."""
-_WATCH_S = 3 * _RENEW_S
-"""How long a taker watches a silent holder: what is silent may be the file server, or wrong its clock."""
-_PROOF_S = _DEAD_S + _WATCH_S
-"""After that it has shown a sign of life, or is dead."""
+_LONG_DEAD_S = 3600.0  # after this silence, a holder is dead without being watched
+_WATCH_S = 3 * _RENEW_S  # how long to watch a silent holder: the file server may be down, or its clock wrong
+_PROOF_S = _DEAD_S + _WATCH_S  # after this time, a holder has shown a sign of life or is dead
 _STALE_TRIES = 5
 _TOKEN = re.compile("[0-9a-f]{16}")
 
@@ -54,21 +51,15 @@ class LockError(UserError):
 class Holder:
     """The process that holds a lock, as it describes itself."""
 
-    what: str
-    """Such as `run v001-abc is being launched`."""
+    what: str  # such as `run v001-abc is being launched`
     pid: int
     host: str
     since: str
-    boot: str
-    """Of the machine, an ID that is new after each start; empty where the system has none."""
-    namespace: str
-    """In which the PID counts: each container has its own."""
-    started: str
-    """When the process did, by its machine: another process may have its PID later."""
-    token: str
-    """Of this acquisition, 16 hexadecimal digits."""
-    launch: str = ""
-    """The launch that started the process (`doccls.system.lifeline.LAUNCHED`); empty for one started by hand."""
+    boot: str  # the machine's boot ID; empty where the system has none
+    namespace: str  # the PID namespace: each container has its own
+    started: str  # start time of the process, since another process may get its PID later
+    token: str  # ID of this acquisition, 16 hexadecimal digits
+    launch: str = ""  # ID of the launch (`doccls.system.lifeline.LAUNCHED`); empty for a process started by hand
 
     def __str__(self) -> str:
         return f"{self.what} by process {self.pid} on {self.host} since {self.since}"
@@ -76,13 +67,11 @@ class Holder:
 
 @dataclass(frozen=True)
 class _Claim:
-    """What a file says of the lock `path`: that file itself, or a successor."""
+    """A claim to the lock `path`, read from that file or a successor."""
 
     path: Path
-    holder: Holder | None
-    """None: the file was created this moment and not yet written, or its process died in between."""
-    renewed_ns: int
-    """When the file was, in nanoseconds since 1970."""
+    holder: Holder | None  # None: the process has not written the file yet, or died before
+    renewed_ns: int  # in nanoseconds since 1970
 
     @property
     def token(self) -> str:
@@ -90,44 +79,46 @@ class _Claim:
 
     @property
     def successor(self) -> Path:
-        """Whoever creates this file may change the claim."""
+        """The file whose creator may change the claim."""
         return self.path.with_name(f"{self.path.name}.{self.token}.next")
 
 
 class Lock:
-    """A lock that is held."""
+    """A lock that this process holds."""
 
     def __init__(self, path: Path, holder: Holder) -> None:
         self._path, self._holder = path, holder
 
     def check(self) -> None:
-        """Call before a write that only the holder may make.
+        """Check that this process still holds the lock; call it before each write that only the holder may make.
 
         Raises:
-            LockError: another process has taken the lock, as from one that was long suspended, or its file is gone.
+            LockError: another process has taken the lock, since this one was suspended for long, or its file is gone.
         """
         try:
             claim = _find_claim(self._path)
         except OSError:
-            return  # the file server does not answer well: that is no other holder
+            return  # the file server fails, which says nothing about the holder
         if claim is None:
-            raise LockError(f"{self._path} was removed while this process held it: it is no longer to write")
+            raise LockError(
+                f"{self._path} was removed while this process held it: this process must not write any more"
+            )
         if claim.token != self._holder.token:
             raise LockError(
-                f"{_name_holder(claim)} ({self._path}): this process held it, was suspended for long, and is no longer "
-                "to write"
+                f"{_format_holder(claim)} ({self._path}): this process lost the lock while it was suspended, and must "
+                "not write any more"
             )
 
 
 @contextmanager
 def hold_lock(path: Path, what: str, wait_s: float = 0.0) -> Iterator[Lock]:
-    """Hold the lock `path` within the block; wait up to `wait_s` seconds for its holder to end.
+    """Hold the lock `path` within the block; wait up to `wait_s` seconds for another holder to release it.
 
-    The lock of a dead process is taken over. If the holder can't be seen from here, this waits up to two and a half
-    minutes for a sign of life, and says so.
+    The lock of a dead process is taken over. If the holder is not visible from here, this waits up to two and a half
+    minutes for a sign of life, with a warning.
 
     Raises:
-        LockError: another process holds it, or its file can't be had.
+        LockError: another process holds it, or its file can't be created.
     """
     holder = _describe_self(what)
     try:
@@ -145,7 +136,7 @@ def hold_lock(path: Path, what: str, wait_s: float = 0.0) -> Iterator[Lock]:
 
 
 def find_holder(path: Path) -> Holder | None:
-    """Who holds the lock; None if nobody does, its holder is dead, or it has not yet described itself.
+    """Return the holder of the lock; None if it is free, its holder is dead, or has not yet described itself.
 
     Raises:
         LockError: its file can't be read.
@@ -157,8 +148,8 @@ def find_holder(path: Path) -> Holder | None:
     return None if claim is None or _is_dead(claim) else claim.holder
 
 
-def can_see(holder: Holder) -> bool:
-    """Whether its process would be seen from here, under its PID: it is of this machine and of this PID namespace."""
+def is_visible(holder: Holder) -> bool:
+    """Return whether the holder is on this machine and in this PID namespace, so that its PID is valid here."""
     here = (socket.gethostname(), _read_boot(), _read_namespace())
     return (holder.host, holder.boot, holder.namespace) == here
 
@@ -167,7 +158,7 @@ def can_see(holder: Holder) -> bool:
 
 
 def _acquire(path: Path, holder: Holder, wait_s: float) -> None:
-    began_s, warned = time.monotonic(), False
+    start_s, warned = time.monotonic(), False
     first_seen: _Claim | None = None
     watched: _Claim | None = None
     while True:
@@ -179,23 +170,23 @@ def _acquire(path: Path, holder: Holder, wait_s: float) -> None:
         dead = claim is not None and _is_dead(claim, watched_s=now_s - watched_from_s)
         if (claim is None and _create(path, holder)) or (dead and _take_over(path, chain, holder)):
             return
-        waited_s = now_s - began_s
+        waited_s = now_s - start_s
         if claim is not None:
             first_seen = first_seen or claim
-            visible = claim.holder is not None and can_see(claim.holder)
+            visible = claim.holder is not None and is_visible(claim.holder)
             unproven = dead or (not visible and claim == first_seen)
-            if waited_s >= (max(wait_s, _PROOF_S + _LOOK_S) if unproven else wait_s):
-                lives = "it lives" if visible else "it seems to live"
-                raise LockError(f"{_name_holder(claim)} ({path}), and {lives}: end it there, or wait for it")
-            if unproven and waited_s >= _LOOK_S and not warned:
+            if waited_s >= (max(wait_s, _PROOF_S + _POLL_S) if unproven else wait_s):
+                status = "is alive" if visible else "seems to be alive"
+                raise LockError(f"{_format_holder(claim)} ({path}); that process {status}: stop it there, or wait")
+            if unproven and waited_s >= _POLL_S and not warned:
                 warned = True
-                message = f"{_name_holder(claim)} ({path}): waiting for a sign of life, at most {_PROOF_S:g} s"
+                message = f"{_format_holder(claim)} ({path}): waiting for a sign of life, at most {_PROOF_S:g} s"
                 print(f"[WARNING] {message}", file=sys.stderr)
-        time.sleep(_LOOK_S)
+        time.sleep(_POLL_S)
 
 
 def _create(file: Path, holder: Holder) -> bool:
-    """Create the file, with the holder's description; False if it is there."""
+    """Create the file with the holder's description; return False if it exists."""
     try:
         descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     except FileExistsError:
@@ -215,14 +206,14 @@ def _create(file: Path, holder: Holder) -> bool:
 
 
 def _take_over(path: Path, chain: list[_Claim], holder: Holder) -> bool:
-    """Take the lock from a holder that is dead, the last of the chain, unless another process does."""
+    """Take the lock from the dead holder at the end of the chain; return False if another process has done so."""
     last = chain[-1]
     if not _create(last.successor, holder):
         return False
     try:
-        # What was read may be long past: another process took the lock, and has removed its own successor since.
-        now = _find_claim(path)
-        taken = now is not None and now.token == holder.token
+        # The chain may be outdated: another process may have taken the lock since and removed its own successor.
+        current = _find_claim(path)
+        taken = current is not None and current.token == holder.token
         if taken:
             last.successor.replace(path)
     except FileNotFoundError:  # this process was suspended, and the next taker has removed its successor
@@ -237,7 +228,7 @@ def _take_over(path: Path, chain: list[_Claim], holder: Holder) -> bool:
 
 
 def _list_leftovers(path: Path) -> list[Path]:
-    """What processes that were killed as they took the lock, or looked at it, have left beside it."""
+    """Return the files beside the lock of processes that were killed while they took or inspected it."""
     return [*path.parent.glob(f"{path.name}.*.next"), *path.parent.glob(f".{path.name}.*.tmp")]
 
 
@@ -252,26 +243,26 @@ def _release(path: Path, holder: Holder) -> None:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-    now = _read_claim(path, path)  # this process may have been suspended since it looked
-    if now is not None and now.token == holder.token:
+    current = _read_claim(path, path)  # this process may have been suspended since the first read
+    if current is not None and current.token == holder.token:
         path.unlink(missing_ok=True)
     claim.successor.unlink(missing_ok=True)
 
 
 def _renew(path: Path, holder: Holder, done: threading.Event) -> None:
-    """Other machines see by the file's time that its holder is alive and not suspended."""
+    """Update the file's time regularly: it shows other machines that the holder is alive and not suspended."""
     while not done.wait(_RENEW_S):
         with suppress(OSError), path.open("rb") as file:
-            found = _parse(file.read())
-            if found is not None and found.token == holder.token:
-                os.utime(file.fileno())  # not by its path, which may be another holder's by now
+            current = _parse(file.read())
+            if current is not None and current.token == holder.token:
+                os.utime(file.fileno())  # not by its path, which may belong to another holder by now
 
 
 # --- who holds it ----------------------------------------------------------------------------------------------------
 
 
 def _read_chain(path: Path) -> list[_Claim]:
-    """The lock's file and the successors that were left behind; empty if it is free."""
+    """Return the claims of the lock's file and of the successors left behind; empty if the lock is free."""
     chain, claim = list[_Claim](), _read_claim(path, path)
     while claim is not None:
         chain.append(claim)
@@ -280,7 +271,7 @@ def _read_chain(path: Path) -> list[_Claim]:
 
 
 def _find_claim(path: Path) -> _Claim | None:
-    """The one that counts; None if the lock is free."""
+    """Return the newest claim; None if the lock is free."""
     chain = _read_chain(path)
     return chain[-1] if chain else None
 
@@ -302,13 +293,13 @@ def _read_claim(file: Path, path: Path) -> _Claim | None:
 def _parse(text: bytes) -> Holder | None:
     with suppress(ValueError, TypeError):
         holder = Holder(**json.loads(text))
-        if _TOKEN.fullmatch(holder.token):  # it becomes part of a file's name
+        if _TOKEN.fullmatch(holder.token):  # it becomes part of a file name
             return holder
     return None
 
 
-def _name_holder(claim: _Claim) -> str:
-    return str(claim.holder) if claim.holder else "another process has just begun to work on it"
+def _format_holder(claim: _Claim) -> str:
+    return str(claim.holder) if claim.holder else "another process has just taken the lock"
 
 
 def _describe_self(what: str) -> Holder:
@@ -326,23 +317,23 @@ def _describe_self(what: str) -> Holder:
 
 
 def _is_dead(claim: _Claim, watched_s: float = _WATCH_S) -> bool:
-    """`watched_s` is how long this process has seen the claim as it is."""
-    if claim.holder is not None and can_see(claim.holder):
+    """Return whether the holder is dead; `watched_s` is how long this process has seen the claim unchanged."""
+    if claim.holder is not None and is_visible(claim.holder):
         started = _read_start(claim.holder.pid)
         return started is None or (started != "" and started != claim.holder.started)
     return _measure_silence_s(claim) > (_DEAD_S if watched_s >= _WATCH_S else _LONG_DEAD_S)
 
 
 def _measure_silence_s(claim: _Claim) -> float:
-    """Since its file was renewed, by the clock of whoever keeps the files; by this machine's in a read-only folder."""
-    beside = claim.path.with_name(f".{claim.path.name}.{secrets.token_hex(4)}.tmp")
+    """Return the seconds since the renewal, by the file server's clock; by this machine's in a read-only folder."""
+    probe = claim.path.with_name(f".{claim.path.name}.{secrets.token_hex(4)}.tmp")
     now_s = time.time()
     with suppress(OSError):
         try:
-            beside.touch()
-            now_s = beside.stat().st_mtime
+            probe.touch()
+            now_s = probe.stat().st_mtime
         finally:
-            beside.unlink(missing_ok=True)
+            probe.unlink(missing_ok=True)
     return now_s - claim.renewed_ns / 1e9
 
 
@@ -359,9 +350,9 @@ def _read_namespace() -> str:
 
 
 def _read_start(pid: int) -> str | None:
-    """When a process of this machine started, in a text that stays the same; None if there is no such process.
+    """Return the start time of a process on this machine as a stable string; None if there is no such process.
 
-    Empty where that is not told, as of another user's process under /proc's hidepid.
+    Empty where the system hides it, as for another user's process if /proc is mounted with hidepid.
     """
     try:
         if os.name == "posix":
@@ -372,7 +363,7 @@ def _read_start(pid: int) -> str | None:
         pass
     with suppress(OSError, IndexError):
         fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-        # In ticks since the boot, which no change of the clock moves: proc(5). A zombie holds nothing.
+        # In clock ticks since boot, which setting the clock does not change: proc(5). A zombie holds nothing.
         return None if fields[0] in "ZX" else fields[19]
     try:
         return str(psutil.Process(pid).create_time())

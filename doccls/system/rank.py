@@ -1,15 +1,15 @@
-"""Which process of a group this is, before there is a group."""
+"""The rank of this process, as known before the process group exists."""
 
 import os
 from collections.abc import Mapping
 
+# Environment variable: `cuda` for a process that was given a GPU and must not train on anything else.
 DEVICE = "DOCCLS_DEVICE"
-"""Environment variable: `cuda` for a process that was given a GPU, and is not to train on anything else."""
+# Environment variable: a new file for the rendezvous of the ranks on one machine, which needs no free port. `launcher`
+# sets it.
 MEETING_FILE = "DOCCLS_MEETING_FILE"
-"""Environment variable: a new file through which the ranks of one machine find each other, instead of a port that must
-be free. `launcher` sets it."""
 
 
 def rank_by_environment(environment: Mapping[str, str] = os.environ) -> int:
-    """The rank that the launcher gave this process; 0 without a launcher."""
+    """Return the rank that the launcher gave this process; 0 without a launcher."""
     return int(environment.get("RANK", "0"))

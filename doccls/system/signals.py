@@ -1,11 +1,11 @@
-"""A signal that asks for the end is a note, not an exception: our own code asks for it where it can stop.
+"""Stop signals that are recorded by the handler and raised only at safe points of our own code.
 
-Raised at any bytecode, an exception may end inside a write callback of C++, a `__del__` or a library's cleanup, which
-make another error of it, and another exit code. So nothing here raises by itself:
+An exception raised at an arbitrary bytecode may surface inside a C++ write callback, a `__del__` or a library's
+cleanup, which turn it into another error and another exit code. So the handlers never raise:
 
-- while `stopping_gracefully`, the handler notes the first signal, and `check_stop` raises it at a safe point;
-- otherwise, and at a second signal, the process ends at once: it removes its half-written files, writes the last lines
-  and is gone. A thread does that, since no Python handler runs while the main thread stands in a C call.
+- while `stopping_gracefully`, the handler records the first signal, and `check_stop` raises it at a safe point;
+- otherwise, and at a second signal, the process exits immediately: it removes its partial files, writes its closing
+  lines and exits. A thread does that, since no Python handler runs while the main thread is inside a C call.
 """
 
 import faulthandler
@@ -20,31 +20,28 @@ from types import FrameType
 
 from doccls.system.rank import rank_by_environment
 
+# Signals that request a stop: Slurm can send SIGUSR1 ahead of a time limit. Windows has only the first two.
+# SIGHUP arrives when the terminal is closed, and is ignored under nohup. SIGUSR2 requests a stop only after
+# `stop_on_sigusr2`; before, it makes the process dump its stacks.
 STOP_SIGNALS = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)
 )
-"""What asks for the end: Slurm sends SIGUSR1 ahead of a time limit, if asked to. Windows has only the first two.
-
-SIGHUP comes when the terminal is closed, and does nothing under nohup. SIGUSR2 asks for the end only after
-`stop_on_sigusr2`; before, it has the process write its stacks.
-"""
 _HANGUP: signal.Signals | None = getattr(signal, "SIGHUP", None)
 _STACKS: signal.Signals | None = getattr(signal, "SIGUSR2", None)
-_ECHO_S = 1.0
-"""One request may come as several signals: to the whole group by a terminal, and again from a launcher that forwards
-it. What comes so soon after the first is taken for its echo."""
+# One request may arrive as several signals: from a terminal to the whole process group, and from a launcher that
+# forwards it. A signal within this time after the first counts as its duplicate.
+_DUPLICATE_S = 1.0
 
 _requested: int | None = None
 _requested_s: float | None = None
 _graceful = False
 _closing = False
-_lock = threading.Lock()
-"""Held by whoever writes a process's last lines."""
-_last_acts: list[Callable[[str, int], None]] = []
+_lock = threading.Lock()  # held while a thread writes the process's closing lines
+_exit_callbacks: list[Callable[[str, int], None]] = []
 
 
 class Interrupted(BaseException):
-    """A signal asked for the end; not an Exception, so that nothing on the way takes it for an error to handle."""
+    """A signal requested a stop; not an `Exception`, so that no error handler on the way catches it."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(f"{signal.Signals(signum).name} received")
@@ -54,9 +51,9 @@ class Interrupted(BaseException):
 
 @contextmanager
 def handling_signals() -> Iterator[None]:
-    """STOP_SIGNALS as this module says, until the block ends well; the main thread calls.
+    """Handle STOP_SIGNALS as this module describes within the block; only the main thread may call.
 
-    After `ignore_signals` they stay ignored: the process is at its end.
+    After `ignore_signals` they stay ignored, since the process is exiting.
     """
     global _requested, _requested_s, _closing
     _requested, _requested_s, _closing = None, None, False
@@ -64,11 +61,11 @@ def handling_signals() -> Iterator[None]:
     os.set_blocking(write_end, False)
     earlier_fd = signal.set_wakeup_fd(write_end)
     ignored = [number for number in STOP_SIGNALS if number == _HANGUP and signal.getsignal(number) is signal.SIG_IGN]
-    heard = [number for number in STOP_SIGNALS if number != _STACKS and number not in ignored]
-    earlier = {number: signal.signal(number, _note) for number in heard}
+    handled = [number for number in STOP_SIGNALS if number != _STACKS and number not in ignored]
+    earlier = {number: signal.signal(number, _record) for number in handled}
     if _STACKS is not None:
         earlier[_STACKS] = signal.getsignal(_STACKS)
-        faulthandler.register(_STACKS, file=2)  # a process that stands still says where
+        faulthandler.register(_STACKS, file=2)  # shows where a hanging process is
     watcher = threading.Thread(target=_watch, args=(read_end,), name="doccls-signals", daemon=True)
     watcher.start()
     try:
@@ -86,47 +83,47 @@ def handling_signals() -> Iterator[None]:
 
 
 def stop_on_sigusr2() -> None:
-    """From now on, while `handling_signals`, it asks for the end as the others do; the main thread calls."""
+    """Make SIGUSR2 request a stop while `handling_signals`, as the others do; only the main thread may call."""
     if _STACKS is not None:
-        signal.signal(_STACKS, _note)
+        signal.signal(_STACKS, _record)
 
 
 @contextmanager
 def stopping_gracefully() -> Iterator[None]:
-    """Within the block a first signal is noted: the code in it asks `check_stop` or `stop_requested` often."""
+    """Record a first signal within the block, whose code has to call `check_stop` or `stop_requested` often."""
     yield from _in_mode(True)
 
 
 @contextmanager
-def ending_at_once() -> Iterator[None]:
-    """Within the block, inside `stopping_gracefully`: a wait in another's code, which a signal may end anywhere."""
+def stopping_immediately() -> Iterator[None]:
+    """Exit at the first signal within the block, a wait in third-party code inside `stopping_gracefully`."""
     yield from _in_mode(False)
 
 
 def stop_requested() -> int | None:
-    """Number of the signal that asked for the end; None if none did."""
+    """Return the number of the signal that requested a stop; None if none did."""
     return _requested
 
 
 def agree_to_stop(signum: int) -> None:
-    """Another process of the run was asked for the end by that signal, and this one leaves with it."""
+    """Stop together with another process of the run, which received the signal `signum`."""
     global _requested
     _requested = _requested or signum
 
 
 def check_stop() -> None:
-    """A safe point.
+    """Raise if a stop was requested: this is a safe point.
 
     Raises:
-        Interrupted: a signal came.
+        Interrupted: a signal requested a stop.
     """
     if _requested is not None:
         raise Interrupted(_requested)
 
 
 @contextmanager
-def naming_one_cause() -> Iterator[None]:
-    """Whatever breaks in the block after a stop was asked for breaks because of it: `Interrupted`, from that error."""
+def attributing_errors_to_stop() -> Iterator[None]:
+    """Raise `Interrupted` from any error in the block after a stop was requested: the stop has caused it."""
     try:
         yield
     except Exception as error:
@@ -136,42 +133,42 @@ def naming_one_cause() -> Iterator[None]:
 
 
 @contextmanager
-def at_sudden_end(act: Callable[[str, int], None]) -> Iterator[None]:
-    """While the block runs, an `end_now` calls `act` with its reason and exit code, the newest act first.
+def on_immediate_exit(callback: Callable[[str, int], None]) -> Iterator[None]:
+    """Call `callback(reason, exit_code)` if the process exits immediately within the block, newest callback first.
 
-    `act` is called from another thread, with the main thread anywhere: no locks, no buffered streams.
+    It runs in another thread while the main thread may be anywhere, so it must not use locks or buffered streams.
     """
-    _last_acts.append(act)
+    _exit_callbacks.append(callback)
     try:
         yield
     finally:
-        _last_acts.remove(act)
+        _exit_callbacks.remove(callback)
 
 
-def end_now(reason: str, code: int) -> None:
-    """End the process, its main thread anywhere, with all that is to be done `at_sudden_end`; unless it is at its end.
+def exit_immediately(reason: str, code: int) -> None:
+    """Run the callbacks of `on_immediate_exit` and exit, wherever the main thread is, unless already exiting.
 
     Any other thread may call.
     """
     with _lock:
         if not _closing:
-            _end(reason, code)
+            _exit(reason, code)
 
 
 @contextmanager
-def writing_last_lines() -> Iterator[None]:
-    """No sudden end falls into the block, which writes what such an end would write; it waits."""
+def writing_closing_lines() -> Iterator[None]:
+    """Delay an immediate exit until the block ends, which writes the same closing lines as such an exit."""
     with _lock:
         yield
 
 
 def ignore_signals() -> None:
-    """The end has begun: a further signal must not tear the last lines. The main thread calls."""
+    """Ignore further signals, which must not interrupt the closing lines; only the main thread may call."""
     global _closing
     with _lock:
         _closing = True
     for number in STOP_SIGNALS:
-        if signal.getsignal(number) is _note:
+        if signal.getsignal(number) is _record:
             signal.signal(number, signal.SIG_IGN)
 
 
@@ -184,55 +181,56 @@ def _in_mode(graceful: bool) -> Iterator[None]:
         _graceful = earlier
 
 
-def _note(signum: int, frame: FrameType | None) -> None:
+def _record(signum: int, frame: FrameType | None) -> None:
     global _requested
     if _graceful and _requested is None:
         _requested = signum
 
 
 def _watch(read_end: int) -> None:
-    """Each signal's number comes as a byte, written by Python's C handler wherever the main thread stands."""
+    """Read each signal's number as a byte, which Python's C handler writes wherever the main thread is."""
     with os.fdopen(read_end, "rb", buffering=0) as pipe:
         while number := pipe.read(1):
             if number[0] in STOP_SIGNALS:
-                _weigh(number[0])
+                _react(number[0])
 
 
-def _weigh(signum: int) -> None:
+def _react(signum: int) -> None:
     global _requested, _requested_s
     now_s = time.monotonic()
     if signum == _HANGUP:
-        _leave_terminal()
+        _detach_terminal()
     with _lock:
         if _closing:
             return
         if _requested_s is None and (_graceful or _requested is not None):
-            _requested, _requested_s = _requested or signum, now_s  # the handler may still wait for the main thread
+            # The handler may not have run yet: it needs the main thread.
+            _requested, _requested_s = _requested or signum, now_s
             _report_once(signum)
-        elif _requested_s is None or now_s - _requested_s >= _ECHO_S:
-            _end(str(Interrupted(signum)), 128 + signum)
+        elif _requested_s is None or now_s - _requested_s >= _DUPLICATE_S:
+            _exit(str(Interrupted(signum)), 128 + signum)
 
 
-def _end(reason: str, code: int) -> None:
-    for act in reversed(_last_acts):
-        with suppress(Exception):  # whatever a last act meets, the end comes
-            act(reason, code)
+def _exit(reason: str, code: int) -> None:
+    for callback in reversed(_exit_callbacks):
+        with suppress(Exception):  # an error in a callback must not prevent the exit
+            callback(reason, code)
     os._exit(code)
 
 
-def _leave_terminal() -> None:
-    """A terminal that was closed takes no more output, and an error of writing to it would end the process."""
+def _detach_terminal() -> None:
+    """Redirect output from a closed terminal to the null device: an error of writing to it would end the process."""
     for descriptor in (1, 2):
         with suppress(OSError):
             if stat.S_ISCHR(os.fstat(descriptor).st_mode):
-                nothing = os.open(os.devnull, os.O_WRONLY)
-                os.dup2(nothing, descriptor)
-                os.close(nothing)
+                devnull = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(devnull, descriptor)
+                os.close(devnull)
 
 
 def _report_once(signum: int) -> None:
-    """One process of several says that it has heard; straight to the descriptor, since this is another thread."""
+    """Confirm the signal in one process of several; straight to the descriptor, since this is another thread."""
     if rank_by_environment() == 0:
-        text = f"{signal.Signals(signum).name} received: stopping at the next safe point; once more ends at once\n"
+        text = f"{Interrupted(signum)}: stopping at the next safe point; a second signal exits immediately\n"
         with suppress(OSError):
             os.write(2, text.encode())

@@ -1,7 +1,7 @@
-"""Files of named arrays that say what they are: safetensors with a format word, a description and a digest over all.
+"""Self-describing files of named arrays: safetensors with a format word, a description and a digest of the content.
 
-They are read by the safetensors library. They are written here, since `safetensors.save` holds the interpreter's lock
-while it copies, and `save_file` goes through a temporary file of its own, which nobody can sync or, after a kill, find.
+The safetensors library reads them, but does not write them: `safetensors.save` holds the GIL while it copies, and
+`save_file` uses a temporary file of its own, which this process can't sync or, after a kill, find.
 """
 
 import hashlib
@@ -23,79 +23,81 @@ _DTYPES = {
     "<u2": "U16", "<u4": "U32", "<u8": "U64", "|b1": "BOOL",
 }  # fmt: skip
 _ALIGNMENT = 8
-_DAMAGE = (ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError)  # and with it RecursionError
-"""What content of the wrong kind is met with."""
-_KEY = "doccls"
-"""The one key of the metadata: safetensors would write several in an order that differs from run to run."""
+# Errors of code that parses malformed content; RecursionError is a RuntimeError.
+_DAMAGE = (ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError)
+_KEY = "doccls"  # the only metadata key: safetensors would write several in an order that differs from run to run
 
 
 class TensorFileError(UserError):
-    """A file is missing, torn, of another format, or not what it says; the message names it and the reason."""
+    """A file is missing, truncated, damaged or of another format; the message gives the path and the reason."""
 
 
 class OtherVersionError(TensorFileError):
-    """A file is of another version of doccls, which can read it: it is not damaged, and must not be replaced."""
+    """A file was written by another version of doccls: it is not damaged, and must not be replaced."""
 
 
 def refuse_format(path: Path, found: object, wanted: str) -> None:
-    """Refuse a file by its format word, unless it is the one that is wanted.
+    """Refuse a file unless it has the wanted format word.
 
     Raises:
-        OtherVersionError: the word is of doccls.
-        TensorFileError: it is not, or there is none.
+        OtherVersionError: the word is another one of doccls.
+        TensorFileError: the word is not one of doccls, or missing.
     """
     if isinstance(found, str) and found.startswith("doccls-") and found != wanted:
         raise OtherVersionError(
-            f"{path}: of another version of doccls (its format is {found}; this version reads {wanted})"
+            f"{path}: written by another version of doccls (its format is {found}; this version reads {wanted})"
         )
     if found != wanted:
         raise TensorFileError(f"{path}: not a file of the format {wanted}")
 
 
 def write_tensor_file(path: Path, format_word: str, description: Mapping[str, Any], arrays: Arrays) -> None:
-    """Write the file, whole; the same content gives the same bytes. Other Python threads can run meanwhile.
+    """Write the file atomically; equal content gives equal bytes. Other Python threads can run meanwhile.
 
     Args:
         path: of the file.
-        format_word: which kind of file it is, in which version.
+        format_word: the kind and version of the file.
         description: JSON values.
-        arrays: of numbers or truth values, by name.
+        arrays: numeric or boolean arrays by name.
 
     Raises:
-        OSError: no room, no right, ...; an earlier file of that name is as it was.
-        TypeError: the description, or the type of an array, can't be written.
+        OSError: no disk space, no permission, ...; an existing file at `path` is unchanged.
+        TypeError: the description or an array's dtype is not supported.
     """
     text = json.dumps(description)
     packed = {name: np.asarray(array, order="C") for name, array in arrays.items()}
     for name, array in packed.items():
         if array.dtype.str not in _DTYPES:
             raise TypeError(f"{name} is an array of {array.dtype}, which can't be saved")
-    stated = {"format": format_word, "description": text, "digest": digest_arrays(packed, text)}
-    names = sorted(packed, key=lambda name: (-packed[name].itemsize, name))  # each array aligned to its items
+    metadata = {"format": format_word, "description": text, "digest": digest_arrays(packed, text)}
+    names = sorted(
+        packed, key=lambda name: (-packed[name].itemsize, name)
+    )  # this order aligns each array to its item size
     with replacing(path) as file:
-        file.write(_render_header({name: packed[name] for name in names}, {_KEY: json.dumps(stated)}))
+        file.write(_render_header({name: packed[name] for name in names}, {_KEY: json.dumps(metadata)}))
         for name in names:
             file.write(_view_bytes(packed[name]))
 
 
 def read_tensor_file(path: Path, format_word: str, parse: Callable[[dict[str, Any], dict[str, np.ndarray]], _T]) -> _T:
-    """Read and verify a file; `parse` makes something of its description and arrays.
+    """Read and verify a file; return the result of `parse(description, arrays)`.
 
     Raises:
         OtherVersionError: another version of doccls wrote it.
-        TensorFileError: missing, torn, foreign, its content does not match its digest, or `parse` met something
-            that it did not expect.
+        TensorFileError: it is missing, truncated or of another format, its content does not match its digest, or
+            `parse` failed on unexpected content.
     """
     try:
         with safe_open(path, framework="numpy") as file:
-            stated = json.loads((file.metadata() or {}).get(_KEY, "null"))
+            metadata = json.loads((file.metadata() or {}).get(_KEY, "null"))
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
     except (OSError, SafetensorError, *_DAMAGE) as error:
         raise TensorFileError(f"{path}: can't be read ({type(error).__name__}: {error})") from error
-    found = stated.get("format") if isinstance(stated, dict) else None
+    found = metadata.get("format") if isinstance(metadata, dict) else None
     refuse_format(path, found, format_word)
-    if not isinstance(text := stated.get("description"), str) or stated.get("digest") != digest_arrays(arrays, text):
-        raise TensorFileError(f"{path}: its content does not match its digest: the file is damaged")
+    text = metadata.get("description")
+    if not isinstance(text, str) or metadata.get("digest") != digest_arrays(arrays, text):
+        raise TensorFileError(f"{path}: the file is damaged: its content does not match its digest")
     try:
         return parse(json.loads(text), arrays)
     except TensorFileError:
@@ -105,7 +107,7 @@ def read_tensor_file(path: Path, format_word: str, parse: Callable[[dict[str, An
 
 
 def digest_arrays(arrays: Arrays, text: str) -> str:
-    """SHA-256 over a text and named arrays, in hexadecimal."""
+    """Return the SHA-256 of a text and named arrays, in hexadecimal."""
     digest = hashlib.sha256(text.encode())
     for name, array in sorted(arrays.items()):
         digest.update(f"{name}{array.dtype.str}{array.shape}".encode())
@@ -114,7 +116,7 @@ def digest_arrays(arrays: Arrays, text: str) -> str:
 
 
 def _render_header(arrays: Arrays, metadata: Mapping[str, str]) -> bytes:
-    """The header of a safetensors file that holds the arrays in this order, one right after the other.
+    """Return the header of a safetensors file that holds the arrays in this order without gaps.
 
     Source: https://github.com/huggingface/safetensors#format
     """

@@ -11,7 +11,7 @@ from doccls.config.schema import TrainConfig
 from doccls.data.sampler import BatchDivision, BatchPlan
 from doccls.errors import RankLocalError, UserError
 from doccls.model.build import has_plain_batchnorm
-from doccls.system.gpu_memory import MUCH_GIB, is_full, measure_others_gib
+from doccls.system.gpu_memory import SIGNIFICANT_GIB, is_full, measure_others_gib
 
 _FEW_FOR_BATCHNORM = 16
 """Images below which BatchNorm's estimates of mean and variance are noisy."""
@@ -81,7 +81,7 @@ def _hint_at_memory(said: str, train: TrainConfig, accelerator: Accelerator) -> 
         free, total = torch.cuda.mem_get_info(accelerator.device)
         numbers.append(f"{free / 2**30:.2f} GiB free of {total / 2**30:.2f} GiB")
     others_gib = measure_others_gib(said)
-    if others_gib > MUCH_GIB:
+    if others_gib > SIGNIFICANT_GIB:
         numbers.append(f"{others_gib:.2f} GiB held by other processes")
     at_a_time = BatchDivision.derive(train, accelerator.num_processes).images_at_a_time
     return (

@@ -17,7 +17,8 @@ def test_a_killed_peer_is_named(trainer: Trainer) -> None:
         ranks[1].kill()
         assert join(ranks, folder) == [1, -signal.SIGKILL]
     lines = Run([], folder).lines
-    assert any(line.startswith(f"[RANK 1] on {HERE} is gone without a word (killed?), last seen in ") for line in lines)
+    message = f"[RANK 1] on {HERE} disappeared without an error (killed?), last seen in "
+    assert any(line.startswith(message) for line in lines)
     assert lines[-2:] == ["[EXIT] TRAINING ERROR code=1", ">> Stopping logger and restoring stdio"]
     assert "[EXIT][ERROR] training failed: " in (folder / "console" / "rank0.err").read_text()
 
@@ -31,7 +32,7 @@ def test_a_peer_that_stands_still_ends_the_run_within_the_limit(trainer: Trainer
         assert ranks[0].exitcode == 1
     assert_ended_well(folder, 1, killed="rank1")
     lines = Run([], folder).lines
-    assert any(line.startswith(f"[RANK 1] on {HERE} was last heard of at ") for line in lines)
+    assert any(line.startswith(f"[RANK 1] on {HERE} was last heard from at ") for line in lines)
     assert any(line.startswith("no step for 3 s (train.collective_timeout_s) in ") for line in lines)
     told = (folder / "console" / "rank0.err").read_text()
     assert "[EXIT][ERROR] training failed: [RANK 1] on " in told and "most recent call first" in told, "its stack"
@@ -43,7 +44,7 @@ def test_a_peers_error_is_told_though_the_main_thread_hears_nothing(trainer: Tra
     assert_ended_well(folder, 1)
     lines = Run([], folder).lines
     assert f"[RANK 1] on {HERE} failed: RuntimeError: rank 1 met this alone" in lines
-    assert any(line.startswith("a peer failed, and this process stood still in ") for line in lines)
+    assert any(line.startswith("a peer failed, and this process made no progress in ") for line in lines)
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
@@ -59,5 +60,5 @@ def test_a_stop_that_the_main_thread_does_not_hear_ends_in_time(trainer: Trainer
     assert_ended_well(folder, 143)
     lines = Run([], folder).lines
     assert any(
-        line.startswith("SIGTERM received, and this process had not left after 2 s (train.sto") for line in lines
+        line.startswith("SIGTERM received, and this process had not stopped after 2 s (train.sto") for line in lines
     )

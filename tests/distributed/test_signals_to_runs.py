@@ -261,7 +261,7 @@ def test_a_second_signal_ends_at_once_also_in_a_c_call(trainer: Trainer, number:
         _await_hold(folder, rank)
         os.kill(rank.pid, number)
         told = folder / "console" / "rank0.err"
-        await_event(lambda: "once more ends at once" in told.read_text(), END_S, "the word of the first", folder)
+        await_event(lambda: "a second signal exits" in told.read_text(), END_S, "the word of the first", folder)
 
         def kill_again() -> bool:
             with suppress(ProcessLookupError):  # it may end between the look and the signal

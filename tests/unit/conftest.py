@@ -1,4 +1,4 @@
-"""Builders that several unit tests share: a small data set on disk, and a config that points at it."""
+"""Fixtures shared by unit tests: a small data set on disk, and a config for it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MakeData = Callable[..., Path]
 
 
 class KeptLog(RunLog):
-    """Keeps what is told, in brief and in detail."""
+    """A log that records all lines, details included."""
 
     def __init__(self) -> None:
         super().__init__(None)
@@ -39,13 +39,13 @@ class KeptLog(RunLog):
 
 @pytest.fixture(autouse=True, scope="session")
 def compute_on_one_thread() -> None:
-    """The models here are tiny: threads that wait for each other cost more than they give."""
+    """Use one thread: the models here are tiny, and synchronization would cost more than it gains."""
     torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
-def signals_stay_pytests() -> Iterator[None]:
-    """A process that ends with an error ignores signals from there on; here it goes on to the next test."""
+def restore_signal_handlers() -> Iterator[None]:
+    """Restore the handlers after each test, since a command that fails ignores signals until its process exits."""
     earlier = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     yield
     for number, handler in earlier.items():
@@ -53,15 +53,15 @@ def signals_stay_pytests() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def accelerate_starts_anew() -> Iterator[None]:
-    """Accelerate keeps the first precision of a process for all that come after."""
+def reset_accelerate() -> Iterator[None]:
+    """Reset Accelerate, which keeps the first precision of a process for all later ones."""
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture
 def make_config(tmp_path: Path) -> MakeConfig:
-    """`make_config(train={"epochs": 2})`: a config whose paths lie in tmp_path, without modes and files."""
+    """Return `make_config(train={"epochs": 2})`: a config with paths in tmp_path, without modes and files."""
 
     def make(**sections: Any) -> Config:
         data = {"train_csv": "train.csv", "image_dir_train": "train", **sections.pop("data", {})}
@@ -72,7 +72,7 @@ def make_config(tmp_path: Path) -> MakeConfig:
 
 @pytest.fixture
 def make_data(tmp_path: Path) -> MakeData:
-    """`make_data(ids, targets)`: tmp_path/train.csv and, in tmp_path/train, an image for each of `files`."""
+    """Return `make_data(ids, targets)`: it writes tmp_path/train.csv and an image in tmp_path/train for each file."""
 
     def make(
         ids: Sequence[str],
@@ -83,12 +83,12 @@ def make_data(tmp_path: Path) -> MakeData:
         folder: str = "train",
     ) -> Path:
         columns = {"ID": ids, "target": targets, **(extra or {})}
-        with (tmp_path / table).open("w", newline="", encoding="utf-8") as lines:
-            writer = csv.writer(lines)
+        with (tmp_path / table).open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
             writer.writerow(columns)
             writer.writerows(zip(*columns.values(), strict=True))
         (tmp_path / folder).mkdir(exist_ok=True)
-        for number, name in enumerate([f"{one}.jpg" for one in ids] if files is None else files):
+        for number, name in enumerate([f"{sample_id}.jpg" for sample_id in ids] if files is None else files):
             path = tmp_path / folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
             page = np.full((12, 8, 3), 255, np.uint8)
@@ -101,7 +101,7 @@ def make_data(tmp_path: Path) -> MakeData:
 
 @pytest.fixture
 def pages(make_data: MakeData) -> Pages:
-    """Six pages of two classes."""
+    """Return six pages of two classes."""
     ids = [f"i{number}" for number in range(6)]
-    folder = make_data(ids, ["0", "1"] * 3, files=[f"{one}.png" for one in ids])
-    return Pages(ids, [folder / "train" / f"{one}.png" for one in ids], np.array([0, 1] * 3), 16, 16, 10**6)
+    folder = make_data(ids, ["0", "1"] * 3, files=[f"{sample_id}.png" for sample_id in ids])
+    return Pages(ids, [folder / "train" / f"{sample_id}.png" for sample_id in ids], np.array([0, 1] * 3), 16, 16, 10**6)

@@ -1,4 +1,4 @@
-"""A file that exists is whole: what was there stays until the new one is complete."""
+"""Atomic files: an existing file stays until the new one is complete."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from doccls.system.atomic_files import WriteError, remove_leftovers, replacing, 
 from doccls.training.checkpoint import BestWeights, write_best
 
 
-@pytest.mark.parametrize("error", [OSError("no room"), KeyboardInterrupt(), SystemExit(1)])
-def test_an_old_file_stays_whole_when_writing_fails_in_the_middle(tmp_path: Path, error: BaseException) -> None:
+@pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt(), SystemExit(1)])
+def test_existing_file_is_unchanged_when_writing_fails(tmp_path: Path, error: BaseException) -> None:
     (tmp_path / "a").write_text("old")
     with pytest.raises(type(error)), replacing(tmp_path / "a") as file:
         file.write(b"half of the new")
@@ -31,7 +31,7 @@ def test_an_old_file_stays_whole_when_writing_fails_in_the_middle(tmp_path: Path
                          (errno.EIO, OSError), (errno.ESTALE, OSError)]
 )  # fmt: skip
 @pytest.mark.parametrize("where", ["write", "sync", "rename"])
-def test_an_error_of_the_disk_names_file_and_number_and_says_whether_a_user_can_mend_it(
+def test_disk_error_names_file_and_errno_and_is_user_error_if_fixable(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, kind: type[OSError], where: str
 ) -> None:
     write_text(tmp_path / "a", "old")
@@ -53,7 +53,7 @@ def test_an_error_of_the_disk_names_file_and_number_and_says_whether_a_user_can_
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
-def test_a_disk_that_is_full_leaves_the_best_weights_before(small_disk: Path) -> None:
+def test_full_disk_keeps_previous_best_weights(small_disk: Path) -> None:
     weights = {f"w{number}": torch.ones(100_000) for number in range(4)}  # 1.6 MB; torch writes them in many calls
     best = BestWeights(weights, "x", 0, 1, 0.5, "raw", ("a",), (0.0,), (1.0,), "no", {})
     write_best(small_disk / "best.pth", best)
@@ -64,14 +64,14 @@ def test_a_disk_that_is_full_leaves_the_best_weights_before(small_disk: Path) ->
     assert [path.name for path in small_disk.iterdir()] == ["best.pth"]
 
 
-def test_no_file_appears_when_the_first_writing_fails(tmp_path: Path) -> None:
+def test_no_file_appears_when_first_write_fails(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="x"), replacing(tmp_path / "deep" / "a") as file:
         file.write(b"half")
         raise ValueError("x")
     assert not list((tmp_path / "deep").iterdir())
 
 
-def test_until_the_block_ends_the_old_content_is_read(tmp_path: Path) -> None:
+def test_readers_see_old_content_until_the_block_ends(tmp_path: Path) -> None:
     write_text(tmp_path / "a", "old")
     with replacing(tmp_path / "a") as file:
         file.write(b"new")
@@ -81,26 +81,26 @@ def test_until_the_block_ends_the_old_content_is_read(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
-def test_the_content_is_on_disk_before_the_name_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    happened: list[str] = []
+def test_content_is_synced_before_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
     real = Path.replace
 
     def rename(self: Path, target: Path) -> Path:
-        happened.append("rename")
+        calls.append("rename")
         return real(self, target)
 
-    monkeypatch.setattr("doccls.system.atomic_files.os.fsync", lambda descriptor: happened.append("sync"))
+    monkeypatch.setattr("doccls.system.atomic_files.os.fsync", lambda descriptor: calls.append("sync"))
     monkeypatch.setattr(Path, "replace", rename)
     write_text(tmp_path / "a", "x")
-    assert happened == ["sync", "rename", "sync"]
+    assert calls == ["sync", "rename", "sync"]
 
 
-def test_text_is_utf_8_with_its_line_ends_and_folders_are_made(tmp_path: Path) -> None:
+def test_text_is_utf8_with_unchanged_line_endings_and_folders_are_created(tmp_path: Path) -> None:
     write_text(tmp_path / "b" / "c" / "a.txt", "ü\n\r\n€")
     assert (tmp_path / "b" / "c" / "a.txt").read_bytes() == "ü\n\r\n€".encode()
 
 
-def test_an_array_comes_back_and_gives_the_same_bytes_in_any_layout(tmp_path: Path) -> None:
+def test_array_round_trips_and_gives_same_bytes_in_any_layout(tmp_path: Path) -> None:
     array = np.arange(12, dtype=np.float32).reshape(3, 4)
     write_array(tmp_path / "a.npy", array)
     write_array(tmp_path / "b.npy", np.asfortranarray(array))
@@ -108,26 +108,26 @@ def test_an_array_comes_back_and_gives_the_same_bytes_in_any_layout(tmp_path: Pa
     assert (tmp_path / "a.npy").read_bytes() == (tmp_path / "b.npy").read_bytes()
 
 
-def test_an_array_that_would_need_pickle_is_refused(tmp_path: Path) -> None:
+def test_array_that_needs_pickle_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="allow_pickle"):
         write_array(tmp_path / "a.npy", np.array([{}], dtype=object))
     assert not list(tmp_path.iterdir())
 
 
-def test_what_is_written_once_stays_and_is_whole(tmp_path: Path) -> None:
-    path = tmp_path / "said.txt"
+def test_write_once_keeps_first_content(tmp_path: Path) -> None:
+    path = tmp_path / "once.txt"
     assert write_once(path, "first\n") == "first\n"
     assert write_once(path, "second\n") == "first\n"
-    assert [file.name for file in tmp_path.iterdir()] == ["said.txt"]
+    assert [file.name for file in tmp_path.iterdir()] == ["once.txt"]
 
 
-def test_of_many_that_write_once_at_a_time_one_is_heard_by_all(tmp_path: Path) -> None:
+def test_concurrent_write_once_calls_all_return_the_same_content(tmp_path: Path) -> None:
     with ThreadPoolExecutor(8) as pool:
-        said = list(pool.map(lambda number: write_once(tmp_path / "said.txt", f"{number}\n" * 100), range(32)))
-    assert len(set(said)) == 1 and len(said[0].splitlines()) == 100
+        contents = list(pool.map(lambda number: write_once(tmp_path / "once.txt", f"{number}\n" * 100), range(32)))
+    assert len(set(contents)) == 1 and len(contents[0].splitlines()) == 100
 
 
-def test_what_killed_processes_left_beside_a_file_goes_and_nothing_else(tmp_path: Path) -> None:
+def test_only_leftovers_of_killed_processes_are_removed(tmp_path: Path) -> None:
     kept = ["a[1].pth", ".a[1].pth.tmp", ".b.pth.0123abcd.tmp", "a1.pth"]
     for name in (*kept, ".a[1].pth.0123abcd.tmp", ".a[1].pth.ffff0000.tmp"):
         (tmp_path / name).touch()

@@ -181,7 +181,7 @@ def test_a_start_that_takes_over_an_hour_is(start: Start, clock: Clock, struck: 
     processes[0].code = -9
     told = fold.conclude(done=False, stopping=False)[1]
     assert told.startswith("training not begun within 3600 s on ")
-    assert "s since its start (imports, weights)" in told
+    assert "s since startup (imports, weights)" in told
 
 
 def test_a_rank_that_trains_and_falls_silent_is_asked_for_its_stacks_and_struck(
@@ -316,7 +316,7 @@ def test_who_was_killed_is_the_cause_and_not_who_mourns(start: Start, tmp_path: 
     assert fold.has_ended()
     ending, told = fold.conclude(done=False, stopping=False)
     assert ending == Ending(Outcome.CRASHED)
-    assert told.startswith("rank 1 was killed by SIGKILL, last seen in its start") and "| [STEP 1/9]" in told
+    assert told.startswith("rank 1 was killed by SIGKILL, last seen in startup") and "| [STEP 1/9]" in told
 
 
 @pytest.mark.parametrize("cause", ["user error", "out of memory", "port taken"])

@@ -1,4 +1,4 @@
-"""How many cores there are, and how many of them are this process's."""
+"""The number of usable cores, and the share of one process."""
 
 import os
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 from doccls.system.cores import count_cores, count_own_cores
 
 
-def test_cores_are_those_that_this_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_cores_of_this_process_affinity_count(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3, 5, 7}, raising=False)
     assert count_cores() == 3
     monkeypatch.delattr(os, "sched_getaffinity")
@@ -26,7 +26,7 @@ def test_cores_are_those_that_this_process_may_use(monkeypatch: pytest.MonkeyPat
         ("0::/kube/pod\n", {"kube/cpu.max": "350000 100000\n", "kube/pod/cpu.max": "max 100000\n"}, 3),
         ("0::/kube/pod\n", {"kube/cpu.max": "900000 100000\n", "kube/pod/cpu.max": "50000 100000\n"}, 1),
         (
-            "12:memory:/docker\n4:cpuacct,cpu:/docker\n",  # systemd mounts them in one order, others in the other
+            "12:memory:/docker\n4:cpuacct,cpu:/docker\n",  # the order of this mount differs between systems
             {"cpu/docker/cpu.cfs_quota_us": "200000\n", "cpu/docker/cpu.cfs_period_us": "100000\n"},
             2,
         ),
@@ -35,7 +35,7 @@ def test_cores_are_those_that_this_process_may_use(monkeypatch: pytest.MonkeyPat
         (None, {}, 8),
     ],
 )
-def test_a_containers_quota_counts(
+def test_container_quota_limits_cores(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, own: str | None, files: dict[str, str], cores: int
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
@@ -50,12 +50,12 @@ def test_a_containers_quota_counts(
 
 
 @pytest.mark.parametrize(
-    ("environment", "own"),
+    ("environment", "cores"),
     [({}, 12), ({"LOCAL_WORLD_SIZE": "4"}, 3), ({"LOCAL_WORLD_SIZE": "16"}, 1),
      ({"DOCCLS_PROCESSES_HERE": "6", "LOCAL_WORLD_SIZE": "2"}, 2), ({"DOCCLS_PROCESSES_HERE": "0"}, 12)],
 )  # fmt: skip
-def test_a_processs_own_are_told_or_shared(
-    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], own: int
+def test_share_of_cores_follows_the_environment(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], cores: int
 ) -> None:
     monkeypatch.setattr("doccls.system.cores.count_cores", lambda: 12)
-    assert count_own_cores(environment) == own
+    assert count_own_cores(environment) == cores

@@ -1,4 +1,4 @@
-"""The fingerprint: every key that changes results changes it, and no other key does."""
+"""The fingerprint changes with every key that changes results, and with no other key."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from doccls.run.paths import RunPaths
 
 MakeConfig = Callable[..., Config]
 
+# Repeated here to detect a key that is marked operational by mistake.
 OPERATIONAL = {
     ("mode",), ("data",), ("tracking",), ("output",), ("provenance",), ("model", "weights"),
     ("train", "micro_batch_size"), ("train", "num_processes"), ("train", "log_interval"),
@@ -33,7 +34,6 @@ OPERATIONAL = {
     ("train", "checkpoint_interval_s"),
     ("project", "name"), ("project", "version"),
 }  # fmt: skip
-"""Said once more here, so that a key that is marked by mistake is met."""
 
 EVERY = [(section, key) for section, model in SECTIONS.items() for key in model.model_fields]
 CANDIDATES: tuple[Any, ...] = (
@@ -47,7 +47,7 @@ def identify(config: Config, data: str = "d", folds: str = "f", weights: str | N
 
 
 def change(make_config: MakeConfig, section: str, key: str) -> Config:
-    """A valid config in which this key alone has another value."""
+    """Return a valid config in which only this key has another value."""
     base = make_config(train={"epochs": 50})
     for value in CANDIDATES:
         if value == getattr(getattr(base, section), key):
@@ -63,22 +63,22 @@ def change(make_config: MakeConfig, section: str, key: str) -> Config:
     raise AssertionError(f"no other value for {section}.{key} among the candidates: add one")
 
 
-def test_the_operational_keys_are_these() -> None:
+def test_operational_keys() -> None:
     assert operational_keys() == OPERATIONAL
 
 
 @pytest.mark.parametrize(("section", "key"), EVERY)
-def test_a_key_changes_the_identity_unless_it_is_operational(make_config: MakeConfig, section: str, key: str) -> None:
+def test_key_changes_fingerprint_unless_operational(make_config: MakeConfig, section: str, key: str) -> None:
     before = identify(make_config(train={"epochs": 50}))
-    same = identify(change(make_config, section, key)) == before
-    assert same == bool({(section,), (section, key)} & OPERATIONAL)
+    unchanged = identify(change(make_config, section, key)) == before
+    assert unchanged == bool({(section,), (section, key)} & OPERATIONAL)
 
 
-def test_mode_and_provenance_change_nothing(make_config: MakeConfig) -> None:
+def test_mode_and_provenance_do_not_change_fingerprint(make_config: MakeConfig) -> None:
     assert identify(make_config(mode="highperf", provenance={"a": 1})) == identify(make_config())
 
 
-def test_data_folds_and_weights_change_it_and_are_not_confused(make_config: MakeConfig) -> None:
+def test_data_folds_and_weights_change_fingerprint_and_are_not_confused(make_config: MakeConfig) -> None:
     config = make_config()
     found = [
         identify(config), identify(config, data="x"), identify(config, folds="x"), identify(config, weights="x"),
@@ -88,31 +88,31 @@ def test_data_folds_and_weights_change_it_and_are_not_confused(make_config: Make
     assert identify(config) == found[0] and len(found[0]) == 64
 
 
-def test_where_the_weights_lie_does_not_matter(make_config: MakeConfig) -> None:
-    here, there = (make_config(model={"weights": name}) for name in ("a.pth", "b.pth"))
-    assert identify(here, weights="w") == identify(there, weights="w")
+def test_path_of_weights_does_not_change_fingerprint(make_config: MakeConfig) -> None:
+    first, second = (make_config(model={"weights": name}) for name in ("a.pth", "b.pth"))
+    assert identify(first, weights="w") == identify(second, weights="w")
 
 
-def test_a_json_digest_does_not_depend_on_the_order_of_keys() -> None:
+def test_json_digest_ignores_order_of_keys() -> None:
     assert digest_json({"a": 1, "b": [1, 2]}) == digest_json({"b": [1, 2], "a": 1})
     assert digest_json({"a": [1, 2]}) != digest_json({"a": [2, 1]})
 
 
-def test_a_file_digest_is_sha256_of_its_bytes(tmp_path: Path) -> None:
+def test_file_digest_is_sha256_of_bytes(tmp_path: Path) -> None:
     (tmp_path / "w").write_bytes(b"abc" * 10**5)
     assert digest_file(tmp_path / "w") == hashlib.sha256(b"abc" * 10**5).hexdigest()
 
 
 @pytest.mark.parametrize("name", ["gone.pth", "."])
-def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, name: str) -> None:
+def test_unreadable_file_is_named(tmp_path: Path, name: str) -> None:
     with pytest.raises(UserError) as caught:
         digest_file(tmp_path / name)
     assert str(tmp_path) in str(caught.value)
 
 
-def test_a_run_is_joined_only_with_the_identity_it_was_started_with(tmp_path: Path) -> None:
+def test_run_is_joined_only_with_its_own_fingerprint(tmp_path: Path) -> None:
     paths = RunPaths(tmp_path)
-    check_snapshot(paths, "a" * 64)  # nothing there yet
+    check_snapshot(paths, "a" * 64)  # no snapshot yet
     paths.snapshot.write_text(f"provenance: {{fingerprint: {'a' * 64}, data_digest: d, folds_digest: f}}\n")
     check_snapshot(paths, "a" * 64)
     with pytest.raises(UserError, match=r"aaaaaaaaaaaa, now bbbbbbbbbbbb\): take another --run-id"):
@@ -122,17 +122,17 @@ def test_a_run_is_joined_only_with_the_identity_it_was_started_with(tmp_path: Pa
 @pytest.mark.parametrize(
     "text", ["model: {}\n", "provenance: {fingerprint: a}\n", "provenance: 3\n", "", "provenance: {fingerprint: [\n"]
 )
-def test_a_damaged_snapshot_is_told_and_never_taken_for_none(
+def test_damaged_snapshot_is_rejected_and_not_treated_as_missing(
     tmp_path: Path, make_config: MakeConfig, text: str
 ) -> None:
     paths = RunPaths(tmp_path)
     paths.snapshot.write_text(text)
-    for ask in (lambda: check_snapshot(paths, "a" * 64), lambda: find_fingerprint(paths, make_config())):
-        with pytest.raises(UserError, match="no snapshot of a run"):
-            ask()
+    for check in (lambda: check_snapshot(paths, "a" * 64), lambda: find_fingerprint(paths, make_config())):
+        with pytest.raises(UserError, match="not a snapshot of a run"):
+            check()
 
 
-def test_the_identity_of_a_run_is_found_by_its_snapshot_alone(tmp_path: Path, make_config: MakeConfig) -> None:
+def test_fingerprint_is_found_from_snapshot_alone(tmp_path: Path, make_config: MakeConfig) -> None:
     paths = RunPaths(tmp_path)
     assert find_fingerprint(paths, make_config()) is None
     (tmp_path / "w.pth").write_bytes(b"weights")
@@ -143,9 +143,7 @@ def test_the_identity_of_a_run_is_found_by_its_snapshot_alone(tmp_path: Path, ma
         assert find_fingerprint(paths, config) == fingerprint
 
 
-def test_a_config_that_would_not_join_the_run_is_refused_before_its_data_is_read(
-    tmp_path: Path, make_config: MakeConfig
-) -> None:
+def test_incompatible_config_is_rejected_before_data_is_read(tmp_path: Path, make_config: MakeConfig) -> None:
     paths = RunPaths(tmp_path)
     (tmp_path / "w.pth").write_bytes(b"weights")
     fingerprint = derive_fingerprint(make_config(), "d", "f", None)
@@ -156,7 +154,7 @@ def test_a_config_that_would_not_join_the_run_is_refused_before_its_data_is_read
             find_fingerprint(paths, other)
 
 
-def test_a_run_has_the_precision_of_who_trains_first(tmp_path: Path) -> None:
+def test_first_training_process_sets_the_precision(tmp_path: Path) -> None:
     paths = RunPaths(tmp_path / "r")
     paths.root.mkdir()
     claim_precision(paths, "bf16")

@@ -87,7 +87,7 @@ def test_a_launcher_that_has_lost_its_lock_writes_no_ledger(path: Path, tmp_path
     with hold_lock(tmp_path / "launch.lock", "run r is being launched") as lock:
         kept = LedgerFile(path, LEDGER, lock, RunLog(None))
         (tmp_path / "launch.lock").unlink()
-        with pytest.raises(LockError, match="is no longer to write"):
+        with pytest.raises(LockError, match="must not write any more"):
             kept.write(LEDGER)
     assert not path.exists()
 

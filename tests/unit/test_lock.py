@@ -1,4 +1,4 @@
-"""The lock: one process at a time, refused in words that name the holder, free as soon as that process is gone."""
+"""The lock: one process holds it at a time, others get an error that names it, and its end frees the lock."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def path(tmp_path: Path) -> Path:
 
 @contextmanager
 def another_process(path: Path) -> Iterator[subprocess.Popen[str]]:
-    """One that holds the lock until a line, or its end, comes to its input."""
+    """Start a process that holds the lock until it reads a line or the end of its input."""
     code = (
         "import sys; from pathlib import Path; from doccls.system.lock import hold_lock\n"
         f"with hold_lock(Path({str(path)!r}), {WHAT!r}):\n"
@@ -55,7 +55,7 @@ def another_process(path: Path) -> Iterator[subprocess.Popen[str]]:
 
 @pytest.fixture
 def quick_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Waiting for a lock takes no time."""
+    """Make waiting for a lock take no time."""
     now_s = [100.0]
     monkeypatch.setattr(lock.time, "monotonic", lambda: now_s[0])
     monkeypatch.setattr(lock.time, "sleep", lambda seconds: now_s.append(now_s.pop() + seconds))
@@ -63,33 +63,33 @@ def quick_waits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def refuse(path: Path) -> str:
     with pytest.raises(LockError) as caught, hold_lock(path, "this test"):
-        pytest.fail("two hold it")
+        pytest.fail("two processes hold it")
     return str(caught.value)
 
 
-# --- one at a time ---------------------------------------------------------------------------------------------------
+# --- one holder at a time --------------------------------------------------------------------------------------------
 
 
-def test_another_process_is_refused_with_who_holds_it(path: Path) -> None:
+def test_error_names_the_holder_and_the_file(path: Path) -> None:
     with another_process(path) as process:
-        told = refuse(path)
-        assert told.startswith(f"{WHAT} by process {process.pid} on {socket.gethostname()} since 20")
-        assert str(path) in told
-        assert refuse(path) == told, "the one refused leaves the holder's words as they are"
+        message = refuse(path)
+        assert message.startswith(f"{WHAT} by process {process.pid} on {socket.gethostname()} since 20")
+        assert str(path) in message
+        assert refuse(path) == message, "a failed attempt does not change the claim"
 
 
-def test_the_same_process_does_not_get_it_twice(path: Path) -> None:
+def test_same_process_cannot_take_it_twice(path: Path) -> None:
     with hold_lock(path, WHAT):
         assert f"{WHAT} by process {os.getpid()}" in refuse(path)
     with hold_lock(path, WHAT):
         pass
 
 
-def test_who_is_refused_has_to_mend_something() -> None:
+def test_lock_error_is_a_user_error() -> None:
     assert issubclass(LockError, UserError)
 
 
-def test_it_is_free_when_the_block_ends_and_nothing_stays(path: Path) -> None:
+def test_end_of_block_frees_it_and_leaves_no_file(path: Path) -> None:
     with another_process(path) as process:
         assert process.stdin is not None and process.stdout is not None
         process.stdin.write("\n")
@@ -100,40 +100,40 @@ def test_it_is_free_when_the_block_ends_and_nothing_stays(path: Path) -> None:
             pass
 
 
-def test_who_waits_gets_it_when_its_holder_has_ended(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_waiting_process_gets_it_when_the_holder_ends(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with another_process(path) as process:
         assert process.stdin is not None
-        looks: list[float] = []
+        waits_s: list[float] = []
 
-        def look(seconds: float) -> None:
-            looks.append(seconds)
-            if len(looks) == 4:
+        def sleep(seconds: float) -> None:
+            waits_s.append(seconds)
+            if len(waits_s) == 4:
                 process.kill()
                 process.wait(30)
 
-        monkeypatch.setattr(lock.time, "sleep", look)
+        monkeypatch.setattr(lock.time, "sleep", sleep)
         with hold_lock(path, WHAT, wait_s=3600.0):
-            assert len(looks) >= 4
+            assert len(waits_s) >= 4
 
 
-def test_who_has_waited_long_enough_is_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_waiting_stops_at_the_limit(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now_s = [100.0]
     monkeypatch.setattr(lock.time, "monotonic", lambda: now_s[0])
     monkeypatch.setattr(lock.time, "sleep", lambda seconds: now_s.append(now_s.pop() + seconds))
     with another_process(path) as process:
         with pytest.raises(LockError, match=f"by process {process.pid} "), hold_lock(path, WHAT, wait_s=30.0):
-            pytest.fail("two hold it")
+            pytest.fail("two processes hold it")
         assert 130.0 <= now_s[0] < 132.0
 
 
-def test_it_is_free_when_an_error_leaves_the_block(path: Path) -> None:
+def test_error_in_block_frees_it(path: Path) -> None:
     with pytest.raises(RuntimeError, match="broken"), hold_lock(path, WHAT):
         raise RuntimeError("broken")
     with hold_lock(path, WHAT):
         pass
 
 
-def test_a_process_that_is_killed_frees_it(path: Path) -> None:
+def test_killed_process_frees_it(path: Path) -> None:
     with another_process(path) as process:
         process.send_signal(signal.SIGKILL)
         process.wait(30)
@@ -142,29 +142,29 @@ def test_a_process_that_is_killed_frees_it(path: Path) -> None:
             pass
 
 
-def test_locks_of_different_files_do_not_meet(path: Path) -> None:
+def test_locks_of_different_files_are_independent(path: Path) -> None:
     with hold_lock(path, WHAT), hold_lock(path.with_name("other.lock"), "run s"):
         pass
 
 
-def test_the_folder_may_be_removed_while_the_lock_is_held(path: Path) -> None:
+def test_folder_may_be_removed_while_the_lock_is_held(path: Path) -> None:
     """As `doccls store clear` does."""
     with hold_lock(path, WHAT):
         path.unlink()
         path.parent.rmdir()
-    with hold_lock(path, "the next one"):
-        assert "the next one by process" in refuse(path)
+    with hold_lock(path, "next holder"):
+        assert "next holder by process" in refuse(path)
 
 
-def test_who_waits_goes_on_when_the_folder_is_removed(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    holding, left = hold_lock(path, WHAT), []
-    holding.__enter__()
+def test_waiting_continues_when_the_folder_is_removed(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    context, removed = hold_lock(path, WHAT), []
+    context.__enter__()
 
     def sleep(seconds: float) -> None:
-        if not left:
-            left.append(path.unlink())
+        if not removed:
+            removed.append(path.unlink())
             path.parent.rmdir()
-            holding.__exit__(None, None, None)
+            context.__exit__(None, None, None)
 
     monkeypatch.setattr(lock.time, "sleep", sleep)
     with hold_lock(path, "this test", wait_s=3600.0):
@@ -172,57 +172,55 @@ def test_who_waits_goes_on_when_the_folder_is_removed(path: Path, monkeypatch: p
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1]", "{}", '{"what": "x"}', '{"other": 1}', "null", "3"])
-def test_a_holder_that_has_not_yet_described_itself_is_waited_for(
+def test_holder_without_description_is_waited_for(
     path: Path, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str], text: str
 ) -> None:
     with hold_lock(path, WHAT):
         request.getfixturevalue("quick_waits")
         path.write_text(text)
-        assert "another process has just begun to work on it" in refuse(path)
-        assert "has just begun to work on it" in capsys.readouterr().err
+        assert "another process has just taken the lock" in refuse(path)
+        assert "has just taken the lock" in capsys.readouterr().err
         assert find_holder(path) is None
 
 
-def test_a_token_that_would_lead_out_of_the_folder_is_not_followed(path: Path) -> None:
+def test_token_outside_the_folder_is_not_followed(path: Path) -> None:
     write_claim(path, os.getpid(), age_s=4000.0, token="../../elsewhere")
     with hold_lock(path, "this test"):
         assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
-def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+def test_folder_that_cannot_be_created_is_reported(tmp_path: Path) -> None:
     (tmp_path / "live").write_text("in the way")
     with (
         pytest.raises(LockError, match=r"live/x\.lock: can't be taken: "),
         hold_lock(tmp_path / "live" / "x.lock", "x"),
     ):
-        pytest.fail("went on")
+        pytest.fail("got the lock")
 
 
-@pytest.mark.parametrize("late", ["write", "short write", "close"])
-def test_a_full_disk_refuses_the_lock_and_leaves_no_file(
-    path: Path, monkeypatch: pytest.MonkeyPatch, late: str
-) -> None:
+@pytest.mark.parametrize("call", ["write", "short write", "close"])
+def test_full_disk_raises_and_leaves_no_file(path: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
     close = os.close
 
     def fail(descriptor: int, *_: object) -> int:
-        if late == "short write":
+        if call == "short write":
             return os.pwrite(descriptor, b'{"wh', 0)
-        if late == "close":
+        if call == "close":
             close(descriptor)
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        patch.setattr(lock.os, late.split()[-1], fail)
+        patch.setattr(lock.os, call.split()[-1], fail)
         with pytest.raises(LockError, match="can't be taken: No space left"), hold_lock(path, "x"):
-            pytest.fail("went on")
+            pytest.fail("got the lock")
     assert list(path.parent.iterdir()) == []
 
 
-# --- a holder that is dead -------------------------------------------------------------------------------------------
+# --- dead holders ----------------------------------------------------------------------------------------------------
 
 
 def write_claim(path: Path, pid: int, age_s: float = 0.0, **changes: str) -> str:
-    """The claim of a process of this machine, or of another by `changes`; its token."""
+    """Write the claim of a process on this machine, or with `changes` on another, and return its token."""
     path.parent.mkdir(exist_ok=True)
     holder = replace(lock._describe_self(WHAT), pid=pid, since="2026-01-02T03:04:05")
     holder = replace(holder, started=lock._read_start(pid) or "1")
@@ -244,13 +242,11 @@ def dead_pid() -> int:
     [
         (0.0, {}),
         (4000.0, {"host": "elsewhere"}),
-        (4000.0, {"boot": "of another start"}),
+        (4000.0, {"boot": "another boot"}),
         (4000.0, {"namespace": "pid:[1]"}),
     ],
 )
-def test_the_lock_of_a_dead_process_is_taken_over(
-    path: Path, dead_pid: int, age_s: float, changes: dict[str, str]
-) -> None:
+def test_lock_of_dead_process_is_taken_over(path: Path, dead_pid: int, age_s: float, changes: dict[str, str]) -> None:
     write_claim(path, dead_pid, age_s, **changes)
     assert find_holder(path) is None
     with hold_lock(path, "this test") as held:
@@ -261,16 +257,16 @@ def test_the_lock_of_a_dead_process_is_taken_over(
     assert list(path.parent.iterdir()) == []
 
 
-def test_the_lock_of_a_process_that_is_alive_is_not(path: Path) -> None:
+def test_lock_of_live_process_is_not_taken_over(path: Path) -> None:
     write_claim(path, os.getpid(), age_s=1000.0)
     before = path.read_bytes()
-    with pytest.raises(LockError, match="it lives"), hold_lock(path, "this test"):
-        pytest.fail("two hold it")
+    with pytest.raises(LockError, match="process is alive"), hold_lock(path, "this test"):
+        pytest.fail("two processes hold it")
     assert path.read_bytes() == before
 
 
-def test_a_process_that_the_system_hides_is_alive(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As another user's, where /proc is mounted with hidepid: there is no /proc/PID, and no right to send a signal."""
+def test_process_hidden_by_the_system_counts_as_alive(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With hidepid, another user's process has no visible /proc/PID, and signals to it are not permitted."""
 
     def kill(pid: int, number: int) -> None:
         raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
@@ -282,17 +278,17 @@ def test_a_process_that_the_system_hides_is_alive(path: Path, monkeypatch: pytes
         patch.setattr(lock.psutil, "Process", lambda pid: (_ for _ in ()).throw(psutil.NoSuchProcess(pid)))
         assert lock._read_start(os.getpid()) == ""
     monkeypatch.setattr(lock, "_read_start", lambda pid: "")
-    assert "it lives" in refuse(path)
+    assert "process is alive" in refuse(path)
 
 
-def test_a_process_that_has_the_holders_number_is_not_taken_for_it(path: Path) -> None:
-    """As in a container that is started anew: the first process there is always number 1."""
+def test_reused_pid_is_not_taken_for_the_holder(path: Path) -> None:
+    """In a restarted container, for example, the first process always has PID 1."""
     write_claim(path, os.getpid(), started="another time")
     with hold_lock(path, "this test"):
         assert "this test by process" in refuse(path)
 
 
-def test_one_that_died_before_it_described_itself_holds_nothing(path: Path) -> None:
+def test_process_that_died_before_describing_itself_holds_nothing(path: Path) -> None:
     path.parent.mkdir()
     path.touch()
     os.utime(path, (0, 0))
@@ -301,8 +297,8 @@ def test_one_that_died_before_it_described_itself_holds_nothing(path: Path) -> N
         assert "this test by process" in refuse(path)
 
 
-def test_a_living_holder_whose_file_server_was_away_keeps_its_lock(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first look finds it silent for two minutes; the next one finds its sign of life."""
+def test_live_holder_keeps_lock_after_file_server_outage(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first check finds two minutes of silence, the next one a sign of life."""
     write_claim(path, 1, age_s=200.0, host="elsewhere")
     now_s = [100.0]
 
@@ -313,72 +309,74 @@ def test_a_living_holder_whose_file_server_was_away_keeps_its_lock(path: Path, m
 
     monkeypatch.setattr(lock.time, "monotonic", lambda: now_s[0])
     monkeypatch.setattr(lock.time, "sleep", sleep)
-    with pytest.raises(LockError, match="it seems to live"), hold_lock(path, "this test"):
-        pytest.fail("two hold it")
+    with pytest.raises(LockError, match="seems to be alive"), hold_lock(path, "this test"):
+        pytest.fail("two processes hold it")
 
 
-@pytest.mark.parametrize("lives", [True, False])
-def test_a_silent_holder_of_another_machine_is_watched(
-    path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], lives: bool
+@pytest.mark.parametrize("alive", [True, False])
+def test_silent_holder_on_another_machine_is_watched(
+    path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], alive: bool
 ) -> None:
     write_claim(path, 1, age_s=60.0, host="elsewhere")
     now_s = [100.0]
 
     def sleep(seconds: float) -> None:
         now_s[0] += seconds
-        if lives and now_s[0] > 110.0:
+        if alive and now_s[0] > 110.0:
             os.utime(path)
 
     monkeypatch.setattr(lock.time, "monotonic", lambda: now_s[0])
     monkeypatch.setattr(lock.time, "sleep", sleep)
     monkeypatch.setattr(lock, "_measure_silence_s", lambda claim: now_s[0] - 40.0)
-    if lives:
-        with pytest.raises(LockError, match="on elsewhere since.*it seems to live"), hold_lock(path, "this test"):  # noqa: RUF043
-            pytest.fail("two hold it")
+    if alive:
+        with pytest.raises(LockError, match="on elsewhere since.*seems to be alive"), hold_lock(path, "this test"):  # noqa: RUF043
+            pytest.fail("two processes hold it")
     else:
         with hold_lock(path, "this test"):
             assert now_s[0] > 160.0
     assert capsys.readouterr().err.count("waiting for a sign of life") == 1
 
 
-def test_a_holder_renews_its_file_until_another_has_taken_it(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_holder_renews_its_file_until_another_process_takes_the_lock(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(lock, "_RENEW_S", 0.01)
-    looked: list[bytes] = []
+    reads: list[bytes] = []
     parse = lock._parse
 
-    def note(text: bytes) -> lock.Holder | None:
-        looked.append(text)
+    def record(text: bytes) -> lock.Holder | None:
+        reads.append(text)
         return parse(text)
 
-    monkeypatch.setattr(lock, "_parse", note)
+    monkeypatch.setattr(lock, "_parse", record)
     with hold_lock(path, WHAT):
         os.utime(path, (0, 0))
         while path.stat().st_mtime == 0:  # pytest's timeout bounds it
             time.sleep(0.01)
-        write_claim(path.with_name("its file"), 1, host="elsewhere")
-        os.utime(path.with_name("its file"), (0, 0))
-        path.with_name("its file").replace(path)
-        before = len(looked)
-        while len(looked) < before + 3:
+        write_claim(path.with_name("other claim"), 1, host="elsewhere")
+        os.utime(path.with_name("other claim"), (0, 0))
+        path.with_name("other claim").replace(path)
+        before = len(reads)
+        while len(reads) < before + 3:
             time.sleep(0.01)
         assert path.stat().st_mtime == 0
-    assert path.exists(), "it is the other's to remove"
+    assert path.exists(), "only the other process may remove it"
 
 
-@pytest.mark.parametrize("gone", [False, True])
-def test_who_was_suspended_for_long_notices_that_its_lock_was_taken(path: Path, gone: bool) -> None:
+@pytest.mark.parametrize("removed", [False, True])
+def test_process_suspended_for_long_notices_the_loss_of_its_lock(path: Path, removed: bool) -> None:
     with hold_lock(path, WHAT) as held:
         held.check()
-        if gone:
+        if removed:
             path.unlink()
         else:
-            write_claim(path.with_name("its file"), os.getpid(), host="elsewhere")
-            path.with_name("its file").replace(path)
-        with pytest.raises(LockError, match="was removed" if gone else "on elsewhere since"):
+            write_claim(path.with_name("other claim"), os.getpid(), host="elsewhere")
+            path.with_name("other claim").replace(path)
+        with pytest.raises(LockError, match="was removed" if removed else "on elsewhere since"):
             held.check()
 
 
-def test_a_file_server_that_does_not_answer_is_no_other_holder(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failing_file_server_does_not_count_as_loss(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def read(*_: object) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
@@ -389,8 +387,8 @@ def test_a_file_server_that_does_not_answer_is_no_other_holder(path: Path, monke
             find_holder(path)
 
 
-def test_a_file_that_is_replaced_as_it_is_read_is_read_again(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An NFS client says so: Stale file handle."""
+def test_file_replaced_while_it_is_read_is_read_again(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An NFS client reports `Stale file handle` then."""
     write_claim(path, os.getpid())
     parse, failed = lock._parse, []
 
@@ -405,15 +403,15 @@ def test_a_file_that_is_replaced_as_it_is_read_is_read_again(path: Path, monkeyp
         held.check()
 
 
-# --- many that come at once ------------------------------------------------------------------------------------------
+# --- concurrent attempts ---------------------------------------------------------------------------------------------
 
 
 def count_holders(path: Path, tries: int = 8) -> tuple[int, int]:
-    """How many of so many threads get the lock and are refused, if none gives it back before all have tried."""
+    """Return how many threads get the lock and how many do not, if none releases it before all have tried."""
     held, refused = [], []
     all_tried = threading.Barrier(tries)
 
-    def try_it() -> None:
+    def attempt() -> None:
         try:
             with hold_lock(path, WHAT):
                 held.append(1)
@@ -422,7 +420,7 @@ def count_holders(path: Path, tries: int = 8) -> tuple[int, int]:
             refused.append(1)
             all_tried.wait(60)
 
-    threads = [threading.Thread(target=try_it) for _ in range(tries)]
+    threads = [threading.Thread(target=attempt) for _ in range(tries)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -430,43 +428,41 @@ def count_holders(path: Path, tries: int = 8) -> tuple[int, int]:
     return len(held), len(refused)
 
 
-def test_one_of_many_that_come_at_once_gets_it(path: Path) -> None:
+def test_one_of_many_concurrent_attempts_succeeds(path: Path) -> None:
     assert count_holders(path) == (1, 7)
 
 
-def test_one_of_many_that_see_the_same_dead_holder_gets_it(path: Path, dead_pid: int) -> None:
+def test_one_of_many_concurrent_takeovers_succeeds(path: Path, dead_pid: int) -> None:
     write_claim(path, dead_pid)
     assert count_holders(path) == (1, 7)
 
 
-def interrupt(monkeypatch: pytest.MonkeyPatch, name: str, act: Callable[[], object]) -> None:
-    """Before this process first calls a function of the lock, another acts."""
+def interleave(monkeypatch: pytest.MonkeyPatch, name: str, action: Callable[[], object]) -> None:
+    """Run another process's `action` before this process first calls a function of the module."""
     function, called = getattr(lock, name), []
 
-    def first_act(*arguments: object) -> object:
+    def act_first(*arguments: object) -> object:
         if not called:
             called.append(1)
-            act()
+            action()
         return function(*arguments)
 
-    monkeypatch.setattr(lock, name, first_act)
+    monkeypatch.setattr(lock, name, act_first)
 
 
-def test_who_saw_a_dead_holder_whose_lock_was_taken_and_released_since_takes_it_from_nobody(
+def test_takeover_from_outdated_chain_takes_the_lock_from_nobody(
     path: Path, dead_pid: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Another process takes the dead one's lock between our look and our successor, and still holds it."""
+    """Another process takes over the dead holder's lock after this one read the chain, and still holds it."""
     write_claim(path, dead_pid)
-    with ExitStack() as others:
-        interrupt(monkeypatch, "_take_over", lambda: others.enter_context(hold_lock(path, "the other")))
-        assert "the other by process" in refuse(path)
+    with ExitStack() as stack:
+        interleave(monkeypatch, "_take_over", lambda: stack.enter_context(hold_lock(path, "other holder")))
+        assert "other holder by process" in refuse(path)
         assert [file.name for file in path.parent.iterdir()] == [path.name]
     assert list(path.parent.iterdir()) == []
 
 
-def test_a_takeover_that_fails_leaves_nothing_in_the_way(
-    path: Path, dead_pid: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_failed_takeover_does_not_block_the_next(path: Path, dead_pid: int, monkeypatch: pytest.MonkeyPatch) -> None:
     def move(*_: object) -> None:
         raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
 
@@ -474,54 +470,52 @@ def test_a_takeover_that_fails_leaves_nothing_in_the_way(
     with monkeypatch.context() as patch:
         patch.setattr(Path, "replace", move)
         with pytest.raises(LockError, match="can't be taken: Operation not permitted"), hold_lock(path, WHAT):
-            pytest.fail("went on")
+            pytest.fail("got the lock")
     with hold_lock(path, "this test") as held:
         held.check()
 
 
-def test_who_is_suspended_within_its_release_removes_nobodys_lock(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It has read its own file; before it goes on, another process has taken the lock as from a dead one."""
-    holding = hold_lock(path, WHAT)
-    holding.__enter__()
+def test_process_suspended_during_release_removes_no_other_lock(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After it has read its own file, another process takes the lock as if from a dead holder."""
+    context = hold_lock(path, WHAT)
+    context.__enter__()
     chain = lock._read_chain(path)
-    other = lock._describe_self("the other")
-    interrupt(monkeypatch, "_create", lambda: lock._take_over(path, chain, other))
-    holding.__exit__(None, None, None)
-    assert str(find_holder(path)).startswith("the other by process")
+    other = lock._describe_self("other holder")
+    interleave(monkeypatch, "_create", lambda: lock._take_over(path, chain, other))
+    context.__exit__(None, None, None)
+    assert str(find_holder(path)).startswith("other holder by process")
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
-def test_a_takeover_that_its_process_did_not_finish_is_taken_over(path: Path, dead_pid: int) -> None:
+def test_unfinished_takeover_of_dead_process_is_taken_over(path: Path, dead_pid: int) -> None:
     for alive in (True, False):
         token = write_claim(path, dead_pid)
         successor = path.with_name(f"{path.name}.{token}.next")
         write_claim(successor, os.getpid() if alive else dead_pid)
         if alive:
-            assert "it lives" in refuse(path)
+            assert "process is alive" in refuse(path)
             successor.unlink()
     with hold_lock(path, "this test") as held:
         held.check()
         assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
-def test_a_holder_that_is_being_replaced_does_not_remove_the_others_file(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It was suspended for long, and wakes as another process takes its lock."""
-    holding = hold_lock(path, WHAT)
-    held = holding.__enter__()
+def test_holder_does_not_remove_the_file_during_a_takeover(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was suspended for long, and resumes while another process takes its lock."""
+    context = hold_lock(path, WHAT)
+    held = context.__enter__()
     token = json.loads(path.read_text())["token"]
-    write_claim(path.with_name(f"{path.name}.{token}.next"), os.getpid(), what="the other")
-    with pytest.raises(LockError, match="the other by process"):
+    write_claim(path.with_name(f"{path.name}.{token}.next"), os.getpid(), what="other holder")
+    with pytest.raises(LockError, match="other holder by process"):
         held.check()
-    holding.__exit__(None, None, None)
-    assert str(find_holder(path)).startswith("the other by process")
+    context.__exit__(None, None, None)
+    assert str(find_holder(path)).startswith("other holder by process")
 
 
-# --- who holds it ----------------------------------------------------------------------------------------------------
+# --- find_holder -----------------------------------------------------------------------------------------------------
 
 
-def test_the_holder_of_another_process_is_found_and_not_hindered(path: Path) -> None:
+def test_find_holder_finds_another_process_without_disturbing_it(path: Path) -> None:
     assert find_holder(path) is None
     with another_process(path) as process:
         holder = find_holder(path)
@@ -532,13 +526,13 @@ def test_the_holder_of_another_process_is_found_and_not_hindered(path: Path) -> 
         )
         process.kill()
         process.wait(30)
-        assert path.read_text() != "", "its words stay"
+        assert path.read_text() != "", "the claim remains"
         assert find_holder(path) is None
-    with hold_lock(path, "the next one"):
+    with hold_lock(path, "next holder"):
         pass
 
 
-def test_a_holder_names_the_launch_that_started_it(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_holder_names_its_launch(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for launch in ("", "4711"):
         monkeypatch.setenv(LAUNCHED, launch)
         with hold_lock(path, WHAT):
@@ -546,9 +540,7 @@ def test_a_holder_names_the_launch_that_started_it(path: Path, monkeypatch: pyte
             assert holder is not None and holder.launch == launch
 
 
-def test_a_folder_without_the_right_to_write_still_tells_who_holds_its_locks(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_find_holder_works_in_a_read_only_folder(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def touch(*_: object) -> None:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 

@@ -1,4 +1,4 @@
-"""The log: first and last line, the exit marker whatever happens, and everything printed teed into the file."""
+"""The log has its first and last lines, always an exit marker, and everything that is printed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from doccls.errors import UserError
 from doccls.reporting.console import exit_code
 from doccls.reporting.log import RunLog
-from doccls.system.signals import Interrupted, handling_signals, naming_one_cause, stopping_gracefully
+from doccls.system.signals import Interrupted, attributing_errors_to_stop, handling_signals, stopping_gracefully
 
 
 class Terminal(io.StringIO):
@@ -27,7 +27,7 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "logs" / "run.log"
 
 
-def test_the_first_and_the_last_line_and_the_success_marker(path: Path) -> None:
+def test_log_has_first_line_success_marker_and_closing_line(path: Path) -> None:
     with RunLog(path) as log:
         log.line("[CFG] a=1")
     lines = path.read_text().splitlines()
@@ -38,13 +38,13 @@ def test_the_first_and_the_last_line_and_the_success_marker(path: Path) -> None:
 @pytest.mark.parametrize(
     ("error", "code"),
     [
-        (UserError("mend this"), 1),
+        (UserError("fix this"), 1),
         (RuntimeError("broken"), 1),
         (KeyboardInterrupt(), 130),
         (MemoryError(), 1),
     ],
 )
-def test_an_error_leaves_its_traceback_then_the_marker_and_goes_on(path: Path, error: BaseException, code: int) -> None:
+def test_error_is_logged_with_traceback_and_marker_and_propagates(path: Path, error: BaseException, code: int) -> None:
     stdio = sys.stdout, sys.stderr
     with pytest.raises(type(error)) as caught, RunLog(path):
         raise error
@@ -59,7 +59,7 @@ def test_an_error_leaves_its_traceback_then_the_marker_and_goes_on(path: Path, e
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_stop_that_was_asked_for_is_told_without_a_traceback(
+def test_requested_stop_is_logged_without_traceback(
     path: Path, capsys: pytest.CaptureFixture[str], number: signal.Signals
 ) -> None:
     with pytest.raises(Interrupted), RunLog(path):
@@ -72,10 +72,16 @@ def test_a_stop_that_was_asked_for_is_told_without_a_traceback(
     assert marker in console.out and console.err == ""
 
 
-def test_what_broke_after_a_stop_was_asked_for_is_traced_in_the_file_alone(
+def test_error_after_stop_request_has_its_traceback_only_in_the_file(
     path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(Interrupted), RunLog(path), handling_signals(), stopping_gracefully(), naming_one_cause():
+    with (
+        pytest.raises(Interrupted),
+        RunLog(path),
+        handling_signals(),
+        stopping_gracefully(),
+        attributing_errors_to_stop(),
+    ):
         signal.raise_signal(signal.SIGTERM)
         raise RuntimeError("DataLoader worker is killed")
     text = path.read_text()
@@ -85,21 +91,21 @@ def test_what_broke_after_a_stop_was_asked_for_is_traced_in_the_file_alone(
     assert "Traceback" not in console.out + console.err
 
 
-def test_the_console_gets_no_traceback_of_what_a_user_did(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_user_error_shows_no_traceback_on_the_console(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(UserError), RunLog(path):
-        raise UserError("mend this")
+        raise UserError("fix this")
     console = capsys.readouterr()
     assert "Traceback" not in console.out + console.err
-    assert "Traceback" in path.read_text() and "mend this" in path.read_text()
+    assert "Traceback" in path.read_text() and "fix this" in path.read_text()
 
 
-def test_the_console_gets_the_traceback_of_a_defect(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_defect_shows_its_traceback_on_the_console(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(RuntimeError), RunLog(path):
         raise RuntimeError("broken")
     assert "RuntimeError: broken" in capsys.readouterr().err
 
 
-def test_all_that_is_printed_goes_to_console_and_file_in_order(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_printed_output_goes_to_console_and_file_in_order(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with RunLog(path) as log:
         print("one")
         print("two", file=sys.stderr)
@@ -115,44 +121,45 @@ def test_all_that_is_printed_goes_to_console_and_file_in_order(path: Path, capsy
     assert "outside" not in path.read_text()
 
 
-def test_what_is_written_is_in_the_file_at_once(path: Path) -> None:
+def test_line_is_in_the_file_immediately(path: Path) -> None:
     with RunLog(path) as log:
         log.line("now")
         assert "now\n" in path.read_text()
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full, which is a full disk")
-def test_a_full_disk_ends_nothing_and_is_told_once(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_full_disk_is_reported_once_and_stops_nothing(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path.parent.mkdir()
     path.symlink_to("/dev/full")
     with RunLog(path) as log:
         for number in range(3):
             log.line(f"[STEP {number}]")
-    told = capsys.readouterr()
-    assert [line for line in told.out.splitlines() if line.startswith("[STEP")] == ["[STEP 0]", "[STEP 1]", "[STEP 2]"]
-    assert told.err == f"[WARNING] {path}: No space left on device: it goes on without its log\n"
+    console = capsys.readouterr()
+    steps = [line for line in console.out.splitlines() if line.startswith("[STEP")]
+    assert steps == ["[STEP 0]", "[STEP 1]", "[STEP 2]"]
+    assert console.err == f"[WARNING] {path}: No space left on device; continuing without this log file\n"
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full, which is a full disk")
-def test_a_console_on_a_full_disk_ends_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_console_on_a_full_disk_stops_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     console = open("/dev/full", "w", buffering=1)  # noqa: SIM115, PTH123 (closing it is what fails)
     monkeypatch.setattr(sys, "stdout", console)
     with RunLog(path) as log:
         log.line("[STEP 1]")
-        print("a library's word", flush=True)
+        print("output of a library", flush=True)
         sys.stdout.flush()
     monkeypatch.undo()
     with pytest.raises(OSError, match="No space left"):
         console.close()
-    assert "[STEP 1]\na library's word\n[EXIT] TRAINING SUCCESS code=0\n" in path.read_text()
+    assert "[STEP 1]\noutput of a library\n[EXIT] TRAINING SUCCESS code=0\n" in path.read_text()
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full, which is a full disk")
 @pytest.mark.parametrize("program", ["doccls.train", "launcher"])
-def test_a_console_on_a_full_disk_does_not_change_the_exit_code(tmp_path: Path, program: str) -> None:
-    """Python's own is 120 where it can't write the last of stdout."""
-    words = ["run"] if program == "launcher" else []
-    command = [sys.executable, "-m", program, *words, "--config", "no such file.yaml"]
+def test_console_on_a_full_disk_does_not_change_the_exit_code(tmp_path: Path, program: str) -> None:
+    """Python itself would exit with code 120 if it can't flush stdout."""
+    subcommand = ["run"] if program == "launcher" else []
+    command = [sys.executable, "-m", program, *subcommand, "--config", "no such file.yaml"]
     with open("/dev/full", "w") as full:  # noqa: PTH123 (a device)
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False, timeout=60)
         assert done.returncode == 1 and done.stderr.startswith("[EXIT][ERROR] training failed: "), done.stderr
@@ -162,7 +169,7 @@ def test_a_console_on_a_full_disk_does_not_change_the_exit_code(tmp_path: Path, 
     assert done.returncode == 1 and done.stderr.startswith("[EXIT][ERROR] training failed: "), done.stderr
 
 
-def test_a_second_run_of_the_same_minute_adds_to_the_file(path: Path) -> None:
+def test_second_run_in_the_same_minute_appends(path: Path) -> None:
     for word in ("alpha", "omega"):
         with RunLog(path) as log:
             log.line(word)
@@ -170,7 +177,7 @@ def test_a_second_run_of_the_same_minute_adds_to_the_file(path: Path) -> None:
     assert text.count(">> Logger started: ") == 2 and text.index("alpha") < text.index("omega")
 
 
-def test_a_process_that_is_not_the_main_one_writes_nothing(
+def test_other_processes_write_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -185,15 +192,13 @@ def test_a_process_that_is_not_the_main_one_writes_nothing(
     assert not list(tmp_path.iterdir())
 
 
-def test_an_error_in_a_silent_log_goes_on_in_silence(capsys: pytest.CaptureFixture[str]) -> None:
+def test_error_in_a_silent_log_propagates_silently(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(RuntimeError), RunLog(None):
         raise RuntimeError("broken")
     assert capsys.readouterr() == ("", "")
 
 
-def test_a_terminals_progress_bar_leaves_no_control_codes_in_the_file(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_progress_bar_leaves_no_control_codes_in_the_file(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out, err = Terminal(), Terminal()
     monkeypatch.setattr(sys, "stdout", out)
     monkeypatch.setattr(sys, "stderr", err)
@@ -203,20 +208,20 @@ def test_a_terminals_progress_bar_leaves_no_control_codes_in_the_file(
                 log.line(f"line [red]{step}[/red]")
                 log.detail(f"detail {step}")
                 print("half", end="")
-                print(" and rest")
+                print(" and other half")
                 bar.advance()
             print("unfinished", end="")
         log.line(" end")
     text = path.read_text()
     assert "\x1b" not in text and "\r" not in text and "━" not in text
-    body = [line for step in range(3) for line in (f"line [red]{step}[/red]", f"detail {step}", "half and rest")]
+    body = [line for step in range(3) for line in (f"line [red]{step}[/red]", f"detail {step}", "half and other half")]
     assert text.splitlines()[1:11] == [*body, "unfinished end"]
     console = out.getvalue() + err.getvalue()
     assert "\x1b" in console and "line [red]2[/red]" in console and "detail" not in console
     assert "unfinished end" in console
 
 
-def test_where_there_is_no_terminal_the_lines_stand_for_the_bar(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_terminal_detail_lines_replace_the_bar(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with RunLog(path) as log, log.progress("fold 0", 2) as bar:
         log.detail("[STEP 1/2]")
         bar.advance()
@@ -224,7 +229,7 @@ def test_where_there_is_no_terminal_the_lines_stand_for_the_bar(path: Path, caps
     assert "[STEP 1/2]" in console.out and "\x1b" not in console.out + console.err
 
 
-def test_an_error_under_a_progress_bar_still_ends_the_log(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_error_under_a_progress_bar_still_closes_the_log(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdout", Terminal())
     monkeypatch.setattr(sys, "stderr", Terminal())
     with pytest.raises(RuntimeError), RunLog(path) as log, log.progress("fold", 2):
@@ -234,22 +239,22 @@ def test_an_error_under_a_progress_bar_still_ends_the_log(path: Path, monkeypatc
     ]  # fmt: skip
 
 
-def test_a_handler_that_kept_the_teed_stream_may_still_write_after_the_end(
+def test_logging_handler_may_use_the_stream_after_the_log_is_closed(
     path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Libraries make their log handlers while a run is on, and use them until the process ends."""
+    """Libraries create log handlers during a run and use them until the process exits."""
     with RunLog(path):
         handler = logging.StreamHandler(sys.stderr)
-        kept = sys.stdout
-    kept.write("late line\n")
-    kept.flush()
+        stream = sys.stdout
+    stream.write("late line\n")
+    stream.flush()
     handler.emit(logging.LogRecord("x", logging.WARNING, "", 0, "late record", None, None))
     console = capsys.readouterr()
     assert "late line" in console.out and "late record" in console.err
     assert "AssertionError" not in console.err and "late" not in path.read_text()
 
 
-def test_the_teed_streams_are_good_enough_for_libraries(path: Path) -> None:
+def test_replaced_streams_behave_like_text_streams(path: Path) -> None:
     with RunLog(path):
         assert isinstance(sys.stdout.isatty(), bool)
         assert sys.stdout.encoding
@@ -259,8 +264,8 @@ def test_the_teed_streams_are_good_enough_for_libraries(path: Path) -> None:
     assert "abc\na\nb\n" in path.read_text()
 
 
-def test_a_name_that_is_not_unicode_does_not_end_the_run(path: Path) -> None:
-    """File names may hold bytes that are not UTF-8: Python shows those as lone surrogates."""
+def test_file_name_that_is_not_unicode_does_not_stop_the_run(path: Path) -> None:
+    """File names may contain bytes that are not UTF-8, which Python decodes to lone surrogates."""
     with RunLog(path) as log:
         log.line("bad \udcff name")
     assert "bad" in path.read_text()

@@ -1,4 +1,4 @@
-"""File names of a run: those of the contract, and run ids that do as a folder's name."""
+"""File names of a run follow the contract, and run ids are valid folder names."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from doccls.run.paths import RunPaths, check_run_id, locate_run, name_log
 NOW = datetime(2026, 3, 7, 9, 5, 59)
 
 
-def test_the_files_are_where_the_contract_says() -> None:
+def test_file_names_follow_the_contract() -> None:
     paths = RunPaths(Path("/e/20260307/v087-8c206e"))
     assert paths.run_id == "v087-8c206e"
     found = [
@@ -28,12 +28,12 @@ def test_the_files_are_where_the_contract_says() -> None:
     assert paths.predictions(1) != paths.predictions(11)
 
 
-def test_the_log_carries_minute_and_run_id() -> None:
+def test_log_name_has_minute_and_run_id() -> None:
     assert name_log(Path("/l"), "v087-8c206e", NOW) == Path("/l/run_20260307-0905_v087-8c206e.log")
     assert name_log(Path("/l"), "v087-8c206e", NOW, "task3") == Path("/l/run_20260307-0905_v087-8c206e_task3.log")
 
 
-def test_each_launch_has_its_lock_and_its_ledger(tmp_path: Path) -> None:
+def test_each_launch_has_its_own_lock_and_ledger(tmp_path: Path) -> None:
     paths = RunPaths(tmp_path)
     paths.live.mkdir()
     for task in (None, 0, 12):
@@ -46,7 +46,7 @@ def test_each_launch_has_its_lock_and_its_ledger(tmp_path: Path) -> None:
     assert sorted(map(str, paths.list_launch_locks())) == sorted(str(paths.launch_lock(task)) for task in (None, 0, 12))
 
 
-def test_a_new_run_lies_under_its_day_and_an_old_one_is_found_under_its_own(tmp_path: Path) -> None:
+def test_new_run_is_under_today_and_existing_run_is_found_under_its_date(tmp_path: Path) -> None:
     assert locate_run(tmp_path, "v1-a", NOW).root == tmp_path / "20260307" / "v1-a"
     (tmp_path / "20251231" / "v1-a").mkdir(parents=True)
     (tmp_path / "20260307" / "v1-ab").mkdir(parents=True)
@@ -54,13 +54,13 @@ def test_a_new_run_lies_under_its_day_and_an_old_one_is_found_under_its_own(tmp_
 
 
 @pytest.mark.parametrize("run_id", ["v087-8c206e", "a", "A.b_c-9", "x" * 80])
-def test_good_run_ids_pass(run_id: str) -> None:
+def test_valid_run_ids_are_accepted(run_id: str) -> None:
     assert check_run_id(run_id) == run_id
 
 
 @pytest.mark.parametrize(
     "run_id", ["", ".", "..", "a/b", "../x", "-x", ".hidden", "a b", "x" * 81, "a\n", "ü", "*", "a\0"]
 )
-def test_run_ids_that_are_no_folder_names_are_refused(run_id: str) -> None:
+def test_invalid_run_ids_are_rejected(run_id: str) -> None:
     with pytest.raises(UserError, match="run id"):
         check_run_id(run_id)

@@ -1,4 +1,4 @@
-"""What made a run: versions, commit and command, without secrets."""
+"""Provenance: versions, commit and command, without secrets."""
 
 from __future__ import annotations
 
@@ -14,37 +14,37 @@ from doccls.run import provenance
 from doccls.run.provenance import describe_software, read_git_commit, render_command
 
 
-def test_versions_of_what_decides_the_bits_are_told() -> None:
-    told = describe_software()
-    assert told["packages"]["torch"] == metadata.version("torch")
-    assert told["packages"]["timm"] == metadata.version("timm")
-    assert {"python", "platform", "packages", "git_commit"} <= set(told)
+def test_versions_that_affect_results_are_recorded() -> None:
+    software = describe_software()
+    assert software["packages"]["torch"] == metadata.version("torch")
+    assert software["packages"]["timm"] == metadata.version("timm")
+    assert {"python", "platform", "packages", "git_commit"} <= set(software)
 
 
-def test_a_package_that_is_not_installed_has_no_version(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_package_has_no_version(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(provenance, "_PACKAGES", ("no-such-package-4711",))
     assert describe_software()["packages"]["no-such-package-4711"] is None
 
 
-def test_the_command_can_be_typed_again() -> None:
-    words = ["-m", "doccls.train", "--config", "my file.yaml", "--set", "data.id_col=a b"]
-    assert shlex.split(render_command(words)) == [sys.executable, *words]
+def test_rendered_command_splits_into_the_same_arguments() -> None:
+    arguments = ["-m", "doccls.train", "--config", "my file.yaml", "--set", "data.id_col=a b"]
+    assert shlex.split(render_command(arguments)) == [sys.executable, *arguments]
 
 
-def test_secrets_of_the_command_are_starred_out() -> None:
+def test_secrets_in_command_are_redacted() -> None:
     command = render_command(["train", "--set", "tracking.api_key=SEKRIT", "--set=wandb_token=SEKRIT"])
     assert "SEKRIT" not in command and "tracking.api_key=" in command
 
 
-def test_outside_git_there_is_no_commit(tmp_path: Path) -> None:
+def test_no_commit_outside_git(tmp_path: Path) -> None:
     assert read_git_commit(tmp_path) is None
 
 
 def fake_git(monkeypatch: pytest.MonkeyPatch, status: str | Exception) -> None:
-    def run(words: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+    def run(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
         if isinstance(status, Exception):
             raise status
-        return subprocess.CompletedProcess(words, 0, "abc123\n" if "rev-parse" in words else status)
+        return subprocess.CompletedProcess(command, 0, "abc123\n" if "rev-parse" in command else status)
 
     monkeypatch.setattr(provenance.subprocess, "run", run)
 
@@ -59,7 +59,7 @@ def fake_git(monkeypatch: pytest.MonkeyPatch, status: str | Exception) -> None:
         (subprocess.TimeoutExpired("git", 10), None),
     ],
 )
-def test_the_commit_says_whether_files_differ_and_no_git_is_no_error(
+def test_commit_is_marked_dirty_and_missing_git_is_no_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: str | Exception, commit: str | None
 ) -> None:
     (tmp_path / ".git").mkdir()

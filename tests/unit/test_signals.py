@@ -1,4 +1,4 @@
-"""A signal is a note: nothing raises by itself, whatever is being written, and the code that asks leaves."""
+"""Signals are recorded, never raised by a handler: only code that checks for a stop raises, and writes complete."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ import torch
 from safetensors.numpy import load_file, save
 
 from doccls.reporting.console import exit_code
-from doccls.system import atomic_files as artifacts
+from doccls.system import atomic_files
 from doccls.system.atomic_files import replacing, write_array, write_bytes, write_text
 from doccls.system.signals import (
     Interrupted,
+    attributing_errors_to_stop,
     check_stop,
     handling_signals,
     ignore_signals,
-    naming_one_cause,
     stop_on_sigusr2,
     stop_requested,
     stopping_gracefully,
@@ -34,7 +34,7 @@ BOTH = (signal.SIGINT, signal.SIGTERM)
 
 
 @pytest.mark.parametrize("number", BOTH)
-def test_a_signal_is_noted_and_raised_where_the_code_asks(number: signal.Signals) -> None:
+def test_signal_is_recorded_and_raised_by_check_stop(number: signal.Signals) -> None:
     with handling_signals(), stopping_gracefully():
         check_stop()
         signal.raise_signal(number)
@@ -45,33 +45,33 @@ def test_a_signal_is_noted_and_raised_where_the_code_asks(number: signal.Signals
     assert str(caught.value) == f"{number.name} received"
 
 
-def test_the_first_of_several_names_the_cause() -> None:
+def test_first_of_several_signals_counts() -> None:
     with handling_signals(), stopping_gracefully():
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGTERM):  # a terminal's and a launcher's, at once
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGTERM):  # from a terminal and a launcher at once
             signal.raise_signal(number)
         assert stop_requested() == signal.SIGTERM
 
 
-def test_sigusr2_writes_stacks_or_asks_for_the_end(capfd: pytest.CaptureFixture[str]) -> None:
+def test_sigusr2_dumps_stacks_or_requests_stop(capfd: pytest.CaptureFixture[str]) -> None:
     with handling_signals(), stopping_gracefully():
         signal.raise_signal(signal.SIGUSR2)
         assert stop_requested() is None
-        assert "test_sigusr2_writes_stacks_or_asks_for_the_end" in capfd.readouterr().err
+        assert "test_sigusr2_dumps_stacks_or_requests_stop" in capfd.readouterr().err
         stop_on_sigusr2()
         signal.raise_signal(signal.SIGUSR2)
         assert stop_requested() == signal.SIGUSR2
         assert "most recent call first" not in capfd.readouterr().err
     assert signal.getsignal(signal.SIGUSR2) is signal.SIG_DFL
-    with handling_signals():  # as at first
+    with handling_signals():  # it dumps stacks as before
         signal.raise_signal(signal.SIGUSR2)
         assert "most recent call first" in capfd.readouterr().err
         ignore_signals()
-        signal.raise_signal(signal.SIGUSR2)  # a process that hangs at its end says where
+        signal.raise_signal(signal.SIGUSR2)  # shows where a process hangs while it exits
         assert "most recent call first" in capfd.readouterr().err
     faulthandler.unregister(signal.SIGUSR2)
 
 
-def test_nothing_is_left_of_the_handlers_and_the_note() -> None:
+def test_handlers_and_recorded_signal_are_reset() -> None:
     before = [signal.getsignal(number) for number in BOTH], threading.active_count()
     with handling_signals(), stopping_gracefully():
         signal.raise_signal(signal.SIGTERM)
@@ -80,7 +80,7 @@ def test_nothing_is_left_of_the_handlers_and_the_note() -> None:
         assert stop_requested() is None
 
 
-def test_a_hangup_asks_for_the_end_unless_it_is_ignored() -> None:
+def test_hangup_requests_stop_unless_ignored() -> None:
     with handling_signals(), stopping_gracefully():
         signal.raise_signal(signal.SIGHUP)
         assert stop_requested() == signal.SIGHUP
@@ -94,7 +94,7 @@ def test_a_hangup_asks_for_the_end_unless_it_is_ignored() -> None:
         signal.signal(signal.SIGHUP, earlier)
 
 
-def test_the_end_is_not_torn_by_a_further_signal() -> None:
+def test_further_signal_does_not_interrupt_exit() -> None:
     with handling_signals():
         ignore_signals()
         for number in BOTH:
@@ -103,17 +103,17 @@ def test_the_end_is_not_torn_by_a_further_signal() -> None:
         signal.raise_signal(number)
 
 
-def test_what_breaks_after_a_stop_was_asked_for_is_that_stop() -> None:
+def test_error_after_stop_request_becomes_interrupted() -> None:
     with handling_signals(), stopping_gracefully():
-        with pytest.raises(ZeroDivisionError), naming_one_cause():
+        with pytest.raises(ZeroDivisionError), attributing_errors_to_stop():
             _ = 1 // 0
         signal.raise_signal(signal.SIGINT)
-        with pytest.raises(Interrupted) as caught, naming_one_cause():
+        with pytest.raises(Interrupted) as caught, attributing_errors_to_stop():
             _ = 1 // 0
     assert isinstance(caught.value.__cause__, ZeroDivisionError) and caught.value.exit_code == 130
 
 
-def test_interrupted_is_no_exception_that_code_on_the_way_would_handle() -> None:
+def test_interrupted_is_not_an_exception_that_handlers_catch() -> None:
     assert not issubclass(Interrupted, Exception)
 
 
@@ -123,7 +123,7 @@ ARRAY = np.arange(6, dtype=np.float32)
 
 
 def write_torch(path: Path) -> None:
-    with artifacts.replacing(path) as file:
+    with atomic_files.replacing(path) as file:
         torch.save({"weight": torch.from_numpy(ARRAY), "bias": torch.ones(3)}, file)
 
 
@@ -136,7 +136,7 @@ WRITES: dict[str, tuple[Callable[[Path], None], Callable[[Path], Any]]] = {
 
 
 class Disturbed:
-    """A file that does something before its n-th write."""
+    """A file that calls `disturb` before its n-th write."""
 
     def __init__(self, file: BinaryIO, number: int, disturb: Callable[[], None]) -> None:
         self._file, self._left, self._disturb = file, number, disturb
@@ -153,28 +153,28 @@ class Disturbed:
 
 def disturb_write(monkeypatch: pytest.MonkeyPatch, number: int, disturb: Callable[[], None]) -> None:
     @contextmanager
-    def disturbed(path: Path, **words: Any) -> Iterator[Any]:
-        with replacing(path, **words) as file:
+    def disturbed(path: Path, **options: Any) -> Iterator[Any]:
+        with replacing(path, **options) as file:
             yield Disturbed(file, number, disturb)
 
-    monkeypatch.setattr(artifacts, "replacing", disturbed)
+    monkeypatch.setattr(atomic_files, "replacing", disturbed)
 
 
 def count_writes(kind: str, path: Path) -> int:
-    """Write calls of one kind of file."""
+    """Return the number of write calls for one kind of file."""
     calls = []
     with pytest.MonkeyPatch.context() as patch:
         while True:
-            struck: list[int] = []
-            disturb_write(patch, len(calls), lambda struck=struck: struck.append(1))  # type: ignore[misc]
+            disturbed: list[int] = []
+            disturb_write(patch, len(calls), lambda disturbed=disturbed: disturbed.append(1))  # type: ignore[misc]
             WRITES[kind][0](path)
-            if not struck:
+            if not disturbed:
                 return len(calls)
-            calls += struck
+            calls += disturbed
 
 
 @pytest.mark.parametrize("kind", WRITES)
-def test_a_signal_at_any_write_call_leaves_the_new_file_whole(
+def test_signal_at_any_write_call_leaves_complete_file(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write, read = WRITES[kind]
@@ -191,15 +191,13 @@ def test_a_signal_at_any_write_call_leaves_the_new_file_whole(
         assert list(tmp_path.iterdir()) == [path]
 
 
-def test_an_exception_in_a_write_call_would_become_another_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Why signals do not raise: C++ makes a RuntimeError of it, and exit code 1."""
+def test_exception_in_write_call_becomes_another_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reason why handlers do not raise: C++ turns it into a RuntimeError, with exit code 1."""
 
-    def kill() -> None:
+    def interrupt() -> None:
         raise Interrupted(signal.SIGTERM)
 
-    disturb_write(monkeypatch, 1, kill)
+    disturb_write(monkeypatch, 1, interrupt)
     with pytest.raises(RuntimeError, match="unexpected pos"):
         write_torch(tmp_path / "file")
     assert list(tmp_path.iterdir()) == []

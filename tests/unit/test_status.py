@@ -85,7 +85,7 @@ def test_a_fold_that_the_launch_does_not_train_does_not_wait() -> None:
 def test_the_remark_is_how_far_the_slowest_rank_is_or_what_was_wrong() -> None:
     beats = (TRAINS, replace(TRAINS, phase="validate", step=13))
     assert describe_fold(1, Seen(attempts=(OPEN,), beats=beats), LEDGER, True).remark == "validate step 13, epoch 2"
-    assert describe_fold(1, Seen(attempts=(OPEN,)), LEDGER, True).remark == "its start (imports, weights)"
+    assert describe_fold(1, Seen(attempts=(OPEN,)), LEDGER, True).remark == "startup (imports, weights)"
     assert describe_fold(1, Seen(attempts=(FAILED,)), LEDGER, True).remark == FAILED.message
     assert describe_fold(1, Seen(damage="torn"), None, False).remark == "torn"
     assert describe_fold(1, Seen(macro_f1=0.5, attempts=(FAILED,)), None, False).remark is None

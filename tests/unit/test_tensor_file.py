@@ -1,4 +1,4 @@
-"""The tensor file: other programs read it, the same content gives the same bytes, and damage is found."""
+"""Tensor files: other programs can read them, equal content gives equal bytes, and damage is detected."""
 
 from __future__ import annotations
 
@@ -33,28 +33,28 @@ def read(path: Path, word: str = "kind-1") -> tuple[dict[str, Any], dict[str, np
 
 
 @given(ARRAYS)
-def test_what_was_written_comes_back_and_safetensors_reads_it(
+def test_content_round_trips_and_safetensors_reads_it(
     tmp_path_factory: pytest.TempPathFactory, arrays: dict[str, np.ndarray]
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "any.safetensors"
     write_tensor_file(path, "kind-1", {"a": [1, "ü"]}, arrays)
     description, found = read(path)
     assert description == {"a": [1, "ü"]}
-    for others in (found, load_file(path)):
-        assert others.keys() == arrays.keys()
+    for loaded in (found, load_file(path)):
+        assert loaded.keys() == arrays.keys()
         for name, array in arrays.items():
-            assert others[name].dtype == array.dtype and others[name].shape == array.shape
-            assert others[name].tobytes() == array.tobytes()
+            assert loaded[name].dtype == array.dtype and loaded[name].shape == array.shape
+            assert loaded[name].tobytes() == array.tobytes()
 
 
-def test_an_array_with_another_layout_gives_the_same_bytes(tmp_path: Path) -> None:
+def test_array_in_another_layout_gives_same_bytes(tmp_path: Path) -> None:
     array = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
     for name, written in (("a", array), ("b", np.asfortranarray(array))):
         write_tensor_file(tmp_path / name, "kind-1", {}, {"x": written})
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
-def test_a_file_of_another_kind_or_of_none_is_refused(tmp_path: Path) -> None:
+def test_missing_file_and_other_formats_are_rejected(tmp_path: Path) -> None:
     path = tmp_path / "x"
     with pytest.raises(TensorFileError, match="can't be read"):
         read(path)
@@ -70,9 +70,9 @@ def test_a_file_of_another_kind_or_of_none_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("error", [KeyError, TypeError, ValueError, AttributeError, RecursionError])
-def test_a_description_that_says_something_else_is_damage(tmp_path: Path, error: type[Exception]) -> None:
+def test_unexpected_description_counts_as_damage(tmp_path: Path, error: type[Exception]) -> None:
     def parse(description: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
-        raise error("what")
+        raise error("unexpected")
 
     write_tensor_file(tmp_path / "x", "kind-1", {}, {})
     with pytest.raises(TensorFileError, match="its description is damaged"):
@@ -80,35 +80,35 @@ def test_a_description_that_says_something_else_is_damage(tmp_path: Path, error:
 
 
 @pytest.mark.parametrize("dtype", ["F8_E4M3", "BF16", "F4", "nonsense"])
-def test_arrays_of_a_kind_that_numpy_lacks_are_damage(tmp_path: Path, dtype: str) -> None:
+def test_dtypes_that_numpy_lacks_count_as_damage(tmp_path: Path, dtype: str) -> None:
     header = json.dumps({"x": {"dtype": dtype, "shape": [2], "data_offsets": [0, 2]}}).encode()
     (tmp_path / "x").write_bytes(len(header).to_bytes(8, "little") + header + b"ab")
     with pytest.raises(TensorFileError):
         read(tmp_path / "x")
 
 
-def test_a_description_that_nests_without_end_is_damage(tmp_path: Path) -> None:
+def test_endlessly_nested_description_counts_as_damage(tmp_path: Path) -> None:
     save_file({}, tmp_path / "x", {"doccls": "[" * 200_000})
     with pytest.raises(TensorFileError):
         read(tmp_path / "x")
 
 
-def test_any_flipped_bit_is_found(tmp_path: Path) -> None:
+def test_any_flipped_bit_is_detected(tmp_path: Path) -> None:
     path = tmp_path / "x"
     write_tensor_file(path, "kind-1", {"a": 1}, {"b": np.arange(3), "c": np.ones((2, 1), np.float32)})
     data, unnoticed = path.read_bytes(), 0
-    for place in range(len(data)):
-        path.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+    for index in range(len(data)):
+        path.write_bytes(data[:index] + bytes([data[index] ^ 1]) + data[index + 1 :])
         try:
             description, found = read(path)
         except TensorFileError:
             continue
         unnoticed += 1
         assert description == {"a": 1} and found["b"].tolist() == [0, 1, 2]
-    assert unnoticed <= 8, "padding alone"
+    assert unnoticed <= 8, "only padding"
 
 
-def test_what_no_file_can_hold_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
+def test_unsupported_content_is_rejected_without_leaving_a_file(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match="x is an array of object, which can't be saved"):
         write_tensor_file(tmp_path / "x", "kind-1", {}, {"x": np.array([None])})
     with pytest.raises(TypeError):
@@ -116,8 +116,8 @@ def test_what_no_file_can_hold_is_refused_and_leaves_nothing(tmp_path: Path) -> 
     assert not list(tmp_path.iterdir())
 
 
-def test_other_threads_run_while_a_large_file_is_written(tmp_path: Path) -> None:
-    """A thread that counts gets on; with the interpreter's lock held for the whole write it would stand still."""
+def test_other_threads_run_during_a_large_write(tmp_path: Path) -> None:
+    """A counting thread makes progress, which it could not if the write held the GIL."""
     array, counts, done = np.zeros(2**26, dtype=np.float32), [0], threading.Event()
 
     def count() -> None:

@@ -1,4 +1,4 @@
-"""Tracking: one W&B run a fold, in a process that training never waits for, whatever it does or lacks."""
+"""Tracking: one W&B run per fold, in a process that can neither delay nor stop training."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ __main__.FINISH_S = 1.0
 class Settings:
     base_url = "http://127.0.0.1:9"
     def __init__(self, **options): pass
-def note(*words):
-    with open(os.environ["DOCCLS_TEST_NOTES"], "a") as file:
-        file.write(json.dumps(words) + "\\n")
+def record(*values):
+    with open(os.environ["DOCCLS_TEST_CALLS"], "a") as file:
+        file.write(json.dumps(values) + "\\n")
 def setup():
     raise ValueError("settings")
 def hold(where):
@@ -34,35 +34,36 @@ def hold(where):
 class Run:
     def log(self, values, step):
         hold("log")
-        note("log", values, step)
+        record("log", values, step)
     def finish(self, exit_code):
         hold("finish")
-        note("finish", exit_code)
+        record("finish", exit_code)
 def init(**options):
     hold("init")
-    note("init", *(options[name] for name in ("group", "name", "project", "entity", "dir")), options["config"]["fold"])
+    names = ("group", "name", "project", "entity", "dir")
+    record("init", *(options[name] for name in names), options["config"]["fold"])
     return Run()
 """
 
 
 @pytest.fixture
 def wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[Any]]:
-    """A W&B that notes what it is told, and stands still where DOCCLS_TEST_HOLD says; a call gives its notes."""
+    """Install a fake W&B that records calls and hangs where DOCCLS_TEST_HOLD says; return their reader."""
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "wandb.py").write_text(WANDB)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path / "site"), os.environ.get("PYTHONPATH", "")]))
-    monkeypatch.setenv("DOCCLS_TEST_NOTES", str(tmp_path / "notes"))
+    monkeypatch.setenv("DOCCLS_TEST_CALLS", str(tmp_path / "calls"))
     monkeypatch.setenv("DOCCLS_TEST_HOLD", "nowhere")
     monkeypatch.setenv("WANDB_MODE", "offline")
 
     def read() -> list[Any]:
-        return [json.loads(line) for line in (tmp_path / "notes").read_text().splitlines()]
+        return [json.loads(line) for line in (tmp_path / "calls").read_text().splitlines()]
 
     return read
 
 
 def track(config: Config, folder: Path, fold: int = 2, count: int = 1) -> str:
-    """What the log says of a fold with that many numbers; W&B's process is gone then."""
+    """Track a fold with `count` steps, check that the W&B process has exited, and return the log."""
     with RunLog(folder / "a.log") as log, track_fold(config, folder / "v1-abc", fold, log) as tracker:
         process = find_process(tracker)
         for step in range(count):
@@ -75,30 +76,30 @@ def find_process(tracker: Tracker) -> psutil.Process:
     return psutil.Process(tracker._process.pid)  # type: ignore[attr-defined]
 
 
-def test_one_group_a_run_and_one_run_a_fold(
+def test_one_group_per_run_and_one_run_per_fold(
     make_config: MakeConfig, wandb: Callable[[], list[Any]], tmp_path: Path
 ) -> None:
     config = make_config(tracking={"wandb": True, "entity": "team"}, project={"name": "pages"})
     for fold in (0, 1):
-        said = track(config, tmp_path, fold)
+        text = track(config, tmp_path, fold)
     assert wandb() == [
-        told
+        call
         for fold in (0, 1)
-        for told in (
+        for call in (
             ["init", "v1-abc", f"v1-abc-fold{fold}", "pages", "team", str(tmp_path / "v1-abc"), fold],
             ["log", {"train/loss": 0.5}, 0],
             ["finish", 0],
         )
     ]
-    assert "[TRACKING] W&B offline | group=v1-abc name=v1-abc-fold1\n" in said
+    assert "[TRACKING] W&B offline | group=v1-abc name=v1-abc-fold1\n" in text
     track(make_config(tracking={"wandb": True, "project": "other"}), tmp_path)
     assert wandb()[-3][3] == "other"
 
 
-def test_off_and_on_other_processes_nothing_is_started(
+def test_no_process_is_started_if_off_or_on_other_ranks(
     make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("subprocess.Popen", lambda *words, **options: pytest.fail("a process"))
+    monkeypatch.setattr("subprocess.Popen", lambda *_, **__: pytest.fail("started a process"))
     with track_fold(make_config(), tmp_path, 0, RunLog(None)) as tracker:
         tracker.log({"train/loss": 0.5}, 7)
     with track_fold(make_config(tracking={"wandb": True}), None, 0, RunLog(None)) as tracker:
@@ -107,7 +108,7 @@ def test_off_and_on_other_processes_nothing_is_started(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("where", ["init", "log", "finish"])
-def test_whatever_it_waits_for_training_goes_on_and_ends(
+def test_hanging_wandb_does_not_stop_training(
     make_config: MakeConfig,
     wandb: Callable[[], list[Any]],
     tmp_path: Path,
@@ -115,13 +116,13 @@ def test_whatever_it_waits_for_training_goes_on_and_ends(
     where: str,
 ) -> None:
     monkeypatch.setenv("DOCCLS_TEST_HOLD", where)
-    said = track(make_config(tracking={"wandb": True}), tmp_path, count=20_000)  # far more than a pipe holds
-    assert "[TRACKING] W&B has not sent everything within 1 s: `wandb sync` sends it" in said
-    assert said.splitlines()[-2] == "[EXIT] TRAINING SUCCESS code=0"
+    text = track(make_config(tracking={"wandb": True}), tmp_path, count=20_000)  # far more than a pipe holds
+    assert "[TRACKING] W&B has not sent everything within 1 s: send it with `wandb sync`" in text
+    assert text.splitlines()[-2] == "[EXIT] TRAINING SUCCESS code=0"
 
 
 @pytest.mark.parametrize("number", [signal.SIGSTOP, signal.SIGKILL])
-def test_a_process_that_is_lost_is_told_once(
+def test_lost_process_is_reported_once(
     make_config: MakeConfig, wandb: Callable[[], list[Any]], tmp_path: Path, number: signal.Signals
 ) -> None:
     config = make_config(tracking={"wandb": True})
@@ -130,11 +131,11 @@ def test_a_process_that_is_lost_is_told_once(
         process.send_signal(number)
         for step in range(40_000):
             tracker.log({"train/loss": 0.5}, step)
-    assert (tmp_path / "a.log").read_text().count("[TRACKING] W&B's process is lost (") == 1
+    assert (tmp_path / "a.log").read_text().count("[TRACKING] lost the W&B process (") == 1
     assert not process.is_running()
 
 
-def test_a_fold_that_fails_is_marked_and_its_error_goes_on(
+def test_failed_fold_is_marked_and_its_error_propagates(
     make_config: MakeConfig, wandb: Callable[[], list[Any]], tmp_path: Path
 ) -> None:
     config = make_config(tracking={"wandb": True})
@@ -143,10 +144,10 @@ def test_a_fold_that_fails_is_marked_and_its_error_goes_on(
     assert wandb()[-1] == ["finish", 1]
 
 
-def test_the_end_of_a_killed_training_is_a_failure(
+def test_killed_training_is_marked_as_failed(
     make_config: MakeConfig, wandb: Callable[[], list[Any]], tmp_path: Path
 ) -> None:
-    """Its input ends without a last word."""
+    """The input of the W&B process ends without an exit code."""
     with track_fold(make_config(tracking={"wandb": True}), tmp_path / "v1-abc", 0, RunLog(None)) as tracker:
         process = find_process(tracker)
         tracker._process.stdin.close()  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""W&B in its process: which mode it starts in, what it is given, and what is said of its failures."""
+"""The W&B process: how it selects the mode, what it passes to W&B, and how it reports errors."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from doccls.reporting import wandb_process
 from doccls.reporting.wandb_process import WandbRun, track
 
 RUN = WandbRun("pages", "team", "v1-abc", "v1-abc-fold2", {"fold": 2}, "folder")
-NUMBERS: list[dict[str, Any]] = [{"values": {"train/loss": 0.5}, "step": 7}, {"exit_code": 0}]
+MESSAGES: list[dict[str, Any]] = [{"values": {"train/loss": 0.5}, "step": 7}, {"exit_code": 0}]
 
 
 class FakeRun:
@@ -31,71 +31,69 @@ class FakeRun:
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[dict[str, Any]]:
-    """Arguments of each wandb.init; its run is under `run`."""
-    made: list[dict[str, Any]] = []
+    """Arguments of each wandb.init call, with its run under `run`."""
+    started: list[dict[str, Any]] = []
 
     def start(**options: Any) -> FakeRun:
         run = FakeRun()
-        made.append(options | {"run": run})
+        started.append(options | {"run": run})
         return run
 
     monkeypatch.setattr(wandb, "init", start)
     monkeypatch.setattr(wandb, "setup", lambda: SimpleNamespace(settings=wandb.Settings()))
     monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
-    monkeypatch.setattr(wandb_process, "_answers", lambda url: True)
+    monkeypatch.setattr(wandb_process, "_is_reachable", lambda url: True)
     for name in ("WANDB_MODE", "WANDB_API_KEY"):
         monkeypatch.delenv(name, raising=False)
-    return made
+    return started
 
 
-def give_key(monkeypatch: pytest.MonkeyPatch) -> None:
+def set_key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
 
 
-def test_without_a_key_it_logs_offline(calls: list[dict[str, Any]], tmp_path: Path) -> None:
-    track(RUN, NUMBERS, print)
+def test_mode_is_offline_without_key(calls: list[dict[str, Any]], tmp_path: Path) -> None:
+    track(RUN, MESSAGES, print)
     assert [call["mode"] for call in calls] == ["offline"]
 
 
-def test_with_a_key_it_logs_online(
-    calls: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    give_key(monkeypatch)
-    track(RUN, NUMBERS, print)
+def test_mode_is_online_with_key(calls: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    set_key(monkeypatch)
+    track(RUN, MESSAGES, print)
     assert [call["mode"] for call in calls] == ["online"]
 
 
-def test_offline_by_environment_wins_over_a_key(
+def test_offline_from_environment_overrides_key(
     calls: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    give_key(monkeypatch)
+    set_key(monkeypatch)
     monkeypatch.setenv("WANDB_MODE", "offline")
-    track(RUN, NUMBERS, print)
+    track(RUN, MESSAGES, print)
     assert [call["mode"] for call in calls] == ["offline"]
 
 
-def test_wandb_disabled_by_environment_stays_disabled(
+def test_disabled_from_environment_stays_disabled(
     calls: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WANDB_MODE", "disabled")
-    track(RUN, NUMBERS, print)
+    track(RUN, MESSAGES, print)
     assert [call["mode"] for call in calls] == ["disabled"]
 
 
-def test_a_key_in_netrc_counts_and_one_for_another_host_does_not(
+def test_netrc_key_counts_only_for_the_host(
     calls: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     for host in (urlsplit(wandb.Settings().base_url).hostname, "example.org"):
         (tmp_path / "netrc").write_text(f"machine {host} login user password {'x' * 40}\n")
         (tmp_path / "netrc").chmod(0o600)
-        track(RUN, NUMBERS, print)
-    (tmp_path / "netrc").write_text("this is no netrc")
-    track(RUN, NUMBERS, print)
+        track(RUN, MESSAGES, print)
+    (tmp_path / "netrc").write_text("not a netrc file")
+    track(RUN, MESSAGES, print)
     assert [call["mode"] for call in calls] == ["online", "offline", "offline"]
 
 
-def test_a_server_that_does_not_answer_is_not_waited_for(
+def test_unreachable_server_selects_offline_without_waiting(
     calls: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.undo()
@@ -109,16 +107,16 @@ def test_a_server_that_does_not_answer_is_not_waited_for(
 
     monkeypatch.setattr(wandb_process.socket, "create_connection", refuse)
     monkeypatch.delenv("WANDB_MODE", raising=False)
-    give_key(monkeypatch)
-    track(RUN, NUMBERS, print)
+    set_key(monkeypatch)
+    track(RUN, MESSAGES, print)
     assert [call["mode"] for call in calls] == ["offline"]
 
 
-def test_it_is_told_what_the_training_says(calls: list[dict[str, Any]]) -> None:
-    track(RUN, [*NUMBERS[:1], {"exit_code": 3}, {"exit_code": 1}], print)
+def test_messages_are_passed_to_wandb(calls: list[dict[str, Any]]) -> None:
+    track(RUN, [*MESSAGES[:1], {"exit_code": 3}, {"exit_code": 1}], print)
     (call,) = calls
-    told = {name: call[name] for name in ("project", "entity", "group", "name", "config", "dir")}
-    assert told == {
+    arguments = {name: call[name] for name in ("project", "entity", "group", "name", "config", "dir")}
+    assert arguments == {
         "project": "pages", "entity": "team", "group": "v1-abc", "name": "v1-abc-fold2", "config": {"fold": 2},
         "dir": "folder",
     }  # fmt: skip
@@ -136,29 +134,29 @@ def test_it_is_told_what_the_training_says(calls: list[dict[str, Any]]) -> None:
         ValueError("bad project"),
     ],
 )
-def test_a_wandb_that_does_not_start_is_told_and_training_goes_on(
+def test_failed_start_is_reported_and_training_continues(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
     error: Exception,
     calls: list[dict[str, Any]],
 ) -> None:
-    give_key(monkeypatch)
+    set_key(monkeypatch)
 
     def fail(**options: Any) -> None:
         calls.append(options)
         raise error
 
     monkeypatch.setattr(wandb, "init", fail)
-    said: list[str] = []
-    track(RUN, NUMBERS, said.append)
-    assert [line.partition(" (")[0] for line in said] == ["W&B online did not start", "W&B offline did not start"]
+    messages: list[str] = []
+    track(RUN, MESSAGES, messages.append)
+    assert [line.partition(" (")[0] for line in messages] == ["W&B online did not start", "W&B offline did not start"]
     assert [call["mode"] for call in calls] == ["online", "offline"]
 
 
-def test_an_unreachable_server_falls_back_to_offline(
+def test_failed_online_start_falls_back_to_offline(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, calls: list[dict[str, Any]]
 ) -> None:
-    give_key(monkeypatch)
+    set_key(monkeypatch)
     start = wandb.init
 
     def fail_online(**options: Any) -> Any:
@@ -167,19 +165,19 @@ def test_an_unreachable_server_falls_back_to_offline(
         return start(**options)
 
     monkeypatch.setattr(wandb, "init", fail_online)
-    track(RUN, NUMBERS, print)
+    track(RUN, MESSAGES, print)
     assert [call["mode"] for call in calls] == ["offline"]
     assert calls[0]["run"].logged
 
 
 @pytest.mark.parametrize("where", ["log", "finish"])
-def test_a_wandb_that_fails_later_does_not_stop_training(
+def test_later_wandb_error_does_not_stop_training(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, where: str, calls: list[dict[str, Any]]
 ) -> None:
     def fail(*_: Any, **__: Any) -> None:
         raise wandb.errors.CommError("gone")
 
     monkeypatch.setattr(FakeRun, where, fail)
-    said: list[str] = []
-    track(RUN, NUMBERS, said.append)
-    assert said[1:] == ["W&B failed (CommError: gone); training goes on without it"]
+    messages: list[str] = []
+    track(RUN, MESSAGES, messages.append)
+    assert messages[1:] == ["W&B failed (CommError: gone); training continues without it"]

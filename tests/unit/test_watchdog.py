@@ -1,4 +1,4 @@
-"""When a process that stands still is ended, and what is said of its peers."""
+"""The watchdog: when it ends a process that makes no progress, and what it reports about peers."""
 
 import os
 import signal
@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 
 from doccls.run.heartbeat import Beat, Heartbeat
-from doccls.run.watchdog import Standstill, describe_lost, describe_silent, judge
+from doccls.run.watchdog import Stall, decide_exit, describe_failed_peers, describe_running_peers
 
-MOVING = Standstill(silent_s=0.5, failed_s=None, stop_s=None, limit_s=600.0, stop_limit_s=110.0)
+MOVING = Stall(silent_s=0.5, failed_s=None, stop_s=None, limit_s=600.0, stop_limit_s=110.0)
 TERM = signal.SIGTERM
 
 
 @pytest.mark.parametrize(
-    ("seen", "stop"),
+    ("stall", "signum"),
     [
         (MOVING, None),
         (replace(MOVING, silent_s=599.9), None),
@@ -25,32 +25,34 @@ TERM = signal.SIGTERM
         (replace(MOVING, silent_s=500.0, failed_s=4.0), None),
     ],
 )
-def test_who_goes_on_or_may_yet_is_left_alone(seen: Standstill, stop: int | None) -> None:
-    assert judge(seen, stop, "train step 3, epoch 1") is None
+def test_process_within_its_limits_continues(stall: Stall, signum: int | None) -> None:
+    assert decide_exit(stall, signum, "train step 3, epoch 1") is None
 
 
-def test_a_standstill_is_ended_with_its_reason() -> None:
-    place = "train step 3, epoch 1"
-    assert judge(replace(MOVING, silent_s=600.0), None, place) == (
+def test_stalled_process_exits_with_reason() -> None:
+    progress = "train step 3, epoch 1"
+    assert decide_exit(replace(MOVING, silent_s=600.0), None, progress) == (
         "no step for 600 s (train.collective_timeout_s) in train step 3, epoch 1", 1
     )  # fmt: skip
     stopped = replace(MOVING, stop_s=110.0, limit_s=None)
-    assert judge(stopped, TERM, place) == (
-        "SIGTERM received, and this process had not left after 110 s (train.stop_timeout_s): "
-        "it was in train step 3, epoch 1", 143
+    assert decide_exit(stopped, TERM, progress) == (
+        "SIGTERM received, and this process had not stopped after 110 s (train.stop_timeout_s) "
+        "in train step 3, epoch 1", 143
     )  # fmt: skip
-    lost = judge(replace(stopped, silent_s=5.0, failed_s=5.0), TERM, place)  # torchrun sends SIGTERM when a rank fails
-    assert lost == ("a peer failed, and this process stood still in train step 3, epoch 1", 1)
+    after_failure = replace(stopped, silent_s=5.0, failed_s=5.0)  # torchrun sends SIGTERM when a rank fails
+    assert decide_exit(after_failure, TERM, progress) == (
+        "a peer failed, and this process made no progress in train step 3, epoch 1", 1
+    )  # fmt: skip
 
 
 @pytest.fixture
 def peers(tmp_path: Path) -> dict[int, Path]:
-    """Rank 1 failed, 2 lives, 3 is gone, 4 was stopped, 5 is on another machine, 6 has said nothing."""
+    """Rank 1 failed, 2 is alive, 3 was killed, 4 was stopped, 5 is on another machine, 6 has written no beat."""
     here = Beat(socket.gethostname(), os.getpid(), phase="train", fold=0, epoch=2, step=7)
-    gone = replace(here, pid=2**22 + 1)  # above the most that Linux gives
+    killed = replace(here, pid=2**22 + 1)  # above the largest PID of Linux
     beats = {
         1: replace(here, phase="failed", error="KeyError", message="'x'"),
-        2: here, 3: gone, 4: replace(gone, phase="stopped"), 5: replace(gone, host="elsewhere"),
+        2: here, 3: killed, 4: replace(killed, phase="stopped"), 5: replace(killed, host="elsewhere"),
     }  # fmt: skip
     for rank, beat in beats.items():
         heartbeat = Heartbeat()
@@ -59,11 +61,11 @@ def peers(tmp_path: Path) -> dict[int, Path]:
     return {rank: tmp_path / f"{rank}.json" for rank in range(1, 7)}
 
 
-def test_what_became_of_each_peer_is_told(peers: dict[int, Path]) -> None:
+def test_failed_and_running_peers_are_reported(peers: dict[int, Path]) -> None:
     here = socket.gethostname()
-    assert describe_lost(peers) == [
+    assert describe_failed_peers(peers) == [
         f"[RANK 1] on {here} failed: KeyError: 'x'",
-        f"[RANK 3] on {here} is gone without a word (killed?), last seen in train step 7, epoch 2",
+        f"[RANK 3] on {here} disappeared without an error (killed?), last seen in train step 7, epoch 2",
     ]
-    alive = [line.partition(" at ")[0] for line in describe_silent(peers)]
-    assert alive == [f"[RANK 2] on {here} was last heard of", "[RANK 5] on elsewhere was last heard of"]
+    running = [line.partition(" at ")[0] for line in describe_running_peers(peers)]
+    assert running == [f"[RANK 2] on {here} was last heard from", "[RANK 5] on elsewhere was last heard from"]
