@@ -71,7 +71,7 @@ def test_a_fold_that_is_preempted(cluster: Cluster, trainer: Trainer) -> None:
     await_training(folder)
     cluster.ask("sbatch", "--partition=high", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=true")
     assert_same_fold(cluster, job, folder, trainer.train(*sets), restarted=True)
-    assert f"job {job}_1 is preempted: it is requeued, and will resume from here" in read_outputs(folder)
+    assert f"job {job}_1 is being preempted: requeued, will resume from here" in read_outputs(folder)
     restarts = re.search(r" Restarts=(\d+) ", cluster.ask("scontrol", "show", "job", f"{job}_1"))
     assert restarts is not None and int(restarts[1]) > 0, "it ended in its grace time"
 
@@ -131,7 +131,7 @@ def test_a_task_that_is_cancelled_is_all_that_the_next_launch_submits(
     await_event(lambda: bool(list(folder.rglob("fold0.safetensors"))), "fold 0", folder)
     launched = launch(cluster, trainer, folder, PAIR, "--wait")
     assert launched.returncode == 0, launched.stdout + launched.stderr
-    assert "folds 1 submitted, a task a fold" in launched.stdout
+    assert "folds 1 submitted, one task per fold" in launched.stdout
     assert "[OOF] all folds macro_f1=" in launched.stdout
     assert_same_bytes(undisturbed_pair, Run([], folder), num_folds=2)
 
@@ -150,7 +150,7 @@ def test_a_fold_that_is_preempted_by_cancelling_is_submitted_again(cluster: Clus
             launched.wait()
         told = Path(said.name).read_text()
     assert re.search(
-        r"fold \d: job (\d+)_\d was preempted; submitted again as job (?!\1 )\d+ \(preemption 1\)", told
+        r"fold \d: job (\d+)_\d was preempted; resubmitted as job (?!\1 )\d+ \(preemption 1\)", told
     ), told
     assert "[OOF] all folds macro_f1=" in told
     (root,) = folder.glob("experiments/*/tiny")
@@ -221,7 +221,7 @@ def test_a_time_limit_puts_the_rest_back_into_the_queue(
     await_event(lambda: bool(list(folder.rglob("fold0.safetensors"))), "the first fold", folder)
     cluster.ask("scancel", "--batch", "--signal=USR1", f"{job}_0")
     assert cluster.wait(job, folder) == ["COMPLETED"], read_outputs(folder)
-    assert f"the time limit of job {job}_0 comes: it is requeued, and will resume" in read_outputs(folder)
+    assert f"job {job}_0 nears its time limit: requeued, will resume" in read_outputs(folder)
     assert_same_bytes(undisturbed_pair, Run([], folder), num_folds=2)
 
 
@@ -247,5 +247,5 @@ def test_a_job_whose_time_is_up_before_a_step_is_saved_is_not_tried_again(cluste
     cluster.ask("scancel", "--batch", "--signal=USR1", f"{job}_1")
     assert cluster.wait(job, folder) == ["FAILED"], read_outputs(folder)
     told = read_outputs(folder)
-    assert f"the time limit of job {job}_1 came before a step was saved: ask for more (sbatch --time=...)" in told
+    assert f"job {job}_1 reached its time limit before a step was saved: request more time (sbatch --time=...)" in told
     assert told.rstrip().endswith("[EXIT][ERROR] training failed: SIGUSR1 received")

@@ -86,7 +86,7 @@ def test_a_task_in_a_container_without_slurm_trains_and_asks_by_its_exit_code_to
     told = read_outputs(folder)
     assert (
         f"scontrol does not answer: job {job}_1 may not be requeued" in told
-        and "exit code 75 says that it can resume" in told
+        and "exit code 75: the task can resume" in told
     )
     assert "ExitCode=75:0" in cluster.ask("scontrol", "show", "job", f"{job}_1")
     job = submit_folds(cluster, trainer, folder, ONE, "--array=1", python=python)

@@ -14,12 +14,12 @@ from launcher.slurm.array_jobs import (
     ArrayJob,
     RunJob,
     find_newest,
+    list_active,
     list_clusters,
-    list_going,
     list_jobs,
     list_preempted,
     read_array_jobs,
-    settle,
+    resolve_lost_answers,
     write_array_jobs,
 )
 from launcher.slurm.format import QueueEntry
@@ -74,7 +74,7 @@ def test_damage_is_reported_with_what_to_do(tmp_path: Path, text: str) -> None:
     path = tmp_path / "slurm_jobs.json"
     write_array_jobs(path, (KNOWN,))
     path.write_text(text)
-    with pytest.raises(UserError, match=r"slurm_jobs\.json: damaged.*Delete it to go on"):
+    with pytest.raises(UserError, match=r"slurm_jobs\.json: damaged.*delete the file"):
         read_array_jobs(path)
 
 
@@ -90,12 +90,12 @@ def test_a_field_of_another_version_is_damage(tmp_path: Path) -> None:
 
 def test_a_lost_answer_is_found_by_its_comment_alone() -> None:
     queue = [make_entry("17", 1, comment="doccls:r:bb"), make_entry("18", 1, comment="doccls:r:cc")]
-    known, lost, refused = settle((KNOWN, LOST, REFUSED), "r", queue[:1])
+    known, lost, refused = resolve_lost_answers((KNOWN, LOST, REFUSED), "r", queue[:1])
     assert (known, refused) == (KNOWN, REFUSED)
     assert (lost.job, lost.refused) == ("17", None)
-    (accepted,) = settle((REFUSED,), "r", queue)
+    (accepted,) = resolve_lost_answers((REFUSED,), "r", queue)
     assert (accepted.job, accepted.refused) == ("18", None), "what seemed a refusal was none"
-    (other,) = settle((LOST,), "another-run", queue)
+    (other,) = resolve_lost_answers((LOST,), "another-run", queue)
     assert (other.job, other.refused) == (None, "it is not in the queue")
 
 
@@ -119,9 +119,9 @@ def test_the_newest_job_counts_and_others_are_none_of_ours() -> None:
     newest = find_newest(1, jobs, queue)
     assert newest is not None and newest.job == "12_1"
     assert find_newest(0, jobs, queue) is None
-    going = list_going(range(3), jobs, queue)
+    going = list_active(range(3), jobs, queue)
     assert {fold: entry.job for fold, entry in going.items()} == {1: "12_1", 2: "9_2"}, "unknown is not ended"
-    assert list_going([1], jobs, [make_entry("12", 1, "NODE_FAIL")]) == {}
+    assert list_active([1], jobs, [make_entry("12", 1, "NODE_FAIL")]) == {}
 
 
 def test_a_job_of_another_cluster_with_the_same_number_is_none_of_ours() -> None:
@@ -134,7 +134,7 @@ def test_a_job_of_another_cluster_with_the_same_number_is_none_of_ours() -> None
 
 def test_a_lost_answer_of_another_cluster_is_found_with_its_name() -> None:
     queue = [make_entry("17", 1, comment="doccls:r:bb"), make_entry("17", 1, comment="doccls:r:bb", cluster="b")]
-    (found,) = settle((replace(LOST, cluster="a,b"),), "r", queue)
+    (found,) = resolve_lost_answers((replace(LOST, cluster="a,b"),), "r", queue)
     assert (found.job, found.cluster) == ("17", "b")
 
 

@@ -22,7 +22,7 @@ from launcher.devices import (
     find_other_accelerator,
     list_cpus,
     render_environment,
-    set_aside,
+    select_usable,
 )
 
 UUIDS = [f"GPU-{digit * 4}{digit}0-aaaa" for digit in "01234567"]
@@ -117,10 +117,10 @@ def test_a_gpu_that_is_lost_is_left_out_and_refused_by_name(
     assert [device.name for device in found] == [device.name for device in GPUS]
     assert [device for device in found if device.fault] == [Device("gpu 5", fault="GPU is lost")]
     for visible, left in ((None, [*GPUS[:5], *GPUS[6:]]), ("4,5,6", [GPUS[4], GPUS[6]])):
-        assert set_aside(choose_gpus(found, visible, None), False) == (left, ["gpu 5 is not used: GPU is lost"])
+        assert select_usable(choose_gpus(found, visible, None), False) == (left, ["gpu 5 is not used: GPU is lost"])
     for visible in (None, "0,1,5"):
         assert choose_gpus(found, visible, "0,1") == GPUS[:2]
-    assert set_aside(choose_gpus(found, "0,1", None), False) == (GPUS[:2], [])
+    assert select_usable(choose_gpus(found, "0,1", None), False) == (GPUS[:2], [])
     with pytest.raises(UserError, match=r"--gpus 5,6: gpu 5 can't be used: GPU is lost"):
         choose_gpus(found, None, "5,6")
 
@@ -145,10 +145,10 @@ def test_the_driver_says_how_each_gpu_may_be_used(
     found = find_gpus()
     assert [gpu.exclusive for gpu in found] == [False, True, False, True, False]
     assert [bool(gpu.fault) for gpu in found] == [False, False, True, False, False]
-    told = "others hold 30.0 of the 80.0 GiB of its memory"
+    told = "other processes hold 30.0 of its 80.0 GiB of memory"
     prohibited = "gpu 2 is not used: its compute mode is Prohibited"
-    with_busy, without_busy = set_aside(found, False), set_aside(found, True)
-    assert with_busy[1] == [f"gpu 1: {told} (--exclude-busy leaves out such GPUs)", prohibited]
+    with_busy, without_busy = select_usable(found, False), select_usable(found, True)
+    assert with_busy[1] == [f"gpu 1: {told} (--exclude-busy skips such GPUs)", prohibited]
     assert without_busy[1] == [f"gpu 1 is not used: {told}", prohibited]
     assert [gpu.name for gpu in with_busy[0]] == ["gpu 0", "gpu 1", "gpu 3", "gpu 4"]
     assert [gpu.name for gpu in without_busy[0]] == ["gpu 0", "gpu 3", "gpu 4"]
@@ -279,8 +279,8 @@ def test_the_visible_gpus_are_taken_in_the_order_they_are_said(visible: str | No
         ("8", "'8': no such GPU"), ("0,8", "'8': no such GPU"), ("-2", "'-2': no such GPU"),
         ("1.0", "'1.0': no such GPU"), ("all", "'all': no such GPU"), ("gpu 1", "'gpu 1': no such GPU"),
         ("GPU-9", "'GPU-9': no such GPU"), (UUIDS[0] + "x", "no such GPU"), ("0000", None),
-        ("GPU-", "'GPU-': fits several GPUs"), ("0,0", "gpu 0 is named twice"), ("1,2,1", "gpu 1 is named twice"),
-        (f"3,{UUIDS[3]}", "gpu 3 is named twice"), ("GPU-5,5", "gpu 5 is named twice"),
+        ("GPU-", "'GPU-': matches several GPUs"), ("0,0", "gpu 0 is listed twice"), ("1,2,1", "gpu 1 is listed twice"),
+        (f"3,{UUIDS[3]}", "gpu 3 is listed twice"), ("GPU-5,5", "gpu 5 is listed twice"),
     ],
 )  # fmt: skip
 def test_a_visible_gpu_that_is_not_there_or_is_said_twice_is_refused(visible: str, said: str | None) -> None:
@@ -293,7 +293,7 @@ def test_a_visible_gpu_that_is_not_there_or_is_said_twice_is_refused(visible: st
 
 def test_an_abbreviation_that_fits_two_gpus_is_refused_and_a_longer_one_is_not() -> None:
     twins = [Device("gpu 0", "GPU-ab12"), Device("gpu 1", "GPU-ab34")]
-    with pytest.raises(UserError, match="'GPU-ab': fits several GPUs"):
+    with pytest.raises(UserError, match="'GPU-ab': matches several GPUs"):
         choose_gpus(twins, "GPU-ab", None)
     assert choose_gpus(twins, "GPU-ab3", None) == [twins[1]]
 
@@ -312,7 +312,7 @@ def test_a_part_of_a_gpu_goes_by_its_name(name: str) -> None:
     assert [device.uuid for device in choose_gpus(GPUS, f"{name},1", None)] == [name, UUIDS[1]]
     assert choose_gpus(GPUS, f"1,{name}", name) == [part]
     assert name in refuse("1", name)
-    assert "named twice" in refuse(f"{name},{name}")
+    assert "listed twice" in refuse(f"{name},{name}")
 
 
 # --- with --gpus -----------------------------------------------------------------------------------------------------
@@ -335,14 +335,14 @@ def test_of_the_visible_gpus_those_that_are_wanted_are_taken_by_the_machines_num
 @pytest.mark.parametrize(
     ("visible", "wanted", "said"),
     [
-        ("3,1", "0", "gpu 0 not visible: CUDA_VISIBLE_DEVICES=3,1 leaves gpu 3, gpu 1"),
+        ("3,1", "0", "gpu 0 not visible: CUDA_VISIBLE_DEVICES=3,1 shows gpu 3, gpu 1"),
         ("3,1", "1,2,0", "gpu 2, gpu 0 not visible"),
-        ("", "0", "gpu 0 not visible: CUDA_VISIBLE_DEVICES= leaves none"),
+        ("", "0", "gpu 0 not visible: CUDA_VISIBLE_DEVICES= shows none"),
         ("0,-1,3", "3", "gpu 3 not visible"),
-        (None, "8", "'8': no such GPU"), (None, "1,1", "gpu 1 is named twice"), ("2", f"2,{UUIDS[2]}", "named twice"),
-        (None, "", "write numbers or UUIDs"), (None, "-1", "write numbers or UUIDs"),
-        (None, "0,,1", "write numbers or UUIDs"), (None, "none", "write numbers or UUIDs"),
-        (None, "GPU-", "fits several"), ("8", "0", "CUDA_VISIBLE_DEVICES=8: '8': no such GPU"),
+        (None, "8", "'8': no such GPU"), (None, "1,1", "gpu 1 is listed twice"), ("2", f"2,{UUIDS[2]}", "listed twice"),
+        (None, "", "must be indices or UUIDs"), (None, "-1", "must be indices or UUIDs"),
+        (None, "0,,1", "must be indices or UUIDs"), (None, "none", "must be indices or UUIDs"),
+        (None, "GPU-", "matches several"), ("8", "0", "CUDA_VISIBLE_DEVICES=8: '8': no such GPU"),
     ],
 )  # fmt: skip
 def test_a_wanted_gpu_that_is_hidden_unknown_or_no_gpu_is_refused(visible: str | None, wanted: str, said: str) -> None:

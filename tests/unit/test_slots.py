@@ -149,7 +149,7 @@ def test_busy_gpus_are_told_of_or_left_out(monkeypatch: pytest.MonkeyPatch, make
     )
     assert list_uuids(choose(make_config())) == [[uuid] for uuid in UUIDS]
     assert list_uuids(choose(make_config(), "--exclude-busy")) == [[UUIDS[6]], [UUIDS[7]]]
-    with pytest.raises(UserError, match=r"gpu 1 is not used: others hold 10.0 of the 80.0 GiB of its memory: "):
+    with pytest.raises(UserError, match=r"gpu 1 is not used: other processes hold 10.0 of its 80.0 GiB of memory: "):
         choose(make_config(), "--gpus", "1", "--exclude-busy")
 
 
@@ -172,7 +172,9 @@ def test_a_gpu_of_another_make_is_not_replaced_by_the_cpu(
     monkeypatch: pytest.MonkeyPatch, make_config: MakeConfig
 ) -> None:
     monkeypatch.setattr(placement, "find_other_accelerator", lambda: "this machine has an AMD GPU")
-    with pytest.raises(UserError, match=r"this machine has an AMD GPU, and .* NVIDIA GPUs and CPUs alone"):
+    with pytest.raises(
+        UserError, match=r"this machine has an AMD GPU, but doccls-launch supports only NVIDIA GPUs and CPUs"
+    ):
         choose(make_config())
     assert choose(make_config(), "--slots", "2")[1].name == "cpu 1"
 
@@ -199,7 +201,7 @@ def test_train_num_processes_says_how_many_gpus_a_fold_takes(make_config: MakeCo
 def test_a_batch_that_is_smaller_than_the_ranks_is_refused(make_config: MakeConfig) -> None:
     config = make_config(train={"batch_size": 3})
     assert len(choose(config, "--gpus-per-fold", "3")) == 2
-    with pytest.raises(UserError, match=r"train\.batch_size = 3: 4 processes can't share that batch"):
+    with pytest.raises(UserError, match=r"train\.batch_size = 3 is too small for 4 processes"):
         choose(config, "--gpus-per-fold", "4")
 
 
@@ -215,7 +217,7 @@ def test_slots_on_cpus_leave_the_gpus_alone(monkeypatch: pytest.MonkeyPatch, mak
 @pytest.mark.usefixtures("eight_gpus")
 @pytest.mark.parametrize("words", [["--gpus", "0"], ["--gpus-per-fold", "1"], ["--folds-per-gpu", "2"]])
 def test_slots_on_cpus_with_words_about_gpus_are_refused(make_config: MakeConfig, words: list[str]) -> None:
-    with pytest.raises(UserError, match="--slots computes on CPUs"):
+    with pytest.raises(UserError, match="--slots trains on CPUs"):
         choose(make_config(), "--slots", "2", *words)
 
 

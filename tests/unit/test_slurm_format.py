@@ -6,7 +6,7 @@ import pytest
 
 from launcher.slurm.format import (
     Allocation,
-    Going,
+    JobPhase,
     JobRecord,
     QueueEntry,
     Submitted,
@@ -131,8 +131,8 @@ def test_the_queue_is_read() -> None:
     )
     entries = parse_queue(said, "MARK", 7)
     assert [entry.job for entry in entries] == ["12_2", "12_0", "13", "14_1", "15"]
-    going = [entry.going for entry in entries]
-    assert going == [Going.WAITS, Going.RUNS, Going.RUNS, Going.ENDED, Going.UNKNOWN]
+    going = [entry.phase for entry in entries]
+    assert going == [JobPhase.WAITING, JobPhase.RUNNING, JobPhase.RUNNING, JobPhase.ENDED, JobPhase.UNKNOWN]
     assert entries[3].comment == "mine | and yours" and entries[3].reason.startswith("ReqNodeNotAvail, ")
     assert parse_queue("", "MARK", 7) == []
     assert parse_queue(said, "MARK", 8) == [], "another user's"
@@ -169,5 +169,9 @@ def test_each_state_of_slurm_has_one_meaning() -> None:
     ]  # fmt: skip
     entries = parse_queue(render_queue(*(("1", "0", state, "None", "x") for state in known)), "MARK", 7)
     assert len(entries) == len(known)
-    assert [entry.state for entry in entries if entry.going is Going.UNKNOWN] == []
-    assert {entry.state for entry in entries if entry.going is Going.RUNS} >= {"RUNNING", "COMPLETING", "SUSPENDED"}
+    assert [entry.state for entry in entries if entry.phase is JobPhase.UNKNOWN] == []
+    assert {entry.state for entry in entries if entry.phase is JobPhase.RUNNING} >= {
+        "RUNNING",
+        "COMPLETING",
+        "SUSPENDED",
+    }

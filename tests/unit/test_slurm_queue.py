@@ -12,10 +12,10 @@ import pytest
 from launcher.slurm import queue as room
 from launcher.slurm.format import LostAnswerError, QueueEntry, SlurmError, Submitted
 from launcher.slurm.queue import (
-    ask_queue,
     cancel_jobs,
     find_clusters,
     next_interval,
+    read_queue,
     requeue_job,
     slurm_environment,
     submit_script,
@@ -75,7 +75,7 @@ def test_a_filter_of_the_user_hides_no_job(stub: Stub, monkeypatch: pytest.Monke
     stub("squeue", f'{SQUEUE} [ -z "$SQUEUE_PARTITION$SLURM_JOB_ID" ] && [ "$LC_ALL" = C ] && {ROW}')
     for name in ("SQUEUE_PARTITION", "SLURM_JOB_ID", "LC_ALL"):
         monkeypatch.setenv(name, "de_DE")
-    assert ask_queue() == [OURS]
+    assert read_queue() == [OURS]
 
 
 def test_a_job_keeps_the_users_language(stub: Stub, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,7 +91,7 @@ def test_only_this_users_jobs_are_asked_for_without_his_name(stub: Stub, monkeyp
     calls = stub("squeue", SQUEUE + ROW)
     for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
         monkeypatch.delenv(name, raising=False)
-    assert ask_queue() == [OURS]
+    assert read_queue() == [OURS]
     (call,) = calls()
     assert "--me" in call.split() and "--user" not in call
 
@@ -106,14 +106,14 @@ def test_only_this_users_jobs_are_asked_for_without_his_name(stub: Stub, monkeyp
 )
 def test_where_squeue_does_not_know_who_asks_an_empty_answer_is_none(stub: Stub, refuses: str) -> None:
     stub("squeue", SQUEUE + refuses + ROW + "row 13 1 RUNNING 4242 None 'of another user'\n")
-    assert ask_queue() == [OURS]
+    assert read_queue() == [OURS]
 
 
 def test_any_text_in_a_foreign_comment_changes_nothing(stub: Stub) -> None:
     me = os.geteuid()
     foreign = f"row 9 N/A RUNNING {me} None $'a\\n12|2|COMPLETED|{me}|None\\n|\\xe9\\n'\n"
     stub("squeue", SQUEUE + foreign + ROW + f"row 8 N/A RUNNING {me} '' ''\n")
-    entries = ask_queue()
+    entries = read_queue()
     assert entries is not None and [entry.job for entry in entries] == ["9", "12_2", "8"] and entries[1] == OURS
 
 
@@ -121,15 +121,15 @@ def test_any_text_in_a_foreign_comment_changes_nothing(stub: Stub) -> None:
 def test_no_answer_says_nothing_of_the_jobs(stub: Stub, monkeypatch: pytest.MonkeyPatch, body: str | None) -> None:
     if body is not None:
         stub("squeue", hang(monkeypatch) if body == "hangs" else body)
-    assert ask_queue() is None
+    assert read_queue() is None
 
 
 def test_other_clusters_are_asked_too_and_each_must_answer(stub: Stub) -> None:
     there = 'case "$*" in *--clusters=a,b*) echo "CLUSTER: b" ;; *--clusters*) exit 1 ;; esac\n'
     stub("squeue", SQUEUE + there + ROW)
-    entries = ask_queue(["a,b"])
+    entries = read_queue(["a,b"])
     assert entries is not None and [entry.cluster for entry in entries] == [None, "b"]
-    assert ask_queue(["gone"]) is None
+    assert read_queue(["gone"]) is None
 
 
 # --- orders ----------------------------------------------------------------------------------------------------------

@@ -182,7 +182,7 @@ def test_a_job_of_slurm_is_one_slot(
     names, warnings = choose(config, Allocation(nodes, gpus, cpus_per_node=4))
     assert names == places
     unused = nodes == 1 and not gpus
-    assert warnings == (("the 8 GPUs of this machine are not used: this job of Slurm has none",) if unused else ())
+    assert warnings == (("the 8 GPUs of this machine are not used: this Slurm job has none",) if unused else ())
 
 
 def test_gpus_that_were_not_asked_for_are_left_alone(
@@ -243,11 +243,11 @@ def test_outside_slurm_a_task_takes_the_gpus_that_it_sees(
     [
         (Allocation(1, 2, 4), None, 0, "1 nodes x 2 GPUs, but the NVIDIA driver of "),
         (Allocation(2, 2, 4), None, 0, "2 nodes x 2 GPUs, but the NVIDIA driver of "),
-        (Allocation(1, 1, 4, stated_gpus=2), None, 1, "--gpus-per-node=2, but the job has 1 GPUs a node"),
+        (Allocation(1, 1, 4, stated_gpus=2), None, 1, "--gpus-per-node=2, but the job has 1 GPUs per node"),
         (Allocation(1, 2, 4), 4, 2, "train.num_processes = 4, but 12_1 has 2 GPUs"),
         (Allocation(2, 0, 4), 3, 0, "train.num_processes = 3, but Slurm gave job 12_1 2 nodes x CPUs"),
-        (Allocation(2, 0, 1), 4, 0, "2 nodes x 1 CPUs for 2 processes on each: sbatch --cpus-per-task"),
-        (Allocation(2, 32, 64), None, 8, "train.batch_size = 32: 64 processes can't share"),
+        (Allocation(2, 0, 1), 4, 0, "2 nodes x 1 CPUs for 2 processes on each: pass sbatch --cpus-per-task"),
+        (Allocation(2, 32, 64), None, 8, "train.batch_size = 32 is too small for 64 processes"),
     ],
 )
 def test_what_does_not_fit_is_refused_in_words(
@@ -306,11 +306,11 @@ def test_a_task_gets_what_its_fold_takes(
 @pytest.mark.parametrize(
     ("words", "stated", "told"),
     [
-        (["--slots", "2", "--exclude-busy"], None, "--exclude-busy, --slots: only on this machine"),
-        (["--gpus-per-fold", "2"], 4, "2 GPUs a fold (--gpus-per-fold, --gres), but train.num_processes = 4"),
-        (["--gpus-per-fold", "2", "--gres", "gpu:4"], None, "--gpus-per-fold 2, but --gres=gpu:4 asks for 4"),
-        (["--nodes", "2"], 3, "3 processes of a fold do not divide by --nodes 2"),
-        (["--gpus-per-fold", "64"], None, "train.batch_size = 32: 64 processes can't share"),
+        (["--slots", "2", "--exclude-busy"], None, "--exclude-busy, --slots: only with --backend local"),
+        (["--gpus-per-fold", "2"], 4, "2 GPUs per fold (--gpus-per-fold, --gres), but train.num_processes = 4"),
+        (["--gpus-per-fold", "2", "--gres", "gpu:4"], None, "--gpus-per-fold 2, but --gres=gpu:4 requests 4"),
+        (["--nodes", "2"], 3, "3 processes per fold are not divisible by --nodes 2"),
+        (["--gpus-per-fold", "64"], None, "train.batch_size = 32 is too small for 64 processes"),
     ],
 )
 def test_what_cannot_be_asked_of_slurm_is_refused(

@@ -51,7 +51,7 @@ class Slurm:
         self.cluster: str | None = None
         self.events: dict[float, Callable[[], object]] = {}
 
-    def ask_queue(self, clusters: Sequence[str]) -> list[QueueEntry] | None:
+    def read_queue(self, clusters: Sequence[str]) -> list[QueueEntry] | None:
         self.asked_s.append(self.now_s)
         self.asked_clusters = tuple(clusters)
         return list(self.queue) if self.answers else None
@@ -86,7 +86,7 @@ class Slurm:
 def slurm(monkeypatch: pytest.MonkeyPatch) -> Slurm:
     slurm = Slurm()
     for module in ("slurm.submit", "status", "cancel"):
-        monkeypatch.setattr(f"launcher.{module}.ask_queue", slurm.ask_queue)
+        monkeypatch.setattr(f"launcher.{module}.read_queue", slurm.read_queue)
     monkeypatch.setattr(room, "submit_script", slurm.submit_script)
     monkeypatch.setattr("doccls.model.build.fetch_pretrained", lambda config, img_size: Path("/the cache"))
     monkeypatch.setattr("launcher.cancel.cancel_jobs", slurm.cancel_jobs)
@@ -139,7 +139,7 @@ def test_an_array_is_written_down_before_slurm_is_asked_and_folds_on_their_way_a
 
 def test_the_status_of_a_refused_submission_says_how_to_go_on(slurm: Slurm, submit_run: Submit) -> None:
     slurm.takes = False
-    with pytest.raises(SlurmError, match="the folds are not submitted"):
+    with pytest.raises(SlurmError, match="the folds were not submitted"):
         submit_run()
     assert read_status(slurm.paths).resume_command == "again"
     slurm.takes = True
@@ -174,21 +174,23 @@ def test_a_lost_answer_and_a_silent_queue_leave_it_open_until_the_queue_is_there
 ) -> None:
     slurm.says = False
     answers = iter([[]])
-    monkeypatch.setattr(room, "ask_queue", lambda clusters: next(answers, None))
-    with pytest.raises(SlurmError, match=r"is not known\. The same command with --run-id r finds out"):
+    monkeypatch.setattr(room, "read_queue", lambda clusters: next(answers, None))
+    with pytest.raises(
+        SlurmError, match=r"Run the same command with --run-id r to find out"
+    ):
         submit_run()
     (one,) = read_array_jobs(slurm.paths.array_jobs)
     assert (one.job, one.refused) == (None, None) and len(slurm.queue) == 3
     with pytest.raises(SlurmError, match="squeue does not answer: nothing was submitted"):
         submit_run()
-    monkeypatch.setattr(room, "ask_queue", slurm.ask_queue)
+    monkeypatch.setattr(room, "read_queue", slurm.read_queue)
     submit_run()
     assert len(slurm.queue) == 3 and [one.job for one in read_array_jobs(slurm.paths.array_jobs)] == ["101"]
 
 
 def test_what_slurm_refuses_is_told_and_sent_again_the_next_time(slurm: Slurm, submit_run: Submit) -> None:
     slurm.takes = False
-    with pytest.raises(SlurmError, match="the folds are not submitted: sbatch failed"):
+    with pytest.raises(SlurmError, match="the folds were not submitted: sbatch failed"):
         submit_run()
     slurm.takes = True
     paths = submit_run()
@@ -246,7 +248,7 @@ def test_who_waits_asks_every_15_s_and_every_60_s_while_nothing_changes(slurm: S
         200.0: lambda: slurm.set_state("RUNNING", "101_0"),
         400.0: lambda: slurm.set_state("FAILED", "101_0", "101_1", "101_2"),
     }
-    with pytest.raises(UserError, match="the run has ended, and folds are missing"):
+    with pytest.raises(UserError, match="the run has ended, but folds are missing"):
         submit_run(wait=True)
     gaps = np.diff(slurm.asked_s[:-1])  # the last is asked by the status of what is missing
     assert gaps.min() >= 15 and max(gaps) < 63 and list(gaps[:4] // 15) == [1, 1, 2, 4], gaps
@@ -292,8 +294,8 @@ def test_a_fold_that_is_preempted_for_good_is_submitted_again_once(slurm: Slurm,
     with pytest.raises(UserError, match="- fold 2: missing, job 103_2 COMPLETED"):
         submit_run(wait=True, log=log)
     assert [line for line in log.lines if "was preempted" in line] == [
-        "[SLURM] fold 2: job 101_2 was preempted; submitted again as job 102 (preemption 1)",
-        "[SLURM] fold 2: job 102_2 was preempted; submitted again as job 103 (preemption 2)",
+        "[SLURM] fold 2: job 101_2 was preempted; resubmitted as job 102 (preemption 1)",
+        "[SLURM] fold 2: job 102_2 was preempted; resubmitted as job 103 (preemption 2)",
     ]
     assert not any("job 102: folds" in line for line in log.lines)
     array_jobs = read_array_jobs(slurm.paths.array_jobs)
@@ -345,7 +347,7 @@ def test_a_silent_controller_ends_no_wait(slurm: Slurm, submit_run: Submit) -> N
     log = KeptLog()
     with pytest.raises(UserError, match="folds are missing"):
         submit_run(wait=True, log=log)
-    assert log.lines.count("[SLURM] squeue does not answer; the jobs go on") == 1
+    assert log.lines.count("[SLURM] squeue does not answer; the jobs continue") == 1
     assert len(slurm.written_before) == 1
 
 
@@ -356,8 +358,8 @@ def test_without_waiting_the_same_command_submits_and_counts_a_preempted_fold(sl
     assert [str(fold.state) for fold in read_status(paths).folds] == ["waiting", "failed", "stopped"]
     log = KeptLog()
     submit_run(log=log)
-    assert "[SLURM] job 102: folds 1 submitted, a task a fold" in log.lines
-    assert "[SLURM] fold 2: job 101_2 was preempted; submitted again as job 102 (preemption 1)" in log.lines
+    assert "[SLURM] job 102: folds 1 submitted, one task per fold" in log.lines
+    assert "[SLURM] fold 2: job 101_2 was preempted; resubmitted as job 102 (preemption 1)" in log.lines
     submit_run()
     assert len(slurm.queue) == 5
 

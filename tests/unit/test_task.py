@@ -61,7 +61,7 @@ def test_the_last_one_merges_and_a_later_one_tells_the_same_scores(experiment: E
     assert log.ending == later_log.ending == "TRAINING SUCCESS"
     lines, later = log.lines, later_log.lines
     assert any(line.startswith("[OOF] ->") for line in lines)
-    assert any(line.startswith("[OOF] merged before: ") for line in later)
+    assert any(line.startswith("[OOF] already merged: ") for line in later)
     assert [line for line in lines if "macro_f1=" in line] == [line for line in later if "macro_f1=" in line] != []
     assert experiment.paths.summary.stat().st_mtime_ns == before
 
