@@ -124,7 +124,11 @@ def add_device_arguments(parser: argparse.ArgumentParser) -> None:
         "--gpus-per-fold", type=_non_negative_int, metavar="N", help="GPUs per fold (default: train.num_processes or 1)"
     )
     parser.add_argument(
-        "--folds-per-gpu", type=count, default=1, metavar="N", help="folds that share a GPU, for small models"
+        "--folds-per-gpu",
+        type=count,
+        default=1,
+        metavar="N",
+        help="number of folds that share a GPU, for small models (default: 1)",
     )
     parser.add_argument("--exclude-busy", action="store_true", help="skip GPUs whose memory other processes use")
     parser.add_argument(
@@ -234,43 +238,43 @@ def make_plan(
 
 def make_workload(arguments: argparse.Namespace, config: Config, run_id: str) -> Workload:
     """Derive what the processes of all folds have in common."""
-    return Workload(sys.executable, tuple(_list_run_words(arguments, run_id)), config.train.cpu_threads)
+    return Workload(sys.executable, tuple(_list_run_args(arguments, run_id)), config.train.cpu_threads)
 
 
-def list_task_words(arguments: argparse.Namespace, run_id: str, resume_command: str) -> tuple[str, ...]:
+def list_task_args(arguments: argparse.Namespace, run_id: str, resume_command: str) -> tuple[str, ...]:
     """List the arguments of a submitted task; `resume_command` submits the missing folds."""
     policy = ["--max-restarts", str(arguments.max_restarts), "--hang-timeout", f"{arguments.hang_timeout:g}"]
     no_shrink = ["--no-shrink"] if arguments.no_shrink else []
     on_end = ["--on-end", arguments.on_end] if arguments.on_end and not getattr(arguments, "wait", False) else []
     task = ["--index-is-fold", "--resume-command", resume_command]
-    return (*_list_run_words(arguments, run_id), *policy, *no_shrink, *on_end, *task)
+    return (*_list_run_args(arguments, run_id), *policy, *no_shrink, *on_end, *task)
 
 
-def _list_run_words(arguments: argparse.Namespace, run_id: str) -> list[str]:
+def _list_run_args(arguments: argparse.Namespace, run_id: str) -> list[str]:
     world_size = ["--allow-world-size-change"] if arguments.allow_world_size_change else []
-    return [*list_config_words(arguments), *world_size, "--run-id", run_id]
+    return [*list_config_args(arguments), *world_size, "--run-id", run_id]
 
 
-def list_config_words(arguments: argparse.Namespace) -> list[str]:
+def list_config_args(arguments: argparse.Namespace) -> list[str]:
     """List the arguments that select the config, for a process with any working directory."""
-    words = ["--config", str(arguments.config.absolute())]
+    args = ["--config", str(arguments.config.absolute())]
     if arguments.mode:
-        words += ["--mode", arguments.mode]
+        args += ["--mode", arguments.mode]
     for override in arguments.overrides:
-        words += ["--set", override]
+        args += ["--set", override]
     if arguments.num_workers is not None:
-        words += ["--num-workers", str(arguments.num_workers)]
-    return words
+        args += ["--num-workers", str(arguments.num_workers)]
+    return args
 
 
-def render_resume_command(words: Sequence[str], run_id: str) -> str:
+def render_resume_command(argv: Sequence[str], run_id: str) -> str:
     """Render the command that trains the missing folds of the run, with secrets replaced by asterisks."""
-    command, *options = words
+    command, *options = argv
     program = ["doccls-launch", command]
     if command == "task" and "SLURM_JOB_ID" in os.environ:  # slurm/kfold.sh has inserted --config
         program = ["sbatch", "slurm/kfold.sh"]
-        options = [word for word in options if word not in ("--share", "--config")]
-    has_run_id = any(word == "--run-id" or word.startswith("--run-id=") for word in options)
+        options = [arg for arg in options if arg not in ("--share", "--config")]
+    has_run_id = any(arg == "--run-id" or arg.startswith("--run-id=") for arg in options)
     return shlex.join([*program, *map(redact_argument, options), *([] if has_run_id else ["--run-id", run_id])])
 
 

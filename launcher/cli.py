@@ -22,7 +22,7 @@ from doccls.reporting.console import close_console
 from doccls.run.paths import RunPaths, check_run_id, locate_run, name_log, new_run_id
 from doccls.system.cores import count_cores
 from doccls.system.signals import stop_on_sigusr2
-from launcher.arguments import build_parser, list_task_words, make_plan, make_workload, render_resume_command
+from launcher.arguments import build_parser, list_task_args, make_plan, make_workload, render_resume_command
 from launcher.array import describe_share, parse_array_task, pick_folds
 from launcher.placement import ChosenSlots, choose_slots, choose_task_slots, make_request
 from launcher.plan import LaunchPlan, Slot, describe_plan, render_plan
@@ -38,8 +38,8 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     try:
-        words = list(sys.argv[1:] if argv is None else argv)
-        arguments = build_parser().parse_args(words, argparse.Namespace(words=words))
+        argv = list(sys.argv[1:] if argv is None else argv)
+        arguments = build_parser().parse_args(argv, argparse.Namespace(argv=argv))
         if arguments.command in _TRAINING_COMMANDS:
             return run_training(functools.partial(_run_with_end_command, arguments))
         command = functools.partial(_COMMANDS[arguments.command], arguments)
@@ -92,7 +92,7 @@ def _submit(arguments: argparse.Namespace, config: Config, log: "RunLog", end_co
     with log.writing_to(path):
         from launcher.slurm.submit import SubmitOptions, submit
 
-        resume_command = render_resume_command(arguments.words, run_id)
+        resume_command = render_resume_command(arguments.argv, run_id)
         script = _render_task_script(arguments, request, run_id, resume_command)
         submit(config, run_id, now, SubmitOptions(request, script, world_size, arguments.wait, resume_command), log)
 
@@ -100,8 +100,8 @@ def _submit(arguments: argparse.Namespace, config: Config, log: "RunLog", end_co
 def _render_task_script(arguments: argparse.Namespace, request: JobRequest, run_id: str, resume_command: str) -> str:
     """Render the script of a submitted task; `resume_command` submits the missing folds."""
     checkout = str(Path(__file__).resolve().parents[1])
-    task_words = list_task_words(arguments, run_id, resume_command)
-    return render_script(request, run_id, checkout, arguments.setup, sys.executable, task_words)
+    task_args = list_task_args(arguments, run_id, resume_command)
+    return render_script(request, run_id, checkout, arguments.setup, sys.executable, task_args)
 
 
 def _train_task(arguments: argparse.Namespace, log: "RunLog", end_command: "EndCommand") -> None:
@@ -145,7 +145,7 @@ def _make_options(
         make_workload(arguments, config, run_id),
         Policy(arguments.max_restarts, arguments.fail_fast, shrink=not arguments.no_shrink),
         arguments.hang_timeout,
-        getattr(arguments, "resume_command", None) or render_resume_command(arguments.words, run_id),
+        getattr(arguments, "resume_command", None) or render_resume_command(arguments.argv, run_id),
     )
 
 
@@ -168,7 +168,7 @@ def _plan_submission(arguments: argparse.Namespace, config: Config, run_id: str)
     finished = find_finished_folds(paths, find_fingerprint(paths, config), config.data.folds)
     missing = [fold for fold in config.data.list_wanted() if fold not in finished]
     command = render_sbatch(request, missing, render_comment(run_id, "TOKEN"), render_output(str(paths.consoles)))
-    resume_command = render_resume_command(["run", *(word for word in arguments.words[1:] if word != "--json")], run_id)
+    resume_command = render_resume_command(["run", *(word for word in arguments.argv[1:] if word != "--json")], run_id)
     script = _render_task_script(arguments, request, run_id, resume_command)
     if arguments.json:
         fields = {"run_folder": str(paths.root), "finished": finished, "folds": missing}

@@ -93,9 +93,7 @@ def _fetch_weights(config: Config, log: RunLog) -> None:
         from doccls.model.build import fetch_pretrained  # imports torch
 
         if (cache := fetch_pretrained(config.model, config.train.img_size)) is not None:
-            log.line(
-                f"[MODEL] weights of {config.model.name} are in {cache} (HF_HOME); the nodes must have access"
-            )
+            log.line(f"[MODEL] weights of {config.model.name} are in {cache} (HF_HOME); the nodes must have access")
 
 
 def _hold_submit_lock(paths: RunPaths) -> AbstractContextManager[Lock]:

@@ -25,12 +25,12 @@ class Cluster:
 
     folder: Path
 
-    def act(self, *words: str) -> None:
+    def act(self, *args: str) -> None:
         """Run `cluster.sh` with up, down, fail node2, heal node2, ctld stop or ctld start."""
-        command = ["bash", str(HERE / "cluster.sh"), words[0], str(self.folder), *words[1:]]
+        command = ["bash", str(HERE / "cluster.sh"), args[0], str(self.folder), *args[1:]]
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
         if done.returncode:
-            pytest.fail(f"{words}: {done.stdout}{done.stderr}")
+            pytest.fail(f"{args}: {done.stdout}{done.stderr}")
 
     @property
     def environment(self) -> dict[str, str]:
@@ -47,11 +47,11 @@ class Cluster:
             pytest.fail(f"{command}: {done.stdout}{done.stderr}")
         return done.stdout
 
-    def submit(self, folder: Path, *words: str, cwd: Path = ROOT, **variables: str) -> str:
+    def submit(self, folder: Path, *args: str, cwd: Path = ROOT, **variables: str) -> str:
         """Submit a job whose tasks write their output to `folder`, and return its number."""
         folder.mkdir(parents=True, exist_ok=True)
         output = f"--output={folder}/slurm-%a.out"
-        return self.run("sbatch", "--parsable", output, *words, cwd=cwd, **variables).strip()
+        return self.run("sbatch", "--parsable", output, *args, cwd=cwd, **variables).strip()
 
     def list_states(self, job: str) -> list[str]:
         """List the states of the job's tasks in the order of their indices."""

@@ -106,16 +106,16 @@ def test_fold_trains_while_controller_is_down(cluster: Cluster, trainer: Trainer
     assert_same_fold(cluster, job, folder, undisturbed, restarted=False)
 
 
-def render_launch(trainer: Trainer, folder: Path, overrides: tuple[str, ...], *words: str) -> list[str]:
+def render_launch(trainer: Trainer, folder: Path, overrides: tuple[str, ...], *args: str) -> list[str]:
     """Return the command line of `doccls-launch run --backend slurm`."""
     command = [sys.executable, "-m", "launcher", "run", "--backend", "slurm", *trainer.arguments(overrides, folder)]
-    return [*command, "--run-id", "tiny", "--gpus-per-fold", "0", "--cpus-per-node", "1", *words]
+    return [*command, "--run-id", "tiny", "--gpus-per-fold", "0", "--cpus-per-node", "1", *args]
 
 
 def launch(
-    cluster: Cluster, trainer: Trainer, folder: Path, overrides: tuple[str, ...], *words: str
+    cluster: Cluster, trainer: Trainer, folder: Path, overrides: tuple[str, ...], *args: str
 ) -> "subprocess.CompletedProcess[str]":
-    command = render_launch(trainer, folder, overrides, *words)
+    command = render_launch(trainer, folder, overrides, *args)
     return subprocess.run(
         command, cwd=ROOT, env=cluster.environment, capture_output=True, text=True, timeout=JOBS_S, check=False
     )

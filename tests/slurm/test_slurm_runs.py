@@ -63,8 +63,8 @@ def test_script_runs_from_any_folder_with_hostile_names_and_empty_environment(
     shutil.copytree(ROOT / "slurm", hostile / "slurm")
     (hostile / "slurm" / "env.sh").write_text(f"export DOCCLS_PYTHON={sys.executable}\n")
     shutil.copytree(trainer.config.parent, away / "data")
-    words = [word for text in TWO_FOLDS for word in ("--set", text)]
-    command = [*CPU_OPTIONS, "--export=NONE", "--array=1-2", "../slurm/kfold.sh", "data/tiny.yaml", *words]
+    args = [word for text in TWO_FOLDS for word in ("--set", text)]
+    command = [*CPU_OPTIONS, "--export=NONE", "--array=1-2", "../slurm/kfold.sh", "data/tiny.yaml", *args]
     job = cluster.submit(hostile.parent, *command, cwd=away)
     assert cluster.wait(job, hostile.parent) == ["COMPLETED"] * 2, read_outputs(hostile.parent)
     (root,) = hostile.rglob(f"v001-j{job}")
@@ -92,9 +92,9 @@ def test_failing_fold_fails_its_task_and_other_task_reports_it(
 def test_two_nodes_are_identical_to_two_ranks_on_one_node(cluster: Cluster, trainer: Trainer) -> None:
     overrides = (*PLAIN, "data.valid_fold=1", "train.num_processes=2")
     runs = []
-    for words in (("--nodes=1", "--cpus-per-task=2"), ("--nodes=2",)):
+    for args in (("--nodes=1", "--cpus-per-task=2"), ("--nodes=2",)):
         folder = trainer.new_folder()
-        job = submit_folds(cluster, trainer, folder, overrides, "--array=1", *words)
+        job = submit_folds(cluster, trainer, folder, overrides, "--array=1", *args)
         assert cluster.wait(job, folder) == ["COMPLETED"], read_outputs(folder)
         runs.append(Run([], folder))
     one_node, two_nodes = runs

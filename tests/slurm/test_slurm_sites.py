@@ -66,9 +66,9 @@ def make_container(folder: Path) -> Path:
     paths = [path for name in COMMANDS if (path := shutil.which(name)) is not None]
     assert len(paths) == len(COMMANDS)
     hide = "; ".join(f"mount --bind /dev/null {path}" for path in paths)
-    words = ["unshare", *privilege, "--mount", "bash", "-c", f'set -e; {hide}; exec "$@"', "container", sys.executable]
+    args = ["unshare", *privilege, "--mount", "bash", "-c", f'set -e; {hide}; exec "$@"', "container", sys.executable]
     container = folder / "python in a container"
-    container.write_text(f'#!/bin/bash\nexec {shlex.join(words)} "$@"\n')
+    container.write_text(f'#!/bin/bash\nexec {shlex.join(args)} "$@"\n')
     container.chmod(0o755)
     return container
 

@@ -14,11 +14,11 @@ from doccls.errors import UserError
 DATA = "data: {train_csv: a.csv, image_dir_train: images, num_workers: 3}\n"
 
 
-def load(folder: Path, *words: str) -> Config:
+def load(folder: Path, *args: str) -> Config:
     (folder / "c.yaml").write_text(DATA + "train: {batch_size: 7}\n")
     parser = argparse.ArgumentParser()
     add_config_arguments(parser)
-    return load_arguments(parser.parse_args(["--config", str(folder / "c.yaml"), *words]))
+    return load_arguments(parser.parse_args(["--config", str(folder / "c.yaml"), *args]))
 
 
 def test_file_alone_is_the_config(tmp_path: Path) -> None:

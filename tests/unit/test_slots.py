@@ -62,9 +62,9 @@ def no_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
 
 
-def choose(config: Config, *words: str) -> tuple[Slot, ...]:
-    """Return the slots of `doccls-launch run --config c.yaml <words>`."""
-    return choose_slots(build_parser().parse_args(["run", "--config", "c.yaml", *words]), config).slots
+def choose(config: Config, *args: str) -> tuple[Slot, ...]:
+    """Return the slots of `doccls-launch run --config c.yaml <args>`."""
+    return choose_slots(build_parser().parse_args(["run", "--config", "c.yaml", *args]), config).slots
 
 
 def list_uuids(slots: Sequence[Slot]) -> list[list[str | None]]:
@@ -93,14 +93,14 @@ def test_slots_have_the_right_gpus_for_every_combination(
 ) -> None:
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    words = ["--gpus-per-fold", str(ranks), "--folds-per-gpu", str(packing)]
+    args = ["--gpus-per-fold", str(ranks), "--folds-per-gpu", str(packing)]
     expected = expect_slots(VISIBLE[visible], ranks, packing)
     if not expected:
         available = f"there are {len(VISIBLE[visible])}" if VISIBLE[visible] else "no GPU is visible"
         with pytest.raises(UserError, match=available):
-            choose(make_config(), *words)
+            choose(make_config(), *args)
         return
-    slots = choose(make_config(), *words)
+    slots = choose(make_config(), *args)
     assert list_uuids(slots) == expected
     assert [slot.number for slot in slots] == list(range(len(expected)))
 
@@ -113,20 +113,20 @@ def test_slots_have_the_right_gpus_for_every_combination(
 def test_slots_use_only_the_wanted_gpus(
     make_config: MakeConfig, wanted: str, gpus: list[int], ranks: int, packing: int
 ) -> None:
-    words = ["--gpus", wanted, "--gpus-per-fold", str(ranks), "--folds-per-gpu", str(packing)]
+    args = ["--gpus", wanted, "--gpus-per-fold", str(ranks), "--folds-per-gpu", str(packing)]
     expected = expect_slots(gpus, ranks, packing)
     if not expected:
         with pytest.raises(UserError, match=f"takes {ranks} devices, and there are {len(gpus)}: gpu"):
-            choose(make_config(), *words)
+            choose(make_config(), *args)
         return
-    assert list_uuids(choose(make_config(), *words)) == expected
+    assert list_uuids(choose(make_config(), *args)) == expected
 
 
 @pytest.mark.usefixtures("eight_gpus")
-@pytest.mark.parametrize("words", [["--gpus", "8"], ["--gpus", "0,0"], ["--gpus-per-fold", "9"], ["--gpus", "-1"]])
-def test_more_gpus_than_available_are_rejected(make_config: MakeConfig, words: list[str]) -> None:
+@pytest.mark.parametrize("args", [["--gpus", "8"], ["--gpus", "0,0"], ["--gpus-per-fold", "9"], ["--gpus", "-1"]])
+def test_more_gpus_than_available_are_rejected(make_config: MakeConfig, args: list[str]) -> None:
     with pytest.raises(UserError):
-        choose(make_config(), *words)
+        choose(make_config(), *args)
 
 
 @pytest.mark.usefixtures("eight_gpus")
@@ -209,15 +209,15 @@ def test_cpu_slots_ignore_gpus(monkeypatch: pytest.MonkeyPatch, make_config: Mak
 
 
 @pytest.mark.usefixtures("eight_gpus")
-@pytest.mark.parametrize("words", [["--gpus", "0"], ["--gpus-per-fold", "1"], ["--folds-per-gpu", "2"]])
-def test_cpu_slots_with_gpu_options_are_rejected(make_config: MakeConfig, words: list[str]) -> None:
+@pytest.mark.parametrize("args", [["--gpus", "0"], ["--gpus-per-fold", "1"], ["--folds-per-gpu", "2"]])
+def test_cpu_slots_with_gpu_options_are_rejected(make_config: MakeConfig, args: list[str]) -> None:
     with pytest.raises(UserError, match="--slots trains on CPUs"):
-        choose(make_config(), "--slots", "2", *words)
+        choose(make_config(), "--slots", "2", *args)
 
 
 @pytest.mark.usefixtures("no_gpus")
 @pytest.mark.parametrize(
-    ("train", "words", "names"),
+    ("train", "args", "names"),
     [
         ({"cpu_threads": 1}, [], ["cpu 0", "cpu 1", "cpu 2", "cpu 3"]),
         ({"cpu_threads": 2}, [], ["cpu 0", "cpu 1"]),
@@ -230,16 +230,16 @@ def test_cpu_slots_with_gpu_options_are_rejected(make_config: MakeConfig, words:
     ],
 )
 def test_cpu_slots_fit_the_cores_or_the_options(
-    make_config: MakeConfig, train: dict[str, int], words: list[str], names: list[str]
+    make_config: MakeConfig, train: dict[str, int], args: list[str], names: list[str]
 ) -> None:
-    assert [slot.name for slot in choose(make_config(train=train), *words)] == names
+    assert [slot.name for slot in choose(make_config(train=train), *args)] == names
 
 
 @pytest.mark.usefixtures("no_gpus")
 def test_gpu_options_without_gpus_are_rejected(make_config: MakeConfig) -> None:
-    for words in (["--gpus-per-fold", "1"], ["--folds-per-gpu", "2"]):
+    for args in (["--gpus-per-fold", "1"], ["--folds-per-gpu", "2"]):
         with pytest.raises(UserError, match="no GPU is visible"):
-            choose(make_config(), *words)
+            choose(make_config(), *args)
     with pytest.raises(UserError, match=r"--gpus 0: '0': no such GPU \(this machine's: none\)"):
         choose(make_config(), "--gpus", "0")
     with pytest.raises(UserError, match="one fold takes 2 devices, and there are 1: cpu 0"):

@@ -84,9 +84,9 @@ def test_failed_ranks_are_parsed_from_srun_output() -> None:
 
 def test_step_command_is_rendered() -> None:
     command = ("py", "-m", "x", "--set", "a b'\n")
-    words = render_step("fold3", command, "/r u n/console/fold3_rank", 2, 4, 3)
-    assert words[0] == "srun" and words[-6:] == ("/r u n/console/fold3_rank", *command)
-    options = dict(word[2:].split("=") for word in words if word.startswith("--") and "=" in word)
+    argv = render_step("fold3", command, "/r u n/console/fold3_rank", 2, 4, 3)
+    assert argv[0] == "srun" and argv[-6:] == ("/r u n/console/fold3_rank", *command)
+    options = dict(word[2:].split("=") for word in argv if word.startswith("--") and "=" in word)
     assert (options["nodes"], options["ntasks"], options["ntasks-per-node"], options["cpus-per-task"]) == (
         "2",
         "8",

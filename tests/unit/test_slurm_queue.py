@@ -136,7 +136,7 @@ def test_other_clusters_are_read_and_each_must_answer(stub: Stub) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "clusters"),
+    ("args", "clusters"),
     [
         ([], None),
         (["--clusters=a,b"], "a,b"),
@@ -145,8 +145,8 @@ def test_other_clusters_are_read_and_each_must_answer(stub: Stub) -> None:
         (["--array=0-2", "--constraint=x", "--clusters", "a"], "a"),
     ],
 )
-def test_clusters_are_found_in_options_and_environment(words: list[str], clusters: str | None) -> None:
-    command = ["sbatch", "--parsable", "--mem=4G", *words, "--qos=high"]
+def test_clusters_are_found_in_options_and_environment(args: list[str], clusters: str | None) -> None:
+    command = ["sbatch", "--parsable", "--mem=4G", *args, "--qos=high"]
     assert find_clusters(command, {}) == clusters
     assert find_clusters(command, {"SBATCH_CLUSTERS": "c"}) == (clusters or "c")
 

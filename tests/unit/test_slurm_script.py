@@ -26,17 +26,17 @@ def make_python(path: Path, has_doccls: bool = True) -> Path:
     return path
 
 
-def run(script: str, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def run(script: str, *args: str, **environment: str) -> subprocess.CompletedProcess[str]:
     variables = {"PATH": "/usr/bin:/bin", "SLURM_JOB_ID": "12", **environment}
-    command = ["bash", "-c", script, "job", *words]
+    command = ["bash", "-c", script, "job", *args]
     return subprocess.run(command, env=variables, capture_output=True, text=True, timeout=60, check=False)
 
 
-def run_kfold(home: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def run_kfold(home: Path, *args: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run slurm/kfold.sh of the checkout in `home`, submitted from there."""
     (home / "slurm").mkdir(parents=True, exist_ok=True)
     (home / "slurm" / "kfold.sh").touch()
-    return run(render_kfold(), *words, SLURM_SUBMIT_DIR=str(home), **environment)
+    return run(render_kfold(), *args, SLURM_SUBMIT_DIR=str(home), **environment)
 
 
 def find_python(home: Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -92,10 +92,10 @@ def test_error_without_python_gives_advice(home: Path) -> None:
 
 def test_setup_line_runs_before_the_task(home: Path) -> None:
     python = make_python(home / "mine")
-    for words in (["--setup", "export DOCCLS_PYTHON=$home/mine"], ["--setup=export DOCCLS_PYTHON=$home/mine"]):
-        done = run_kfold(home, "my c.yaml", *words, "--set", "a=b c")
+    for args in (["--setup", "export DOCCLS_PYTHON=$home/mine"], ["--setup=export DOCCLS_PYTHON=$home/mine"]):
+        done = run_kfold(home, "my c.yaml", *args, "--set", "a=b c")
         assert done.stdout.split("\0") == [
-            str(python), "-m", "launcher", "task", "--config", "my c.yaml", *words, "--set", "a=b c", ""
+            str(python), "-m", "launcher", "task", "--config", "my c.yaml", *args, "--set", "a=b c", ""
         ], done.stderr  # fmt: skip
 
 
@@ -130,10 +130,10 @@ def test_script_of_submitted_task_handles_hostile_arguments(home: Path) -> None:
     python = make_python(home / "my python")
     (home / "slurm").mkdir()
     (home / "slurm" / "env.sh").write_text("export FROM_ENV=1\n")
-    words = ("--config", "it's $HOME/\nc.yaml", "--set", 'a="b"')
-    script = render_script(REQUEST, "r", str(home), ["[ $FROM_ENV = 1 ]", "echo 'set up' >&2"], str(python), words)
+    args = ("--config", "it's $HOME/\nc.yaml", "--set", 'a="b"')
+    script = render_script(REQUEST, "r", str(home), ["[ $FROM_ENV = 1 ]", "echo 'set up' >&2"], str(python), args)
     done = run(script)
-    assert done.stdout.split("\0")[:-1] == [str(python), "-m", "launcher", "task", *words], done.stderr
+    assert done.stdout.split("\0")[:-1] == [str(python), "-m", "launcher", "task", *args], done.stderr
     assert done.stderr == "set up\n"
     assert run(script, DOCCLS_PYTHON=str(make_python(home / "other"))).stdout.startswith(str(home / "other"))
     assert [line for line in script.splitlines() if line.startswith("#SBATCH")] == [

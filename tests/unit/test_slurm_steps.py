@@ -215,8 +215,8 @@ def test_visible_gpus_that_differ_from_the_jobs_are_rejected(
 def test_launch_in_slurm_shell_uses_gpus_of_the_job(
     make_config: MakeConfig, visible: Callable[[str | None], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def list_slots(*words: str) -> list[str]:
-        chosen = choose_slots(build_parser().parse_args(["run", "--config", "c.yaml", *words]), make_config())
+    def list_slots(*args: str) -> list[str]:
+        chosen = choose_slots(build_parser().parse_args(["run", "--config", "c.yaml", *args]), make_config())
         return [slot.name for slot in chosen.slots]
 
     monkeypatch.setattr("launcher.placement.count_cores", lambda: 2)
@@ -260,10 +260,10 @@ def test_allocation_that_does_not_fit_is_rejected(
 
 def test_resume_command_is_the_command_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURM_JOB_ID", "13")
-    words = ["task", "--config", "my c.yaml", "--set", "wandb.api_key=secret"]
+    args = ["task", "--config", "my c.yaml", "--set", "wandb.api_key=secret"]
     resume_command = "sbatch slurm/kfold.sh 'my c.yaml' --set 'wandb.api_key=***' --run-id v1-j12"
-    assert render_resume_command(words, "v1-j12") == resume_command
-    assert render_resume_command([*words, "--run-id", "v1-j12"], "v1-j12") == resume_command
+    assert render_resume_command(args, "v1-j12") == resume_command
+    assert render_resume_command([*args, "--run-id", "v1-j12"], "v1-j12") == resume_command
     monkeypatch.delenv("SLURM_JOB_ID")
     assert render_resume_command(["task", "--config", "c.yaml"], "r") == "doccls-launch task --config c.yaml --run-id r"
 
@@ -271,12 +271,12 @@ def test_resume_command_is_the_command_of_the_user(monkeypatch: pytest.MonkeyPat
 # --- resource request -------------------------------------------------------------------------------------------------
 
 
-def parse_run(*words: str) -> argparse.Namespace:
-    return build_parser().parse_args(["run", "--config", "c.yaml", "--backend", "slurm", *words])
+def parse_run(*args: str) -> argparse.Namespace:
+    return build_parser().parse_args(["run", "--config", "c.yaml", "--backend", "slurm", *args])
 
 
 @pytest.mark.parametrize(
-    ("words", "stated", "expected", "ranks"),
+    ("args", "stated", "expected", "ranks"),
     [
         ([], None, JobRequest(1, 1, 3), 1),
         ([], 4, JobRequest(1, 4, 12), 4),
@@ -295,14 +295,14 @@ def parse_run(*words: str) -> argparse.Namespace:
     ],
 )
 def test_request_fits_the_fold(
-    make_config: MakeConfig, words: list[str], stated: int | None, expected: JobRequest, ranks: int
+    make_config: MakeConfig, args: list[str], stated: int | None, expected: JobRequest, ranks: int
 ) -> None:
     config = make_config(train={"num_processes": stated})  # 2 threads and 2 loader workers per process
-    assert make_request(parse_run(*words), config) == (expected, ranks)
+    assert make_request(parse_run(*args), config) == (expected, ranks)
 
 
 @pytest.mark.parametrize(
-    ("words", "stated", "message"),
+    ("args", "stated", "message"),
     [
         (["--slots", "2", "--exclude-busy"], None, "--exclude-busy, --slots: only with --backend local"),
         (["--gpus-per-fold", "2"], 4, "2 GPUs per fold (--gpus-per-fold, --gres), but train.num_processes = 4"),
@@ -312,17 +312,17 @@ def test_request_fits_the_fold(
     ],
 )
 def test_contradictory_request_is_rejected(
-    make_config: MakeConfig, words: list[str], stated: int | None, message: str
+    make_config: MakeConfig, args: list[str], stated: int | None, message: str
 ) -> None:
     with pytest.raises(UserError) as caught:
-        make_request(parse_run(*words), make_config(train={"num_processes": stated}))
+        make_request(parse_run(*args), make_config(train={"num_processes": stated}))
     assert message in str(caught.value)
 
 
-@pytest.mark.parametrize("words", [["--partition", "p"], ["--wait"], ["--nodes", "2"], ["--sbatch-arg=--x"]])
-def test_slurm_options_are_rejected_by_local_backend(make_config: MakeConfig, words: list[str]) -> None:
+@pytest.mark.parametrize("args", [["--partition", "p"], ["--wait"], ["--nodes", "2"], ["--sbatch-arg=--x"]])
+def test_slurm_options_are_rejected_by_local_backend(make_config: MakeConfig, args: list[str]) -> None:
     with pytest.raises(UserError, match="only with --backend slurm"):
-        choose_slots(build_parser().parse_args(["run", "--config", "c.yaml", *words]), make_config())
+        choose_slots(build_parser().parse_args(["run", "--config", "c.yaml", *args]), make_config())
 
 
 # --- preemption: the stub's exit represents Slurm's SIGTERM -----------------------------------------------------------
