@@ -1,6 +1,6 @@
 """The commands of `doccls-launch`: run, plan, task, status, cancel and merge.
 
-Each command imports what it needs beside the config itself, so that `--help` and `plan` stay fast.
+Each command imports its own dependencies besides the config, so that `--help` and `plan` stay fast.
 """
 
 import argparse

@@ -35,7 +35,7 @@ _TIME_LIMIT_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2)
 
 @dataclass(frozen=True)
 class TaskOptions:
-    """Options of an array task, beside those of every launch."""
+    """Options of an array task, besides those of every launch."""
 
     task: ArrayTask
     folds: tuple[int, ...]
@@ -62,11 +62,11 @@ def run_task(
     experiment = run.experiment
     log.line(f"[ARTIFACTS] {paths.root}")
     with hold_lock(paths.launch_lock(task.index), f"{owner} is being launched", _EXIT_LIMIT_S) as lock:
-        described = describe_launch(experiment, share.folds, options, log, now)
+        ledger = describe_launch(experiment, share.folds, options, log, now)
         if share.allocation is not None:
-            described = replace(described, job=task.name, first_task=task.first, sharing=task.sharing)
+            ledger = replace(ledger, job=task.name, first_task=task.first, sharing=task.sharing)
         ledger_path = paths.ledger(task.index)
-        ledger = begin_launch(ledger_path, described)
+        ledger = begin_launch(ledger_path, ledger)
         watching = nullcontext() if share.allocation is None else watching_for_preemption()
         with tempfile.TemporaryDirectory(prefix="doccls-task-") as folder, stopping_gracefully(), watching:
             ledger_file, missing = LedgerFile(ledger_path, ledger, lock, log), run.list_missing(share.folds)

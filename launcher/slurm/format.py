@@ -1,4 +1,4 @@
-"""Parsing of Slurm's variables and output, and rendering of what it is asked; pure."""
+"""Parsing of Slurm's variables and output, and rendering of its arguments; pure."""
 
 import re
 import signal

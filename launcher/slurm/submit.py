@@ -253,7 +253,7 @@ class _Watch:
     def _resubmit(self, folds: Sequence[int], array_jobs: Sequence[ArrayJob], queue: Sequence[QueueEntry]) -> None:
         """Submit preempted folds, unless another process is submitting or has since `array_jobs` were read.
 
-        In that case the next poll decides anew.
+        In that case the next poll reads what the other process has submitted.
         """
         with suppress(LockError), _hold_submit_lock(self._paths) as lock:
             if read_array_jobs(self._paths.array_jobs) == array_jobs:

@@ -67,7 +67,7 @@ def choose(visible: str | None, wanted: str | None = None) -> list[int]:
     return [GPUS.index(device) for device in choose_gpus(GPUS, visible, wanted)]
 
 
-def refuse(visible: str | None, wanted: str | None = None) -> str:
+def get_error(visible: str | None, wanted: str | None = None) -> str:
     with pytest.raises(UserError) as caught:
         choose_gpus(GPUS, visible, wanted)
     return str(caught.value)
@@ -284,7 +284,7 @@ def test_unknown_or_duplicate_visible_gpu_is_rejected(visible: str, problem: str
     if problem is None:  # zeros are a number, not the start of a UUID
         assert choose(visible) == [0]
         return
-    message = refuse(visible)
+    message = get_error(visible)
     assert problem in message and f"CUDA_VISIBLE_DEVICES={visible}" in message
 
 
@@ -296,7 +296,7 @@ def test_ambiguous_abbreviation_is_rejected() -> None:
 
 
 def test_error_lists_the_gpus_of_the_machine() -> None:
-    assert "(this machine's: 0, 1, 2, 3, 4, 5, 6, 7)" in refuse("9")
+    assert "(this machine's: 0, 1, 2, 3, 4, 5, 6, 7)" in get_error("9")
     with pytest.raises(UserError, match=r"this machine's: none"):
         choose_gpus([], "0", None)
 
@@ -308,8 +308,8 @@ def test_mig_device_is_passed_on_by_name(name: str) -> None:
     assert mig_device.uuid == name
     assert [device.uuid for device in choose_gpus(GPUS, f"{name},1", None)] == [name, UUIDS[1]]
     assert choose_gpus(GPUS, f"1,{name}", name) == [mig_device]
-    assert name in refuse("1", name)
-    assert "listed twice" in refuse(f"{name},{name}")
+    assert name in get_error("1", name)
+    assert "listed twice" in get_error(f"{name},{name}")
 
 
 # --- with --gpus ------------------------------------------------------------------------------------------------------
@@ -341,7 +341,7 @@ def test_wanted_gpus_are_selected_by_machine_index(visible: str | None, wanted: 
     ],
 )  # fmt: skip
 def test_hidden_unknown_or_invalid_wanted_gpu_is_rejected(visible: str | None, wanted: str, problem: str) -> None:
-    message = refuse(visible, wanted)
+    message = get_error(visible, wanted)
     assert problem in message
     assert "--gpus" in message or "CUDA_VISIBLE_DEVICES=8" in message
 
