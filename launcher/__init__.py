@@ -1,1 +1,1 @@
-"""launcher: what happens around the folds of one run. Imports no torch."""
+"""Launching, supervising and merging the folds of a run. Imports no torch."""

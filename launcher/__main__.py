@@ -1,4 +1,4 @@
-"""`python -m launcher`, the same as `doccls-launch`."""
+"""Entry point of `python -m launcher`, which is the same as `doccls-launch`."""
 
 import sys
 

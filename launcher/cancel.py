@@ -11,8 +11,8 @@ from doccls.errors import UserError
 from doccls.run.paths import RunPaths
 from doccls.system.lock import Holder, LockError, find_holder, hold_lock, is_visible
 from launcher.slurm.array_jobs import list_clusters, read_array_jobs, write_array_jobs
-from launcher.slurm.format import Going, QueueEntry, SlurmError
-from launcher.slurm.queue import ASK_S, ask_queue, cancel_jobs, next_interval
+from launcher.slurm.format import JobPhase, QueueEntry, SlurmError
+from launcher.slurm.queue import POLL_S, cancel_jobs, next_interval, read_queue
 from launcher.status import find_launchers, list_run_jobs
 
 _LOOK_S = 0.2
@@ -44,13 +44,13 @@ def _list_going(paths: RunPaths) -> list[QueueEntry] | None:
     own = {(job.cluster, job.number, job.array) for job in list_run_jobs(paths)}
     if not own:
         return []
-    queue = ask_queue(list_clusters(read_array_jobs(paths.array_jobs)))
+    queue = read_queue(list_clusters(read_array_jobs(paths.array_jobs)))
     if queue is None:
         return None
     return [
         entry
         for entry in queue
-        if (entry.cluster, entry.array_job, entry.number is not None) in own and entry.going is not Going.ENDED
+        if (entry.cluster, entry.array_job, entry.number is not None) in own and entry.phase is not JobPhase.ENDED
     ]
 
 
@@ -60,18 +60,20 @@ def _stop_jobs(going: Sequence[QueueEntry], paths: RunPaths, tell: Callable[[str
     The controller is asked once the run's files say that its tasks have left, which is mostly the end of it; where
     they stay, or Slurm is not through with them yet, as seldom as everywhere.
     """
-    asked: dict[str, Going] = {}
-    interval_s, gone, silent = ASK_S, False, False
+    asked: dict[str, JobPhase] = {}
+    interval_s, gone, silent = POLL_S, False, False
     while going:
         # One that ran when it was asked, and waits now, had just been requeued.
-        requeued = {job for job, state in asked.items() if state is not Going.WAITS}
+        requeued = {job for job, state in asked.items() if state is not JobPhase.WAITING}
         if new := [
-            entry for entry in going if entry.job not in asked or (entry.going is Going.WAITS and entry.job in requeued)
+            entry
+            for entry in going
+            if entry.job not in asked or (entry.phase is JobPhase.WAITING and entry.job in requeued)
         ]:
             cancel_jobs(new)
             names = [entry.job for entry in new]
             tell(f"[CANCEL] jobs {', '.join(names)}: asked to stop, folds leave at their next safe point")
-            asked |= {entry.job: entry.going for entry in new}
+            asked |= {entry.job: entry.phase for entry in new}
             _mark_cancelled(paths)
         gone = _await_tasks(paths, interval_s, gone)
         found = _list_going(paths)

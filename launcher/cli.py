@@ -1,6 +1,6 @@
-"""`doccls-launch run | plan | task | status | cancel | merge`: what each command does with its words.
+"""The commands of `doccls-launch`: run, plan, task, status, cancel and merge.
 
-What a command needs beside the config is imported by that command: `--help` and `plan` answer at once.
+Each command imports its own dependencies besides the config, so that `--help` and `plan` stay fast.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from doccls.reporting.console import close_console
 from doccls.run.paths import RunPaths, check_run_id, locate_run, name_log, new_run_id
 from doccls.system.cores import count_cores
 from doccls.system.signals import stop_on_sigusr2
-from launcher.arguments import build_parser, list_task_words, make_plan, make_workload, render_resume_command
+from launcher.arguments import build_parser, list_task_args, make_plan, make_workload, render_resume_command
 from launcher.array import describe_share, parse_array_task, pick_folds
 from launcher.placement import ChosenSlots, choose_slots, choose_task_slots, make_request
 from launcher.plan import LaunchPlan, Slot, describe_plan, render_plan
@@ -36,14 +36,14 @@ if TYPE_CHECKING:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns its exit code."""
+    """Run one command and return its exit code."""
     try:
-        words = list(sys.argv[1:] if argv is None else argv)
-        arguments = build_parser().parse_args(words, argparse.Namespace(words=words))
-        if arguments.command in _TRAINING:
+        argv = list(sys.argv[1:] if argv is None else argv)
+        arguments = build_parser().parse_args(argv, argparse.Namespace(argv=argv))
+        if arguments.command in _TRAINING_COMMANDS:
             return run_training(functools.partial(_run_with_end_command, arguments))
-        act = functools.partial(_COMMANDS[arguments.command], arguments)
-        return run_command(f"doccls-launch {arguments.command}", act)
+        command = functools.partial(_COMMANDS[arguments.command], arguments)
+        return run_command(f"doccls-launch {arguments.command}", command)
     finally:
         close_console()
 
@@ -52,7 +52,7 @@ def _run_with_end_command(arguments: argparse.Namespace, log: "RunLog") -> None:
     from launcher.end_command import EndCommand
 
     with EndCommand(arguments.on_end, log) as end_command:
-        _TRAINING[arguments.command](arguments, log, end_command)
+        _TRAINING_COMMANDS[arguments.command](arguments, log, end_command)
 
 
 def _run(arguments: argparse.Namespace, log: "RunLog", end_command: "EndCommand") -> None:
@@ -76,7 +76,7 @@ def _make_local_plan(arguments: argparse.Namespace, config: Config, run_id: str,
 
 
 def _load_config(arguments: argparse.Namespace) -> Config:
-    """Of a command that trains, and that signals may ask to leave."""
+    """Load the config of a training command, and install the SIGUSR2 handler that it asks for."""
     config = load_arguments(arguments)
     if config.train.sigusr2 == "stop":
         stop_on_sigusr2()
@@ -92,16 +92,16 @@ def _submit(arguments: argparse.Namespace, config: Config, log: "RunLog", end_co
     with log.writing_to(path):
         from launcher.slurm.submit import SubmitOptions, submit
 
-        resume_command = render_resume_command(arguments.words, run_id)
+        resume_command = render_resume_command(arguments.argv, run_id)
         script = _render_task_script(arguments, request, run_id, resume_command)
         submit(config, run_id, now, SubmitOptions(request, script, world_size, arguments.wait, resume_command), log)
 
 
 def _render_task_script(arguments: argparse.Namespace, request: JobRequest, run_id: str, resume_command: str) -> str:
-    """The script of a submitted task; `again` is the command that submits what is missing."""
+    """Render the script of a submitted task; `resume_command` submits the missing folds."""
     checkout = str(Path(__file__).resolve().parents[1])
-    task_words = list_task_words(arguments, run_id, resume_command)
-    return render_script(request, run_id, checkout, arguments.setup, sys.executable, task_words)
+    task_args = list_task_args(arguments, run_id, resume_command)
+    return render_script(request, run_id, checkout, arguments.setup, sys.executable, task_args)
 
 
 def _train_task(arguments: argparse.Namespace, log: "RunLog", end_command: "EndCommand") -> None:
@@ -113,7 +113,7 @@ def _train_task(arguments: argparse.Namespace, log: "RunLog", end_command: "EndC
         print(f"[LAUNCH] {share}")
         return
     if arguments.run_id is None and task.array is None:
-        raise UserError(f"{task.name}: its environment does not say which array it is of; name the run: --run-id ID")
+        raise UserError(f"{task.name}: the environment does not state the array's ID; name the run with --run-id ID")
     allocation = parse_allocation(os.environ)
     chosen = choose_task_slots(config, allocation, task.name)
     run_id = check_run_id(arguments.run_id or f"{config.project.version}-j{task.array}")
@@ -145,7 +145,7 @@ def _make_options(
         make_workload(arguments, config, run_id),
         Policy(arguments.max_restarts, arguments.fail_fast, shrink=not arguments.no_shrink),
         arguments.hang_timeout,
-        getattr(arguments, "resume_command", None) or render_resume_command(arguments.words, run_id),
+        getattr(arguments, "resume_command", None) or render_resume_command(arguments.argv, run_id),
     )
 
 
@@ -168,11 +168,11 @@ def _plan_submission(arguments: argparse.Namespace, config: Config, run_id: str)
     finished = find_finished_folds(paths, find_fingerprint(paths, config), config.data.folds)
     missing = [fold for fold in config.data.list_wanted() if fold not in finished]
     command = render_sbatch(request, missing, render_comment(run_id, "TOKEN"), render_output(str(paths.consoles)))
-    resume_command = render_resume_command(["run", *(word for word in arguments.words[1:] if word != "--json")], run_id)
+    resume_command = render_resume_command(["run", *(word for word in arguments.argv[1:] if word != "--json")], run_id)
     script = _render_task_script(arguments, request, run_id, resume_command)
     if arguments.json:
-        told = {"run_folder": str(paths.root), "finished": finished, "folds": missing}
-        print(json.dumps(told | {"command": command, "script": script}, indent=2))
+        fields = {"run_folder": str(paths.root), "finished": finished, "folds": missing}
+        print(json.dumps(fields | {"command": command, "script": script}, indent=2))
     else:
         print(f"[PLAN] run {paths.root}")
         if finished:
@@ -212,12 +212,11 @@ def _cancel(arguments: argparse.Namespace) -> int:
 def _find_run(arguments: argparse.Namespace) -> RunPaths:
     paths = RunPaths(arguments.run.resolve())
     if not paths.root.is_dir():
-        raise UserError(f"no such run folder: {paths.root} (runs lie in <output.exp_dir>/YYYYMMDD/<run_id>)")
+        raise UserError(f"no such run folder: {paths.root} (runs are in <output.exp_dir>/YYYYMMDD/<run_id>)")
     return paths
 
 
-_TRAINING = {"run": _run, "task": _train_task}
-"""Commands that train, with a log of their own."""
+_TRAINING_COMMANDS = {"run": _run, "task": _train_task}  # these write a log file of their own
 _COMMANDS = {"plan": _plan, "status": _status, "cancel": _cancel, "merge": _merge}
 
 

@@ -17,8 +17,8 @@ from doccls.system.lock import Holder, find_holder
 from doccls.system.tensor_file import TensorFileError
 from launcher.ledger import Attempt, Ledger, format_duration, read_ledger
 from launcher.slurm.array_jobs import ArrayJob, RunJob, find_newest, list_clusters, list_jobs, read_array_jobs
-from launcher.slurm.format import Going, QueueEntry
-from launcher.slurm.queue import ask_queue
+from launcher.slurm.format import JobPhase, QueueEntry
+from launcher.slurm.queue import read_queue
 from launcher.supervise import Outcome
 
 
@@ -147,16 +147,16 @@ def _ask_slurm(state: State, remark: str | None, seen: Seen) -> tuple[State, str
     if entry is None:
         return state, remark
     told = f"job {entry.job} {entry.state}"
-    match entry.going:
-        case Going.WAITS:
+    match entry.phase:
+        case JobPhase.WAITING:
             return State.WAITING, f"{told}, {entry.reason}"
-        case Going.RUNS:
+        case JobPhase.RUNNING:
             return State.RUNNING, told
-        case Going.UNKNOWN:
+        case JobPhase.UNKNOWN:
             return State.UNKNOWN, told
-        case Going.ENDED if entry.state in ("COMPLETED", "CANCELLED"):
+        case JobPhase.ENDED if entry.state in ("COMPLETED", "CANCELLED"):
             return state, remark or told
-        case Going.ENDED if entry.state == "PREEMPTED":
+        case JobPhase.ENDED if entry.state == "PREEMPTED":
             return State.STOPPED, f"job {entry.job} was preempted"
     return State.FAILED, f"{remark}; {told}" if remark else told
 
@@ -282,7 +282,7 @@ def _survey(paths: RunPaths) -> _Survey:
         beats=[beat for file in sorted(paths.live.glob("*_rank*.json")) if (beat := read_beat(file)) is not None],
         jobs=jobs,
         array_jobs=array_jobs,
-        queue=ask_queue(list_clusters(array_jobs)) if array_jobs or jobs else [],
+        queue=read_queue(list_clusters(array_jobs)) if array_jobs or jobs else [],
     )
 
 

@@ -1,4 +1,4 @@
-"""`doccls-launch task`: an array task's share of a run's folds; whoever finishes last merges."""
+"""`doccls-launch task`: trains an array task's share of a run's folds; the task that finishes last merges them."""
 
 import signal
 import tempfile
@@ -26,52 +26,47 @@ from launcher.slurm.queue import read_job, requeue_job
 from launcher.slurm.steps import SlurmBackend, watching_for_preemption
 from launcher.status import list_unfinished, read_status
 
-_OPENING_S = 7200.0
-"""How long another task may take to scan the data."""
-_OUTLIVING_S = 60.0
-"""How long an earlier start of this very task may outlive the batch system's word that it is gone."""
-_MERGING_S = 600.0
-"""How long another task's merge may take."""
-_TIME_IS_UP = (signal.SIGUSR1, signal.SIGUSR2)
-"""What Slurm sends ahead of the job's time limit: slurm/kfold.sh asks for the first, a site may for the second."""
+_OPEN_LIMIT_S = 7200.0  # how long another task may take to scan the data
+_EXIT_LIMIT_S = 60.0  # how long an earlier start of this task may survive after the batch system reports it gone
+_MERGE_LIMIT_S = 600.0  # how long another task's merge may take
+# Sent by Slurm ahead of the job's time limit: slurm/kfold.sh asks for the first, a site may ask for the second.
+_TIME_LIMIT_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2)
 
 
 @dataclass(frozen=True)
 class TaskOptions:
-    """How an array task trains its share, beside what every launch is told."""
+    """Options of an array task, besides those of every launch."""
 
     task: ArrayTask
     folds: tuple[int, ...]
-    allocation: Allocation | None
-    """What Slurm gave the job; None outside Slurm."""
-    requeue_code: int
-    """Exit code of a task that was asked to stop and can resume."""
+    allocation: Allocation | None  # None outside Slurm
+    requeue_code: int  # exit code of a task that was stopped and can resume
 
 
 def run_task(
     config: Config, run_id: str, now: datetime, share: TaskOptions, options: LaunchOptions, log: RunLog
 ) -> None:
-    """Train the share's folds that are not finished, and merge the run if all are finished then.
+    """Train the unfinished folds of the share, and merge the run if all its folds are finished then.
 
     Raises:
-        UserError: config, data or another launcher of the run stand in the way, or folds failed.
-        Interrupted: a signal came; the fold has stopped at its next safe point.
+        UserError: config, data or another launcher of the run prevent it, or folds failed.
+        Interrupted: a signal arrived; the fold has stopped at its next safe point.
     """
     log_config(config, log)
     log.line(render_plan(options.plan, commands=False))
     paths, task = locate_run(config.output.exp_dir, run_id, now), share.task
-    what = f"run {run_id}, task {task.name},"
+    owner = f"run {run_id}, task {task.name},"
     # One task of the array scans the images; the others wait for it.
-    with hold_lock(paths.opening_lock, f"{what} is being opened", _OPENING_S) as opening:
+    with hold_lock(paths.opening_lock, f"{owner} is being opened", _OPEN_LIMIT_S) as opening:
         run = open_run(config, paths, now, describe_processes(options), log, opening.check)
     experiment = run.experiment
     log.line(f"[ARTIFACTS] {paths.root}")
-    with hold_lock(paths.launch_lock(task.index), f"{what} is being launched", _OUTLIVING_S) as lock:
-        described = describe_launch(experiment, share.folds, options, log, now)
+    with hold_lock(paths.launch_lock(task.index), f"{owner} is being launched", _EXIT_LIMIT_S) as lock:
+        ledger = describe_launch(experiment, share.folds, options, log, now)
         if share.allocation is not None:
-            described = replace(described, job=task.name, first_task=task.first, sharing=task.sharing)
+            ledger = replace(ledger, job=task.name, first_task=task.first, sharing=task.sharing)
         ledger_path = paths.ledger(task.index)
-        ledger = begin_launch(ledger_path, described)
+        ledger = begin_launch(ledger_path, ledger)
         watching = nullcontext() if share.allocation is None else watching_for_preemption()
         with tempfile.TemporaryDirectory(prefix="doccls-task-") as folder, stopping_gracefully(), watching:
             ledger_file, missing = LedgerFile(ledger_path, ledger, lock, log), run.list_missing(share.folds)
@@ -79,78 +74,78 @@ def run_task(
             try:
                 loop.run()
             except Interrupted as stop:
-                if _ask_for_requeue(stop, loop.has_advanced, share, options, log):
+                if _handle_stop(stop, loop.has_advanced, share, options, log):
                     stop.exit_code = share.requeue_code
                 raise
     close_share(experiment, log)
 
 
 def _make_backend(share: TaskOptions, options: LaunchOptions, folder: str) -> Backend:
-    """On one node the ranks are started as on any machine; several nodes take a job step of Slurm."""
+    """Return the backend: ranks on one node start as on any machine, those on several nodes as a Slurm job step."""
     allocation = share.allocation
     if allocation is not None and allocation.nodes > 1:
         return SlurmBackend(allocation, options.ranks_per_fold // allocation.nodes, Path(folder))
     return LocalBackend(Path(folder), options.ranks_per_fold)
 
 
-def _ask_for_requeue(
-    stop: Interrupted, advanced: bool, share: TaskOptions, options: LaunchOptions, log: RunLog
+def _handle_stop(
+    stop: Interrupted, has_advanced: bool, share: TaskOptions, options: LaunchOptions, log: RunLog
 ) -> bool:
-    """Ask Slurm to run a stopped task again, where it would not by itself; whether the exit code is to ask, too.
+    """Requeue a stopped task if Slurm would not; return whether to exit with the requeue code.
 
-    At a time limit within which no step was saved nobody is asked: the next start would come no further.
+    A task that hit its time limit before a step was saved is not requeued: its next start would get no further.
     """
-    name, limit = share.task.name, stop.signum in _TIME_IS_UP
+    name, is_time_limit = share.task.name, stop.signum in _TIME_LIMIT_SIGNALS
     if stop.signum == signal.SIGINT:  # a person at a terminal, or `doccls-launch cancel`
         return False
-    if limit and not advanced:
+    if is_time_limit and not has_advanced:
         log.line(
-            f"[LAUNCH] the time limit of job {name} came before a step was saved: ask for more (sbatch --time=...), "
-            f"then: {options.resume_command}"
+            f"[LAUNCH] job {name} reached its time limit before a step was saved: request more time "
+            f"(sbatch --time=...), then run: {options.resume_command}"
         )
         return False
     if share.allocation is not None:
-        _requeue(name, limit, options, log)
-    if advanced:
+        _requeue(name, is_time_limit, options, log)
+    if has_advanced:
         reason = signal.Signals(stop.signum).name
-        log.line(f"[LAUNCH] stopped by {reason}; exit code {share.requeue_code} says that it can resume")
-    return advanced
+        log.line(f"[LAUNCH] stopped by {reason}; exit code {share.requeue_code}: the task can resume")
+    return has_advanced
 
 
-def _requeue(name: str, limit: bool, options: LaunchOptions, log: RunLog) -> None:
-    """Requeue a job whose time limit or preemption is near. One that is cancelled is over, and must not come back."""
+def _requeue(name: str, is_time_limit: bool, options: LaunchOptions, log: RunLog) -> None:
+    """Requeue a job that is being preempted or nears its time limit; a cancelled job must stay cancelled."""
     job = read_job(name)
     if job is None:
         log.line(
             f"[WARNING] scontrol does not answer: job {name} may not be requeued; "
-            f"to train the rest: {options.resume_command}"
+            f"to train the missing folds: {options.resume_command}"
         )
-    elif job.runs and (limit or job.preempted):
-        what = f"the time limit of job {name} comes" if limit else f"job {name} is preempted"
+    elif job.is_running and (is_time_limit or job.is_preempted):
+        event = f"job {name} nears its time limit" if is_time_limit else f"job {name} is being preempted"
         refusal = requeue_job(name)
         if refusal is None:
-            log.line(f"[LAUNCH] {what}: it is requeued, and will resume from here")
+            log.line(f"[LAUNCH] {event}: requeued, will resume from here")
         else:
-            log.line(f"[WARNING] {what}, and it is not requeued ({refusal}): {options.resume_command}")
+            log.line(f"[WARNING] {event}, but was not requeued ({refusal}); to resume: {options.resume_command}")
 
 
 def close_share(experiment: Experiment, log: RunLog) -> tuple[int, ...]:
-    """Merge the run if all its folds are finished and nobody has merged it; else log what is missing, and return it.
+    """Merge the run if all its folds are finished and it is not merged yet; otherwise log and return the missing folds.
 
-    Two that come at once do it in turn, and the second finds it done.
+    Processes that call this at the same time take turns, and the second finds the run merged.
     """
     paths = experiment.paths
     finished = experiment.find_finished()
     if len(finished) == experiment.config.data.folds:
-        with hold_lock(paths.merge_lock, f"run {paths.run_id} is being merged", wait_s=_MERGING_S):
+        with hold_lock(paths.merge_lock, f"run {paths.run_id} is being merged", wait_s=_MERGE_LIMIT_S):
             if not is_merged(paths):
                 close_run(experiment, log)
                 return ()
-        log.line(f"[OOF] merged before: {paths.oof_logits}")
+        log.line(f"[OOF] already merged: {paths.oof_logits}")
         for line in list_scores(load_merged(paths)[1]):
             log.line(line)
     else:
-        log.line("[OOF] not merged: whoever finishes last merges; what is not done now:")
+        log.line("[OOF] not merged: the task that finishes last merges; unfinished folds:")
         for line in list_unfinished(read_status(paths)):
             log.line(line)
     log_done(paths, log)
@@ -158,6 +153,6 @@ def close_share(experiment: Experiment, log: RunLog) -> tuple[int, ...]:
     if missing:
         log.end_as(
             f"INCOMPLETE missing={','.join(map(str, missing))}",
-            f"this command's share is finished, folds {', '.join(map(str, missing))} of the run are not",
+            f"this command's share is finished, but folds {', '.join(map(str, missing))} of the run are not",
         )
     return missing

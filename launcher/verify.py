@@ -26,7 +26,7 @@ from doccls.experiment import check_files
 from doccls.reporting.progress import ConsoleReporter, Reporter
 from doccls.run.heartbeat import Beat, format_progress, has_begun, read_beat
 from doccls.run.paths import RunPaths, locate_run
-from launcher.arguments import add_device_arguments, count, list_config_words
+from launcher.arguments import add_device_arguments, count, list_config_args
 from launcher.attempt import format_exit_code
 from launcher.local import KILL_LIMIT_S, Backend, LocalBackend, Processes, kill_folds_and_wait
 from launcher.placement import choose_slots
@@ -107,7 +107,7 @@ def verify(arguments: argparse.Namespace) -> int:
         "data.store": _fill_store(config, reporter) or "off",
     }
     say = reporter.line
-    words = [*list_config_words(arguments), *(f"--set={key}={json.dumps(str(path))}" for key, path in places.items())]
+    words = [*list_config_args(arguments), *(f"--set={key}={json.dumps(str(path))}" for key, path in places.items())]
     assignment = Workload(sys.executable, (*words, "--run-id", _RUN_ID), config.train.cpu_threads).assign(fold, slot)
     say(
         f"[VERIFY] fold {fold} on {slot.name}, trained {1 + 2 * arguments.kills} times, with {' '.join(chosen)}; "

@@ -1,9 +1,9 @@
 #!/bin/bash
-# Train the folds of one run as a job array, a task a fold; whoever finishes last merges:
+# Train the folds of one run as a job array, one task per fold; the task that finishes last merges them:
 #
 #     sbatch [SBATCH OPTIONS] slurm/kfold.sh [CONFIG] [--setup LINE] [--set KEY=VALUE ...] [--run-id ID]
 #
-# What is given to sbatch wins over these lines. Modules, conda and the like: write them into slurm/env.sh, or say
+# Options of sbatch override the #SBATCH lines. To load modules, conda and the like, write slurm/env.sh, or pass
 # --setup 'module load cuda'. Each task trains its fold on all GPUs that it gets: --gres=gpu:4, --gres=gpu:a100:1;
 # --gres=none trains on CPUs.
 #
@@ -21,15 +21,15 @@ trap 'printf "%s\n" "[EXIT] TRAINING ERROR code=$?" \
   "[EXIT][ERROR] training failed: $BASH_COMMAND" >&2' ERR
 
 job=${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}
-[ -n "$job" ] || { echo 'this is a job for Slurm: sbatch slurm/kfold.sh [CONFIG]' >&2; exit 2; }
+[ -n "$job" ] || { echo 'not a Slurm job; submit it with: sbatch slurm/kfold.sh [CONFIG]' >&2; exit 2; }
 
-# Slurm runs a copy of this file: it came from the folder of the submission, or from where the queue says.
+# Slurm runs a copy of this file: the original is in the submission folder, or at the path that squeue shows.
 home=$SLURM_SUBMIT_DIR
 if [ ! -f "$home/slurm/kfold.sh" ] && command -v squeue >/dev/null; then
-  for try in {1..10}; do # the controller may be away for a while
+  for try in {1..10}; do # the controller may be unavailable for a while
     command=$(timeout 20 squeue --noheader --jobs="$job" --format=%o && echo .) && break || sleep 15
   done
-  command=${command%$'\n.'} # of which "$( )" would have taken more than that
+  command=${command%$'\n.'} # the dot keeps "$( )" from stripping the path's own newlines
   [ $# -eq 0 ] || command=${command%" $*"}
   [ -z "$command" ] || home=${command%/slurm/*}
 fi
@@ -38,7 +38,7 @@ env=$SLURM_SUBMIT_DIR/slurm/env.sh
 [ -f "$env" ] || env=$home/slurm/env.sh
 [ ! -f "$env" ] || . "$env"
 
-# What --setup says runs here; the task repeats it in the command that trains the rest.
+# Run the lines of --setup. The task gets them too, for the command that resumes the run.
 previous=
 for argument; do
   case $previous in --setup) eval "$argument" ;; esac
@@ -54,7 +54,7 @@ python=
 for candidate in "$DOCCLS_PYTHON" "${VIRTUAL_ENV:+$VIRTUAL_ENV/bin/python}" \
   "${CONDA_PREFIX:+$CONDA_PREFIX/bin/python}" "$SLURM_SUBMIT_DIR/.venv/bin/python" \
   "$home/.venv/bin/python" "$(command -v python3 || true)"; do
-  # From another folder, so that this one's own source does not stand in for what is not installed.
+  # Import from another folder: doccls must be installed, not merely be the source in the current one.
   if [ -x "$candidate" ] && (cd / && "$candidate" -c 'import launcher.arguments') 2>/dev/null; then
     python=$candidate
     break

@@ -1,5 +1,5 @@
 #!/bin/bash
-# Merge the folds of a run, as a job of its own:
+# Merge the folds of a run in a separate job:
 #
 #     sbatch --dependency=afterany:JOB slurm/merge.sh RUN
 #
@@ -12,15 +12,15 @@ trap 'printf "%s\n" "[EXIT] TRAINING ERROR code=$?" \
   "[EXIT][ERROR] training failed: $BASH_COMMAND" >&2' ERR
 
 job=${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}
-[ -n "$job" ] || { echo 'this is a job for Slurm: sbatch slurm/merge.sh RUN' >&2; exit 2; }
+[ -n "$job" ] || { echo 'not a Slurm job; submit it with: sbatch slurm/merge.sh RUN' >&2; exit 2; }
 
-# Slurm runs a copy of this file: it came from the folder of the submission, or from where the queue says.
+# Slurm runs a copy of this file: the original is in the submission folder, or at the path that squeue shows.
 home=$SLURM_SUBMIT_DIR
 if [ ! -f "$home/slurm/merge.sh" ] && command -v squeue >/dev/null; then
-  for try in {1..10}; do # the controller may be away for a while
+  for try in {1..10}; do # the controller may be unavailable for a while
     command=$(timeout 20 squeue --noheader --jobs="$job" --format=%o && echo .) && break || sleep 15
   done
-  command=${command%$'\n.'} # of which "$( )" would have taken more than that
+  command=${command%$'\n.'} # the dot keeps "$( )" from stripping the path's own newlines
   [ $# -eq 0 ] || command=${command%" $*"}
   [ -z "$command" ] || home=${command%/slurm/*}
 fi
@@ -33,7 +33,7 @@ python=
 for candidate in "$DOCCLS_PYTHON" "${VIRTUAL_ENV:+$VIRTUAL_ENV/bin/python}" \
   "${CONDA_PREFIX:+$CONDA_PREFIX/bin/python}" "$SLURM_SUBMIT_DIR/.venv/bin/python" \
   "$home/.venv/bin/python" "$(command -v python3 || true)"; do
-  # From another folder, so that this one's own source does not stand in for what is not installed.
+  # Import from another folder: doccls must be installed, not merely be the source in the current one.
   if [ -x "$candidate" ] && (cd / && "$candidate" -c 'import launcher.arguments') 2>/dev/null; then
     python=$candidate
     break

@@ -1,1 +1,1 @@
-"""Slurm: its text (`format`), its commands (`queue`), submitting (`submit`), folds over several nodes (`backend`)."""
+"""Slurm: its text formats (`format`), commands (`queue`), submissions (`submit`) and job steps (`steps`)."""

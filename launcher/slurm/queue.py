@@ -1,4 +1,4 @@
-"""Asking Slurm's controller: what is in the queue, to take an array, to cancel, to requeue."""
+"""Slurm's commands: reading the queue, submitting, cancelling and requeueing jobs."""
 
 import argparse
 import os
@@ -21,50 +21,49 @@ from launcher.slurm.format import (
 )
 
 _ANSWER_S = 60.0
-_REQUEUE_S = 20.0
-"""A task asks for this in the minutes before its time limit."""
+_REQUEUE_S = 20.0  # shorter, because a task requeues in the last minutes before its time limit
+# Words of Slurm's errors (`slurm_errno.c`) that leave the fate of a request open. All other errors are refusals.
 _LOST = re.compile(
     "communication|contact|connect|timed? ?out|message (send|receive)|unexpected message|bytes were|data received", re.I
 )
-"""Words of Slurm's errors (`slurm_errno.c`) that say nothing of what became of a request. All others are a refusal."""
-ASK_S = 15.0
-_ASK_MOST_S = 60.0
+POLL_S = 15.0
+_MAX_POLL_S = 60.0
 
 
 def next_interval(interval_s: float, changed: bool) -> float:
-    """Seconds until `squeue` may be asked again: the controller is everybody's, and what rests is asked about less."""
-    return ASK_S if changed else min(2 * interval_s, _ASK_MOST_S)
+    """Return the seconds until `squeue` may be called again, more while nothing changes: all users share Slurm."""
+    return POLL_S if changed else min(2 * interval_s, _MAX_POLL_S)
 
 
 def slurm_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """For Slurm's commands: no enclosing job and no filter of the user's changes an answer; SBATCH_* are defaults."""
+    """Return the environment of Slurm's commands, without enclosing job and user's filters; SBATCH_* defaults stay."""
     outside = drop_job_variables(environment)
     return {name: value for name, value in outside.items() if not name.startswith(("SQUEUE_", "SCANCEL_"))}
 
 
-def ask_queue(clusters: Iterable[str] = ()) -> list[QueueEntry] | None:
-    """This user's jobs, also those that ended a short while ago, here and on the named clusters.
+def read_queue(clusters: Iterable[str] = ()) -> list[QueueEntry] | None:
+    """Read this user's jobs, including recently ended ones, on this cluster and the named ones.
 
-    None if one of them does not answer, which says nothing of the jobs.
+    Return None if one of the clusters does not answer, which implies nothing about the jobs.
     """
     entries = []
     for cluster in (None, *clusters):
-        found = _ask_cluster(cluster)
-        if found is None:
+        cluster_entries = _read_cluster(cluster)
+        if cluster_entries is None:
             return None
-        entries += found
+        entries += cluster_entries
     return entries
 
 
-def _ask_cluster(clusters: str | None) -> list[QueueEntry] | None:
+def _read_cluster(clusters: str | None) -> list[QueueEntry] | None:
     mark, uid = secrets.token_hex(8), os.geteuid()
     command = ["squeue", "--array", "--states=all", f"--format={render_queue_format(mark)}"]
     command += [f"--clusters={clusters}"] if clusters else []
-    # --me came with 20.02, and squeue takes neither for a user whom this machine (a container) has no entry of: it
-    # complains and shows an empty queue, as if nothing were submitted. Then all rows are read, for those of the uid.
-    for whose in (["--me"], [f"--user={uid}"], []):
+    # --me needs Slurm 20.02. For a user without a passwd entry (in a container), squeue rejects both --me and --user,
+    # but prints an empty queue, as if nothing were submitted. Then read all rows, and keep those of the uid.
+    for user in (["--me"], [f"--user={uid}"], []):
         try:
-            done = _run([*command, *whose], _ANSWER_S)
+            done = _run([*command, *user], _ANSWER_S)
         except (OSError, subprocess.TimeoutExpired):
             return None
         if "unrecognized option" not in done.stderr and "Invalid user" not in done.stderr:
@@ -73,7 +72,7 @@ def _ask_cluster(clusters: str | None) -> list[QueueEntry] | None:
 
 
 def find_clusters(command: Sequence[str], environment: Mapping[str, str]) -> str | None:
-    """The clusters among which `sbatch` is to choose, such as `a,b`; None if that is left to Slurm."""
+    """Find the clusters that `sbatch` may choose from, such as `a,b`; None if none are stated."""
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("-M", "--clusters", default=environment.get("SBATCH_CLUSTERS"))
     clusters: str | None = parser.parse_known_args(command[1:])[0].clusters
@@ -81,16 +80,16 @@ def find_clusters(command: Sequence[str], environment: Mapping[str, str]) -> str
 
 
 def submit_script(command: Sequence[str], script: str) -> Submitted:
-    """Submit once.
+    """Submit a script once.
 
     Raises:
-        LostAnswerError: there is no answer, or none that can be read; the job may be in the queue all the same.
-        SlurmError: Slurm refuses the job, or can't be asked from this machine.
+        LostAnswerError: sbatch gave no answer, or none that can be parsed; the job may be in the queue nevertheless.
+        SlurmError: Slurm refused the job, or sbatch can't be run on this machine.
     """
     try:
         done = _run(command, _ANSWER_S, script)
     except OSError as error:
-        raise SlurmError(f"sbatch can't be run: {error} (a machine of the cluster submits)") from error
+        raise SlurmError(f"sbatch can't be run: {error} (submit from a machine of the cluster)") from error
     except subprocess.TimeoutExpired as error:
         raise LostAnswerError(f"sbatch has not answered for {_ANSWER_S:g} s") from error
     submitted = parse_submitted(done.stdout) if done.returncode == 0 else None
@@ -102,19 +101,19 @@ def submit_script(command: Sequence[str], script: str) -> Submitted:
 
 
 def cancel_jobs(entries: Sequence[QueueEntry]) -> None:
-    """Ask Slurm to end just these.
+    """Ask Slurm to cancel exactly these jobs.
 
     Raises:
-        SlurmError: it does not answer.
+        SlurmError: Slurm refuses or does not answer.
     """
     for cluster in dict.fromkeys(entry.cluster for entry in entries):
         jobs = [entry.job for entry in entries if entry.cluster == cluster]
-        if refused := _order(["scancel", *([f"--clusters={cluster}"] if cluster else []), *jobs], _ANSWER_S):
-            raise SlurmError(refused)
+        if failure := _try_command(["scancel", *([f"--clusters={cluster}"] if cluster else []), *jobs], _ANSWER_S):
+            raise SlurmError(failure)
 
 
 def read_job(job: str) -> JobRecord | None:
-    """What the controller knows of a job that runs; None if it does not answer."""
+    """Read the controller's record of a job; None if it does not answer."""
     try:
         done = _run(["scontrol", "show", "job", job], _REQUEUE_S)
     except (OSError, subprocess.TimeoutExpired):
@@ -123,12 +122,12 @@ def read_job(job: str) -> JobRecord | None:
 
 
 def requeue_job(job: str) -> str | None:
-    """Ask Slurm to put a job that runs back into the queue; why it did not, or None if it did."""
-    return _order(["scontrol", "requeue", job], _REQUEUE_S)
+    """Ask Slurm to put a running job back into the queue; return why it did not, or None if it did."""
+    return _try_command(["scontrol", "requeue", job], _REQUEUE_S)
 
 
-def _order(command: Sequence[str], answer_s: float) -> str | None:
-    """Why the command was not carried out, or None if it was."""
+def _try_command(command: Sequence[str], answer_s: float) -> str | None:
+    """Run a command of Slurm; return why it failed, or None if it succeeded."""
     try:
         done = _run(command, answer_s)
     except OSError as error:
@@ -140,7 +139,7 @@ def _order(command: Sequence[str], answer_s: float) -> str | None:
 
 def _run(command: Sequence[str], answer_s: float, script: str = "") -> "subprocess.CompletedProcess[str]":
     environment = slurm_environment(os.environ)
-    if command[0] != "sbatch":  # which hands its environment on to the job
+    if command[0] != "sbatch":  # sbatch passes its environment on to the job
         environment["LC_ALL"] = "C"
     return subprocess.run(
         command,
@@ -148,7 +147,7 @@ def _run(command: Sequence[str], answer_s: float, script: str = "") -> "subproce
         input=script,
         capture_output=True,
         encoding="utf-8",
-        errors="surrogateescape",  # a comment may be in any encoding, as a path in the script
+        errors="surrogateescape",  # comments, and paths in the script, may have any encoding
         timeout=answer_s,
         check=False,
     )

@@ -1,4 +1,4 @@
-"""The batch scripts of slurm/ and of `run --backend slurm`, and the sbatch command: one template for all; pure.
+"""Rendering of the batch scripts of slurm/ and `run --backend slurm` from one template, and of sbatch commands; pure.
 
 `python -m launcher.slurm.script kfold` (or `merge`) prints the checked-in script.
 """
@@ -14,7 +14,7 @@ _FIND_PYTHON = """python=
 for candidate in "$DOCCLS_PYTHON" "${VIRTUAL_ENV:+$VIRTUAL_ENV/bin/python}" \\
   "${CONDA_PREFIX:+$CONDA_PREFIX/bin/python}" "$SLURM_SUBMIT_DIR/.venv/bin/python" \\
   "$home/.venv/bin/python" "$(command -v python3 || true)"; do
-  # From another folder, so that this one's own source does not stand in for what is not installed.
+  # Import from another folder: doccls must be installed, not merely be the source in the current one.
   if [ -x "$candidate" ] && (cd / && "$candidate" -c 'import launcher.arguments') 2>/dev/null; then
     python=$candidate
     break
@@ -27,41 +27,41 @@ if [ -z "$python" ]; then
   exit 1
 fi"""
 _FIND_HOME = """job=${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}
-[ -n "$job" ] || { echo 'this is a job for Slurm: sbatch slurm/@NAME@.sh @ARGUMENTS@' >&2; exit 2; }
+[ -n "$job" ] || { echo 'not a Slurm job; submit it with: sbatch slurm/@NAME@.sh @ARGUMENTS@' >&2; exit 2; }
 
-# Slurm runs a copy of this file: it came from the folder of the submission, or from where the queue says.
+# Slurm runs a copy of this file: the original is in the submission folder, or at the path that squeue shows.
 home=$SLURM_SUBMIT_DIR
 if [ ! -f "$home/slurm/@NAME@.sh" ] && command -v squeue >/dev/null; then
-  for try in {1..10}; do # the controller may be away for a while
+  for try in {1..10}; do # the controller may be unavailable for a while
     command=$(timeout 20 squeue --noheader --jobs="$job" --format=%o && echo .) && break || sleep 15
   done
-  command=${command%$'\\n.'} # of which "$( )" would have taken more than that
+  command=${command%$'\\n.'} # the dot keeps "$( )" from stripping the path's own newlines
   [ $# -eq 0 ] || command=${command%" $*"}
   [ -z "$command" ] || home=${command%/slurm/*}
 fi"""
-_RUN_SETUP = """# What --setup says runs here; the task repeats it in the command that trains the rest.
+_RUN_SETUP = """# Run the lines of --setup. The task gets them too, for the command that resumes the run.
 previous=
 for argument; do
   case $previous in --setup) eval "$argument" ;; esac
   case $argument in --setup=*) eval "${argument#*=}" ;; esac
   previous=$argument
 done"""
-_SAY_FAILURE = """trap 'printf "%s\\n" "[EXIT] TRAINING ERROR code=$?" \\
+_REPORT_FAILURE = """trap 'printf "%s\\n" "[EXIT] TRAINING ERROR code=$?" \\
   "[EXIT][ERROR] training failed: $BASH_COMMAND" >&2' ERR"""
 _CHOOSE_CONFIG = """config=configs/train.yaml
 [ -f "$config" ] || config=$home/$config
 case ${1--} in -*) ;; *) config=$1; shift ;; esac"""
 _KFOLD_HELP = """
-Train the folds of one run as a job array, a task a fold; whoever finishes last merges:
+Train the folds of one run as a job array, one task per fold; the task that finishes last merges them:
 
     sbatch [SBATCH OPTIONS] slurm/kfold.sh [CONFIG] [--setup LINE] [--set KEY=VALUE ...] [--run-id ID]
 
-What is given to sbatch wins over these lines. Modules, conda and the like: write them into slurm/env.sh, or say
+Options of sbatch override the #SBATCH lines. To load modules, conda and the like, write slurm/env.sh, or pass
 --setup 'module load cuda'. Each task trains its fold on all GPUs that it gets: --gres=gpu:4, --gres=gpu:a100:1;
 --gres=none trains on CPUs.
 """.strip("\n")
 _MERGE_HELP = """
-Merge the folds of a run, as a job of its own:
+Merge the folds of a run in a separate job:
 
     sbatch --dependency=afterany:JOB slurm/merge.sh RUN
 
@@ -70,7 +70,7 @@ Merge the folds of a run, as a job of its own:
 
 @dataclass(frozen=True)
 class JobRequest:
-    """What each task of a submitted array gets; None leaves it to the cluster."""
+    """Resources to request for each task of a submitted array; None: the cluster's default."""
 
     nodes: int
     gpus_per_node: int
@@ -81,30 +81,27 @@ class JobRequest:
     constraint: str | None = None
     time: str | None = None
     mem: str | None = None
-    gres: str | None = None
-    """All of --gres, with the GPUs."""
-    at_once: int | None = None
-    """Most tasks that run at a time."""
-    others: tuple[str, ...] = ()
-    """Further arguments of sbatch, which win."""
+    gres: str | None = None  # the complete --gres, including GPUs
+    at_once: int | None = None  # maximum number of tasks that run at the same time
+    others: tuple[str, ...] = ()  # further arguments of sbatch, which take precedence
 
 
 def find_gpu_request(arguments: Sequence[str]) -> tuple[str, str] | None:
-    """The first of sbatch's arguments that asks for GPUs, as in `--gres`, `gpu:a100:2`; None if none does."""
+    """Find sbatch's first argument that requests GPUs, such as (`--gres`, `gpu:a100:2`); None if none does."""
     for argument in arguments:
-        found = _GPU_REQUEST.fullmatch(argument)
-        if found and (found[1].startswith(("--gpus", "-G")) or re.search("gpu|shard|mps|none", found[2])):
-            return found[1], found[2]
+        match = _GPU_REQUEST.fullmatch(argument)
+        if match and (match[1].startswith(("--gpus", "-G")) or re.search("gpu|shard|mps|none", match[2])):
+            return match[1], match[2]
     return None
 
 
 def render_directives(name: str, nodes: int, gpus_per_node: int, cpus_per_task: int) -> list[str]:
-    """The options that a script of doccls asks sbatch for itself."""
+    """Render the #SBATCH options that all scripts of doccls have in common."""
     return [
         f"--job-name={name}",
         f"--nodes={nodes}",
         "--ntasks-per-node=1",
-        *([f"--gres=gpu:{gpus_per_node}"] if gpus_per_node else []),  # a cluster without GPUs knows no such word
+        *([f"--gres=gpu:{gpus_per_node}"] if gpus_per_node else []),  # clusters without GPUs reject gpu:0
         f"--cpus-per-task={cpus_per_task}",
         "--requeue",
         "--open-mode=append",
@@ -113,19 +110,20 @@ def render_directives(name: str, nodes: int, gpus_per_node: int, cpus_per_task: 
 
 
 def render_job(comment: str, directives: Sequence[str], home: str, steps: Sequence[str], command: str) -> str:
-    """A batch script: what it is for, its options, then bash: `home` sets $home, whose slurm/env.sh is read next,
-    and `steps` set $python, which runs the command.
+    """Render a batch script: a comment, sbatch's options, then bash.
+
+    `home` sets $home, whose slurm/env.sh is read next, and `steps` set $python, which runs the command.
     """
     head = "\n".join(["#!/bin/bash", *(f"# {line}".rstrip() for line in comment.splitlines()), "#"])
     options = "\n".join(f"#SBATCH {directive}" for directive in directives)
     source = 'env=$SLURM_SUBMIT_DIR/slurm/env.sh\n[ -f "$env" ] || env=$home/slurm/env.sh\n[ ! -f "$env" ] || . "$env"'
-    begin = f"set -eo pipefail\n{_SAY_FAILURE}"
-    blocks = [begin, home, source, *steps, f'exec "$python" -m launcher {command}']
+    prologue = f"set -eo pipefail\n{_REPORT_FAILURE}"
+    blocks = [prologue, home, source, *steps, f'exec "$python" -m launcher {command}']
     return f"{head}\n{options}\n" + "\n\n".join(blocks) + "\n"
 
 
 def render_kfold() -> str:
-    """slurm/kfold.sh."""
+    """Render slurm/kfold.sh."""
     directives = render_directives("doccls", nodes=1, gpus_per_node=1, cpus_per_task=4)
     home = _FIND_HOME.replace("@NAME@", "kfold").replace("@ARGUMENTS@", "[CONFIG]")
     steps = [_RUN_SETUP, _CHOOSE_CONFIG, _FIND_PYTHON]
@@ -133,26 +131,26 @@ def render_kfold() -> str:
 
 
 def render_merge() -> str:
-    """slurm/merge.sh."""
+    """Render slurm/merge.sh."""
     directives = ["--job-name=doccls-merge", "--ntasks=1", "--requeue", "--open-mode=append"]
     home = _FIND_HOME.replace("@NAME@", "merge").replace("@ARGUMENTS@", "RUN")
     return render_job(_MERGE_HELP, directives, home, [_FIND_PYTHON], 'merge "$@"')
 
 
 def render_script(
-    request: JobRequest, run_id: str, home: str, setup: Sequence[str], python: str, words: Sequence[str]
+    request: JobRequest, run_id: str, home: str, setup: Sequence[str], python: str, args: Sequence[str]
 ) -> str:
-    """The script of a submitted task; `words` are those of `doccls-launch task`, `python` runs this command."""
+    """Render the script of a submitted task: `python` runs `doccls-launch task` with the arguments `args`."""
     gpus = 0 if request.gres or find_gpu_request(request.others) else request.gpus_per_node
     directives = render_directives(f"doccls-{run_id}", request.nodes, gpus, request.cpus_per_task)
-    offline = "export HF_HUB_OFFLINE=1 # weights were downloaded at the submission"
+    offline = "export HF_HUB_OFFLINE=1 # the weights were downloaded before the submission"
     steps = ["\n".join([offline, *setup]), f"python=${{DOCCLS_PYTHON:-{shlex.quote(python)}}}"]
     help_text = f"Train folds of run {run_id}."
-    return render_job(help_text, directives, f"home={shlex.quote(home)}", steps, f"task {shlex.join(words)}")
+    return render_job(help_text, directives, f"home={shlex.quote(home)}", steps, f"task {shlex.join(args)}")
 
 
 def render_sbatch(request: JobRequest, folds: Sequence[int], comment: str, output: str) -> tuple[str, ...]:
-    """The command that submits an array, a task a fold; it reads the script from its input."""
+    """Render the command that submits an array with one task per fold, and reads the script from standard input."""
     limit = "" if request.at_once is None else f"%{request.at_once}"
     stated = {
         "partition": request.partition, "account": request.account, "qos": request.qos, "time": request.time,
@@ -166,7 +164,7 @@ def render_sbatch(request: JobRequest, folds: Sequence[int], comment: str, outpu
 
 
 def render_output(folder: str) -> str:
-    """Slurm's pattern for a file a task in the folder; Slurm reads no pattern in a path with a backslash."""
+    """Render Slurm's pattern for one output file per task; in a path with a backslash, Slurm expands no pattern."""
     name = "slurm-%A_%a.out"
     return name if "\\" in folder else f"{folder.replace('%', '%%')}/{name}"
 

@@ -1,4 +1,4 @@
-"""Job steps of Slurm: one that runs a fold's ranks over several nodes, and one that only hears of preemption."""
+"""Slurm job steps: one that runs a fold's ranks on several nodes, and one that only detects preemption."""
 
 import os
 import signal
@@ -16,66 +16,65 @@ from launcher.local import KILL_LIMIT_S, LAUNCH, StartError
 from launcher.plan import Assignment, drop_job_variables
 from launcher.slurm.format import Allocation, parse_step_ends, render_step
 
-_DUMP_S = 0.5
-"""How long the processes get to write their stacks."""
-_HEEDED = {
+_DUMP_S = 0.5  # time for the processes to write their stacks
+# Exit code of the step -> the signal that ended it: a preemption's, or one ahead of a time limit (--signal).
+_STOP_SIGNALS = {
     code: number for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2) for code in (128 + number, -number)
 }
-"""Exit codes of the step -> the signal that ended it: a preemption's, or one ahead of a time limit (--signal)."""
-_ENDS_S = 10.0
+_EXIT_S = 10.0
+# A step that uses none of the job's resources, and ends when Slurm sends SIGTERM to the job's steps.
 _SLEEPING_STEP = (
     "srun", "--overlap", "--nodes=1", "--ntasks=1", "--mem=0", "--gres=none", "--input=none", "--quiet",
     "sleep", "infinity",
 )  # fmt: skip
-"""A step that takes nothing from the job, and ends when Slurm sends SIGTERM to the job's steps."""
 
 
 class StepProcesses:
-    """The ranks of one fold, as srun tells of them."""
+    """The ranks of one fold, run by srun."""
 
-    def __init__(self, srun: "subprocess.Popen[bytes]", ranks: int, said: Path) -> None:
-        """`said` is the file into which srun writes."""
-        self._srun, self._ranks, self._said = srun, ranks, said
+    def __init__(self, srun: "subprocess.Popen[bytes]", ranks: int, output: Path) -> None:
+        """Watch `srun`, which writes its output to the file `output`."""
+        self._srun, self._ranks, self._output = srun, ranks, output
         self.ended: list[int] = []
 
     @property
     def pids(self) -> tuple[int, ...]:
-        """srun's."""
+        """Process ID of srun."""
         return (self._srun.pid,)
 
     def poll(self) -> tuple[int | None, ...]:
-        """Exit codes by rank: minus a signal's number where one killed, None while alive.
+        """Return the exit codes by rank: -N for a rank killed by signal N, None while the rank is alive.
 
-        srun tells at once of a rank that ended badly, of the others when all have ended.
+        srun reports a failed rank at once, the others when all have ended.
         """
-        code = self._srun.poll()
-        ends = parse_step_ends(self.tell())
-        rest = None if code is None else 0 if ends else code
-        new = sorted((end >= 0, rank) for rank, end in ends.items() if rank not in self.ended)
-        self.ended += [rank for _, rank in new]  # of those seen at once, who was killed is the cause
-        return tuple(ends.get(rank, rest) for rank in range(self._ranks))
+        srun_code = self._srun.poll()
+        codes = parse_step_ends(self.tell())
+        unreported = None if srun_code is None else 0 if codes else srun_code
+        new = sorted((code >= 0, rank) for rank, code in codes.items() if rank not in self.ended)
+        self.ended += [rank for _, rank in new]  # killed ranks first: they are the cause of the others' failure
+        return tuple(codes.get(rank, unreported) for rank in range(self._ranks))
 
     def terminate(self) -> None:
-        """Ask each rank to leave at its next safe point; srun passes this signal on, and not SIGTERM."""
+        """Ask each rank to stop at its next safe point; srun forwards SIGUSR1, but not SIGTERM."""
         self._send(signal.SIGUSR1)
 
     def dump_stacks(self) -> None:
-        """Have each rank write its Python stacks to its console."""
+        """Make each rank write its Python stacks to its console."""
         self._send(signal.SIGUSR2)
         time.sleep(_DUMP_S)
 
     def kill(self) -> None:
-        """On SIGTERM srun has Slurm kill the whole step."""
+        """Kill all ranks: on SIGTERM, srun has Slurm kill the step."""
         self._send(signal.SIGTERM)
 
     def wait(self, within_s: float = KILL_LIMIT_S) -> None:
-        """Until all are gone, or so long."""
+        """Wait until all ranks have exited or the limit has passed."""
         with suppress(subprocess.TimeoutExpired):
             self._srun.wait(within_s)
 
     def tell(self) -> str:
-        """What srun and slurmstepd said."""
-        return self._said.read_text(encoding="utf-8", errors="replace")
+        """Return the output of srun and slurmstepd."""
+        return self._output.read_text(encoding="utf-8", errors="replace")
 
     def _send(self, number: int) -> None:
         if self._srun.poll() is None:
@@ -83,19 +82,18 @@ class StepProcesses:
 
 
 class SlurmBackend:
-    """Starts folds as steps of the job that this process runs in, on its first node."""
+    """Backend that starts folds as steps of the job whose first node this process runs on."""
 
     def __init__(self, allocation: Allocation, ranks_per_node: int, folder: Path) -> None:
-        """`folder` is one of this machine's, for what is gone when the task has ended."""
+        """Start folds in `allocation`, with temporary files in the local `folder`."""
         self._allocation, self._ranks_per_node, self._folder = allocation, ranks_per_node, folder
 
     def start(self, assignment: Assignment, consoles: Sequence[Path]) -> StepProcesses:
         """Start the ranks of a fold.
 
         Raises:
-            StartError: srun or a file for what it says can't be had.
+            StartError: srun can't be run, or the file for its output can't be created.
         """
-        ranks, number = len(assignment.ranks), time.monotonic_ns()
         step = render_step(
             f"fold{assignment.fold}",
             assignment.ranks[0].argv,
@@ -104,75 +102,75 @@ class SlurmBackend:
             self._ranks_per_node,
             self._allocation.cpus_per_node // self._ranks_per_node,
         )
-        # Of the job, srun is told only which it is: what a shell in another job had left would bind or limit the step.
+        # Of the job's variables, srun gets only the ID: those left by a shell in another job would restrict the step.
         environment = drop_job_variables(os.environ) | {"SLURM_JOB_ID": os.environ["SLURM_JOB_ID"], LAUNCHED: LAUNCH}
-        environment |= assignment.ranks[0].environment  # each rank says its own number over it
+        environment |= assignment.ranks[0].environment  # each rank sets its own RANK and LOCAL_RANK
         environment |= {"LOCAL_WORLD_SIZE": str(self._ranks_per_node)} | _choose_meeting_port()
-        said = self._folder / f"fold{assignment.fold}.{number}.txt"
+        output = self._folder / f"fold{assignment.fold}.{time.monotonic_ns()}.txt"
         try:
             consoles[0].parent.mkdir(parents=True, exist_ok=True)
-            with said.open("wb") as out:
+            with output.open("wb") as file:
                 srun = subprocess.Popen(
                     step,
                     env=environment,
                     stdin=subprocess.DEVNULL,
-                    stdout=out,
-                    stderr=out,
-                    start_new_session=True,  # a signal to the job is this process's to hear, and to pass on
+                    stdout=file,
+                    stderr=file,
+                    start_new_session=True,  # only this process receives the job's signals, and forwards them
                 )
         except OSError as error:
             raise StartError(f"fold {assignment.fold} can't be started: {error}") from error
-        return StepProcesses(srun, ranks, said)
+        return StepProcesses(srun, len(assignment.ranks), output)
 
 
 def _choose_meeting_port() -> dict[str, str]:
-    """Where the ranks find each other: at a port of this machine that is free now."""
-    with socket.socket() as free:
-        free.bind(("", 0))
-        return {"MASTER_ADDR": socket.gethostname(), "MASTER_PORT": str(free.getsockname()[1])}
+    """Choose a free port of this machine at which the ranks meet."""
+    with socket.socket() as server:
+        server.bind(("", 0))
+        return {"MASTER_ADDR": socket.gethostname(), "MASTER_PORT": str(server.getsockname()[1])}
 
 
 class PreemptionWatch:
-    """Asks this process to stop when Slurm sends a signal to its job's steps."""
+    """Watch on the sleeping step, which asks this process to stop when Slurm sends a signal to the job's steps."""
 
     def __init__(self, srun: "subprocess.Popen[bytes]") -> None:
-        self._srun, self._over = srun, False
+        self._srun, self._has_ended = srun, False
         self._waiter = threading.Thread(target=self._wait, name="doccls-preemption", daemon=True)
         self._waiter.start()
 
     def _wait(self) -> None:
-        number = _HEEDED.get(self._srun.wait())
-        if number is not None and not self._over:
-            agree_to_stop(number)  # no signal to this process: one that follows would be the second, and end it at once
+        number = _STOP_SIGNALS.get(self._srun.wait())
+        if number is not None and not self._has_ended:
+            agree_to_stop(number)  # sends no signal: the next real one would be the second, and end it at once
 
     def join(self) -> None:
         """Wait until the step has ended."""
         self._waiter.join()
 
     def end(self) -> None:
-        """End the step; what it says from now on is no news."""
-        self._over = True
+        """End the step, and ignore how it ends."""
+        self._has_ended = True
         self._srun.terminate()
         try:
-            self._srun.wait(_ENDS_S)
+            self._srun.wait(_EXIT_S)
         except subprocess.TimeoutExpired:
             self._srun.kill()
 
 
 @contextmanager
 def watching_for_preemption() -> Iterator[PreemptionWatch | None]:
-    """Within the block, in a job of Slurm; None where there is no srun (in a container, say).
+    """Watch for preemption within the block, in a Slurm job; yield None where srun can't be run, as in a container.
 
-    A step that can't be had is no error: the task hears of the preemption at the end of its grace time.
+    A step that can't be started is not an error: the task then learns of a preemption at the end of its grace time.
     """
     environment = drop_job_variables(os.environ) | {"SLURM_JOB_ID": os.environ["SLURM_JOB_ID"]}
     try:
         srun = subprocess.Popen(
             _SLEEPING_STEP, env=environment,
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-            start_new_session=True,  # a signal to the job's batch script is not its to hear
+            start_new_session=True,  # it does not receive signals to the job's batch script
         )  # fmt: skip
-    except OSError:  # there is none, or it can't be run here
+    except OSError:
         yield None
         return
     watch = PreemptionWatch(srun)

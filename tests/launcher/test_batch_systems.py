@@ -147,7 +147,7 @@ def test_a_pod_that_is_evicted_can_resume_and_says_so_by_its_exit_code(
     ended = finish(pod, folder, "pod3")
     assert ended.code == code, ended.out + ended.err
     log = read_logs(folder, 3)
-    assert f"[LAUNCH] stopped by SIGTERM; exit code {code} says that it can resume\n" in log
+    assert f"[LAUNCH] stopped by SIGTERM; exit code {code}: the task can resume\n" in log
     assert f"[EXIT] TRAINING ERROR code={code}\n" in log
     assert list(folder.glob("experiments/*/pages-1/ckpt/last_fold3_*")), "a resume checkpoint"
     assert is_ignored(job, code) == (not words)
@@ -165,7 +165,7 @@ def test_a_pod_is_not_told_its_run_by_kubernetes(container: dict[str, Any], trai
     folder = make_shared_folder(trainer)
     refused = finish(start_pod(nameless, folder, 0), folder, "pod0")
     assert refused.code == 1
-    assert "index 0: its environment does not say which array it is of; name the run: --run-id ID" in refused.err
+    assert "index 0: the environment does not state the array's ID; name the run with --run-id ID" in refused.err
     assert not (folder / "experiments").exists()
 
 
@@ -204,7 +204,7 @@ def test_a_pbs_task_trains_the_fold_of_its_index_and_says_what_is_missing(traine
     part = "oof/parts/fold3.safetensors"
     assert (ended.run.root / part).read_bytes() == (undisturbed.root / part).read_bytes()
     assert "\n[EXIT] INCOMPLETE missing=0,1,2,4 code=0\n" in read_logs(folder, 3)
-    assert "[EXIT] this command's share is finished, folds 0, 1, 2, 4 of the run are not" in ended.out
+    assert "[EXIT] this command's share is finished, but folds 0, 1, 2, 4 of the run are not" in ended.out
 
 
 def test_a_pbs_array_can_be_told_its_run(tmp_path: Path) -> None:

@@ -1,16 +1,17 @@
 #!/usr/bin/env bash
-# cluster.sh - a real, throw-away multi-node Slurm on one machine, for tests.
+# cluster.sh - a real, disposable multi-node Slurm cluster on one machine, for tests.
 #
 #   cluster.sh up     DIR [-n NODES] [-g GPUS] [-c CPUS] [-p PORT] [-a munge|none] [--keep] [--no-ns] [--conf 'EXTRA LINES']
 #   cluster.sh down   DIR            stop everything (idempotent)
 #   cluster.sh status DIR            rc 0 = up, 1 = degraded, 3 = down
 #   cluster.sh fail   DIR node2      SIGKILL a whole "machine": slurmd, stepds and all job processes on it
 #   cluster.sh heal   DIR node2      boot that machine again
-#   cluster.sh ctld   DIR stop|start take the controller down / bring it back (jobs keep running)
+#   cluster.sh ctld   DIR stop|start stop or restart the controller (jobs keep running)
 #   then:  . DIR/env.sh && sinfo && sbatch ...
 #
 # Every node is one slurmd in its own pid + uts + mount namespace: own hostname, own /proc, an /etc/hosts
-# that resolves the other nodes to 127.0.0.11.. and itself to 127.0.0.1; nothing outside DIR is written. slurmctld listens on 127.0.0.1 only, slurmd on every address (munge-authenticated).
+# that resolves the other nodes to 127.0.0.11.. and itself to 127.0.0.1. Nothing is written outside DIR. slurmctld
+# listens on 127.0.0.1 only, slurmd on every address (munge-authenticated).
 # Runs as root or as an ordinary user (then one user only; needs unprivileged user namespaces, or --no-ns).
 # Needs: apt-get install slurm-wlm munge   (Slurm 22.05 in Debian 12; built with --enable-multiple-slurmd)
 set -euo pipefail
@@ -23,7 +24,7 @@ ME=$(id -un); RUN=$DIR/run; LOG=$DIR/log; ETC=$DIR/etc
 export SLURM_CONF=$ETC/slurm.conf
 unset ${!SLURM_@} 2>/dev/null || true; export SLURM_CONF=$ETC/slurm.conf
 
-pid_of() {  # pid_of NAME -> prints the pid if it is alive and still ours
+pid_of() {  # pid_of NAME   print the pid if the process is alive and still belongs to this cluster
   local p; p=$(cat "$RUN/$1.pid" 2>/dev/null) || return 1
   [ -n "$p" ] && [ -r /proc/$p/cmdline ] && tr '\0' ' ' </proc/$p/cmdline | grep -qF "$DIR" || return 1
   [ "$(ps -o stat= -p "$p" | cut -c1)" != Z ] && echo "$p"; }
@@ -44,10 +45,10 @@ start_node() {  # start_node nodeN
   if [ "$NS" = 1 ]; then
     local un=(unshare --mount --uts --pid --fork --kill-child=KILL --mount-proc)
     [ "$(id -u)" = 0 ] || un=(unshare --user --map-current-user --keep-caps --mount --uts --pid --fork --kill-child=KILL --mount-proc)
-    # bash is the node's init: it reaps orphans; when slurmd ends, the node's namespace dies with it
+    # bash is the node's init and reaps orphans; when slurmd exits, so does bash, which ends the node's namespace
     spawn "$n" "${un[@]}" bash -c '
       n=$1 etc=$2
-      # own name -> 127.0.0.1: srun binds to it, and that is the source address its peers see (NoInAddrAny)
+      # map the own name to 127.0.0.1: srun binds to it, so its peers see it as source address (NoInAddrAny)
       sed "s/^127[0-9.]* $n\$/127.0.0.1 $n/" "$etc/hosts" >"$etc/hosts.$n"
       mount --bind "$etc/hosts.$n" /etc/hosts && hostname "$n" || exit 9
       if [ "$(id -u)" != 0 ]; then drop="setpriv --ambient-caps=-all --inh-caps=-all"; fi
@@ -57,10 +58,10 @@ start_node() {  # start_node nodeN
   else
     spawn "$n" slurmd -D -N "$n" -f "$ETC/slurm.conf"
   fi; }
-stop_node() {   # everything on the node dies at once
+stop_node() {   # kill everything on the node at once
   local n=$1 p q
   if [ "$NS" = 1 ]; then stop "$n" KILL 3; return; fi
-  for q in $(ls /proc | grep -E '^[0-9]+$'); do   # no namespaces: the tasks, then slurmstepd, then slurmd
+  for q in $(ls /proc | grep -E '^[0-9]+$'); do   # without namespaces: kill the tasks, then slurmstepd, then slurmd
     tr '\0' '\n' 2>/dev/null </proc/$q/environ | grep -qx "SLURMD_NODENAME=$n" &&
       tr '\0' '\n' 2>/dev/null </proc/$q/environ | grep -qx "SLURM_CONF=$SLURM_CONF" && kill -KILL "$q" 2>/dev/null || true
   done
@@ -79,12 +80,12 @@ up() {
     --keep) KEEP=1;; --no-ns) NS=0;; --conf) EXTRA=$2; shift;; *) die "unknown option $1";; esac; shift; done
   for b in slurmctld slurmd sbatch; do command -v $b >/dev/null || die "$b is not installed: apt-get install -y slurm-wlm munge"; done
   if pid_of slurmctld >/dev/null; then echo "cluster: already up in $DIR"; status; return; fi
-  (load && down --now) >/dev/null 2>&1 || true     # leftovers of a half-dead run
+  (load && down --now) >/dev/null 2>&1 || true     # clean up after a run that crashed
   [ "$KEEP" = 1 ] || rm -rf "$DIR"/{state,spool,log,run,etc}
   mkdir -p "$ETC" "$RUN" "$LOG" "$DIR"/{state,spool,dev,munge}; chmod 755 "$DIR/munge"
   if [ $NS = 1 ]; then
     local u=(unshare --mount --uts --pid --fork --mount-proc); [ "$(id -u)" = 0 ] || u=(unshare --user --map-current-user --keep-caps "${u[@]:1}")
-    "${u[@]}" true 2>/dev/null || { echo "cluster: namespaces not allowed here, going on without (--no-ns)" >&2; NS=0; }
+    "${u[@]}" true 2>/dev/null || { echo "cluster: namespaces are not allowed here; continuing without (--no-ns)" >&2; NS=0; }
   fi
   while for ((i = 0; i <= NODES + 1; i++)); do (exec 3<>/dev/tcp/127.0.0.1/$((PORT + i))) 2>/dev/null && break; done; ((i <= NODES + 1)); do
     PORT=$((PORT + 100)); done
@@ -147,7 +148,7 @@ MinJobAge=600
 CompleteWait=0
 InactiveLimit=0
 ReturnToService=2
-# requeue and preemption: partition high preempts partition low by requeueing its jobs, partition cancel by ending them
+# preemption: partition high preempts partition low by requeueing its jobs, and partition cancel by cancelling them
 JobRequeue=1
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
@@ -180,7 +181,7 @@ CONF
 down() {
   load || { echo "cluster: nothing in $DIR"; return 0; }
   local i n
-  if [ "${1:-}" != --now ] && pid_of slurmctld >/dev/null; then      # let jobs see their SIGTERM
+  if [ "${1:-}" != --now ] && pid_of slurmctld >/dev/null; then      # cancel jobs so that they get SIGTERM
     timeout 5 squeue -h -o %A 2>/dev/null | sort -u | xargs -r timeout 5 scancel 2>/dev/null || true
     for ((i = 0; i < 50; i++)); do [ -z "$(timeout 5 squeue -h 2>/dev/null)" ] && break; sleep 0.1; done
   fi

@@ -1,4 +1,4 @@
-"""Fixtures of the suite `slurm`: a real Slurm of two nodes on this machine."""
+"""Fixtures of the suite `slurm`: a real Slurm cluster of two nodes on this machine."""
 
 import os
 import shutil
@@ -23,6 +23,6 @@ def cluster(need: Callable[[str, bool, str], None], tmp_path_factory: pytest.Tem
 
 @pytest.fixture(scope="session")
 def trainer(tmp_path_factory: pytest.TempPathFactory) -> Trainer:
-    """Runs on 48 drawn pages."""
+    """Trainer of runs on 48 drawn pages."""
     workplace: Path = tmp_path_factory.mktemp("slurm-runs")
     return Trainer(write_pages(workplace / "data"), workplace)

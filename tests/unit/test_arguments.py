@@ -1,4 +1,4 @@
-"""The arguments that say which config: the same for every command, and each with its word in the end."""
+"""The config arguments that all commands share, and their precedence."""
 
 from __future__ import annotations
 
@@ -14,46 +14,46 @@ from doccls.errors import UserError
 DATA = "data: {train_csv: a.csv, image_dir_train: images, num_workers: 3}\n"
 
 
-def load(folder: Path, *words: str) -> Config:
+def load(folder: Path, *args: str) -> Config:
     (folder / "c.yaml").write_text(DATA + "train: {batch_size: 7}\n")
     parser = argparse.ArgumentParser()
     add_config_arguments(parser)
-    return load_arguments(parser.parse_args(["--config", str(folder / "c.yaml"), *words]))
+    return load_arguments(parser.parse_args(["--config", str(folder / "c.yaml"), *args]))
 
 
-def test_without_more_arguments_it_is_the_file(tmp_path: Path) -> None:
+def test_file_alone_is_the_config(tmp_path: Path) -> None:
     config = load(tmp_path)
     assert (config.train.batch_size, config.data.num_workers, config.mode) == (7, 3, "basic")
 
 
-def test_each_argument_has_its_word(tmp_path: Path) -> None:
+def test_each_argument_overrides_the_file(tmp_path: Path) -> None:
     config = load(
         tmp_path, "--mode", "highperf", "--set", "train.epochs=2", "--set", "train.lr=0.5", "--num-workers", "1"
     )
     assert (config.mode, config.train.epochs, config.train.lr, config.data.num_workers) == ("highperf", 2, 0.5, 1)
 
 
-def test_zero_workers_are_a_number_and_not_nothing(tmp_path: Path) -> None:
+def test_zero_workers_override_the_file(tmp_path: Path) -> None:
     assert load(tmp_path, "--num-workers", "0").data.num_workers == 0
 
 
-def test_the_flag_for_workers_wins_over_the_same_key_set(tmp_path: Path) -> None:
+def test_num_workers_flag_takes_precedence_over_set(tmp_path: Path) -> None:
     assert load(tmp_path, "--num-workers", "1", "--set", "data.num_workers=2").data.num_workers == 1
 
 
-def test_a_wrong_value_names_the_flag_that_gave_it(tmp_path: Path) -> None:
+def test_error_of_wrong_value_names_its_flag(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--num-workers"):
         load(tmp_path, "--num-workers", "-1")
     with pytest.raises(UserError, match="--set"):
         load(tmp_path, "--set", "train.epochs=none")
 
 
-def test_an_unknown_mode_is_refused_by_the_command_line(tmp_path: Path) -> None:
+def test_unknown_mode_is_rejected_by_argparse(tmp_path: Path) -> None:
     with pytest.raises(SystemExit):
         load(tmp_path, "--mode", "fancy")
 
 
-def test_a_command_may_do_without_a_config() -> None:
+def test_config_is_optional_if_not_required() -> None:
     parser = argparse.ArgumentParser()
     add_config_arguments(parser, required=False)
     assert parser.parse_args([]).config is None

@@ -1,4 +1,4 @@
-"""Which task of which array: by the words of each batch system; each fold is trained once, whatever they count from."""
+"""Array tasks of each batch system; each fold is trained once, whatever index the array starts at."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def make_sge(first: int, last: int, step: int, index: int) -> dict[str, str]:
         ({"JOB_COMPLETION_INDEX": "2"}, ArrayTask("index 2", None, 2)),
     ],
 )
-def test_each_batch_system_is_understood(environment: dict[str, str], expected: ArrayTask) -> None:
+def test_task_is_parsed_from_each_batch_system(environment: dict[str, str], expected: ArrayTask) -> None:
     assert replace(parse_array_task(environment, 5), variable="INDEX") == expected
 
 
@@ -59,23 +59,23 @@ def test_each_batch_system_is_understood(environment: dict[str, str], expected: 
         ("0/1", ArrayTask("index 2", None, 0, 0, 1)),
     ],
 )
-def test_what_is_stated_wins(stated: str, expected: ArrayTask) -> None:
+def test_task_option_takes_precedence(stated: str, expected: ArrayTask) -> None:
     task = parse_array_task({"JOB_COMPLETION_INDEX": "2"}, 5, stated)
     assert replace(task, variable="INDEX") == expected
 
 
 @pytest.mark.parametrize("stated", ["5/5", "0/1-5", "6/1-5", "0/0", "1", "a/b", "-1/5", "1/5/5"])
-def test_a_task_that_cannot_be_is_refused(stated: str) -> None:
+def test_impossible_task_option_is_rejected(stated: str) -> None:
     with pytest.raises(UserError, match="--task"):
         parse_array_task({}, 5, stated)
 
 
-def test_without_a_job_the_user_is_told_what_runs_this_command() -> None:
+def test_error_outside_a_job_names_the_batch_systems() -> None:
     with pytest.raises(UserError, match=r"sbatch slurm/kfold\.sh CONFIG.*--task INDEX/COUNT"):
         parse_array_task({"SLURM_CONF": "/etc/slurm.conf"}, 5)
 
 
-def test_a_variable_that_is_no_number_is_named() -> None:
+def test_variable_that_is_not_a_number_is_rejected_by_name() -> None:
     with pytest.raises(UserError, match="JOB_COMPLETION_INDEX='two'"):
         parse_array_task({"JOB_COMPLETION_INDEX": "two"}, 5)
 
@@ -85,7 +85,7 @@ def test_a_variable_that_is_no_number_is_named() -> None:
     [(first, tasks, folds) for first in (0, 1) for tasks in range(2, 9) for folds in (2, 3, 5, 8)
      if first == 0 or tasks >= folds],
 )  # fmt: skip
-def test_tasks_that_share_train_each_fold_once(first: int, tasks: int, folds: int) -> None:
+def test_tasks_that_divide_the_folds_train_each_fold_once(first: int, tasks: int, folds: int) -> None:
     last = first + tasks - 1
     shares = [
         pick_folds(parse_array_task(make_slurm(first, last, tasks, index), folds), range(folds), folds)
@@ -99,29 +99,29 @@ def test_tasks_that_share_train_each_fold_once(first: int, tasks: int, folds: in
     ("first", "last", "count", "index"),
     [(0, 0, 1, 0), (2, 2, 1, 2), (1, 3, 2, 3), (0, 4, 3, 4), (2, 4, 3, 2), (1, 2, 2, 1)],
 )
-def test_tasks_of_any_other_array_name_their_folds(first: int, last: int, count: int, index: int) -> None:
+def test_index_is_the_fold_in_any_other_array(first: int, last: int, count: int, index: int) -> None:
     task = parse_array_task(make_slurm(first, last, count, index), 5)
     assert pick_folds(task, range(5), 5) == (index,)
     assert pick_folds(task, [index + 1], 5) == ()
 
 
-def test_where_the_index_is_the_fold_nothing_is_shared_out() -> None:
+def test_index_is_fold_option_disables_division() -> None:
     task = parse_array_task(make_slurm(0, 1, 2, 1), 5, index_is_fold=True)
     assert pick_folds(task, range(5), 5) == (1,)
     assert pick_folds(task, [0], 5) == ()
 
 
-def test_without_an_array_all_folds_are_trained() -> None:
+def test_job_without_array_trains_all_folds() -> None:
     assert pick_folds(parse_array_task({"SLURM_JOB_ID": "31"}, 5), [0, 2], 5) == (0, 2)
 
 
-def test_an_index_that_is_no_fold_says_how_folds_are_counted() -> None:
+def test_error_of_index_without_fold_explains_numbering() -> None:
     task = parse_array_task({"PBS_JOBID": "12[5].host", "PBS_ARRAY_INDEX": "5"}, 5)
     with pytest.raises(UserError, match=r"folds are numbered 0 to 4 .*from 0 to 4; .*--task \$PBS_ARRAY_INDEX/1-5"):
         pick_folds(task, range(5), 5)
 
 
-def test_what_a_task_trains_is_said() -> None:
+def test_share_is_described() -> None:
     share = parse_array_task(make_slurm(1, 5, 5, 5), 5)
     assert describe_share(share, (4,), 5) == "task 12_5 of 1 to 5: fold 4 (folds are numbered 0 to 4)"
     beyond = parse_array_task(make_slurm(0, 4, 5, 3), 3)

@@ -1,4 +1,4 @@
-"""Devices: what NVML lists, what CUDA_VISIBLE_DEVICES and --gpus leave of it, and what a process is told."""
+"""Devices: NVML's list, selection by CUDA_VISIBLE_DEVICES and --gpus, and the environment of a process."""
 
 from __future__ import annotations
 
@@ -22,35 +22,34 @@ from launcher.devices import (
     find_other_accelerator,
     list_cpus,
     render_environment,
-    set_aside,
+    select_usable,
 )
 
-UUIDS = [f"GPU-{digit * 4}{digit}0-aaaa" for digit in "01234567"]
-"""Each is told from the others by one character after `GPU-`."""
+UUIDS = [f"GPU-{digit * 4}{digit}0-aaaa" for digit in "01234567"]  # one character after `GPU-` identifies each
 GPUS = [Device(f"gpu {index}", uuid, "NVIDIA H100") for index, uuid in enumerate(UUIDS)]
 CPUS = list_cpus(4)
 
 
 @pytest.fixture
 def fake_nvml(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[str]]:
-    """`calls = fake_nvml(8)`: a driver of so many GPUs; `calls` lists each call by its name."""
+    """`calls = fake_nvml(8)` fakes a driver with 8 GPUs; `calls` lists the names of the functions called."""
 
     def fake(count: int) -> list[str]:
         calls: list[str] = []
 
-        def note(name: str, function: Callable[..., object]) -> None:
+        def patch(name: str, function: Callable[..., object]) -> None:
             def called(*arguments: object) -> object:
                 calls.append(name)
                 return function(*arguments)
 
             monkeypatch.setattr(pynvml, name, called)
 
-        note("nvmlInit", lambda: None)
-        note("nvmlShutdown", lambda: None)
-        note("nvmlDeviceGetCount", lambda: count)
-        note("nvmlDeviceGetHandleByIndex", lambda index: ("handle", index))
-        note("nvmlDeviceGetUUID", lambda handle: UUIDS[handle[1]])
-        note("nvmlDeviceGetName", lambda handle: "NVIDIA H100")
+        patch("nvmlInit", lambda: None)
+        patch("nvmlShutdown", lambda: None)
+        patch("nvmlDeviceGetCount", lambda: count)
+        patch("nvmlDeviceGetHandleByIndex", lambda index: ("handle", index))
+        patch("nvmlDeviceGetUUID", lambda handle: UUIDS[handle[1]])
+        patch("nvmlDeviceGetName", lambda handle: "NVIDIA H100")
         return calls
 
     return fake
@@ -64,21 +63,21 @@ def fail(error: type[Exception]) -> Callable[..., object]:
 
 
 def choose(visible: str | None, wanted: str | None = None) -> list[int]:
-    """The numbers of what is chosen from eight GPUs."""
+    """Return the indices chosen from eight GPUs."""
     return [GPUS.index(device) for device in choose_gpus(GPUS, visible, wanted)]
 
 
-def refuse(visible: str | None, wanted: str | None = None) -> str:
+def get_error(visible: str | None, wanted: str | None = None) -> str:
     with pytest.raises(UserError) as caught:
         choose_gpus(GPUS, visible, wanted)
     return str(caught.value)
 
 
-# --- what there is ---------------------------------------------------------------------------------------------------
+# --- discovery --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("count", [0, 1, 8])
-def test_all_gpus_are_found_in_the_drivers_order_and_the_driver_is_left(
+def test_all_gpus_are_found_in_driver_order_and_nvml_is_shut_down(
     fake_nvml: Callable[[int], list[str]], count: int
 ) -> None:
     calls = fake_nvml(count)
@@ -88,20 +87,20 @@ def test_all_gpus_are_found_in_the_drivers_order_and_the_driver_is_left(
 
 
 @pytest.mark.parametrize("error", [pynvml.NVMLError_LibraryNotFound, pynvml.NVMLError_DriverNotLoaded])
-def test_without_a_driver_there_are_no_gpus(monkeypatch: pytest.MonkeyPatch, error: type[Exception]) -> None:
+def test_no_gpus_without_driver(monkeypatch: pytest.MonkeyPatch, error: type[Exception]) -> None:
     monkeypatch.setattr(pynvml, "nvmlInit", fail(error))
     monkeypatch.setattr(pynvml, "nvmlShutdown", fail(AssertionError))
     assert find_gpus() == []
 
 
-def test_a_driver_that_does_not_answer_is_no_machine_without_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Such as one that was updated under a running kernel: hours on the CPU are not what the user wants."""
+def test_broken_driver_is_not_treated_as_no_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For example after a driver update under a running kernel: the user does not want hours on the CPU."""
     monkeypatch.setattr(pynvml, "nvmlInit", fail(pynvml.NVMLError_LibRmVersionMismatch))
     with pytest.raises(UserError, match=r"driver does not answer \(.*\): nvidia-smi may say more; --slots N"):
         find_gpus()
 
 
-def test_a_gpu_that_is_lost_is_left_out_and_refused_by_name(
+def test_lost_gpu_is_skipped_and_rejected_if_requested(
     monkeypatch: pytest.MonkeyPatch, fake_nvml: Callable[[int], list[str]]
 ) -> None:
     fake_nvml(8)
@@ -117,15 +116,15 @@ def test_a_gpu_that_is_lost_is_left_out_and_refused_by_name(
     assert [device.name for device in found] == [device.name for device in GPUS]
     assert [device for device in found if device.fault] == [Device("gpu 5", fault="GPU is lost")]
     for visible, left in ((None, [*GPUS[:5], *GPUS[6:]]), ("4,5,6", [GPUS[4], GPUS[6]])):
-        assert set_aside(choose_gpus(found, visible, None), False) == (left, ["gpu 5 is not used: GPU is lost"])
+        assert select_usable(choose_gpus(found, visible, None), False) == (left, ["gpu 5 is not used: GPU is lost"])
     for visible in (None, "0,1,5"):
         assert choose_gpus(found, visible, "0,1") == GPUS[:2]
-    assert set_aside(choose_gpus(found, "0,1", None), False) == (GPUS[:2], [])
+    assert select_usable(choose_gpus(found, "0,1", None), False) == (GPUS[:2], [])
     with pytest.raises(UserError, match=r"--gpus 5,6: gpu 5 can't be used: GPU is lost"):
         choose_gpus(found, None, "5,6")
 
 
-def test_the_driver_says_how_each_gpu_may_be_used(
+def test_compute_mode_and_memory_are_read(
     monkeypatch: pytest.MonkeyPatch, fake_nvml: Callable[[int], list[str]]
 ) -> None:
     fake_nvml(5)
@@ -145,37 +144,37 @@ def test_the_driver_says_how_each_gpu_may_be_used(
     found = find_gpus()
     assert [gpu.exclusive for gpu in found] == [False, True, False, True, False]
     assert [bool(gpu.fault) for gpu in found] == [False, False, True, False, False]
-    told = "others hold 30.0 of the 80.0 GiB of its memory"
+    busy = "other processes hold 30.0 of its 80.0 GiB of memory"
     prohibited = "gpu 2 is not used: its compute mode is Prohibited"
-    with_busy, without_busy = set_aside(found, False), set_aside(found, True)
-    assert with_busy[1] == [f"gpu 1: {told} (--exclude-busy leaves out such GPUs)", prohibited]
-    assert without_busy[1] == [f"gpu 1 is not used: {told}", prohibited]
+    with_busy, without_busy = select_usable(found, False), select_usable(found, True)
+    assert with_busy[1] == [f"gpu 1: {busy} (--exclude-busy skips such GPUs)", prohibited]
+    assert without_busy[1] == [f"gpu 1 is not used: {busy}", prohibited]
     assert [gpu.name for gpu in with_busy[0]] == ["gpu 0", "gpu 1", "gpu 3", "gpu 4"]
     assert [gpu.name for gpu in without_busy[0]] == ["gpu 0", "gpu 3", "gpu 4"]
 
 
 @pytest.mark.parametrize(
-    ("model", "driver", "told"),
+    ("model", "driver", "disabled"),
     [
         ("NVIDIA GeForce RTX 4090", "535.129.03", True),
         ("NVIDIA GeForce RTX 4090", "550.40.07", False),
         ("NVIDIA GeForce RTX 3090", "535.129.03", False),
     ],
 )
-def test_nccl_is_told_which_gpus_cannot_reach_each_other(
-    monkeypatch: pytest.MonkeyPatch, fake_nvml: Callable[[int], list[str]], model: str, driver: str, told: bool
+def test_nccl_p2p_is_disabled_for_gpus_without_it(
+    monkeypatch: pytest.MonkeyPatch, fake_nvml: Callable[[int], list[str]], model: str, driver: str, disabled: bool
 ) -> None:
     fake_nvml(2)
     monkeypatch.setattr(pynvml, "nvmlDeviceGetName", lambda handle: model)
     monkeypatch.setattr(pynvml, "nvmlSystemGetDriverVersion", lambda: driver)
     gpus = find_gpus()
-    words = {"NCCL_P2P_DISABLE", "NCCL_IB_DISABLE"}
-    assert words.intersection(render_environment(gpus, 0, 1)) == (words if told else set())
-    assert not words.intersection(render_environment(gpus[:1], 0, 1))
+    variables = {"NCCL_P2P_DISABLE", "NCCL_IB_DISABLE"}
+    assert variables.intersection(render_environment(gpus, 0, 1)) == (variables if disabled else set())
+    assert not variables.intersection(render_environment(gpus[:1], 0, 1))
 
 
 @pytest.mark.parametrize(
-    ("version", "machine", "said"),
+    ("version", "machine", "maker"),
     [
         ("2.8.0+rocm6.4", ("linux", "x86_64"), "AMD"),
         ("2.8.0+xpu", ("linux", "x86_64"), "Intel"),
@@ -185,14 +184,14 @@ def test_nccl_is_told_which_gpus_cannot_reach_each_other(
         ("2.8.0", ("darwin", "x86_64"), None),
     ],
 )
-def test_a_gpu_of_another_make_is_seen(
-    monkeypatch: pytest.MonkeyPatch, version: str, machine: tuple[str, str], said: str | None
+def test_other_accelerator_is_found(
+    monkeypatch: pytest.MonkeyPatch, version: str, machine: tuple[str, str], maker: str | None
 ) -> None:
     monkeypatch.setattr(metadata, "version", lambda package: version)
     monkeypatch.setattr(sys, "platform", machine[0])
     monkeypatch.setattr(platform, "machine", lambda: machine[1])
     other = find_other_accelerator()
-    assert other is None if said is None else said in str(other)
+    assert other is None if maker is None else maker in str(other)
 
 
 @pytest.mark.parametrize(
@@ -200,11 +199,11 @@ def test_a_gpu_of_another_make_is_seen(
     [
         ("0x10de", "0x030200", False, True),
         ("0x10de", "0x030200", True, False),  # a container on a machine whose driver is loaded
-        ("0x10de", "0x040300", False, False),  # its sound
+        ("0x10de", "0x040300", False, False),  # its audio device
         ("0x8086", "0x030000", False, False),
     ],
 )
-def test_a_gpu_without_its_driver_is_not_replaced_by_cpus(
+def test_gpu_without_driver_is_rejected(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, vendor: str, kind: str, module: bool, refused: bool
 ) -> None:
     device = tmp_path / "devices" / "0000:01:00.0"
@@ -224,22 +223,20 @@ def test_a_gpu_without_its_driver_is_not_replaced_by_cpus(
         assert find_gpus() == []
 
 
-def test_a_part_of_a_gpu_that_the_driver_does_not_know_is_refused(
-    monkeypatch: pytest.MonkeyPatch, fake_nvml: Callable[[int], list[str]]
-) -> None:
+def test_unknown_mig_device_is_rejected(monkeypatch: pytest.MonkeyPatch, fake_nvml: Callable[[int], list[str]]) -> None:
     fake_nvml(1)
-    parts = choose_gpus([], "MIG-1,MIG-2", None)
-    asked: list[str] = []
-    monkeypatch.setattr(pynvml, "nvmlDeviceGetHandleByUUID", asked.append)
-    check_mig([*GPUS, *parts])
-    assert asked == ["MIG-1", "MIG-2"]
+    mig_devices = choose_gpus([], "MIG-1,MIG-2", None)
+    queried: list[str] = []
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetHandleByUUID", queried.append)
+    check_mig([*GPUS, *mig_devices])
+    assert queried == ["MIG-1", "MIG-2"]
     monkeypatch.setattr(pynvml, "nvmlDeviceGetHandleByUUID", fail(pynvml.NVMLError_NotFound))
     check_mig(GPUS)
     with pytest.raises(UserError, match=r"MIG-1, MIG-2: the NVIDIA driver knows no such device \(Not Found\)"):
-        check_mig(parts)
+        check_mig(mig_devices)
 
 
-def test_the_driver_is_left_after_an_error_too(
+def test_nvml_is_shut_down_after_an_error(
     monkeypatch: pytest.MonkeyPatch, fake_nvml: Callable[[int], list[str]]
 ) -> None:
     calls = fake_nvml(8)
@@ -249,13 +246,13 @@ def test_the_driver_is_left_after_an_error_too(
     assert calls[-1] == "nvmlShutdown"
 
 
-def test_cpu_places_are_numbered_and_have_no_uuid() -> None:
+def test_cpus_are_numbered_and_have_no_uuid() -> None:
     assert [device.name for device in list_cpus(3)] == ["cpu 0", "cpu 1", "cpu 2"]
     assert all(device.uuid is None for device in list_cpus(3))
     assert list_cpus(0) == []
 
 
-# --- CUDA_VISIBLE_DEVICES --------------------------------------------------------------------------------------------
+# --- CUDA_VISIBLE_DEVICES ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -269,53 +266,53 @@ def test_cpu_places_are_numbered_and_have_no_uuid() -> None:
         ("GPU-4", [4]), ("GPU-7777,GPU-00000", [7, 0]), (f"1,GPU-0,{UUIDS[6]}", [1, 0, 6]),
     ],
 )  # fmt: skip
-def test_the_visible_gpus_are_taken_in_the_order_they_are_said(visible: str | None, chosen: list[int]) -> None:
+def test_visible_gpus_keep_the_stated_order(visible: str | None, chosen: list[int]) -> None:
     assert choose(visible) == chosen
 
 
 @pytest.mark.parametrize(
-    ("visible", "said"),
+    ("visible", "problem"),
     [
         ("8", "'8': no such GPU"), ("0,8", "'8': no such GPU"), ("-2", "'-2': no such GPU"),
         ("1.0", "'1.0': no such GPU"), ("all", "'all': no such GPU"), ("gpu 1", "'gpu 1': no such GPU"),
         ("GPU-9", "'GPU-9': no such GPU"), (UUIDS[0] + "x", "no such GPU"), ("0000", None),
-        ("GPU-", "'GPU-': fits several GPUs"), ("0,0", "gpu 0 is named twice"), ("1,2,1", "gpu 1 is named twice"),
-        (f"3,{UUIDS[3]}", "gpu 3 is named twice"), ("GPU-5,5", "gpu 5 is named twice"),
+        ("GPU-", "'GPU-': matches several GPUs"), ("0,0", "gpu 0 is listed twice"), ("1,2,1", "gpu 1 is listed twice"),
+        (f"3,{UUIDS[3]}", "gpu 3 is listed twice"), ("GPU-5,5", "gpu 5 is listed twice"),
     ],
 )  # fmt: skip
-def test_a_visible_gpu_that_is_not_there_or_is_said_twice_is_refused(visible: str, said: str | None) -> None:
-    if said is None:  # zeros are a number, not the start of a UUID
+def test_unknown_or_duplicate_visible_gpu_is_rejected(visible: str, problem: str | None) -> None:
+    if problem is None:  # zeros are a number, not the start of a UUID
         assert choose(visible) == [0]
         return
-    told = refuse(visible)
-    assert said in told and f"CUDA_VISIBLE_DEVICES={visible}" in told
+    message = get_error(visible)
+    assert problem in message and f"CUDA_VISIBLE_DEVICES={visible}" in message
 
 
-def test_an_abbreviation_that_fits_two_gpus_is_refused_and_a_longer_one_is_not() -> None:
-    twins = [Device("gpu 0", "GPU-ab12"), Device("gpu 1", "GPU-ab34")]
-    with pytest.raises(UserError, match="'GPU-ab': fits several GPUs"):
-        choose_gpus(twins, "GPU-ab", None)
-    assert choose_gpus(twins, "GPU-ab3", None) == [twins[1]]
+def test_ambiguous_abbreviation_is_rejected() -> None:
+    similar = [Device("gpu 0", "GPU-ab12"), Device("gpu 1", "GPU-ab34")]
+    with pytest.raises(UserError, match="'GPU-ab': matches several GPUs"):
+        choose_gpus(similar, "GPU-ab", None)
+    assert choose_gpus(similar, "GPU-ab3", None) == [similar[1]]
 
 
-def test_a_message_says_what_the_machine_has() -> None:
-    assert "(this machine's: 0, 1, 2, 3, 4, 5, 6, 7)" in refuse("9")
+def test_error_lists_the_gpus_of_the_machine() -> None:
+    assert "(this machine's: 0, 1, 2, 3, 4, 5, 6, 7)" in get_error("9")
     with pytest.raises(UserError, match=r"this machine's: none"):
         choose_gpus([], "0", None)
 
 
 @pytest.mark.parametrize("name", ["MIG-11111111-2222-3333-4444-555555555555", "MIG-GPU-0000/1/0", "mig-1"])
-def test_a_part_of_a_gpu_goes_by_its_name(name: str) -> None:
-    """NVML's list has whole GPUs only; CUDA is told the name as it was said."""
-    (part,) = choose_gpus(GPUS, name, None)
-    assert part.uuid == name
+def test_mig_device_is_passed_on_by_name(name: str) -> None:
+    """NVML lists only full GPUs; CUDA gets the name unchanged."""
+    (mig_device,) = choose_gpus(GPUS, name, None)
+    assert mig_device.uuid == name
     assert [device.uuid for device in choose_gpus(GPUS, f"{name},1", None)] == [name, UUIDS[1]]
-    assert choose_gpus(GPUS, f"1,{name}", name) == [part]
-    assert name in refuse("1", name)
-    assert "named twice" in refuse(f"{name},{name}")
+    assert choose_gpus(GPUS, f"1,{name}", name) == [mig_device]
+    assert name in get_error("1", name)
+    assert "listed twice" in get_error(f"{name},{name}")
 
 
-# --- with --gpus -----------------------------------------------------------------------------------------------------
+# --- with --gpus ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -326,60 +323,56 @@ def test_a_part_of_a_gpu_goes_by_its_name(name: str) -> None:
         ("0,1", f" {UUIDS[1]} ", [1]), ("0,-1,3", "0", [0]),
     ],
 )  # fmt: skip
-def test_of_the_visible_gpus_those_that_are_wanted_are_taken_by_the_machines_numbers(
-    visible: str | None, wanted: str, chosen: list[int]
-) -> None:
+def test_wanted_gpus_are_selected_by_machine_index(visible: str | None, wanted: str, chosen: list[int]) -> None:
     assert choose(visible, wanted) == chosen
 
 
 @pytest.mark.parametrize(
-    ("visible", "wanted", "said"),
+    ("visible", "wanted", "problem"),
     [
-        ("3,1", "0", "gpu 0 not visible: CUDA_VISIBLE_DEVICES=3,1 leaves gpu 3, gpu 1"),
+        ("3,1", "0", "gpu 0 not visible: CUDA_VISIBLE_DEVICES=3,1 shows gpu 3, gpu 1"),
         ("3,1", "1,2,0", "gpu 2, gpu 0 not visible"),
-        ("", "0", "gpu 0 not visible: CUDA_VISIBLE_DEVICES= leaves none"),
+        ("", "0", "gpu 0 not visible: CUDA_VISIBLE_DEVICES= shows none"),
         ("0,-1,3", "3", "gpu 3 not visible"),
-        (None, "8", "'8': no such GPU"), (None, "1,1", "gpu 1 is named twice"), ("2", f"2,{UUIDS[2]}", "named twice"),
-        (None, "", "write numbers or UUIDs"), (None, "-1", "write numbers or UUIDs"),
-        (None, "0,,1", "write numbers or UUIDs"), (None, "none", "write numbers or UUIDs"),
-        (None, "GPU-", "fits several"), ("8", "0", "CUDA_VISIBLE_DEVICES=8: '8': no such GPU"),
+        (None, "8", "'8': no such GPU"), (None, "1,1", "gpu 1 is listed twice"), ("2", f"2,{UUIDS[2]}", "listed twice"),
+        (None, "", "must be indices or UUIDs"), (None, "-1", "must be indices or UUIDs"),
+        (None, "0,,1", "must be indices or UUIDs"), (None, "none", "must be indices or UUIDs"),
+        (None, "GPU-", "matches several"), ("8", "0", "CUDA_VISIBLE_DEVICES=8: '8': no such GPU"),
     ],
 )  # fmt: skip
-def test_a_wanted_gpu_that_is_hidden_unknown_or_no_gpu_is_refused(visible: str | None, wanted: str, said: str) -> None:
-    told = refuse(visible, wanted)
-    assert said in told
-    assert "--gpus" in told or "CUDA_VISIBLE_DEVICES=8" in told
+def test_hidden_unknown_or_invalid_wanted_gpu_is_rejected(visible: str | None, wanted: str, problem: str) -> None:
+    message = get_error(visible, wanted)
+    assert problem in message
+    assert "--gpus" in message or "CUDA_VISIBLE_DEVICES=8" in message
 
 
-# --- what a process is told ------------------------------------------------------------------------------------------
+# --- environment ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("devices", "told"),
+    ("devices", "variables"),
     [
         (CPUS[:1], {"CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true"}),
         (GPUS[3:4], {"CUDA_VISIBLE_DEVICES": UUIDS[3], "DOCCLS_DEVICE": "cuda"}),
         ([Device("node 0 gpu 1", given=True)], {"DOCCLS_DEVICE": "cuda"}),
     ],
 )
-def test_a_process_alone_is_told_its_device_and_nothing_of_ranks(
-    devices: list[Device], told: Mapping[str, str]
-) -> None:
-    assert render_environment(devices, 0, 3) == {"OMP_NUM_THREADS": "3", **told}
+def test_single_process_gets_its_device_and_no_rank(devices: list[Device], variables: Mapping[str, str]) -> None:
+    assert render_environment(devices, 0, 3) == {"OMP_NUM_THREADS": "3", **variables}
 
 
 @pytest.mark.parametrize("devices", [CPUS[:3], [GPUS[6], GPUS[1], GPUS[4]]])
-def test_each_rank_is_told_all_devices_and_its_place(devices: list[Device]) -> None:
-    told = [render_environment(devices, rank, 1) for rank in range(3)]
-    for rank, one in enumerate(told):
-        assert one["RANK"] == one["LOCAL_RANK"] == str(rank)
-        assert one["WORLD_SIZE"] == one["LOCAL_WORLD_SIZE"] == "3"
-        assert not {"MASTER_ADDR", "MASTER_PORT"} & one.keys()
-    visible = {one["CUDA_VISIBLE_DEVICES"] for one in told}
+def test_each_rank_gets_all_devices_and_its_rank(devices: list[Device]) -> None:
+    environments = [render_environment(devices, rank, 1) for rank in range(3)]
+    for rank, environment in enumerate(environments):
+        assert environment["RANK"] == environment["LOCAL_RANK"] == str(rank)
+        assert environment["WORLD_SIZE"] == environment["LOCAL_WORLD_SIZE"] == "3"
+        assert not {"MASTER_ADDR", "MASTER_PORT"} & environment.keys()
+    visible = {environment["CUDA_VISIBLE_DEVICES"] for environment in environments}
     assert visible == ({""} if devices[0].uuid is None else {f"{UUIDS[6]},{UUIDS[1]},{UUIDS[4]}"})
-    assert ("ACCELERATE_USE_CPU" in told[0]) == (devices[0].uuid is None)
+    assert ("ACCELERATE_USE_CPU" in environments[0]) == (devices[0].uuid is None)
 
 
-def test_a_digit_that_is_no_number_is_refused_in_words() -> None:
+def test_digit_that_is_not_decimal_is_rejected() -> None:
     with pytest.raises(UserError, match=r"no such GPU \(this machine's: 0, 1\)"):
         choose_gpus([Device("gpu 0", "GPU-a"), Device("gpu 1", "GPU-b")], None, "²")

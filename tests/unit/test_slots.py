@@ -1,4 +1,4 @@
-"""Slots: the right devices under every combination of the options, and never one device too often."""
+"""Slots: the right devices for every combination of options, and no device in too many slots."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from launcher.plan import Slot, assign_slots, make_slots
 
 MakeConfig = Callable[..., Config]
 UUIDS = [f"GPU-{digit * 8}" for digit in "abcdefgh"]
+# CUDA_VISIBLE_DEVICES -> the visible GPUs of eight, in order
 VISIBLE = {
     None: [0, 1, 2, 3, 4, 5, 6, 7],
     "": [],
@@ -32,12 +33,11 @@ VISIBLE = {
     f"{UUIDS[4]},GPU-b, 0": [4, 1, 0],
     "7,6,5,4,3,2,1,0": [7, 6, 5, 4, 3, 2, 1, 0],
 }
-"""CUDA_VISIBLE_DEVICES -> the GPUs of eight that it leaves, in its order."""
 
 
 @pytest.fixture
 def eight_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A driver of eight GPUs, and no CUDA_VISIBLE_DEVICES."""
+    """Fake a driver with eight GPUs, and unset CUDA_VISIBLE_DEVICES."""
     for name, function in {
         "nvmlInit": lambda: None,
         "nvmlShutdown": lambda: None,
@@ -52,7 +52,7 @@ def eight_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def no_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No driver, four cores, no CUDA_VISIBLE_DEVICES."""
+    """Fake a machine without driver and with four cores, and unset CUDA_VISIBLE_DEVICES."""
 
     def fail() -> None:
         raise pynvml.NVMLError_LibraryNotFound
@@ -62,45 +62,45 @@ def no_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
 
 
-def choose(config: Config, *words: str) -> tuple[Slot, ...]:
-    """The slots of `doccls-launch run --config c.yaml <words>`."""
-    return choose_slots(build_parser().parse_args(["run", "--config", "c.yaml", *words]), config).slots
+def choose(config: Config, *args: str) -> tuple[Slot, ...]:
+    """Return the slots of `doccls-launch run --config c.yaml <args>`."""
+    return choose_slots(build_parser().parse_args(["run", "--config", "c.yaml", *args]), config).slots
 
 
 def list_uuids(slots: Sequence[Slot]) -> list[list[str | None]]:
     return [[device.uuid for device in slot.devices] for slot in slots]
 
 
-def expect(gpus: Sequence[int], ranks: int, packing: int) -> list[list[str]]:
-    """What the slots must be, computed anew: a column for each round of the packing, a row for each group."""
+def expect_slots(gpus: Sequence[int], ranks: int, packing: int) -> list[list[str]]:
+    """Compute the expected slots independently: all groups of GPUs, repeated for each fold that shares a GPU."""
     groups = []
-    left = list(gpus)
-    while len(left) >= ranks:
-        group, left = left[:ranks], left[ranks:]
+    remaining = list(gpus)
+    while len(remaining) >= ranks:
+        group, remaining = remaining[:ranks], remaining[ranks:]
         groups.append([UUIDS[number] for number in group])
     return [group for _ in range(packing) for group in groups]
 
 
-# --- every combination -----------------------------------------------------------------------------------------------
+# --- GPUs -------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("eight_gpus")
 @pytest.mark.parametrize("packing", [1, 2, 3])
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4, 8])
 @pytest.mark.parametrize("visible", VISIBLE)
-def test_the_slots_have_the_right_gpus_under_every_combination(
+def test_slots_have_the_right_gpus_for_every_combination(
     monkeypatch: pytest.MonkeyPatch, make_config: MakeConfig, visible: str | None, ranks: int, packing: int
 ) -> None:
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    words = ["--gpus-per-fold", str(ranks), "--folds-per-gpu", str(packing)]
-    expected = expect(VISIBLE[visible], ranks, packing)
+    args = ["--gpus-per-fold", str(ranks), "--folds-per-gpu", str(packing)]
+    expected = expect_slots(VISIBLE[visible], ranks, packing)
     if not expected:
-        there = f"there are {len(VISIBLE[visible])}" if VISIBLE[visible] else "no GPU is visible"
-        with pytest.raises(UserError, match=there):
-            choose(make_config(), *words)
+        available = f"there are {len(VISIBLE[visible])}" if VISIBLE[visible] else "no GPU is visible"
+        with pytest.raises(UserError, match=available):
+            choose(make_config(), *args)
         return
-    slots = choose(make_config(), *words)
+    slots = choose(make_config(), *args)
     assert list_uuids(slots) == expected
     assert [slot.number for slot in slots] == list(range(len(expected)))
 
@@ -110,29 +110,27 @@ def test_the_slots_have_the_right_gpus_under_every_combination(
     ("wanted", "gpus"), [("0,1,2", [0, 1, 2]), ("7,0", [7, 0]), (f"5,{UUIDS[2]}", [5, 2]), ("3", [3])]
 )
 @pytest.mark.parametrize(("ranks", "packing"), [(1, 1), (1, 3), (2, 1), (2, 2), (3, 1)])
-def test_the_slots_are_made_of_the_wanted_gpus_alone(
+def test_slots_use_only_the_wanted_gpus(
     make_config: MakeConfig, wanted: str, gpus: list[int], ranks: int, packing: int
 ) -> None:
-    words = ["--gpus", wanted, "--gpus-per-fold", str(ranks), "--folds-per-gpu", str(packing)]
-    expected = expect(gpus, ranks, packing)
+    args = ["--gpus", wanted, "--gpus-per-fold", str(ranks), "--folds-per-gpu", str(packing)]
+    expected = expect_slots(gpus, ranks, packing)
     if not expected:
         with pytest.raises(UserError, match=f"takes {ranks} devices, and there are {len(gpus)}: gpu"):
-            choose(make_config(), *words)
+            choose(make_config(), *args)
         return
-    assert list_uuids(choose(make_config(), *words)) == expected
+    assert list_uuids(choose(make_config(), *args)) == expected
 
 
 @pytest.mark.usefixtures("eight_gpus")
-@pytest.mark.parametrize("words", [["--gpus", "8"], ["--gpus", "0,0"], ["--gpus-per-fold", "9"], ["--gpus", "-1"]])
-def test_more_than_there_is_is_refused(make_config: MakeConfig, words: list[str]) -> None:
+@pytest.mark.parametrize("args", [["--gpus", "8"], ["--gpus", "0,0"], ["--gpus-per-fold", "9"], ["--gpus", "-1"]])
+def test_more_gpus_than_available_are_rejected(make_config: MakeConfig, args: list[str]) -> None:
     with pytest.raises(UserError):
-        choose(make_config(), *words)
+        choose(make_config(), *args)
 
 
 @pytest.mark.usefixtures("eight_gpus")
-def test_a_gpu_for_one_process_at_a_time_is_not_shared(
-    monkeypatch: pytest.MonkeyPatch, make_config: MakeConfig
-) -> None:
+def test_gpu_in_exclusive_mode_is_not_shared(monkeypatch: pytest.MonkeyPatch, make_config: MakeConfig) -> None:
     mode = pynvml.NVML_COMPUTEMODE_EXCLUSIVE_PROCESS
     monkeypatch.setattr(pynvml, "nvmlDeviceGetComputeMode", lambda handle: mode if handle == 1 else 0)
     assert len(choose(make_config())) == 8
@@ -142,20 +140,18 @@ def test_a_gpu_for_one_process_at_a_time_is_not_shared(
 
 
 @pytest.mark.usefixtures("eight_gpus")
-def test_busy_gpus_are_told_of_or_left_out(monkeypatch: pytest.MonkeyPatch, make_config: MakeConfig) -> None:
+def test_busy_gpus_are_used_or_excluded(monkeypatch: pytest.MonkeyPatch, make_config: MakeConfig) -> None:
     held = {handle: (10 if handle < 6 else 0) * 2**30 for handle in range(8)}
     monkeypatch.setattr(
         pynvml, "nvmlDeviceGetMemoryInfo", lambda handle: SimpleNamespace(used=held[handle], total=80 * 2**30)
     )
     assert list_uuids(choose(make_config())) == [[uuid] for uuid in UUIDS]
     assert list_uuids(choose(make_config(), "--exclude-busy")) == [[UUIDS[6]], [UUIDS[7]]]
-    with pytest.raises(UserError, match=r"gpu 1 is not used: others hold 10.0 of the 80.0 GiB of its memory: "):
+    with pytest.raises(UserError, match=r"gpu 1 is not used: other processes hold 10.0 of its 80.0 GiB of memory: "):
         choose(make_config(), "--gpus", "1", "--exclude-busy")
 
 
-def test_the_driver_is_not_asked_where_no_gpu_is_meant(
-    monkeypatch: pytest.MonkeyPatch, make_config: MakeConfig
-) -> None:
+def test_driver_is_not_queried_if_no_gpu_is_meant(monkeypatch: pytest.MonkeyPatch, make_config: MakeConfig) -> None:
     def fail() -> None:
         raise pynvml.NVMLError_LibRmVersionMismatch
 
@@ -168,24 +164,24 @@ def test_the_driver_is_not_asked_where_no_gpu_is_meant(
 
 
 @pytest.mark.usefixtures("no_gpus")
-def test_a_gpu_of_another_make_is_not_replaced_by_the_cpu(
-    monkeypatch: pytest.MonkeyPatch, make_config: MakeConfig
-) -> None:
+def test_unsupported_gpu_is_not_replaced_by_cpus(monkeypatch: pytest.MonkeyPatch, make_config: MakeConfig) -> None:
     monkeypatch.setattr(placement, "find_other_accelerator", lambda: "this machine has an AMD GPU")
-    with pytest.raises(UserError, match=r"this machine has an AMD GPU, and .* NVIDIA GPUs and CPUs alone"):
+    with pytest.raises(
+        UserError, match=r"this machine has an AMD GPU, but doccls-launch supports only NVIDIA GPUs and CPUs"
+    ):
         choose(make_config())
     assert choose(make_config(), "--slots", "2")[1].name == "cpu 1"
 
 
 @pytest.mark.usefixtures("eight_gpus")
-def test_a_gpu_that_is_hidden_is_refused(monkeypatch: pytest.MonkeyPatch, make_config: MakeConfig) -> None:
+def test_hidden_gpu_is_rejected(monkeypatch: pytest.MonkeyPatch, make_config: MakeConfig) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     with pytest.raises(UserError, match="gpu 2 not visible"):
         choose(make_config(), "--gpus", "1,2")
 
 
 @pytest.mark.usefixtures("eight_gpus")
-def test_train_num_processes_says_how_many_gpus_a_fold_takes(make_config: MakeConfig) -> None:
+def test_num_processes_sets_gpus_per_fold(make_config: MakeConfig) -> None:
     config = make_config(train={"num_processes": 4})
     assert list_uuids(choose(config)) == [UUIDS[:4], UUIDS[4:]]
     assert choose(config, "--gpus-per-fold", "4") == choose(config)
@@ -196,32 +192,32 @@ def test_train_num_processes_says_how_many_gpus_a_fold_takes(make_config: MakeCo
 
 
 @pytest.mark.usefixtures("eight_gpus")
-def test_a_batch_that_is_smaller_than_the_ranks_is_refused(make_config: MakeConfig) -> None:
+def test_batch_smaller_than_ranks_is_rejected(make_config: MakeConfig) -> None:
     config = make_config(train={"batch_size": 3})
     assert len(choose(config, "--gpus-per-fold", "3")) == 2
-    with pytest.raises(UserError, match=r"train\.batch_size = 3: 4 processes can't share that batch"):
+    with pytest.raises(UserError, match=r"train\.batch_size = 3 is too small for 4 processes"):
         choose(config, "--gpus-per-fold", "4")
 
 
-# --- on CPUs ---------------------------------------------------------------------------------------------------------
+# --- CPUs -------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("eight_gpus")
-def test_slots_on_cpus_leave_the_gpus_alone(monkeypatch: pytest.MonkeyPatch, make_config: MakeConfig) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "what")  # not even read
+def test_cpu_slots_ignore_gpus(monkeypatch: pytest.MonkeyPatch, make_config: MakeConfig) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "what")  # invalid, but never read
     assert [slot.name for slot in choose(make_config(), "--slots", "3")] == ["cpu 0", "cpu 1", "cpu 2"]
 
 
 @pytest.mark.usefixtures("eight_gpus")
-@pytest.mark.parametrize("words", [["--gpus", "0"], ["--gpus-per-fold", "1"], ["--folds-per-gpu", "2"]])
-def test_slots_on_cpus_with_words_about_gpus_are_refused(make_config: MakeConfig, words: list[str]) -> None:
-    with pytest.raises(UserError, match="--slots computes on CPUs"):
-        choose(make_config(), "--slots", "2", *words)
+@pytest.mark.parametrize("args", [["--gpus", "0"], ["--gpus-per-fold", "1"], ["--folds-per-gpu", "2"]])
+def test_cpu_slots_with_gpu_options_are_rejected(make_config: MakeConfig, args: list[str]) -> None:
+    with pytest.raises(UserError, match="--slots trains on CPUs"):
+        choose(make_config(), "--slots", "2", *args)
 
 
 @pytest.mark.usefixtures("no_gpus")
 @pytest.mark.parametrize(
-    ("train", "words", "names"),
+    ("train", "args", "names"),
     [
         ({"cpu_threads": 1}, [], ["cpu 0", "cpu 1", "cpu 2", "cpu 3"]),
         ({"cpu_threads": 2}, [], ["cpu 0", "cpu 1"]),
@@ -233,34 +229,34 @@ def test_slots_on_cpus_with_words_about_gpus_are_refused(make_config: MakeConfig
         ({"cpu_threads": 1, "num_processes": 2}, ["--slots", "5"], ["cpu 0,1", "cpu 2,3"]),
     ],
 )
-def test_without_gpus_as_many_processes_compute_as_the_cores_allow_or_as_is_said(
-    make_config: MakeConfig, train: dict[str, int], words: list[str], names: list[str]
+def test_cpu_slots_fit_the_cores_or_the_options(
+    make_config: MakeConfig, train: dict[str, int], args: list[str], names: list[str]
 ) -> None:
-    assert [slot.name for slot in choose(make_config(train=train), *words)] == names
+    assert [slot.name for slot in choose(make_config(train=train), *args)] == names
 
 
 @pytest.mark.usefixtures("no_gpus")
-def test_without_gpus_words_about_gpus_are_refused(make_config: MakeConfig) -> None:
-    for words in (["--gpus-per-fold", "1"], ["--folds-per-gpu", "2"]):
+def test_gpu_options_without_gpus_are_rejected(make_config: MakeConfig) -> None:
+    for args in (["--gpus-per-fold", "1"], ["--folds-per-gpu", "2"]):
         with pytest.raises(UserError, match="no GPU is visible"):
-            choose(make_config(), *words)
+            choose(make_config(), *args)
     with pytest.raises(UserError, match=r"--gpus 0: '0': no such GPU \(this machine's: none\)"):
         choose(make_config(), "--gpus", "0")
     with pytest.raises(UserError, match="one fold takes 2 devices, and there are 1: cpu 0"):
         choose(make_config(train={"num_processes": 2}), "--slots", "1")
 
 
-# --- of any devices --------------------------------------------------------------------------------------------------
+# --- any devices ------------------------------------------------------------------------------------------------------
 
 
-def test_a_slot_is_named_by_its_devices() -> None:
+def test_slot_is_named_after_its_devices() -> None:
     assert Slot(0, (Device("gpu 3", "GPU-x"),)).name == "gpu 3"
     assert Slot(5, (Device("gpu 0", "GPU-x"), Device("gpu 12", "GPU-y"))).name == "gpu 0,12"
     assert Slot(1, tuple(list_cpus(2))).name == "cpu 0,1"
 
 
 @given(st.integers(0, 70), st.integers(1, 9), st.integers(1, 5))
-def test_no_device_is_in_more_slots_than_may_share_it_and_none_is_wasted(count: int, ranks: int, packing: int) -> None:
+def test_each_device_is_in_as_many_slots_as_may_share_it(count: int, ranks: int, packing: int) -> None:
     assume(count >= ranks)
     devices = list_cpus(count)
     slots = make_slots(devices, ranks, packing)
@@ -269,36 +265,36 @@ def test_no_device_is_in_more_slots_than_may_share_it_and_none_is_wasted(count: 
     assert set(uses.values()) == {packing}
     assert count - len(uses) < ranks
     assert [slot.number for slot in slots] == list(range(len(slots)))
-    first = slots[: count // ranks]  # one of each group before any group is shared
+    first = slots[: count // ranks]  # each group once, before any is shared
     assert len({slot.devices for slot in first}) == len(first)
-    for one in slots:  # two slots share all devices or none
+    for slot in slots:  # two slots share all devices or none
         for other in first:
-            assert one.devices == other.devices or not set(one.devices) & set(other.devices)
+            assert slot.devices == other.devices or not set(slot.devices) & set(other.devices)
 
 
 @given(st.integers(0, 8), st.integers(1, 9))
-def test_fewer_devices_than_one_fold_takes_are_refused(count: int, ranks: int) -> None:
+def test_fewer_devices_than_a_fold_needs_are_rejected(count: int, ranks: int) -> None:
     assume(count < ranks)
     with pytest.raises(UserError, match=f"takes {ranks} devices, and there are {count}: "):
         make_slots(list_cpus(count), ranks)
 
 
-def test_parts_of_gpus_are_named_once() -> None:
-    parts = [Device(name, name, "MIG") for name in ("MIG-a", "MIG-b")]
-    assert make_slots(parts, 1)[0].name == "MIG-a" and make_slots(parts, 2)[0].name == "MIG-a,MIG-b"
+def test_mig_devices_are_named_once() -> None:
+    mig_devices = [Device(name, name, "MIG") for name in ("MIG-a", "MIG-b")]
+    assert make_slots(mig_devices, 1)[0].name == "MIG-a" and make_slots(mig_devices, 2)[0].name == "MIG-a,MIG-b"
 
 
-# --- which fold starts where -----------------------------------------------------------------------------------------
+# --- assignment -------------------------------------------------------------------------------------------------------
 
 
 @given(
     st.lists(st.tuples(st.floats(0.1, 50), st.booleans()), max_size=24),
     st.integers(1, 8), st.integers(1, 3), st.integers(1, 3),
 )  # fmt: skip
-def test_a_launch_of_any_folds_that_fail_at_random(
+def test_simulated_launch_with_random_failures(
     folds: list[tuple[float, bool]], count: int, ranks: int, packing: int
 ) -> None:
-    """Folds (time, fails) through the launch's own rule, with a simulated clock."""
+    """Run folds (time, fails) through the launcher's own assignment, with a simulated clock."""
     assume(count >= ranks)
     slots = make_slots(list_cpus(count), ranks, packing)
     waiting = list(range(len(folds)))
@@ -314,10 +310,10 @@ def test_a_launch_of_any_folds_that_fail_at_random(
         uses = Counter(device for _, slot in running.values() for device in slot.devices)
         assert all(number <= packing for number in uses.values())
         assert len({slot.number for _, slot in running.values()}) == len(running)
-        assert len(running) == min(len(slots), len(running) + len(waiting)), "no slot is left free while a fold waits"
+        assert len(running) == min(len(slots), len(running) + len(waiting)), "no slot is free while a fold waits"
         first = min(running, key=lambda fold: (running[fold][0], fold))
         now = running.pop(first)[0]
-        ended.append(first)  # whether it failed or not: the slot is free, and the others go on
+        ended.append(first)  # failed or not, its slot is free and the other folds continue
     assert started == list(range(len(folds))), "in order, each once"
     assert sorted(ended) == started
     times = [time for time, _ in folds]
@@ -325,7 +321,7 @@ def test_a_launch_of_any_folds_that_fail_at_random(
     assert now <= bound * (1 + 1e-9)
 
 
-def test_a_fold_takes_the_devices_that_the_fewest_share() -> None:
+def test_fold_takes_the_least_shared_devices() -> None:
     slots = make_slots(list_cpus(2), 1, 2)  # cpu 0, cpu 1, cpu 0, cpu 1
     (start,) = assign_slots([7], [slots[0], slots[2]], slots)
     assert start == (7, slots[1])

@@ -1,4 +1,4 @@
-"""What Slurm's variables and messages are read as, and how a step is asked for."""
+"""Parsing of Slurm's variables and output, and rendering of steps."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 
 from launcher.slurm.format import (
     Allocation,
-    Going,
+    JobPhase,
     JobRecord,
     QueueEntry,
     Submitted,
@@ -23,7 +23,7 @@ from launcher.slurm.format import (
 ALONE = {"SLURM_JOB_ID": "31", "SLURM_JOB_NUM_NODES": "2", "SLURM_CPUS_ON_NODE": "8", "SLURM_GPUS_ON_NODE": "4"}
 
 
-def test_what_slurm_gave_the_job() -> None:
+def test_allocation_is_parsed() -> None:
     assert parse_allocation(ALONE) == Allocation(nodes=2, gpus_per_node=4, cpus_per_node=8)
     assert parse_allocation({"SLURM_JOB_ID": "31"}) == Allocation(1, 0, 1)
     assert parse_allocation({"SLURM_CONF": "/etc/slurm.conf"}) is None
@@ -42,15 +42,15 @@ def test_what_slurm_gave_the_job() -> None:
         ("", 0),
     ],
 )
-def test_gpus_are_counted_with_or_without_their_type(text: str, count: int) -> None:
+def test_gpus_are_counted_with_or_without_type(text: str, count: int) -> None:
     assert count_gpus(text) == count
     allocation = parse_allocation(ALONE | {"SLURM_GPUS_ON_NODE": text})
     assert allocation is not None and allocation.gpus_per_node == count
 
 
-def test_what_the_user_has_stated_beside_the_scripts_own_request_is_known() -> None:
-    stated = [parse_allocation(ALONE | {"SLURM_GPUS_PER_NODE": text}) for text in ("0", "h100:4", "")]
-    assert [None if one is None else one.stated_gpus for one in stated] == [0, 4, None]
+def test_gpus_stated_by_user_are_parsed() -> None:
+    allocations = [parse_allocation(ALONE | {"SLURM_GPUS_PER_NODE": text}) for text in ("0", "h100:4", "")]
+    assert [None if allocation is None else allocation.stated_gpus for allocation in allocations] == [0, 4, None]
 
 
 @pytest.mark.parametrize(
@@ -63,11 +63,11 @@ def test_what_the_user_has_stated_beside_the_scripts_own_request_is_known() -> N
         ("", JobRecord(False, False)),
     ],
 )
-def test_what_the_controller_knows_of_a_job(text: str, record: JobRecord) -> None:
+def test_job_record_is_parsed(text: str, record: JobRecord) -> None:
     assert parse_job(text) == record
 
 
-SAID = """srun: error: node1: task 1: Killed
+SRUN_OUTPUT = """srun: error: node1: task 1: Killed
 srun: error: node2: tasks 4-5,7: Exited with exit code 3
 srun: First task exited 2s ago
 slurmstepd: error: Detected 1 oom_kill event in StepId=1.0. Some of the step tasks have been OOM Killed.
@@ -77,25 +77,30 @@ srun: Job step aborted: Waiting up to 5 seconds for job step to finish.
 """
 
 
-def test_what_srun_says_of_ranks_that_ended_is_read() -> None:
-    assert parse_step_ends(SAID) == {1: -9, 4: 3, 5: 3, 7: 3, 0: -11, 9: 1}
+def test_failed_ranks_are_parsed_from_srun_output() -> None:
+    assert parse_step_ends(SRUN_OUTPUT) == {1: -9, 4: 3, 5: 3, 7: 3, 0: -11, 9: 1}
     assert parse_step_ends("") == {}
 
 
-def test_a_step_is_asked_for_as_a_list_of_words() -> None:
+def test_step_command_is_rendered() -> None:
     command = ("py", "-m", "x", "--set", "a b'\n")
-    words = render_step("fold3", command, "/r u n/console/fold3_rank", 2, 4, 3)
-    assert words[0] == "srun" and words[-6:] == ("/r u n/console/fold3_rank", *command)
-    told = dict(word[2:].split("=") for word in words if word.startswith("--") and "=" in word)
-    assert (told["nodes"], told["ntasks"], told["ntasks-per-node"], told["cpus-per-task"]) == ("2", "8", "4", "3")
-    assert told["export"] == "ALL"  # under sbatch --export=NONE srun would pass nothing on
+    argv = render_step("fold3", command, "/r u n/console/fold3_rank", 2, 4, 3)
+    assert argv[0] == "srun" and argv[-6:] == ("/r u n/console/fold3_rank", *command)
+    options = dict(word[2:].split("=") for word in argv if word.startswith("--") and "=" in word)
+    assert (options["nodes"], options["ntasks"], options["ntasks-per-node"], options["cpus-per-task"]) == (
+        "2",
+        "8",
+        "4",
+        "3",
+    )
+    assert options["export"] == "ALL"  # otherwise srun passes nothing on under sbatch --export=NONE
 
 
-# --- the queue -------------------------------------------------------------------------------------------------------
+# --- the queue --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("said", "submitted"),
+    ("output", "submitted"),
     [
         ("12\n", Submitted("12", None)),
         ("12;cluster\n", Submitted("12", "cluster")),
@@ -104,38 +109,38 @@ def test_a_step_is_asked_for_as_a_list_of_words() -> None:
         ("12 13\n", None),
     ],
 )
-def test_the_number_of_a_submitted_job(said: str, submitted: Submitted | None) -> None:
-    assert parse_submitted(said) == submitted
+def test_sbatch_output_is_parsed(output: str, submitted: Submitted | None) -> None:
+    assert parse_submitted(output) == submitted
 
 
 def render_queue(*rows: tuple[str, ...]) -> str:
-    """What squeue prints of rows with the fields job, number, state, reason, comment."""
+    """Render the output of squeue for rows of job, number, state, reason and comment."""
     lines = [("ARRAY_JOB_ID", "ARRAY_TASK_ID", "STATE", "REASON", "COMMENT"), *rows]
     keys = ("%F", "%K", "%T", "%r", "%k")
-    said = ""
+    output = ""
     for line in lines:
         text = render_queue_format("MARK").replace("%U", "7" if line[0].isdecimal() else "UID")
         for key, field in zip(keys, line, strict=True):
             text = text.replace(key, field)
-        said += f"{text}\n"
-    return said
+        output += f"{text}\n"
+    return output
 
 
-def test_the_queue_is_read() -> None:
-    said = render_queue(
+def test_queue_is_parsed() -> None:
+    output = render_queue(
         ("12", "2", "PENDING", "Resources", "doccls:r:abc"),
         ("12", "0", "RUNNING", "None", "doccls:r:abc"),
         ("13", "N/A", "COMPLETING", "None", "(null)"),
         ("14", "1", "NODE_FAIL", "ReqNodeNotAvail, UnavailableNodes:node2", "mine | and yours"),
         ("15", "N/A", "LEVITATING", "None", "(null)"),
     )
-    entries = parse_queue(said, "MARK", 7)
+    entries = parse_queue(output, "MARK", 7)
     assert [entry.job for entry in entries] == ["12_2", "12_0", "13", "14_1", "15"]
-    going = [entry.going for entry in entries]
-    assert going == [Going.WAITS, Going.RUNS, Going.RUNS, Going.ENDED, Going.UNKNOWN]
+    phases = [entry.phase for entry in entries]
+    assert phases == [JobPhase.WAITING, JobPhase.RUNNING, JobPhase.RUNNING, JobPhase.ENDED, JobPhase.UNKNOWN]
     assert entries[3].comment == "mine | and yours" and entries[3].reason.startswith("ReqNodeNotAvail, ")
     assert parse_queue("", "MARK", 7) == []
-    assert parse_queue(said, "MARK", 8) == [], "another user's"
+    assert parse_queue(output, "MARK", 8) == [], "another user's"
 
 
 @pytest.mark.parametrize(
@@ -145,29 +150,33 @@ def test_the_queue_is_read() -> None:
         "\r\f\v\x1c\u2028", "TOKEN12|2|PREEMPTED|7|NoneTOKENTOKEN",
     ],
 )  # fmt: skip
-def test_free_text_in_a_row_is_no_row(text: str) -> None:
-    said = render_queue(("9", "N/A", "RUNNING", text, text), ("12", "2", "PENDING", "Resources", "doccls:r:abc"))
-    assert parse_queue(said, "MARK", 7) == [
+def test_free_text_in_a_row_is_not_parsed_as_a_row(text: str) -> None:
+    output = render_queue(("9", "N/A", "RUNNING", text, text), ("12", "2", "PENDING", "Resources", "doccls:r:abc"))
+    assert parse_queue(output, "MARK", 7) == [
         QueueEntry("9", None, "RUNNING", text, text), QueueEntry("12", 2, "PENDING", "doccls:r:abc", "Resources")
     ]  # fmt: skip
 
 
-def test_rows_are_of_the_cluster_whose_name_comes_before_them() -> None:
+def test_rows_belong_to_the_cluster_named_before_them() -> None:
     row = render_queue(("12", "2", "PENDING", "Resources", "(null)"))
     assert [entry.cluster for entry in parse_queue(f"{row}CLUSTER: a\n{row}\nCLUSTER: b\n{row}", "MARK", 7)] == [
         None, "a", "b",
     ]  # fmt: skip
 
 
-def test_each_state_of_slurm_has_one_meaning() -> None:
-    """squeue(1), JOB STATE CODES, of Slurm 22.05 to 25.05."""
-    known = [
+def test_each_state_of_slurm_has_a_phase() -> None:
+    """The states are those of squeue(1), JOB STATE CODES, of Slurm 22.05 to 25.05."""
+    states = [
         "BOOT_FAIL", "CANCELLED", "COMPLETED", "CONFIGURING", "COMPLETING", "DEADLINE", "FAILED", "NODE_FAIL",
         "OUT_OF_MEMORY", "PENDING", "PREEMPTED", "RUNNING", "RESV_DEL_HOLD", "REQUEUE_FED", "REQUEUE_HOLD", "REQUEUED",
         "RESIZING", "REVOKED", "SIGNALING", "SPECIAL_EXIT", "STAGE_OUT", "STOPPED", "SUSPENDED", "TIMEOUT",
         "LAUNCH_FAILED", "RECONFIG_FAIL", "POWER_UP_NODE", "EXPEDITING", "UPDATE_DB",
     ]  # fmt: skip
-    entries = parse_queue(render_queue(*(("1", "0", state, "None", "x") for state in known)), "MARK", 7)
-    assert len(entries) == len(known)
-    assert [entry.state for entry in entries if entry.going is Going.UNKNOWN] == []
-    assert {entry.state for entry in entries if entry.going is Going.RUNS} >= {"RUNNING", "COMPLETING", "SUSPENDED"}
+    entries = parse_queue(render_queue(*(("1", "0", state, "None", "x") for state in states)), "MARK", 7)
+    assert len(entries) == len(states)
+    assert [entry.state for entry in entries if entry.phase is JobPhase.UNKNOWN] == []
+    assert {entry.state for entry in entries if entry.phase is JobPhase.RUNNING} >= {
+        "RUNNING",
+        "COMPLETING",
+        "SUSPENDED",
+    }

@@ -1,4 +1,4 @@
-"""Job steps of Slurm, with a stub in place of srun: a fold over several nodes, a preemption; what a task trains on."""
+"""Slurm job steps, with a stub for srun: folds on several nodes, preemption, and the resources of a task."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ from launcher.slurm.steps import SlurmBackend, StepProcesses, watching_for_preem
 MakeConfig = Callable[..., Config]
 TWO_NODES = Allocation(nodes=2, gpus_per_node=0, cpus_per_node=4)
 STUB = """#!/bin/bash
-# Runs the command of each rank, one after the other, and says of it what srun does.
+# Runs the command of each rank, one after the other, and reports failures as srun does.
 trap 'echo "srun: error: node1: task 0: Killed" >&2; exit 137' TERM
-trap 'echo USR1 >>"$DOCCLS_TEST_FOLDER/heard"' USR1
-trap 'echo USR2 >>"$DOCCLS_TEST_FOLDER/heard"' USR2
+trap 'echo USR1 >>"$DOCCLS_TEST_FOLDER/signals"' USR1
+trap 'echo USR2 >>"$DOCCLS_TEST_FOLDER/signals"' USR2
 for word in "$@"; do case $word in --ntasks=*) tasks=${word#*=};; esac; done
 while [ "$1" != bash ]; do shift; done
 for ((rank = 0; rank < tasks; rank++)); do
@@ -38,7 +38,7 @@ for ((rank = 0; rank < tasks; rank++)); do
   last=$?
   [ $last = 0 ] || { code=$last; echo "srun: error: node1: task $rank: Exited with exit code $last" >&2; }
 done
-echo ready >>"$DOCCLS_TEST_FOLDER/heard"
+echo ready >>"$DOCCLS_TEST_FOLDER/signals"
 while [ -f "$DOCCLS_TEST_FOLDER/hold" ]; do sleep 0.02; done
 exit ${code:-0}
 """
@@ -48,7 +48,7 @@ Start = Callable[..., tuple[StepProcesses, list[str]]]
 
 @pytest.fixture
 def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_config: MakeConfig) -> Start:
-    """`start(script, ranks)`: a fold whose ranks run a script of bash; its processes, and the consoles."""
+    """`start(script, ranks)` starts a fold whose ranks run a bash script, and returns its processes and consoles."""
     stub = tmp_path / "bin" / "srun"
     stub.parent.mkdir()
     stub.write_text(STUB)
@@ -59,24 +59,24 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_config: MakeConf
     for name in ("MASTER_ADDR", "SLURM_CPU_BIND", "SLURM_MEM_PER_CPU", "SLURM_STEP_ID", "OMPI_COMM_WORLD_SIZE"):
         monkeypatch.setenv(name, "of a shell in another job")
 
-    def begin(script: str, ranks: int = 2) -> tuple[StepProcesses, list[Path]]:
+    def start_fold(script: str, ranks: int = 2) -> tuple[StepProcesses, list[Path]]:
         devices = tuple(Device(f"node {rank} cpu 0") for rank in range(ranks))
         command = RankCommand(("bash", "-c", script), {"OMP_NUM_THREADS": "3", "WORLD_SIZE": str(ranks)})
         assignment = Assignment(1, Slot(0, devices), (command,) * ranks)
         consoles = [tmp_path / "it's a\nrun" / "console" / f"fold1_rank{rank}.txt" for rank in range(ranks)]
         return SlurmBackend(TWO_NODES, ranks // 2, tmp_path).start(assignment, consoles), consoles
 
-    return begin  # type: ignore[return-value]
+    return start_fold  # type: ignore[return-value]
 
 
 def await_ready(tmp_path: Path) -> None:
     deadline_s = time.monotonic() + 60
-    while "ready" not in ((tmp_path / "heard").read_text() if (tmp_path / "heard").exists() else ""):
+    while "ready" not in ((tmp_path / "signals").read_text() if (tmp_path / "signals").exists() else ""):
         assert time.monotonic() < deadline_s
         time.sleep(0.02)
 
 
-def test_each_rank_has_its_number_and_its_console(start: Start) -> None:
+def test_each_rank_has_its_rank_variables_and_console(start: Start) -> None:
     script = 'echo "$RANK $LOCAL_RANK $WORLD_SIZE $LOCAL_WORLD_SIZE $OMP_NUM_THREADS $DOCCLS_LAUNCHED" >&2'
     processes, consoles = start(script, ranks=4)
     processes.wait()
@@ -85,7 +85,7 @@ def test_each_rank_has_its_number_and_its_console(start: Start) -> None:
     assert lines == [[str(rank), str(rank), "4", "2", "3", LAUNCH] for rank in range(4)]
 
 
-def test_ranks_meet_at_a_free_port_of_the_first_node(start: Start) -> None:
+def test_ranks_meet_at_free_port_of_first_node(start: Start) -> None:
     processes, consoles = start('echo "$MASTER_ADDR $MASTER_PORT"')
     processes.wait()
     (line,) = {Path(console).read_text() for console in consoles}
@@ -93,14 +93,14 @@ def test_ranks_meet_at_a_free_port_of_the_first_node(start: Start) -> None:
     assert host == socket.gethostname() and 1024 < int(port) < 65536
 
 
-def test_a_step_is_told_nothing_of_a_job_that_encloses_the_submission(start: Start) -> None:
+def test_step_does_not_inherit_variables_of_enclosing_job(start: Start) -> None:
     processes, consoles = start("env")
     processes.wait()
     assert "of a shell in another job" not in Path(consoles[0]).read_text()
     assert "SLURM_JOB_ID=12\n" in Path(consoles[0]).read_text()
 
 
-def test_a_rank_that_ended_badly_is_known_while_others_run(start: Start, tmp_path: Path) -> None:
+def test_failed_rank_is_reported_while_others_run(start: Start, tmp_path: Path) -> None:
     (tmp_path / "hold").touch()
     processes, _ = start("[ $RANK = 0 ] || exit 7")
     await_ready(tmp_path)
@@ -112,15 +112,15 @@ def test_a_rank_that_ended_badly_is_known_while_others_run(start: Start, tmp_pat
     assert "task 1: Exited with exit code 7" in processes.tell()
 
 
-def test_a_stop_and_a_question_for_stacks_are_passed_on_and_a_strike_kills(start: Start, tmp_path: Path) -> None:
+def test_terminate_and_dump_stacks_signal_the_ranks_and_kill_kills_them(start: Start, tmp_path: Path) -> None:
     (tmp_path / "hold").touch()
     processes, _ = start("true")
     await_ready(tmp_path)
     processes.dump_stacks()
     processes.terminate()
     deadline_s = time.monotonic() + 60
-    while (tmp_path / "heard").read_text().split() != ["ready", "USR2", "USR1"]:
-        assert time.monotonic() < deadline_s, (tmp_path / "heard").read_text()
+    while (tmp_path / "signals").read_text().split() != ["ready", "USR2", "USR1"]:
+        assert time.monotonic() < deadline_s, (tmp_path / "signals").read_text()
         time.sleep(0.02)
     assert processes.poll() == (None, None)
     processes.kill()
@@ -128,7 +128,7 @@ def test_a_stop_and_a_question_for_stacks_are_passed_on_and_a_strike_kills(start
     assert processes.poll()[0] == -9
 
 
-def test_a_step_that_never_began_fails_all_its_ranks(start: Start, tmp_path: Path) -> None:
+def test_step_that_never_started_fails_all_ranks(start: Start, tmp_path: Path) -> None:
     (tmp_path / "bin" / "srun").write_text("#!/bin/sh\necho 'srun: error: Unable to create step' >&2; exit 1\n")
     processes, _ = start("true")
     processes.wait()
@@ -136,19 +136,19 @@ def test_a_step_that_never_began_fails_all_its_ranks(start: Start, tmp_path: Pat
     assert processes.tell() == "srun: error: Unable to create step\n"
 
 
-def test_without_srun_the_fold_cannot_be_started(start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fold_cannot_be_started_without_srun(start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
     with pytest.raises(StartError, match="srun"):
         start("true")
 
 
-# --- the task as a slot ----------------------------------------------------------------------------------------------
+# --- slot of a task ---------------------------------------------------------------------------------------------------
 
 GPUS = [Device(f"gpu {number}", f"GPU-{number}") for number in range(8)]
 
 
 def choose(config: Config, allocation: Allocation | None) -> tuple[list[str], tuple[str, ...]]:
-    """The names of the slot's devices, and the warnings."""
+    """Return the names of the slot's devices, and the warnings."""
     chosen = choose_task_slots(config, allocation, "12_1")
     (slot,) = chosen.slots
     return [device.name for device in slot.devices], chosen.warnings
@@ -163,9 +163,9 @@ def visible(monkeypatch: pytest.MonkeyPatch) -> Callable[[str | None], None]:
 
 
 @pytest.mark.parametrize(
-    ("nodes", "gpus", "stated", "shown", "places"),
+    ("nodes", "gpus", "stated", "visible_gpus", "names"),
     [
-        (1, 0, None, None, ["cpu 0"]),  # the node's GPUs are other jobs'
+        (1, 0, None, None, ["cpu 0"]),  # the GPUs of the node belong to other jobs
         (1, 0, 2, None, ["cpu 0", "cpu 1"]),
         (1, 2, None, "0,1", ["gpu 0", "gpu 1"]),
         (1, 2, 2, "6,7", ["gpu 6", "gpu 7"]),
@@ -173,26 +173,26 @@ def visible(monkeypatch: pytest.MonkeyPatch) -> Callable[[str | None], None]:
         (2, 2, None, "0,1", ["node 0 gpu 0", "node 0 gpu 1", "node 1 gpu 0", "node 1 gpu 1"]),
     ],
 )
-def test_a_job_of_slurm_is_one_slot(
+def test_slurm_job_is_one_slot(
     make_config: MakeConfig, visible: Callable[[str | None], None], nodes: int, gpus: int, stated: int | None,
-    shown: str | None, places: list[str],
+    visible_gpus: str | None, names: list[str],
 ) -> None:  # fmt: skip
-    visible(shown)
+    visible(visible_gpus)
     config = make_config(train={"num_processes": stated})
-    names, warnings = choose(config, Allocation(nodes, gpus, cpus_per_node=4))
-    assert names == places
+    devices, warnings = choose(config, Allocation(nodes, gpus, cpus_per_node=4))
+    assert devices == names
     unused = nodes == 1 and not gpus
-    assert warnings == (("the 8 GPUs of this machine are not used: this job of Slurm has none",) if unused else ())
+    assert warnings == (("the 8 GPUs of this machine are not used: this Slurm job has none",) if unused else ())
 
 
-def test_gpus_that_were_not_asked_for_are_left_alone(
+def test_gpus_that_the_user_did_not_request_are_not_used(
     make_config: MakeConfig, visible: Callable[[str | None], None]
 ) -> None:
     visible("0")  # by the --gres=gpu:1 of slurm/kfold.sh, to which the user's --gpus-per-node=0 was added
     assert choose(make_config(), Allocation(1, 1, 4, stated_gpus=0)) == (["cpu 0"], ())
 
 
-def test_a_broken_driver_is_no_matter_to_a_job_without_gpus(
+def test_job_without_gpus_ignores_broken_driver(
     make_config: MakeConfig, visible: Callable[[str | None], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail() -> list[Device]:
@@ -203,20 +203,20 @@ def test_a_broken_driver_is_no_matter_to_a_job_without_gpus(
     assert choose(make_config(), Allocation(1, 0, 4)) == (["cpu 0"], ())
 
 
-@pytest.mark.parametrize("shown", [None, "", "0"])
-def test_other_gpus_than_those_of_the_job_are_refused(
-    make_config: MakeConfig, visible: Callable[[str | None], None], shown: str | None
+@pytest.mark.parametrize("visible_gpus", [None, "", "0"])
+def test_visible_gpus_that_differ_from_the_jobs_are_rejected(
+    make_config: MakeConfig, visible: Callable[[str | None], None], visible_gpus: str | None
 ) -> None:
-    visible(shown)
+    visible(visible_gpus)
     with pytest.raises(UserError, match=r"gave this job 2 GPUs, but \d are visible on .* \(CUDA_VISIBLE_DEVICES="):
         choose(make_config(), Allocation(1, 2, 4))
 
 
-def test_a_launch_in_a_shell_of_slurm_takes_the_jobs_gpus(
+def test_launch_in_slurm_shell_uses_gpus_of_the_job(
     make_config: MakeConfig, visible: Callable[[str | None], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def list_slots(*words: str) -> list[str]:
-        chosen = choose_slots(build_parser().parse_args(["run", "--config", "c.yaml", *words]), make_config())
+    def list_slots(*args: str) -> list[str]:
+        chosen = choose_slots(build_parser().parse_args(["run", "--config", "c.yaml", *args]), make_config())
         return [slot.name for slot in chosen.slots]
 
     monkeypatch.setattr("launcher.placement.count_cores", lambda: 2)
@@ -228,9 +228,7 @@ def test_a_launch_in_a_shell_of_slurm_takes_the_jobs_gpus(
     assert list_slots() == ["gpu 2", "gpu 3"]
 
 
-def test_outside_slurm_a_task_takes_the_gpus_that_it_sees(
-    make_config: MakeConfig, visible: Callable[[str | None], None]
-) -> None:
+def test_task_outside_slurm_uses_visible_gpus(make_config: MakeConfig, visible: Callable[[str | None], None]) -> None:
     assert choose(make_config(), None)[0] == [gpu.name for gpu in GPUS]
     visible("3")
     assert choose(make_config(), None)[0] == ["gpu 3"]
@@ -243,14 +241,14 @@ def test_outside_slurm_a_task_takes_the_gpus_that_it_sees(
     [
         (Allocation(1, 2, 4), None, 0, "1 nodes x 2 GPUs, but the NVIDIA driver of "),
         (Allocation(2, 2, 4), None, 0, "2 nodes x 2 GPUs, but the NVIDIA driver of "),
-        (Allocation(1, 1, 4, stated_gpus=2), None, 1, "--gpus-per-node=2, but the job has 1 GPUs a node"),
+        (Allocation(1, 1, 4, stated_gpus=2), None, 1, "--gpus-per-node=2, but the job has 1 GPUs per node"),
         (Allocation(1, 2, 4), 4, 2, "train.num_processes = 4, but 12_1 has 2 GPUs"),
         (Allocation(2, 0, 4), 3, 0, "train.num_processes = 3, but Slurm gave job 12_1 2 nodes x CPUs"),
-        (Allocation(2, 0, 1), 4, 0, "2 nodes x 1 CPUs for 2 processes on each: sbatch --cpus-per-task"),
-        (Allocation(2, 32, 64), None, 8, "train.batch_size = 32: 64 processes can't share"),
+        (Allocation(2, 0, 1), 4, 0, "2 nodes x 1 CPUs for 2 processes on each: pass sbatch --cpus-per-task"),
+        (Allocation(2, 32, 64), None, 8, "train.batch_size = 32 is too small for 64 processes"),
     ],
 )
-def test_what_does_not_fit_is_refused_in_words(
+def test_allocation_that_does_not_fit_is_rejected(
     make_config: MakeConfig, visible: Callable[[str | None], None], monkeypatch: pytest.MonkeyPatch,
     allocation: Allocation, stated: int | None, gpus_here: int, message: str,
 ) -> None:  # fmt: skip
@@ -260,25 +258,25 @@ def test_what_does_not_fit_is_refused_in_words(
     assert message in str(caught.value)
 
 
-def test_what_trains_the_rest_is_the_users_own_command_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resume_command_is_the_command_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURM_JOB_ID", "13")
-    words = ["task", "--config", "my c.yaml", "--set", "wandb.api_key=secret"]
-    again = "sbatch slurm/kfold.sh 'my c.yaml' --set 'wandb.api_key=***' --run-id v1-j12"
-    assert render_resume_command(words, "v1-j12") == again
-    assert render_resume_command([*words, "--run-id", "v1-j12"], "v1-j12") == again
+    args = ["task", "--config", "my c.yaml", "--set", "wandb.api_key=secret"]
+    resume_command = "sbatch slurm/kfold.sh 'my c.yaml' --set 'wandb.api_key=***' --run-id v1-j12"
+    assert render_resume_command(args, "v1-j12") == resume_command
+    assert render_resume_command([*args, "--run-id", "v1-j12"], "v1-j12") == resume_command
     monkeypatch.delenv("SLURM_JOB_ID")
     assert render_resume_command(["task", "--config", "c.yaml"], "r") == "doccls-launch task --config c.yaml --run-id r"
 
 
-# --- what is asked of Slurm ------------------------------------------------------------------------------------------
+# --- resource request -------------------------------------------------------------------------------------------------
 
 
-def parse_run(*words: str) -> argparse.Namespace:
-    return build_parser().parse_args(["run", "--config", "c.yaml", "--backend", "slurm", *words])
+def parse_run(*args: str) -> argparse.Namespace:
+    return build_parser().parse_args(["run", "--config", "c.yaml", "--backend", "slurm", *args])
 
 
 @pytest.mark.parametrize(
-    ("words", "stated", "expected", "ranks"),
+    ("args", "stated", "expected", "ranks"),
     [
         ([], None, JobRequest(1, 1, 3), 1),
         ([], 4, JobRequest(1, 4, 12), 4),
@@ -296,43 +294,43 @@ def parse_run(*words: str) -> argparse.Namespace:
         (["--gres", "none"], None, JobRequest(1, 0, 3, gres="none"), 1),
     ],
 )
-def test_a_task_gets_what_its_fold_takes(
-    make_config: MakeConfig, words: list[str], stated: int | None, expected: JobRequest, ranks: int
+def test_request_fits_the_fold(
+    make_config: MakeConfig, args: list[str], stated: int | None, expected: JobRequest, ranks: int
 ) -> None:
-    config = make_config(train={"num_processes": stated})  # 2 threads and 2 loader workers a process
-    assert make_request(parse_run(*words), config) == (expected, ranks)
+    config = make_config(train={"num_processes": stated})  # 2 threads and 2 loader workers per process
+    assert make_request(parse_run(*args), config) == (expected, ranks)
 
 
 @pytest.mark.parametrize(
-    ("words", "stated", "told"),
+    ("args", "stated", "message"),
     [
-        (["--slots", "2", "--exclude-busy"], None, "--exclude-busy, --slots: only on this machine"),
-        (["--gpus-per-fold", "2"], 4, "2 GPUs a fold (--gpus-per-fold, --gres), but train.num_processes = 4"),
-        (["--gpus-per-fold", "2", "--gres", "gpu:4"], None, "--gpus-per-fold 2, but --gres=gpu:4 asks for 4"),
-        (["--nodes", "2"], 3, "3 processes of a fold do not divide by --nodes 2"),
-        (["--gpus-per-fold", "64"], None, "train.batch_size = 32: 64 processes can't share"),
+        (["--slots", "2", "--exclude-busy"], None, "--exclude-busy, --slots: only with --backend local"),
+        (["--gpus-per-fold", "2"], 4, "2 GPUs per fold (--gpus-per-fold, --gres), but train.num_processes = 4"),
+        (["--gpus-per-fold", "2", "--gres", "gpu:4"], None, "--gpus-per-fold 2, but --gres=gpu:4 requests 4"),
+        (["--nodes", "2"], 3, "3 processes per fold are not divisible by --nodes 2"),
+        (["--gpus-per-fold", "64"], None, "train.batch_size = 32 is too small for 64 processes"),
     ],
 )
-def test_what_cannot_be_asked_of_slurm_is_refused(
-    make_config: MakeConfig, words: list[str], stated: int | None, told: str
+def test_contradictory_request_is_rejected(
+    make_config: MakeConfig, args: list[str], stated: int | None, message: str
 ) -> None:
     with pytest.raises(UserError) as caught:
-        make_request(parse_run(*words), make_config(train={"num_processes": stated}))
-    assert told in str(caught.value)
+        make_request(parse_run(*args), make_config(train={"num_processes": stated}))
+    assert message in str(caught.value)
 
 
-@pytest.mark.parametrize("words", [["--partition", "p"], ["--wait"], ["--nodes", "2"], ["--sbatch-arg=--x"]])
-def test_slurms_options_are_refused_on_this_machine(make_config: MakeConfig, words: list[str]) -> None:
+@pytest.mark.parametrize("args", [["--partition", "p"], ["--wait"], ["--nodes", "2"], ["--sbatch-arg=--x"]])
+def test_slurm_options_are_rejected_by_local_backend(make_config: MakeConfig, args: list[str]) -> None:
     with pytest.raises(UserError, match="only with --backend slurm"):
-        choose_slots(build_parser().parse_args(["run", "--config", "c.yaml", *words]), make_config())
+        choose_slots(build_parser().parse_args(["run", "--config", "c.yaml", *args]), make_config())
 
 
-# --- preemption: a step that ends stands for Slurm's SIGTERM ----------------------------------------------------------
+# --- preemption: the stub's exit represents Slurm's SIGTERM -----------------------------------------------------------
 
 
 @pytest.fixture
-def heard(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Signals that this process was asked to stop by."""
+def stop_signals(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Signals that asked this process to stop."""
     signals: list[int] = []
     monkeypatch.setattr(steps, "agree_to_stop", signals.append)
     return signals
@@ -340,7 +338,7 @@ def heard(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 @pytest.fixture
 def set_srun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """`set_srun(script)`: what srun does."""
+    """`set_srun(script)` replaces srun by a bash script."""
     monkeypatch.setenv("SLURM_JOB_ID", "12")
     monkeypatch.setenv("SLURM_CPU_BIND", "of a shell in another job")
 
@@ -358,37 +356,39 @@ def set_srun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str],
     ("end", "number"),
     [("exit 143", signal.SIGTERM), ("kill -TERM $$", signal.SIGTERM), ("exit 138", signal.SIGUSR1)],
 )
-def test_a_step_that_slurm_ends_is_passed_on_as_a_request_to_stop(
-    end: str, number: int, heard: list[int], set_srun: Callable[[str], None]
+def test_step_ended_by_slurm_requests_a_stop(
+    end: str, number: int, stop_signals: list[int], set_srun: Callable[[str], None]
 ) -> None:
     set_srun(f'[ "$SLURM_JOB_ID" = 12 ] && [ -z "$SLURM_CPU_BIND" ] || exit 1\n{end}')
     with watching_for_preemption() as watch:
         assert watch is not None
         watch.join()
-    assert heard == [number]
+    assert stop_signals == [number]
 
 
-def test_a_step_that_can_not_be_had_says_nothing(heard: list[int], set_srun: Callable[[str], None]) -> None:
+def test_step_that_cannot_start_requests_no_stop(stop_signals: list[int], set_srun: Callable[[str], None]) -> None:
     set_srun("echo 'srun: unrecognized option --overlap' >&2; exit 1")
     with watching_for_preemption() as watch:
         assert watch is not None
         watch.join()
-    assert heard == []
+    assert stop_signals == []
 
 
-def test_the_end_of_the_task_ends_the_step_unheard(heard: list[int], set_srun: Callable[[str], None]) -> None:
+def test_end_of_task_ends_step_without_requesting_a_stop(
+    stop_signals: list[int], set_srun: Callable[[str], None]
+) -> None:
     set_srun("exec sleep 1000")
     with watching_for_preemption() as watch:
         assert watch is not None
     watch.join()
-    assert heard == []
+    assert stop_signals == []
 
 
-@pytest.mark.parametrize("there", [False, True])
-def test_without_an_srun_that_runs_nobody_listens(
-    there: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, set_srun: Callable[[str], None]
+@pytest.mark.parametrize("exists", [False, True])
+def test_no_watch_without_working_srun(
+    exists: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, set_srun: Callable[[str], None]
 ) -> None:
-    if there:
+    if exists:
         set_srun("")
         (tmp_path / "bin" / "srun").write_bytes(b"\x7fELF of another machine")
         monkeypatch.setenv("PATH", str(tmp_path / "bin"))

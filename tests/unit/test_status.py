@@ -232,7 +232,7 @@ def test_a_launcher_of_another_user_machine_or_container_is_not_cancelled_from_h
 
 def test_array_tasks_are_told_by_their_own_ledgers_and_locks(paths: RunPaths, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fold 1 of a launch before failed, and is trained by a task of an array now; fold 2's task failed."""
-    monkeypatch.setattr("launcher.status.ask_queue", lambda clusters: [])
+    monkeypatch.setattr("launcher.status.read_queue", lambda clusters: [])
     write_ledger(paths.ledger(), replace(LEDGER, started=BEFORE, attempts=(replace(FAILED, started=BEFORE),)))
     task = replace(LEDGER, folds=(1,), job="12_1", attempts=(replace(OPEN, slot="node 0 gpu 0"),))
     write_ledger(paths.ledger(1), task)

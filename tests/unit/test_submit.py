@@ -1,4 +1,4 @@
-"""Submitting exactly once: a queue and an sbatch that lie, fail or fall silent stand for Slurm's."""
+"""Exactly-once submission, with a fake queue and sbatch that give wrong answers, fail or do not answer."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from doccls.run.paths import RunPaths
 from doccls.system.lock import hold_lock
 from doccls.system.signals import Interrupted
 from launcher.cancel import cancel_run
-from launcher.slurm import submit as room
+from launcher.slurm import submit as submit_module
 from launcher.slurm.array_jobs import read_array_jobs
 from launcher.slurm.format import LostAnswerError, QueueEntry, SlurmError, Submitted
 from launcher.slurm.script import JobRequest
@@ -31,39 +31,39 @@ from launcher.status import read_status
 from tests.unit.conftest import KeptLog
 
 NOW = datetime(2026, 1, 2, 3, 4)
-OPTIONS = SubmitOptions(JobRequest(1, 1, 4), "#!/bin/bash\n", 1, False, "again")
+OPTIONS = SubmitOptions(JobRequest(1, 1, 4), "#!/bin/bash\n", 1, False, "resume")
 
 
 class Slurm:
-    """Stands for the controller."""
+    """Fake of the controller."""
 
     def __init__(self) -> None:
         self.queue: list[QueueEntry] = []
-        self.answers = True
-        self.takes = True
-        self.says = True
-        self.written_before: list[int] = []
+        self.queue_answers = True
+        self.accepts = True
+        self.replies = True
+        self.recorded_before: list[int] = []
         self.paths: RunPaths
         self.cancelled: list[str] = []
         self.now_s = 0.0
-        self.asked_s: list[float] = []
-        self.asked_clusters: tuple[str, ...] = ()
+        self.polled_s: list[float] = []
+        self.polled_clusters: tuple[str, ...] = ()
         self.cluster: str | None = None
         self.events: dict[float, Callable[[], object]] = {}
 
-    def ask_queue(self, clusters: Sequence[str]) -> list[QueueEntry] | None:
-        self.asked_s.append(self.now_s)
-        self.asked_clusters = tuple(clusters)
-        return list(self.queue) if self.answers else None
+    def read_queue(self, clusters: Sequence[str]) -> list[QueueEntry] | None:
+        self.polled_s.append(self.now_s)
+        self.polled_clusters = tuple(clusters)
+        return list(self.queue) if self.queue_answers else None
 
     def submit_script(self, command: Sequence[str], script: str) -> Submitted:
-        self.written_before.append(len(read_array_jobs(self.paths.array_jobs)))
-        told = dict(word[2:].split("=", 1) for word in command if "=" in word)
-        if self.takes:
-            job = str(100 + len(self.written_before))
-            for fold in told["array"].split(","):
-                self.queue.append(QueueEntry(job, int(fold), "PENDING", told["comment"], "Resources", self.cluster))
-            if self.says:
+        self.recorded_before.append(len(read_array_jobs(self.paths.array_jobs)))
+        options = dict(word[2:].split("=", 1) for word in command if "=" in word)
+        if self.accepts:
+            job = str(100 + len(self.recorded_before))
+            for fold in options["array"].split(","):
+                self.queue.append(QueueEntry(job, int(fold), "PENDING", options["comment"], "Resources", self.cluster))
+            if self.replies:
                 return Submitted(job, self.cluster)
             raise LostAnswerError("sbatch failed (exit code 1): timed out")
         raise SlurmError("sbatch failed (exit code 1): Invalid partition")
@@ -76,7 +76,7 @@ class Slurm:
         self.queue = [replace(entry, state=state) if entry.job in jobs else entry for entry in self.queue]
 
     def sleep(self, seconds: float) -> None:
-        """Time passes, and what is to happen at its seconds happens."""
+        """Advance the clock, and trigger the events that are due."""
         self.now_s += seconds
         for due_s in [due_s for due_s in self.events if due_s <= self.now_s]:
             self.events.pop(due_s)()
@@ -86,19 +86,19 @@ class Slurm:
 def slurm(monkeypatch: pytest.MonkeyPatch) -> Slurm:
     slurm = Slurm()
     for module in ("slurm.submit", "status", "cancel"):
-        monkeypatch.setattr(f"launcher.{module}.ask_queue", slurm.ask_queue)
-    monkeypatch.setattr(room, "submit_script", slurm.submit_script)
+        monkeypatch.setattr(f"launcher.{module}.read_queue", slurm.read_queue)
+    monkeypatch.setattr(submit_module, "submit_script", slurm.submit_script)
     monkeypatch.setattr("doccls.model.build.fetch_pretrained", lambda config, img_size: Path("/the cache"))
     monkeypatch.setattr("launcher.cancel.cancel_jobs", slurm.cancel_jobs)
-    clock = SimpleNamespace(sleep=slurm.sleep, monotonic=lambda: slurm.now_s)  # not that of other threads
-    monkeypatch.setattr(room, "time", clock)
+    clock = SimpleNamespace(sleep=slurm.sleep, monotonic=lambda: slurm.now_s)  # not the clock of other threads
+    monkeypatch.setattr(submit_module, "time", clock)
     monkeypatch.setattr("launcher.cancel.time", clock)
     return slurm
 
 
 @pytest.fixture
 def config(tmp_path: Path, make_config: Callable[..., Config], make_data: Callable[..., Path]) -> Config:
-    """Of three folds."""
+    """Config of three folds."""
     ids = [f"p{row}.png" for row in range(9)]
     make_data(ids, [str(row % 3) for row in range(9)], files=ids)
     return make_config(data={"folds": 3}, train={"batch_size": 2}, output={"exp_dir": str(tmp_path / "exp")})
@@ -109,122 +109,120 @@ Submit = Callable[..., RunPaths]
 
 @pytest.fixture
 def submit_run(slurm: Slurm, config: Config) -> Submit:
-    """`submit_run()`: a run of three folds is submitted, and awaited with `wait`; its paths."""
+    """`submit_run()` submits a run of three folds, waits for it with `wait`, and returns its paths."""
 
-    def act(wait: bool = False, log: RunLog | None = None) -> RunPaths:
+    def submit_once(wait: bool = False, log: RunLog | None = None) -> RunPaths:
         slurm.paths = RunPaths(config.output.exp_dir / "20260102" / "r")
         submit(config, "r", NOW, replace(OPTIONS, wait=wait), log or KeptLog())
         return slurm.paths
 
-    return act
+    return submit_once
 
 
 def list_tasks(slurm: Slurm) -> list[str]:
     return [entry.job for entry in slurm.queue]
 
 
-def test_an_array_is_written_down_before_slurm_is_asked_and_folds_on_their_way_are_not_sent_again(
-    slurm: Slurm, submit_run: Submit
-) -> None:
+def test_array_is_recorded_before_sbatch_and_active_folds_are_not_resubmitted(slurm: Slurm, submit_run: Submit) -> None:
     paths = submit_run()
-    assert slurm.written_before == [1] and list_tasks(slurm) == ["101_0", "101_1", "101_2"]
-    (one,) = read_array_jobs(paths.array_jobs)
-    assert (one.job, one.folds, one.refused) == ("101", (0, 1, 2), None)
+    assert slurm.recorded_before == [1] and list_tasks(slurm) == ["101_0", "101_1", "101_2"]
+    (array_job,) = read_array_jobs(paths.array_jobs)
+    assert (array_job.job, array_job.folds, array_job.refused) == ("101", (0, 1, 2), None)
     submit_run()
     assert len(slurm.queue) == 3
-    slurm.queue = [entry for entry in slurm.queue if entry.number != 1]  # it was cancelled
+    slurm.queue = [entry for entry in slurm.queue if entry.number != 1]  # as if it was cancelled
     submit_run()
     assert list_tasks(slurm) == ["101_0", "101_2", "102_1"]
 
 
-def test_the_status_of_a_refused_submission_says_how_to_go_on(slurm: Slurm, submit_run: Submit) -> None:
-    slurm.takes = False
-    with pytest.raises(SlurmError, match="the folds are not submitted"):
+def test_status_of_refused_submission_shows_resume_command(slurm: Slurm, submit_run: Submit) -> None:
+    slurm.accepts = False
+    with pytest.raises(SlurmError, match="the folds were not submitted"):
         submit_run()
-    assert read_status(slurm.paths).resume_command == "again"
-    slurm.takes = True
-    assert read_status(submit_run()).resume_command is None, "the folds are on their way"
+    assert read_status(slurm.paths).resume_command == "resume"
+    slurm.accepts = True
+    assert read_status(submit_run()).resume_command is None, "the folds are pending"
 
 
-def test_a_lost_answer_is_found_in_the_queue(slurm: Slurm, submit_run: Submit) -> None:
-    slurm.says = False
+def test_lost_answer_is_found_in_queue(slurm: Slurm, submit_run: Submit) -> None:
+    slurm.replies = False
     paths = submit_run()
-    (one,) = read_array_jobs(paths.array_jobs)
-    assert one.job == "101" and len(slurm.queue) == 3
-    assert slurm.asked_s == [0.0, 15.0], "before the submission, and once after it"
+    (array_job,) = read_array_jobs(paths.array_jobs)
+    assert array_job.job == "101" and len(slurm.queue) == 3
+    assert slurm.polled_s == [0.0, 15.0], "before the submission, and once after it"
     submit_run()
     assert len(slurm.queue) == 3
 
 
-def test_a_job_that_seemed_refused_is_not_submitted_twice(slurm: Slurm, submit_run: Submit) -> None:
-    slurm.takes = False
+def test_job_that_seemed_refused_is_not_submitted_twice(slurm: Slurm, submit_run: Submit) -> None:
+    slurm.accepts = False
     with pytest.raises(SlurmError, match="Invalid partition"):
         submit_run()
-    assert slurm.asked_s == [0.0], "Slurm has answered: nothing is looked for"
+    assert slurm.polled_s == [0.0], "Slurm has answered: no need to search the queue"
     (refused,) = read_array_jobs(slurm.paths.array_jobs)
     for fold in range(3):
         slurm.queue.append(QueueEntry("100", fold, "PENDING", f"doccls:r:{refused.token}", "Resources"))
     paths = submit_run()
     (found,) = read_array_jobs(paths.array_jobs)
-    assert (found.job, found.refused) == ("100", None) and len(slurm.written_before) == 1
+    assert (found.job, found.refused) == ("100", None) and len(slurm.recorded_before) == 1
 
 
-def test_a_lost_answer_and_a_silent_queue_leave_it_open_until_the_queue_is_there(
+def test_lost_answer_and_silent_queue_stay_open_until_queue_answers(
     slurm: Slurm, submit_run: Submit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    slurm.says = False
+    slurm.replies = False
     answers = iter([[]])
-    monkeypatch.setattr(room, "ask_queue", lambda clusters: next(answers, None))
-    with pytest.raises(SlurmError, match=r"is not known\. The same command with --run-id r finds out"):
+    monkeypatch.setattr(submit_module, "read_queue", lambda clusters: next(answers, None))
+    with pytest.raises(SlurmError, match=r"Run the same command with --run-id r to find out"):
         submit_run()
-    (one,) = read_array_jobs(slurm.paths.array_jobs)
-    assert (one.job, one.refused) == (None, None) and len(slurm.queue) == 3
+    (array_job,) = read_array_jobs(slurm.paths.array_jobs)
+    assert (array_job.job, array_job.refused) == (None, None) and len(slurm.queue) == 3
     with pytest.raises(SlurmError, match="squeue does not answer: nothing was submitted"):
         submit_run()
-    monkeypatch.setattr(room, "ask_queue", slurm.ask_queue)
+    monkeypatch.setattr(submit_module, "read_queue", slurm.read_queue)
     submit_run()
-    assert len(slurm.queue) == 3 and [one.job for one in read_array_jobs(slurm.paths.array_jobs)] == ["101"]
+    assert len(slurm.queue) == 3 and [array_job.job for array_job in read_array_jobs(slurm.paths.array_jobs)] == ["101"]
 
 
-def test_what_slurm_refuses_is_told_and_sent_again_the_next_time(slurm: Slurm, submit_run: Submit) -> None:
-    slurm.takes = False
-    with pytest.raises(SlurmError, match="the folds are not submitted: sbatch failed"):
+def test_refused_submission_is_reported_and_retried_next_time(slurm: Slurm, submit_run: Submit) -> None:
+    slurm.accepts = False
+    with pytest.raises(SlurmError, match="the folds were not submitted: sbatch failed"):
         submit_run()
-    slurm.takes = True
+    slurm.accepts = True
     paths = submit_run()
-    assert [one.job for one in read_array_jobs(paths.array_jobs)] == [None, "102"]
+    assert [array_job.job for array_job in read_array_jobs(paths.array_jobs)] == [None, "102"]
 
 
-def test_the_cluster_that_took_the_job_is_asked_for_it(
+def test_queue_of_the_cluster_that_accepted_the_job_is_read(
     slurm: Slurm, submit_run: Submit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of a federation. Before its answer, all are asked that it was offered to."""
+    """In a federation; before sbatch has answered, the queues of all candidates are read."""
     monkeypatch.setenv("SBATCH_CLUSTERS", "a,b")
-    slurm.cluster, slurm.says = "b", False
+    slurm.cluster, slurm.replies = "b", False
     paths = submit_run()
-    assert slurm.asked_clusters == ("a,b",), "its answer was lost"
-    assert [(one.job, one.cluster) for one in read_array_jobs(paths.array_jobs)] == [("101", "b")]
+    assert slurm.polled_clusters == ("a,b",), "its answer was lost"
+    assert [(array_job.job, array_job.cluster) for array_job in read_array_jobs(paths.array_jobs)] == [("101", "b")]
     assert [str(fold.state) for fold in read_status(paths).folds] == ["waiting"] * 3
-    assert slurm.asked_clusters == ("b",)
+    assert slurm.polled_clusters == ("b",)
     submit_run()
     assert len(slurm.queue) == 3
 
 
-def test_cancel_ends_exactly_the_runs_jobs(slurm: Slurm, submit_run: Submit) -> None:
+def test_cancel_ends_only_the_jobs_of_the_run(slurm: Slurm, submit_run: Submit) -> None:
     paths = submit_run()
     other = QueueEntry("55", 0, "RUNNING", "doccls:another:abc", "None")
     slurm.queue += [other, QueueEntry("101", 9, "COMPLETED", "", "None")]
-    said: list[str] = []
-    cancel_run(paths, said.append)
+    messages: list[str] = []
+    cancel_run(paths, messages.append)
     assert slurm.cancelled == ["101_0", "101_1", "101_2"] and other in slurm.queue
-    assert said[-1] == "[CANCEL] stopped; what is finished stays"
+    assert messages[-1] == "[CANCEL] stopped; what is finished stays"
 
 
-# --- waiting ---------------------------------------------------------------------------------------------------------
+# --- waiting ----------------------------------------------------------------------------------------------------------
 
 
 def finish(paths: RunPaths, fold: int) -> None:
-    """As the fold's task does: by its predictions."""
+    """Finish the fold as its task does, by writing its predictions."""
     rows = np.arange(3 * fold, 3 * fold + 3)
     fingerprint = yaml.safe_load(paths.snapshot.read_text())["provenance"]["fingerprint"]
     info = PredictionsInfo(
@@ -236,25 +234,25 @@ def finish(paths: RunPaths, fold: int) -> None:
 
 @pytest.fixture
 def merges(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is in the parts is another suite's."""
-    monkeypatch.setattr(room, "close_share", lambda run, log: tuple({0, 1, 2} - set(run.find_finished())))
+    """Replace the merge: the content of the predictions is not tested here."""
+    monkeypatch.setattr(submit_module, "close_share", lambda run, log: tuple({0, 1, 2} - set(run.find_finished())))
 
 
 @pytest.mark.usefixtures("merges")
-def test_who_waits_asks_every_15_s_and_every_60_s_while_nothing_changes(slurm: Slurm, submit_run: Submit) -> None:
+def test_wait_polls_every_15_s_and_every_60_s_while_nothing_changes(slurm: Slurm, submit_run: Submit) -> None:
     slurm.events = {
         200.0: lambda: slurm.set_state("RUNNING", "101_0"),
         400.0: lambda: slurm.set_state("FAILED", "101_0", "101_1", "101_2"),
     }
-    with pytest.raises(UserError, match="the run has ended, and folds are missing"):
+    with pytest.raises(UserError, match="the run has ended, but folds are missing"):
         submit_run(wait=True)
-    gaps = np.diff(slurm.asked_s[:-1])  # the last is asked by the status of what is missing
+    gaps = np.diff(slurm.polled_s[:-1])  # the last is read for the status of the missing folds
     assert gaps.min() >= 15 and max(gaps) < 63 and list(gaps[:4] // 15) == [1, 1, 2, 4], gaps
     assert slurm.now_s < 470
 
 
 @pytest.mark.usefixtures("merges")
-def test_a_run_whose_folds_are_finished_is_awaited_by_its_files_alone(slurm: Slurm, submit_run: Submit) -> None:
+def test_wait_for_finished_folds_reads_only_the_files_of_the_run(slurm: Slurm, submit_run: Submit) -> None:
     def end() -> None:
         for fold in range(3):
             finish(slurm.paths, fold)
@@ -262,11 +260,11 @@ def test_a_run_whose_folds_are_finished_is_awaited_by_its_files_alone(slurm: Slu
     slurm.events = {5.0: end}
     log = KeptLog()
     submit_run(wait=True, log=log)
-    assert slurm.asked_s == [0.0] and slurm.now_s < 8 and "[SLURM] fold 2: done" in log.lines
+    assert slurm.polled_s == [0.0] and slurm.now_s < 8 and "[SLURM] fold 2: done" in log.lines
 
 
 @pytest.mark.usefixtures("merges")
-def test_a_fold_that_ends_is_a_change_that_the_queue_is_asked_about(slurm: Slurm, submit_run: Submit) -> None:
+def test_wait_polls_queue_soon_after_a_fold_has_finished(slurm: Slurm, submit_run: Submit) -> None:
     def end() -> None:
         finish(slurm.paths, 0)
         slurm.set_state("FAILED", "101_0", "101_1", "101_2")
@@ -278,7 +276,7 @@ def test_a_fold_that_ends_is_a_change_that_the_queue_is_asked_about(slurm: Slurm
 
 
 @pytest.mark.usefixtures("merges")
-def test_a_fold_that_is_preempted_for_good_is_submitted_again_once(slurm: Slurm, submit_run: Submit) -> None:
+def test_fold_cancelled_by_preemption_is_resubmitted_once(slurm: Slurm, submit_run: Submit) -> None:
     def preempt(job: str) -> None:
         slurm.set_state("PREEMPTED", job)
         slurm.set_state("FAILED", "101_0")
@@ -292,21 +290,21 @@ def test_a_fold_that_is_preempted_for_good_is_submitted_again_once(slurm: Slurm,
     with pytest.raises(UserError, match="- fold 2: missing, job 103_2 COMPLETED"):
         submit_run(wait=True, log=log)
     assert [line for line in log.lines if "was preempted" in line] == [
-        "[SLURM] fold 2: job 101_2 was preempted; submitted again as job 102 (preemption 1)",
-        "[SLURM] fold 2: job 102_2 was preempted; submitted again as job 103 (preemption 2)",
+        "[SLURM] fold 2: job 101_2 was preempted; resubmitted as job 102 (preemption 1)",
+        "[SLURM] fold 2: job 102_2 was preempted; resubmitted as job 103 (preemption 2)",
     ]
     assert not any("job 102: folds" in line for line in log.lines)
     array_jobs = read_array_jobs(slurm.paths.array_jobs)
-    assert slurm.written_before == [1, 2, 3]
-    assert [(one.folds, one.preempted) for one in array_jobs] == [((0, 1, 2), ()), ((2,), (2,)), ((2,), (2,))]
-    assert np.diff(slurm.asked_s[:-1]).min() >= 15
+    assert slurm.recorded_before == [1, 2, 3]
+    assert [(job.folds, job.preempted) for job in array_jobs] == [((0, 1, 2), ()), ((2,), (2,)), ((2,), (2,))]
+    assert np.diff(slurm.polled_s[:-1]).min() >= 15
 
 
 @pytest.mark.usefixtures("merges")
-def test_a_lost_answer_to_a_preempted_fold_is_found_too(slurm: Slurm, submit_run: Submit) -> None:
+def test_lost_answer_of_resubmission_is_found(slurm: Slurm, submit_run: Submit) -> None:
     def preempt() -> None:
         slurm.set_state("PREEMPTED", "101_2")
-        slurm.says = False
+        slurm.replies = False
 
     slurm.events = {
         20.0: preempt,
@@ -318,7 +316,7 @@ def test_a_lost_answer_to_a_preempted_fold_is_found_too(slurm: Slurm, submit_run
 
 
 @pytest.mark.usefixtures("merges")
-def test_while_another_process_submits_a_preempted_fold_waits(slurm: Slurm, submit_run: Submit) -> None:
+def test_preempted_fold_waits_while_another_process_submits(slurm: Slurm, submit_run: Submit) -> None:
     with contextlib.ExitStack() as other:
 
         def preempt() -> None:
@@ -336,47 +334,47 @@ def test_while_another_process_submits_a_preempted_fold_waits(slurm: Slurm, subm
 
 
 @pytest.mark.usefixtures("merges")
-def test_a_silent_controller_ends_no_wait(slurm: Slurm, submit_run: Submit) -> None:
+def test_wait_survives_silent_controller(slurm: Slurm, submit_run: Submit) -> None:
     slurm.events = {
-        20.0: lambda: setattr(slurm, "answers", False),
-        400.0: lambda: setattr(slurm, "answers", True),
+        20.0: lambda: setattr(slurm, "queue_answers", False),
+        400.0: lambda: setattr(slurm, "queue_answers", True),
         401.0: lambda: slurm.set_state("FAILED", "101_0", "101_1", "101_2"),
     }
     log = KeptLog()
     with pytest.raises(UserError, match="folds are missing"):
         submit_run(wait=True, log=log)
-    assert log.lines.count("[SLURM] squeue does not answer; the jobs go on") == 1
-    assert len(slurm.written_before) == 1
+    assert log.lines.count("[SLURM] squeue does not answer; the jobs continue") == 1
+    assert len(slurm.recorded_before) == 1
 
 
-def test_without_waiting_the_same_command_submits_and_counts_a_preempted_fold(slurm: Slurm, submit_run: Submit) -> None:
+def test_same_command_without_wait_resubmits_and_counts_preempted_fold(slurm: Slurm, submit_run: Submit) -> None:
     paths = submit_run()
     slurm.set_state("PREEMPTED", "101_2")
     slurm.set_state("FAILED", "101_1")
     assert [str(fold.state) for fold in read_status(paths).folds] == ["waiting", "failed", "stopped"]
     log = KeptLog()
     submit_run(log=log)
-    assert "[SLURM] job 102: folds 1 submitted, a task a fold" in log.lines
-    assert "[SLURM] fold 2: job 101_2 was preempted; submitted again as job 102 (preemption 1)" in log.lines
+    assert "[SLURM] job 102: folds 1 submitted, one task per fold" in log.lines
+    assert "[SLURM] fold 2: job 101_2 was preempted; resubmitted as job 102 (preemption 1)" in log.lines
     submit_run()
     assert len(slurm.queue) == 5
 
 
-def test_a_signal_ends_the_wait_at_once(slurm: Slurm, submit_run: Submit, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_signal_ends_wait_at_once(slurm: Slurm, submit_run: Submit, monkeypatch: pytest.MonkeyPatch) -> None:
     def check() -> None:
         if slurm.now_s > 100:
             raise Interrupted(signal.SIGINT)
 
-    monkeypatch.setattr(room, "check_stop", check)
+    monkeypatch.setattr(submit_module, "check_stop", check)
     with pytest.raises(Interrupted):
         submit_run(wait=True)
     assert slurm.now_s < 100.5
 
 
-# --- cancelling ------------------------------------------------------------------------------------------------------
+# --- cancelling -------------------------------------------------------------------------------------------------------
 
 
-def test_cancel_asks_the_queue_when_the_tasks_have_left_and_seldom_while_they_stay(
+def test_cancel_polls_queue_when_tasks_have_exited_and_rarely_before(
     slurm: Slurm, submit_run: Submit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
@@ -385,15 +383,15 @@ def test_cancel_asks_the_queue_when_the_tasks_have_left_and_seldom_while_they_st
     paths = submit_run()
     with contextlib.ExitStack() as task:
         task.enter_context(hold_lock(paths.launch_lock(1), "run r, task 101_1 of Slurm, is being launched"))
-        slurm.asked_s, slurm.events = [], {
+        slurm.polled_s, slurm.events = [], {
             50.0: task.close,
             60.0: lambda: slurm.set_state("CANCELLED", *list_tasks(slurm)),
         }  # fmt: skip
         cancel_run(paths, lambda text: None)
-    assert np.diff(slurm.asked_s).min() >= 7 and len(slurm.asked_s) <= 5, slurm.asked_s
+    assert np.diff(slurm.polled_s).min() >= 7 and len(slurm.polled_s) <= 5, slurm.polled_s
 
 
-def test_what_is_cancelled_is_not_submitted_again_by_who_waits(slurm: Slurm, submit_run: Submit, merges: None) -> None:
+def test_waiting_launcher_does_not_resubmit_cancelled_folds(slurm: Slurm, submit_run: Submit, merges: None) -> None:
     def cancel() -> None:
         slurm.set_state("PREEMPTED", "101_2")
         cancel_run(slurm.paths, lambda text: None)
@@ -404,18 +402,16 @@ def test_what_is_cancelled_is_not_submitted_again_by_who_waits(slurm: Slurm, sub
     assert slurm.cancelled == ["101_0", "101_1"] and list_tasks(slurm) == ["101_2"]
 
 
-def test_cancel_ends_what_was_submitted_meanwhile_and_outwaits_a_silent_controller(
-    slurm: Slurm, submit_run: Submit
-) -> None:
+def test_cancel_ends_jobs_submitted_meanwhile_and_waits_for_silent_controller(slurm: Slurm, submit_run: Submit) -> None:
     def add() -> None:
         slurm.queue.append(QueueEntry("101", 7, "PENDING", "", ""))
-        slurm.answers = False
+        slurm.queue_answers = False
 
-    paths, said = submit_run(), list[str]()
-    slurm.events = {1.0: add, 90.0: lambda: setattr(slurm, "answers", True)}
-    cancel_run(paths, said.append)
+    paths, messages = submit_run(), list[str]()
+    slurm.events = {1.0: add, 90.0: lambda: setattr(slurm, "queue_answers", True)}
+    cancel_run(paths, messages.append)
     assert slurm.cancelled == ["101_0", "101_1", "101_2", "101_7"] and not slurm.queue
-    assert sum("squeue does not answer" in text for text in said) == 1
-    slurm.answers = False
+    assert sum("squeue does not answer" in text for text in messages) == 1
+    slurm.queue_answers = False
     with pytest.raises(SlurmError, match="nothing was cancelled"):
-        cancel_run(paths, said.append)
+        cancel_run(paths, messages.append)

@@ -1,4 +1,4 @@
-"""Who comes last merges: once, also when two come at once."""
+"""The task that finishes last merges the run once, even if two finish at the same time."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from doccls.config import Config
 from doccls.experiment import Experiment, open_run
 from doccls.oof.predictions import FoldPredictions, PredictionsInfo, is_merged, write_predictions
 from doccls.run.paths import RunPaths
-from launcher import task as room
+from launcher import task as task_module
 from launcher.task import close_share
 from tests.unit.conftest import KeptLog
 
 
 @pytest.fixture
 def experiment(tmp_path: Path, make_config: Callable[..., Config], make_data: Callable[..., Path]) -> Experiment:
-    """Of two folds."""
+    """An experiment of two folds."""
     ids = [f"p{row}.png" for row in range(4)]
     make_data(ids, ["a", "b", "a", "b"], files=ids)
     config, log, paths = make_config(data={"folds": 2}), KeptLog(), RunPaths(tmp_path / "20260101" / "r")
@@ -45,31 +45,31 @@ def close(experiment: Experiment) -> tuple[tuple[int, ...], KeptLog]:
     return close_share(experiment, log), log
 
 
-def test_before_the_last_one_what_is_missing_is_said(experiment: Experiment) -> None:
+def test_missing_folds_are_reported_before_the_last_task(experiment: Experiment) -> None:
     finish(experiment, 1)
     missing, log = close(experiment)
     assert missing == (0,) and "- fold 0: missing" in log.lines and not is_merged(experiment.paths)
     assert log.ending == "INCOMPLETE missing=0"
 
 
-def test_the_last_one_merges_and_a_later_one_tells_the_same_scores(experiment: Experiment) -> None:
+def test_last_task_merges_and_later_task_logs_the_same_scores(experiment: Experiment) -> None:
     for fold in range(2):
         finish(experiment, fold)
     (first, log), before = close(experiment), experiment.paths.summary.stat().st_mtime_ns
-    again, later_log = close(experiment)
-    assert first == again == () and is_merged(experiment.paths)
+    second, later_log = close(experiment)
+    assert first == second == () and is_merged(experiment.paths)
     assert log.ending == later_log.ending == "TRAINING SUCCESS"
     lines, later = log.lines, later_log.lines
     assert any(line.startswith("[OOF] ->") for line in lines)
-    assert any(line.startswith("[OOF] merged before: ") for line in later)
+    assert any(line.startswith("[OOF] already merged: ") for line in later)
     assert [line for line in lines if "macro_f1=" in line] == [line for line in later if "macro_f1=" in line] != []
     assert experiment.paths.summary.stat().st_mtime_ns == before
 
 
-def test_of_two_that_come_at_once_one_merges(experiment: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_one_of_two_simultaneous_tasks_merges(experiment: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
     for fold in range(2):
         finish(experiment, fold)
-    merges, within, close_run = [], threading.Event(), room.close_run
+    merges, within, close_run = [], threading.Event(), task_module.close_run
 
     def merge_slowly(*others: object) -> None:
         merges.append(threading.get_ident())
@@ -79,7 +79,7 @@ def test_of_two_that_come_at_once_one_merges(experiment: Experiment, monkeypatch
         assert second.is_alive()
         close_run(*others)
 
-    monkeypatch.setattr(room, "close_run", merge_slowly)
+    monkeypatch.setattr(task_module, "close_run", merge_slowly)
     second = threading.Thread(target=close, args=(experiment,))
     close(experiment)
     second.join(60)
