@@ -49,7 +49,7 @@ class StepProcesses:
         srun tells at once of a rank that ended badly, of the others when all have ended.
         """
         code = self._srun.poll()
-        ends = parse_step_ends(self.tell())
+        ends = parse_step_ends(self.read_messages())
         rest = None if code is None else 0 if ends else code
         new = sorted((end >= 0, rank) for rank, end in ends.items() if rank not in self.ended)
         self.ended += [rank for _, rank in new]  # of those seen at once, who was killed is the cause
@@ -73,7 +73,7 @@ class StepProcesses:
         with suppress(subprocess.TimeoutExpired):
             self._srun.wait(within_s)
 
-    def tell(self) -> str:
+    def read_messages(self) -> str:
         """What srun and slurmstepd said."""
         return self._said.read_text(encoding="utf-8", errors="replace")
 

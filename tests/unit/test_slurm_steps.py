@@ -109,7 +109,7 @@ def test_a_rank_that_ended_badly_is_known_while_others_run(start: Start, tmp_pat
     (tmp_path / "hold").unlink()
     processes.wait()
     assert processes.poll() == (0, 7)
-    assert "task 1: Exited with exit code 7" in processes.tell()
+    assert "task 1: Exited with exit code 7" in processes.read_messages()
 
 
 def test_a_stop_and_a_question_for_stacks_are_passed_on_and_a_strike_kills(start: Start, tmp_path: Path) -> None:
@@ -133,7 +133,7 @@ def test_a_step_that_never_began_fails_all_its_ranks(start: Start, tmp_path: Pat
     processes, _ = start("true")
     processes.wait()
     assert processes.poll() == (1, 1)
-    assert processes.tell() == "srun: error: Unable to create step\n"
+    assert processes.read_messages() == "srun: error: Unable to create step\n"
 
 
 def test_without_srun_the_fold_cannot_be_started(start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

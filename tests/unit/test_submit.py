@@ -217,7 +217,7 @@ def test_cancel_ends_exactly_the_runs_jobs(slurm: Slurm, submit_run: Submit) -> 
     said: list[str] = []
     cancel_run(paths, said.append)
     assert slurm.cancelled == ["101_0", "101_1", "101_2"] and other in slurm.queue
-    assert said[-1] == "[CANCEL] stopped; what is finished stays"
+    assert said[-1] == "[CANCEL] stopped; finished folds are kept"
 
 
 # --- waiting ---------------------------------------------------------------------------------------------------------
