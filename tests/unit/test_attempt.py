@@ -326,7 +326,7 @@ def test_most_specific_cause_is_reported_whichever_rank_ended_first(start: Start
     assert (str(ending.outcome), message) == (cause, "rank 1: Full: too large")
 
 
-def test_failed_download_is_not_a_repeatable_error(start: Start, tmp_path: Path) -> None:
+def test_failed_download_is_not_a_permanent_error(start: Start, tmp_path: Path) -> None:
     """The fold gets all its restarts, although each attempt ends at the same step."""
     fold, processes, heartbeats = start(1)
     print_line(tmp_path, 0, "[EXIT][ERROR] training failed: could not be fetched\n")
@@ -357,7 +357,7 @@ def test_end_before_first_beat_is_reported_by_output_of_this_attempt(start: Star
 
 
 @pytest.mark.parametrize("begun", [True, False])
-def test_foreign_stop_request_is_not_a_repeatable_error(start: Start, tmp_path: Path, begun: bool) -> None:
+def test_foreign_stop_request_is_not_a_permanent_error(start: Start, tmp_path: Path, begun: bool) -> None:
     fold, processes, heartbeats = start(1)
     print_line(tmp_path, 0, "[EXIT][ERROR] training failed: SIGTERM received\n")
     if begun:
