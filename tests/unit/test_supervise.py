@@ -15,8 +15,8 @@ from doccls.run.heartbeat import Cause
 from launcher.devices import Device, list_cpus
 from launcher.plan import Slot, make_slots
 from launcher.supervise import (
-    MEMORY_OUTCOMES,
     MAX_PORT_CONFLICTS,
+    MEMORY_OUTCOMES,
     Ending,
     Finish,
     FoldState,
@@ -27,8 +27,8 @@ from launcher.supervise import (
     Stop,
     Wait,
     choose_micro_batch_size,
-    end_fold,
     classify_exit,
+    end_fold,
     next_action,
     start_fold,
     stop_launch,
@@ -56,7 +56,7 @@ class Attempts:
 
 @dataclass
 class Simulation:
-    """A launch whose attempts last and end as a script says; each action is checked against the simulation's records."""
+    """A launch whose attempts last and end as a script says; actions are checked against the simulation's records."""
 
     state: LaunchState
     policy: Policy
