@@ -1,4 +1,4 @@
-"""One attempt at a fold while it runs: its processes, their heartbeats, and what their end meant."""
+"""One attempt at a fold: its processes, their heartbeats, hang detection, and the outcome when they have ended."""
 
 import re
 import signal
@@ -16,103 +16,96 @@ from doccls.system.clock import RunningClock
 from doccls.system.lock import LockError, find_holder
 from launcher.local import KILL_LIMIT_S, LAUNCH, Backend
 from launcher.plan import Assignment
-from launcher.supervise import STOP_CODES, Ending, Outcome, judge
+from launcher.supervise import STOP_CODES, Ending, Outcome, classify_exit
 
+# The other ranks may run on for this long after one has ended: they may be about to report the reason.
 _SIBLING_GRACE_S = 5.0
-"""How long the other ranks may outlive one that ended: they may be about to say why."""
+# The launcher waits this much longer for a stop than the ranks themselves, which report why they end.
 _STOP_MARGIN_S = 10.0
-"""By which the launcher waits longer for a stop than the ranks themselves, which say why they end."""
-_LOOK_S = 0.5
-"""Between two looks at heartbeats."""
+_POLL_S = 0.5  # between two reads of the heartbeats
+# Limit for imports, the scan of the data and the download of weights, during which there is no heartbeat.
 _START_LIMIT_S = 3600.0
-"""How long imports, a scan of the data and weights from the hub may take, where nothing beats."""
+# The same once another fold of the launch has begun: by then the data is scanned and the weights are downloaded.
 _LATER_START_LIMIT_S = 600.0
-"""The same once another fold of the launch has begun: the data is scanned then, and the weights are here."""
 _TAIL_LINES = 5
-_SIGNALLED = 128
-"""Exit codes above: this and the number of the signal that was heeded."""
+_SIGNALLED = 128  # the exit code of a process that stops at a signal is this plus the signal's number
 _LOG_STARTED = ">> Logger started: "
 _FAILED = re.compile(r"\[EXIT\]\[ERROR\] (?:training failed: |rank \d+ (?:on \S+ )?failed: )?(.*)")
 
 
 @dataclass(frozen=True)
 class Limits:
-    """How long the ranks of a fold may take, in seconds."""
+    """Time limits for the ranks of a fold, in seconds."""
 
-    hang_s: float
-    """Without progress, once they train (--hang-timeout); 0 is for ever."""
-    stop_s: float
-    """From a request to stop to their end (train.stop_timeout_s)."""
+    hang_s: float  # without progress, once they train (--hang-timeout); 0 is no limit
+    stop_s: float  # from a request to stop to their end (train.stop_timeout_s)
 
 
 class RunningFold:
-    """The processes of one attempt, and what the launcher has seen of them."""
+    """The processes of one attempt, and the progress that the launcher has observed."""
 
     def __init__(self, assignment: Assignment, paths: RunPaths, backend: Backend, limits: Limits) -> None:
-        """Starts them.
+        """Start the processes.
 
         Raises:
-            StartError: they can't be started.
+            StartError: a process can't be started.
         """
         fold, self._ranks = assignment.fold, range(len(assignment.ranks))
-        self._limits, self._asked_s = limits, float("inf")
+        self._limits, self._stop_requested_s = limits, float("inf")
         self._clock = RunningClock()
         self._first_end_s: float | None = None
-        self._struck_s: float | None = None
-        """When its processes were first sent SIGKILL."""
+        self._killed_s: float | None = None  # time of the first SIGKILL
         self._heartbeats = [paths.heartbeat(fold, rank) for rank in self._ranks]
+        # Beats of the attempt before: the files stay, since the fold derives from them how much work it repeats.
         self._beats_before = [read_beat(heartbeat) for heartbeat in self._heartbeats]
-        """Of an attempt before: the fold tells by them how much of its work is done again."""
         self._lock = paths.fold_lock(fold)
-        self._states = paths.resume_checkpoints(fold)
-        self._states_before = _find_changes(self._states)
+        self._checkpoints = paths.resume_checkpoints(fold)
+        self._saves_before = _list_saves(self._checkpoints)
         self._consoles = [paths.console(fold, rank) for rank in self._ranks]
-        self._told_before = [_measure(console) for console in self._consoles]
+        self._console_offsets = [_measure_bytes(console) for console in self._consoles]
         self.processes = backend.start(assignment, self._consoles)
-        self._silence: str | None = None
+        self._hang_message: str | None = None
         self._beat_counts = [0 for _ in self._ranks]
-        self._moved_s = [self._clock.read() for _ in self._ranks]
-        """When, on this clock, a rank's beat count was seen to change."""
-        self._looked_s = self._clock.read()
+        self._progress_s = [self._clock.read() for _ in self._ranks]  # when a rank's beat count last changed
+        self._polled_s = self._clock.read()
         self._another_began_s: float | None = None
-        self.has_begun = False
-        """Whether a rank was seen to train."""
+        self.has_begun = False  # whether a rank was seen to train
 
-    def ask_to_leave(self) -> None:
-        """Ask each rank to leave at its next safe point; `has_ended` kills those that take too long."""
-        self._asked_s = min(self._asked_s, self._clock.read())
+    def request_stop(self) -> None:
+        """Ask each rank to stop at its next safe point; `has_ended` kills those that take too long."""
+        self._stop_requested_s = min(self._stop_requested_s, self._clock.read())
         self.processes.terminate()
 
     def has_ended(self, another_has_begun: bool = False) -> bool:
-        """Whether all ranks are gone, or can't be killed; call often, since it kills those that should be gone:
-        siblings of one that is, and silent ones.
+        """Return whether all ranks have exited or can't be killed.
 
-        `another_has_begun` says that another fold of the launch has begun to train.
+        Call it often: it kills hung ranks, and the siblings of a rank that has ended. `another_has_begun` says that
+        another fold of the launch has begun to train.
         """
         now_s, codes = self._clock.read(), self.processes.poll()
         if None not in codes:
             return True
         if self._first_end_s is None and self.processes.ended:
             self._first_end_s = now_s
-        if self._silence is not None:
+        if self._hang_message is not None:
             self._kill_ranks(now_s)
         elif self._first_end_s is not None:
-            leaving = not STOP_CODES.isdisjoint(codes)  # the main process may still write the state
-            since_s = min(self._asked_s, self._first_end_s) if leaving else self._first_end_s
-            if now_s - since_s > (self._stop_limit_s if leaving else _SIBLING_GRACE_S):
+            is_stopping = not STOP_CODES.isdisjoint(codes)  # rank 0 may still write the resume checkpoint
+            since_s = min(self._stop_requested_s, self._first_end_s) if is_stopping else self._first_end_s
+            if now_s - since_s > (self._stop_limit_s if is_stopping else _SIBLING_GRACE_S):
                 self._kill_ranks(now_s)
-        elif now_s - self._looked_s >= _LOOK_S:
-            self._looked_s = now_s
-            self._silence = self._find_silence(now_s, another_has_begun)
-            if self._silence is not None:
+        elif now_s - self._polled_s >= _POLL_S:
+            self._polled_s = now_s
+            self._hang_message = self._detect_hang(now_s, another_has_begun)
+            if self._hang_message is not None:
                 self.processes.dump_stacks()
                 self._kill_ranks(now_s)
-        return self._struck_s is not None and now_s - self._struck_s > KILL_LIMIT_S
+        return self._killed_s is not None and now_s - self._killed_s > KILL_LIMIT_S
 
     def _kill_ranks(self, now_s: float) -> None:
         self.processes.kill()
-        if self._struck_s is None:
-            self._struck_s = now_s
+        if self._killed_s is None:
+            self._killed_s = now_s
 
     @property
     def _stop_limit_s(self) -> float:
@@ -120,151 +113,149 @@ class RunningFold:
 
     @property
     def has_advanced(self) -> bool:
-        """Whether a state was saved in this attempt, from which the next one goes on."""
-        return _find_changes(self._states) - self._states_before != set()
+        """Whether this attempt saved a resume checkpoint for the next one."""
+        return _list_saves(self._checkpoints) - self._saves_before != set()
 
     def conclude(self, done: bool, stopping: bool) -> tuple[Ending, str]:
-        """How the attempt ended, and why, in words. `done`: the fold's part is there and valid."""
+        """Return how the attempt ended, and the reason as a message. `done`: valid predictions of the fold exist."""
         codes, beats = self.processes.poll(), self._read_beats()
         causes = [beat.cause if beat else None for beat in beats]
         if None in codes:
-            return Ending(Outcome.DONE if done else Outcome.UNKILLABLE, stays=True), self._format_living(codes)
-        outcome = judge(codes, causes, done, self._silence is not None, stopping, self.has_advanced)
+            return Ending(Outcome.DONE if done else Outcome.UNKILLABLE, is_stuck=True), self._format_unkillable(codes)
+        outcome = classify_exit(codes, causes, done, self._hang_message is not None, stopping, self.has_advanced)
         if outcome in (Outcome.DONE, Outcome.STOPPED):
             return Ending(outcome), str(outcome)
-        if self._silence is not None:
-            return Ending(outcome), self._silence
+        if self._hang_message is not None:
+            return Ending(outcome), self._hang_message
         with suppress(LockError):  # a file server that does not answer
             owner = find_holder(self._lock)
-            if owner is not None and owner.launch != LAUNCH:  # these may be its heartbeats
+            if owner is not None and owner.launch != LAUNCH:  # the heartbeats may be those of the owner
                 return Ending(Outcome.USER_ERROR), str(owner)
         rank = self._find_culprit(codes, causes)
         return self._describe_failure(outcome, rank, codes[rank], beats[rank])
 
     def _describe_failure(self, outcome: Outcome, rank: int, code: int | None, beat: Beat | None) -> tuple[Ending, str]:
-        """What the rank that is to be heard said, or how it ended."""
+        """Return the ending with the error that the rank printed, or else with its exit code and last lines."""
         console = self._read_console(rank)
         assert code is not None
-        said = _FAILED.findall(console)
+        errors = _FAILED.findall(console)
         if code > 0 and beat is not None and beat.cause is not None:
-            comes_back = beat.cause is not Cause.DOWNLOAD_FAILED
-            error = f"{beat.error} after step {beat.step} of fold {beat.fold}" if comes_back else None
-            return Ending(outcome, error), self._name(rank, said[-1] if said else f"{beat.error}: {beat.message}")
-        if code > 0 and said:
-            asked_to_leave = code > _SIGNALLED  # by somebody, and perhaps again: no error of its own
-            return Ending(outcome, None if asked_to_leave else said[-1]), self._name(rank, said[-1])
-        where = f", last seen in {format_progress(beat)}" if beat is not None else ""
-        last = (console or self._read_console(0)).splitlines()[-_TAIL_LINES:]  # rank 0 says what all do
-        tail = "".join(f"\n  | {line}" for line in [*last, *self.processes.tell().splitlines()[-_TAIL_LINES:]])
-        return Ending(outcome), f"rank {rank} {format_exit_code(code)}{where}; its last lines:{tail or ' none'}"
+            is_permanent = beat.cause is not Cause.DOWNLOAD_FAILED
+            error = f"{beat.error} after step {beat.step} of fold {beat.fold}" if is_permanent else None
+            message = errors[-1] if errors else f"{beat.error}: {beat.message}"
+            return Ending(outcome, error), self._prefix_rank(rank, message)
+        if code > 0 and errors:
+            # A stop at somebody's request is no error of the fold: it may well happen several times.
+            error = None if code > _SIGNALLED else errors[-1]
+            return Ending(outcome, error), self._prefix_rank(rank, errors[-1])
+        progress = f", last seen in {format_progress(beat)}" if beat is not None else ""
+        lines = (console or self._read_console(0)).splitlines()[-_TAIL_LINES:]  # mostly only rank 0 prints
+        lines += self.processes.read_messages().splitlines()[-_TAIL_LINES:]
+        tail = "".join(f"\n  | {line}" for line in lines)
+        return Ending(outcome), f"rank {rank} {format_exit_code(code)}{progress}; its last lines:{tail or ' none'}"
 
-    def _format_living(self, codes: Sequence[int | None]) -> str:
+    def _format_unkillable(self, codes: Sequence[int | None]) -> str:
         ranks = ", ".join(f"rank {rank}" for rank, code in enumerate(codes) if code is None)
-        pids = " ".join(map(str, self.processes.pids))
-        why = f" ({self._silence})" if self._silence is not None else ""
+        reason = f" ({self._hang_message})" if self._hang_message is not None else ""
         return (
-            f"{ranks} could not be killed within {KILL_LIMIT_S:g} s{why}: the driver of its GPU or a file server does "
-            f"not answer (see: ps -o pid,stat,wchan -p {pids.replace(' ', ',')}; dmesg)"
+            f"{ranks} could not be killed within {KILL_LIMIT_S:g} s{reason}: the driver of its GPU or a file server "
+            f"does not answer (see: ps -o pid,stat,wchan -p {','.join(map(str, self.processes.pids))}; dmesg)"
         )
 
     def _find_culprit(self, codes: Sequence[int | None], causes: Sequence[Cause | None]) -> int:
-        """The rank to be heard: one that says what went wrong, else the first that was seen to fail.
+        """Return the rank that explains the failure: the one with the most specific cause, else the first that failed.
 
-        Ranks that were asked to leave do so together, and the main process says why for all.
+        Ranks that were asked to stop do so together, and rank 0 reports the reason for all.
         """
         for cause in (Cause.USER_ERROR, Cause.PORT_TAKEN, Cause.OUT_OF_MEMORY, Cause.MEMORY_TAKEN):
             if cause in causes:
                 return causes.index(cause)
         first = next((rank for rank in self.processes.ended if codes[rank]), 0)
         code = codes[first]
-        left_together = code is not None and code > _SIGNALLED and codes[0] == code
-        return 0 if left_together else first
+        stopped_together = code is not None and code > _SIGNALLED and codes[0] == code
+        return 0 if stopped_together else first
 
     def find_log(self) -> Path:
-        """The fold's log, or what the process printed if it did not come so far."""
+        """Return the path of the fold's log, or of its console output if no log was started."""
         started = [line for line in self._read_console(0).splitlines() if line.startswith(_LOG_STARTED)]
         return Path(started[-1].removeprefix(_LOG_STARTED)) if started else self._consoles[0]
 
-    def _name(self, rank: int, word: str) -> str:
-        return f"rank {rank}: {word}" if len(self._ranks) > 1 else word
+    def _prefix_rank(self, rank: int, message: str) -> str:
+        return f"rank {rank}: {message}" if len(self._ranks) > 1 else message
 
     def _read_beats(self) -> list[Beat | None]:
         beats = [read_beat(heartbeat) for heartbeat in self._heartbeats]
         return [None if beat == old else beat for beat, old in zip(beats, self._beats_before, strict=True)]
 
     def _read_console(self, rank: int) -> str:
-        """What the rank printed in this attempt."""
+        """Return the output of the rank in this attempt."""
         try:
             with self._consoles[rank].open("rb") as file:
-                file.seek(self._told_before[rank])
+                file.seek(self._console_offsets[rank])
                 return file.read().decode(errors="replace")
         except OSError:
             return ""
 
-    def _note_beats(self, now_s: float) -> list[Beat | None]:
-        """Each rank's last beat; when it moved on is noted."""
+    def _update_progress(self, now_s: float) -> list[Beat | None]:
+        """Return each rank's last beat, and record when its count changed."""
         beats = self._read_beats()
         for rank, beat in enumerate(beats):
             count = beat.count if beat else 0
             if self._beat_counts[rank] != count:
-                self._beat_counts[rank], self._moved_s[rank] = count, now_s
+                self._beat_counts[rank], self._progress_s[rank] = count, now_s
         self.has_begun |= any(has_begun(beat) for beat in beats)
         return beats
 
-    def _find_silence(self, now_s: float, another_has_begun: bool) -> str | None:
-        """What to say if a rank has made no progress for too long; in a collective its siblings wait for it too.
+    def _detect_hang(self, now_s: float, another_has_begun: bool) -> str | None:
+        """Return a message if a rank has made no progress for too long; in a collective its siblings hang with it.
 
         For a fold that was asked to stop, only the limit of the stop counts.
         """
-        beats = self._note_beats(now_s)
-        silences_s = [now_s - moved_s for moved_s in self._moved_s]
+        beats = self._update_progress(now_s)
+        idle_s = [now_s - progress_s for progress_s in self._progress_s]
         hang_s, start_s, stop_s = self._limits.hang_s, self._limit_start(now_s, another_has_begun), self._stop_limit_s
         limits_s = {"start": start_s, "stopping": stop_s}
         phases = ["start" if beat is None else beat.phase for beat in beats]
-        over = {
-            phase for phase, silent_s in zip(phases, silences_s, strict=True) if silent_s > limits_s.get(phase, hang_s)
-        }
-        if now_s - self._asked_s > stop_s or "stopping" in over:
-            what = (
-                f"asked to stop, and not gone after {stop_s:g} s (train.stop_timeout_s and {_STOP_MARGIN_S:g} s more)"
-            )
-        elif self._asked_s < now_s or not hang_s or not over:
+        overdue = {phase for phase, time_s in zip(phases, idle_s, strict=True) if time_s > limits_s.get(phase, hang_s)}
+        if now_s - self._stop_requested_s > stop_s or "stopping" in overdue:
+            problem = f"not stopped within {stop_s:g} s (train.stop_timeout_s + {_STOP_MARGIN_S:g} s)"
+        elif self._stop_requested_s < now_s or not hang_s or not overdue:
             return None
-        elif over == {"start"}:
-            what = f"training not begun within {start_s:g} s"
+        elif overdue == {"start"}:
+            problem = f"training did not begin within {start_s:g} s"
         else:
-            what = f"no progress within {hang_s:g} s (--hang-timeout)"
-        return self._describe_silence(what, silences_s, beats)
+            problem = f"no progress within {hang_s:g} s (--hang-timeout)"
+        return self._describe_hang(problem, idle_s, beats)
 
     def _limit_start(self, now_s: float, another_has_begun: bool) -> float:
-        """Seconds that a start may take: fewer some time after another fold has begun."""
+        """Return the limit of a start in seconds: it falls some time after another fold has begun."""
         if another_has_begun and self._another_began_s is None:
             self._another_began_s = now_s
         if self._another_began_s is not None and now_s - self._another_began_s > _LATER_START_LIMIT_S:
             return _LATER_START_LIMIT_S
         return max(self._limits.hang_s, _START_LIMIT_S)
 
-    def _describe_silence(self, what: str, silences_s: Sequence[float], beats: Sequence[Beat | None]) -> str:
+    def _describe_hang(self, problem: str, idle_s: Sequence[float], beats: Sequence[Beat | None]) -> str:
         ranks = ", ".join(
-            f"rank {rank} {silence_s:.1f} s since {format_progress(beat)}{_format_state(beat)}"
-            for rank, (silence_s, beat) in enumerate(zip(silences_s, beats, strict=True))
+            f"rank {rank} {time_s:.1f} s since {format_progress(beat)}{_format_process_status(beat)}"
+            for rank, (time_s, beat) in enumerate(zip(idle_s, beats, strict=True))
         )
         stacks = ", ".join(map(str, self._consoles))
-        return f"{what} on {socket.gethostname()}: {ranks}; stacks -> {stacks}"
+        return f"{problem} on {socket.gethostname()}: {ranks}; stacks -> {stacks}"
 
 
-def _format_state(beat: Beat | None) -> str:
-    """Of a process that can't go on by itself: in a collective its siblings wait for it, and look just as silent."""
+def _format_process_status(beat: Beat | None) -> str:
+    """Return the status of a suspended process, to tell it from siblings that only wait for it in a collective."""
     if beat is not None and beat.host == socket.gethostname():
         with suppress(psutil.Error):
-            state = psutil.Process(beat.pid).status()
-            if state in (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP, psutil.STATUS_DISK_SLEEP):
-                return f" ({state})"
+            status = psutil.Process(beat.pid).status()
+            if status in (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP, psutil.STATUS_DISK_SLEEP):
+                return f" ({status})"
     return ""
 
 
 def format_exit_code(code: int) -> str:
-    """How a process ended, by its exit code, which is minus a signal's number where one killed it."""
+    """Describe an exit code, which is minus the signal's number if a signal killed the process."""
     if code >= 0:
         return f"ended with exit code {code}"
     with suppress(ValueError):
@@ -272,16 +263,16 @@ def format_exit_code(code: int) -> str:
     return f"was killed by signal {-code}"
 
 
-def _find_changes(states: Sequence[Path]) -> set[tuple[Path, int]]:
-    """Of those that are there: when they were written."""
-    found = set()
-    for path in states:
+def _list_saves(checkpoints: Sequence[Path]) -> set[tuple[Path, int]]:
+    """Return the existing checkpoints with their modification times in nanoseconds."""
+    saves = set()
+    for path in checkpoints:
         with suppress(OSError):
-            found.add((path, path.stat().st_mtime_ns))
-    return found
+            saves.add((path, path.stat().st_mtime_ns))
+    return saves
 
 
-def _measure(file: Path) -> int:
+def _measure_bytes(file: Path) -> int:
     try:
         return file.stat().st_size
     except OSError:

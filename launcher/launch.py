@@ -1,4 +1,4 @@
-"""`doccls-launch run`: the folds of one run, started side by side, watched, started again, and merged at the end."""
+"""`doccls-launch run`: train the folds of a run side by side, restart failed ones, and merge the results."""
 
 import os
 import socket
@@ -50,30 +50,27 @@ _TICK_S = 0.05
 
 @dataclass(frozen=True)
 class LaunchOptions:
-    """How to launch, beside the config."""
+    """The options of a launch beside the config."""
 
-    plan: LaunchPlan
-    """What the log says of it."""
+    plan: LaunchPlan  # only logged
     slots: tuple[Slot, ...]
     workload: Workload
     policy: Policy
-    hang_timeout_s: float
-    """A process that makes no progress for so long is killed; 0 is never."""
-    resume_command: str
-    """The command that trains what is missing."""
+    hang_timeout_s: float  # a process without progress for this long is killed; 0 is no limit
+    resume_command: str  # trains the missing folds
 
     @property
     def ranks_per_fold(self) -> int:
-        """Processes of each fold."""
+        """The number of processes of each fold."""
         return len(self.slots[0].devices)
 
 
 def launch(config: Config, run_id: str, now: datetime, options: LaunchOptions, log: RunLog) -> None:
-    """Train the folds that the config asks for and are not finished, and merge them.
+    """Train the requested folds that are not finished, and merge them.
 
     Raises:
-        UserError: config, data, devices or another launcher of the run stand in the way, or folds failed.
-        Interrupted: a signal came; each fold has left at its next safe point.
+        UserError: config, data or devices can't be used, another launcher has the run, or folds failed.
+        Interrupted: a signal came; each fold has stopped at its next safe point.
     """
     log_config(config, log)
     log.line(render_plan(options.plan, commands=False))
@@ -81,7 +78,7 @@ def launch(config: Config, run_id: str, now: datetime, options: LaunchOptions, l
     what = f"run {run_id} is being launched"
     if paths.launch_lock().exists():
         with hold_lock(paths.launch_lock(), what):
-            pass  # another launcher is told of before the data is looked at
+            pass  # report another launcher before the data is scanned
     with ExitStack() as held:
         take_lock = partial(held.enter_context, hold_lock(paths.launch_lock(), what))
         run = open_run(config, paths, now, describe_processes(options), log, take_lock)
@@ -97,14 +94,14 @@ def launch(config: Config, run_id: str, now: datetime, options: LaunchOptions, l
 
 
 def describe_processes(options: LaunchOptions) -> dict[str, Any]:
-    """What the run's snapshot says of its processes; they add themselves what they compute on."""
+    """Return the provenance of the run's processes, which add their devices themselves."""
     return {"world_size": options.ranks_per_fold}
 
 
 def describe_launch(
     experiment: Experiment, folds: Sequence[int], options: LaunchOptions, log: RunLog, now: datetime
 ) -> Ledger:
-    """The ledger of a launch that has not started anything yet."""
+    """Return the ledger of a launch that has started no fold yet."""
     return Ledger(
         run_id=experiment.paths.run_id,
         fingerprint=experiment.fingerprint,
@@ -120,7 +117,7 @@ def describe_launch(
 
 
 class FoldLoop:
-    """The effects around `launcher.supervise`: it does what that says, and tells it what ended."""
+    """The loop that executes the actions of `launcher.supervise` and feeds back the endings of folds."""
 
     def __init__(
         self,
@@ -131,46 +128,49 @@ class FoldLoop:
         ledger: LedgerFile,
         missing: list[int],
     ) -> None:
-        """`missing` are the folds to train."""
+        """Prepare to train the `missing` folds."""
         self._experiment, self._options, self._backend, self._log = experiment, options, backend, log
         self._ledger = ledger
         self._running: dict[int, RunningFold] = {}
         self._advanced = self._any_has_begun = False
         self._reasons: dict[int, str] = {}
         self._started_s: dict[int, float] = {}
-        self._most_images = BatchDivision.derive(experiment.config.train, options.ranks_per_fold).images_at_a_time
-        self._state = LaunchState(tuple(self._make_state(fold) for fold in missing), options.slots)
+        self._max_micro_batch_size = BatchDivision.derive(
+            experiment.config.train, options.ranks_per_fold
+        ).images_at_a_time
+        self._state = LaunchState(tuple(self._make_fold_state(fold) for fold in missing), options.slots)
 
     @property
     def _paths(self) -> RunPaths:
         return self._experiment.paths
 
     def run(self) -> None:
-        """Until nothing runs and nothing may start.
+        """Train until no fold runs and none may start.
 
         Raises:
             UserError: folds failed.
             Interrupted: a signal came.
         """
-        self._take_stock()
+        self._close_lost_attempts()
         try:
             with on_immediate_exit(lambda reason, code: kill_folds(self._list_processes())):
                 while not isinstance(action := self._decide(), Finish):
                     self._act(action)
-                    self._look()
+                    self._settle_ended()
         finally:
             kill_folds_and_wait(self._list_processes())
-            with suppress(LockError):  # what ended the folds is to be told
-                self._ledger.try_again(0.0)
+            with suppress(LockError):  # the reason for the end matters more
+                self._ledger.retry_write(0.0)
         check_stop()
-        failed = [one.fold for one in self._state.list_in("failed")]
-        missing = [one.fold for one in self._state.folds if one.status != "done" and self._read_score(one.fold) is None]
-        if failed and missing:  # a fold that was refused may have been finished by its owner since
+        failed = [fold_state.fold for fold_state in self._state.list_by_status("failed")]
+        unfinished = [fold_state.fold for fold_state in self._state.folds if fold_state.status != "done"]
+        missing = [fold for fold in unfinished if self._read_score(fold) is None]
+        if failed and missing:  # another owner of a failed fold may have finished it since
             raise UserError(self._format_failure([fold for fold in failed if fold in missing], missing))
 
     @property
     def has_advanced(self) -> bool:
-        """Whether this launch has come further: a fold is done, or a state was saved from which it goes on."""
+        """Whether this launch finished a fold or saved a resume checkpoint."""
         return self._advanced
 
     def _decide(self) -> Action:
@@ -187,23 +187,21 @@ class FoldLoop:
             case Wait(until_s):
                 time.sleep(_TICK_S if until_s is None else min(_TICK_S, max(0.0, until_s - time.monotonic())))
 
-    def _look(self) -> None:
-        """Settle what ended."""
-        self._ledger.try_again()
+    def _settle_ended(self) -> None:
+        """Settle the folds that have ended, and retry a failed write of the ledger."""
+        self._ledger.retry_write()
         for fold, running in list(self._running.items()):
             self._any_has_begun |= running.has_begun
             if running.has_ended(self._any_has_begun):
                 self._settle(fold, running)
 
     def _start(self, fold: int, slot: Slot) -> None:
-        state = self._state.find(fold)
+        micro_batch_size = self._state.find(fold).micro_batch_size
         number = len(self._ledger.content.list_attempts(fold)) + 1
         devices = tuple(device.uuid or device.name for device in slot.devices)
-        now = format_time(datetime.now())
-        self._ledger.write(
-            self._ledger.content.add(Attempt(fold, number, slot.name, devices, state.micro_batch_size, now))
-        )
-        smaller = state.micro_batch_size if state.micro_batch_size < self._most_images else None
+        attempt = Attempt(fold, number, slot.name, devices, micro_batch_size, format_time(datetime.now()))
+        self._ledger.write(self._ledger.content.add(attempt))
+        smaller = micro_batch_size if micro_batch_size < self._max_micro_batch_size else None
         assignment = self._options.workload.assign(fold, slot, smaller)
         self._state = start_fold(self._state, fold, slot)
         self._started_s[fold] = time.monotonic()
@@ -220,22 +218,22 @@ class FoldLoop:
     def _stop(self) -> None:
         self._state = stop_launch(self._state)
         if self._running:
-            self._log.line(f"[LAUNCH] stopping: folds {', '.join(map(str, self._running))} are asked to leave")
+            self._log.line(f"[LAUNCH] stopping folds {', '.join(map(str, self._running))}")
         for running in self._running.values():
-            running.ask_to_leave()
+            running.request_stop()
 
     def _settle(self, fold: int, running: RunningFold) -> None:
-        """Done by its part; else by what its processes said and how they ended."""
+        """Settle a fold: done if its predictions are valid, else by the reports and exit codes of its processes."""
         score = self._read_score(fold)
         stopping = self._state.stopping or stop_requested() is not None
         ending, reason = running.conclude(score is not None, stopping)
         self._advanced |= score is not None or running.has_advanced
         del self._running[fold]
-        told = reason if score is None else f"done macro_f1={score:.5f}"
-        self._end(fold, ending, told, running.processes.poll(), running.find_log())
+        message = reason if score is None else f"done macro_f1={score:.5f}"
+        self._end(fold, ending, message, running.processes.poll(), running.find_log())
 
     def _end(
-        self, fold: int, ending: Ending, told: str, codes: tuple[int | None, ...], log: Path | None = None
+        self, fold: int, ending: Ending, message: str, codes: tuple[int | None, ...], log: Path | None = None
     ) -> None:
         slot = self._state.find(fold).slot
         assert slot is not None
@@ -250,63 +248,64 @@ class FoldLoop:
                 outcome=str(ending.outcome),
                 then=after.status,
                 exit_codes=codes,
-                message=None if done else told,
+                message=None if done else message,
                 log=None if log is None else str(log),
             )
         )
-        if ending.stays:
-            self._log.line(f"[WARNING] {slot.name} is used no more: a process of fold {fold} can't be killed")
-        where, took = f"[LAUNCH] fold {fold} on {slot.name}", format_duration(now_s - self._started_s[fold])
+        if ending.is_stuck:
+            self._log.line(f"[WARNING] {slot.name} is not used again: a process of fold {fold} could not be killed")
+        label, duration = f"[LAUNCH] fold {fold} on {slot.name}", format_duration(now_s - self._started_s[fold])
         if done:
-            self._log.line(f"{where}: {told} in {took}")
+            self._log.line(f"{label}: {message} in {duration}")
         elif ending.outcome is Outcome.STOPPED:
-            self._log.line(f"{where}: stopped after {took}")
-        elif ending.outcome is Outcome.LEFT:
-            self._log.line(f"{where}: left after {took}, asked by another; it goes on from where it was: {told}")
+            self._log.line(f"{label}: stopped after {duration}")
+        elif ending.outcome is Outcome.PREEMPTED:
+            self._log.line(f"{label}: preempted after {duration}; will resume: {message}")
         else:
-            self._reasons[fold] = told if log is None else f"{told}{_separate(told)}log: {log}"
-            self._log.line(f"{where}: failed: {self._reasons[fold]}")
+            separator = "\n  " if "\n" in message else ", "
+            self._reasons[fold] = message if log is None else f"{message}{separator}log: {log}"
+            self._log.line(f"{label}: failed: {self._reasons[fold]}")
             if after.status == "waiting":
                 self._log.line(f"[LAUNCH] fold {fold}: {self._format_next_step(after, ending, now_s)}")
 
     def _format_next_step(self, after: FoldState, ending: Ending, now_s: float) -> str:
         if ending.outcome in MEMORY_OUTCOMES:
             return (
-                f"starts again with train.micro_batch_size={after.micro_batch_size}, the same batch in smaller pieces: "
-                "BatchNorm sees fewer images at a time, dropout and Mixup draw anew, all else stays"
+                f"restarts with train.micro_batch_size={after.micro_batch_size}, the same batch in smaller pieces: "
+                "BatchNorm sees fewer images at a time, dropout and Mixup draw other numbers; nothing else changes"
             )
         wait_s = max(0.0, after.ready_s - now_s)
         if ending.outcome is Outcome.PORT_TAKEN:
-            return f"starts again in {wait_s:.0f} s with another port"
-        return f"starts again in {wait_s:.0f} s, restart {after.restarts} of {self._options.policy.max_restarts}"
+            return f"restarts in {wait_s:.0f} s on another port"
+        return f"restarts in {wait_s:.0f} s, restart {after.restarts} of {self._options.policy.max_restarts}"
 
-    # --- what is known of a fold -------------------------------------------------------------------------------------
+    # --- state of the folds ------------------------------------------------------------------------------------------
 
-    def _take_stock(self) -> None:
-        """What a launcher that was killed left open in the ledger is closed; its processes went with it."""
+    def _close_lost_attempts(self) -> None:
+        """Close the attempts that a killed launcher left open in the ledger; its processes ended with it."""
         for attempt in self._ledger.content.attempts:
             if attempt.outcome is None:
                 self._log.line(
-                    f"[LAUNCH] fold {attempt.fold}: its attempt {attempt.number} of {attempt.started} ended with its "
-                    "launcher, which was killed"
+                    f"[LAUNCH] fold {attempt.fold}: attempt {attempt.number}, started {attempt.started}, ended when "
+                    "its launcher was killed"
                 )
         self._ledger.write(self._ledger.content.close_open(format_time(datetime.now())))
 
-    def _make_state(self, fold: int) -> FoldState:
-        """What did not fit an earlier launch's devices is not tried again, unless others held their memory."""
+    def _make_fold_state(self, fold: int) -> FoldState:
+        """Return the initial state; skip micro-batch sizes that ran out of memory, unless others held that memory."""
         ranks, too_large = self._options.ranks_per_fold, list[int]()
         if self._options.policy.shrink:
             too_large = self._ledger.content.list_sizes(fold, Outcome.OUT_OF_MEMORY, ranks)
-        chosen = choose_micro_batch_size(self._most_images, too_large)
-        if chosen < self._most_images:
+        micro_batch_size = choose_micro_batch_size(self._max_micro_batch_size, too_large)
+        if micro_batch_size < self._max_micro_batch_size:
             self._log.line(
-                f"[LAUNCH] fold {fold}: train.micro_batch_size={chosen}, since an earlier launch ran out of memory "
-                f"with more ({self._ledger.path})"
+                f"[LAUNCH] fold {fold}: train.micro_batch_size={micro_batch_size}, since an earlier launch ran out "
+                f"of memory with more ({self._ledger.path})"
             )
-        return FoldState(fold, micro_batch_size=chosen)
+        return FoldState(fold, micro_batch_size=micro_batch_size)
 
     def _read_score(self, fold: int) -> float | None:
-        """Of its part, if that is valid and this run's."""
+        """Return the macro F1 of the fold's predictions, or None unless they are valid and belong to this run."""
         with suppress(TensorFileError):
             info = read_predictions(self._paths.predictions(fold)).info
             if (info.fingerprint, info.fold) == (self._experiment.fingerprint, fold):
@@ -323,7 +322,3 @@ class FoldLoop:
 
     def _list_processes(self) -> list[Processes]:
         return [running.processes for running in self._running.values()]
-
-
-def _separate(told: str) -> str:
-    return "\n  " if "\n" in told else ", "

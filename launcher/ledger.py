@@ -1,4 +1,4 @@
-"""launch.json: what was started, where, and how it ended, written before it happens where the disk allows."""
+"""The ledger of a run (launch.json): every attempt, written before it starts, and how it ended."""
 
 import json
 import time
@@ -14,98 +14,83 @@ from doccls.system.atomic_files import write_text
 from doccls.system.lock import Lock
 
 _FORMAT = "doccls-launch-2"
-_REWRITE_S = 5.0
-"""Between two tries to write a ledger that could not be written."""
+_RETRY_S = 5.0  # between two tries to write a ledger that could not be written
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """One start of one fold."""
+    """One start of one fold, as the ledger records it."""
 
     fold: int
-    number: int
-    """1-based, over all launches of the run."""
+    number: int  # 1-based, over all launches of the run
     slot: str
-    devices: tuple[str, ...]
-    """A GPU's UUID, or the place of a CPU process; one a rank."""
-    micro_batch_size: int
-    """Most images a rank takes at a time."""
+    devices: tuple[str, ...]  # by rank: the UUID of a GPU, or the name of a CPU device
+    micro_batch_size: int  # most images that a rank takes at a time
     started: str
-    pids: tuple[int, ...] = ()
-    """Of the ranks; empty until they are started."""
+    pids: tuple[int, ...] = ()  # by rank; empty until they are started
     ended: str | None = None
-    outcome: str | None = None
-    """None while it runs; `lost` if the launcher was killed."""
-    then: str | None = None
-    """What became of the fold: done, waiting for another attempt, stopped or failed."""
+    outcome: str | None = None  # None while it runs; `lost` if the launcher was killed
+    then: str | None = None  # the fold's status after it: done, waiting (for another attempt), stopped or failed
     exit_codes: tuple[int | None, ...] = ()
     message: str | None = None
-    log: str | None = None
-    """What the fold's processes logged or printed."""
+    log: str | None = None  # path of the fold's log, or of its console output
 
 
 @dataclass(frozen=True)
 class Ledger:
-    """All launches of a run."""
+    """The attempts of all launches of a run, and the facts of its last launch."""
 
     run_id: str
     fingerprint: str
     num_folds: int
-    folds: tuple[int, ...]
-    """Asked for by the last launch."""
+    folds: tuple[int, ...]  # those that the launch was asked to train
     ranks_per_fold: int
     host: str
-    """Of the last launch."""
     pid: int
-    resume_command: str
-    """The command that trains what is missing."""
+    resume_command: str  # trains the missing folds
     started: str
     log: str
-    job: str | None = None
-    """Slurm's name of the array task, such as `12_3`."""
-    first_task: int = 0
-    """Index of that array's first task."""
-    sharing: int = 0
-    """How many tasks of that array share the folds out; 0: each trains the fold of its index."""
+    job: str | None = None  # Slurm's name of the array task, such as `12_3`
+    first_task: int = 0  # index of that array's first task
+    sharing: int = 0  # number of tasks of that array that share the folds; 0: each trains the fold of its index
     attempts: tuple[Attempt, ...] = ()
 
     def list_attempts(self, fold: int) -> list[Attempt]:
-        """Of one fold, in order."""
+        """Return the attempts at one fold, in order."""
         return [attempt for attempt in self.attempts if attempt.fold == fold]
 
     def list_sizes(self, fold: int, outcome: str, ranks: int) -> list[int]:
-        """Micro-batch sizes of those attempts at one fold, by so many ranks, that ended so."""
+        """Return the micro-batch sizes of the attempts at a fold by that number of ranks with that outcome."""
         return [
-            one.micro_batch_size
-            for one in self.list_attempts(fold)
-            if one.outcome == outcome and len(one.devices) == ranks
+            attempt.micro_batch_size
+            for attempt in self.list_attempts(fold)
+            if attempt.outcome == outcome and len(attempt.devices) == ranks
         ]
 
     def add(self, attempt: Attempt) -> "Ledger":
-        """With one more attempt."""
+        """Return the ledger with one more attempt."""
         return replace(self, attempts=(*self.attempts, attempt))
 
     def amend(self, fold: int, **changes: Any) -> "Ledger":
-        """With the fold's last attempt changed."""
+        """Return the ledger with changes to the fold's last attempt."""
         last = self.list_attempts(fold)[-1]
-        return replace(self, attempts=tuple(replace(one, **changes) if one is last else one for one in self.attempts))
+        attempts = (replace(attempt, **changes) if attempt is last else attempt for attempt in self.attempts)
+        return replace(self, attempts=tuple(attempts))
 
     def close_open(self, now: str) -> "Ledger":
-        """With every attempt that a killed launcher left open ended as lost."""
-        return replace(
-            self,
-            attempts=tuple(
-                replace(one, ended=now, outcome="lost", then="waiting") if one.outcome is None else one
-                for one in self.attempts
-            ),
+        """Return the ledger with all attempts that a killed launcher left open ended as lost."""
+        attempts = (
+            replace(attempt, ended=now, outcome="lost", then="waiting") if attempt.outcome is None else attempt
+            for attempt in self.attempts
         )
+        return replace(self, attempts=tuple(attempts))
 
 
 def begin_launch(path: Path, launch: Ledger) -> Ledger:
-    """`launch`, which has no attempts yet, with those of the run's earlier launches. Nothing is written.
+    """Return `launch`, which has no attempts yet, with those of the run's earlier launches; write nothing.
 
     Raises:
-        UserError: the earlier ones were of another config, data, folds or weights.
+        UserError: an earlier launch had another config, data, folds or weights.
         UserError: the ledger is damaged.
     """
     before = read_ledger(path)
@@ -120,15 +105,15 @@ def begin_launch(path: Path, launch: Ledger) -> Ledger:
 
 
 def write_ledger(path: Path, ledger: Ledger) -> None:
-    """Write it, whole; only the holder of the launch lock may call."""
+    """Write the ledger atomically; only the holder of the launch lock may call this."""
     write_text(path, json.dumps({"format": _FORMAT} | asdict(ledger), indent=1) + "\n")
 
 
 def read_ledger(path: Path) -> Ledger | None:
-    """The run's ledger; None if the run was never launched.
+    """Return the run's ledger, or None if the run was never launched.
 
     Raises:
-        UserError: it is damaged, or of another version of doccls.
+        UserError: it is damaged, or was written by another version of doccls.
     """
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
@@ -140,25 +125,25 @@ def read_ledger(path: Path) -> Ledger | None:
         return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f"{path}: damaged, or of another version ({error}). Delete it to go on: what is finished is in oof/parts"
+            f"{path}: damaged, or written by another version of doccls ({error}). Delete it to continue: "
+            "finished folds are in oof/parts"
         ) from error
 
 
 class LedgerFile:
-    """A launch's ledger, kept on disk. A full disk or a file server that is away ends no fold: it is tried again."""
+    """A launch's ledger and its file. A failed write (full disk, lost file server) stops no fold: it is retried."""
 
     def __init__(self, path: Path, ledger: Ledger, lock: Lock, log: RunLog) -> None:
-        """Nothing is written yet. `lock` is the launch's."""
+        """Keep the ledger, and write nothing yet; `lock` is the lock of the launch."""
         self.path, self.content = path, ledger
         self._lock, self._log = lock, log
-        self._failed_s: float | None = None
-        """When the last write failed; None if it did not."""
+        self._failed_s: float | None = None  # time of the last write, if that failed
 
     def write(self, ledger: Ledger) -> None:
-        """Keep this one from now on.
+        """Replace the ledger and write it.
 
         Raises:
-            LockError: another process has taken the launch, while this one was suspended.
+            LockError: another process took over the launch while this one was suspended.
         """
         self._lock.check()
         self.content = ledger
@@ -166,24 +151,24 @@ class LedgerFile:
             write_ledger(self.path, ledger)
         except OSError as error:
             if self._failed_s is None:
-                self._log.line(f"[WARNING] {error}: the folds go on, and it is tried again")
+                self._log.line(f"[WARNING] {error}: the folds continue; the write will be retried")
             self._failed_s = time.monotonic()
         else:
             self._failed_s = None
 
-    def try_again(self, wait_s: float = _REWRITE_S) -> None:
-        """Write what could not be written, if the last try was so long ago."""
+    def retry_write(self, wait_s: float = _RETRY_S) -> None:
+        """Write the ledger if the last write failed, at least `wait_s` ago."""
         if self._failed_s is not None and time.monotonic() - self._failed_s >= wait_s:
             self.write(self.content)
 
 
 def format_time(now: datetime) -> str:
-    """As the ledger writes times: in UTC, so that their texts order as they do."""
+    """Format a time for the ledger: ISO 8601 in UTC, so that texts sort like times."""
     return now.astimezone(UTC).isoformat(timespec="milliseconds")
 
 
 def format_duration(seconds: float) -> str:
-    """Such as `45 s`, `12 min` or `3 h 05 min`."""
+    """Format a duration, such as `45 s`, `12 min` or `3 h 05 min`."""
     if seconds < 100:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)

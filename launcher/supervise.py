@@ -1,4 +1,4 @@
-"""Which fold starts where and when, and what becomes of one that ended: pure functions of a state."""
+"""Supervision of a launch as pure functions: which fold starts where and when, and what follows when one ends."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -9,102 +9,83 @@ from doccls.run.heartbeat import Cause
 from doccls.system.signals import STOP_SIGNALS
 from launcher.plan import Slot, assign_slots
 
+# Exit codes of a process that was asked to stop: 128 + N once it handles signals, -N before that.
 STOP_CODES = frozenset(code for number in STOP_SIGNALS for code in (128 + number, -number))
-"""Exit codes of a process that was asked to leave; the second before it hears signals."""
 
 
 class Outcome(StrEnum):
-    """How an attempt at a fold ended."""
+    """The way in which an attempt at a fold ended."""
 
-    DONE = "done"
-    """Its part is there and valid, whatever else was said."""
-    STOPPED = "stopped"
-    """The launcher asked it to leave, and it left."""
-    LEFT = "left"
-    """Somebody else asked it; it has saved where it was, and goes on from there."""
-    USER_ERROR = "user error"
-    """It would fail again: a user has to mend something."""
-    OUT_OF_MEMORY = "out of memory"
-    """Of a GPU."""
-    MEMORY_TAKEN = "out of memory that others hold"
-    """Of a GPU. Alone on it, the fold might have had enough."""
-    PORT_TAKEN = "port taken"
-    """Another process came to listen where the ranks were to meet; each attempt has another port."""
+    DONE = "done"  # its predictions exist and are valid, whatever its processes reported
+    STOPPED = "stopped"  # it stopped at the launcher's request
+    PREEMPTED = "preempted"  # it stopped at somebody else's request and saved a resume checkpoint
+    USER_ERROR = "user error"  # it would fail again until a user fixes something
+    OUT_OF_MEMORY = "out of memory"  # GPU memory
+    MEMORY_TAKEN = "out of memory that others hold"  # GPU memory; alone on the device, the fold might have had enough
+    PORT_TAKEN = "port taken"  # another process took the rendezvous port; each attempt has another port
     CRASHED = "crashed"
-    HUNG = "hung"
-    """It was killed after it had made no progress for too long."""
-    UNKILLABLE = "unkillable"
-    """Its processes are still there after SIGKILL, with the fold's lock and their devices."""
+    HUNG = "hung"  # it was killed after making no progress for too long
+    UNKILLABLE = "unkillable"  # its processes survived SIGKILL, with the fold's lock and their devices
 
 
+# After these a fold restarts with a smaller micro-batch.
 MEMORY_OUTCOMES = (Outcome.OUT_OF_MEMORY, Outcome.MEMORY_TAKEN)
-"""After these a fold takes fewer images at a time."""
-MOST_TAKEN_PORTS = 10
-"""That a fold may meet; more are no coincidence."""
+# Port conflicts that a fold may have; more are no coincidence.
+MAX_PORT_CONFLICTS = 10
 
 
 @dataclass(frozen=True)
 class Ending:
-    """What is known of an attempt that ended."""
+    """The known facts about an attempt that ended."""
 
     outcome: Outcome
+    # Which error ended it, and where: a fold that repeats its last known error has failed. None if its processes
+    # could not report the error, or if another attempt may well not meet it.
     error: str | None = None
-    """Which error ended it, and where; None if it had no time to say, or if another attempt may well not meet it. One
-    that comes back is not met a third time."""
-    stays: bool = False
-    """A process of it can't be killed: its devices are used no more."""
+    # A process of it can't be killed: its devices are not used again.
+    is_stuck: bool = False
 
 
 @dataclass(frozen=True)
 class Policy:
-    """What to do about what goes wrong."""
+    """The reactions to failures."""
 
-    max_restarts: int = 2
-    """Of one fold, after a crash or a hang."""
-    fail_fast: bool = False
-    """Stop all folds when one has failed."""
-    backoff_s: float = 1.0
-    """Before a fold's first restart; each further one waits twice as long."""
-    longest_backoff_s: float = 60.0
-    shrink: bool = True
-    """After out-of-memory, go on with smaller micro-batches."""
+    max_restarts: int = 2  # per fold, after a crash or a hang
+    fail_fast: bool = False  # stop all folds when one has failed
+    backoff_s: float = 1.0  # before a fold's first restart; each further one waits twice as long
+    max_backoff_s: float = 60.0
+    shrink: bool = True  # after out-of-memory, restart with smaller micro-batches
 
 
 @dataclass(frozen=True)
 class FoldState:
-    """Where one fold stands."""
+    """The progress of one fold in this launch."""
 
     fold: int
     status: Literal["waiting", "running", "done", "failed", "stopped"] = "waiting"
-    slot: Slot | None = None
-    """Where it runs; None when it does not."""
-    micro_batch_size: int = 1
-    """Most images a rank takes at a time."""
+    slot: Slot | None = None  # None unless it runs
+    micro_batch_size: int = 1  # most images that a rank takes at a time
     restarts: int = 0
-    ready_s: float = 0.0
-    """Not to be started before."""
-    error: str | None = None
-    """Of its last attempt."""
-    taken_ports: int = 0
-    """Attempts that ended with `Outcome.PORT_TAKEN`; they are no restarts."""
+    ready_s: float = 0.0  # earliest time of its next start
+    error: str | None = None  # of its last attempt
+    port_conflicts: int = 0  # attempts that ended with `Outcome.PORT_TAKEN`; they do not count as restarts
 
 
 @dataclass(frozen=True)
 class LaunchState:
-    """All folds to train, and the slots they share."""
+    """All folds to train, and the slots they share. While `stopping`, no fold starts."""
 
     folds: tuple[FoldState, ...]
     slots: tuple[Slot, ...]
     stopping: bool = False
-    """No fold is started any more."""
 
     def find(self, fold: int) -> FoldState:
-        """One fold's."""
-        return next(one for one in self.folds if one.fold == fold)
+        """Return the state of one fold."""
+        return next(fold_state for fold_state in self.folds if fold_state.fold == fold)
 
-    def list_in(self, status: str) -> list[FoldState]:
-        """The folds that stand so."""
-        return [one for one in self.folds if one.status == status]
+    def list_by_status(self, status: str) -> list[FoldState]:
+        """Return the folds with that status."""
+        return [fold_state for fold_state in self.folds if fold_state.status == status]
 
 
 @dataclass(frozen=True)
@@ -117,75 +98,75 @@ class Start:
 
 @dataclass(frozen=True)
 class Stop:
-    """Ask all that runs to leave."""
+    """Ask all running folds to stop."""
 
 
 @dataclass(frozen=True)
 class Wait:
-    """Nothing to do until something ends, or until then."""
+    """Wait until a fold ends, or until `until_s` if that comes first."""
 
     until_s: float | None
 
 
 @dataclass(frozen=True)
 class Finish:
-    """Nothing runs, and nothing will."""
+    """End the launch: no fold runs, and none will start."""
 
 
 Action = Start | Stop | Wait | Finish
 
 
 def next_action(state: LaunchState, policy: Policy, now_s: float) -> Action:
-    """What to do now; then `start_fold`, `end_fold` or `stop_launch` give the state that follows."""
-    running, waiting = state.list_in("running"), state.list_in("waiting")
-    if policy.fail_fast and state.list_in("failed") and not state.stopping:
+    """Return what to do now; `start_fold`, `end_fold` and `stop_launch` then return the state that follows."""
+    running, waiting = state.list_by_status("running"), state.list_by_status("waiting")
+    if policy.fail_fast and state.list_by_status("failed") and not state.stopping:
         return Stop()
     if not running and (state.stopping or not waiting or not state.slots):
         return Finish()
     if state.stopping:
         return Wait(None)
-    ready = [one.fold for one in waiting if one.ready_s <= now_s]
-    starts = assign_slots(ready, [one.slot for one in running if one.slot is not None], state.slots)
+    ready = [fold_state.fold for fold_state in waiting if fold_state.ready_s <= now_s]
+    starts = assign_slots(ready, [fold_state.slot for fold_state in running if fold_state.slot], state.slots)
     if starts:
         return Start(*starts[0])
-    return Wait(min((one.ready_s for one in waiting if one.ready_s > now_s), default=None))
+    return Wait(min((fold_state.ready_s for fold_state in waiting if fold_state.ready_s > now_s), default=None))
 
 
 def start_fold(state: LaunchState, fold: int, slot: Slot) -> LaunchState:
-    """The state once the fold runs in the slot."""
+    """Return the state once the fold runs in the slot."""
     before = state.find(fold)
     assert before.status == "waiting" and not state.stopping
-    assert all(one.slot is None or one.slot.number != slot.number for one in state.folds)
+    assert all(other.slot is None or other.slot.number != slot.number for other in state.folds)
     return _update(state, replace(before, status="running", slot=slot))
 
 
 def end_fold(state: LaunchState, fold: int, ending: Ending, policy: Policy, now_s: float) -> LaunchState:
-    """The state once the fold's attempt has ended: done, failed, stopped, or waiting for another.
+    """Return the state once the fold's attempt has ended: the fold is done, failed, stopped or waiting to restart.
 
-    The devices of one that can't be killed are used no more.
+    The slots on the devices of a stuck attempt are dropped.
     """
     before = state.find(fold)
     assert before.status == "running"
-    after = _judge(replace(before, slot=None), ending, policy, now_s)
+    after = _decide_next(replace(before, slot=None), ending, policy, now_s)
     if after.status == "waiting" and state.stopping:
         after = replace(after, status="stopped")
-    if ending.stays and before.slot is not None:
+    if ending.is_stuck and before.slot is not None:
         lost = set(before.slot.devices)
         state = replace(state, slots=tuple(slot for slot in state.slots if lost.isdisjoint(slot.devices)))
     return _update(state, after)
 
 
 def stop_launch(state: LaunchState) -> LaunchState:
-    """The state once all that runs was asked to leave: what waits never starts."""
+    """Return the state once all running folds were asked to stop: waiting folds never start."""
     return replace(state, stopping=True)
 
 
-def choose_micro_batch_size(own: int, too_large: Sequence[int]) -> int:
-    """Most images a rank takes at a time: the config's own, or less where some sizes were too large for the memory."""
-    return min([own, *(-(-size // 2) for size in too_large)])
+def choose_micro_batch_size(configured: int, too_large: Sequence[int]) -> int:
+    """Return the configured micro-batch size, or half (rounded up) the smallest that ran out of memory, if less."""
+    return min([configured, *(-(-size // 2) for size in too_large)])
 
 
-def _judge(fold: FoldState, ending: Ending, policy: Policy, now_s: float) -> FoldState:
+def _decide_next(fold: FoldState, ending: Ending, policy: Policy, now_s: float) -> FoldState:
     outcome = ending.outcome
     if outcome is Outcome.DONE:
         return replace(fold, status="done")
@@ -194,31 +175,32 @@ def _judge(fold: FoldState, ending: Ending, policy: Policy, now_s: float) -> Fol
     if outcome in MEMORY_OUTCOMES and fold.micro_batch_size > 1 and policy.shrink:
         smaller = choose_micro_batch_size(fold.micro_batch_size, [fold.micro_batch_size])
         return replace(fold, status="waiting", micro_batch_size=smaller)
-    if outcome is Outcome.LEFT:
+    if outcome is Outcome.PREEMPTED:
         return replace(fold, status="waiting", ready_s=now_s + policy.backoff_s)
-    if outcome is Outcome.PORT_TAKEN and fold.taken_ports < MOST_TAKEN_PORTS:
-        return replace(fold, status="waiting", taken_ports=fold.taken_ports + 1, ready_s=now_s + policy.backoff_s)
-    came_back = ending.error is not None and ending.error == fold.error
+    if outcome is Outcome.PORT_TAKEN and fold.port_conflicts < MAX_PORT_CONFLICTS:
+        conflicts = fold.port_conflicts + 1
+        return replace(fold, status="waiting", port_conflicts=conflicts, ready_s=now_s + policy.backoff_s)
+    is_repeated = ending.error is not None and ending.error == fold.error
     final = outcome in (Outcome.USER_ERROR, Outcome.UNKILLABLE, Outcome.PORT_TAKEN, *MEMORY_OUTCOMES)
-    if final or came_back or fold.restarts == policy.max_restarts:
+    if final or is_repeated or fold.restarts == policy.max_restarts:
         return replace(fold, status="failed")
-    wait_s = min(policy.backoff_s * 2.0 ** min(fold.restarts, 20), policy.longest_backoff_s)
+    wait_s = min(policy.backoff_s * 2.0 ** min(fold.restarts, 20), policy.max_backoff_s)
     return replace(
         fold, status="waiting", restarts=fold.restarts + 1, ready_s=now_s + wait_s, error=ending.error or fold.error
     )
 
 
 def _update(state: LaunchState, changed: FoldState) -> LaunchState:
-    return replace(state, folds=tuple(changed if one.fold == changed.fold else one for one in state.folds))
+    return replace(state, folds=tuple(changed if old.fold == changed.fold else old for old in state.folds))
 
 
-def judge(
+def classify_exit(
     codes: Sequence[int | None], causes: Sequence[Cause | None], done: bool, hung: bool, stopping: bool, advanced: bool
 ) -> Outcome:
-    """What the end of a fold's ranks means together; its valid part counts for more than any word.
+    """Return the outcome of an attempt whose ranks have all ended; valid fold predictions (`done`) override all else.
 
-    When one rank fails, the others fail for want of it: the cause is the one that says most. `stopping`: the launcher
-    has asked them to leave; `advanced`: a state was saved in this attempt, so that the next one begins further on.
+    When one rank fails, its peers fail because it is gone: the most specific cause counts. `stopping`: the launcher
+    asked them to stop; `advanced`: this attempt saved a resume checkpoint, so the next one starts further on.
     """
     if done:
         return Outcome.DONE
@@ -236,4 +218,4 @@ def judge(
         return Outcome.CRASHED
     if stopping:
         return Outcome.STOPPED
-    return Outcome.LEFT if advanced else Outcome.CRASHED
+    return Outcome.PREEMPTED if advanced else Outcome.CRASHED

@@ -1,4 +1,4 @@
-"""`doccls verify-resume`: a fold that is killed at a random moment and goes on ends in an undisturbed one's bytes."""
+"""`doccls verify-resume`: check that a fold killed at a random moment resumes to the bytes of an undisturbed one."""
 
 import argparse
 import hashlib
@@ -36,107 +36,100 @@ _EPOCHS = 2
 _INTERVAL_S = 1.0
 _TICK_S = 0.01
 _TAIL_LINES = 15
-_DRAWS = 10
-_RUN_ID, _WHOLE = "verify", "undisturbed"
+_MAX_TRIES = 10
+_RUN_ID, _BASELINE = "verify", "undisturbed"
 _ROW = "{:>4}  {:<28}  {:<14}  {:>11}  {}"
 _STEPS = re.compile(r"^\[SCHED\] .* steps=(\d+) epochs=(\d+) ", re.MULTILINE)
 _RESUMED = re.compile(r"^\[RESUME\] fold=\d+ from step (\d+) ", re.MULTILINE)
 _KEPT = re.compile(r"^\[FOLD \d+\] finished before: kept ", re.MULTILINE)
-_TIMES = ("time_s", "mem_MiB")
-"""Of a row of metrics: no two runs share them."""
+_VARYING_METRICS = ("time_s", "mem_MiB")  # they differ from run to run
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One run that was killed and went on."""
+    """One run that was killed and resumed."""
 
-    killed: Beat
-    """Its last sign: at most a second before."""
-    began_at: int | None
-    """The step that it went on from; None: it was done, and nothing was left to do."""
-    differing: tuple[str, ...]
-    """What of it is not the undisturbed run's, byte for byte."""
+    killed: Beat  # its last heartbeat, at most a second before the kill
+    resume_step: int | None  # the step that it resumed from; None if it had already finished
+    differing: tuple[str, ...]  # its files that differ from those of the undisturbed run
 
 
 @dataclass(frozen=True)
-class _Whole:
+class _Baseline:
     """The undisturbed run."""
 
     steps: int
-    time_s: float
-    """From its first step to its part."""
+    time_s: float  # from its first step to its predictions
     digests: dict[str, str]
-    looks: Path
-    """What it found in the images, where no store holds it, so that the others need not scan them."""
+    scan_cache: Path  # where no store holds the scan of the images, the other runs reuse this one
 
 
 @dataclass(frozen=True)
-class _Ran:
-    """One start of the fold's processes."""
+class _StartResult:
+    """The result of one start of the fold's processes."""
 
-    time_s: float
-    """From the first step to the part, or to the end before it."""
-    killed: Beat | None
-    """Its last sign, if it was killed before its end."""
-    said: str
-    """By its main process."""
+    time_s: float  # from the first step to the predictions, or to an earlier end
+    killed: Beat | None  # its last heartbeat, if it was killed before its end
+    output: str  # of rank 0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command line of `doccls verify-resume`."""
+    """Add the arguments of `doccls verify-resume`."""
     add_config_arguments(parser)
-    parser.add_argument("--kills", type=count, default=5, metavar="N", help="runs to kill, once each (default: 5)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the moments (default: 0)")
+    parser.add_argument(
+        "--kills", type=count, default=5, metavar="N", help="number of runs to kill, once each (default: 5)"
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the random kill times (default: 0)")
     add_device_arguments(parser)
 
 
 def verify(arguments: argparse.Namespace) -> int:
-    """Train one fold of the config undisturbed, then kill and resume it `--kills` times; the exit code.
+    """Train one fold of the config undisturbed, then kill and resume it `--kills` times; return the exit code.
 
     Raises:
-        UserError: config or devices stand in the way, or the run fails by itself.
+        UserError: config or devices can't be used, or the run fails by itself.
     """
-    chosen, reporter = _shorten(arguments), ConsoleReporter()
+    settings, reporter = _shorten(arguments), ConsoleReporter()
     config = load_arguments(arguments)
     slot = choose_slots(arguments, config).slots[0]
     fold = 0 if config.data.valid_fold == "all" else config.data.valid_fold
     folder = config.output.exp_dir / f"verify-resume-{secrets.token_hex(3)}"
-    places = {
+    paths = {
         "output.exp_dir": folder / "experiments",
         "output.logs_dir": folder / "logs",
         "data.store": _fill_store(config, reporter) or "off",
     }
-    say = reporter.line
-    words = [*list_config_args(arguments), *(f"--set={key}={json.dumps(str(path))}" for key, path in places.items())]
+    report = reporter.line
+    words = [*list_config_args(arguments), *(f"--set={key}={json.dumps(str(path))}" for key, path in paths.items())]
     assignment = Workload(sys.executable, (*words, "--run-id", _RUN_ID), config.train.cpu_threads).assign(fold, slot)
-    say(
-        f"[VERIFY] fold {fold} on {slot.name}, trained {1 + 2 * arguments.kills} times, with {' '.join(chosen)}; "
+    report(
+        f"[VERIFY] fold {fold} on {slot.name}, trained {1 + 2 * arguments.kills} times, with {' '.join(settings)}; "
         f"files: {folder}"
     )
     with tempfile.TemporaryDirectory(prefix="doccls-verify-") as meetings:
         runs = _Runs(folder, assignment, LocalBackend(Path(meetings), len(slot.devices)))
-        whole = runs.train_undisturbed()
-        say(f"[VERIFY] undisturbed: {whole.steps} steps in {whole.time_s:.1f} s")
-        draw, equal = random.Random(arguments.seed), 0
-        say(_ROW.format("kill", "killed in", "went on from", "steps again", "bytes"))
+        baseline = runs.train_undisturbed()
+        report(f"[VERIFY] undisturbed: {baseline.steps} steps in {baseline.time_s:.1f} s")
+        rng, equal = random.Random(arguments.seed), 0
+        report(_ROW.format("kill", "killed in", "resumed from", "steps lost", "bytes"))
         for number in range(1, arguments.kills + 1):
-            trial = runs.try_kill(whole, number, draw)
+            trial = runs.run_trial(baseline, number, rng)
             equal += not trial.differing
-            say(render_trial(number, trial))
-    told = f"[VERIFY] {equal} of {arguments.kills} runs that were killed ended in the undisturbed run's bytes"
+            report(render_trial(number, trial))
+    summary = f"[VERIFY] {equal} of {arguments.kills} killed runs match the undisturbed run byte for byte"
     if equal < arguments.kills:
-        say(f"{told}; the files of the others: {folder}")
+        report(f"{summary}; files of the others: {folder}")
         return 1
     shutil.rmtree(folder)
-    say(told)
+    report(summary)
     return 0
 
 
 def _fill_store(config: Config, reporter: Reporter) -> Path | None:
-    """Decode the pages before the runs, whose own store would lie in their folder; None if there is, or can be, none.
+    """Decode the pages before the runs, whose own stores would be in their folders; return None without a store.
 
     Raises:
-        UserError: the data can't be used, or the store was named and can't be filled.
+        UserError: the data can't be used, or the config names a store that can't be filled.
     """
     choice = choose_store(config)
     if choice is None:
@@ -146,31 +139,31 @@ def _fill_store(config: Config, reporter: Reporter) -> Path | None:
 
 
 def render_trial(number: int, trial: Trial) -> str:
-    """Its row of the table."""
-    place, began_at = format_progress(trial.killed), trial.began_at
-    came_from = "its end" if began_at is None else f"step {began_at}" if began_at else "its beginning"
-    repeated_steps = 0 if began_at is None else max(0, trial.killed.step - began_at)
-    same = f"differ: {', '.join(trial.differing)}" if trial.differing else "the same"
-    return _ROW.format(number, place, came_from, repeated_steps, same)
+    """Render a trial's row of the table."""
+    step = trial.resume_step
+    origin = "the end" if step is None else f"step {step}" if step else "the start"
+    lost_steps = 0 if step is None else max(0, trial.killed.step - step)
+    result = f"differ: {', '.join(trial.differing)}" if trial.differing else "the same"
+    return _ROW.format(number, format_progress(trial.killed), origin, lost_steps, result)
 
 
 def _shorten(arguments: argparse.Namespace) -> list[str]:
-    """Make the run short, and its states frequent, where the arguments do not say otherwise; what is in force then."""
+    """Default to a short run with frequent resume checkpoints; return the settings in force, as `key=value`."""
     config = load_arguments(arguments)
     stated = {parse_override(text).key for text in arguments.overrides}
     epochs = config.train.epochs if "train.epochs" in stated else min(_EPOCHS, config.train.epochs)
-    chosen = {
+    defaults = {
         "train.epochs": epochs,
         "train.warmup_epochs": min(config.train.warmup_epochs, epochs / 2),
         "train.checkpoint_interval_s": _INTERVAL_S,
     }
-    own = [f"{key}={value}" for key, value in chosen.items() if key not in stated]
+    own = [f"{key}={value}" for key, value in defaults.items() if key not in stated]
     arguments.overrides = [*own, *arguments.overrides, "tracking.wandb=false"]
-    return [*own, *(text for text in arguments.overrides if parse_override(text).key in chosen and text not in own)]
+    return [*own, *(text for text in arguments.overrides if parse_override(text).key in defaults and text not in own)]
 
 
 class _Runs:
-    """The runs, one after the other in the same folder: best weights hold the config, and with it the folders."""
+    """All runs, one after the other in the same folder: best weights hold the config, and with it the folder."""
 
     def __init__(self, folder: Path, assignment: Assignment, backend: Backend) -> None:
         self._folder, self._assignment, self._backend = folder, assignment, backend
@@ -180,55 +173,56 @@ class _Runs:
     def _paths(self) -> RunPaths:
         return locate_run(self._folder / "experiments", _RUN_ID, datetime.now())
 
-    def train_undisturbed(self) -> _Whole:
-        ran, paths = self._start(None), self._paths
-        digests, looks = self._digest(), self._folder / _WHOLE / paths.images.name
-        paths.root.rename(self._folder / _WHOLE)
-        planned = _STEPS.search(ran.said)
+    def train_undisturbed(self) -> _Baseline:
+        result, paths = self._start(None), self._paths
+        digests, scan_cache = self._compute_digests(), self._folder / _BASELINE / paths.images.name
+        paths.root.rename(self._folder / _BASELINE)
+        planned = _STEPS.search(result.output)
         assert planned is not None
-        return _Whole(int(planned[1]) * int(planned[2]), ran.time_s, digests, looks)
+        return _Baseline(int(planned[1]) * int(planned[2]), result.time_s, digests, scan_cache)
 
-    def try_kill(self, whole: _Whole, number: int, draw: random.Random) -> Trial:
-        """Kill at a random moment from the first step to the end, then go on.
+    def run_trial(self, baseline: _Baseline, number: int, rng: random.Random) -> Trial:
+        """Kill a run at a random moment between its first step and its end, then resume it.
 
         Raises:
-            UserError: the run fails by itself, or is always over before it can be killed.
+            UserError: the run fails by itself, or always ends before the kill.
         """
-        killed = self._kill(whole, draw)
-        said, found = self._start(None).said, self._digest()
-        resumed = _RESUMED.search(said)
-        began_at = int(resumed[1]) if resumed else None if _KEPT.search(said) else 0
-        differing = tuple(name for name, digest in whole.digests.items() if found[name] != digest)
+        killed = self._train_and_kill(baseline, rng)
+        output, digests = self._start(None).output, self._compute_digests()
+        resumed = _RESUMED.search(output)
+        resume_step = int(resumed[1]) if resumed else None if _KEPT.search(output) else 0
+        differing = tuple(name for name, digest in baseline.digests.items() if digests[name] != digest)
         if differing:
             self._paths.root.rename(self._folder / f"killed{number}")
         else:
             shutil.rmtree(self._paths.root)
-        return Trial(killed, began_at, differing)
+        return Trial(killed, resume_step, differing)
 
-    def _kill(self, whole: _Whole, draw: random.Random) -> Beat:
-        longest_s = whole.time_s
-        for _ in range(_DRAWS):
+    def _train_and_kill(self, baseline: _Baseline, rng: random.Random) -> Beat:
+        """Return the last heartbeat of the killed run."""
+        max_time_s = baseline.time_s
+        for _ in range(_MAX_TRIES):
             images = self._paths.images
             images.parent.mkdir(parents=True)
-            if whole.looks.exists():
-                shutil.copyfile(whole.looks, images)
-            ran = self._start(draw.uniform(0, longest_s))
-            if ran.killed is not None:
-                return ran.killed
-            longest_s = min(longest_s, ran.time_s)  # this machine is not always as slow as at first
+            if baseline.scan_cache.exists():
+                shutil.copyfile(baseline.scan_cache, images)
+            result = self._start(rng.uniform(0, max_time_s))
+            if result.killed is not None:
+                return result.killed
+            max_time_s = min(max_time_s, result.time_s)  # the baseline may have run while the machine was slower
             shutil.rmtree(self._paths.root)
-        raise UserError(f"the run was over {_DRAWS} times before it was killed: make it longer, --set train.epochs=N")
+        raise UserError(f"the run ended before the kill {_MAX_TRIES} times: make it longer with --set train.epochs=N")
 
-    def _start(self, kill_after_s: float | None) -> _Ran:
-        """Start the fold's processes; let them end, or kill them so long after their first step.
+    def _start(self, kill_after_s: float | None) -> _StartResult:
+        """Run the fold's processes to their end, or kill them `kill_after_s` after their first step.
 
         Raises:
-            UserError: they failed by themselves.
+            UserError: a process failed by itself.
         """
         self._starts += 1
         consoles = self._list_consoles()
         heartbeat = self._paths.heartbeat(self._assignment.fold, 0)
-        before = last = read_beat(heartbeat)
+        previous = last = read_beat(heartbeat)
         begun_s = done_s = None
         predictions = self._paths.predictions(self._assignment.fold)
         limit_s = math.inf if kill_after_s is None else kill_after_s
@@ -236,7 +230,7 @@ class _Runs:
         try:
             while None in processes.poll():
                 last = read_beat(heartbeat) or last
-                if begun_s is None and last != before and has_begun(last):
+                if begun_s is None and last != previous and has_begun(last):
                     begun_s = time.monotonic()
                 if done_s is None and predictions.exists():
                     done_s = time.monotonic()
@@ -253,28 +247,28 @@ class _Runs:
         ranks = range(len(self._assignment.ranks))
         return [self._folder / "console" / f"start{self._starts}_rank{rank}.txt" for rank in ranks]
 
-    def _conclude(self, processes: Processes, console: Path, time_s: float, last: Beat | None) -> _Ran:
-        """How the processes ended; `last` is their last sign where they were to be killed.
+    def _conclude(self, processes: Processes, console: Path, time_s: float, last: Beat | None) -> _StartResult:
+        """Return how the processes ended; `last` is their last heartbeat if they were to be killed.
 
         Raises:
-            UserError: they failed by themselves, or could not be killed.
+            UserError: a process failed by itself, or could not be killed.
         """
-        said, codes = console.read_text(encoding="utf-8", errors="replace"), set(processes.poll())
+        output, codes = console.read_text(encoding="utf-8", errors="replace"), set(processes.poll())
         if codes == {0}:
-            return _Ran(time_s, None, said)
+            return _StartResult(time_s, None, output)
         if last is not None and -signal.SIGKILL in codes:
-            return _Ran(time_s, last, said)
+            return _StartResult(time_s, last, output)
         if None in codes:
             raise UserError(f"a rank could not be killed within {KILL_LIMIT_S:g} s; files: {self._folder}")
         rank, code = next((rank, code) for rank, code in enumerate(processes.poll()) if code)
-        tail = "".join(f"\n  | {line}" for line in said.splitlines()[-_TAIL_LINES:])
-        raise UserError(f"rank {rank} {format_exit_code(code)} by itself; files: {self._folder}; the last lines:{tail}")
+        tail = "".join(f"\n  | {line}" for line in output.splitlines()[-_TAIL_LINES:])
+        raise UserError(f"rank {rank} unexpectedly {format_exit_code(code)}; files: {self._folder}; last lines:{tail}")
 
-    def _digest(self) -> dict[str, str]:
-        """Of what must be the same."""
+    def _compute_digests(self) -> dict[str, str]:
+        """Return SHA-256 digests, by file name, of everything that must match."""
         paths, fold = self._paths, self._assignment.fold
         rows = [json.loads(line) for line in paths.fold_metrics(fold).read_text(encoding="utf-8").splitlines()]
-        told = [{key: value for key, value in row.items() if key not in _TIMES} for row in rows]
+        metrics = [{key: value for key, value in row.items() if key not in _VARYING_METRICS} for row in rows]
         contents = {path.name: path.read_bytes() for path in (paths.predictions(fold), paths.best_checkpoint(fold))}
-        contents["metrics.jsonl"] = json.dumps(told).encode()
+        contents["metrics.jsonl"] = json.dumps(metrics).encode()
         return {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}

@@ -48,7 +48,7 @@ class StepProcesses:
         srun reports a failed rank at once, the others when all have ended.
         """
         srun_code = self._srun.poll()
-        codes = parse_step_ends(self.tell())
+        codes = parse_step_ends(self.read_messages())
         unreported = None if srun_code is None else 0 if codes else srun_code
         new = sorted((code >= 0, rank) for rank, code in codes.items() if rank not in self.ended)
         self.ended += [rank for _, rank in new]  # killed ranks first: they are the cause of the others' failure
@@ -72,7 +72,7 @@ class StepProcesses:
         with suppress(subprocess.TimeoutExpired):
             self._srun.wait(within_s)
 
-    def tell(self) -> str:
+    def read_messages(self) -> str:
         """Return the output of srun and slurmstepd."""
         return self._output.read_text(encoding="utf-8", errors="replace")
 

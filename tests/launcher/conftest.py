@@ -1,4 +1,4 @@
-"""Fixtures of the suite `launcher`: whole launches on the CPU, from the command line."""
+"""Fixtures of the suite `launcher`: complete launches on the CPU, from the command line."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,13 +16,13 @@ def _gloo(need: Callable[[str, bool, str], None]) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _no_launch_is_left() -> Iterator[None]:
+def _kill_left_launches() -> Iterator[None]:
     yield
     kill_started()
 
 
 @pytest.fixture(scope="session")
 def trainer(tmp_path_factory: pytest.TempPathFactory) -> Trainer:
-    """Runs on 48 drawn pages."""
-    workplace: Path = tmp_path_factory.mktemp("launcher")
-    return Trainer(write_pages(workplace / "data"), workplace)
+    """A trainer on 48 drawn pages."""
+    folder: Path = tmp_path_factory.mktemp("launcher")
+    return Trainer(write_pages(folder / "data"), folder)

@@ -1,6 +1,6 @@
-"""`doccls.train` that meets a fault in its fourth step, once or as long as it has cause.
+"""`doccls.train` with a fault in its fourth step, once or in each attempt.
 
-DOCCLS_TEST_FAULT is `what`, or `what of rank 1`; DOCCLS_TEST_FOLDER holds the marks.
+DOCCLS_TEST_FAULT is `FAULT`, or `FAULT of rank 1`; DOCCLS_TEST_FOLDER holds marker files.
 """
 
 import functools
@@ -15,37 +15,38 @@ from typing import Any
 import psutil
 import torch
 
-from doccls import train as train_room
+from doccls import train as train_module
 from doccls.train import main
 from doccls.training import resume
-from doccls.training import step as loop_room
+from doccls.training import step as step_module
 
 STEP = 3
-STRUCK = "struck"
-STEPPED = "stepped"
+# Marker files: the fault has happened; a later attempt has reached its first step.
+FAULT_MARKER = "fault"
+STEP_MARKER = "step"
 
 
 def train_with_fault(argv: list[str]) -> int:
-    """Train; the fault is in the environment."""
-    what, _, rank = os.environ["DOCCLS_TEST_FAULT"].partition(" of rank ")
-    if what == "slow save":
+    """Train with the fault that the environment names."""
+    fault, _, rank = os.environ["DOCCLS_TEST_FAULT"].partition(" of rank ")
+    if fault == "slow save":
         resume.write_resume = functools.partial(write_slowly, resume.write_resume)  # type: ignore[attr-defined]
-        what = "SIGTERM"
-    if what == "impatient":
-        train_room._OUTLIVING_S = 0.0
+        fault = "SIGTERM"
+    if fault == "impatient":
+        train_module._OUTLIVING_S = 0.0
     elif os.environ.get("RANK", "0") == (rank or "0"):
-        loop_room._take_step = functools.partial(step_into, what, loop_room._take_step)
+        step_module._take_step = functools.partial(take_faulty_step, fault, step_module._take_step)
     return main(argv)
 
 
 def write_slowly(write_resume: Callable[..., None], *others: Any) -> None:
-    """As a slow disk does; the ranks' siblings are given less to end after a failure."""
+    """Take longer than siblings have after a failure, as a slow disk does."""
     time.sleep(8)
     write_resume(*others)
 
 
 def train_with_changed_weight(argv: list[str]) -> int:
-    """Train; each resume checkpoint that is read has one weight changed."""
+    """Train, but change one weight of each resume checkpoint that is read."""
 
     def read_changed(path: Path, read_resume: Callable[[Path], Any] = resume.read_resume) -> Any:
         checkpoint = read_resume(path)
@@ -56,55 +57,55 @@ def train_with_changed_weight(argv: list[str]) -> int:
     return main(argv)
 
 
-def find_mark(name: str) -> Path:
-    """A file that says that something has happened."""
+def find_marker(name: str) -> Path:
+    """Return the path of a file that records that something has happened."""
     return Path(os.environ["DOCCLS_TEST_FOLDER"]) / name
 
 
 def find_ledger() -> Path:
-    (ledger,) = find_mark("experiments").glob("*/*/launch.json")
+    (ledger,) = find_marker("experiments").glob("*/*/launch.json")
     return ledger
 
 
-def meet(what: str, largest_micro_batch: int) -> None:
-    """The fault, in the midst of a step."""
-    if what == "error":
+def inject_fault(fault: str, largest_micro_batch: int) -> None:
+    """Inject the fault in the middle of a step."""
+    if fault == "error":
         raise KeyError("a defect")
-    if what.startswith("out of memory above "):
-        if largest_micro_batch > int(what.split()[-1]):
+    if fault.startswith("out of memory above "):
+        if largest_micro_batch > int(fault.split()[-1]):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         return
-    struck = find_mark(STRUCK)
-    if struck.exists():
-        if what == "ledger that can't be written":
+    marker = find_marker(FAULT_MARKER)
+    if marker.exists():
+        if fault == "ledger that can't be written":
             find_ledger().rmdir()
         return
-    struck.touch()
-    if what == "loader worker":
-        (server,) = [one for one in psutil.Process().children() if one.children()]
-        server.children()[0].kill()  # torch tells of it when it waits for a batch
-    elif what == "whole fold":
+    marker.touch()
+    if fault == "loader worker":
+        (server,) = [child for child in psutil.Process().children() if child.children()]
+        server.children()[0].kill()  # torch notices when it waits for a batch
+    elif fault == "whole fold":
         ranks = json.loads(find_ledger().read_text())["attempts"][-1]["pids"]
-        for rank in sorted(ranks, key=os.getpid().__eq__):  # this one last
+        for rank in sorted(ranks, key=os.getpid().__eq__):  # this process last
             os.kill(rank, signal.SIGKILL)
-    elif what == "ledger that can't be written":
+    elif fault == "ledger that can't be written":
         ledger = find_ledger()
         ledger.unlink()
         ledger.mkdir()
         os.kill(os.getpid(), signal.SIGKILL)
-    elif what == "launcher":
+    elif fault == "launcher":
         os.kill(os.getppid(), signal.SIGKILL)
         time.sleep(60)
     else:
-        os.kill(os.getpid(), signal.Signals[what])
-        if what == "SIGSTOP":
-            time.sleep(60)  # it may not end before it is killed, just because it was woken for its stacks
+        os.kill(os.getpid(), signal.Signals[fault])
+        if fault == "SIGSTOP":
+            time.sleep(60)  # SIGCONT wakes it to dump its stacks; it must still wait to be killed
 
 
-def step_into(what: str, take_step: Callable[..., Any], engine: Any, batches: Any, step: int) -> Any:
-    if find_mark(STRUCK).exists() and not find_mark(STEPPED).exists():
-        find_mark(STEPPED).touch()
+def take_faulty_step(fault: str, take_step: Callable[..., Any], engine: Any, batches: Any, step: int) -> Any:
+    if find_marker(FAULT_MARKER).exists() and not find_marker(STEP_MARKER).exists():
+        find_marker(STEP_MARKER).touch()
     if step == STEP:
-        share = -(-engine.config.batch_size // engine.accelerator.num_processes)
-        meet(what, min(engine.config.micro_batch_size or share, share))
+        rank_batch_size = -(-engine.config.batch_size // engine.accelerator.num_processes)
+        inject_fault(fault, min(engine.config.micro_batch_size or rank_batch_size, rank_batch_size))
     return take_step(engine, batches, step)

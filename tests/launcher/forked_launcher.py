@@ -1,4 +1,4 @@
-"""The launcher for tests: it and the ranks that it starts are forks of processes that have imported the stack.
+"""The launcher for tests: it and its ranks are forks of processes that have imported the stack.
 
 A fresh interpreter takes seconds of CPU to import torch and timm, and a launch starts one for each rank and restart.
 Here the launcher comes from the server of `rank_launcher`. Before it does anything else, it forks a template, and each
@@ -36,7 +36,7 @@ _START_S = 30
 
 
 def main(argv: list[str]) -> int:
-    """argv = program that a rank runs as `module:function`, module of the command, words of the command."""
+    """Run a command; argv is the program of the ranks (`module:function`), the command and its words."""
     program, command, *words = argv
     sys.argv = [command, *words]
     os.setsid()
@@ -46,7 +46,7 @@ def main(argv: list[str]) -> int:
 
 
 def main_alone(argv: list[str]) -> int:
-    """As `main`, after the one environment that is there: argv[0], in JSON."""
+    """Run `main` with no other environment than argv[0], in JSON."""
     variables, *others = argv
     os.environ.clear()
     os.environ.update(json.loads(variables))
@@ -54,13 +54,13 @@ def main_alone(argv: list[str]) -> int:
 
 
 class ForkedRank:
-    """What `launcher.local` needs of a `subprocess.Popen`."""
+    """The parts of `subprocess.Popen` that `launcher.local` needs."""
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
         self._code: int | None = None
+        # Held by the only thread that may reap the rank: a second Ctrl-C is handled in a thread of its own.
         self._lock = threading.Lock()
-        """Held by the one thread that may reap the rank; a second Ctrl-C is answered in a thread of its own."""
 
     def poll(self) -> int | None:
         if self._lock.acquire(blocking=False):
@@ -94,10 +94,10 @@ class ForkedRank:
 
 
 class RankForker:
-    """Starts ranks as children of this process, forked from a template that has done nothing else."""
+    """A starter of ranks: children of this process, forked from a template that has done nothing else."""
 
     def __init__(self, program: str) -> None:
-        """Fork the template. Each rank runs `program` with the words that the launcher gives to `doccls.train`."""
+        """Fork the template; each rank runs `program` with the arguments for `doccls.train`."""
         assert ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0
         self._connection, served = multiprocessing.Pipe()
         launcher = os.getpid()
@@ -108,7 +108,7 @@ class RankForker:
             served.close()
 
     def start_rank(self, command: RankCommand, console: Path, variables: dict[str, str]) -> ForkedRank:
-        """Replaces `launcher.local._start_rank`, and raises the same errors for a console that can't be written."""
+        """Replace `launcher.local._start_rank`, with the same errors for a console that can't be written."""
         assert command.argv[1:3] == ("-m", "doccls.train"), command
         console.parent.mkdir(parents=True, exist_ok=True)
         console.open("ab").close()
@@ -120,30 +120,30 @@ class RankForker:
 
 
 def _serve(requests: Connection, program: str, launcher: int) -> NoReturn:
-    """In the template: fork a rank for each request, until the launcher is gone. Never returns; a rank exits."""
-    os.setsid()  # signals to the launcher's group are not for it
+    """Fork a rank for each request, in the template, until the launcher has ended; never return."""
+    os.setsid()  # out of reach of signals to the launcher's group
     while True:
         try:
             words, environment, console = requests.recv()
         except EOFError:
             os._exit(0)
-        between = os.fork()
-        if between == 0:
-            between = os.getpid()
+        intermediate = os.fork()
+        if intermediate == 0:
+            intermediate = os.getpid()
             if os.fork():
                 os._exit(0)
-            while os.getppid() == between:
+            while os.getppid() == intermediate:
                 time.sleep(0.001)
-            if os.getppid() != launcher:  # which is gone, and nobody would end this rank
+            if os.getppid() != launcher:  # it has ended, and nobody would end this rank
                 os._exit(1)
             _be_rank(requests, program, words, environment, console)
-        os.waitpid(between, 0)
+        os.waitpid(intermediate, 0)
 
 
 def _be_rank(
     requests: Connection, program: str, words: Sequence[str], environment: dict[str, str], console: Path
 ) -> NoReturn:
-    """In the rank: become what the launcher's `Popen` would have started, and run the program."""
+    """Turn this process into what the launcher's `Popen` would have started, and run the program."""
     os.setsid()
     for path, flags, descriptors in (
         (Path(os.devnull), os.O_RDONLY, (0,)), (console, os.O_WRONLY | os.O_CREAT | os.O_APPEND, (1, 2))

@@ -1,4 +1,4 @@
-"""Whole launches from the command line, each in a folder of its own, and what they leave."""
+"""Complete launches from the command line, each in a folder of its own, and checks of their results."""
 
 import json
 import re
@@ -18,16 +18,14 @@ from rank_launcher import clean_environment, launch_ranks, start_ranks
 from tiny_runs import Run, Trainer
 
 LAUNCH_S = 100
-CONSOLE = "launch"
-"""Folder of what a launcher prints, in that of the launch."""
+CONSOLE = "launch"  # folder of a launcher's output, in that of the launch
 LAST = ">> Stopping logger and restoring stdio"
-_started: list[tuple[ForkServerProcess, Path]] = []
-"""The launches of this test, each with its folder."""
+_started: list[tuple[ForkServerProcess, Path]] = []  # the launches of this test and their folders
 
 
 @dataclass(frozen=True)
 class Launch:
-    """An ended launch."""
+    """The exit code, output and run of an ended launch."""
 
     code: int
     out: str
@@ -36,7 +34,7 @@ class Launch:
 
     @property
     def log(self) -> list[str]:
-        """The launcher's own, of its last command."""
+        """The lines of the launcher's own log of its last command."""
         log = max(self.run.folder.glob("logs/*_tiny.log"))  # named by the minute
         start = ">> Logger started"
         return (start + log.read_text().rpartition(start)[2]).splitlines()
@@ -45,7 +43,7 @@ class Launch:
 def start(
     trainer: Trainer, sets: tuple[str, ...], folder: Path, *words: str, fault: str | None = None
 ) -> ForkServerProcess:
-    """Start `doccls-launch run`; with a fault, its ranks have that fault (`fault_train`)."""
+    """Start `doccls-launch run`, optionally with a fault in its ranks (`fault_train`)."""
     program = "doccls.train:main" if fault is None else "fault_train:train_with_fault"
     variables = {} if fault is None else {"DOCCLS_TEST_FAULT": fault}
     return start_command(
@@ -54,9 +52,9 @@ def start(
 
 
 def start_command(folder: Path, program: str, *words: str, **variables: str) -> ForkServerProcess:
-    """Start `python -m WORDS` in the folder, with these environment variables; the ranks that it starts run `program`.
+    """Start `python -m WORDS` in the folder, with additional environment variables; its ranks run `program`.
 
-    What still runs at the end of the test is killed (`kill_started`).
+    Processes that still run at the end of the test are killed (`kill_started`).
     """
     variables |= {"DOCCLS_TEST_FOLDER": str(folder)}
     (process,) = start_ranks("forked_launcher:main", [program, *words], folder / CONSOLE, environment=variables)
@@ -67,7 +65,7 @@ def start_command(folder: Path, program: str, *words: str, **variables: str) -> 
 def start_alone(
     folder: Path, environment: Mapping[str, str], console: str, program: str, *words: str
 ) -> ForkServerProcess:
-    """As `start_command`, with no other variables than these; what it prints is in the folder `console`."""
+    """Start a command like `start_command`, with only this environment; its output is in the folder `console`."""
     variables = json.dumps({**environment, "DOCCLS_TEST_FOLDER": str(folder)})
     (process,) = start_ranks("forked_launcher:main_alone", [variables, program, *words], folder / console)
     _started.append((process, folder))
@@ -75,13 +73,13 @@ def start_alone(
 
 
 def kill_started() -> None:
-    """End what a failed test has left: its launchers and whatever runs for them."""
+    """Kill the launchers that a failed test has left, and all their processes."""
     while _started:
         kill_launch(*_started.pop())
 
 
 def kill_launch(process: ForkServerProcess, folder: Path) -> None:
-    """End the launcher, if it still runs, and then whatever runs in its folder."""
+    """Kill the launcher, if it still runs, and then all processes of its folder."""
     if process.is_alive():
         process.kill()
     for child in folder_processes(folder):
@@ -91,7 +89,7 @@ def kill_launch(process: ForkServerProcess, folder: Path) -> None:
 
 
 def finish(process: ForkServerProcess, folder: Path, console: str = CONSOLE) -> Launch:
-    """Wait for its end, for no longer than LAUNCH_S."""
+    """Wait for the launch to end, for at most LAUNCH_S."""
     process.join(LAUNCH_S)
     hangs = process.is_alive()
     if hangs:
@@ -107,7 +105,7 @@ def finish(process: ForkServerProcess, folder: Path, console: str = CONSOLE) -> 
 def launch(
     trainer: Trainer, sets: tuple[str, ...], *words: str, folder: Path | None = None, fault: str | None = None
 ) -> Launch:
-    """One from its start to its end."""
+    """Run a launch to its end."""
     folder = folder or trainer.new_folder()
     return finish(start(trainer, sets, folder, *words, fault=fault), folder)
 
@@ -122,15 +120,15 @@ def launch_as_user(trainer: Trainer, sets: tuple[str, ...], folder: Path, *words
 
 
 def ask(folder: Path, *words: str, **variables: str) -> str:
-    """The output of another command of `doccls-launch`, with these environment variables."""
-    asked = folder / f"asked_{secrets.token_hex(4)}"
-    (done,) = launch_ranks("launcher.cli:main", words, asked, environment=variables, timeout_s=LAUNCH_S)
+    """Return the output of another command of `doccls-launch`, with additional environment variables."""
+    console = folder / f"asked_{secrets.token_hex(4)}"
+    (done,) = launch_ranks("launcher.cli:main", words, console, environment=variables, timeout_s=LAUNCH_S)
     assert done.code == 0, done.stderr
     return done.stdout
 
 
 def folder_processes(folder: Path) -> list[psutil.Process]:
-    """Whatever runs on behalf of the folder's launch: told so by its command, or by the folder that it works in."""
+    """Return the processes of the folder's launch, by their command line or working folder."""
     found, of_folder = [], re.compile(rf"{re.escape(str(folder))}(/|$)")
     for process in psutil.process_iter():
         try:
@@ -144,7 +142,7 @@ def folder_processes(folder: Path) -> list[psutil.Process]:
 
 
 def assert_none_left(folder: Path) -> None:
-    """A moment is given: the kernel strikes at once, but a large process takes time to go."""
+    """Wait until no process of the launch is left: a large process takes a moment to end after SIGKILL."""
     await_event(lambda: not folder_processes(folder), "the end of all processes", folder)
 
 
@@ -168,5 +166,5 @@ def assert_same_bytes(first: Run, second: Run, num_folds: int = 3) -> None:
 
 
 def trains(folder: Path) -> bool:
-    """Whether a fold has taken the steps of its second epoch."""
+    """Return whether a fold has finished the steps of its second epoch."""
     return any("[EPOCH 2]" in file.read_text() for file in folder.glob("logs/*_fold*.log"))

@@ -1,4 +1,4 @@
-"""The examples of docs/batch.md, each run with the environment that its batch system gives and no other."""
+"""The examples of docs/batch.md, each run with only the environment that its batch system provides."""
 
 import json
 import re
@@ -20,14 +20,14 @@ from tiny_runs import Run, Trainer
 from doccls.config.schema import TrainConfig
 
 FOLDS = 5
+# The environment of every process; the second variable hides GPUs of the tests' machine.
 IMAGE = {"PATH": "/usr/bin:/bin", "CUDA_VISIBLE_DEVICES": ""}
-"""What every process finds, whoever starts it; the second keeps GPUs of the tests' machine away."""
 MOUNTED_AT = "/work"
 TRAIN, TRAIN_WITH_FAULT = "doccls.train:main", "fault_train:train_with_fault"
 
 
 def read_example(language: str, word: str) -> str:
-    """The one block of docs/batch.md in that language with the word in it."""
+    """Return the only block of docs/batch.md in that language that contains the word."""
     page = (REPOSITORY / "docs" / "batch.md").read_text(encoding="utf-8")
     blocks = re.findall(rf"^```{language}\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
     (example,) = [block for block in blocks if word in block]
@@ -43,7 +43,7 @@ def job() -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def container(job: dict[str, Any]) -> dict[str, Any]:
-    """That of the Job's pods."""
+    """The container of the Job's pods."""
     return find_container(job)
 
 
@@ -53,7 +53,7 @@ def find_container(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def make_shared_folder(trainer: Trainer, **train: Any) -> Path:
-    """A folder with configs/train.yaml, which trains five folds on the trainer's pages."""
+    """Make a folder with a configs/train.yaml that trains five folds on the trainer's pages."""
     stated = yaml.safe_load(trainer.config.read_text())
     for key in ("train_csv", "sample_csv", "image_dir_train", "image_dir_test"):
         stated["data"][key] = str(trainer.config.parent / stated["data"][key])
@@ -68,17 +68,19 @@ def make_shared_folder(trainer: Trainer, **train: Any) -> Path:
 
 @pytest.fixture(scope="module")
 def undisturbed(trainer: Trainer) -> Run:
-    """All five folds in one process."""
+    """The run of all five folds in one process."""
     return Trainer(make_shared_folder(trainer) / "configs" / "train.yaml", trainer.workplace / "undisturbed").train()
 
 
 def start_pod(
     container: dict[str, Any], folder: Path, index: int, *words: str, fault: str | None = None
 ) -> ForkServerProcess:
-    """Start the container for an index, in the folder in place of its volume."""
+    """Start the container of an index, with the folder in place of its volume."""
     assert MOUNTED_AT in [volume["mountPath"] for volume in container["volumeMounts"]]
     assert container["workingDir"] == MOUNTED_AT
-    environment = {one["name"]: one["value"].replace(MOUNTED_AT, str(folder)) for one in container["env"]}
+    environment = {
+        variable["name"]: variable["value"].replace(MOUNTED_AT, str(folder)) for variable in container["env"]
+    }
     environment |= IMAGE | {"HOME": str(folder / f"home{index}"), "JOB_COMPLETION_INDEX": str(index)}
     program, *stated = [*container["command"], *container["args"]]
     assert program == "doccls-launch"
@@ -89,9 +91,9 @@ def start_pod(
 
 
 def run_job(job: dict[str, Any], folder: Path, faults: dict[int, str]) -> dict[int, list[int]]:
-    """As the Job's controller does: exit codes by index, of a pod and of those that replaced it.
+    """Run pods as the Job's controller does; return exit codes by index, of each pod and its replacements.
 
-    The first pod of an index may meet a fault.
+    The first pod of an index may have a fault.
     """
     spec = job["spec"]
     assert spec["completionMode"] == "Indexed" and spec["parallelism"] == spec["completions"]
@@ -111,7 +113,7 @@ def run_job(job: dict[str, Any], folder: Path, faults: dict[int, str]) -> dict[i
 
 
 def is_ignored(job: dict[str, Any], code: int) -> bool:
-    """Whether podFailurePolicy has a pod of that exit code replaced without counting a failure."""
+    """Return whether podFailurePolicy replaces a pod with that exit code without counting a failure."""
     stated = [rule["onExitCodes"] for rule in job["spec"]["podFailurePolicy"]["rules"] if "onExitCodes" in rule]
     return any(rule["operator"] == "In" and code in rule["values"] for rule in stated)
 
@@ -120,7 +122,7 @@ def read_logs(folder: Path, index: int) -> str:
     return "".join(file.read_text() for file in sorted(folder.glob(f"logs/*_task{index}.log")))
 
 
-def test_a_kubernetes_job_whose_pod_is_killed_gives_the_bytes_of_one_process(
+def test_kubernetes_job_with_killed_pod_gives_bytes_of_one_process(
     job: dict[str, Any], trainer: Trainer, undisturbed: Run
 ) -> None:
     folder = make_shared_folder(trainer)
@@ -130,14 +132,14 @@ def test_a_kubernetes_job_whose_pod_is_killed_gives_the_bytes_of_one_process(
     assert run.root.name == "pages-1"
     assert_same_bytes(undisturbed, run, FOLDS)
     attempts = [json.loads((run.root / f"launch_task{index}.json").read_text())["attempts"] for index in range(FOLDS)]
-    outcomes = [[(one["fold"], one["outcome"]) for one in of_task] for of_task in attempts]
+    outcomes = [[(attempt["fold"], attempt["outcome"]) for attempt in task] for task in attempts]
     assert outcomes == [[(2, "lost"), (2, "done")] if index == 2 else [(index, "done")] for index in range(FOLDS)]
     logs = "".join(read_logs(folder, index) for index in range(FOLDS))
-    assert logs.count("[OOF] -> ") == 1, "one merges"
+    assert logs.count("[OOF] -> ") == 1, "one pod merges"
 
 
 @pytest.mark.parametrize(("words", "code"), [((), 75), (("--requeue-code", "99"), 99)])
-def test_a_pod_that_is_evicted_can_resume_and_says_so_by_its_exit_code(
+def test_evicted_pod_exits_with_resumable_code(
     job: dict[str, Any], container: dict[str, Any], trainer: Trainer, words: tuple[str, ...], code: int
 ) -> None:
     folder = make_shared_folder(trainer, epochs=500)
@@ -153,15 +155,16 @@ def test_a_pod_that_is_evicted_can_resume_and_says_so_by_its_exit_code(
     assert is_ignored(job, code) == (not words)
 
 
-def test_a_pod_has_the_time_that_a_stop_may_take(job: dict[str, Any]) -> None:
+def test_grace_period_of_pod_exceeds_stop_timeout(job: dict[str, Any]) -> None:
     spec = job["spec"]["template"]["spec"]
     assert spec["terminationGracePeriodSeconds"] > TrainConfig().stop_timeout_s
     assert spec["restartPolicy"] == "Never", "podFailurePolicy takes no other"
 
 
-def test_a_pod_is_not_told_its_run_by_kubernetes(container: dict[str, Any], trainer: Trainer) -> None:
-    at = container["command"].index("--run-id")
-    nameless = {**container, "command": [*container["command"][:at], *container["command"][at + 2 :]]}
+def test_pod_without_run_id_is_rejected(container: dict[str, Any], trainer: Trainer) -> None:
+    command = container["command"]
+    index = command.index("--run-id")
+    nameless = {**container, "command": [*command[:index], *command[index + 2 :]]}
     folder = make_shared_folder(trainer)
     refused = finish(start_pod(nameless, folder, 0), folder, "pod0")
     assert refused.code == 1
@@ -172,7 +175,7 @@ def test_a_pod_is_not_told_its_run_by_kubernetes(container: dict[str, Any], trai
 def run_in_pbs(folder: Path, command: str, **variables: str) -> Launch:
     """Run the script of docs/batch.md as PBS runs task 3 of array 12; variables are those of `qsub -v`.
 
-    `command`, of a shell, is what stands for `doccls-launch`.
+    The shell command replaces `doccls-launch`.
     """
     script, home = folder / "kfold.pbs", folder / "home"
     script.write_text(read_example("bash", "#PBS -J 0-4\n"))
@@ -194,20 +197,20 @@ def run_in_pbs(folder: Path, command: str, **variables: str) -> Launch:
     return Launch(done.returncode, done.stdout, done.stderr, Run([], folder))
 
 
-def test_a_pbs_task_trains_the_fold_of_its_index_and_says_what_is_missing(trainer: Trainer, undisturbed: Run) -> None:
+def test_pbs_task_trains_fold_of_its_index_and_reports_missing_folds(trainer: Trainer, undisturbed: Run) -> None:
     folder = make_shared_folder(trainer)
     ended = run_in_pbs(
         folder, f'PYTHONPATH={shlex.quote(str(REPOSITORY))} exec {shlex.quote(sys.executable)} -m launcher "$@"'
     )
     assert ended.code == 0, ended.out + ended.err
     assert ended.run.root.name == "v001-j12"
-    part = "oof/parts/fold3.safetensors"
-    assert (ended.run.root / part).read_bytes() == (undisturbed.root / part).read_bytes()
+    predictions = "oof/parts/fold3.safetensors"
+    assert (ended.run.root / predictions).read_bytes() == (undisturbed.root / predictions).read_bytes()
     assert "\n[EXIT] INCOMPLETE missing=0,1,2,4 code=0\n" in read_logs(folder, 3)
     assert "[EXIT] this command's share is finished, but folds 0, 1, 2, 4 of the run are not" in ended.out
 
 
-def test_a_pbs_array_can_be_told_its_run(tmp_path: Path) -> None:
+def test_run_id_can_be_passed_to_pbs_array(tmp_path: Path) -> None:
     command = """printf '%s\\n' "$PWD" "$@\""""
     for variables, words in (({}, []), ({"RUN_ID": "v001-j11"}, ["--run-id", "v001-j11"])):
         ended = run_in_pbs(tmp_path, command, **variables)

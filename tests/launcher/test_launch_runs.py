@@ -1,4 +1,4 @@
-"""`doccls-launch run`: folds side by side give the bytes of one process; failures and signals are told and end well."""
+"""`doccls-launch run`: parallel folds give the bytes of one process; failures and signals are reported and handled."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from launches import LAST, ask, assert_same_bytes, await_event, finish, launch, 
 from tiny_runs import PLAIN, RICH, Run, Trainer
 
 
-def test_folds_side_by_side_give_the_bytes_of_one_process(trainer: Trainer) -> None:
+def test_parallel_folds_give_bytes_of_one_process(trainer: Trainer) -> None:
     folder, moved = trainer.new_folder(), trainer.new_folder()
     trainer.train(*RICH, folder=folder, run_id="alone")  # with the same paths in its config
     (root,) = folder.glob("experiments/*/alone")
@@ -25,7 +25,7 @@ def test_folds_side_by_side_give_the_bytes_of_one_process(trainer: Trainer) -> N
     for fold in range(3):
         name = f"ckpt/best_fold{fold}.pth"
         assert (alone.root / name).read_bytes() == (launched.run.root / name).read_bytes()
-    # The log, its markers, and each fold's own beside it.
+    # The launcher's log with its markers, and the log of each fold.
     assert launched.log[-2:] == ["[EXIT] TRAINING SUCCESS code=0", LAST]
     assert sum("started" in line and line.startswith("[LAUNCH]") for line in launched.log) == 3
     assert sum(" done macro_f1=" in line for line in launched.log) == 3
@@ -33,17 +33,17 @@ def test_folds_side_by_side_give_the_bytes_of_one_process(trainer: Trainer) -> N
         "fold0.log", "fold1.log", "fold2.log"
     ]  # fmt: skip
     assert launched.out.endswith("[EXIT] training finished successfully (see logs/* for details)\n")
-    # One folder, made by the launcher: the snapshot is that of the whole run.
+    # The launcher makes the only folder: its snapshot is that of all folds.
     snapshot = yaml.safe_load((launched.run.root / "config.yaml").read_text())
     assert snapshot["data"]["valid_fold"] == "all" and "launcher" in snapshot["provenance"]["command"]
-    assert snapshot["provenance"]["device"] == ["cpu"], "as the rank of a fold says"
-    # By hand the same bytes again.
+    assert snapshot["provenance"]["device"] == ["cpu"], "as reported by the rank of a fold"
+    # A merge by hand gives the same bytes.
     before = {name: digest for name, digest in launched.run.list_files().items() if name.startswith(("oof", "summary"))}
     assert "[OOF] all folds macro_f1=" in ask(folder, "merge", str(launched.run.root))
     assert before.items() <= launched.run.list_files().items()
 
 
-def test_two_ranks_a_fold_give_the_bytes_of_two_ranks(trainer: Trainer) -> None:
+def test_launched_folds_of_two_ranks_give_bytes_of_two_ranks(trainer: Trainer) -> None:
     both = trainer.train(*PLAIN, world_size=2)
     launched = launch(trainer, (*PLAIN, "train.num_processes=2"), "--slots", "2")
     assert launched.code == 0, launched.out + launched.err
@@ -52,16 +52,16 @@ def test_two_ranks_a_fold_give_the_bytes_of_two_ranks(trainer: Trainer) -> None:
     assert (provenance["world_size"], provenance["device"], provenance["precision"]) == (2, ["cpu", "cpu"], "no")
 
 
-def test_a_fold_that_fails_leaves_the_others_and_the_run_id_trains_just_it(trainer: Trainer) -> None:
+def test_other_folds_survive_a_failure_and_relaunch_trains_only_failed_fold(trainer: Trainer) -> None:
     folder = trainer.new_folder()
     day = time.strftime("%Y%m%d")
     block = folder / "experiments" / day / "tiny" / "ckpt" / "best_fold1.pth"
-    block.mkdir(parents=True)  # what is to be a file is a folder
+    block.mkdir(parents=True)  # a folder in place of the file
     failed = launch(trainer, PLAIN, "--slots", "2", "--max-restarts", "0", folder=folder)
     assert failed.code == 1
-    told = failed.err
-    assert "1 fold failed" in told and "- fold 1: " in told and "best_fold1.pth" in told and "_fold1.log" in told
-    assert "missing: folds 1; to train just them: doccls-launch run --config" in told and "--run-id tiny" in told
+    for message in ("1 fold failed", "- fold 1: ", "best_fold1.pth", "_fold1.log", "--run-id tiny"):
+        assert message in failed.err
+    assert "missing: folds 1; to train just them: doccls-launch run --config" in failed.err
     assert failed.log[-2:] == ["[EXIT] TRAINING ERROR code=1", LAST]
     assert any(line.startswith("[LAUNCH] fold 1 on cpu ") and "failed: " in line for line in failed.log)
     block.rmdir()
@@ -71,7 +71,7 @@ def test_a_fold_that_fails_leaves_the_others_and_the_run_id_trains_just_it(train
     assert_same_bytes(trainer.train(*PLAIN), relaunched.run)
 
 
-def test_fail_fast_asks_the_others_to_leave_and_starts_none(trainer: Trainer) -> None:
+def test_fail_fast_stops_other_folds_and_starts_none(trainer: Trainer) -> None:
     folder = trainer.new_folder()
     block = folder / "experiments" / time.strftime("%Y%m%d") / "tiny" / "ckpt" / "best_fold1.pth"
     block.mkdir(parents=True)
@@ -81,11 +81,11 @@ def test_fail_fast_asks_the_others_to_leave_and_starts_none(trainer: Trainer) ->
     assert "1 fold failed" in failed.err and "- fold 1: " in failed.err and "missing: folds 0, 1, 2;" in failed.err
     events = [line.split(" on cpu ")[0] for line in failed.log if line.startswith("[LAUNCH] fold ")]
     assert events.count("[LAUNCH] fold 2") == 0 and events.count("[LAUNCH] fold 0") == 2
-    assert "[LAUNCH] stopping: folds 0 are asked to leave" in failed.log
+    assert "[LAUNCH] stopping folds 0" in failed.log
     assert any(line.startswith("[LAUNCH] fold 0 on cpu 0: stopped after ") for line in failed.log)
 
 
-def test_a_fold_that_is_killed_is_told_with_its_signal(trainer: Trainer) -> None:
+def test_signal_of_killed_fold_is_reported(trainer: Trainer) -> None:
     folder = trainer.new_folder()
     sets = (*PLAIN, "data.valid_fold=2", "train.epochs=500")
     process = start(trainer, sets, folder, "--slots", "1", "--max-restarts", "0")
@@ -98,13 +98,13 @@ def test_a_fold_that_is_killed_is_told_with_its_signal(trainer: Trainer) -> None
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_stops_all_folds_and_leaves_none(trainer: Trainer, number: signal.Signals) -> None:
+def test_signal_stops_all_folds_and_leaves_no_process(trainer: Trainer, number: signal.Signals) -> None:
     folder = trainer.new_folder()
     process = start(trainer, (*PLAIN, "train.epochs=500", "data.num_workers=1"), folder, "--slots", "2")
     await_event(lambda: not process.is_alive() or trains(folder), "an epoch", folder)
     children = psutil.Process(process.pid).children(recursive=True)
     ranks = psutil.Process(process.pid).children()
-    assert any(server.children() for rank in ranks for server in rank.children()), "no loader worker is seen"
+    assert any(server.children() for rank in ranks for server in rank.children()), "no loader worker found"
     os.killpg(process.pid, number)
     ended = finish(process, folder)
     assert ended.code == 128 + number, ended.out + ended.err
@@ -116,7 +116,7 @@ def test_a_signal_stops_all_folds_and_leaves_none(trainer: Trainer, number: sign
         assert log.read_text().splitlines()[-1] == LAST
 
 
-def test_more_than_there_is_is_refused_before_anything_starts(trainer: Trainer) -> None:
+def test_missing_gpus_are_rejected_before_anything_starts(trainer: Trainer) -> None:
     refused = launch(trainer, PLAIN, "--gpus", "0")
     assert refused.code == 1 and "no such GPU" in refused.err and refused.out.startswith("[EXIT] TRAINING ERROR code=1")
     assert not list(refused.run.folder.glob("experiments/*")) and not list(refused.run.folder.glob("logs/*"))

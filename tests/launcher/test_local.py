@@ -1,4 +1,4 @@
-"""What `doccls-launch run` starts for a rank: an interpreter with its environment, session, console and process group.
+"""Ranks as `doccls-launch run` starts them: interpreters with environment, session, console and process group.
 
 The other tests of this suite fork their ranks (`forked_launcher`).
 """
@@ -17,7 +17,7 @@ from launcher import local
 from launcher.local import LocalProcesses
 from launcher.plan import RankCommand
 
-_SAY = """
+_PROGRAM = """
 import json, os, sys
 found = {name: os.environ.get(name) for name in ("RANK", "OMP_NUM_THREADS", "DOCCLS_PARENT_PID", "KEPT")}
 print(json.dumps([os.getppid(), os.getsid(0) == os.getpid(), sys.stdin.read(), found]), flush=True)
@@ -25,13 +25,11 @@ print("to stderr", file=sys.stderr, flush=True)
 """
 
 
-def test_a_rank_has_its_own_session_no_input_and_the_environment_it_is_given(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("RANK", "7")  # of a launcher around this one: not the rank's
+def test_rank_has_own_session_no_input_and_given_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "7")  # of an enclosing launcher, not of the rank
     monkeypatch.setenv("KEPT", "yes")
     console = tmp_path / "console" / "fold1_rank0.txt"
-    command = RankCommand((sys.executable, "-c", _SAY), (("OMP_NUM_THREADS", "3"),))
+    command = RankCommand((sys.executable, "-c", _PROGRAM), (("OMP_NUM_THREADS", "3"),))
     for _ in range(2):
         assert local._start_rank(command, console, {"DOCCLS_PARENT_PID": "4711"}).wait(60) == 0
     found = {"RANK": None, "OMP_NUM_THREADS": "3", "DOCCLS_PARENT_PID": "4711", "KEPT": "yes"}
@@ -40,7 +38,7 @@ def test_a_rank_has_its_own_session_no_input_and_the_environment_it_is_given(
     assert lines[1::2] == ["to stderr"] * 2
 
 
-def test_a_strike_ends_a_rank_with_all_that_it_started(tmp_path: Path) -> None:
+def test_kill_ends_rank_with_its_children(tmp_path: Path) -> None:
     script = "sleep 600 & echo $!; wait"
     console = tmp_path / "console.txt"
     process = local._start_rank(RankCommand(("sh", "-c", script), ()), console, {})

@@ -1,4 +1,4 @@
-"""`doccls verify-resume`: what it says where the promise holds, where it does not, and where the run itself fails."""
+"""`doccls verify-resume`: its output when resumed bytes match, when they differ, and when the run itself fails."""
 
 import re
 from pathlib import Path
@@ -18,7 +18,7 @@ def verify(
     folder: Path | None = None,
     program: str = "doccls.train:main",
 ) -> Launch:
-    """In a folder of its own; the ranks run `program`."""
+    """Run `doccls verify-resume`, by default in a new folder; the ranks run `program`."""
     folder = folder or trainer.new_folder()
     command = ("doccls", "verify-resume", *trainer.arguments(sets, folder), *words)
     done = finish(start_command(folder, program, *command), folder)
@@ -27,12 +27,12 @@ def verify(
 
 
 @pytest.mark.parametrize("ranks", [2, 3])
-def test_ranks_that_are_killed_end_in_the_same_bytes_and_leave_nothing(trainer: Trainer, ranks: int) -> None:
+def test_killed_ranks_resume_to_same_bytes_and_leave_no_files(trainer: Trainer, ranks: int) -> None:
     sets = (*RICH, f"train.num_processes={ranks}", "train.checkpoint_interval_s=0.001", "train.log_interval=1")
     done = verify(trainer, sets, "--slots", str(ranks), "--kills", "1", "--set", "data.valid_fold=2")
     assert done.code == 0, done.out + done.err
-    read, filled, first, undisturbed, heading, row, last = done.out.splitlines()
-    assert read.startswith("[DATA] 48 images to ") and filled.endswith(" holds 48, of which 48 were decoded now")
+    scanned, filled, first, undisturbed, heading, row, last = done.out.splitlines()
+    assert scanned.startswith("[DATA] 48 images to ") and filled.endswith(" holds 48, of which 48 were decoded now")
     cpus = ",".join(map(str, range(ranks)))
     assert first.startswith(f"[VERIFY] fold 2 on cpu {cpus}, trained 3 times, with train.epochs=2 ")
     assert " train.warmup_epochs=0.0 " in first
@@ -40,55 +40,57 @@ def test_ranks_that_are_killed_end_in_the_same_bytes_and_leave_nothing(trainer: 
     assert re.fullmatch(r"\[VERIFY\] undisturbed: \d+ steps in [0-9.]+ s", undisturbed)
     assert heading.split("  ")[0] == "kill" and re.match(r"   1  (train|validate) step \d+, epoch [12]  ", row)
     assert row.endswith("  the same")
-    assert last == "[VERIFY] 1 of 1 runs that were killed ended in the undisturbed run's bytes"
+    assert last == "[VERIFY] 1 of 1 killed runs match the undisturbed run byte for byte"
     (folder,) = re.findall(r"files: (\S+)", first)
     assert not list(trainer.workplace.rglob(folder.rpartition("/")[2]))
 
 
-def test_a_store_that_cannot_be_filled_stops_nothing_unless_it_was_named(trainer: Trainer) -> None:
+def test_unusable_store_is_an_error_only_if_config_names_it(trainer: Trainer) -> None:
     folder = trainer.new_folder()
     folder.mkdir()
-    in_the_way = folder / "page_store"
-    in_the_way.write_text("a file")
+    blocked = folder / "page_store"
+    blocked.write_text("a file")
     sets, words = (*PLAIN, "train.epochs=30", "data.valid_fold=1", "data.store=auto"), ("--slots", "1", "--kills", "1")
     done = verify(trainer, sets, *words, folder=folder)
     assert done.code == 0, done.out + done.err
     assert re.search(r"^\[WARNING\] .*page_store.* can't be taken: .*pages are decoded in each epoch", done.out, re.M)
-    assert done.out.endswith("1 of 1 runs that were killed ended in the undisturbed run's bytes\n")
-    done = verify(trainer, (*sets, f"data.store={in_the_way}"), *words, folder=folder)
+    assert done.out.endswith("1 of 1 killed runs match the undisturbed run byte for byte\n")
+    done = verify(trainer, (*sets, f"data.store={blocked}"), *words, folder=folder)
     assert done.code == 1 and "[VERIFY]" not in done.out
     assert re.match(r"doccls verify-resume: .*page_store.* can't be taken: ", done.err)
 
 
-def test_a_resume_that_changes_a_weight_is_found_out(trainer: Trainer) -> None:
+def test_resume_that_changes_weight_is_detected(trainer: Trainer) -> None:
     sets = (*PLAIN, "train.epochs=30", "train.checkpoint_interval_s=0.001", "data.valid_fold=1")
     words = ("--slots", "1", "--kills", "1", "--seed", "3")  # early
     done = verify(trainer, sets, *words, program="fault_train:train_with_changed_weight")
     assert done.code == 1, done.out + done.err
-    assert re.search(r"  differ: .*metrics\.jsonl\n", done.out)  # part and best weights may be of before the kill
+    assert re.search(
+        r"  differ: .*metrics\.jsonl\n", done.out
+    )  # predictions and best weights may date from before the kill
     last = done.out.splitlines()[-1]
-    assert last.startswith("[VERIFY] 0 of 1 runs that were killed ended in the undisturbed run's bytes; the files of")
+    assert last.startswith("[VERIFY] 0 of 1 killed runs match the undisturbed run byte for byte; files of")
     kept = Path(last.rpartition(": ")[2])
-    assert {"undisturbed", "killed1"} <= {one.name for one in kept.iterdir()}
+    assert {"undisturbed", "killed1"} <= {path.name for path in kept.iterdir()}
 
 
-def test_a_run_that_fails_by_itself_is_told_with_its_last_lines(trainer: Trainer) -> None:
+def test_failing_run_is_reported_with_its_last_lines(trainer: Trainer) -> None:
     done = verify(trainer, (*PLAIN, "model.name=nope"), "--slots", "1")
     assert done.code == 1
-    assert done.err.startswith("doccls verify-resume: rank 0 ended with exit code 1 by itself; files: ")
+    assert done.err.startswith("doccls verify-resume: rank 0 unexpectedly ended with exit code 1; files: ")
     assert "model.name = 'nope': timm has no such model" in done.err
 
 
 @pytest.mark.parametrize(
-    ("phase", "step", "began_at", "differing", "row"),
+    ("phase", "step", "resume_step", "differing", "row"),
     [
         ("train", 7, 5, (), "   3  train step 7, epoch 2         step 5                    2  the same"),
         ("validate", 8, 8, (), "   3  validate step 8, epoch 2      step 8                    0  the same"),
-        ("train", 2, 0, ("a", "b"), "   3  train step 2, epoch 2         its beginning             2  differ: a, b"),
-        ("validate", 9, None, (), "   3  validate step 9, epoch 2      its end                   0  the same"),
+        ("train", 2, 0, ("a", "b"), "   3  train step 2, epoch 2         the start                 2  differ: a, b"),
+        ("validate", 9, None, (), "   3  validate step 9, epoch 2      the end                   0  the same"),
         ("train", 4, 5, (), "   3  train step 4, epoch 2         step 5                    0  the same"),
     ],
 )
-def test_a_row_of_the_table(phase: str, step: int, began_at: int | None, differing: tuple[str, ...], row: str) -> None:
+def test_trial_row(phase: str, step: int, resume_step: int | None, differing: tuple[str, ...], row: str) -> None:
     killed = Beat("here", 1, phase, 0, 2, step)  # type: ignore[arg-type]
-    assert render_trial(3, Trial(killed, began_at, differing)) == row
+    assert render_trial(3, Trial(killed, resume_step, differing)) == row

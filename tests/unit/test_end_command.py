@@ -1,4 +1,4 @@
-"""`--on-end`: the user's command is told the run's folder and how the launch ended, and changes nothing itself."""
+"""`--on-end`: the user's command gets the run's folder and the outcome, and its failure changes nothing."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.unit.conftest import KeptLog
 
 @pytest.fixture
 def note(tmp_path: Path) -> Path:
-    """A program that notes its arguments in `noted`."""
+    """A program that writes its arguments to the file `noted`."""
     program = tmp_path / "note it"
     program.write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" >"{tmp_path}/noted"\nexit ${{CODE:-0}}\n')
     program.chmod(0o755)
@@ -33,7 +33,9 @@ def note(tmp_path: Path) -> Path:
         ("TRAINING SUCCESS", Interrupted(signal.SIGTERM), "stopped"),
     ],
 )
-def test_it_is_told_how_the_launch_ended(note: Path, marker: str, error: BaseException | None, outcome: str) -> None:
+def test_command_gets_run_folder_and_outcome(
+    note: Path, marker: str, error: BaseException | None, outcome: str
+) -> None:
     log = KeptLog()
     log.opened = True
     try:
@@ -47,7 +49,7 @@ def test_it_is_told_how_the_launch_ended(note: Path, marker: str, error: BaseExc
     assert (note.parent / "noted").read_text().splitlines() == ["--to", "$HOME; me", "/a run", outcome]
 
 
-def test_one_that_fails_or_is_not_there_is_a_warning(
+def test_failing_or_missing_command_gives_warning(
     note: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("CODE", "3")
@@ -60,7 +62,7 @@ def test_one_that_fails_or_is_not_there_is_a_warning(
         assert printed.startswith("[WARNING] --on-end ") and problem in printed
 
 
-def test_without_a_command_nothing_runs(capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_command_nothing_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     log = KeptLog()
     log.opened = True
     with EndCommand(None, log):
@@ -69,19 +71,19 @@ def test_without_a_command_nothing_runs(capsys: pytest.CaptureFixture[str]) -> N
 
 
 @pytest.mark.parametrize("command", ["", "  ", "'open"])
-def test_what_is_no_command_is_refused(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_command_is_rejected(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         build_parser().parse_args(["run", "--config", "c.yaml", "--on-end", command])
     assert "--on-end" in capsys.readouterr().err
 
 
-def test_a_launch_that_fails_before_its_run_is_known_is_told_of_too(note: Path) -> None:
+def test_command_runs_when_launch_fails_before_its_run_is_known(note: Path) -> None:
     with pytest.raises(UserError), EndCommand(f"'{note}'", KeptLog()):
         raise UserError("no such config")
     assert (note.parent / "noted").read_text() == "\nfailed\n"
 
 
-def test_a_task_that_had_nothing_to_do_is_not_told_of(note: Path) -> None:
+def test_command_does_not_run_for_task_with_nothing_to_do(note: Path) -> None:
     with EndCommand(f"'{note}'", KeptLog()):
         pass
     assert not (note.parent / "noted").exists()

@@ -1,4 +1,4 @@
-"""The ledger: it comes back as it was written, and is whole, or refused, whenever it is read."""
+"""The ledger: it reads back as it was written, and a damaged one is rejected."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ def path(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("attempts", [(), (FIRST,), (FIRST, SECOND)])
-def test_a_ledger_comes_back_as_it_was(path: Path, attempts: tuple[Attempt, ...]) -> None:
+def test_ledger_round_trip(path: Path, attempts: tuple[Attempt, ...]) -> None:
     ledger = replace(LEDGER, attempts=attempts)
     write_ledger(path, ledger)
     assert read_ledger(path) == ledger
 
 
-def test_it_is_json_for_others_to_read(path: Path) -> None:
+def test_ledger_is_json(path: Path) -> None:
     write_ledger(path, LEDGER)
     fields = json.loads(path.read_text(encoding="utf-8"))
     assert fields["format"] == "doccls-launch-2"
@@ -51,71 +51,71 @@ def test_it_is_json_for_others_to_read(path: Path) -> None:
     assert fields == {"format": "doccls-launch-2"} | json.loads(json.dumps(asdict(LEDGER)))
 
 
-def test_only_attempts_that_ended_so_by_as_many_ranks_count() -> None:
-    ended = [("out of memory", 16, ("a",)), ("out of memory that others hold", 8, ("a",)), ("crashed", 4, ("a",))]
-    ended += [("out of memory", 2, ("a", "b"))]
+def test_sizes_are_listed_by_fold_outcome_and_rank_count() -> None:
+    endings = [("out of memory", 16, ("a",)), ("out of memory that others hold", 8, ("a",)), ("crashed", 4, ("a",))]
+    endings += [("out of memory", 2, ("a", "b"))]
     attempts = tuple(
-        replace(FIRST, outcome=outcome, micro_batch_size=size, devices=devices) for outcome, size, devices in ended
+        replace(FIRST, outcome=outcome, micro_batch_size=size, devices=devices) for outcome, size, devices in endings
     )
     ledger = replace(LEDGER, attempts=(*attempts, replace(attempts[0], fold=0, micro_batch_size=1)))
     assert ledger.list_sizes(3, "out of memory", 1) == [16]
     assert ledger.list_sizes(3, "out of memory", 2) == [2]
 
 
-def test_a_ledger_that_cannot_be_written_warns_once_and_is_written_later(path: Path, tmp_path: Path) -> None:
+def test_failed_write_warns_once_and_is_retried_later(path: Path, tmp_path: Path) -> None:
     log = RunLog(tmp_path / "log.txt")
     path.parent.mkdir()
-    path.mkdir()  # in the way, as a full disk is
+    path.mkdir()  # blocks the write, as a full disk does
     with log, hold_lock(tmp_path / "launch.lock", "run r is being launched") as lock:
-        kept = LedgerFile(path, LEDGER, lock, log)
-        kept.write(replace(LEDGER, folds=(1,)))
-        kept.write(replace(LEDGER, folds=(2,)))
+        ledger_file = LedgerFile(path, LEDGER, lock, log)
+        ledger_file.write(replace(LEDGER, folds=(1,)))
+        ledger_file.write(replace(LEDGER, folds=(2,)))
         path.rmdir()
-        kept.try_again(3600.0)
+        ledger_file.retry_write(3600.0)
         assert not path.exists(), "too soon"
-        kept.try_again(0.0)
-        assert read_ledger(path) == kept.content == replace(LEDGER, folds=(2,))
+        ledger_file.retry_write(0.0)
+        assert read_ledger(path) == ledger_file.content == replace(LEDGER, folds=(2,))
         path.unlink()
-        kept.try_again(0.0)
+        ledger_file.retry_write(0.0)
         assert not path.exists(), "there was nothing left to write"
     warnings = [line for line in (tmp_path / "log.txt").read_text().splitlines() if line.startswith("[WARNING]")]
     assert len(warnings) == 1 and "launch.json" in warnings[0]
 
 
-def test_a_launcher_that_has_lost_its_lock_writes_no_ledger(path: Path, tmp_path: Path) -> None:
-    """It was suspended, and another launcher of the run writes it now."""
+def test_launcher_that_lost_its_lock_writes_no_ledger(path: Path, tmp_path: Path) -> None:
+    """The launcher was suspended, and another one has taken over the run."""
     with hold_lock(tmp_path / "launch.lock", "run r is being launched") as lock:
-        kept = LedgerFile(path, LEDGER, lock, RunLog(None))
+        ledger_file = LedgerFile(path, LEDGER, lock, RunLog(None))
         (tmp_path / "launch.lock").unlink()
-        with pytest.raises(LockError, match="must not write any more"):
-            kept.write(LEDGER)
+        with pytest.raises(LockError, match="is no longer to write"):
+            ledger_file.write(LEDGER)
     assert not path.exists()
 
 
-def test_a_run_that_was_never_launched_has_none(path: Path) -> None:
+def test_run_that_was_never_launched_has_no_ledger(path: Path) -> None:
     assert read_ledger(path) is None
 
 
-def test_attempts_are_added_at_the_end_and_listed_by_fold() -> None:
+def test_attempts_are_appended_and_listed_by_fold() -> None:
     other = replace(FIRST, fold=0)
     ledger = replace(LEDGER, attempts=(FIRST,)).add(other).add(SECOND)
     assert ledger.attempts == (FIRST, other, SECOND)
     assert ledger.list_attempts(3) == [FIRST, SECOND]
     assert ledger.list_attempts(0) == [other] and ledger.list_attempts(1) == []
-    assert LEDGER.attempts == (FIRST, SECOND)  # the one before is left as it was
+    assert LEDGER.attempts == (FIRST, SECOND), "the original is unchanged"
 
 
-def test_only_a_folds_last_attempt_is_amended() -> None:
+def test_only_last_attempt_of_fold_is_amended() -> None:
     other = replace(SECOND, fold=0)
-    twin = replace(SECOND)  # equal, and yet another attempt
-    ledger = replace(LEDGER, attempts=(FIRST, twin, SECOND, other))
+    duplicate = replace(SECOND)  # equal, but another attempt
+    ledger = replace(LEDGER, attempts=(FIRST, duplicate, SECOND, other))
     amended = ledger.amend(3, pids=(9,), outcome="done")
-    assert amended.attempts == (FIRST, twin, replace(SECOND, pids=(9,), outcome="done"), other)
+    assert amended.attempts == (FIRST, duplicate, replace(SECOND, pids=(9,), outcome="done"), other)
     assert amended.amend(0, then="failed").attempts[-1] == replace(other, then="failed")
-    assert ledger.attempts == (FIRST, twin, SECOND, other)
+    assert ledger.attempts == (FIRST, duplicate, SECOND, other)
 
 
-def test_a_fold_that_was_never_started_cannot_be_amended() -> None:
+def test_fold_without_attempts_cannot_be_amended() -> None:
     with pytest.raises(IndexError):
         LEDGER.amend(1, outcome="done")
 
@@ -127,19 +127,19 @@ def test_a_fold_that_was_never_started_cannot_be_amended() -> None:
         '{"format": "doccls-launch-2", "attempts": []}', '{"format": "doccls-launch-1", "attempts": [3]}',
     ],
 )  # fmt: skip
-def test_what_is_no_ledger_is_refused_with_what_to_do(path: Path, text: str) -> None:
+def test_invalid_ledger_is_rejected_with_advice(path: Path, text: str) -> None:
     path.parent.mkdir()
     path.write_text(text)
     with pytest.raises(UserError) as caught:
         read_ledger(path)
-    assert str(path) in str(caught.value) and "Delete it to go on" in str(caught.value)
+    assert str(path) in str(caught.value) and "Delete it to continue" in str(caught.value)
 
 
-@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.9, 0.98])
-def test_a_torn_ledger_is_refused(path: Path, share: float) -> None:
+@pytest.mark.parametrize("fraction", [0.0, 0.1, 0.5, 0.9, 0.98])
+def test_truncated_ledger_is_rejected(path: Path, fraction: float) -> None:
     write_ledger(path, LEDGER)
     data = path.read_bytes()
-    path.write_bytes(data[: int(share * len(data))])
+    path.write_bytes(data[: int(fraction * len(data))])
     with pytest.raises(UserError):
         read_ledger(path)
 
@@ -151,7 +151,7 @@ def test_a_torn_ledger_is_refused(path: Path, share: float) -> None:
         {"attempts": [{}]}, {"attempts": [asdict(FIRST) | {"more": 1}]}, {"attempts": "text"},
     ],
 )  # fmt: skip
-def test_a_ledger_of_another_version_is_refused(path: Path, changes: dict[str, Any]) -> None:
+def test_ledger_of_another_version_is_rejected(path: Path, changes: dict[str, Any]) -> None:
     write_ledger(path, LEDGER)
     fields = json.loads(path.read_text()) | changes
     path.write_text(json.dumps({name: value for name, value in fields.items() if value is not ...}))
@@ -159,68 +159,67 @@ def test_a_ledger_of_another_version_is_refused(path: Path, changes: dict[str, A
         read_ledger(path)
 
 
-def test_a_ledger_that_is_not_text_or_not_a_file_is_refused(path: Path, tmp_path: Path) -> None:
+def test_ledger_that_is_not_text_or_not_a_file_is_rejected(path: Path, tmp_path: Path) -> None:
     path.parent.mkdir()
     path.write_bytes(b"\xff\xfe\x00")
-    for one in (path, tmp_path):
+    for unreadable in (path, tmp_path):
         with pytest.raises(UserError):
-            read_ledger(one)
+            read_ledger(unreadable)
 
 
-def test_a_write_that_fails_leaves_the_ledger_before(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_write_keeps_previous_ledger(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_ledger(path, LEDGER)
 
     def fail(_: int) -> None:
-        raise OSError("no room")
+        raise OSError("disk full")
 
     monkeypatch.setattr(artifacts.os, "fsync", fail)
-    with pytest.raises(OSError, match="no room"):
+    with pytest.raises(OSError, match="disk full"):
         write_ledger(path, LEDGER.add(SECOND))
     assert read_ledger(path) == LEDGER
     assert [file.name for file in path.parent.iterdir()] == ["launch.json"]
 
 
-def test_whoever_reads_while_it_is_written_sees_a_whole_one(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Just before each write is put in its place, the one before is there."""
+def test_reader_sees_complete_ledger_during_write(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until the new file replaces it, the previous one can be read."""
     write_ledger(path, LEDGER)
     seen: list[Ledger | None] = []
     sync = os.fsync
 
-    def look(descriptor: int) -> None:
+    def read_and_sync(descriptor: int) -> None:
         seen.append(read_ledger(path))
         sync(descriptor)
 
-    monkeypatch.setattr(artifacts.os, "fsync", look)
+    monkeypatch.setattr(artifacts.os, "fsync", read_and_sync)
     longer = replace(LEDGER, attempts=(FIRST,) * 200)
     write_ledger(path, longer)
     assert seen[0] == LEDGER and seen[-1] == longer == read_ledger(path)
 
 
-def test_times_are_written_to_the_millisecond_and_sort_as_they_pass() -> None:
-    zone = timezone(timedelta(hours=2))  # a summer's, say: the ledger must order times across its end
+def test_times_have_milliseconds_and_sort_chronologically() -> None:
+    zone = timezone(timedelta(hours=2))  # such as summer time: texts must sort across its end
     early, late = datetime(2026, 1, 2, 5, 4, 5, 6789, zone), datetime(2026, 1, 2, 3, 4, 5, 999_999, UTC)
     assert format_time(early) == "2026-01-02T03:04:05.006+00:00"
     assert format_time(early) < format_time(late) < format_time(datetime(2026, 1, 2, 3, 4, 6))
 
 
-def test_what_a_killed_launcher_left_open_is_closed_as_lost() -> None:
+def test_open_attempts_of_killed_launcher_are_closed_as_lost() -> None:
     closed = LEDGER.close_open("later")
     assert closed.attempts == (FIRST, replace(SECOND, ended="later", outcome="lost", then="waiting"))
     assert closed.close_open("later still") == closed
 
 
-# --- a launch after others -------------------------------------------------------------------------------------------
+# --- a later launch --------------------------------------------------------------------------------------------------
 
 
-def test_a_launch_goes_on_with_the_attempts_of_those_before(tmp_path: Path) -> None:
-    before = LEDGER
-    write_ledger(tmp_path / "launch.json", before)
-    now = replace(LEDGER, pid=99, started="later", attempts=())
-    assert begin_launch(tmp_path / "launch.json", now) == replace(now, attempts=before.attempts)
-    assert begin_launch(tmp_path / "none.json", now) == now
+def test_launch_keeps_attempts_of_earlier_launches(tmp_path: Path) -> None:
+    write_ledger(tmp_path / "launch.json", LEDGER)
+    launch = replace(LEDGER, pid=99, started="later", attempts=())
+    assert begin_launch(tmp_path / "launch.json", launch) == replace(launch, attempts=LEDGER.attempts)
+    assert begin_launch(tmp_path / "none.json", launch) == launch
 
 
-def test_a_launch_of_another_experiment_is_refused_and_changes_nothing(tmp_path: Path) -> None:
+def test_launch_of_another_experiment_is_rejected_and_changes_nothing(tmp_path: Path) -> None:
     path = tmp_path / "launch.json"
     write_ledger(path, LEDGER)
     before = path.read_bytes()

@@ -1,4 +1,4 @@
-"""Plans: each fold once, in the right slot, with a command that does the same by hand; told to people and scripts."""
+"""Plans: each fold once, in the right slot, with its shell command; rendered for people and as JSON."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ PLAN = LaunchPlan(
 )
 
 
-def start(fold: int, gpus: str) -> str:
+def render_start(fold: int, gpus: str) -> str:
     return (
         f"           env OMP_NUM_THREADS=2 DOCCLS_DEVICE=cuda CUDA_VISIBLE_DEVICES={gpus} "
         "python -m accelerate.commands.launch "
@@ -60,34 +60,34 @@ def start(fold: int, gpus: str) -> str:
 # --- waves -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_thousand_folds_on_64_gpus_are_planned_each_once() -> None:
+def test_each_of_thousand_folds_on_64_gpus_is_planned_once() -> None:
     started = time.perf_counter()
     slots = make_slots(GPUS, 1)
     waves = plan_waves(range(1000), slots, Workload("python", ("--config", "c.yaml", "--run-id", "v001-abc"), 2))
     plan = replace(PLAN, waves=waves)
     text, described = render_plan(plan), json.dumps(describe_plan(plan))
     print(f"1000 folds on 64 GPUs planned and rendered in {time.perf_counter() - started:.3f} s")
-    assert [one.fold for wave in waves for one in wave] == list(range(1000))
+    assert [assignment.fold for wave in waves for assignment in wave] == list(range(1000))
     assert [len(wave) for wave in waves] == [64] * 15 + [40]
     for wave in waves:
-        assert [one.slot for one in wave] == list(slots[: len(wave)])
-    for one in (one for wave in waves for one in wave):
-        words = shlex.split(render_command(one))
-        assert f"CUDA_VISIBLE_DEVICES=GPU-{one.fold % 64:04d}" in words and f"data.valid_fold={one.fold}" in words
+        assert [assignment.slot for assignment in wave] == list(slots[: len(wave)])
+    for assignment in (assignment for wave in waves for assignment in wave):
+        words, fold = shlex.split(render_command(assignment)), assignment.fold
+        assert f"CUDA_VISIBLE_DEVICES=GPU-{fold % 64:04d}" in words and f"data.valid_fold={fold}" in words
     assert text.count("wave 16: fold ") == 40 and len(json.loads(described)["waves"]) == 16
 
 
 @pytest.mark.parametrize(("folds", "sizes"), [([], []), ([7], [1]), ([5, 1, 3], [3]), ([4, 2, 9, 0], [3, 1])])
-def test_the_folds_keep_their_order(folds: list[int], sizes: list[int]) -> None:
+def test_folds_keep_their_order(folds: list[int], sizes: list[int]) -> None:
     waves = plan_waves(folds, make_slots(list_cpus(3), 1), BARE)
-    assert [one.fold for wave in waves for one in wave] == folds
+    assert [assignment.fold for wave in waves for assignment in wave] == folds
     assert [len(wave) for wave in waves] == sizes
 
 
-def test_folds_share_a_gpu_only_when_each_has_one() -> None:
+def test_folds_share_gpu_only_when_all_are_in_use() -> None:
     (first, second) = plan_waves(range(6), make_slots(GPUS[:2], 1, 2), BARE)
-    assert [one.slot.name for one in first] == ["gpu 0", "gpu 1", "gpu 0", "gpu 1"]
-    assert [one.slot.name for one in second] == ["gpu 0", "gpu 1"]
+    assert [assignment.slot.name for assignment in first] == ["gpu 0", "gpu 1", "gpu 0", "gpu 1"]
+    assert [assignment.slot.name for assignment in second] == ["gpu 0", "gpu 1"]
 
 
 # --- the command -----------------------------------------------------------------------------------------------------
@@ -108,7 +108,7 @@ def test_folds_share_a_gpu_only_when_each_has_one() -> None:
         ),
     ],
 )
-def test_a_command_names_devices_threads_ranks_and_fold(
+def test_command_names_devices_threads_ranks_and_fold(
     devices: list[Device], environment: list[str], program: list[str]
 ) -> None:
     (slot,) = make_slots(devices, len(devices))
@@ -117,8 +117,8 @@ def test_a_command_names_devices_threads_ranks_and_fold(
     assert words == ["env", *environment, *program, *shared]
 
 
-def test_a_shell_understands_a_command_whatever_is_in_it(tmp_path: Path) -> None:
-    """A `python` that prints what it is told stands for the real one."""
+def test_command_with_special_characters_is_quoted_for_shell(tmp_path: Path) -> None:
+    """A stub of `python` prints its environment and arguments."""
     stub = tmp_path / "python"
     stub.write_text('#!/bin/sh\nprintf "%s\\0" "$CUDA_VISIBLE_DEVICES" "$OMP_NUM_THREADS" "$@"\n')
     stub.chmod(0o755)
@@ -128,8 +128,15 @@ def test_a_shell_understands_a_command_whatever_is_in_it(tmp_path: Path) -> None
     done = subprocess.run(
         ["sh", "-c", command], env=environment, capture_output=True, text=True, timeout=60, check=True
     )
-    told = done.stdout.split("\0")[:-1]
-    assert told == ["GPU-0000", "2", "-m", "doccls.train", *HOSTILE, "--set", "data.valid_fold=4"]
+    assert done.stdout.split("\0")[:-1] == [
+        "GPU-0000",
+        "2",
+        "-m",
+        "doccls.train",
+        *HOSTILE,
+        "--set",
+        "data.valid_fold=4",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -139,7 +146,7 @@ def test_a_shell_understands_a_command_whatever_is_in_it(tmp_path: Path) -> None
         (4, 2, 1, 1, 1, 2), (4, 1, 0, 99, 1, None),
     ],
 )  # fmt: skip
-def test_more_threads_than_cores_are_warned_of(
+def test_more_threads_than_cores_give_warning(
     slots: int, ranks: int, folds: int, threads: int, cores: int, processes: int | None
 ) -> None:
     warnings = warn_of_threads(make_slots(list_cpus(slots), ranks), folds, threads, cores)
@@ -150,35 +157,35 @@ def test_more_threads_than_cores_are_warned_of(
         assert warning.startswith(f"{processes} processes x {threads} threads (train.cpu_threads) on {cores} cores")
 
 
-def test_threads_beside_gpus_are_not_warned_of() -> None:
+def test_threads_of_gpu_processes_give_no_warning() -> None:
     assert warn_of_threads(make_slots(GPUS, 1), 64, 8, 1) == []
 
 
-# --- told ------------------------------------------------------------------------------------------------------------
+# --- rendering -------------------------------------------------------------------------------------------------------
 
 
-def test_a_plan_in_words() -> None:
+def test_rendered_plan() -> None:
     assert render_plan(PLAN).splitlines() == [
         "[PLAN] run /exp/20260102/v001-abc",
         "[PLAN] finished before: folds 0, 3",
         "[WARNING] too many threads",
         "[PLAN] wave 1: fold 1 on gpu 0,1 ranks=2",
-        start(1, "GPU-0000,GPU-0001"),
+        render_start(1, "GPU-0000,GPU-0001"),
         "[PLAN] wave 1: fold 2 on gpu 2,3 ranks=2",
-        start(2, "GPU-0002,GPU-0003"),
-        "[PLAN] wave 2: fold 4 on gpu 0,1 ranks=2, or where it is free first",
-        start(4, "GPU-0000,GPU-0001"),
+        render_start(2, "GPU-0002,GPU-0003"),
+        "[PLAN] wave 2: fold 4 on gpu 0,1 ranks=2, or in the first free slot",
+        render_start(4, "GPU-0000,GPU-0001"),
         "[PLAN] a step takes 32 images on 2 processes, 16 at a time on each",
-        "[PLAN] to come: oof/oof_logits.npy",
-        "[PLAN] to come: summary.json",
+        "[PLAN] will write: oof/oof_logits.npy",
+        "[PLAN] will write: summary.json",
     ]
-    assert "to come" not in render_plan(PLAN, commands=False) and "env " not in render_plan(PLAN, commands=False)
+    assert "will write" not in render_plan(PLAN, commands=False) and "env " not in render_plan(PLAN, commands=False)
 
 
-def test_a_plan_for_scripts_has_each_ranks_command_and_environment() -> None:
+def test_json_plan_has_command_and_environment_of_each_rank() -> None:
     described = json.loads(json.dumps(describe_plan(PLAN)))
     assert described["finished"] == [0, 3] and described["warnings"] == ["too many threads"]
-    assert [[one["fold"] for one in wave] for wave in described["waves"]] == [[1, 2], [4]]
+    assert [[assignment["fold"] for assignment in wave] for wave in described["waves"]] == [[1, 2], [4]]
     (last,) = described["waves"][1]
     assert last["slot"]["devices"][1] == {
         "name": "gpu 1",
@@ -199,12 +206,12 @@ def test_a_plan_for_scripts_has_each_ranks_command_and_environment() -> None:
     assert second["environment"]["CUDA_VISIBLE_DEVICES"] == "GPU-0000,GPU-0001"
 
 
-# --- of a run's files ------------------------------------------------------------------------------------------------
+# --- plans of a run ---------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def write_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
-    """`write_config(train={"lr": 0.1})`: a config of five folds in tmp_path, whose data does not exist."""
+    """`write_config(train={"lr": 0.1})` writes a config with five folds in tmp_path; its data does not exist."""
     monkeypatch.setattr(placement, "count_cores", lambda: 2)
 
     def write(**sections: dict[str, object]) -> Path:
@@ -217,14 +224,14 @@ def write_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..
 
 
 def plan_run(config: Path, *words: str) -> LaunchPlan:
-    """What `doccls-launch plan --config <config> --slots 2 --run-id v001-abc <words>` finds."""
+    """Return the plan of `doccls-launch plan --config <config> --slots 2 --run-id v001-abc <words>`."""
     arguments = build_parser().parse_args(["plan", "--config", str(config), "--slots", "2", *words])
     loaded = cli.load_arguments(arguments)
     return make_plan(arguments, loaded, "v001-abc", choose_slots(arguments, loaded).slots, loaded.data.list_wanted(), 2)
 
 
 def finish(config: Config, paths: RunPaths, *folds: int) -> None:
-    """Begin the run of this config, if need be, and finish the folds."""
+    """Create the run of this config, if necessary, and finish the folds."""
     fingerprint = derive_fingerprint(config, "d", "f", None)
     paths.root.mkdir(parents=True, exist_ok=True)
     paths.snapshot.write_text(f"provenance: {{fingerprint: {fingerprint}, data_digest: d, folds_digest: f}}\n")
@@ -236,27 +243,27 @@ def finish(config: Config, paths: RunPaths, *folds: int) -> None:
         )
 
 
-def test_a_new_run_is_planned_without_looking_at_the_data(write_config: Callable[..., Path], tmp_path: Path) -> None:
+def test_new_run_is_planned_without_reading_data(write_config: Callable[..., Path], tmp_path: Path) -> None:
     plan = plan_run(write_config())
-    assert [[one.fold for one in wave] for wave in plan.waves] == [[0, 1], [2, 3], [4]]
+    assert [[assignment.fold for assignment in wave] for wave in plan.waves] == [[0, 1], [2, 3], [4]]
     assert plan.finished == ()
     assert plan.run_folder.startswith(str(tmp_path / "exp")) and plan.run_folder.endswith("/v001-abc")
     assert {"oof/oof_logits.npy", "ckpt/best_fold4.pth", "oof/parts/fold0.safetensors"} <= set(plan.files)
     assert plan.warnings == ("2 processes x 2 threads (train.cpu_threads) on 2 cores: they will wait for each other",)
-    assert [file.name for file in tmp_path.iterdir()] == ["c.yaml"]  # and nothing is written
+    assert [file.name for file in tmp_path.iterdir()] == ["c.yaml"], "a plan writes nothing"
 
 
-def test_finished_folds_are_left_out(write_config: Callable[..., Path], tmp_path: Path) -> None:
+def test_finished_folds_are_not_planned(write_config: Callable[..., Path], tmp_path: Path) -> None:
     path, paths = write_config(), RunPaths(tmp_path / "exp" / "20260101" / "v001-abc")
     finish(load_config(path), paths, 1, 3, 4)
     plan = plan_run(path)
-    assert plan.run_folder == str(paths.root)  # whatever the day
-    assert plan.finished == (1, 3, 4) and [[one.fold for one in wave] for wave in plan.waves] == [[0, 2]]
+    assert plan.run_folder == str(paths.root), "the folder of an earlier day"
+    assert plan.finished == (1, 3, 4) and [[assignment.fold for assignment in wave] for wave in plan.waves] == [[0, 2]]
     paths.predictions(3).write_bytes(b"torn")
     assert plan_run(path).finished == (1, 4)
 
 
-def test_a_finished_run_has_only_its_merge_left(write_config: Callable[..., Path], tmp_path: Path) -> None:
+def test_only_merge_is_planned_for_finished_run(write_config: Callable[..., Path], tmp_path: Path) -> None:
     path, paths = write_config(), RunPaths(tmp_path / "exp" / "20260101" / "v001-abc")
     finish(load_config(path), paths, *range(5))
     plan = plan_run(path)
@@ -265,17 +272,17 @@ def test_a_finished_run_has_only_its_merge_left(write_config: Callable[..., Path
 
 
 @pytest.mark.parametrize(("done", "waves", "finished"), [([], [[3]], ()), ([3, 1], [], (3,)), ([1], [[3]], ())])
-def test_one_fold_alone_is_planned_without_a_merge(
+def test_single_fold_is_planned_without_merge(
     write_config: Callable[..., Path], tmp_path: Path, done: list[int], waves: list[list[int]], finished: tuple[int]
 ) -> None:
     path = write_config(data={"valid_fold": 3})
     finish(load_config(path), RunPaths(tmp_path / "exp" / "20260101" / "v001-abc"), *done)
     plan = plan_run(path)
-    assert [[one.fold for one in wave] for wave in plan.waves] == waves
+    assert [[assignment.fold for assignment in wave] for wave in plan.waves] == waves
     assert plan.finished == finished and "oof/oof_logits.npy" not in plan.files
 
 
-def test_a_changed_config_is_refused_for_a_run_that_was_begun(
+def test_changed_config_is_rejected_for_existing_run(
     write_config: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = write_config()
@@ -289,10 +296,10 @@ def test_a_changed_config_is_refused_for_a_run_that_was_begun(
     assert cli.main([*words, "--run-id", "v001-other"]) == 0
 
 
-def test_the_words_that_were_said_are_in_every_command(write_config: Callable[..., Path]) -> None:
+def test_command_line_words_are_in_every_command(write_config: Callable[..., Path]) -> None:
     path = write_config()
-    said = ["--mode", "basic", "--set", "project.name=a b", "--set", "train.epochs=3", "--num-workers", "0"]
-    said.append("--allow-world-size-change")
-    (words, *_) = [shlex.split(render_command(one)) for wave in plan_run(path, *said).waves for one in wave]
+    words = ["--mode", "basic", "--set", "project.name=a b", "--set", "train.epochs=3", "--num-workers", "0"]
+    words.append("--allow-world-size-change")
+    command = shlex.split(render_command(plan_run(path, *words).waves[0][0]))
     last = ["--run-id", "v001-abc", "--set", "data.valid_fold=0"]
-    assert words[words.index("doccls.train") + 1 :] == ["--config", str(path), *said, *last]
+    assert command[command.index("doccls.train") + 1 :] == ["--config", str(path), *words, *last]

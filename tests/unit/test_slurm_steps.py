@@ -109,7 +109,7 @@ def test_failed_rank_is_reported_while_others_run(start: Start, tmp_path: Path) 
     (tmp_path / "hold").unlink()
     processes.wait()
     assert processes.poll() == (0, 7)
-    assert "task 1: Exited with exit code 7" in processes.tell()
+    assert "task 1: Exited with exit code 7" in processes.read_messages()
 
 
 def test_terminate_and_dump_stacks_signal_the_ranks_and_kill_kills_them(start: Start, tmp_path: Path) -> None:
@@ -133,7 +133,7 @@ def test_step_that_never_started_fails_all_ranks(start: Start, tmp_path: Path) -
     processes, _ = start("true")
     processes.wait()
     assert processes.poll() == (1, 1)
-    assert processes.tell() == "srun: error: Unable to create step\n"
+    assert processes.read_messages() == "srun: error: Unable to create step\n"
 
 
 def test_fold_cannot_be_started_without_srun(start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

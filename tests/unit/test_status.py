@@ -1,4 +1,4 @@
-"""The status of a run: each fold by its part first, then by who works on it, then by how its last attempt ended."""
+"""The status of a run: by fold predictions first, then by active processes, then by the last attempt."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from doccls.system.lock import hold_lock
 from launcher.cli import main
 from launcher.ledger import Attempt, Ledger, write_ledger
 from launcher.slurm.format import QueueEntry
-from launcher.status import Seen, State, describe_fold, list_unfinished, read_status, render_status
+from launcher.status import FoldEvidence, State, describe_fold, list_unfinished, read_status, render_status
 
 BEFORE, BEGUN, LATER = (f"2026-01-02T03:0{minute}:00.000+00:00" for minute in (1, 4, 6))
 LEDGER = Ledger(
@@ -46,55 +46,58 @@ def finish(paths: RunPaths, fold: int, fingerprint: str = "id", name: int | None
         best_epoch=1, macro_f1=0.75,
     )  # fmt: skip
     rows = np.array([2 * fold, 2 * fold + 1])
-    part = FoldPredictions(info, rows, np.zeros((2, 2), np.float32), np.zeros(2, np.int64))
-    write_predictions(paths.predictions(fold if name is None else name), part)
+    predictions = FoldPredictions(info, rows, np.zeros((2, 2), np.float32), np.zeros(2, np.int64))
+    write_predictions(paths.predictions(fold if name is None else name), predictions)
 
 
 # --- one fold --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("seen", "launching", "state"),
+    ("evidence", "launching", "state"),
     [
-        (Seen(), True, State.WAITING),
-        (Seen(), False, State.MISSING),
-        (Seen(attempts=(OPEN,)), True, State.RUNNING),
-        (Seen(attempts=(OPEN,)), False, State.LOST),
-        (Seen(attempts=(OPEN,), beats=(TRAINS,)), False, State.LOST),
-        (Seen(beats=(TRAINS,), owned=True, alive=True), False, State.RUNNING),  # trained by hand
-        (Seen(owned=True), False, State.WAITING),  # for another fold that the same process trains before
-        (Seen(attempts=(FAILED,)), True, State.FAILED),
-        (Seen(attempts=(FAILED,)), False, State.FAILED),
-        (Seen(attempts=(replace(FAILED, started=BEFORE),)), True, State.WAITING),  # failed in an earlier launch
-        (Seen(attempts=(replace(FAILED, then="waiting"),)), True, State.WAITING),
-        (Seen(attempts=(replace(FAILED, then="waiting"),)), False, State.MISSING),
-        (Seen(attempts=(replace(FAILED, outcome="stopped", then="stopped"),)), False, State.STOPPED),
-        (Seen(attempts=(replace(FAILED, outcome="lost", then="waiting"),)), False, State.LOST),
-        (Seen(attempts=(replace(FAILED, outcome="done", then="done"),), damage="torn"), False, State.MISSING),
+        (FoldEvidence(), True, State.WAITING),
+        (FoldEvidence(), False, State.MISSING),
+        (FoldEvidence(attempts=(OPEN,)), True, State.RUNNING),
+        (FoldEvidence(attempts=(OPEN,)), False, State.LOST),
+        (FoldEvidence(attempts=(OPEN,), beats=(TRAINS,)), False, State.LOST),
+        (FoldEvidence(beats=(TRAINS,), owned=True, alive=True), False, State.RUNNING),  # trained by hand
+        (FoldEvidence(owned=True), False, State.WAITING),  # the process trains another fold first
+        (FoldEvidence(attempts=(FAILED,)), True, State.FAILED),
+        (FoldEvidence(attempts=(FAILED,)), False, State.FAILED),
+        (FoldEvidence(attempts=(replace(FAILED, started=BEFORE),)), True, State.WAITING),  # failed in an earlier launch
+        (FoldEvidence(attempts=(replace(FAILED, then="waiting"),)), True, State.WAITING),
+        (FoldEvidence(attempts=(replace(FAILED, then="waiting"),)), False, State.MISSING),
+        (FoldEvidence(attempts=(replace(FAILED, outcome="stopped", then="stopped"),)), False, State.STOPPED),
+        (FoldEvidence(attempts=(replace(FAILED, outcome="lost", then="waiting"),)), False, State.LOST),
+        (FoldEvidence(attempts=(replace(FAILED, outcome="done", then="done"),), damage="torn"), False, State.MISSING),
     ],
 )
-def test_a_folds_state(seen: Seen, launching: bool, state: State) -> None:
-    assert describe_fold(1, seen, LEDGER, launching).state is state
-    assert describe_fold(1, replace(seen, macro_f1=0.5), LEDGER, launching).state is State.DONE, "by its part"
+def test_fold_state(evidence: FoldEvidence, launching: bool, state: State) -> None:
+    assert describe_fold(1, evidence, LEDGER, launching).state is state
+    assert describe_fold(1, replace(evidence, macro_f1=0.5), LEDGER, launching).state is State.DONE
 
 
-def test_a_fold_that_the_launch_does_not_train_does_not_wait() -> None:
-    assert describe_fold(3, Seen(), LEDGER, launching=True).state is State.MISSING
+def test_fold_outside_launch_is_missing() -> None:
+    assert describe_fold(3, FoldEvidence(), LEDGER, launching=True).state is State.MISSING
 
 
-def test_the_remark_is_how_far_the_slowest_rank_is_or_what_was_wrong() -> None:
+def test_remark_is_progress_of_slowest_rank_or_last_error() -> None:
     beats = (TRAINS, replace(TRAINS, phase="validate", step=13))
-    assert describe_fold(1, Seen(attempts=(OPEN,), beats=beats), LEDGER, True).remark == "validate step 13, epoch 2"
-    assert describe_fold(1, Seen(attempts=(OPEN,)), LEDGER, True).remark == "startup (imports, weights)"
-    assert describe_fold(1, Seen(attempts=(FAILED,)), LEDGER, True).remark == FAILED.message
-    assert describe_fold(1, Seen(damage="torn"), None, False).remark == "torn"
-    assert describe_fold(1, Seen(macro_f1=0.5, attempts=(FAILED,)), None, False).remark is None
+    assert (
+        describe_fold(1, FoldEvidence(attempts=(OPEN,), beats=beats), LEDGER, True).remark
+        == "validate step 13, epoch 2"
+    )
+    assert describe_fold(1, FoldEvidence(attempts=(OPEN,)), LEDGER, True).remark == "its start (imports, weights)"
+    assert describe_fold(1, FoldEvidence(attempts=(FAILED,)), LEDGER, True).remark == FAILED.message
+    assert describe_fold(1, FoldEvidence(damage="torn"), None, False).remark == "torn"
+    assert describe_fold(1, FoldEvidence(macro_f1=0.5, attempts=(FAILED,)), None, False).remark is None
 
 
 # --- a run -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_launched_run(paths: RunPaths) -> None:
+def test_status_of_launched_run(paths: RunPaths) -> None:
     write_ledger(paths.ledger(), replace(LEDGER, attempts=(replace(OPEN, fold=0, number=1), OPEN)))
     finish(paths, 0)
     heartbeat = Heartbeat()
@@ -116,25 +119,25 @@ def test_a_launched_run(paths: RunPaths) -> None:
     assert f"by process {os.getpid()} on {socket.gethostname()}" in str(status.launchers[0])
     heartbeat.end()
     lines = render_status(read_status(paths), now).splitlines()
-    assert lines[1] == "[STATUS] no launcher works on it"
+    assert lines[1] == "[STATUS] no launcher is active"
     assert [line.split()[1] for line in lines[3:7]] == ["done", "lost", "missing", "missing"]
-    assert lines[-1] == f"[STATUS] to train the rest: {LEDGER.resume_command}"
+    assert lines[-1] == f"[STATUS] to train the missing folds: {LEDGER.resume_command}"
 
 
-def test_a_fold_runs_while_the_process_that_beats_holds_it(paths: RunPaths) -> None:
-    """The process number of one that was killed may be another's by now."""
+def test_fold_is_running_only_while_beating_process_holds_its_lock(paths: RunPaths) -> None:
+    """The process ID of a killed process may be reused."""
     write_ledger(paths.ledger(), replace(LEDGER, attempts=(OPEN,)))
     heartbeat = Heartbeat()
     heartbeat.write_to(paths.heartbeat(1, 0))
     heartbeat.beat(phase="train", fold=1, epoch=2, step=14)
-    assert [str(one.state) for one in read_status(paths).folds][:2] == ["missing", "lost"]
+    assert [str(fold.state) for fold in read_status(paths).folds][:2] == ["missing", "lost"]
     with hold_lock(paths.fold_lock(1), "fold 1 is being trained"), hold_lock(paths.fold_lock(2), "fold 2, later"):
-        assert [str(one.state) for one in read_status(paths).folds][:3] == ["missing", "running", "waiting"]
+        assert [str(fold.state) for fold in read_status(paths).folds][:3] == ["missing", "running", "waiting"]
     assert str(read_status(paths).folds[1].state) == "lost"
 
 
-def test_a_fold_whose_process_cannot_be_killed_has_failed(paths: RunPaths) -> None:
-    """The process still holds the fold's lock; once another one does, the fold runs again."""
+def test_fold_with_unkillable_process_has_failed(paths: RunPaths) -> None:
+    """The process still holds the fold's lock; once another process holds it, the fold is running."""
     with hold_lock(paths.fold_lock(1), "fold 1 is being trained"):
         for pid, state in ((os.getpid(), "failed"), (os.getpid() + 1, "running")):
             attempt = replace(FAILED, outcome="unkillable", message="rank 0 could not be killed", pids=(pid,))
@@ -145,7 +148,7 @@ def test_a_fold_whose_process_cannot_be_killed_has_failed(paths: RunPaths) -> No
             assert str(read_status(paths).folds[1].state) == state
 
 
-def test_a_finished_run_needs_nothing_more(paths: RunPaths) -> None:
+def test_finished_run_has_no_resume_command(paths: RunPaths) -> None:
     write_ledger(paths.ledger(), LEDGER)
     for fold in range(4):
         finish(paths, fold)
@@ -156,92 +159,93 @@ def test_a_finished_run_needs_nothing_more(paths: RunPaths) -> None:
     assert render_status(status, datetime.now(UTC)).endswith("4 of 4 folds done, merged")
 
 
-def test_a_run_that_was_trained_by_hand(paths: RunPaths) -> None:
+def test_run_trained_without_launcher(paths: RunPaths) -> None:
     finish(paths, 2)
     heartbeat = Heartbeat()
     heartbeat.write_to(paths.heartbeat(None, 0))
     heartbeat.beat(phase="validate", fold=3, epoch=1, step=9)
     states = [State.MISSING, State.MISSING, State.DONE, State.RUNNING]
     with hold_lock(paths.fold_lock(3), "fold 3 is being trained"):
-        assert [one.state for one in read_status(paths).folds] == states, "as many folds as the part says"
+        assert [fold.state for fold in read_status(paths).folds] == states, "predictions give the number of folds"
     paths.predictions(2).unlink()
     write_text(paths.snapshot, "data: {folds: 5}\n")
     with hold_lock(paths.fold_lock(3), "fold 3 is being trained"):
         states = [State.MISSING] * 3 + [State.RUNNING, State.MISSING]
-        assert [one.state for one in read_status(paths).folds] == states
+        assert [fold.state for fold in read_status(paths).folds] == states
 
 
 @pytest.mark.parametrize(
-    ("damage", "told"), [("torn", "can't be read"), ("fold", "of another fold"), ("fingerprint", "another experiment")]
+    ("damage", "message"),
+    [("torn", "can't be read"), ("fold", "of another fold"), ("fingerprint", "another experiment")],
 )
-def test_a_part_that_is_no_result_of_the_fold_is_told(paths: RunPaths, damage: str, told: str) -> None:
+def test_invalid_predictions_are_reported(paths: RunPaths, damage: str, message: str) -> None:
     write_ledger(paths.ledger(), LEDGER)
     if damage == "torn":
         write_text(paths.predictions(1), "torn")
     else:
         finish(paths, 2 if damage == "fold" else 1, "other" if damage == "fingerprint" else "id", name=1)
     fold = read_status(paths).folds[1]
-    assert fold.state is State.MISSING and told in str(fold.remark)
+    assert fold.state is State.MISSING and message in str(fold.remark)
 
 
 # --- the command -----------------------------------------------------------------------------------------------------
 
 
-def test_scripts_get_json(paths: RunPaths, capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_status(paths: RunPaths, capsys: pytest.CaptureFixture[str]) -> None:
     write_ledger(paths.ledger(), replace(LEDGER, attempts=(FAILED,)))
     assert main(["status", "--json", str(paths.root)]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert (told["launchers"], told["merged"], told["resume_command"]) == ([], False, LEDGER.resume_command)
-    assert told["folds"][1] == {
+    status = json.loads(capsys.readouterr().out)
+    assert (status["launchers"], status["merged"], status["resume_command"]) == ([], False, LEDGER.resume_command)
+    assert status["folds"][1] == {
         "fold": 1, "state": "failed", "macro_f1": None, "slot": "gpu 0", "attempts": 1, "since": LATER,
         "remark": FAILED.message, "log": None,
     }  # fmt: skip
 
 
-@pytest.mark.parametrize(("folder", "told"), [("20260102/r", "no run in "), ("gone", "no such run folder: ")])
+@pytest.mark.parametrize(("folder", "message"), [("20260102/r", "no run in "), ("gone", "no such run folder: ")])
 @pytest.mark.parametrize("command", ["status", "cancel"])
-def test_what_is_no_run_is_told(
-    paths: RunPaths, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str, folder: str, told: str
+def test_missing_run_is_rejected(
+    paths: RunPaths, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str, folder: str, message: str
 ) -> None:
     if command == "cancel" and folder != "gone":
-        told = "no launcher works on run "
+        message = "no launcher or job of run "
     assert main([command, str(tmp_path / folder)]) == 1
-    assert f"doccls-launch {command}: {told}" in capsys.readouterr().err
+    assert f"doccls-launch {command}: {message}" in capsys.readouterr().err
 
 
-def test_a_launcher_of_another_user_machine_or_container_is_not_cancelled_from_here(
+def test_launcher_of_another_user_machine_or_container_cannot_be_cancelled(
     paths: RunPaths, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with hold_lock(paths.launch_lock(), "run r is being launched"):
-        struck: list[int] = []
+        signalled: list[int] = []
 
         def kill(pid: int, number: int) -> None:
-            if number:  # 0 asks whether it is there
-                struck.append(pid)
+            if number:  # 0 only asks whether the process exists
+                signalled.append(pid)
             raise PermissionError
 
         monkeypatch.setattr(os, "kill", kill)
-        assert main(["cancel", str(paths.root)]) == 1 and struck == [os.getpid()]
-        assert "it is another user's, who alone can cancel it" in capsys.readouterr().err
-        for machine, read in (("gethostname", socket), ("_read_boot", lock), ("_read_namespace", lock)):
+        assert main(["cancel", str(paths.root)]) == 1 and signalled == [os.getpid()]
+        assert "it belongs to another user; only that user can cancel it" in capsys.readouterr().err
+        for function, module in (("gethostname", socket), ("_read_boot", lock), ("_read_namespace", lock)):
             with monkeypatch.context() as patch:
-                patch.setattr(read, machine, lambda: "another")
-                assert main(["cancel", str(paths.root)]) == 1 and len(struck) == 1, "a stranger was struck"
+                patch.setattr(module, function, lambda: "another")
+                assert main(["cancel", str(paths.root)]) == 1 and len(signalled) == 1, "a foreign process was killed"
             assert "cancel it there, on that machine and in the same container" in capsys.readouterr().err
 
 
-def test_array_tasks_are_told_by_their_own_ledgers_and_locks(paths: RunPaths, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fold 1 of a launch before failed, and is trained by a task of an array now; fold 2's task failed."""
+def test_array_tasks_have_their_own_ledgers_and_locks(paths: RunPaths, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fold 1 failed in an earlier launch and is trained by an array task now; the task of fold 2 failed."""
     monkeypatch.setattr("launcher.status.read_queue", lambda clusters: [])
     write_ledger(paths.ledger(), replace(LEDGER, started=BEFORE, attempts=(replace(FAILED, started=BEFORE),)))
     task = replace(LEDGER, folds=(1,), job="12_1", attempts=(replace(OPEN, slot="node 0 gpu 0"),))
     write_ledger(paths.ledger(1), task)
-    gone = replace(FAILED, fold=2, message="a defect\n  | last words", log="/logs/fold2.log")
-    write_ledger(paths.ledger(2), replace(LEDGER, folds=(2,), job="12_2", attempts=(gone,)))
+    failed = replace(FAILED, fold=2, message="a defect\n  | last words", log="/logs/fold2.log")
+    write_ledger(paths.ledger(2), replace(LEDGER, folds=(2,), job="12_2", attempts=(failed,)))
     finish(paths, 0)
     with hold_lock(paths.launch_lock(1), "run r, task 12_1 of Slurm, is being launched"):
         status = read_status(paths)
-        assert [str(one.state) for one in status.folds] == ["done", "running", "failed", "missing"]
+        assert [str(fold.state) for fold in status.folds] == ["done", "running", "failed", "missing"]
         assert status.folds[1].slot == "node 0 gpu 0" and status.folds[1].attempts == 2
         assert len(status.launchers) == 1 and status.resume_command is None
     assert list_unfinished(read_status(paths)) == [
@@ -249,7 +253,7 @@ def test_array_tasks_are_told_by_their_own_ledgers_and_locks(paths: RunPaths, mo
     ]  # fmt: skip
 
 
-# --- of Slurm --------------------------------------------------------------------------------------------------------
+# --- Slurm's queue ---------------------------------------------------------------------------------------------------
 
 
 WAITS = "job 12_1 PENDING, Resources"
@@ -260,31 +264,33 @@ def queued(state: str) -> QueueEntry:
 
 
 @pytest.mark.parametrize(
-    ("seen", "state", "remark"),
+    ("evidence", "state", "remark"),
     [
-        (Seen(submitted=True, queued=queued("PENDING")), State.WAITING, WAITS),
-        (Seen(submitted=True, queued=queued("RUNNING")), State.RUNNING, "job 12_1 RUNNING"),
-        (Seen(submitted=True, queued=queued("NODE_FAIL")), State.FAILED, "job 12_1 NODE_FAIL"),
-        (Seen(submitted=True, queued=queued("ODD")), State.UNKNOWN, "job 12_1 ODD"),
-        (Seen(submitted=True, queued=queued("CANCELLED")), State.MISSING, "job 12_1 CANCELLED"),
-        (Seen(submitted=True, queued=queued("PREEMPTED")), State.STOPPED, "job 12_1 was preempted"),
+        (FoldEvidence(submitted=True, queued=queued("PENDING")), State.WAITING, WAITS),
+        (FoldEvidence(submitted=True, queued=queued("RUNNING")), State.RUNNING, "job 12_1 RUNNING"),
+        (FoldEvidence(submitted=True, queued=queued("NODE_FAIL")), State.FAILED, "job 12_1 NODE_FAIL"),
+        (FoldEvidence(submitted=True, queued=queued("ODD")), State.UNKNOWN, "job 12_1 ODD"),
+        (FoldEvidence(submitted=True, queued=queued("CANCELLED")), State.MISSING, "job 12_1 CANCELLED"),
+        (FoldEvidence(submitted=True, queued=queued("PREEMPTED")), State.STOPPED, "job 12_1 was preempted"),
         (
-            Seen(submitted=True, attempts=(OPEN,), queued=queued("PREEMPTED")),
+            FoldEvidence(submitted=True, attempts=(OPEN,), queued=queued("PREEMPTED")),
             State.STOPPED,
             "job 12_1 was preempted",
         ),
-        (Seen(submitted=True, queue_answers=False), State.UNKNOWN, "Slurm does not answer (squeue)"),
-        (Seen(submitted=True), State.MISSING, None),
+        (FoldEvidence(submitted=True, queue_answers=False), State.UNKNOWN, "Slurm does not answer (squeue)"),
+        (FoldEvidence(submitted=True), State.MISSING, None),
         (
-            Seen(submitted=True, attempts=(OPEN,), queued=queued("PENDING")),
+            FoldEvidence(submitted=True, attempts=(OPEN,), queued=queued("PENDING")),
             State.WAITING,
             "job 12_1 PENDING, Resources",
         ),
-        (Seen(submitted=True, attempts=(OPEN,), queued=queued("TIMEOUT")), State.FAILED, "job 12_1 TIMEOUT"),
-        (Seen(submitted=True, attempts=(FAILED,), queued=queued("FAILED")), State.FAILED, FAILED.message),
+        (FoldEvidence(submitted=True, attempts=(OPEN,), queued=queued("TIMEOUT")), State.FAILED, "job 12_1 TIMEOUT"),
+        (FoldEvidence(submitted=True, attempts=(FAILED,), queued=queued("FAILED")), State.FAILED, FAILED.message),
     ],
 )
-def test_where_no_launcher_works_the_queue_is_heard(seen: Seen, state: State, remark: str | None) -> None:
-    told = describe_fold(1, seen, None, launching=False)
-    assert (told.state, told.remark) == (state, remark)
-    assert describe_fold(1, replace(seen, macro_f1=0.5), None, launching=False).state is State.DONE, "by its part"
+def test_queue_gives_state_where_no_launcher_is_active(
+    evidence: FoldEvidence, state: State, remark: str | None
+) -> None:
+    status = describe_fold(1, evidence, None, launching=False)
+    assert (status.state, status.remark) == (state, remark)
+    assert describe_fold(1, replace(evidence, macro_f1=0.5), None, launching=False).state is State.DONE

@@ -215,7 +215,7 @@ def test_cancel_ends_only_the_jobs_of_the_run(slurm: Slurm, submit_run: Submit) 
     messages: list[str] = []
     cancel_run(paths, messages.append)
     assert slurm.cancelled == ["101_0", "101_1", "101_2"] and other in slurm.queue
-    assert messages[-1] == "[CANCEL] stopped; what is finished stays"
+    assert messages[-1] == "[CANCEL] stopped; finished folds are kept"
 
 
 # --- waiting ----------------------------------------------------------------------------------------------------------
