@@ -17,8 +17,8 @@ def _gloo(need: Callable[[str, bool, str], None]) -> None:
 @pytest.fixture(scope="session")
 def trainer(tmp_path_factory: pytest.TempPathFactory) -> Trainer:
     """Return a trainer for the 48 drawn pages."""
-    workplace: Path = tmp_path_factory.mktemp("distributed")
-    return Trainer(write_pages(workplace / "data"), workplace)
+    workspace: Path = tmp_path_factory.mktemp("distributed")
+    return Trainer(write_pages(workspace / "data"), workspace)
 
 
 @pytest.fixture(scope="session")

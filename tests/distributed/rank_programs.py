@@ -146,7 +146,7 @@ def delete_images(argv: list[str]) -> int:
     return main(argv)
 
 
-def meet_at_port(argv: list[str]) -> int:
+def rendezvous_at_port(argv: list[str]) -> int:
     """Train with a rendezvous at MASTER_PORT instead of a file, as for a fold over several machines."""
     del os.environ[MEETING_FILE]
     return main(argv)

@@ -34,7 +34,7 @@ GO = "go"  # ends the block
 FORKS = "forks.txt"  # PID and number of threads at each fork
 
 
-def best_each_epoch(argv: list[str]) -> int:
+def improve_each_epoch(argv: list[str]) -> int:
     """Train with a score that improves each epoch, so that each epoch writes a checkpoint."""
     scores = itertools.count(1)
     trainer_module.selection_f1 = lambda *arguments: next(scores) / 1e6  # type: ignore[attr-defined]

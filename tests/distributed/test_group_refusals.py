@@ -99,7 +99,7 @@ def test_port_in_use_is_reported_to_the_launcher(trainer: Trainer, interface: st
     with socket.create_server((interface, 0)) as listener:
         port = listener.getsockname()[1]
         variables = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), LAUNCHED: "a launch"}
-        ranks = start_ranks("rank_programs:meet_at_port", arguments, folder / "console", 2, variables)
+        ranks = start_ranks("rank_programs:rendezvous_at_port", arguments, folder / "console", 2, variables)
         try:
             ranks[0].join(TIMEOUT_S)
         finally:

@@ -34,7 +34,7 @@ def await_event(happened: Callable[[], bool], within_s: float, what: str, folder
             outputs = {
                 str(file): file.read_text()[-3000:] for file in folder.rglob("*") if file.suffix in (".log", ".err")
             }
-            pytest.fail(f"not within {within_s} s: {what}\n{outputs}")
+            pytest.fail(f"timed out after {within_s} s: {what}\n{outputs}")
         time.sleep(0.02)
 
 
@@ -122,7 +122,7 @@ def test_workers_end_with_a_killed_run(trainer: Trainer) -> None:
 
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_all_ranks_wait_until_the_resume_checkpoint_is_saved(trainer: Trainer, world_size: int) -> None:
-    """However long the write takes, within `train.stop_timeout_s`."""
+    """The write may take up to `train.stop_timeout_s`."""
     sets = (*LONG, "train.stop_timeout_s=600")
     with running(trainer, "signal_programs:hold_save", sets, world_size) as (folder, ranks):
         await_event(lambda: has_logged_step(folder), START_S, "a step", folder)
@@ -332,7 +332,7 @@ def test_stops_at_random_moments_of_short_epochs_with_checkpoints(trainer: Train
     for count in range(5):
         number, workers = rng.choice([signal.SIGINT, signal.SIGTERM]), 0 if count % 3 else 2
         sets = (*LONG, f"data.num_workers={workers}")
-        with running(trainer, "signal_programs:best_each_epoch", sets) as (folder, ranks):
+        with running(trainer, "signal_programs:improve_each_epoch", sets) as (folder, ranks):
             await_event(lambda folder=folder: has_logged_epoch_2(folder), START_S, "an epoch", folder)  # type: ignore[misc]
             time.sleep(rng.uniform(0, 0.3))  # until a random moment; there is no event to wait for
             assert ranks[0].pid is not None

@@ -157,24 +157,24 @@ class Trainer:
     """Start `doccls.train` on the tiny pages, each run in a folder of its own unless one is given."""
 
     config: Path
-    workplace: Path
+    workspace: Path
     environment: Mapping[str, str] = field(default_factory=dict)  # overrides the ranks' own, which hides GPUs
     _numbers: Any = field(default_factory=itertools.count)
 
     def new_folder(self) -> Path:
         """Return a folder that no run has used."""
-        return self.workplace / f"run{next(self._numbers):02d}"
+        return self.workspace / f"run{next(self._numbers):02d}"
 
-    def arguments(self, sets: Sequence[str], folder: Path, run_id: str | None = None) -> list[str]:
+    def arguments(self, overrides: Sequence[str], folder: Path, run_id: str | None = None) -> list[str]:
         """Return the command line; CSV names are relative to the config."""
         options = ["--config", str(self.config)]
-        for override in (*sets, f"output.logs_dir={folder / 'logs'}", f"output.exp_dir={folder / 'experiments'}"):
+        for override in (*overrides, f"output.logs_dir={folder / 'logs'}", f"output.exp_dir={folder / 'experiments'}"):
             options += ["--set", override]
         return options if run_id is None else [*options, "--run-id", run_id]
 
     def run(
         self,
-        *sets: str,
+        *overrides: str,
         world_size: int = 1,
         folder: Path | None = None,
         run_id: str | None = None,
@@ -183,19 +183,19 @@ class Trainer:
         """Train, and return however it ended."""
         folder = folder or self.new_folder()
         variables = {"DOCCLS_TEST_FOLDER": str(folder), **self.environment}
-        arguments = self.arguments(sets, folder, run_id)
+        arguments = self.arguments(overrides, folder, run_id)
         return Run(launch_ranks(program, arguments, folder / "console", world_size, variables), folder)
 
     def train(
         self,
-        *sets: str,
+        *overrides: str,
         world_size: int = 1,
         folder: Path | None = None,
         run_id: str | None = None,
         program: str = "doccls.train:main",
     ) -> Run:
         """Train; unless every rank succeeds, fail the test with the ranks' standard error."""
-        run = self.run(*sets, world_size=world_size, folder=folder, run_id=run_id, program=program)
+        run = self.run(*overrides, world_size=world_size, folder=folder, run_id=run_id, program=program)
         if run.codes != [0] * world_size:
             pytest.fail(f"exit codes {run.codes} (None: hung)\n{run.stderr}")
         return run

@@ -25,8 +25,8 @@ def main() -> int:
     world_size = arguments.processes
     cases = [case for case in CASES if arguments.only in case.name and (world_size == 1 or not case.is_damage)]
     failed = 0
-    with tempfile.TemporaryDirectory(prefix="doccls-faults-") as workplace:
-        trainer = Trainer(write_pages(Path(workplace) / "data"), Path(workplace))
+    with tempfile.TemporaryDirectory(prefix="doccls-faults-") as workspace:
+        trainer = Trainer(write_pages(Path(workspace) / "data"), Path(workspace))
         reference = train_reference(trainer, world_size)
         print("| fault or damage | where | exit or message | after resuming | repeated steps |")
         print("| --- | --- | --- | --- | --- |")

@@ -65,7 +65,7 @@ def test_log_matches_golden_text(golden_run: "GoldenRun", read_golden: Callable[
     log = mask(golden_run.log, golden_run.folder)
     golden = read_golden("train.log", log)
     assert _FIGURE.sub(r"\1<...>", log).splitlines() == _FIGURE.sub(r"\1<...>", golden).splitlines()
-    figures, expected = ([float(found[1]) for found in _FIGURE.findall(text)] for text in (log, golden))
+    figures, expected = ([float(value) for _, value in _FIGURE.findall(text)] for text in (log, golden))
     assert figures == pytest.approx(expected, abs=_TOLERANCE)
 
 

@@ -26,8 +26,8 @@ def _device(device: str) -> None:
 @pytest.fixture(scope="session")
 def trainer(device: str, tmp_path_factory: pytest.TempPathFactory) -> Trainer:
     """Return a trainer for the 48 drawn pages on the device."""
-    workplace: Path = tmp_path_factory.mktemp("gpu")
-    return Trainer(write_pages(workplace / "data"), workplace, expose_gpus() if device == "cuda" else {})
+    workspace: Path = tmp_path_factory.mktemp("gpu")
+    return Trainer(write_pages(workspace / "data"), workspace, expose_gpus() if device == "cuda" else {})
 
 
 def expose_gpus() -> dict[str, str]:

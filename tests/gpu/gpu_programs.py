@@ -1,4 +1,4 @@
-"""`doccls.train` under conditions of a GPU, simulated on a machine without one."""
+"""`doccls.train` under conditions of a GPU, simulated on machines without one."""
 
 import functools
 import os

@@ -28,7 +28,7 @@ def assert_same_losses(run: Run, trainer: Trainer) -> None:
 
 
 def test_two_ranks_share_one_gpu_over_gloo(trainer: Trainer, device: str) -> None:
-    """Each rank takes itself for the only one on its machine."""
+    """Each rank acts as the only one on its machine."""
     variables = {**GROUP, "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"} if device == "cuda" else {}
     assert_same_losses(train_two_ranks(trainer, "gpu_programs:train_over_gloo", **variables), trainer)
 

@@ -42,7 +42,7 @@ def test_ranks_that_are_killed_end_in_the_same_bytes_and_leave_nothing(trainer: 
     assert row.endswith("  the same")
     assert last == "[VERIFY] 1 of 1 runs that were killed ended in the undisturbed run's bytes"
     (folder,) = re.findall(r"files: (\S+)", first)
-    assert not list(trainer.workplace.rglob(folder.rpartition("/")[2]))
+    assert not list(trainer.workspace.rglob(folder.rpartition("/")[2]))
 
 
 def test_a_store_that_cannot_be_filled_stops_nothing_unless_it_was_named(trainer: Trainer) -> None:

@@ -31,11 +31,11 @@ SIDEWAYS = {("doccls.demo.command", "doccls.train"), ("doccls.demo.command", "do
 
 
 def list_modules() -> dict[str, Path]:
-    found = {}
+    modules = {}
     for path in sorted([*(ROOT / "doccls").rglob("*.py"), *(ROOT / "launcher").rglob("*.py")]):
         parts = path.relative_to(ROOT).with_suffix("").parts
-        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
-    return found
+        modules[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return modules
 
 
 MODULES = list_modules()
@@ -52,18 +52,18 @@ def find_layer(module: str) -> tuple[int, str] | None:
 
 def list_imports(source: str, module: str, is_package: bool = False) -> list[str]:
     """Return all imported modules, also those in functions; `from a import b` gives a.b if that is a module."""
-    found = []
+    imports = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
-            found += [alias.name for alias in node.names]
+            imports += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             base = node.module or ""
             if node.level:
                 parts = module.split(".")
                 parts = parts[: len(parts) - node.level + is_package]
                 base = ".".join([*parts, *([node.module] if node.module else [])])
-            found += [f"{base}.{alias.name}" if f"{base}.{alias.name}" in MODULES else base for alias in node.names]
-    return found
+            imports += [f"{base}.{alias.name}" if f"{base}.{alias.name}" in MODULES else base for alias in node.names]
+    return imports
 
 
 def find_violations(module: str, source: str, is_package: bool = False) -> list[str]:
