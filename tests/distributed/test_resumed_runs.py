@@ -152,7 +152,7 @@ def test_run_stopped_in_validation_resumes_at_the_epochs_end(
     assert " (epoch 1), saved " in line and run.list_step_losses(0) == reference.losses[len(reference.losses) // 3 :]
     results = read_results(run)
     differing = [name for name in results if results[name] != reference.results[name]]
-    assert all("best_fold" in name for name in differing), "these hold the config, and with it the interval"
+    assert all("best_fold" in name for name in differing), "best weights hold the config, and so the interval"
 
 
 def test_reference_runs_have_all_kinds_of_moments(references: dict[int, Reference]) -> None:
