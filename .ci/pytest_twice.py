@@ -1,6 +1,6 @@
-"""pytest, but a test that fails runs once more, alone: what then passes is a flake, told aloud, and not a fault.
+"""Run pytest, and each failed test once more, alone: one that then passes is reported as flaky and does not count.
 
-The arguments are pytest's. Exit code: 0 if each failed test passed the second time, else pytest's own.
+Takes pytest's arguments. Exit code: 0 if each failed test passes the second time, otherwise that of pytest.
 """
 
 import subprocess
@@ -8,12 +8,11 @@ import sys
 
 import pytest
 
-_ONE_TEST_S = 300
-"""Its set-up and its 120 s; beyond that the second run has hung."""
+_TEST_TIMEOUT_S = 300  # set-up plus the test's 120 s; a longer second run hangs
 
 
 class Failures:
-    """Collects what failed, and how."""
+    """Plugin that collects the failed tests and their reports."""
 
     def __init__(self) -> None:
         self.texts: dict[str, str] = {}
@@ -24,10 +23,10 @@ class Failures:
 
 
 def passes_alone(test: str) -> bool:
-    """Run one test in a process of its own; what it says goes to the console."""
+    """Run one test in a process of its own, with its output on the console."""
     command = [sys.executable, "-m", "pytest", test]
     try:
-        return subprocess.run(command, timeout=_ONE_TEST_S, check=False).returncode == 0
+        return subprocess.run(command, timeout=_TEST_TIMEOUT_S, check=False).returncode == 0
     except subprocess.TimeoutExpired:
         return False
 
@@ -36,13 +35,13 @@ def main(arguments: list[str]) -> int:
     failures = Failures()
     code = int(pytest.main(arguments, plugins=[failures]))
     if code != pytest.ExitCode.TESTS_FAILED or not failures.texts:
-        return code  # all passed, or it was not the tests that failed
-    flakes = {test: text for test, text in failures.texts.items() if passes_alone(test)}
-    for test, text in flakes.items():
+        return code  # all passed, or pytest failed for another reason
+    flaky = {test: text for test, text in failures.texts.items() if passes_alone(test)}
+    for test, text in flaky.items():
         print(f"FLAKY {test} passed when it ran once more, alone; before:\n{text}")
-    for test in failures.texts.keys() - flakes.keys():
+    for test in failures.texts.keys() - flaky.keys():
         print(f"FAILED {test} twice")
-    return 0 if len(flakes) == len(failures.texts) else code
+    return 0 if len(flaky) == len(failures.texts) else code
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""How fast it is, against timm's train.py and a bare PyTorch loop: `python -m benchmarks --help`."""
+"""Speed of doccls compared with timm's train.py and a bare PyTorch loop: `python -m benchmarks --help`."""

@@ -1,4 +1,4 @@
-"""What is measured: each case is a set of contenders that do the same work, and the figures that are read of each."""
+"""The benchmark cases: contenders that do the same work, and the figures measured for each."""
 
 import re
 import shutil
@@ -21,37 +21,34 @@ _DECODED = re.compile(r"of which (\d+) were decoded now")
 
 @dataclass(frozen=True)
 class Bench:
-    """Where it is measured."""
+    """Input and output folders of a measurement."""
 
     folder: Path
-    pages: Path
-    """A4: train.csv, train/."""
-    few: Path
-    """The same, a few of them."""
-    timm: Path
-    """A checkout of timm's repository."""
+    pages: Path  # A4 pages: train.csv, train/
+    few: Path  # a few such pages
+    timm: Path  # a checkout of timm's repository
     epochs: int
 
 
 @dataclass(frozen=True)
 class Case:
-    """Contenders at the same work; figures of the first are told over those of the others."""
+    """Contenders that do the same work; ratios compare the first with each of the others."""
 
     name: str
     what: str
     contenders: Mapping[str, Callable[[Bench, int], Figures]]
     figures: tuple[str, ...]
-    rounds: int
-    """At most."""
+    rounds: int  # maximum
 
 
-def _train_ours(bench: Bench, name: str, sets: Sequence[str], pages: Path, again: bool = False) -> Cost:
-    place = bench.folder / "runs" / name if again else _make_folder(bench, name)
+def _train_ours(bench: Bench, name: str, sets: Sequence[str], pages: Path, keep: bool = False) -> Cost:
+    folder = bench.folder / "runs" / name if keep else _make_folder(bench, name)
     config = _write_config(pages)
-    places = (f"output.exp_dir={place}/experiments", f"output.logs_dir={place}/logs", f"data.store={place}/store")
-    words = [f"--set={one}" for one in (*places, "model.pretrained=false", f"train.epochs={bench.epochs}", *sets)]
-    command = [sys.executable, "-m", "doccls.train", "--config", str(config), "--run-id", "bench", *words]
-    return run(command, Path.cwd(), {}, place / "console.txt")
+    outputs = (f"output.exp_dir={folder}/experiments", f"output.logs_dir={folder}/logs", f"data.store={folder}/store")
+    overrides = (*outputs, "model.pretrained=false", f"train.epochs={bench.epochs}", *sets)
+    options = [f"--set={override}" for override in overrides]
+    command = [sys.executable, "-m", "doccls.train", "--config", str(config), "--run-id", "bench", *options]
+    return run(command, Path.cwd(), {}, folder / "console.txt")
 
 
 def _write_config(pages: Path) -> Path:
@@ -60,28 +57,28 @@ def _write_config(pages: Path) -> Path:
     return config
 
 
-def _train_timm(bench: Bench, name: str, words: Sequence[str], epochs: int, pages: Path) -> Cost:
-    place = _make_folder(bench, name)
+def _train_timm(bench: Bench, name: str, options: Sequence[str], epochs: int, pages: Path) -> Cost:
+    folder = _make_folder(bench, name)
     command = [
-        sys.executable, "train.py", "--data-dir", str(_lay_out(pages)), "--num-classes", "12", "--batch-size", "32",
+        sys.executable, "train.py", "--data-dir", str(_link_pages(pages)), "--num-classes", "12", "--batch-size", "32",
         "--epochs", str(epochs), "--device", "cpu", "--no-prefetcher", "--workers", "2", "--opt", "adamw",
         "--lr", "5e-4", "--weight-decay", "0.01", "--clip-grad", "5", "--warmup-epochs", "0",
         "--scale", "0.9", "1.0", "--ratio", "0.9", "1.1", "--hflip", "0", "--color-jitter", "0.15",
-        "--train-interpolation", "bilinear", "--log-interval", "1000", "--output", str(place), *words,
+        "--train-interpolation", "bilinear", "--log-interval", "1000", "--output", str(folder), *options,
     ]  # fmt: skip
-    return run(command, bench.timm, {"PYTHONPATH": str(bench.timm)}, place / "console.txt")
+    return run(command, bench.timm, {"PYTHONPATH": str(bench.timm)}, folder / "console.txt")
 
 
 def _make_folder(bench: Bench, name: str) -> Path:
-    """Empty: nothing of a round before is of use to this one."""
-    place = bench.folder / "runs" / name
-    shutil.rmtree(place, ignore_errors=True)
-    place.mkdir(parents=True)
-    return place
+    """Create an empty folder, so that a round uses nothing of an earlier one."""
+    folder = bench.folder / "runs" / name
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return folder
 
 
-def _lay_out(pages: Path) -> Path:
-    """Fold 0's split, for timm."""
+def _link_pages(pages: Path) -> Path:
+    """Link the split of fold 0 as timm expects it."""
     if (pages / "timm").exists():
         return pages / "timm"
     data = prepare_data(load_config(_write_config(pages)))
@@ -89,7 +86,7 @@ def _lay_out(pages: Path) -> Path:
     return link_for_timm(pages, *names)
 
 
-def _tell(cost: Cost) -> dict[str, float]:
+def _list_costs(cost: Cost) -> dict[str, float]:
     return {"CPU-s": cost.cpu_s, "wall s": cost.wall_s, "memory MiB": cost.memory_mib}
 
 
@@ -98,30 +95,30 @@ _TINY = ("model.name=test_efficientnet", "train.img_size=224")
 
 def _one_fold(bench: Bench, number: int) -> Figures:
     cost = _train_ours(bench, "a4", (*_TINY, "data.valid_fold=0"), bench.pages)
-    return {**_tell(cost), "decoded": _sum_decoded(cost)}
+    return {**_list_costs(cost), "decoded": _sum_decoded(cost)}
 
 
-def _one_fold_again(bench: Bench, number: int) -> Figures:
-    """The store is there, of the round's first contender; the fold is trained anew."""
-    place = bench.folder / "runs" / "a4"
-    shutil.rmtree(place / "experiments")
-    cost = _train_ours(bench, "a4", (*_TINY, "data.valid_fold=0"), bench.pages, again=True)
-    return {**_tell(cost), "decoded": _sum_decoded(cost)}
+def _one_fold_with_store(bench: Bench, number: int) -> Figures:
+    """Train the fold anew with the store that the round's first contender filled."""
+    folder = bench.folder / "runs" / "a4"
+    shutil.rmtree(folder / "experiments")
+    cost = _train_ours(bench, "a4", (*_TINY, "data.valid_fold=0"), bench.pages, keep=True)
+    return {**_list_costs(cost), "decoded": _sum_decoded(cost)}
 
 
 def _one_timm(bench: Bench, number: int) -> Figures:
-    words = ("--model", "test_efficientnet", "--img-size", "224")
-    return _tell(_train_timm(bench, "a4-timm", words, bench.epochs, bench.pages))
+    options = ("--model", "test_efficientnet", "--img-size", "224")
+    return _list_costs(_train_timm(bench, "a4-timm", options, bench.epochs, bench.pages))
 
 
 def _five_folds(bench: Bench, number: int) -> Figures:
     cost = _train_ours(bench, "a4-folds", _TINY, bench.pages)
-    return {**_tell(cost), "decoded": _sum_decoded(cost)}
+    return {**_list_costs(cost), "decoded": _sum_decoded(cost)}
 
 
 def _five_timm(bench: Bench, number: int) -> Figures:
     costs = [_one_timm(bench, number) for _ in range(5)]
-    return {name: max(one[name] for one in costs) if name == "memory MiB" else sum(one[name] for one in costs)
+    return {name: max(cost[name] for cost in costs) if name == "memory MiB" else sum(cost[name] for cost in costs)
             for name in costs[0]}  # fmt: skip
 
 
@@ -141,54 +138,57 @@ def _lite_bare(bench: Bench, number: int) -> Figures:
 
 
 def _lite_bare_keeping(bench: Bench, number: int) -> Figures:
-    """With the allocator as doccls sets it (`doccls.system.allocator`)."""
+    """Run the bare loop with the allocator settings of doccls (`doccls.system.allocator`)."""
     return _run_bare(bench, {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**60)})
 
 
 def _run_bare(bench: Bench, environment: Mapping[str, str]) -> Figures:
-    words = ("--model", "tf_efficientnet_lite0", "--size", "160", "--pages", "384", "--classes", "12", "--epochs", "4")
-    place = _make_folder(bench, "lite0-bare")
-    cost = run([sys.executable, "-m", "benchmarks.bare_loop", *words], Path.cwd(), environment, place / "console.txt")
+    command = [
+        sys.executable, "-m", "benchmarks.bare_loop", "--model", "tf_efficientnet_lite0", "--size", "160",
+        "--pages", "384", "--classes", "12", "--epochs", "4",
+    ]  # fmt: skip
+    folder = _make_folder(bench, "lite0-bare")
+    cost = run(command, Path.cwd(), environment, folder / "console.txt")
     return _median_rate(_EPOCH_RATE.findall(cost.output))
 
 
 def _lite_timm(bench: Bench, number: int) -> Figures:
-    words = ("--model", "tf_efficientnet_lite0", "--img-size", "160", "--channels-last")
-    return _median_rate(TIMM_RATE.findall(_train_timm(bench, "lite0-timm", words, 4, bench.pages).output))
+    options = ("--model", "tf_efficientnet_lite0", "--img-size", "160", "--channels-last")
+    return _median_rate(TIMM_RATE.findall(_train_timm(bench, "lite0-timm", options, 4, bench.pages).output))
 
 
 def _median_rate(rates: Sequence[str]) -> Figures:
-    """Without the first epoch, in which libraries warm up."""
+    """Return the median rate without the first epoch, in which libraries warm up."""
     return {"images/s": statistics.median(float(rate) for rate in rates[1:])}
 
 
-def _load(who: str) -> Callable[[Bench, int], Figures]:
-    def act(bench: Bench, number: int) -> Figures:
-        place = _make_folder(bench, f"loader-{who}")
-        if who == "timm":
-            _lay_out(bench.pages)
-        command = [sys.executable, "-m", "benchmarks.loader_alone", who, str(bench.pages)]
-        cost = run(command, Path.cwd(), {"OMP_NUM_THREADS": "1"}, place / "console.txt")
+def _load(contender: str) -> Callable[[Bench, int], Figures]:
+    def measure(bench: Bench, number: int) -> Figures:
+        folder = _make_folder(bench, f"loader-{contender}")
+        if contender == "timm":
+            _link_pages(bench.pages)
+        command = [sys.executable, "-m", "benchmarks.loader_alone", contender, str(bench.pages)]
+        cost = run(command, Path.cwd(), {"OMP_NUM_THREADS": "1"}, folder / "console.txt")
         return {"images/CPU-s": float(cost.output.rpartition("images_per_cpu_s=")[2])}
 
-    return act
+    return measure
 
 
 def _start_ours(bench: Bench, number: int) -> Figures:
     sets = ("model.name=test_efficientnet", "train.img_size=32", "train.epochs=1", "data.valid_fold=0")
-    return _tell(_train_ours(bench, "start", sets, bench.few))
+    return _list_costs(_train_ours(bench, "start", sets, bench.few))
 
 
 def _start_timm(bench: Bench, number: int) -> Figures:
-    words = ("--model", "test_efficientnet", "--img-size", "32")
-    return _tell(_train_timm(bench, "start-timm", words, 1, bench.few))
+    options = ("--model", "test_efficientnet", "--img-size", "32")
+    return _list_costs(_train_timm(bench, "start-timm", options, 1, bench.few))
 
 
 _COSTS = ("CPU-s", "wall s", "memory MiB")
 CASES = (
     Case(
         "a4", "A4 pages, test_efficientnet 224 px, one fold",
-        {"doccls": _one_fold, "doccls, store filled": _one_fold_again, "timm": _one_timm}, (*_COSTS, "decoded"), 3,
+        {"doccls": _one_fold, "doccls, store filled": _one_fold_with_store, "timm": _one_timm}, (*_COSTS, "decoded"), 3,
     ),
     Case("a4-folds", "the same, five folds", {"doccls": _five_folds, "timm x 5": _five_timm}, (*_COSTS, "decoded"), 1),
     Case(
@@ -196,7 +196,7 @@ CASES = (
         ("images/CPU-s",), 3,
     ),
     Case(
-        "lite0", "tf_efficientnet_lite0 160 px, ready pages",
+        "lite0", "training rate, tf_efficientnet_lite0 160 px",
         {"doccls": _lite_ours, "bare loop": _lite_bare, "bare loop that keeps freed memory": _lite_bare_keeping,
          "timm": _lite_timm},
         ("images/s",), 3,

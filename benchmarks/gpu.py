@@ -1,4 +1,4 @@
-"""`python -m benchmarks --gpu`: steps against a bare loop, and the loader against what the GPU takes of it."""
+"""Compare training steps with a bare loop, and the loader with the GPU's rate: `python -m benchmarks --gpu`."""
 
 import itertools
 import json
@@ -31,36 +31,34 @@ NETWORKS = (
     Network("swin_base_patch4_window7_224", 224),
 )
 _STEPS, _ROUNDS = 20, 3
+# Maximum times of a measurement with its warm-up; it does not start if less time is left.
 _EAGER_S, _COMPILED_S = 15.0, 120.0
-"""What a measurement takes at most, with the warm-up; one that has no time left is not begun."""
 PAGES = 96
 _LOADER_S = 6.0
 
 
 @dataclass(frozen=True)
 class LoaderFigures:
-    """Of one recipe, with the workers that `auto` chooses here."""
+    """Loader speed of one recipe, with the workers that `auto` chooses on this machine."""
 
     recipe: str
     size_px: int
     workers: int
-    page_ms: float
-    """To make a page, of one process."""
-    rate: float
-    """Images/s of all workers."""
+    page_ms: float  # per page in one process
+    rate: float  # images/s of all workers
 
 
 def measure_gpu(folder: Path, minutes: float) -> None:
-    """Measure what there is time for; print each figure as JSON when it is measured, and two tables at the end."""
+    """Measure as much as fits in the time limit; print each result as JSON, and two tables at the end."""
     device, end_s = torch.device("cuda"), time.monotonic() + 60 * minutes
     loaders = [measure_loader(folder, recipe, device) for recipe in ("basic", "highperf")]
-    for one in loaders:
-        print(json.dumps(asdict(one)), flush=True)
-    steps, left_out = list[StepFigures](), list[str]()
+    for loader in loaders:
+        print(json.dumps(asdict(loader)), flush=True)
+    steps, skipped = list[StepFigures](), list[str]()
     for compiled, speed in ((False, "reproducible"), (False, "fast"), (True, "fast"), (True, "reproducible")):
         for network in NETWORKS:
             if time.monotonic() + (_COMPILED_S if compiled else _EAGER_S) > end_s:
-                left_out.append(f"{network.name} ({speed}{', compiled' if compiled else ''})")
+                skipped.append(f"{network.name} ({speed}{', compiled' if compiled else ''})")
                 continue
             train = TrainConfig.model_validate(
                 {"img_size": network.size_px, "batch_size": BATCH, "speed": speed, "compile": compiled, "amp": "bf16",
@@ -69,16 +67,16 @@ def measure_gpu(folder: Path, minutes: float) -> None:
             try:
                 steps.append(measure_steps(network, train, device, _STEPS, _ROUNDS))
                 print(json.dumps(asdict(steps[-1])), flush=True)
-            except Exception:  # noqa: BLE001 (the others are measured all the same)
+            except Exception:  # noqa: BLE001 (continue with the others)
                 print(f"{network.name}, {speed}, compile={compiled}: failed", flush=True)
                 traceback.print_exc()
     print("\n".join([*render_steps(steps), "", *render_loaders(loaders, steps)]))
-    if left_out:
-        print(f"\nnot measured, since {minutes:g} minutes were over: {', '.join(left_out)}")
+    if skipped:
+        print(f"\nnot measured within {minutes:g} minutes: {', '.join(skipped)}")
 
 
 def measure_loader(folder: Path, recipe: str, device: torch.device) -> LoaderFigures:
-    """Batches of augmented pages from the store, by the workers that `data.num_workers: auto` starts; no model."""
+    """Measure loading of augmented pages from the store, with `data.num_workers: auto` and without a model."""
     path = folder / "loader.yaml"
     path.write_text("data:\n  train_csv: train.csv\n  image_dir_train: train\n")
     config = load_config(path, mode=recipe)
@@ -91,12 +89,12 @@ def measure_loader(folder: Path, recipe: str, device: torch.device) -> LoaderFig
     on_gpu = device.type == "cuda"
     plan = plan_loader("auto", BATCH * dataset.page_bytes, on_gpu, True, page_s)
     with loading(dataset, _request_batches(), plan.workers, on_gpu, plan.prefetch) as batches:
-        for _ in range(max(1, plan.workers)):  # all have begun
+        for _ in range(max(1, plan.workers)):  # until all workers have started
             next(batches)
-        began_s, count = time.perf_counter(), 0
-        while time.perf_counter() - began_s < _LOADER_S:
+        started_s, count = time.perf_counter(), 0
+        while time.perf_counter() - started_s < _LOADER_S:
             count += len(next(batches).indices_N)
-        rate = count / (time.perf_counter() - began_s)
+        rate = count / (time.perf_counter() - started_s)
     return LoaderFigures(recipe, size_px, plan.workers, 1000 * page_s, rate)
 
 
@@ -107,23 +105,24 @@ def _request_batches() -> Iterator[BatchRequest]:
 
 
 def render_steps(steps: Sequence[StepFigures]) -> list[str]:
-    """A table: medians over rounds, and the median of the rounds' ratios."""
+    """Render a table: medians over rounds, and the median of the ratios by round."""
     lines = ["| bf16, batch 32 | kernels | doccls, images/s | bare loop | ratio | memory, MiB |", "|---" * 6 + "|"]
-    for one in steps:
-        ratio = statistics.median(own / other for own, other in zip(one.ours, one.bare, strict=True))
-        rates = f"{statistics.median(one.ours):.0f} | {statistics.median(one.bare):.0f}"
-        lines.append(f"| {one.network} | {one.kernels} | {rates} | {ratio:.3f} | {one.memory_mib:.0f} |")
+    for figures in steps:
+        ratio = statistics.median(own / other for own, other in zip(figures.ours, figures.bare, strict=True))
+        rates = f"{statistics.median(figures.ours):.0f} | {statistics.median(figures.bare):.0f}"
+        lines.append(f"| {figures.network} | {figures.kernels} | {rates} | {ratio:.3f} | {figures.memory_mib:.0f} |")
     return lines
 
 
 def render_loaders(loaders: Sequence[LoaderFigures], steps: Sequence[StepFigures]) -> list[str]:
-    """A table: what the loader makes, and what part of the fastest network's need that is."""
-    most = max((statistics.median(one.ours) for one in steps), default=0.0)
+    """Render a table: the loader's rate, also as a fraction of the fastest network's rate."""
+    fastest = max((statistics.median(figures.ours) for figures in steps), default=0.0)
     lines = [
-        "| recipe | size | workers | ms a page | images/s | of the most that a network above took |",
+        "| recipe | size | workers | ms per page | images/s | of the fastest network above |",
         "|---" * 6 + "|",
     ]
-    for one in loaders:
-        share = f"{one.rate / most:.0%}" if most else "not measured"
-        lines.append(f"| {one.recipe} | {one.size_px} | {one.workers} | {one.page_ms:.1f} | {one.rate:.0f} | {share} |")
+    for loader in loaders:
+        fraction = f"{loader.rate / fastest:.0%}" if fastest else "not measured"
+        cells = (loader.recipe, loader.size_px, loader.workers, f"{loader.page_ms:.1f}", f"{loader.rate:.0f}", fraction)
+        lines.append(f"| {' | '.join(map(str, cells))} |")
     return lines

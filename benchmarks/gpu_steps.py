@@ -1,4 +1,4 @@
-"""Images/s of doccls's own loop and of a bare one, in one process and in turn, on images that are ready."""
+"""Measure doccls's training loop and a bare one, alternating in one process, on images in memory."""
 
 import gc
 import itertools
@@ -30,12 +30,12 @@ from doccls.training.speed import choose_kernels, wants_compile
 from doccls.training.step import train_epoch
 
 _CLASSES = 17
-_READY_BATCHES = 4
+_BATCHES = 4
 
 
 @dataclass(frozen=True)
 class Network:
-    """What is trained, in bf16."""
+    """A network to train in bf16."""
 
     name: str
     size_px: int
@@ -43,29 +43,26 @@ class Network:
 
 @dataclass(frozen=True)
 class StepFigures:
-    """Of one network with one choice of kernels."""
+    """Images/s of both loops, by round, for one network with one choice of kernels."""
 
     network: str
-    kernels: str
-    """Such as `fast, compiled`."""
+    kernels: str  # such as `fast, compiled`
     ours: tuple[float, ...]
-    """Images/s of doccls's loop, round by round."""
     bare: tuple[float, ...]
-    memory_mib: float
-    """The most that doccls's loop held on the GPU."""
+    memory_mib: float  # peak GPU memory of doccls's loop
 
 
 class _Untracked:
     def log(self, values: Mapping[str, float], step: int) -> None:
-        """Nothing."""
+        """Discard the values."""
 
 
 def measure_steps(network: Network, train: TrainConfig, device: torch.device, steps: int, rounds: int) -> StepFigures:
-    """Both loops in turn, `rounds` times `steps` steps each, after one round in which libraries warm up."""
+    """Measure both loops alternately, `rounds` times `steps` steps each, after a warm-up round."""
     AcceleratorState._reset_state(reset_partial_state=True)
     torch._dynamo.reset()
-    gc.collect()  # the network before
-    train = train.model_copy(update={"checkpoint_interval_s": math.inf})  # none is saved
+    gc.collect()  # of the previous network
+    train = train.model_copy(update={"checkpoint_interval_s": math.inf})  # no resume checkpoints
     choose_kernels(train)
     accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision="bf16")
     if device.type == "cuda":
@@ -77,19 +74,19 @@ def measure_steps(network: Network, train: TrainConfig, device: torch.device, st
     bare = _prepare_bare(network, train, device, steps)
     bare()
     images = steps * train.batch_size
-    measured = [(images / _time(ours, device), images / _time(bare, device)) for _ in range(rounds)]
+    rates = [(images / _time(ours, device), images / _time(bare, device)) for _ in range(rounds)]
     kernels = train.speed + (", compiled" if wants_compile(train, device) else "")
     return StepFigures(
-        network.name, kernels, tuple(one for one, _ in measured), tuple(other for _, other in measured), memory_mib
+        network.name, kernels, tuple(rate for rate, _ in rates), tuple(rate for _, rate in rates), memory_mib
     )
 
 
-def _time(act: Callable[[], None], device: torch.device) -> float:
-    began_s = time.perf_counter()
-    act()
+def _time(train_steps: Callable[[], None], device: torch.device) -> float:
+    started_s = time.perf_counter()
+    train_steps()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    return time.perf_counter() - began_s
+    return time.perf_counter() - started_s
 
 
 def _build(network: Network) -> nn.Module:
@@ -97,13 +94,13 @@ def _build(network: Network) -> nn.Module:
     return build_model(ModelConfig(name=network.name, pretrained=False), _CLASSES, network.size_px)
 
 
-def _draw(network: Network, train: TrainConfig) -> list[torch.Tensor]:
+def _draw_batches(network: Network, train: TrainConfig) -> list[torch.Tensor]:
     shape = (train.batch_size, network.size_px, network.size_px, 3)
-    return [torch.randint(0, 256, shape, dtype=torch.uint8) for _ in range(_READY_BATCHES)]
+    return [torch.randint(0, 256, shape, dtype=torch.uint8) for _ in range(_BATCHES)]
 
 
 def _prepare_ours(network: Network, train: TrainConfig, accelerator: Accelerator, steps: int) -> Callable[[], None]:
-    """An epoch of doccls's loop; its batches lie in pinned memory, as from the loader."""
+    """Prepare an epoch of doccls's loop on batches in pinned memory, as the loader yields them."""
     device, model = accelerator.device, _build(network)
     mean, std = get_normalization(ModelConfig(name=network.name, pretrained=False), model)
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -114,12 +111,12 @@ def _prepare_ours(network: Network, train: TrainConfig, accelerator: Accelerator
         model.compile()
     wrapped, prepared = accelerator.prepare(model, optimizer)
     targets = torch.randint(0, _CLASSES, (train.batch_size,))
-    ready = _draw(network, train)
+    batch_images = _draw_batches(network, train)
     if device.type == "cuda":
-        ready, targets = [images.pin_memory() for images in ready], targets.pin_memory()
+        batch_images, targets = [images.pin_memory() for images in batch_images], targets.pin_memory()
     rows = torch.arange(train.batch_size)
     batches = (
-        Batch(ready[step % _READY_BATCHES], targets, rows, BatchPlace("train", 0, step=step, is_last=True))
+        Batch(batch_images[step % _BATCHES], targets, rows, BatchPlace("train", 0, step=step, is_last=True))
         for step in itertools.count()
     )
     engine = Engine(
@@ -131,14 +128,14 @@ def _prepare_ours(network: Network, train: TrainConfig, accelerator: Accelerator
     checkpointer = Checkpointer(engine, RunPaths(Path("unused")), "", None)
     epochs = itertools.count()
 
-    def act() -> None:
+    def train_steps() -> None:
         train_epoch(engine, batches, next(epochs), FoldProgress(), checkpointer, ProgressBar(None))
 
-    return act
+    return train_steps
 
 
 def _prepare_bare(network: Network, train: TrainConfig, device: torch.device, steps: int) -> Callable[[], None]:
-    """What any trainer must do, on images that lie on the device: normalize, forward, loss, backward, clip, step."""
+    """Prepare what any trainer must do, on images on the device: normalize, forward, loss, backward, clip, step."""
     model = _build(network)
     mean, std = get_normalization(ModelConfig(name=network.name, pretrained=False), model)
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -146,17 +143,17 @@ def _prepare_bare(network: Network, train: TrainConfig, device: torch.device, st
     optimizer, normalize = build_optimizer(train, model, device), Normalizer(mean, std, device)
     if wants_compile(train, device):
         model.compile()
-    images, targets = [one.to(device) for one in _draw(network, train)], torch.zeros(train.batch_size, device=device)
-    labels, criterion = targets.long(), nn.CrossEntropyLoss()
+    images = [batch.to(device) for batch in _draw_batches(network, train)]
+    targets, criterion = torch.zeros(train.batch_size, device=device).long(), nn.CrossEntropyLoss()
 
-    def act() -> None:
+    def train_steps() -> None:
         for step in range(steps):
             with torch.autocast(device.type, torch.bfloat16):
-                logits = model(normalize(images[step % _READY_BATCHES]))
-            criterion(logits.float(), labels).backward()
+                logits = model(normalize(images[step % _BATCHES]))
+            criterion(logits.float(), targets).backward()
             if train.grad_clip_norm is not None:
                 nn.utils.clip_grad_norm_(model.parameters(), train.grad_clip_norm)
             optimizer.step()
             optimizer.zero_grad()
 
-    return act
+    return train_steps

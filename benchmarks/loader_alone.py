@@ -1,6 +1,6 @@
-"""`python -m benchmarks.loader_alone ours|timm FOLDER`: batches of augmented A4 pages at 224 px, no model.
+"""Load batches of augmented A4 pages at 224 px without a model: `python -m benchmarks.loader_alone ours|timm FOLDER`.
 
-Prints images per CPU-second of one process without workers, after a first epoch in which whatever is kept is made.
+Prints images per CPU-second of one process without workers, after a first epoch that fills caches.
 """
 
 import sys
@@ -15,7 +15,7 @@ SIZE_PX, BATCH, EPOCHS = 224, 32, 3
 
 
 def load_ours(folder: Path) -> Iterator[Any]:
-    """As `doccls.train` with `data.num_workers=0`, the basic mode, its pages in the store."""
+    """Load as `doccls.train` does with `data.num_workers=0`, the basic mode and pages in the store."""
     import cv2
 
     from doccls.config.load import Override, load_config
@@ -44,7 +44,7 @@ def load_ours(folder: Path) -> Iterator[Any]:
 
 
 def load_timm(folder: Path) -> Iterator[Any]:
-    """timm's training loader with its lightest usual augmentation: crop, resize, colour."""
+    """Load with timm's training loader and its lightest usual augmentation: crop, resize, colour."""
     from timm.data import create_dataset, create_loader
 
     dataset = create_dataset("", root=str(folder / "timm"), split="train", is_training=True)
@@ -57,7 +57,7 @@ def load_timm(folder: Path) -> Iterator[Any]:
 
 
 def main() -> None:
-    """Measure one of the two."""
+    """Measure the loader named on the command line."""
     torch.set_num_threads(1)
     batches = {"ours": load_ours, "timm": load_timm}[sys.argv[1]](Path(sys.argv[2]))
     sizes = [len(next(batches)[0])]

@@ -1,4 +1,4 @@
-"""Pages to measure with: drawn as the demo's, A4 at 150 dpi, in our layout and in timm's."""
+"""Pages for the benchmarks: drawn like the demo's, A4 at 150 dpi, in the layouts of doccls and timm."""
 
 import csv
 from concurrent.futures import ProcessPoolExecutor
@@ -11,13 +11,12 @@ from PIL import Image
 from doccls.demo.dataset import damage
 from doccls.demo.pages import CLASSES, draw_page
 
-A4_PX = (1240, 1754)
-"""Width and height at 150 dpi."""
+A4_PX = (1240, 1754)  # width and height at 150 dpi
 _PROCESSES = 2
 
 
 def draw_pages(folder: Path, count: int) -> None:
-    """`folder`/train.csv (ID, target) and `folder`/train/*.jpg; nothing if they are there."""
+    """Write `folder`/train.csv (ID, target) and `folder`/train/*.jpg, unless they exist."""
     table = folder / "train.csv"
     if table.exists():
         return
@@ -31,16 +30,16 @@ def draw_pages(folder: Path, count: int) -> None:
 
 
 def link_for_timm(folder: Path, train: list[str], valid: list[str]) -> Path:
-    """The same files as timm's ImageFolder wants them, and which of them are trained on and validated."""
+    """Link the training and validation files in the layout of timm's ImageFolder; return its root."""
     with (folder / "train.csv").open(newline="") as file:
         label_of = {row["ID"]: row["target"] for row in csv.DictReader(file)}
     root = folder / "timm"
     for split, names in (("train", train), ("validation", valid)):
         for name in names:
-            place = root / split / label_of[name] / name
-            place.parent.mkdir(parents=True, exist_ok=True)
-            if not place.exists():
-                place.symlink_to(folder / "train" / name)
+            link = root / split / label_of[name] / name
+            link.parent.mkdir(parents=True, exist_ok=True)
+            if not link.exists():
+                link.symlink_to(folder / "train" / name)
     return root
 
 

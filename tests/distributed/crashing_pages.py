@@ -1,4 +1,4 @@
-"""A data set whose decoder crashes at one sample, as a loader worker finds it."""
+"""A data set whose decoder crashes the process at one sample."""
 
 import os
 import signal
@@ -11,10 +11,10 @@ CRASHING = 3
 
 
 class CrashingDataset(DocClsDataset):
-    """Sample CRASHING ends its process by the signal `crash`."""
+    """A data set in which reading sample CRASHING kills the process with the signal `crash`."""
 
-    def __init__(self, *words: object, crash: signal.Signals) -> None:
-        super().__init__(*words)  # type: ignore[arg-type]
+    def __init__(self, *arguments: object, crash: signal.Signals) -> None:
+        super().__init__(*arguments)  # type: ignore[arg-type]
         self._crash = crash
 
     def _read(self, index: int) -> np.ndarray:

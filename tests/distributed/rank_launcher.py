@@ -1,7 +1,7 @@
-"""Starts ranks as real processes, each forked from one server that has imported the stack (5 s of CPU saved a process).
+"""Start ranks as real processes, forked from a server that has imported the stack (saves 5 s of CPU per process).
 
-What a rank runs is `main(argv) -> exit code`, named as `module:function`; it finds the environment that `doccls-launch`
-gives. (That of `accelerate launch` and torchrun: tests/distributed/test_group_refusals.py.)
+A rank runs `main(argv) -> exit code`, named as `module:function`, in the environment that `doccls-launch` sets.
+(tests/distributed/test_group_refusals.py covers the environment of `accelerate launch` and torchrun.)
 """
 
 import faulthandler
@@ -29,9 +29,8 @@ _FROM_LAUNCHERS = (
     MEETING_FILE, "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT",
     "ACCELERATE_USE_CPU", "ACCELERATE_MIXED_PRECISION", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "NO_COLOR", "FORCE_COLOR",
 )  # fmt: skip
-_GRACE_S = 30.0
-"""How long the other ranks may outlive one that failed."""
-_LOOK_S = 0.1
+_GRACE_S = 30.0  # how long the other ranks may run after one has failed
+_POLL_S = 0.1
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
@@ -41,16 +40,15 @@ _CONTEXT.set_forkserver_preload(
 
 @dataclass(frozen=True)
 class Rank:
-    """How one rank ended."""
+    """The exit code and output of one rank."""
 
-    code: int | None
-    """Exit code; None if it hung and was killed."""
+    code: int | None  # exit code; None if it hung and was killed
     stdout: str
     stderr: str
 
 
 def clean_environment() -> dict[str, str]:
-    """This process's environment without what a launcher would have put in it, and without GPU, terminal or W&B."""
+    """Return this process's environment without a launcher's variables, and with GPUs, terminal and W&B disabled."""
     kept = {name: value for name, value in os.environ.items() if name not in _FROM_LAUNCHERS}
     return kept | {
         "CUDA_VISIBLE_DEVICES": "",
@@ -61,14 +59,14 @@ def clean_environment() -> dict[str, str]:
 
 
 def group_environment(rank: int, world_size: int, meeting_file: Path) -> dict[str, str]:
-    """What `doccls-launch` tells one rank; nothing to a process alone."""
+    """Return the variables that `doccls-launch` sets for a rank; none for a single process."""
     if world_size == 1:
         return {}
     return {**render_environment(list_cpus(world_size), rank, 1), MEETING_FILE: str(meeting_file)}
 
 
 def find_free_port() -> int:
-    """A port that nothing listened on a moment ago."""
+    """Return a port that was free a moment ago."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port: int = listener.getsockname()[1]
@@ -84,10 +82,10 @@ def launch_ranks(
     timeout_s: float = 150,
     kill_stopped: bool = False,
 ) -> list[Rank]:
-    """Run `program` as `world_size` ranks with their output in `folder`; how each ended, in the order of ranks.
+    """Run `program` as `world_size` ranks with their output in `folder`, and return how each ended, by rank.
 
     A rank that hangs (past the timeout, or long after another failed) is killed and has no exit code. With
-    `kill_stopped`, one that has stopped itself (SIGSTOP) is killed too, and that is its end.
+    `kill_stopped`, a rank that has stopped itself (SIGSTOP) is killed as well; its exit code is that of SIGKILL.
     """
     ranks = start_ranks(program, argv, folder, world_size, environment)
     try:
@@ -110,13 +108,13 @@ def launch_ranks(
 def start_ranks(
     program: str, argv: Sequence[str], folder: Path, world_size: int = 1, environment: Mapping[str, str] | None = None
 ) -> list[ForkServerProcess]:
-    """As `launch_ranks`, without waiting: the caller ends the processes."""
+    """Start ranks as `launch_ranks` does, without waiting; the caller ends the processes."""
     folder.mkdir(parents=True, exist_ok=True)
     meeting_file = folder / f"meeting_{secrets.token_hex(4)}"
     ranks = []
     for rank in range(world_size):
-        told = clean_environment() | group_environment(rank, world_size, meeting_file) | dict(environment or {})
-        process = _CONTEXT.Process(target=_be_rank, args=(program, list(argv), str(folder), rank, told))
+        variables = clean_environment() | group_environment(rank, world_size, meeting_file) | dict(environment or {})
+        process = _CONTEXT.Process(target=_be_rank, args=(program, list(argv), str(folder), rank, variables))
         process.start()
         ranks.append(process)
     return ranks
@@ -126,8 +124,8 @@ def _await(ranks: Sequence[ForkServerProcess], timeout_s: float, kill_stopped: b
     deadline = time.monotonic() + timeout_s
     alive = list(ranks)
     while alive and time.monotonic() < deadline:
-        longest_s = _LOOK_S if kill_stopped else timeout_s
-        wait([process.sentinel for process in alive], timeout=min(longest_s, max(0.0, deadline - time.monotonic())))
+        limit_s = _POLL_S if kill_stopped else timeout_s
+        wait([process.sentinel for process in alive], timeout=min(limit_s, max(0.0, deadline - time.monotonic())))
         if kill_stopped:
             for process in filter(_is_stopped, alive):
                 process.kill()
@@ -145,7 +143,7 @@ def _is_stopped(process: ForkServerProcess) -> bool:
 
 
 def _be_rank(program: str, argv: list[str], folder: str, rank: int, environment: dict[str, str]) -> None:
-    """In the new process: take over the output, the environment and the command line, then run the program."""
+    """Redirect output, set the environment and the command line, and run the program (in the new process)."""
     for name, descriptor in (("out", 1), ("err", 2)):
         file = os.open(Path(folder) / f"rank{rank}.{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(file, descriptor)

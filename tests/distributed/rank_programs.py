@@ -1,4 +1,4 @@
-"""What ranks run in these tests beside `doccls.train` itself: programs that watch it, or one of its collectives."""
+"""Programs that ranks run in these tests: `doccls.train` under observation, or a single collective."""
 
 import functools
 import hashlib
@@ -20,8 +20,8 @@ from doccls.data.sampler import BatchDivision, BatchPlace, BatchRequest, list_ev
 from doccls.errors import UserError
 from doccls.system.rank import MEETING_FILE
 from doccls.train import main
-from doccls.training import distributed as processes_room
-from doccls.training import trainer as fold_room
+from doccls.training import distributed as distributed_module
+from doccls.training import trainer as trainer_module
 from doccls.training.distributed import agree_on_stop, await_all, on_main, start_processes
 from doccls.training.engine import RunContext
 from doccls.training.evaluate import Normalizer, predict_logits
@@ -31,7 +31,7 @@ _T = TypeVar("_T")
 
 
 def predict_counts(argv: list[str]) -> int:
-    """argv = config, folder. Predict sets of 0 to 7 samples; each rank writes what it got of each."""
+    """Predict sets of 0 to 7 samples; each rank writes the result for each set. argv = config, folder."""
     accelerator = start_processes(load_config(Path(argv[0])))
     rank, world_size = accelerator.process_index, accelerator.num_processes
     for count in COUNTS:
@@ -46,7 +46,7 @@ def predict_counts(argv: list[str]) -> int:
 
 
 def count_page_faults(argv: list[str]) -> int:
-    """Train; say how many memory pages the kernel gives, after that, for the last ten of twenty tensors of 64 MiB."""
+    """Train, then print the page faults that the last ten of twenty tensors of 64 MiB cause."""
     code = main(argv)
     for number in range(20):
         if number == 10:
@@ -56,24 +56,24 @@ def count_page_faults(argv: list[str]) -> int:
     return code
 
 
-def act_on_main(argv: list[str]) -> int:
-    """argv = config, folder. Let the main process answer, fail as a user would, and answer again."""
+def return_and_raise_on_main(argv: list[str]) -> int:
+    """Let the main process return a value, raise a UserError, and return a value. argv = config, folder."""
     accelerator = start_processes(load_config(Path(argv[0])))
     rank = accelerator.process_index
-    told = [on_main(accelerator, lambda: ("answer of", rank))]
+    answers = [on_main(accelerator, lambda: ("answer of", rank))]
     try:
         on_main(accelerator, functools.partial(_refuse, rank))
     except UserError as error:
-        told.append(str(error))
-    told.append(on_main(accelerator, lambda: None))
-    (Path(argv[1]) / f"rank{rank}.json").write_text(json.dumps(told))
+        answers.append(str(error))
+    answers.append(on_main(accelerator, lambda: None))
+    (Path(argv[1]) / f"rank{rank}.json").write_text(json.dumps(answers))
     accelerator.end_training()
     return 0
 
 
-def wait_patiently(argv: list[str]) -> int:
-    """argv = config. Each in turn is later than a collective may take: where all wait for it, and then in one."""
-    processes_room._LEAST_LIMIT_S = processes_room._MARGIN_S = 1.0
+def exceed_collective_timeout(argv: list[str]) -> int:
+    """Exceed the collective timeout: on the main process, before `await_all`, and in a collective. argv = config."""
+    distributed_module._LEAST_LIMIT_S = distributed_module._MARGIN_S = 1.0
     accelerator = start_processes(
         load_config(Path(argv[0]), overrides=[parse_override("train.collective_timeout_s=1")])
     )
@@ -88,8 +88,8 @@ def wait_patiently(argv: list[str]) -> int:
     return 0
 
 
-def break_on_main(argv: list[str]) -> int:
-    """argv = config. A bug (no UserError) strikes the main process inside `on_main`."""
+def fail_on_main(argv: list[str]) -> int:
+    """Raise an error that is not a UserError on the main process inside `on_main`. argv = config."""
     accelerator = start_processes(load_config(Path(argv[0])))
     try:
         on_main(accelerator, lambda: 1 // 0)
@@ -99,61 +99,61 @@ def break_on_main(argv: list[str]) -> int:
 
 
 def record_weights(argv: list[str]) -> int:
-    """Train; each rank notes the digests of the validated modules, after each epoch's steps and at its validation."""
-    notes: dict[str, list[list[str]]] = {"trained": [], "validated": []}
+    """Train; each rank records the digests of the validated modules after each epoch's steps and at its validation."""
+    digests: dict[str, list[list[str]]] = {"trained": [], "validated": []}
 
-    def after_training(train_epoch: Callable[..., _T], engine: Any, *others: Any) -> _T:
-        result = train_epoch(engine, *others)
-        notes["trained"].append([_digest(module) for module in engine.modules.values()])
+    def after_training(train_epoch: Callable[..., _T], engine: Any, *arguments: Any) -> _T:
+        result = train_epoch(engine, *arguments)
+        digests["trained"].append([_digest(module) for module in engine.modules.values()])
         return result
 
-    def before_validation(predict: Callable[..., _T], models: list[nn.Module], *others: Any) -> _T:
-        notes["validated"].append([_digest(model) for model in models])
-        return predict(models, *others)
+    def before_validation(predict: Callable[..., _T], models: list[nn.Module], *arguments: Any) -> _T:
+        digests["validated"].append([_digest(model) for model in models])
+        return predict(models, *arguments)
 
-    _wrap(fold_room, "train_epoch", after_training)
-    _wrap(fold_room, "predict_logits", before_validation)
+    _wrap(trainer_module, "train_epoch", after_training)
+    _wrap(trainer_module, "predict_logits", before_validation)
     code = main(argv)
-    _note(notes)
+    _record(digests)
     return code
 
 
 def record_failure(argv: list[str]) -> int:
-    """Train; each rank notes what stopped its training."""
+    """Train; each rank records the error that stopped its training."""
 
-    def watch(train_epoch: Callable[..., _T], *others: Any) -> _T:
+    def record_error(train_epoch: Callable[..., _T], *arguments: Any) -> _T:
         try:
-            return train_epoch(*others)
+            return train_epoch(*arguments)
         except ValueError as error:
-            _note([type(error).__name__, str(error)])
+            _record([type(error).__name__, str(error)])
             raise
 
-    _wrap(fold_room, "train_epoch", watch)
+    _wrap(trainer_module, "train_epoch", record_error)
     return main(argv)
 
 
-def lose_images(argv: list[str]) -> int:
-    """Train, but the images named by DOCCLS_TEST_LOSE go after the data was checked and before it is trained on."""
+def delete_images(argv: list[str]) -> int:
+    """Train; delete the images named by DOCCLS_TEST_LOSE after the data check and before training."""
 
-    def lose(train_fold: Callable[..., _T], context: RunContext, *others: Any) -> _T:
+    def delete(train_fold: Callable[..., _T], context: RunContext, *arguments: Any) -> _T:
         if context.accelerator.is_main_process:
             for name in os.environ["DOCCLS_TEST_LOSE"].split(","):
                 (context.experiment.config.data.image_dir_train / name).unlink()
         context.accelerator.wait_for_everyone()
-        return train_fold(context, *others)
+        return train_fold(context, *arguments)
 
-    _wrap(fold_room, "train_fold", lose)
+    _wrap(trainer_module, "train_fold", delete)
     return main(argv)
 
 
-def meet_at_port(argv: list[str]) -> int:
-    """As the ranks of a fold over several machines: at MASTER_PORT, not through a file."""
+def rendezvous_at_port(argv: list[str]) -> int:
+    """Train with a rendezvous at MASTER_PORT instead of a file, as for a fold over several machines."""
     del os.environ[MEETING_FILE]
     return main(argv)
 
 
 class _Echo(nn.Module):
-    """Logits that tell which page they are of."""
+    """A model whose logits identify the page."""
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         level = 255 * images.mean(dim=(1, 2, 3))
@@ -177,11 +177,11 @@ def _digest(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _wrap(room: Any, name: str, around: Callable[..., Any]) -> None:
-    setattr(room, name, functools.partial(around, getattr(room, name)))
+def _wrap(module: Any, name: str, wrapper: Callable[..., Any]) -> None:
+    setattr(module, name, functools.partial(wrapper, getattr(module, name)))
 
 
-def _note(value: Any) -> None:
-    """Into this rank's file of the run's folder."""
+def _record(value: Any) -> None:
+    """Write the value to this rank's file in the run's folder."""
     path = Path(os.environ["DOCCLS_TEST_FOLDER"]) / f"rank{os.environ.get('RANK', '0')}.json"
     path.write_text(json.dumps(value))

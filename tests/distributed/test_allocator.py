@@ -1,4 +1,4 @@
-"""Training on a CPU keeps freed memory, and gets no more from the kernel for each tensor; unless the user chose."""
+"""Training on a CPU keeps freed memory instead of returning it to the kernel, unless the user chose otherwise."""
 
 import resource
 
@@ -10,15 +10,15 @@ _PAGES_OF_TEN_TENSORS = 10 * 2**26 // resource.getpagesize()
 
 
 @pytest.mark.parametrize(
-    ("chosen", "kept"),
+    ("variables", "is_kept"),
     [({}, True), ({"MALLOC_ARENA_MAX": "2"}, False), ({"GLIBC_TUNABLES": "glibc.malloc.x=1"}, False)],
 )
-def test_memory_that_training_frees_is_kept_unless_the_user_chose(
-    trainer: Trainer, chosen: dict[str, str], kept: bool
+def test_training_keeps_freed_memory_unless_user_set_the_allocator(
+    trainer: Trainer, variables: dict[str, str], is_kept: bool
 ) -> None:
     folder = trainer.new_folder()
     argv = trainer.arguments((*PLAIN, "data.valid_fold=1", "train.epochs=1"), folder)
-    (rank,) = launch_ranks("rank_programs:count_page_faults", argv, folder / "console", environment=chosen)
+    (rank,) = launch_ranks("rank_programs:count_page_faults", argv, folder / "console", environment=variables)
     assert rank.code == 0, rank.stderr
     faults = int(rank.stdout.splitlines()[-1])
-    assert faults < 0.1 * _PAGES_OF_TEN_TENSORS if kept else faults > 0.9 * _PAGES_OF_TEN_TENSORS
+    assert faults < 0.1 * _PAGES_OF_TEN_TENSORS if is_kept else faults > 0.9 * _PAGES_OF_TEN_TENSORS

@@ -1,4 +1,4 @@
-"""Folds trained apart under one run id: merged, kept, refused to strangers; then predicting test pages with them."""
+"""Folds trained separately under one run id: merge, resume, rejection of a different recipe, test predictions."""
 
 import csv
 import shutil
@@ -17,7 +17,7 @@ from doccls.run.paths import RunPaths
 
 @dataclass(frozen=True)
 class Joined:
-    """Three folds trained apart as run `x`, then merged."""
+    """Three folds trained separately as run `x`, then merged."""
 
     run: Run
     before_merge: dict[str, str]
@@ -46,7 +46,7 @@ def _predict(trainer: Trainer, run: Run, *options: str, world_size: int = 1) -> 
     return launch_ranks("doccls.__main__:main", argv, trainer.new_folder(), world_size)
 
 
-def _read_array_job(run: Run) -> list[list[str]]:
+def _read_submission(run: Run) -> list[list[str]]:
     with (run.root / "submission.csv").open(newline="", encoding="utf-8") as file:
         return list(csv.reader(file))
 
@@ -56,14 +56,14 @@ def _copy(run: Run, folder: Path) -> Run:
     return Run([], folder)
 
 
-def test_folds_trained_apart_merge_into_the_bytes_of_all(joined: Joined, rich_run: Run) -> None:
+def test_folds_trained_separately_merge_to_the_same_bytes(joined: Joined, rich_run: Run) -> None:
     together = rich_run.list_files()
     assert "oof/oof_logits.npy" not in joined.before_merge
     names = [name for name in together if name.startswith("oof/")]
     assert len(names) == 3 + 3
-    apart = joined.run.list_files()
-    assert {name: apart[name] for name in names} == {name: together[name] for name in names}
-    assert list(apart) == list(together)
+    separate = joined.run.list_files()
+    assert {name: separate[name] for name in names} == {name: together[name] for name in names}
+    assert list(separate) == list(together)
     for fold in range(3):
         assert joined.run.read_weights(fold) == rich_run.read_weights(fold)
     rows = [(row["fold"], row["epoch"]) for row in joined.run.read_metrics()]
@@ -71,7 +71,7 @@ def test_folds_trained_apart_merge_into_the_bytes_of_all(joined: Joined, rich_ru
     assert joined.merge_output.splitlines()[-1].startswith("[OOF] all folds macro_f1=")
 
 
-def test_a_merge_of_too_few_folds_names_the_missing(joined: Joined, tmp_path: Path) -> None:
+def test_merge_names_missing_folds(joined: Joined, tmp_path: Path) -> None:
     run = _copy(joined.run, tmp_path / "copy")
     (run.root / "oof" / "parts" / "fold1.safetensors").unlink()
     before = run.list_files()
@@ -81,20 +81,18 @@ def test_a_merge_of_too_few_folds_names_the_missing(joined: Joined, tmp_path: Pa
     assert run.list_files() == before
 
 
-def test_a_fold_killed_when_its_part_stood_is_kept_and_leaves_no_state(
+def test_fold_killed_after_its_predictions_is_kept_without_resume_checkpoints(
     trainer: Trainer, joined: Joined, tmp_path: Path
 ) -> None:
     run = _copy(joined.run, tmp_path / "copy")
     before = run.list_files()
-    for state in RunPaths(run.root).resume_checkpoints(1):
-        state.touch()
+    for checkpoint in RunPaths(run.root).resume_checkpoints(1):
+        checkpoint.touch()
     trainer.train(*RICH, "data.valid_fold=1", run_id="x", folder=run.folder)
     assert run.list_files() == before
 
 
-def test_training_all_folds_of_a_joined_run_keeps_the_finished_ones(
-    trainer: Trainer, joined: Joined, tmp_path: Path
-) -> None:
+def test_training_all_folds_keeps_finished_folds(trainer: Trainer, joined: Joined, tmp_path: Path) -> None:
     run = _copy(joined.run, tmp_path / "copy")
     before = run.list_files()
     trainer.train(*RICH, run_id="x", folder=run.folder)
@@ -105,7 +103,7 @@ def test_training_all_folds_of_a_joined_run_keeps_the_finished_ones(
     assert run.list_files() == before
 
 
-def test_a_missing_part_is_trained_again_to_the_same_bytes(trainer: Trainer, joined: Joined, tmp_path: Path) -> None:
+def test_fold_without_predictions_retrains_to_same_bytes(trainer: Trainer, joined: Joined, tmp_path: Path) -> None:
     run = _copy(joined.run, tmp_path / "copy")
     before = run.list_files()
     (run.root / "oof" / "parts" / "fold1.safetensors").unlink()
@@ -119,24 +117,24 @@ def test_a_missing_part_is_trained_again_to_the_same_bytes(trainer: Trainer, joi
 
 @pytest.mark.parametrize("world_size", [1, 2])
 @pytest.mark.parametrize("change", ["project.seed=43", "train.lr=2e-3", "data.folds=2"])
-def test_another_recipe_under_the_same_run_id_is_refused_and_changes_nothing(
+def test_different_recipe_under_same_run_id_is_rejected_and_changes_nothing(
     trainer: Trainer, joined: Joined, tmp_path: Path, world_size: int, change: str
 ) -> None:
     run = _copy(joined.run, tmp_path / "copy")
     before = run.list_files()
-    again = trainer.run(*RICH, change, run_id="x", folder=run.folder, world_size=world_size)
-    assert again.codes == [1] * world_size
-    assert again.stderr.count("take another --run-id") == 1
+    rejected = trainer.run(*RICH, change, run_id="x", folder=run.folder, world_size=world_size)
+    assert rejected.codes == [1] * world_size
+    assert rejected.stderr.count("take another --run-id") == 1
     assert run.list_files() == before
 
 
-def test_predict_writes_the_samples_rows_in_its_order(trainer: Trainer, joined: Joined, tmp_path: Path) -> None:
+def test_predict_writes_rows_in_order_of_sample_csv(trainer: Trainer, joined: Joined, tmp_path: Path) -> None:
     run = _copy(joined.run, tmp_path / "copy")
     (rank,) = _predict(trainer, run)
     assert rank.code == 0, rank.stderr
     with (trainer.config.parent / "sample.csv").open(newline="") as file:
         sample = list(csv.reader(file))
-    written = _read_array_job(run)
+    written = _read_submission(run)
     assert written[0] == sample[0] == ["ID", "target"]
     assert [row[0] for row in written] == [row[0] for row in sample]
     probs = np.load(run.root / "test_probabilities.npy")
@@ -147,34 +145,34 @@ def test_predict_writes_the_samples_rows_in_its_order(trainer: Trainer, joined: 
     assert len(np.unique(probs, axis=0)) == TEST_COUNT
 
 
-def test_predict_gives_each_row_its_own_image(trainer: Trainer, joined: Joined, tmp_path: Path) -> None:
-    """The sample turned round turns the rows round, and nothing else."""
+def test_predict_uses_the_image_of_each_row(trainer: Trainer, joined: Joined, tmp_path: Path) -> None:
+    """A reversed sample CSV reverses the rows and changes nothing else."""
     header, *rows = (trainer.config.parent / "sample.csv").read_text().splitlines()
-    turned = tmp_path / "turned.csv"
-    turned.write_text("\n".join([header, *reversed(rows)]) + "\n")
-    run, other = _copy(joined.run, tmp_path / "one"), _copy(joined.run, tmp_path / "other")
+    reversed_csv = tmp_path / "reversed.csv"
+    reversed_csv.write_text("\n".join([header, *reversed(rows)]) + "\n")
+    run, other = _copy(joined.run, tmp_path / "first"), _copy(joined.run, tmp_path / "other")
     assert _predict(trainer, run)[0].code == 0
-    assert _predict(trainer, other, "--sample-csv", str(turned))[0].code == 0
-    straight = np.load(run.root / "test_probabilities.npy")
-    np.testing.assert_allclose(np.load(other.root / "test_probabilities.npy")[::-1], straight, rtol=1e-4, atol=1e-6)
+    assert _predict(trainer, other, "--sample-csv", str(reversed_csv))[0].code == 0
+    expected = np.load(run.root / "test_probabilities.npy")
+    np.testing.assert_allclose(np.load(other.root / "test_probabilities.npy")[::-1], expected, rtol=1e-4, atol=1e-6)
 
 
-def test_predict_by_two_processes_gives_the_same_probabilities(
+def test_predict_with_two_processes_gives_the_same_probabilities(
     trainer: Trainer, joined: Joined, tmp_path: Path
 ) -> None:
-    run, other = _copy(joined.run, tmp_path / "one"), _copy(joined.run, tmp_path / "other")
+    run, other = _copy(joined.run, tmp_path / "first"), _copy(joined.run, tmp_path / "other")
     assert _predict(trainer, run)[0].code == 0
     ranks = _predict(trainer, other, world_size=2)
     assert [rank.code for rank in ranks] == [0, 0], [rank.stderr for rank in ranks]
     assert "".join(rank.stdout for rank in ranks).count("submission.csv") == 1
     assert ranks[1].stdout == ""
-    straight = np.load(run.root / "test_probabilities.npy")
-    np.testing.assert_allclose(np.load(other.root / "test_probabilities.npy"), straight, rtol=1e-4, atol=1e-6)
-    assert _read_array_job(other) == _read_array_job(run)
+    expected = np.load(run.root / "test_probabilities.npy")
+    np.testing.assert_allclose(np.load(other.root / "test_probabilities.npy"), expected, rtol=1e-4, atol=1e-6)
+    assert _read_submission(other) == _read_submission(run)
 
 
-def test_a_missing_test_image_is_refused_by_name(trainer: Trainer, joined: Joined, tmp_path: Path) -> None:
-    run, pages, name = _copy(joined.run, tmp_path / "copy"), *_lose_test_image(trainer, tmp_path)
+def test_missing_test_image_is_rejected_by_name(trainer: Trainer, joined: Joined, tmp_path: Path) -> None:
+    run, pages, name = _copy(joined.run, tmp_path / "copy"), *_remove_test_image(trainer, tmp_path)
     (rank,) = _predict(trainer, run, "--image-dir", str(pages))
     assert rank.code == 1
     assert f"ID '{name}'" in rank.stderr
@@ -182,41 +180,37 @@ def test_a_missing_test_image_is_refused_by_name(trainer: Trainer, joined: Joine
     assert not (run.root / "submission.csv").exists()
 
 
-def test_two_processes_tell_a_mistake_once_and_close_their_group(
-    trainer: Trainer, joined: Joined, tmp_path: Path
-) -> None:
-    run, pages, name = _copy(joined.run, tmp_path / "copy"), *_lose_test_image(trainer, tmp_path)
+def test_predict_with_two_processes_reports_an_error_once(trainer: Trainer, joined: Joined, tmp_path: Path) -> None:
+    run, pages, name = _copy(joined.run, tmp_path / "copy"), *_remove_test_image(trainer, tmp_path)
     ranks = _predict(trainer, run, "--image-dir", str(pages), world_size=2)
     assert [rank.code for rank in ranks] == [1, 1]
     assert ranks[0].stderr.count(f"ID '{name}'") == 1
     assert ranks[1].stderr == "" and ranks[1].stdout == ""
-    (torn,) = [file for file in (run.root / "ckpt").glob("best_fold1.pth")]
-    torn.write_bytes(torn.read_bytes()[:-100])
+    best = run.root / "ckpt" / "best_fold1.pth"
+    best.write_bytes(best.read_bytes()[:-100])
     ranks = _predict(trainer, run, world_size=2)
     assert [rank.code for rank in ranks] == [1, 1]
     assert "".join(rank.stderr for rank in ranks).count("best_fold1.pth: torn") == 1
 
 
-def test_a_skipped_test_image_keeps_its_row_with_the_classes_shares(
-    trainer: Trainer, joined: Joined, tmp_path: Path
-) -> None:
-    whole, run = _copy(joined.run, tmp_path / "whole"), _copy(joined.run, tmp_path / "copy")
-    pages, name = _lose_test_image(trainer, tmp_path)
-    assert _predict(trainer, whole)[0].code == 0
+def test_skipped_test_image_keeps_its_row_with_class_priors(trainer: Trainer, joined: Joined, tmp_path: Path) -> None:
+    complete, run = _copy(joined.run, tmp_path / "complete"), _copy(joined.run, tmp_path / "copy")
+    pages, name = _remove_test_image(trainer, tmp_path)
+    assert _predict(trainer, complete)[0].code == 0
     (rank,) = _predict(trainer, run, "--image-dir", str(pages), "--on-bad-image", "skip")
     assert rank.code == 0, rank.stderr
     assert f"ID '{name}'" in rank.stdout
-    ids = [row[0] for row in _read_array_job(run)[1:]]
-    assert ids == [row[0] for row in _read_array_job(whole)[1:]]
-    probs, expected = (np.load(each.root / "test_probabilities.npy") for each in (run, whole))
+    ids = [row[0] for row in _read_submission(run)[1:]]
+    assert ids == [row[0] for row in _read_submission(complete)[1:]]
+    probs, expected = (np.load(each.root / "test_probabilities.npy") for each in (run, complete))
     lost = ids.index(name)
     np.testing.assert_allclose(probs[lost], 0.25)
     others = np.arange(TEST_COUNT) != lost
     np.testing.assert_allclose(probs[others], expected[others], rtol=1e-4, atol=1e-6)
 
 
-def _lose_test_image(trainer: Trainer, folder: Path) -> tuple[Path, str]:
-    """A copy of the test folder without the image of the sample's third row, and that image's name."""
+def _remove_test_image(trainer: Trainer, folder: Path) -> tuple[Path, str]:
+    """Copy the test folder without the image of the sample's third row; return the copy and the image's name."""
     pages = folder / "pages"
     shutil.copytree(trainer.config.parent / "test", pages)
     name = (trainer.config.parent / "sample.csv").read_text().splitlines()[3].split(",")[0]

@@ -1,4 +1,4 @@
-"""The same config gives the same bytes, whatever loads the images or spells the IDs; with every drawn number on."""
+"""The same config gives the same bytes, however images are loaded or IDs spelled, with all random numbers in use."""
 
 import os
 import subprocess
@@ -10,14 +10,14 @@ from rank_launcher import clean_environment
 from tiny_runs import RICH, Run, Trainer
 
 
-def test_the_recipe_draws_random_numbers(trainer: Trainer, rich_run: Run) -> None:
-    """Another seed gives another result: the equalities below are not those of constants."""
+def test_another_seed_changes_the_result(trainer: Trainer, rich_run: Run) -> None:
+    """So the recipe draws random numbers, and the equalities below mean something."""
     other = trainer.train(*RICH, "data.valid_fold=1", "project.seed=43")
     assert not np.array_equal(other.predictions(1).logits_NC[:, 0], rich_run.predictions(1).logits_NC[:, 0])
 
 
-def test_the_same_config_gives_the_same_bytes_from_the_command_line(trainer: Trainer, rich_run: Run) -> None:
-    """Once more, by `python -m doccls.train` itself, in another folder, with another hash seed."""
+def test_command_line_gives_the_same_bytes(trainer: Trainer, rich_run: Run) -> None:
+    """Run `python -m doccls.train` itself, in another folder, with another hash seed."""
     folder = trainer.new_folder()
     folder.mkdir()
     done = subprocess.run(
@@ -25,51 +25,51 @@ def test_the_same_config_gives_the_same_bytes_from_the_command_line(trainer: Tra
         cwd=folder, env=clean_environment() | {"PYTHONHASHSEED": "7"}, capture_output=True, text=True, timeout=180,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    again = Run([], folder)
-    assert again.read_oof() == rich_run.read_oof()
+    repeated = Run([], folder)
+    assert repeated.read_oof() == rich_run.read_oof()
     for fold in range(3):
         name = f"oof/parts/fold{fold}.safetensors"
-        assert again.list_files()[name] == rich_run.list_files()[name]
+        assert repeated.list_files()[name] == rich_run.list_files()[name]
 
 
-def test_every_learned_tensor_is_the_same_the_second_time(trainer: Trainer, rich_run: Run) -> None:
-    again = trainer.train(*RICH)
+def test_repeated_training_gives_the_same_weights(trainer: Trainer, rich_run: Run) -> None:
+    repeated = trainer.train(*RICH)
     for fold in range(3):
-        assert again.read_weights(fold) == rich_run.read_weights(fold)
+        assert repeated.read_weights(fold) == rich_run.read_weights(fold)
 
 
 @pytest.mark.parametrize("workers", [1, 3])
-def test_the_number_of_workers_changes_no_byte(trainer: Trainer, rich_run: Run, workers: int) -> None:
+def test_number_of_workers_changes_no_byte(trainer: Trainer, rich_run: Run, workers: int) -> None:
     assert trainer.train(*RICH, f"data.num_workers={workers}").read_oof() == rich_run.read_oof()
 
 
-def test_decoded_pages_change_no_byte_with_and_without_workers(trainer: Trainer, rich_run: Run) -> None:
-    """The others read theirs from the store."""
-    (told,) = [line for line in rich_run.lines if line.startswith("[DATA] decoded pages: ")]
-    assert told.endswith(" holds 48, of which 48 were decoded now")
+def test_page_store_changes_no_byte_with_and_without_workers(trainer: Trainer, rich_run: Run) -> None:
+    """All other runs read decoded pages from the store."""
+    (line,) = [line for line in rich_run.lines if line.startswith("[DATA] decoded pages: ")]
+    assert line.endswith(" holds 48, of which 48 were decoded now")
     for workers in (0, 2):
         without = trainer.train(*RICH, "data.store=off", f"data.num_workers={workers}")
         assert without.read_oof() == rich_run.read_oof()
         assert not (without.folder / "page_store").exists()
 
 
-def test_how_often_steps_are_logged_changes_no_byte(trainer: Trainer, rich_run: Run) -> None:
+def test_log_interval_changes_no_byte(trainer: Trainer, rich_run: Run) -> None:
     assert trainer.train(*RICH, "train.log_interval=1").read_oof() == rich_run.read_oof()
 
 
-def test_the_command_line_flag_for_workers_is_the_key(trainer: Trainer, rich_run: Run) -> None:
+def test_number_of_workers_is_logged_and_changes_no_byte_of_a_fold(trainer: Trainer, rich_run: Run) -> None:
     other = trainer.train(*RICH, "data.valid_fold=2", "data.num_workers=2")
     assert "[CFG] data.num_workers=2" in other.lines
     assert other.predictions(2).logits_NC.tobytes() == rich_run.predictions(2).logits_NC.tobytes()
 
 
 @pytest.mark.parametrize("fold", [1, 2])
-def test_a_fold_trained_alone_is_the_fold_of_all(trainer: Trainer, rich_run: Run, fold: int) -> None:
+def test_fold_trained_alone_equals_fold_of_all(trainer: Trainer, rich_run: Run, fold: int) -> None:
     alone = trainer.train(*RICH, f"data.valid_fold={fold}")
-    part, same = alone.predictions(fold), rich_run.predictions(fold)
-    assert part.info == same.info
-    assert part.indices_N.tobytes() == same.indices_N.tobytes()
-    assert part.logits_NC.tobytes() == same.logits_NC.tobytes()
+    predictions, expected = alone.predictions(fold), rich_run.predictions(fold)
+    assert predictions.info == expected.info
+    assert predictions.indices_N.tobytes() == expected.indices_N.tobytes()
+    assert predictions.logits_NC.tobytes() == expected.logits_NC.tobytes()
     assert not (alone.root / "oof" / "oof_logits.npy").exists()
 
 
@@ -79,14 +79,14 @@ def test_ids_without_extension_give_the_same_bytes(trainer: Trainer, rich_run: R
     assert bare.predictions(0).info.ids[0] + ".jpg" == rich_run.predictions(0).info.ids[0]
 
 
-def test_two_processes_give_the_same_bytes_twice(trainer: Trainer, rich_run: Run) -> None:
+def test_two_processes_are_reproducible(trainer: Trainer, rich_run: Run) -> None:
     first, second = (trainer.train(*RICH, world_size=2) for _ in range(2))
     assert first.read_oof() == second.read_oof()
     assert first.read_weights(2) == second.read_weights(2)
     assert np.isfinite(np.load(first.root / "oof" / "oof_logits.npy")).all()
 
 
-def test_an_accelerate_environment_of_one_process_changes_no_byte(trainer: Trainer, rich_run: Run) -> None:
+def test_expecting_one_process_changes_no_byte(trainer: Trainer, rich_run: Run) -> None:
     assert "RANK" not in os.environ
     alone = trainer.train(*RICH, "data.valid_fold=0", "train.num_processes=1")
     assert alone.predictions(0).logits_NC.tobytes() == rich_run.predictions(0).logits_NC.tobytes()

@@ -1,4 +1,4 @@
-"""A signal to a run: the marked end of the log, the signal's exit code, nothing left behind, wherever it struck."""
+"""A signal to a run at any point: an end marker in the log, the signal's exit code, and nothing left behind."""
 
 import os
 import random
@@ -27,29 +27,29 @@ STOPS = int(os.environ.get("DOCCLS_TEST_STOPS", "10"))
 
 
 def await_event(happened: Callable[[], bool], within_s: float, what: str, folder: Path) -> None:
-    """Until it happened; else fail with all that the processes said."""
+    """Wait until it has happened; otherwise fail with the ends of all logs and consoles."""
     deadline = time.monotonic() + within_s
     while not happened():
         if time.monotonic() > deadline:
-            said = {
+            outputs = {
                 str(file): file.read_text()[-3000:] for file in folder.rglob("*") if file.suffix in (".log", ".err")
             }
-            pytest.fail(f"not within {within_s} s: {what}\n{said}")
+            pytest.fail(f"timed out after {within_s} s: {what}\n{outputs}")
         time.sleep(0.02)
 
 
-def trains(folder: Path) -> bool:
+def has_logged_epoch_2(folder: Path) -> bool:
     logs = list(folder.glob("logs/*"))
     return bool(logs) and "[EPOCH 2]" in logs[0].read_text()
 
 
-def has_begun_steps(folder: Path) -> bool:
+def has_logged_step(folder: Path) -> bool:
     logs = list(folder.glob("logs/*"))
     return bool(logs) and "[STEP 1/" in logs[0].read_text()
 
 
-def assert_ended_well(folder: Path, code: int, killed: str = "no rank") -> None:
-    """`killed`, such as `rank1`, may have been killed while it wrote its heartbeat."""
+def assert_ended_cleanly(folder: Path, code: int, killed: str = "no rank") -> None:
+    """Check log and files; the rank `killed` (such as `rank1`) may have died while it wrote its heartbeat."""
     (log,) = folder.glob("logs/*")
     lines = log.read_text().splitlines()
     assert lines[-2:] == [f"[EXIT] TRAINING ERROR code={code}", ">> Stopping logger and restoring stdio"], lines[-5:]
@@ -59,11 +59,11 @@ def assert_ended_well(folder: Path, code: int, killed: str = "no rank") -> None:
     assert not list(folder.glob("experiments/*/*/oof/parts/*"))
 
 
-def last_words(number: signal.Signals) -> list[str]:
+def expected_exit_lines(number: signal.Signals) -> list[str]:
     return [f"[EXIT][ERROR] training failed: {number.name} received"]
 
 
-def select_last_words(text: str) -> list[str]:
+def select_exit_lines(text: str) -> list[str]:
     assert "Traceback" not in text and "Exception" not in text, text
     return [line for line in text.splitlines() if line.startswith("[EXIT]")]
 
@@ -72,10 +72,10 @@ def select_last_words(text: str) -> list[str]:
 def running(
     trainer: Trainer, program: str, sets: tuple[str, ...], world_size: int = 1
 ) -> Iterator[tuple[Path, list[ForkServerProcess]]]:
-    """Ranks on their way in a folder of their own; what of them is left at the end of the block is killed."""
+    """Start ranks in a new folder; kill those still running at the end of the block."""
     folder = trainer.new_folder()
-    told = {"DOCCLS_TEST_FOLDER": str(folder)}
-    ranks = start_ranks(program, trainer.arguments(sets, folder), folder / "console", world_size, told)
+    variables = {"DOCCLS_TEST_FOLDER": str(folder)}
+    ranks = start_ranks(program, trainer.arguments(sets, folder), folder / "console", world_size, variables)
     try:
         yield folder, ranks
     finally:
@@ -93,27 +93,27 @@ def join(ranks: list[ForkServerProcess], folder: Path) -> list[int | None]:
 @pytest.mark.parametrize(
     ("number", "to_group"), [(signal.SIGTERM, False), (signal.SIGINT, True), (signal.SIGTERM, True)]
 )
-def test_a_signal_ends_a_run_in_good_order(trainer: Trainer, number: signal.Signals, to_group: bool) -> None:
-    """SIGTERM as `kill` sends it, SIGINT as a terminal does (to the workers too), SIGTERM as Slurm does.
+def test_signal_ends_a_run_cleanly(trainer: Trainer, number: signal.Signals, to_group: bool) -> None:
+    """Send SIGTERM as `kill` does, SIGINT as a terminal does (to the workers too), SIGTERM as Slurm does.
 
-    And no process of the run has forked while it had more than one thread.
+    Also, no process of the run forks while it has more than one thread.
     """
-    with with_workers(trainer) as (folder, process, workers):
+    with running_with_workers(trainer) as (folder, process, workers):
         assert process.pid is not None
         (os.killpg if to_group else os.kill)(process.pid, number)
         assert join([process], folder) == [128 + number]
         _, left = psutil.wait_procs(workers, timeout=10)
         assert left == []
-    assert_ended_well(folder, 128 + number)
+    assert_ended_cleanly(folder, 128 + number)
     assert Run([], folder).read_metrics()[-1]["fold"] == 0
-    assert select_last_words((folder / "console" / "rank0.err").read_text()) == last_words(number)
+    assert select_exit_lines((folder / "console" / "rank0.err").read_text()) == expected_exit_lines(number)
     forks = [line.split() for line in (folder / FORKS).read_text().splitlines()]
-    assert len(forks) >= 2, "the workers' forks were seen"
+    assert len(forks) >= 2, "the workers' forks were not recorded"
     assert {threads for _, threads in forks} == {"1"}
 
 
-def test_workers_end_with_a_run_that_is_killed(trainer: Trainer) -> None:
-    with with_workers(trainer) as (folder, process, workers):
+def test_workers_end_with_a_killed_run(trainer: Trainer) -> None:
+    with running_with_workers(trainer) as (folder, process, workers):
         process.kill()
         assert join([process], folder) == [-signal.SIGKILL]
         _, left = psutil.wait_procs(workers, timeout=30)
@@ -121,11 +121,11 @@ def test_workers_end_with_a_run_that_is_killed(trainer: Trainer) -> None:
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
-def test_all_ranks_stay_until_the_state_is_saved(trainer: Trainer, world_size: int) -> None:
-    """However long the write takes; its limit is that of the stop."""
+def test_all_ranks_wait_until_the_resume_checkpoint_is_saved(trainer: Trainer, world_size: int) -> None:
+    """The write may take up to `train.stop_timeout_s`."""
     sets = (*LONG, "train.stop_timeout_s=600")
-    with running(trainer, "signal_programs:hold_a_save", sets, world_size) as (folder, ranks):
-        await_event(lambda: has_begun_steps(folder), START_S, "a step", folder)
+    with running(trainer, "signal_programs:hold_save", sets, world_size) as (folder, ranks):
+        await_event(lambda: has_logged_step(folder), START_S, "a step", folder)
         ranks[-1].terminate()
         await_event(lambda: (folder / HELD).exists(), START_S, "the write", folder)
         (live,) = folder.glob("experiments/*/*/live")
@@ -135,40 +135,40 @@ def test_all_ranks_stay_until_the_state_is_saved(trainer: Trainer, world_size: i
         assert all(rank.is_alive() for rank in ranks)
         (folder / GO).touch()
         assert join(ranks, folder) == [143] * world_size
-    assert_ended_well(folder, 143)
+    assert_ended_cleanly(folder, 143)
     assert len(list(folder.glob("experiments/*/*/ckpt/last_fold0_*.safetensors"))) == 1
 
 
-def test_a_closed_terminal_stops_a_run_with_its_state_saved(trainer: Trainer) -> None:
+def test_closed_terminal_stops_a_run_with_a_resume_checkpoint(trainer: Trainer) -> None:
     folder = trainer.new_folder()
-    ours, theirs = os.openpty()
-    variables = {"DOCCLS_TEST_TERMINAL": os.ttyname(theirs)}
-    program = "signal_programs:train_on_a_terminal"
+    master, slave = os.openpty()
+    variables = {"DOCCLS_TEST_TERMINAL": os.ttyname(slave)}
+    program = "signal_programs:train_on_terminal"
     (process,) = start_ranks(program, trainer.arguments(LONG, folder), folder / "console", environment=variables)
     try:
-        await_event(lambda: not process.is_alive() or has_begun_steps(folder), START_S, "a step", folder)
-        os.close(theirs)
-        os.close(ours)
+        await_event(lambda: not process.is_alive() or has_logged_step(folder), START_S, "a step", folder)
+        os.close(slave)
+        os.close(master)
         assert join([process], folder) == [128 + signal.SIGHUP]
     finally:
         process.kill()
         process.join(10)
-    assert_ended_well(folder, 128 + signal.SIGHUP)
+    assert_ended_cleanly(folder, 128 + signal.SIGHUP)
     assert len(list(folder.glob("experiments/*/*/ckpt/last_fold0_*.safetensors"))) == 1
 
 
-def test_a_fold_that_is_trained_is_refused_to_a_second_process_and_goes_on(trainer: Trainer) -> None:
-    """Two terminals, or a job that was requeued while its first still lives."""
+def test_second_process_is_rejected_while_a_fold_is_trained(trainer: Trainer) -> None:
+    """Two terminals, or a job that was requeued while its first start still runs."""
     folder, sets = trainer.new_folder(), (*LONG, "data.valid_fold=1")
-    words = trainer.arguments(sets, folder, run_id="tiny")
+    arguments = trainer.arguments(sets, folder, run_id="tiny")
     first, second = folder / "console", folder / "second"
-    (owner,) = start_ranks("doccls.train:main", words, first)
+    (owner,) = start_ranks("doccls.train:main", arguments, first)
     try:
-        await_event(lambda: not owner.is_alive() or trains(folder), START_S, "an epoch", folder)
+        await_event(lambda: not owner.is_alive() or has_logged_epoch_2(folder), START_S, "an epoch", folder)
         for sets in ((*LONG, "data.valid_fold=1"), LONG):  # the fold alone, and all of them
-            (refused,) = launch_ranks("doccls.train:main", trainer.arguments(sets, folder, run_id="tiny"), second)
-            assert refused.code == 1
-            assert f"fold 1 of run tiny is being trained by process {owner.pid} on " in refused.stderr
+            (rejected,) = launch_ranks("doccls.train:main", trainer.arguments(sets, folder, run_id="tiny"), second)
+            assert rejected.code == 1
+            assert f"fold 1 of run tiny is being trained by process {owner.pid} on " in rejected.stderr
         assert owner.is_alive()
         owner.terminate()
         assert join([owner], folder) == [143]
@@ -179,48 +179,48 @@ def test_a_fold_that_is_trained_is_refused_to_a_second_process_and_goes_on(train
 
 
 @contextmanager
-def with_workers(trainer: Trainer) -> Iterator[tuple[Path, ForkServerProcess, list[psutil.Process]]]:
-    """A run with two loader workers, in its second epoch and in a process group of its own, and all processes under it.
+def running_with_workers(trainer: Trainer) -> Iterator[tuple[Path, ForkServerProcess, list[psutil.Process]]]:
+    """Start a run with two loader workers in its own process group; yield it after two epochs with all descendants.
 
-    Each of them writes its forks into the file FORKS.
+    Each process records its forks in the file FORKS.
     """
-    with running(trainer, "signal_programs:note_forks", (*LONG, "data.num_workers=2")) as (folder, (process,)):
-        await_event(lambda: not process.is_alive() or trains(folder), START_S, "an epoch", folder)
+    with running(trainer, "signal_programs:record_forks", (*LONG, "data.num_workers=2")) as (folder, (process,)):
+        await_event(lambda: not process.is_alive() or has_logged_epoch_2(folder), START_S, "an epoch", folder)
         assert process.is_alive(), (folder / "console" / "rank0.err").read_text()
         children = psutil.Process(process.pid).children(recursive=True)
         assert len(children) >= 3, "two workers and their server"
         yield folder, process, children
 
 
-@pytest.mark.parametrize("struck", [(0, 1), (1,), (0,)])
-def test_all_ranks_leave_together_whichever_was_asked(trainer: Trainer, struck: tuple[int, ...]) -> None:
-    """As torchrun and Slurm end a job: SIGTERM to each; or to one, and the others leave at its step."""
+@pytest.mark.parametrize("signalled", [(0, 1), (1,), (0,)])
+def test_all_ranks_stop_together_whichever_was_signalled(trainer: Trainer, signalled: tuple[int, ...]) -> None:
+    """Send SIGTERM to each rank, as torchrun and Slurm do, or to one; the others stop at the same step."""
     with running(trainer, "doccls.train:main", LONG, 2) as (folder, ranks):
-        await_event(lambda: trains(folder), START_S, "an epoch", folder)
-        for number in struck:
+        await_event(lambda: has_logged_epoch_2(folder), START_S, "an epoch", folder)
+        for number in signalled:
             ranks[number].terminate()
         assert join(ranks, folder) == [143, 143], (folder / "console" / "rank1.err").read_text()
-    assert_ended_well(folder, 143)
-    assert select_last_words((folder / "console" / "rank0.err").read_text()) == last_words(signal.SIGTERM)
+    assert_ended_cleanly(folder, 143)
+    assert select_exit_lines((folder / "console" / "rank0.err").read_text()) == expected_exit_lines(signal.SIGTERM)
     assert (folder / "console" / "rank1.err").read_text() == ""
 
 
-def test_ranks_with_slow_steps_stop_between_two_log_lines(trainer: Trainer) -> None:
-    """A hundred steps of ten seconds between two lines must not keep a stop from its checkpoint."""
+def test_ranks_with_slow_steps_stop_between_log_lines(trainer: Trainer) -> None:
+    """A stop must not wait for the next log line, which may be a hundred steps of ten seconds away."""
     sets = (*RICH, "train.log_interval=1000", "train.batch_size=2", "train.epochs=500")
     with running(trainer, "signal_programs:slow_steps", sets, 2) as (folder, ranks):
-        find = lambda: [read_beat(path) for path in folder.glob("experiments/*/*/live/all_rank*.json")]  # noqa: E731
-        steps = lambda: [beat.step for beat in find() if beat is not None]  # noqa: E731
+        beats = lambda: [read_beat(path) for path in folder.glob("experiments/*/*/live/all_rank*.json")]  # noqa: E731
+        steps = lambda: [beat.step for beat in beats() if beat is not None]  # noqa: E731
         await_event(lambda: max(steps(), default=0) >= 2, START_S, "two steps", folder)
         ranks[1].terminate()
         assert join(ranks, folder) == [143] * 2
-        assert len(set(steps())) == 1 and steps()[0] < 16, "at one step, long before the epoch's end"
-    assert_ended_well(folder, 143)
+        assert len(set(steps())) == 1 and steps()[0] < 16, "not at one step, or too late in the epoch"
+    assert_ended_cleanly(folder, 143)
     assert len(list(folder.glob("experiments/*/*/ckpt/last_fold0_*.safetensors"))) == 1
 
 
-def test_accelerate_launch_with_workers_is_stopped_in_the_midst_of_long_steps(trainer: Trainer) -> None:
-    """The whole group is signalled, the workers too, and the launcher forwards it, while the ranks stand in C."""
+def test_accelerate_launch_with_workers_stops_in_long_steps(trainer: Trainer) -> None:
+    """The launcher and all workers are signalled, the launcher forwards the signal, and ranks block in C calls."""
     folder = trainer.new_folder()
     sets = (*LONG, "data.num_workers=2", "train.batch_size=12")
     command = [
@@ -237,57 +237,57 @@ def test_accelerate_launch_with_workers_is_stopped_in_the_midst_of_long_steps(tr
             command, cwd=folder, env=environment, stdout=out, stderr=err, start_new_session=True
         )  # fmt: skip
     try:
-        await_event(lambda: process.poll() is not None or has_begun_steps(folder), START_S, "a step", folder)
+        await_event(lambda: process.poll() is not None or has_logged_step(folder), START_S, "a step", folder)
         assert process.poll() is None, (folder / "run.err").read_text()
-        family = psutil.Process(process.pid).children(recursive=True)
+        descendants = psutil.Process(process.pid).children(recursive=True)
         os.killpg(process.pid, signal.SIGTERM)
         process.wait(END_S)
-        _, left = psutil.wait_procs(family, timeout=30)
+        _, left = psutil.wait_procs(descendants, timeout=30)
         assert left == []
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait(10)
-    assert_ended_well(folder, 143)
+    assert_ended_cleanly(folder, 143)
     assert (folder / "run.err").read_text().count("[EXIT]") == 1
     assert "rank 1 on " not in (folder / "run.err").read_text()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_second_signal_ends_at_once_also_in_a_c_call(trainer: Trainer, number: signal.Signals) -> None:
-    with running(trainer, "signal_programs:hold_a_step", LONG) as (folder, ranks):
+def test_second_signal_ends_at_once_even_in_a_c_call(trainer: Trainer, number: signal.Signals) -> None:
+    with running(trainer, "signal_programs:hold_step", LONG) as (folder, ranks):
         (rank,) = ranks
         assert rank.pid is not None
         _await_hold(folder, rank)
         os.kill(rank.pid, number)
-        told = folder / "console" / "rank0.err"
-        await_event(lambda: "a second signal exits" in told.read_text(), END_S, "the word of the first", folder)
+        console = folder / "console" / "rank0.err"
+        await_event(lambda: "a second signal exits" in console.read_text(), END_S, "the message of the first", folder)
 
-        def kill_again() -> bool:
-            with suppress(ProcessLookupError):  # it may end between the look and the signal
+        def signal_again() -> bool:
+            with suppress(ProcessLookupError):  # it may end between the check and the signal
                 if rank.is_alive():
-                    os.kill(rank.pid, number)  # within a second it is taken for an echo
+                    os.kill(rank.pid, number)  # within a second of the first it counts as the same signal
             return not rank.is_alive()
 
-        await_event(kill_again, END_S, "the end", folder)
+        await_event(signal_again, END_S, "the end", folder)
         assert join(ranks, folder) == [128 + number]
-    assert_ended_well(folder, 128 + number)
-    assert select_last_words(told.read_text()) == last_words(number)
+    assert_ended_cleanly(folder, 128 + number)
+    assert select_exit_lines(console.read_text()) == expected_exit_lines(number)
 
 
-@pytest.mark.parametrize("place", ["the_look_at_the_data", "the_model"])
-def test_before_training_and_in_waits_for_others_the_first_signal_ends_at_once(trainer: Trainer, place: str) -> None:
-    with running(trainer, f"signal_programs:hold_{place}", LONG) as (folder, ranks):
+@pytest.mark.parametrize("phase", ["scan", "model"])
+def test_first_signal_ends_at_once_before_training(trainer: Trainer, phase: str) -> None:
+    with running(trainer, f"signal_programs:hold_{phase}", LONG) as (folder, ranks):
         _await_hold(folder, ranks[0])
         ranks[0].terminate()
         assert join(ranks, folder) == [143]
-    assert_ended_well(folder, 143)
-    assert select_last_words((folder / "console" / "rank0.err").read_text()) == last_words(signal.SIGTERM)
-    assert (folder / "experiments").exists() == (place != "the_look_at_the_data")
+    assert_ended_cleanly(folder, 143)
+    assert select_exit_lines((folder / "console" / "rank0.err").read_text()) == expected_exit_lines(signal.SIGTERM)
+    assert (folder / "experiments").exists() == (phase != "scan")
 
 
 @pytest.mark.parametrize("kind", WRITES)
-def test_an_end_at_once_in_any_write_call_leaves_the_old_file_whole(
+def test_immediate_end_in_any_write_call_keeps_the_old_file_complete(
     trainer: Trainer, tmp_path: Path, kind: str
 ) -> None:
     calls = range(count_writes(kind, tmp_path / "file"))
@@ -296,15 +296,15 @@ def test_an_end_at_once_in_any_write_call_leaves_the_old_file_whole(
 
 
 def _end_in_write_calls(trainer: Trainer, kind: str, calls: range) -> None:
-    """Side by side, each a process that stands in one of the calls when the signal comes."""
+    """Signal one process per call, in parallel, each blocked in its write call."""
     folders = [trainer.new_folder() for _ in calls]
     ranks = []
     for folder, call in zip(folders, calls, strict=True):
         path = folder / "target" / "file"
         path.parent.mkdir(parents=True)
         path.write_bytes(b"old")
-        argv, told = [kind, str(call), str(path)], {"DOCCLS_TEST_FOLDER": str(folder)}
-        ranks += start_ranks("signal_programs:hold_a_write", argv, folder / "console", environment=told)
+        argv, variables = [kind, str(call), str(path)], {"DOCCLS_TEST_FOLDER": str(folder)}
+        ranks += start_ranks("signal_programs:hold_write", argv, folder / "console", environment=variables)
     try:
         for folder, rank in zip(folders, ranks, strict=True):
             _await_hold(folder, rank)
@@ -319,26 +319,26 @@ def _end_in_write_calls(trainer: Trainer, kind: str, calls: range) -> None:
 
 
 def _await_hold(folder: Path, rank: ForkServerProcess) -> None:
-    await_event(lambda: (folder / HELD).exists() or not rank.is_alive(), START_S, "the held place", folder)
+    await_event(lambda: (folder / HELD).exists() or not rank.is_alive(), START_S, "the block", folder)
 
 
 @pytest.mark.parametrize("seed", range(-(-STOPS // 5)))
-def test_stops_at_random_moments_over_short_epochs_with_a_checkpoint_each(trainer: Trainer, seed: int) -> None:
-    """Five, one after the other; each strikes somewhere in a step, a save or a validation.
+def test_stops_at_random_moments_of_short_epochs_with_checkpoints(trainer: Trainer, seed: int) -> None:
+    """Stop five runs, each somewhere in a step, a save or a validation.
 
-    Every third has loader workers, which must be gone too.
+    Every third run has loader workers, which must end too.
     """
-    draw = random.Random(seed)
+    rng = random.Random(seed)
     for count in range(5):
-        number, workers = draw.choice([signal.SIGINT, signal.SIGTERM]), 0 if count % 3 else 2
+        number, workers = rng.choice([signal.SIGINT, signal.SIGTERM]), 0 if count % 3 else 2
         sets = (*LONG, f"data.num_workers={workers}")
-        with running(trainer, "signal_programs:best_each_epoch", sets) as (folder, ranks):
-            await_event(lambda folder=folder: trains(folder), START_S, "an epoch", folder)  # type: ignore[misc]
-            time.sleep(draw.uniform(0, 0.3))  # the moment is what is drawn here: nothing is waited for
+        with running(trainer, "signal_programs:improve_each_epoch", sets) as (folder, ranks):
+            await_event(lambda folder=folder: has_logged_epoch_2(folder), START_S, "an epoch", folder)  # type: ignore[misc]
+            time.sleep(rng.uniform(0, 0.3))  # until a random moment; there is no event to wait for
             assert ranks[0].pid is not None
-            family = psutil.Process(ranks[0].pid).children(recursive=True)
-            assert len(family) >= workers
+            descendants = psutil.Process(ranks[0].pid).children(recursive=True)
+            assert len(descendants) >= workers
             os.kill(ranks[0].pid, number)
             assert join(ranks, folder) == [128 + number], f"stop {count}"
-            assert psutil.wait_procs(family, timeout=30)[1] == [], f"stop {count}"
-        assert_ended_well(folder, 128 + number)
+            assert psutil.wait_procs(descendants, timeout=30)[1] == [], f"stop {count}"
+        assert_ended_cleanly(folder, 128 + number)

@@ -1,4 +1,4 @@
-"""A data set of 48 tiny drawn pages, and runs on it seen from outside: their log, files and parts."""
+"""A data set of 48 tiny drawn pages, and access to the log, files and fold predictions of runs on it."""
 
 import hashlib
 import itertools
@@ -21,20 +21,20 @@ from doccls.training.checkpoint import read_best
 LABELS = ("card", "form", "letter", "table")
 COUNT = 48
 TEST_COUNT = 7
+# In folds.csv: one fold is smaller than three processes, and none is a multiple of both two and three.
 FOLD_SIZES = (2, 19, 27)
-"""Of the CSV with a `fold` column: one fold smaller than three processes, and none a multiple of two and of three."""
+# No BatchNorm, no random numbers per rank, a batch that two and three processes divide unequally, and an optimizer
+# that, unlike Adam, tells a gradient from its double.
 PLAIN = (
     "data.train_csv=folds.csv", "data.num_workers=0", "train.log_interval=1", "train.batch_size=11",
     "train.optimizer=sgd", "train.lr=0.02", "train.grad_clip_norm=null",
 )  # fmt: skip
-"""No BatchNorm, nothing drawn per rank, a batch that two and three processes share unequally; and an optimizer that,
-unlike Adam, tells a gradient from its double."""
+# Everything that draws random numbers.
 RICH = (
     "train.mixup_alpha=0.4", "train.cutmix_alpha=0.4", "train.ema_decay=0.8", "train.label_smoothing=0.1",
     "train.grad_clip_norm=1.0", "model.drop_rate=0.2", "model.drop_path_rate=0.2", "augment.rotate_deg=10",
     "augment.noise_prob=0.5", "augment.shadow_prob=0.5", "augment.brightness=0.2", "data.num_workers=0",
 )  # fmt: skip
-"""Everything that draws random numbers."""
 _CONFIG: dict[str, Any] = {
     "data": {"train_csv": "train.csv", "sample_csv": "sample.csv", "image_dir_train": "train",
              "image_dir_test": "test", "folds": 3},
@@ -45,18 +45,18 @@ _CONFIG: dict[str, Any] = {
 
 
 def write_pages(folder: Path) -> Path:
-    """Draw the pages and write the CSVs; the path of the config."""
-    draw = np.random.default_rng(5)
+    """Draw the pages, write the CSVs and the config, and return the config's path."""
+    rng = np.random.default_rng(5)
     names = [f"page_{row:03d}.jpg" for row in range(COUNT)]
     labels = [LABELS[row % len(LABELS)] for row in range(COUNT)]
     (folder / "train").mkdir(parents=True)
     (folder / "test").mkdir()
     for name, label in zip(names, labels, strict=True):
-        draw_page(label, draw).save(folder / "train" / name, quality=92)
-    test_names = [f"test_{row:02d}.jpg" for row in draw.permutation(TEST_COUNT)]
+        draw_page(label, rng).save(folder / "train" / name, quality=92)
+    test_names = [f"test_{row:02d}.jpg" for row in rng.permutation(TEST_COUNT)]
     for row, name in enumerate(test_names):
-        draw_page(LABELS[row % len(LABELS)], draw).save(folder / "test" / name, quality=92)
-    folds = draw.permutation(np.repeat(np.arange(len(FOLD_SIZES)), FOLD_SIZES))
+        draw_page(LABELS[row % len(LABELS)], rng).save(folder / "test" / name, quality=92)
+    folds = rng.permutation(np.repeat(np.arange(len(FOLD_SIZES)), FOLD_SIZES))
     _write_csv(folder / "train.csv", ["ID", "target"], zip(names, labels, strict=True))
     _write_csv(folder / "bare.csv", ["ID", "target"], zip([name[:-4] for name in names], labels, strict=True))
     _write_csv(folder / "folds.csv", ["ID", "target", "fold"], zip(names, labels, folds, strict=True))
@@ -66,15 +66,15 @@ def write_pages(folder: Path) -> Path:
     return config
 
 
-def draw_page(label: str, draw: np.random.Generator) -> Image.Image:
-    """One page of a class, with its own size, place and noise."""
-    width, height = (int(side) for side in draw.integers(56, 90, 2))
+def draw_page(label: str, rng: np.random.Generator) -> Image.Image:
+    """Draw a page of a class with its own size, position and noise."""
+    width, height = (int(side) for side in rng.integers(56, 90, 2))
     image = Image.new("RGB", (width, height), "white")
     pen = ImageDraw.Draw(image)
-    left, top = (int(start) for start in draw.integers(3, 12, 2))
+    left, top = (int(start) for start in rng.integers(3, 12, 2))
     right, bottom = width - left, height - top
     if label == "card":
-        pen.rectangle((left, top, right, bottom), fill=(60, 90, int(draw.integers(120, 220))))
+        pen.rectangle((left, top, right, bottom), fill=(60, 90, int(rng.integers(120, 220))))
     if label in ("form", "table"):
         for y in range(top, bottom, 8):
             pen.line((left, y, right, y), fill="black")
@@ -83,21 +83,20 @@ def draw_page(label: str, draw: np.random.Generator) -> Image.Image:
             pen.line((x, top, x, bottom), fill="black")
     if label == "letter":
         pen.ellipse((left, top, left + 14, top + 14), fill="red")
-    pixels = np.asarray(image, dtype=np.int16) + draw.integers(-20, 20, (height, width, 1))
+    pixels = np.asarray(image, dtype=np.int16) + rng.integers(-20, 20, (height, width, 1))
     return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
 
 
 @dataclass(frozen=True)
 class Run:
-    """What one command left behind, and how its ranks ended."""
+    """The files that one command wrote, and how its ranks ended."""
 
     ranks: list[Rank]
-    folder: Path
-    """Holds logs/ and experiments/."""
+    folder: Path  # holds logs/ and experiments/
 
     @property
     def root(self) -> Path:
-        """The one run folder."""
+        """The only run folder."""
         (root,) = self.folder.glob("experiments/*/*")
         return root
 
@@ -108,7 +107,7 @@ class Run:
 
     @property
     def lines(self) -> list[str]:
-        """The newest command's, of the newest log: commands with one run id share the log of a minute."""
+        """Lines of the newest command in the newest log (commands with the same run id share a log within a minute)."""
         start = ">> Logger started"
         return (start + self.log.read_text(encoding="utf-8").rpartition(start)[2]).splitlines()
 
@@ -119,33 +118,33 @@ class Run:
 
     @property
     def stderr(self) -> str:
-        """Of all ranks."""
+        """Standard error of all ranks."""
         return "".join(rank.stderr for rank in self.ranks)
 
     def predictions(self, fold: int) -> FoldPredictions:
-        """The fold's verified OOF part."""
+        """Return the fold's verified predictions."""
         return read_predictions(self.root / "oof" / "parts" / f"fold{fold}.safetensors")
 
     def read_weights(self, fold: int) -> dict[str, bytes]:
-        """Bytes of each tensor in the fold's verified best weights."""
+        """Return the bytes of each tensor in the fold's verified best weights."""
         best = read_best(self.root / "ckpt" / f"best_fold{fold}.pth")
         return {name: tensor.numpy().tobytes() for name, tensor in best.state_dict.items()}
 
     def read_oof(self) -> bytes:
-        """Bytes of oof_logits.npy."""
+        """Return the bytes of oof_logits.npy."""
         return (self.root / "oof" / "oof_logits.npy").read_bytes()
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """Rows of metrics.jsonl."""
+        """Return the rows of metrics.jsonl."""
         return [json.loads(line) for line in (self.root / "metrics.jsonl").read_text().splitlines()]
 
     def list_step_losses(self, fold: int) -> list[float]:
-        """The loss of each logged step of a fold."""
-        found = (re.match(rf"\[STEP .*fold={fold} .*loss=(\S+)", line) for line in self.lines)
-        return [float(match[1]) for match in found if match]
+        """Return the loss of each logged step of a fold."""
+        matches = (re.match(rf"\[STEP .*fold={fold} .*loss=(\S+)", line) for line in self.lines)
+        return [float(match[1]) for match in matches if match]
 
     def list_files(self) -> dict[str, str]:
-        """Each file of the run folder and its digest."""
+        """Return each file of the run folder with its digest."""
         return {
             str(file.relative_to(self.root)): hashlib.sha256(file.read_bytes()).hexdigest()
             for file in sorted(self.root.rglob("*"))
@@ -155,49 +154,48 @@ class Run:
 
 @dataclass
 class Trainer:
-    """Starts `doccls.train` on the tiny pages, each run in a folder of its own unless one is given."""
+    """Start `doccls.train` on the tiny pages, each run in a folder of its own unless one is given."""
 
     config: Path
-    workplace: Path
-    environment: Mapping[str, str] = field(default_factory=dict)
-    """Over that of the ranks, which hides GPUs."""
+    workspace: Path
+    environment: Mapping[str, str] = field(default_factory=dict)  # overrides the ranks' own, which hides GPUs
     _numbers: Any = field(default_factory=itertools.count)
 
     def new_folder(self) -> Path:
-        """A folder that no run has used."""
-        return self.workplace / f"run{next(self._numbers):02d}"
+        """Return a folder that no run has used."""
+        return self.workspace / f"run{next(self._numbers):02d}"
 
-    def arguments(self, sets: Sequence[str], folder: Path, run_id: str | None = None) -> list[str]:
-        """The command line; a bare CSV name means the one beside the config."""
-        words = ["--config", str(self.config)]
-        for text in (*sets, f"output.logs_dir={folder / 'logs'}", f"output.exp_dir={folder / 'experiments'}"):
-            words += ["--set", text]
-        return words if run_id is None else [*words, "--run-id", run_id]
+    def arguments(self, overrides: Sequence[str], folder: Path, run_id: str | None = None) -> list[str]:
+        """Return the command line; CSV names are relative to the config."""
+        options = ["--config", str(self.config)]
+        for override in (*overrides, f"output.logs_dir={folder / 'logs'}", f"output.exp_dir={folder / 'experiments'}"):
+            options += ["--set", override]
+        return options if run_id is None else [*options, "--run-id", run_id]
 
     def run(
         self,
-        *sets: str,
+        *overrides: str,
         world_size: int = 1,
         folder: Path | None = None,
         run_id: str | None = None,
         program: str = "doccls.train:main",
     ) -> Run:
-        """Train to the end, whatever it is."""
+        """Train, and return however it ended."""
         folder = folder or self.new_folder()
-        told = {"DOCCLS_TEST_FOLDER": str(folder), **self.environment}
-        arguments = self.arguments(sets, folder, run_id)
-        return Run(launch_ranks(program, arguments, folder / "console", world_size, told), folder)
+        variables = {"DOCCLS_TEST_FOLDER": str(folder), **self.environment}
+        arguments = self.arguments(overrides, folder, run_id)
+        return Run(launch_ranks(program, arguments, folder / "console", world_size, variables), folder)
 
     def train(
         self,
-        *sets: str,
+        *overrides: str,
         world_size: int = 1,
         folder: Path | None = None,
         run_id: str | None = None,
         program: str = "doccls.train:main",
     ) -> Run:
-        """Train; anything but success on every rank fails the test with what the ranks said."""
-        run = self.run(*sets, world_size=world_size, folder=folder, run_id=run_id, program=program)
+        """Train; unless every rank succeeds, fail the test with the ranks' standard error."""
+        run = self.run(*overrides, world_size=world_size, folder=folder, run_id=run_id, program=program)
         if run.codes != [0] * world_size:
             pytest.fail(f"exit codes {run.codes} (None: hung)\n{run.stderr}")
         return run

@@ -1,10 +1,10 @@
-"""Fixtures of the suite `faults`: runs that meet faults, on the CPU."""
+"""Fixtures of the `faults` suite: runs with injected faults, on the CPU."""
 
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from fault_cases import Whole, train_whole
+from fault_cases import Reference, train_reference
 from tiny_runs import Trainer, write_pages
 
 
@@ -17,12 +17,12 @@ def _gloo(need: Callable[[str, bool, str], None]) -> None:
 
 @pytest.fixture(scope="session")
 def trainer(tmp_path_factory: pytest.TempPathFactory) -> Trainer:
-    """Runs on 48 drawn pages."""
-    workplace: Path = tmp_path_factory.mktemp("faults")
-    return Trainer(write_pages(workplace / "data"), workplace)
+    """Return a trainer for the 48 drawn pages."""
+    workspace: Path = tmp_path_factory.mktemp("faults")
+    return Trainer(write_pages(workspace / "data"), workspace)
 
 
 @pytest.fixture(scope="session")
-def whole(trainer: Trainer) -> Whole:
-    """The run that nothing disturbs."""
-    return train_whole(trainer)
+def reference(trainer: Trainer) -> Reference:
+    """Train the uninterrupted run."""
+    return train_reference(trainer)

@@ -1,4 +1,4 @@
-"""`doccls.train` that meets a fault at a place of its work; each step that it takes is counted."""
+"""`doccls.train` with a fault injected at a given point; each step is counted."""
 
 import functools
 import os
@@ -12,94 +12,95 @@ from typing import Any
 from doccls.run.heartbeat import Heartbeat
 from doccls.system.rank import rank_by_environment
 from doccls.train import main
-from doccls.training import step as loop_room
-from doccls.training import trainer as fold_room
+from doccls.training import step as step_module
+from doccls.training import trainer as trainer_module
 
-PLACES = ("first step", "mid-epoch", "validation", "rename of a state", "between best weights and part", "merge")
-"""Of fold 0; in its second epoch, where there is a choice."""
+# Points of fold 0, of its second epoch where possible.
+POINTS = (
+    "first step", "mid-epoch", "validation", "rename of a resume checkpoint", "between best weights and predictions",
+    "merge",
+)  # fmt: skip
 SECOND_FOLD = "mid-epoch of fold 1"
 FAULTS = ("SIGKILL", "SIGSTOP, then SIGKILL", "SIGTERM", "SIGTERM three times", "disk full")
 FILLER = "filler"
 STEPS = "steps.txt"
-_MIDST = {0: 9, 1: 7}
-"""By fold: a step (0-based) of the second epoch that is not its first."""
-_APART_S = 1.1
-"""Signals closer than a second are one."""
+_MID_EPOCH = {0: 9, 1: 7}  # for each fold a step (0-based) of the second epoch that is not its first
+_INTERVAL_S = 1.1  # signals within a second count as one
 
 
-def meet_fault(argv: list[str]) -> int:
-    """Train; DOCCLS_TEST_PLACE and DOCCLS_TEST_FAULT say what the main process meets, once; nothing without them."""
+def inject_fault(argv: list[str]) -> int:
+    """Train; inject DOCCLS_TEST_FAULT when the main process reaches DOCCLS_TEST_PLACE; without them, only count."""
     folder = Path(os.environ["DOCCLS_TEST_FOLDER"])
-    wanted, fault = os.environ.get("DOCCLS_TEST_PLACE"), os.environ.get("DOCCLS_TEST_FAULT", "")
+    point, fault = os.environ.get("DOCCLS_TEST_PLACE"), os.environ.get("DOCCLS_TEST_FAULT", "")
     if rank_by_environment() == 0:
-        _watch(folder, wanted, functools.partial(_kill_ranks, fault, folder))
+        _watch(folder, point, functools.partial(_inject, fault, folder))
     return main(argv)
 
 
-def _watch(folder: Path, wanted: str | None, kill: Callable[[], None]) -> None:
-    """Have each place of the work say that it is reached."""
-    met: set[str] = set()
+def _watch(folder: Path, wanted: str | None, inject: Callable[[], None]) -> None:
+    """Count steps, and call `inject` when training first reaches the wanted point."""
+    reached: set[str] = set()
 
-    def reach(place: str) -> None:
-        if place == wanted and not met:
-            met.add(place)
-            kill()
+    def reach(point: str) -> None:
+        if point == wanted and not reached:
+            reached.add(point)
+            inject()
 
-    take_step, beat, move, write_predictions = (
-        loop_room._take_step,
+    take_step, beat, rename, write_predictions = (
+        step_module._take_step,
         Heartbeat.beat,
         Path.replace,
-        fold_room.write_predictions,
+        trainer_module.write_predictions,
     )
 
-    def watched_step(engine: Any, batches: Any, step: int) -> Any:
+    def take_counted_step(engine: Any, batches: Any, step: int) -> Any:
         fold = engine.plan.fold
         with (folder / STEPS).open("a") as file:
             file.write(f"{fold} {step}\n")
         if fold == 0 and step == 0:
             reach("first step")
-        if step == _MIDST.get(fold):
+        if step == _MID_EPOCH.get(fold):
             reach("mid-epoch" if fold == 0 else SECOND_FOLD)
         return take_step(engine, batches, step)
 
-    def watched_beat(heartbeat: Heartbeat, **changes: Any) -> None:
+    def beat_at_point(heartbeat: Heartbeat, **changes: Any) -> None:
         if changes.get("phase") == "validate" and heartbeat.last.epoch == 2:
             reach("validation")
         beat(heartbeat, **changes)
 
-    def watched_move(source: Path, target: Path) -> Path:
+    def rename_at_point(source: Path, target: Path) -> Path:
         if target.name == "last_fold0_0.safetensors" and target.exists():
-            reach("rename of a state")
+            reach("rename of a resume checkpoint")
         if target.name == "oof_logits.npy":
             reach("merge")
-        return move(source, target)
+        return rename(source, target)
 
-    def watched_predictions(*others: Any) -> None:
-        reach("between best weights and part")
-        write_predictions(*others)
+    def write_at_point(*arguments: Any) -> None:
+        reach("between best weights and predictions")
+        write_predictions(*arguments)
 
-    loop_room._take_step = watched_step
-    Heartbeat.beat = watched_beat  # type: ignore[method-assign]
-    Path.replace = watched_move  # type: ignore[method-assign, assignment]
-    fold_room.write_predictions = watched_predictions  # type: ignore[attr-defined]
+    step_module._take_step = take_counted_step
+    Heartbeat.beat = beat_at_point  # type: ignore[method-assign]
+    Path.replace = rename_at_point  # type: ignore[method-assign, assignment]
+    trainer_module.write_predictions = write_at_point  # type: ignore[attr-defined]
 
 
-def _kill_ranks(fault: str, folder: Path) -> None:
+def _inject(fault: str, folder: Path) -> None:
     own = os.getpid()
     match fault:
         case "SIGKILL":
             os.kill(own, signal.SIGKILL)
         case "SIGSTOP, then SIGKILL":
-            os.kill(own, signal.SIGSTOP)  # whoever started this process kills it
+            os.kill(own, signal.SIGSTOP)  # its parent kills it
         case "SIGTERM":
             os.kill(own, signal.SIGTERM)
         case "SIGTERM three times":
             for _ in range(3):
                 os.kill(own, signal.SIGTERM)
-                time.sleep(_APART_S)
+                time.sleep(_INTERVAL_S)
         case "disk full":
             free = os.statvfs(folder / "experiments")
-            with suppress(OSError):  # a state may be being written, and take of what was free
+            with suppress(OSError):  # a resume checkpoint may be written meanwhile and take some of the free space
                 (folder / "experiments" / FILLER).write_bytes(bytes(free.f_bavail * free.f_frsize))
         case _:
             raise AssertionError(fault)

@@ -1,4 +1,4 @@
-"""Fixtures of the suite `golden`: one tiny run from the command line, and texts kept beside the tests."""
+"""Fixtures of the `golden` suite: one tiny run from the command line, and the expected texts."""
 
 import os
 import subprocess
@@ -27,7 +27,7 @@ augment: {rotate_deg: 0, scale: 0, shift: 0, brightness: 0}
 
 @dataclass(frozen=True)
 class GoldenRun:
-    """A finished run: the folder it ran in, and its console."""
+    """The folder and console output of a finished run."""
 
     folder: Path
     stdout: str
@@ -35,7 +35,7 @@ class GoldenRun:
 
     @property
     def log(self) -> str:
-        """The text of its one log file."""
+        """The text of the only log file."""
         (path,) = self.folder.glob("logs/*")
         return path.read_text(encoding="utf-8")
 
@@ -44,15 +44,15 @@ class GoldenRun:
 def call_command(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., tuple[int, str, str]]:
-    """`call_command(main, "plan", ..., cwd=...)`: exit code, stdout and stderr; no colours, 100 columns."""
+    """Return `call_command(main, *arguments, cwd)` -> exit code, stdout, stderr; without colours, 100 columns wide."""
 
-    def call(main: Callable[[Sequence[str]], int], *words: str, cwd: Path | None = None) -> tuple[int, str, str]:
+    def call(main: Callable[[Sequence[str]], int], *arguments: str, cwd: Path | None = None) -> tuple[int, str, str]:
         for name, value in _CONSOLE.items():
             monkeypatch.setenv(name, value)
         if cwd is not None:
             monkeypatch.chdir(cwd)
         try:
-            code = main(words)
+            code = main(arguments)
         except SystemExit as end:  # argparse
             assert isinstance(end.code, int)
             code = end.code
@@ -63,7 +63,7 @@ def call_command(
 
 @pytest.fixture(scope="session")
 def golden_run(tmp_path_factory: pytest.TempPathFactory) -> GoldenRun:
-    """Two folds of 22 pages, two epochs, one process, started as a user does."""
+    """Train two folds of 22 pages for two epochs in one process, from the command line."""
     folder: Path = tmp_path_factory.mktemp("golden")
     _write_pages(folder / "data")
     (folder / "tiny.yaml").write_text(_CONFIG)
@@ -81,7 +81,7 @@ def golden_run(tmp_path_factory: pytest.TempPathFactory) -> GoldenRun:
 
 @pytest.fixture(scope="session")
 def read_golden() -> Callable[[str, str], str]:
-    """`read_golden(name, text)`: the text kept under that name; `text` itself, now kept, if it is to be renewed."""
+    """Return `read_golden(name, text)`, which reads the golden text, or first replaces it by `text` if RENEW is set."""
 
     def read(name: str, text: str) -> str:
         path = HERE / name
@@ -94,16 +94,16 @@ def read_golden() -> Callable[[str, str], str]:
 
 
 def _write_pages(folder: Path) -> None:
-    """22 pages of 64 px in 3 classes, told apart by their stripes; PNG, so that no codec's version changes a pixel."""
+    """Write 22 striped pages of 64 px in 3 classes; as PNG, so that pixels do not depend on a codec's version."""
     (folder / "train").mkdir(parents=True)
-    draw = np.random.default_rng(3)
+    rng = np.random.default_rng(3)
     rows = ["ID,target"]
     for row in range(22):
         label = row % 3
         page = np.full((64, 64, 3), 230, dtype=np.uint8)
         page[8:56:8, 8:56] = (30, 30, 30) if label == 0 else page[0, 0]
         page[8:56, 8:56:8] = (30, 30, 30) if label == 1 else page[0, 0]
-        page -= draw.integers(0, 25, page.shape, dtype=np.uint8)
+        page -= rng.integers(0, 25, page.shape, dtype=np.uint8)
         Image.fromarray(page).save(folder / "train" / f"page_{row:02d}.png")
         rows.append(f"page_{row:02d},{label}")
     (folder / "train.csv").write_text("\n".join(rows) + "\n")

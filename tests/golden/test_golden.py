@@ -1,4 +1,4 @@
-"""What a user sees, in full: a run's log, the files it leaves, and every help text."""
+"""Compare a run's log and files, Slurm plans and all help texts with golden texts."""
 
 import re
 import sys
@@ -31,8 +31,7 @@ _SLURM = (
 )  # fmt: skip
 _ROOT = Path(__file__).resolve().parents[2]
 _FIGURE = re.compile(r"((?:loss|macro_f1|F1)=)(\d+\.\d+)")
-_TOLERANCE = 0.002
-"""Sums in another order, on another processor, move a loss by about 1e-6 a step."""
+_TOLERANCE = 0.002  # another order of sums, on another processor, changes a loss by about 1e-6 per step
 
 HELPS = {
     "doccls": (doccls, "--help"),
@@ -55,34 +54,34 @@ HELPS = {
 
 
 def mask(text: str, folder: Path) -> str:
-    """The text without what no two runs share; figures to three decimals."""
+    """Mask what differs between runs, and round figures to three decimals."""
     text = text.replace(str(folder), "<FOLDER>")
     for pattern, name in _MASKS:
         text = re.sub(pattern, name, text)
-    return _FIGURE.sub(lambda found: f"{found[1]}{float(found[2]):.3f}", text)
+    return _FIGURE.sub(lambda match: f"{match[1]}{float(match[2]):.3f}", text)
 
 
-def test_the_log_reads_as_kept(golden_run: "GoldenRun", read_golden: Callable[[str, str], str]) -> None:
+def test_log_matches_golden_text(golden_run: "GoldenRun", read_golden: Callable[[str, str], str]) -> None:
     log = mask(golden_run.log, golden_run.folder)
-    kept = read_golden("train.log", log)
-    assert _FIGURE.sub(r"\1<...>", log).splitlines() == _FIGURE.sub(r"\1<...>", kept).splitlines()
-    figures, expected = ([float(found[1]) for found in _FIGURE.findall(text)] for text in (log, kept))
+    golden = read_golden("train.log", log)
+    assert _FIGURE.sub(r"\1<...>", log).splitlines() == _FIGURE.sub(r"\1<...>", golden).splitlines()
+    figures, expected = ([float(value) for _, value in _FIGURE.findall(text)] for text in (log, golden))
     assert figures == pytest.approx(expected, abs=_TOLERANCE)
 
 
-def test_the_console_shows_the_log_and_a_last_word(golden_run: "GoldenRun") -> None:
+def test_console_shows_log_and_final_line(golden_run: "GoldenRun") -> None:
     assert golden_run.stdout == golden_run.log + "[EXIT] training finished successfully (see logs/* for details)\n"
     assert golden_run.stderr == ""
 
 
-def test_a_run_leaves_the_files_kept(golden_run: "GoldenRun", read_golden: Callable[[str, str], str]) -> None:
+def test_run_writes_expected_files(golden_run: "GoldenRun", read_golden: Callable[[str, str], str]) -> None:
     files = sorted(str(path.relative_to(golden_run.folder)) for path in golden_run.folder.rglob("*") if path.is_file())
     text = mask("\n".join(name for name in files if not name.startswith("data/train/")) + "\n", golden_run.folder)
     assert text == read_golden("files.txt", text)
 
 
 @pytest.mark.parametrize("form", ["txt", "json"])
-def test_what_is_submitted_to_slurm_reads_as_kept(
+def test_slurm_plan_matches_golden_text(
     form: str,
     golden_run: "GoldenRun",
     call_command: Callable[..., tuple[int, str, str]],
@@ -97,12 +96,12 @@ def test_what_is_submitted_to_slurm_reads_as_kept(
 
 
 @pytest.mark.parametrize("name", HELPS)
-def test_the_help_reads_as_kept(
+def test_help_matches_golden_text(
     name: str,
     call_command: Callable[..., tuple[int, str, str]],
     read_golden: Callable[[str, str], str],
 ) -> None:
-    main, *words = HELPS[name]
-    code, out, err = call_command(main, *words)
+    main, *arguments = HELPS[name]
+    code, out, err = call_command(main, *arguments)
     assert (code, err) == (0, "")
     assert out == read_golden(f"help_{name}.txt", out)

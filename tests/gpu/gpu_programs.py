@@ -1,4 +1,4 @@
-"""`doccls.train` under conditions that a GPU alone can meet, or a stand-in of them on a machine without one."""
+"""`doccls.train` under conditions of a GPU, simulated on machines without one."""
 
 import functools
 import os
@@ -16,30 +16,29 @@ from doccls.run.heartbeat import Heartbeat
 from doccls.train import main
 from doccls.training import distributed, step
 
-FITTING = 6
-"""Most images at a time that have room under `with_little_memory`."""
+FITTING = 6  # largest micro-batch that fits in memory in `with_little_memory`
 KILLED_STEP = 4
-_FEW_BYTES = 96 * 2**20
+_MEMORY_BYTES = 96 * 2**20
 
 
 def kill_in_step(argv: list[str]) -> int:
-    """The process is killed as it has taken step KILLED_STEP."""
+    """Train; kill the process after step KILLED_STEP."""
     beat = Heartbeat.beat
 
-    def watched(heartbeat: Heartbeat, **changes: Any) -> None:
+    def kill_or_beat(heartbeat: Heartbeat, **changes: Any) -> None:
         if changes.get("phase") == "train" and changes.get("step") == KILLED_STEP:
             os.kill(os.getpid(), signal.SIGKILL)
         beat(heartbeat, **changes)
 
-    Heartbeat.beat = watched  # type: ignore[method-assign]
+    Heartbeat.beat = kill_or_beat  # type: ignore[method-assign]
     return main(argv)
 
 
 def refuse_synchronization(argv: list[str]) -> int:
-    """A step that waits for the GPU fails."""
+    """Train; fail in a step that waits for the GPU."""
     take_step = step._take_step
 
-    def watched(*arguments: Any) -> torch.Tensor:
+    def take_step_without_wait(*arguments: Any) -> torch.Tensor:
         if not torch.cuda.is_available():
             return take_step(*arguments)
         torch.cuda.set_sync_debug_mode("error")
@@ -48,16 +47,16 @@ def refuse_synchronization(argv: list[str]) -> int:
         finally:
             torch.cuda.set_sync_debug_mode("default")
 
-    step._take_step = watched
+    step._take_step = take_step_without_wait
     return main(argv)
 
 
 def with_little_memory(argv: list[str]) -> int:
-    """The GPU is full while more than FITTING images are taken at a time; on a CPU torch's error stands for that."""
-    stated = [word.partition("=")[2] for word in argv if word.startswith("train.micro_batch_size=")]
-    fits = bool(stated) and int(stated[-1]) <= FITTING
+    """Train on a GPU whose memory fits FITTING images at a time; on a CPU, raise torch's error instead."""
+    sizes = [argument.partition("=")[2] for argument in argv if argument.startswith("train.micro_batch_size=")]
+    fits = bool(sizes) and int(sizes[-1]) <= FITTING
     if not fits and torch.cuda.is_available():
-        torch.cuda.set_per_process_memory_fraction(_FEW_BYTES / torch.cuda.get_device_properties(0).total_memory)
+        torch.cuda.set_per_process_memory_fraction(_MEMORY_BYTES / torch.cuda.get_device_properties(0).total_memory)
     elif not fits:
         step._take_step = functools.partial(_run_out_of_memory)
     return main(argv)
@@ -68,20 +67,20 @@ def _run_out_of_memory(*arguments: Any) -> torch.Tensor:
 
 
 def with_large_scale(argv: list[str]) -> int:
-    """fp16's gradients overflow in the first steps."""
-    torch.amp.GradScaler.__init__ = _begin_at_once(torch.amp.GradScaler.__init__)  # type: ignore[method-assign]
+    """Train with a loss scale at which fp16 gradients overflow in the first steps."""
+    torch.amp.GradScaler.__init__ = _with_initial_scale(torch.amp.GradScaler.__init__)  # type: ignore[method-assign]
     return main(argv)
 
 
-def _begin_at_once(make: Callable[..., None]) -> Callable[..., None]:
-    def made(scaler: torch.amp.GradScaler, device: str = "cuda", *arguments: Any, **keys: Any) -> None:
-        make(scaler, device, *arguments, **keys | {"init_scale": 2.0**20})
+def _with_initial_scale(init: Callable[..., None]) -> Callable[..., None]:
+    def init_with_scale(scaler: torch.amp.GradScaler, device: str = "cuda", *arguments: Any, **options: Any) -> None:
+        init(scaler, device, *arguments, **options | {"init_scale": 2.0**20})
 
-    return made
+    return init_with_scale
 
 
-def meet_over_gloo(argv: list[str]) -> int:
-    """Several ranks share one GPU, which NCCL does not allow."""
+def train_over_gloo(argv: list[str]) -> int:
+    """Train over gloo, so that several ranks can share one GPU, which NCCL does not allow."""
 
     def meet(file: Path, rank: int, world_size: int, limit: timedelta) -> None:
         store = distributed.FileStore(str(file), world_size)

@@ -1,4 +1,4 @@
-"""Training on a GPU: each precision, model and option comes to an end, to the same bytes after a kill."""
+"""Training on a GPU completes with each precision, model and option, and resumes to the same bytes after a kill."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ SHORT = (
     "data.train_csv=folds.csv", "data.num_workers=0", "train.batch_size=8", "train.optimizer=adamw", "train.lr=3e-3",
     "train.log_interval=1",
 )  # fmt: skip
-ONE = (*SHORT, "data.valid_fold=1", "train.epochs=3")
+ONE_FOLD = (*SHORT, "data.valid_fold=1", "train.epochs=3")
+# With the tolerance between validated and predicted probabilities.
 PRECISIONS = {"bf16": 2e-2, "fp16": 5e-3, "false": 1e-4}
-"""Each with how far two ways to the same probability may lie apart."""
 
 
 def skip_fp16_on_cpu(device: str, precision: str) -> None:
@@ -27,13 +27,13 @@ def skip_fp16_on_cpu(device: str, precision: str) -> None:
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_one_fold_learns_and_its_rows_are_complete(trainer: Trainer, device: str, precision: str) -> None:
+def test_fold_learns_and_predicts_all_rows(trainer: Trainer, device: str, precision: str) -> None:
     skip_fp16_on_cpu(device, precision)
     run = trainer.train(*SHORT, EFFICIENTNET, "data.valid_fold=1", "train.epochs=8", f"train.amp={precision}")
     losses = [row["train_loss"] for row in run.read_metrics()]
     assert losses[-1] < losses[0], losses
-    part = run.predictions(1)
-    assert len(part.indices_N) == 19 and np.isfinite(part.logits_NC).all()
+    predictions = run.predictions(1)
+    assert len(predictions.indices_N) == 19 and np.isfinite(predictions.logits_NC).all()
     assert any(f"precision={'no' if precision == 'false' else precision}" in line for line in run.lines)
     assert any(line.startswith("[MODEL] kernels: deterministic=on") for line in run.lines)
 
@@ -53,22 +53,23 @@ def test_five_folds_are_merged(trainer: Trainer, device: str, precision: str) ->
         *((SWIN, pooling) for pooling in ("null", "gem")),
     ],
 )
-def test_a_killed_fold_ends_in_the_same_bytes(trainer: Trainer, model: str, pooling: str) -> None:
-    sets = (*ONE, model, f"model.pooling={pooling}", "model.drop_path_rate=0.1")
-    if model == EFFICIENTNET:  # a state after every step; Swin's takes long to write
+def test_killed_fold_resumes_to_the_same_bytes(trainer: Trainer, model: str, pooling: str) -> None:
+    sets = (*ONE_FOLD, model, f"model.pooling={pooling}", "model.drop_path_rate=0.1")
+    if model == EFFICIENTNET:  # a resume checkpoint after each step; Swin's takes long to write
         sets += ("train.checkpoint_interval_s=0.001",)
-    expected = trainer.train(*sets, run_id="r")
-    whole = expected.read_weights(1)
-    shutil.rmtree(expected.folder)  # the same folder again: it stands in the config, and so in the checkpoint
-    killed = trainer.run(*sets, run_id="r", folder=expected.folder, program="gpu_programs:kill_in_step")
+    uninterrupted = trainer.train(*sets, run_id="r")
+    expected = uninterrupted.read_weights(1)
+    folder = uninterrupted.folder  # used by all runs: it is in the config, and so in the checkpoint
+    shutil.rmtree(folder)
+    killed = trainer.run(*sets, run_id="r", folder=folder, program="gpu_programs:kill_in_step")
     assert killed.codes == [-9], killed.stderr
-    resumed = trainer.train(*sets, run_id="r", folder=expected.folder)
+    resumed = trainer.train(*sets, run_id="r", folder=folder)
     assert any(line.startswith("[RESUME] ") for line in resumed.lines), "\n".join(resumed.lines)
-    assert resumed.read_weights(1) == whole
+    assert resumed.read_weights(1) == expected
 
 
-def test_a_compiled_model_trains(trainer: Trainer) -> None:
-    run = trainer.train(*ONE, EFFICIENTNET, "train.epochs=1", "train.compile=true")
+def test_compiled_model_trains(trainer: Trainer) -> None:
+    run = trainer.train(*ONE_FOLD, EFFICIENTNET, "train.epochs=1", "train.compile=true")
     assert any("compile=on" in line for line in run.lines)
     assert np.isfinite(run.predictions(1).logits_NC).all()
 
@@ -82,42 +83,43 @@ def test_mixup_ema_and_accumulation_train(trainer: Trainer) -> None:
 @pytest.mark.parametrize("mixup_alpha", [0.0, 0.4])
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_no_step_waits_for_the_gpu(trainer: Trainer, device: str, precision: str, mixup_alpha: float) -> None:
-    """Between two log lines the CPU runs ahead of it: only then it never stands still."""
+    """The CPU must run ahead between log lines, or the GPU idles."""
     skip_fp16_on_cpu(device, precision)
     sets = (
         "train.grad_clip_norm=1.0",
         "train.ema_decay=0.9",
         f"train.mixup_alpha={mixup_alpha}",
         "train.log_interval=100",
+        f"train.amp={precision}",
     )
-    trainer.train(*ONE, *sets, EFFICIENTNET, f"train.amp={precision}", program="gpu_programs:refuse_synchronization")
+    trainer.train(*ONE_FOLD, *sets, EFFICIENTNET, program="gpu_programs:refuse_synchronization")
 
 
-def test_steps_that_fp16_skips_are_counted(trainer: Trainer, device: str) -> None:
+def test_steps_skipped_by_fp16_are_counted(trainer: Trainer, device: str) -> None:
     skip_fp16_on_cpu(device, "fp16")
-    run = trainer.train(*ONE, EFFICIENTNET, "train.amp=fp16", program="gpu_programs:with_large_scale")
+    run = trainer.train(*ONE_FOLD, EFFICIENTNET, "train.amp=fp16", program="gpu_programs:with_large_scale")
     skipped = [line for line in run.lines if line.startswith("[EPOCH 1]") and "skipped_steps=" in line]
     assert skipped and "skipped_steps=0" not in skipped[0], skipped
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_predict_gives_the_probabilities_of_validation(
+def test_predict_reproduces_validation_probabilities(
     trainer: Trainer, device: str, precision: str, tmp_path: Path
 ) -> None:
     skip_fp16_on_cpu(device, precision)
-    run = trainer.train(*ONE, EFFICIENTNET, f"train.amp={precision}")
+    run = trainer.train(*ONE_FOLD, EFFICIENTNET, f"train.amp={precision}")
     data = trainer.config.parent
-    words = ["predict", str(run.root), "--sample-csv", str(data / "train.csv"), "--image-dir", str(data / "train")]
-    (done,) = launch_ranks("doccls.__main__:main", words, tmp_path / "predict", environment=trainer.environment)
+    arguments = ["predict", str(run.root), "--sample-csv", str(data / "train.csv"), "--image-dir", str(data / "train")]
+    (done,) = launch_ranks("doccls.__main__:main", arguments, tmp_path / "predict", environment=trainer.environment)
     assert done.code == 0, done.stderr
-    part, predicted = run.predictions(1), np.load(run.root / "test_probabilities.npy")
-    exponents = np.exp(part.logits_NC - part.logits_NC.max(axis=1, keepdims=True))
+    predictions, predicted = run.predictions(1), np.load(run.root / "test_probabilities.npy")
+    exponents = np.exp(predictions.logits_NC - predictions.logits_NC.max(axis=1, keepdims=True))
     validated = exponents / exponents.sum(axis=1, keepdims=True)
-    assert np.abs(predicted[part.indices_N] - validated).max() <= PRECISIONS[precision]
+    assert np.abs(predicted[predictions.indices_N] - validated).max() <= PRECISIONS[precision]
 
 
-def test_a_process_whose_gpu_is_hidden_is_refused(trainer: Trainer) -> None:
-    arguments, folder = trainer.arguments(ONE, trainer.new_folder()), trainer.new_folder()
-    hidden = {"DOCCLS_DEVICE": "cuda", "CUDA_VISIBLE_DEVICES": ""}
-    run = Run(launch_ranks("doccls.train:main", arguments, folder, environment=hidden), folder)
+def test_process_with_hidden_gpu_is_rejected(trainer: Trainer) -> None:
+    arguments, folder = trainer.arguments(ONE_FOLD, trainer.new_folder()), trainer.new_folder()
+    variables = {"DOCCLS_DEVICE": "cuda", "CUDA_VISIBLE_DEVICES": ""}
+    run = Run(launch_ranks("doccls.train:main", arguments, folder, environment=variables), folder)
     assert run.codes == [1] and "this process was given a GPU" in run.stderr

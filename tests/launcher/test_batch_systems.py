@@ -69,7 +69,7 @@ def make_shared_folder(trainer: Trainer, **train: Any) -> Path:
 @pytest.fixture(scope="module")
 def undisturbed(trainer: Trainer) -> Run:
     """The run of all five folds in one process."""
-    return Trainer(make_shared_folder(trainer) / "configs" / "train.yaml", trainer.workplace / "undisturbed").train()
+    return Trainer(make_shared_folder(trainer) / "configs" / "train.yaml", trainer.workspace / "undisturbed").train()
 
 
 def start_pod(

@@ -42,7 +42,7 @@ def test_killed_ranks_resume_to_same_bytes_and_leave_no_files(trainer: Trainer, 
     assert row.endswith("  the same")
     assert last == "[VERIFY] 1 of 1 killed runs match the undisturbed run byte for byte"
     (folder,) = re.findall(r"files: (\S+)", first)
-    assert not list(trainer.workplace.rglob(folder.rpartition("/")[2]))
+    assert not list(trainer.workspace.rglob(folder.rpartition("/")[2]))
 
 
 def test_unusable_store_is_an_error_only_if_config_names_it(trainer: Trainer) -> None:

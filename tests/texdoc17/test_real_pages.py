@@ -1,4 +1,4 @@
-"""The real pages beside the checkout: what is found in them before training. Skipped aloud where they are not."""
+"""Checks of the real pages beside the checkout before training; skipped with a notice where they are missing."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +22,7 @@ WEIGHTS = SHARED / "weights" / "efficientnet_lite0_timm.safetensors"
 def config_of(
     need: Callable[[str, bool, str], None], tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[..., Config]:
-    need("texdoc17", PAGES.is_dir() and WEIGHTS.is_file(), f"{PAGES} or {WEIGHTS} is not there")
+    need("texdoc17", PAGES.is_dir() and WEIGHTS.is_file(), f"{PAGES} or {WEIGHTS} does not exist")
     path = tmp_path_factory.mktemp("config") / "train.yaml"
     path.write_text(f"data:\n  train_csv: {PAGES}/train.csv\n  image_dir_train: {PAGES}/train\n")
 
@@ -37,32 +37,32 @@ def prepared(config_of: Callable[..., Config]) -> PreparedData:
     return prepare_data(config_of())
 
 
-def test_every_page_is_usable_and_in_one_fold(prepared: PreparedData) -> None:
+def test_each_page_is_usable_and_in_one_fold(prepared: PreparedData) -> None:
     assert len(prepared.manifest) == 1353
     assert prepared.manifest.classes == tuple(str(label) for label in range(17))
     assert not prepared.skipped
     assert sorted(prepared.assignment.count().values()) == [270, 270, 270, 271, 272]
 
 
-def test_the_page_with_two_labels_is_named_and_stays_in_one_fold(prepared: PreparedData) -> None:
+def test_page_with_two_labels_is_named_and_kept_in_one_fold(prepared: PreparedData) -> None:
     warning, _ = prepared.warnings
     assert "lines 166 and 167" in warning and "labels differ: ['3', '8']" in warning
     assert prepared.assignment.fold_of_N[164] == prepared.assignment.fold_of_N[165]
 
 
-def test_the_page_under_two_names_is_named_and_stays_in_one_fold(prepared: PreparedData) -> None:
+def test_duplicate_page_is_named_and_kept_in_one_fold(prepared: PreparedData) -> None:
     _, warning = prepared.warnings
     assert "lines 636 and 796" in warning and "labels differ: ['12', '14']" in warning
     assert prepared.assignment.fold_of_N[634] == prepared.assignment.fold_of_N[794]
 
 
 @pytest.mark.parametrize(("size_px", "reduced"), [(56, 4), (64, 2), (112, 2)])
-def test_a_jpeg_at_a_part_of_its_size_shows_no_loss(
+def test_jpeg_decoded_at_reduced_size_shows_no_loss(
     config_of: Callable[..., Config], size_px: int, reduced: int
 ) -> None:
-    """Against the whole page through the area filter; two usual filters differ by more."""
+    """The full page scaled by an area filter is the reference; a bilinear filter differs from it by more."""
     config_of()
-    losses, yardstick = [], []
+    losses, bilinear_losses = [], []
     for path in sorted((PAGES / "train").glob("*.jpg"))[::20]:
         data = path.read_bytes()
         near, page = decode_near(data, 10**8, size_px), decode_image(data, 10**8)
@@ -70,12 +70,13 @@ def test_a_jpeg_at_a_part_of_its_size_shows_no_loss(
         area = scale_page(page, size_px).astype(int)
         bilinear = Image.fromarray(page).resize((area.shape[1], area.shape[0]), Image.Resampling.BILINEAR)
         losses.append(np.abs(near.scale(size_px) - area).mean())
-        yardstick.append(np.abs(np.asarray(bilinear) - area).mean())
+        bilinear_losses.append(np.abs(np.asarray(bilinear) - area).mean())
     assert len(losses) > 60
-    assert np.mean(losses) < np.mean(yardstick) and np.mean(losses) < 2.0, (np.mean(losses), np.mean(yardstick))
+    loss, bilinear_loss = np.mean(losses), np.mean(bilinear_losses)
+    assert loss < bilinear_loss and loss < 2.0, (loss, bilinear_loss)
 
 
-def test_ids_without_extension_are_the_same_data_and_folds(
+def test_ids_without_extension_give_the_same_data_and_folds(
     prepared: PreparedData, config_of: Callable[..., Config]
 ) -> None:
     mixed = prepare_data(config_of(train_csv=str(PAGES / "train_mixed_ids.csv")))
@@ -83,7 +84,7 @@ def test_ids_without_extension_are_the_same_data_and_folds(
     assert (mixed.digest, mixed.assignment.digest()) == (prepared.digest, prepared.assignment.digest())
 
 
-def test_groups_keep_the_pages_of_one_pdf_in_one_fold(config_of: Callable[..., Config], tmp_path: Path) -> None:
+def test_groups_keep_pages_of_one_pdf_in_one_fold(config_of: Callable[..., Config], tmp_path: Path) -> None:
     labels, groups = ((PAGES / name).read_text().splitlines() for name in ("train.csv", "groups.csv"))
     table = tmp_path / "grouped.csv"
     table.write_text(
@@ -98,7 +99,7 @@ def test_groups_keep_the_pages_of_one_pdf_in_one_fold(config_of: Callable[..., C
     assert all(len(folds) == 1 for folds in folds_of_group.values())
 
 
-def test_local_weights_fill_all_but_the_classifier(config_of: Callable[..., Config]) -> None:
+def test_local_weights_are_loaded_except_the_classifier(config_of: Callable[..., Config]) -> None:
     config = config_of().model.model_copy(update={"name": "tf_efficientnet_lite0", "weights": WEIGHTS})
     from safetensors.torch import load_file
 

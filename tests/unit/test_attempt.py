@@ -179,7 +179,7 @@ def test_start_of_over_an_hour_is_a_hang(start: Start, clock: Clock, killed: lis
     processes[0].code = -9
     message = fold.conclude(done=False, stopping=False)[1]
     assert message.startswith("training did not begin within 3600 s on ")
-    assert "s since its start (imports, weights)" in message
+    assert "s since startup (imports, weights)" in message
 
 
 def test_hung_ranks_dump_stacks_and_are_killed(start: Start, clock: Clock, killed: list[int]) -> None:
@@ -310,7 +310,7 @@ def test_killed_rank_is_reported_instead_of_its_failing_peer(start: Start, tmp_p
     assert fold.has_ended()
     ending, message = fold.conclude(done=False, stopping=False)
     assert ending == Ending(Outcome.CRASHED)
-    assert message.startswith("rank 1 was killed by SIGKILL, last seen in its start") and "| [STEP 1/9]" in message
+    assert message.startswith("rank 1 was killed by SIGKILL, last seen in startup") and "| [STEP 1/9]" in message
 
 
 @pytest.mark.parametrize("cause", ["user error", "out of memory", "port taken"])

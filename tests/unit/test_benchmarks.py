@@ -1,4 +1,4 @@
-"""The benchmarks' own words: a table of medians, spreads and ratios, round by round; what a command is said to cost."""
+"""Tables of the benchmarks (medians, spreads, ratios by round), and the measured cost of a command."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from doccls.config.schema import TrainConfig
 from doccls.data.images import decode_image
 
 
-def test_ratios_are_of_the_same_round() -> None:
-    case = Case("x", "what", {"ours": lambda *one: {}, "theirs": lambda *one: {}}, ("s", "decoded"), 3)
+def test_ratios_are_computed_by_round() -> None:
+    case = Case("x", "what", {"ours": lambda *arguments: {}, "theirs": lambda *arguments: {}}, ("s", "decoded"), 3)
     measured = {"ours": [{"s": 1.0, "decoded": 4.0}, {"s": 30.0, "decoded": 4.0}, {"s": 4.0, "decoded": 4.0}],
                 "theirs": [{"s": 2.0}, {"s": 40.0}, {"s": 16.0}]}  # fmt: skip
     assert render_case(case, measured) == [
@@ -37,7 +37,7 @@ def test_ratios_are_of_the_same_round() -> None:
     ]
 
 
-_ORPHAN = "import os, time; time.sleep(1); sum(range(10**7)); told = os.times(); print(told.user + told.system)"
+_ORPHAN = "import os, time; time.sleep(1); sum(range(10**7)); times = os.times(); print(times.user + times.system)"
 _MEASURE = f"""
 import json, sys
 from dataclasses import asdict
@@ -51,7 +51,7 @@ print(json.dumps(asdict(cost)))
 
 
 @pytest.mark.slow
-def test_a_cost_is_also_of_processes_that_outlive_their_parents(tmp_path: Path) -> None:
+def test_cost_includes_processes_that_survive_their_parents(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     done = subprocess.run(
         [sys.executable, "-c", _MEASURE], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=100
@@ -62,13 +62,13 @@ def test_a_cost_is_also_of_processes_that_outlive_their_parents(tmp_path: Path) 
     assert cost["wall_s"] > 1
 
 
-def test_a_command_that_fails_is_told_with_its_last_lines(tmp_path: Path) -> None:
+def test_failed_command_is_reported_with_its_last_lines(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="exit code 3\nat last"):
         run([sys.executable, "-c", "print('at last'); raise SystemExit(3)"], tmp_path, {}, tmp_path / "console.txt")
 
 
 @pytest.mark.slow
-def test_pages_lie_as_both_want_them(tmp_path: Path) -> None:
+def test_pages_have_the_layouts_of_doccls_and_timm(tmp_path: Path) -> None:
     draw_pages(tmp_path, 3)
     files = sorted((tmp_path / "train").iterdir())
     assert [decode_image(file.read_bytes(), 10**8).shape[1::-1] for file in files] == [A4_PX] * 3
@@ -76,21 +76,21 @@ def test_pages_lie_as_both_want_them(tmp_path: Path) -> None:
     assert [len(list((root / split).glob("*/*.jpg"))) for split in ("train", "validation")] == [2, 1]
 
 
-def test_timms_words_are_read() -> None:
+def test_rate_is_read_from_timms_log() -> None:
     line = "Train: 3 [   9/10 (100%)]  Loss: 2.8 (2.9)  Time: 0.412s,   77.61/s  (0.402s,   79.58/s)  LR: 5.0e-04"
     assert TIMM_RATE.findall(line) == ["79.58"]
 
 
 @pytest.mark.slow
-def test_both_loops_are_measured_on_the_cpu_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("benchmarks.gpu_steps.choose_kernels", lambda train: None)  # torch's switches stay as they are
+def test_both_loops_are_measured_on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmarks.gpu_steps.choose_kernels", lambda train: None)  # leave torch's settings unchanged
     train = TrainConfig(img_size=32, batch_size=2, epochs=3)
     figures = measure_steps(Network("test_efficientnet", 32), train, torch.device("cpu"), steps=2, rounds=2)
     assert figures.kernels == "reproducible" and len(figures.ours) == len(figures.bare) == 2
     assert min(figures.ours + figures.bare) > 0
 
 
-def test_the_gpus_tables_tell_ratios_round_by_round() -> None:
+def test_gpu_tables_show_ratios_by_round() -> None:
     steps = [StepFigures("net", "fast, compiled", (90.0, 100.0, 300.0), (100.0, 100.0, 310.0), 1234.5)]
     assert render_steps(steps)[2:] == ["| net | fast, compiled | 100 | 100 | 0.968 | 1234 |"]
     loaders = [LoaderFigures("basic", 300, 8, 4.25, 50.0)]

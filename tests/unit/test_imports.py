@@ -1,4 +1,4 @@
-"""The house's order: imports point down, and the light doors stay light."""
+"""The layers: imports point down, and light modules import no heavy packages."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+# Top to bottom; a module may import its own package and those of lower layers.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("doccls.__main__",),
     ("doccls.demo.command", "doccls.train", "doccls.predict", "doccls.store_command", "launcher"),
@@ -25,69 +26,68 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("doccls.config",),
     ("doccls.randomness", "doccls.errors"),
 )
-"""Top to bottom; a module may import its own package and what lies below."""
+# Allowed imports within a layer.
 SIDEWAYS = {("doccls.demo.command", "doccls.train"), ("doccls.demo.command", "doccls.predict")}
-"""Rooms of one layer that may meet, in this direction."""
 
 
 def list_modules() -> dict[str, Path]:
-    found = {}
+    modules = {}
     for path in sorted([*(ROOT / "doccls").rglob("*.py"), *(ROOT / "launcher").rglob("*.py")]):
         parts = path.relative_to(ROOT).with_suffix("").parts
-        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
-    return found
+        modules[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return modules
 
 
 MODULES = list_modules()
 
 
-def find_room(module: str) -> tuple[int, str] | None:
-    """(layer, room) of a module; None for what is no part of the house, and for the bare package `doccls`."""
-    for layer, rooms in enumerate(LAYERS):
-        for room in rooms:
-            if module == room or module.startswith(f"{room}."):
-                return layer, room
+def find_layer(module: str) -> tuple[int, str] | None:
+    """Return (layer, package) of a module; None for other packages and for the bare package `doccls`."""
+    for layer, packages in enumerate(LAYERS):
+        for package in packages:
+            if module == package or module.startswith(f"{package}."):
+                return layer, package
     return None
 
 
 def list_imports(source: str, module: str, is_package: bool = False) -> list[str]:
-    """Every module that the source imports, also inside functions; `from a import b` is a.b where that is a module."""
-    found = []
+    """Return all imported modules, also those in functions; `from a import b` gives a.b if that is a module."""
+    imports = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
-            found += [alias.name for alias in node.names]
+            imports += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             base = node.module or ""
             if node.level:
                 parts = module.split(".")
                 parts = parts[: len(parts) - node.level + is_package]
                 base = ".".join([*parts, *([node.module] if node.module else [])])
-            found += [f"{base}.{alias.name}" if f"{base}.{alias.name}" in MODULES else base for alias in node.names]
-    return found
+            imports += [f"{base}.{alias.name}" if f"{base}.{alias.name}" in MODULES else base for alias in node.names]
+    return imports
 
 
-def find_breaches(module: str, source: str, is_package: bool = False) -> list[str]:
-    own = find_room(module)
+def find_violations(module: str, source: str, is_package: bool = False) -> list[str]:
+    own = find_layer(module)
     if own is None:
         return []
-    breaches = []
+    violations = []
     for imported in list_imports(source, module, is_package):
-        other = find_room(imported)
+        other = find_layer(imported)
         if other is None or other[1] == own[1] or other[0] > own[0] or (own[1], other[1]) in SIDEWAYS:
             continue
-        breaches.append(f"{module} imports {imported}")
-    return breaches
+        violations.append(f"{module} imports {imported}")
+    return violations
 
 
-def test_every_module_has_its_place_in_the_order() -> None:
+def test_each_module_has_a_layer() -> None:
     assert len(MODULES) > 30
-    assert [name for name in MODULES if name != "doccls" and find_room(name) is None] == []
+    assert [name for name in MODULES if name != "doccls" and find_layer(name) is None] == []
 
 
 @pytest.mark.parametrize("module", MODULES)
 def test_imports_point_down(module: str) -> None:
     path = MODULES[module]
-    assert find_breaches(module, path.read_text(encoding="utf-8"), path.name == "__init__.py") == []
+    assert find_violations(module, path.read_text(encoding="utf-8"), path.name == "__init__.py") == []
 
 
 @pytest.mark.parametrize(
@@ -106,18 +106,18 @@ def test_imports_point_down(module: str) -> None:
         ("doccls.experiment", "from doccls.training.trainer import train_fold"),
     ],
 )
-def test_an_import_that_points_up_would_be_found(module: str, source: str) -> None:
-    assert find_breaches(module, source)
+def test_import_that_points_up_is_found(module: str, source: str) -> None:
+    assert find_violations(module, source)
 
 
-def test_the_package_itself_imports_nothing() -> None:
+def test_doccls_package_imports_nothing() -> None:
     assert list_imports(MODULES["doccls"].read_text(encoding="utf-8"), "doccls", True) == []
 
 
-def test_no_module_is_a_drawer_for_everything() -> None:
-    drawers = {"utils", "util", "helpers", "helper", "common", "misc"}
+def test_no_module_is_a_catch_all() -> None:
+    catch_alls = {"utils", "util", "helpers", "helper", "common", "misc"}
     files = [*MODULES.values(), *(ROOT / "tests").rglob("*.py")]
-    assert [path for path in files if drawers & {*path.relative_to(ROOT).with_suffix("").parts}] == []
+    assert [path for path in files if catch_alls & {*path.relative_to(ROOT).with_suffix("").parts}] == []
 
 
 @pytest.mark.slow
@@ -129,7 +129,7 @@ def test_no_module_is_a_drawer_for_everything() -> None:
         "doccls.__main__",
     ],
 )  # fmt: skip
-def test_light_modules_leave_the_heavy_stack_alone(module: str) -> None:
+def test_light_modules_do_not_import_heavy_packages(module: str) -> None:
     heavy = ("torch", "timm", "accelerate", "albumentations", "wandb")
     code = f"import sys, {module}; print([name for name in {heavy} if name in sys.modules])"
     environment = os.environ | {"PYTHONPATH": str(ROOT)}

@@ -87,7 +87,7 @@ def test_launcher_that_lost_its_lock_writes_no_ledger(path: Path, tmp_path: Path
     with hold_lock(tmp_path / "launch.lock", "run r is being launched") as lock:
         ledger_file = LedgerFile(path, LEDGER, lock, RunLog(None))
         (tmp_path / "launch.lock").unlink()
-        with pytest.raises(LockError, match="is no longer to write"):
+        with pytest.raises(LockError, match="must not write any more"):
             ledger_file.write(LEDGER)
     assert not path.exists()
 

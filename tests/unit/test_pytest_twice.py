@@ -1,4 +1,4 @@
-"""CI's second run of what failed: a flake is told and forgiven, a fault is not."""
+"""CI's second run of failed tests: a flaky test is reported and accepted, a failing one is not."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ BROKEN = "import nothing_of_that_name\n"
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("source", "code", "told", "words"),
+    ("source", "code", "message", "options"),
     [
         (GOOD, 0, None, []),
         (FLAKY, 0, "FLAKY test_it.py::test_once passed when it ran once more, alone", []),
@@ -36,17 +36,17 @@ BROKEN = "import nothing_of_that_name\n"
         (BROKEN, 2, None, []),
     ],
 )
-def test_a_failed_test_runs_once_more(
-    tmp_path: Path, source: str, code: int, told: str | None, words: list[str]
+def test_failed_test_runs_once_more(
+    tmp_path: Path, source: str, code: int, message: str | None, options: list[str]
 ) -> None:
     (tmp_path / "test_it.py").write_text(source)
     done = subprocess.run(
-        [sys.executable, str(SCRIPT), "-p", "no:cacheprovider", "-p", "xdist", *words],
+        [sys.executable, str(SCRIPT), "-p", "no:cacheprovider", "-p", "xdist", *options],
         env=os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},  # they take seconds to import
         cwd=tmp_path, capture_output=True, text=True, check=False, timeout=100,
     )  # fmt: skip
     assert done.returncode == code, done.stdout + done.stderr
-    assert told is None or told in done.stdout
-    assert ("FLAKY" in done.stdout) == (told is not None and "FLAKY" in told)
-    if told is not None and "FLAKY" in told:
-        assert "only the first time" in done.stdout.partition("FLAKY ")[2], "the first failure's text"
+    assert message is None or message in done.stdout
+    assert ("FLAKY" in done.stdout) == (message is not None and "FLAKY" in message)
+    if message is not None and "FLAKY" in message:
+        assert "only the first time" in done.stdout.partition("FLAKY ")[2], "the text of the first failure"

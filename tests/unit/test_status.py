@@ -88,7 +88,7 @@ def test_remark_is_progress_of_slowest_rank_or_last_error() -> None:
         describe_fold(1, FoldEvidence(attempts=(OPEN,), beats=beats), LEDGER, True).remark
         == "validate step 13, epoch 2"
     )
-    assert describe_fold(1, FoldEvidence(attempts=(OPEN,)), LEDGER, True).remark == "its start (imports, weights)"
+    assert describe_fold(1, FoldEvidence(attempts=(OPEN,)), LEDGER, True).remark == "startup (imports, weights)"
     assert describe_fold(1, FoldEvidence(attempts=(FAILED,)), LEDGER, True).remark == FAILED.message
     assert describe_fold(1, FoldEvidence(damage="torn"), None, False).remark == "torn"
     assert describe_fold(1, FoldEvidence(macro_f1=0.5, attempts=(FAILED,)), None, False).remark is None

@@ -1,4 +1,4 @@
-"""How xdist hands out the tests: what shares runs or a cluster stays together."""
+"""Distribution of tests by xdist: tests that share runs or a cluster stay in one process."""
 
 import pytest
 
@@ -14,5 +14,5 @@ from tests.conftest import find_scope, find_suite
         ("test_elsewhere.py::test_x", "unit", "test_elsewhere.py::test_x"),
     ],
 )
-def test_a_test_belongs_to_its_suite(test: str, suite: str, scope: str) -> None:
+def test_suite_and_scope_of_a_test(test: str, suite: str, scope: str) -> None:
     assert (find_suite(test), find_scope(test)) == (suite, scope)
