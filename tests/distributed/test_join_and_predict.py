@@ -77,7 +77,7 @@ def test_a_merge_of_too_few_folds_names_the_missing(joined: Joined, tmp_path: Pa
     before = run.list_files()
     done = _merge(run.root)
     assert done.returncode == 1
-    assert "1 of 3 folds have no part: 1" in done.stderr
+    assert "1 of 3 folds have no predictions: 1" in done.stderr
     assert run.list_files() == before
 
 
