@@ -18,7 +18,7 @@ _SELECTION = (
 
 
 @dataclass(frozen=True)
-class FoldFigures:
+class FoldMetrics:
     """The metrics of one fold's best epoch on its validation rows."""
 
     fold: int
@@ -28,7 +28,7 @@ class FoldFigures:
 
 
 @dataclass(frozen=True)
-class ClassFigures:
+class ClassMetrics:
     """The metrics of one class, over the out-of-fold predictions of all rows."""
 
     label: str
@@ -55,8 +55,8 @@ class Summary:
     interval_resamples: int
     interval_units: str  # what was resampled: rows, or groups if data.group_col is set
     accuracy: float
-    folds: tuple[FoldFigures, ...]
-    classes: tuple[ClassFigures, ...]
+    folds: tuple[FoldMetrics, ...]
+    classes: tuple[ClassMetrics, ...]
     notes: tuple[str, ...] = ()  # caveats for comparing folds
     selection: str = _SELECTION  # how the epochs were selected, and how that biases the scores
 
@@ -92,11 +92,11 @@ def summarize(
         interval_units="rows" if groups is None else "groups",
         accuracy=float(hits.mean()),
         folds=tuple(
-            FoldFigures(int(fold), int(rows.sum()), macro_f1(targets[rows], logits[rows]), float(hits[rows].mean()))
+            FoldMetrics(int(fold), int(rows.sum()), macro_f1(targets[rows], logits[rows]), float(hits[rows].mean()))
             for fold, rows in ((fold, folds == fold) for fold in np.unique(folds))
         ),
         classes=tuple(
-            ClassFigures(label, int(support), float(precision), float(recall), float(f1))
+            ClassMetrics(label, int(support), float(precision), float(recall), float(f1))
             for label, precision, recall, f1, support in zip(classes, *per_class, strict=True)
         ),
         notes=notes,

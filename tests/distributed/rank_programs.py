@@ -73,7 +73,7 @@ def act_on_main(argv: list[str]) -> int:
 
 def wait_patiently(argv: list[str]) -> int:
     """argv = config. Each in turn is later than a collective may take: where all wait for it, and then in one."""
-    processes_room._LEAST_LIMIT_S = processes_room._MARGIN_S = 1.0
+    processes_room._MIN_TIMEOUT_S = processes_room._MARGIN_S = 1.0
     accelerator = start_processes(
         load_config(Path(argv[0]), overrides=[parse_override("train.collective_timeout_s=1")])
     )

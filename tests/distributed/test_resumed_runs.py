@@ -172,7 +172,7 @@ def test_going_on_replays_no_step_and_says_where_it_begins(
     run = Run(start(trainer, folder, world_size, 0, -1), folder)
     (told,) = [line for line in run.lines if line.startswith("[RESUME]")]
     step = int(told.partition("from step ")[2].partition(" ")[0])
-    assert step >= 1 and told.startswith(f"[RESUME] fold=0 from step {step} (epoch ") and "s of work done again" in told
+    assert step >= 1 and told.startswith(f"[RESUME] fold=0 from step {step} (epoch ") and " s of work" in told
     assert run.list_step_losses(0) == whole.losses[step:]
 
 
