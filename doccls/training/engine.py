@@ -83,9 +83,9 @@ class Engine:
 class LossMeter:
     """The losses of an epoch's steps, which stay on the device until they are reduced over the ranks.
 
-    `losses` and `skipped` (fp16 only) count reduced steps. Losses are finite, except those of fp16 steps that
-    overflowed and were skipped. `scale_drops` (fp16 only) says of each pending step whether the gradient scale dropped,
-    that is, whether the step was skipped.
+    `losses` and `skipped` (a count, fp16 only) cover the reduced steps. Losses are finite, except those of fp16 steps
+    that overflowed and were skipped. `scale_drops` (fp16 only) says of each pending step whether the gradient scale
+    dropped, that is, whether the step was skipped.
     """
 
     losses: list[float] = field(default_factory=list)
@@ -167,7 +167,7 @@ def _describe_optimization(train: TrainConfig, plan: BatchPlan, division: BatchD
 
 
 def _build_model(context: RunContext, fold: int) -> tuple[nn.Module, tuple[float, ...], tuple[float, ...]]:
-    """Build the fold's model on the device; also return the mean and standard deviation that it expects as input."""
+    """Build the fold's model on the device; also return the mean and standard deviation of its expected input."""
     experiment, accelerator, log = context.experiment, context.accelerator, context.log
     config, train, plan, device = experiment.config, experiment.config.train, experiment.plan(fold), accelerator.device
     if config.model.pretrained and config.model.weights is None:

@@ -151,9 +151,8 @@ def _fit(
         _log_validation(engine, row)
         progress.rows.append(row)
         progress.meter = LossMeter()
-        is_better = (
-            progress.best is None or validated.selection_f1 >= progress.best.selection_f1
-        )  # of equal epochs the later
+        # Of equal epochs, the later counts as better.
+        is_better = progress.best is None or validated.selection_f1 >= progress.best.selection_f1
         if is_better:
             progress.best = validated
         warnings = on_main(

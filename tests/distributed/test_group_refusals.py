@@ -110,7 +110,7 @@ def test_a_port_that_another_process_listens_at_is_told_to_the_launcher(trainer:
     beat = read_beat(paths.heartbeat(0, 0))
     assert beat is not None and beat.cause is Cause.PORT_TAKEN
     (line,) = (folder / "console" / "rank0.err").read_text().splitlines()[-1:]
-    assert f"MASTER_PORT={port} of {socket.gethostname()}" in line and "--main_process_port" in line
+    assert f"MASTER_PORT={port} on {socket.gethostname()}" in line and "--main_process_port" in line
 
 
 def test_a_mistake_in_the_config_is_told_once(trainer: Trainer) -> None:

@@ -193,10 +193,8 @@ def test_another_number_of_processes_is_refused_or_goes_on_with_the_same_batches
     folder = clear(wholes[2])
     start(trainer, folder, 2, 0, len(wholes[2].moments) // 4)
     refused = Run(start(trainer, folder, 1, 0, -1), folder)
-    assert (
-        refused.codes == [1]
-        and "by 2 processes, and these are 1. Start 2; or say --allow-world-size-change" in refused.stderr
-    )
+    message = "by 2 processes, but 1 are running now. Start 2 processes; or pass --allow-world-size-change"
+    assert refused.codes == [1] and message in refused.stderr
     argv = [*trainer.arguments(EVERYTHING, folder, "r"), "--allow-world-size-change"]
     run = Run(launch_ranks("doccls.train:main", argv, folder / "console"), folder)
     assert run.codes == [0] and any(line.startswith("[RESUME] fold=0") for line in run.lines)
