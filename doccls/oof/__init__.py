@@ -1,1 +1,1 @@
-"""Out-of-fold predictions: one fold's part, the merge of all, and the figures over them. Imports no torch."""
+"""Out-of-fold (OOF) predictions: those of one fold, the merged files, and metrics over them. Imports no torch."""

@@ -1,4 +1,4 @@
-"""Folds' parts -> the merged OOF files, or a refusal that says which part and why."""
+"""Merge the folds' predictions into the OOF files, or report which folds can't be merged and why."""
 
 import csv
 import io
@@ -19,32 +19,28 @@ from doccls.system.tensor_file import TensorFileError
 
 @dataclass(frozen=True)
 class MergedOof:
-    """Row i is row i of train.csv."""
+    """The out-of-fold predictions of all folds; row i is row i of train.csv."""
 
-    logits_NC: np.ndarray
-    """(n_samples, n_classes) float32; NaN in the rows of `skipped`."""
-    targets_N: np.ndarray
-    """(n_samples,) int64."""
-    folds_N: np.ndarray
-    """(n_samples,) int64."""
+    logits_NC: np.ndarray  # (n_samples, n_classes) float32; NaN in the rows of `skipped`
+    targets_N: np.ndarray  # (n_samples,) int64
+    folds_N: np.ndarray  # (n_samples,) int64
     ids: tuple[str, ...]
     classes: tuple[str, ...]
-    skipped: tuple[int, ...]
-    """Rows without a usable image, left out of every figure."""
-    groups: tuple[str, ...] | None = None
-    """Of each row, where data.group_col is set."""
+    skipped: tuple[int, ...]  # rows without a usable image, excluded from every metric
+    groups: tuple[str, ...] | None = None  # of each row, if data.group_col is set
 
 
 def merge_run(paths: RunPaths) -> Summary:
     """Merge the run's folds: write metrics.jsonl, oof_logits.npy, oof_targets.npy, oof.csv and, last, summary.json.
 
     Raises:
-        UserError: no parts, or parts that are missing, damaged, foreign or in each other's way.
+        UserError: fold predictions are missing, damaged, from another run or overlapping.
     """
     merged, summary = load_merged(paths)
     for path in (paths.metrics, paths.oof_logits, paths.oof_targets, paths.oof_csv, paths.summary):
-        remove_leftovers(path)  # of a merge that was killed
-    remove_resume_checkpoints(paths, sorted(set(merged.folds_N.tolist())))  # of folds killed when their part stood
+        remove_leftovers(path)  # left by a merge that was killed
+    # A fold that was killed right after writing its predictions still has its resume checkpoints.
+    remove_resume_checkpoints(paths, sorted(set(merged.folds_N.tolist())))
     summary = replace(summary, notes=(*summary.notes, *write_metrics(paths)))
     write_array(paths.oof_logits, merged.logits_NC)
     write_array(paths.oof_targets, merged.targets_N)
@@ -54,14 +50,14 @@ def merge_run(paths: RunPaths) -> Summary:
 
 
 def load_merged(paths: RunPaths) -> tuple[MergedOof, Summary]:
-    """What merging the run's folds gives; nothing is written.
+    """Merge the run's folds in memory, without writing anything.
 
     Raises:
-        UserError: no parts, or parts that are missing, damaged, foreign or in each other's way.
+        UserError: fold predictions are missing, damaged, from another run or overlapping.
     """
     found = sorted(paths.predictions_dir.glob("fold*.safetensors"))
     if not found:
-        raise UserError(f"no OOF parts in {paths.predictions_dir}: no fold of this run is finished")
+        raise UserError(f"no fold predictions in {paths.predictions_dir}: no fold of this run has finished")
     fold_predictions, problems = [], []
     for path in found:
         try:
@@ -84,12 +80,12 @@ def load_merged(paths: RunPaths) -> tuple[MergedOof, Summary]:
 
 
 def merge_predictions(fold_predictions: Sequence[FoldPredictions]) -> MergedOof:
-    """Pure: every row from exactly one part.
+    """Take each row from the one fold that predicted it; pure.
 
     Raises:
-        UserError: another fingerprint or class order, missing or repeated folds or rows; each with its count.
+        UserError: fingerprints or class orders differ, or folds or rows are missing or repeated (with their counts).
     """
-    _check_kinship(fold_predictions)
+    _check_compatible(fold_predictions)
     first = fold_predictions[0].info
     count = first.num_samples
     logits = np.full((count, len(first.classes)), np.nan, dtype=np.float32)
@@ -105,7 +101,7 @@ def merge_predictions(fold_predictions: Sequence[FoldPredictions]) -> MergedOof:
     if np.any(seen != 1):
         missing, repeated = np.flatnonzero(seen == 0), np.flatnonzero(seen > 1)
         raise UserError(
-            f"the parts don't cover train.csv: {len(missing)} rows missing {missing[:5].tolist()}, "
+            f"the fold predictions don't cover train.csv: {len(missing)} rows missing {missing[:5].tolist()}, "
             f"{len(repeated)} rows repeated {repeated[:5].tolist()}"
         )
     return MergedOof(
@@ -120,35 +116,35 @@ def merge_predictions(fold_predictions: Sequence[FoldPredictions]) -> MergedOof:
 
 
 def note_micro_batches(fold_predictions: Sequence[FoldPredictions]) -> tuple[str, ...]:
-    """What there is to know if the folds were not trained with the same number of images at a time."""
+    """Return a note if the folds were trained with different micro-batch sizes, else nothing."""
     sizes = {predictions.info.fold: predictions.info.micro_batch_size for predictions in fold_predictions}
     if len(set(sizes.values())) < 2:
         return ()
-    told = ", ".join(f"fold {fold}: {size or 'its share'}" for fold, size in sorted(sizes.items()))
+    listed = ", ".join(f"fold {fold}: {size or 'per-rank batch'}" for fold, size in sorted(sizes.items()))
     return (
-        f"the folds' processes took different numbers of images at a time (train.micro_batch_size, {told}): "
-        "BatchNorm normalised over these, and dropout, stochastic depth and Mixup drew for each",
+        f"the folds were trained with different micro-batch sizes (train.micro_batch_size, {listed}): BatchNorm, "
+        "dropout, stochastic depth and Mixup work per micro-batch, so the folds are not strictly comparable",
     )
 
 
 def render_csv(merged: MergedOof) -> str:
-    """oof.csv: ID, fold, target, prediction and a probability for each class; empty where there is no prediction."""
+    """Return oof.csv: ID, fold, target, prediction and class probabilities (the last two empty in skipped rows)."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["ID", "fold", "target", "prediction", *(f"prob_{label}" for label in merged.classes)])
     probs = probabilities(merged.logits_NC)
     skipped = set(merged.skipped)
     for row, sample_id in enumerate(merged.ids):
-        known = [sample_id, int(merged.folds_N[row]), merged.classes[merged.targets_N[row]]]
+        cells = [sample_id, int(merged.folds_N[row]), merged.classes[merged.targets_N[row]]]
         if row in skipped:
-            writer.writerow([*known, "", *("" for _ in merged.classes)])
+            writer.writerow([*cells, "", *("" for _ in merged.classes)])
         else:
             best = merged.classes[int(merged.logits_NC[row].argmax())]
-            writer.writerow([*known, best, *(f"{chance:.6f}" for chance in probs[row])])
+            writer.writerow([*cells, best, *(f"{prob:.6f}" for prob in probs[row])])
     return text.getvalue()
 
 
-def _check_kinship(fold_predictions: Sequence[FoldPredictions]) -> None:
+def _check_compatible(fold_predictions: Sequence[FoldPredictions]) -> None:
     first = fold_predictions[0].info
     problems = []
     for name, what in (
@@ -162,20 +158,22 @@ def _check_kinship(fold_predictions: Sequence[FoldPredictions]) -> None:
         for predictions in fold_predictions:
             values.setdefault(getattr(predictions.info, name), []).append(predictions.info.fold)
         if len(values) > 1:
-            told = "; ".join(f"folds {folds}: {_shorten(value)}" for value, folds in values.items())
-            problems.append(f"parts differ in {what}: {told}")
+            listed = "; ".join(f"folds {folds}: {_shorten(value)}" for value, folds in values.items())
+            problems.append(f"the folds differ in {what}: {listed}")
     folds = [predictions.info.fold for predictions in fold_predictions]
     missing = sorted(set(range(first.num_folds)) - set(folds))
     repeated = sorted({fold for fold in folds if folds.count(fold) > 1})
-    foreign = sorted(set(folds) - set(range(first.num_folds)))
+    unknown = sorted(set(folds) - set(range(first.num_folds)))
     if missing:
-        problems.append(f"{len(missing)} of {first.num_folds} folds have no part: {', '.join(map(str, missing))}")
+        problems.append(
+            f"{len(missing)} of {first.num_folds} folds have no predictions: {', '.join(map(str, missing))}"
+        )
     if repeated:
-        problems.append(f"folds with more than one part: {', '.join(map(str, repeated))}")
-    if foreign:
-        problems.append(f"folds that a run of {first.num_folds} folds does not have: {', '.join(map(str, foreign))}")
+        problems.append(f"folds with more than one predictions file: {', '.join(map(str, repeated))}")
+    if unknown:
+        problems.append(f"folds outside 0 to {first.num_folds - 1}: {', '.join(map(str, unknown))}")
     if problems:
-        raise UserError("the OOF parts can't be merged:\n" + "\n".join(f"- {problem}" for problem in problems))
+        raise UserError("the fold predictions can't be merged:\n" + "\n".join(f"- {problem}" for problem in problems))
 
 
 def _shorten(value: object) -> str:

@@ -1,4 +1,4 @@
-"""The figures of a set of predictions; scikit-learn's, on NumPy arrays."""
+"""Classification metrics on NumPy arrays, computed with scikit-learn and SciPy."""
 
 import numpy as np
 from scipy.special import log_softmax, softmax
@@ -6,30 +6,30 @@ from sklearn.metrics import f1_score
 
 
 def macro_f1(targets_N: np.ndarray, logits_NC: np.ndarray) -> float:
-    """Macro-F1 of the arg-max predictions: `sklearn.metrics.f1_score(targets, predictions, average="macro")`.
+    """Return the macro-F1 of the arg-max predictions, as `sklearn.metrics.f1_score(..., average="macro")`.
 
-    A class that is neither a target nor a prediction does not count; one without a true positive counts 0.
+    A class that is neither a target nor a prediction is ignored; one without a true positive counts as 0.
     """
     return float(f1_score(targets_N, logits_NC.argmax(axis=1), average="macro", zero_division=0))
 
 
 def selection_f1(targets_N: np.ndarray, logits_NC: np.ndarray) -> float:
-    """Macro-F1 over the classes that are among the targets: what the epochs of a fold are compared by.
+    """Return the macro-F1 over the classes among the targets, by which the epochs of a fold are compared.
 
-    A small fold lacks classes. In `macro_f1` one wrong prediction of such a class adds a class that counts 0 and so
-    costs as much as a whole class (0.06 of 17), whatever it says about the model; here it costs what any error does.
+    A small fold may lack classes. In `macro_f1` one wrong prediction of such a class adds a class with an F1 of 0, and
+    so costs as much as getting an entire class wrong (0.06 of 17); here it costs as much as any other error.
     """
     labels = np.unique(targets_N)
     return float(f1_score(targets_N, logits_NC.argmax(axis=1), labels=labels, average="macro", zero_division=0))
 
 
 def cross_entropy(targets_N: np.ndarray, logits_NC: np.ndarray) -> float:
-    """Mean negative log-likelihood in nats, in float64: summed once over all samples, then divided once."""
+    """Return the mean negative log-likelihood in nats, in float64: one sum over all samples, divided once."""
     log_probabilities = log_softmax(logits_NC.astype(np.float64), axis=1)
     return float(-log_probabilities[np.arange(len(targets_N)), targets_N].sum() / len(targets_N))
 
 
 def probabilities(logits_NC: np.ndarray) -> np.ndarray:
-    """Softmax, in float64."""
-    result: np.ndarray = softmax(logits_NC.astype(np.float64), axis=1)
-    return result
+    """Return the softmax over classes, in float64."""
+    probs: np.ndarray = softmax(logits_NC.astype(np.float64), axis=1)
+    return probs

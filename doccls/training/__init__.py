@@ -1,1 +1,1 @@
-"""One fold from its data to its OOF part, on one process or many."""
+"""Training of one fold, from its data to its out-of-fold predictions, in one process or several."""

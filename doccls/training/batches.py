@@ -1,4 +1,4 @@
-"""Which batches a rank reads, in which order: those of training and validation, of all folds, one after the other."""
+"""The batches that a rank reads: those of training and validation, of one fold after the other."""
 
 import math
 import statistics
@@ -20,35 +20,35 @@ from doccls.training.engine import RunContext
 _TIMED_PAGES = 8
 
 
-class WaitingBatches(Iterator[Batch]):
-    """The batches, and how long they were waited for: with loader workers, only where these were too slow."""
+class TimedBatches(Iterator[Batch]):
+    """An iterator over batches that measures the time spent waiting for them."""
 
     def __init__(self, batches: Iterator[Batch], workers: int) -> None:
-        """`workers` make them; 0: this process does so itself."""
+        """Wrap the batches of `workers` loader processes; 0 means that this process makes them itself."""
         self.workers = workers
         self._batches, self._waited_s = batches, 0.0
 
     def __next__(self) -> Batch:
-        asked_s = time.perf_counter()
+        began_s = time.perf_counter()
         try:
             return next(self._batches)
         finally:
-            self._waited_s += time.perf_counter() - asked_s
+            self._waited_s += time.perf_counter() - began_s
 
-    def take_s(self) -> float:
-        """Seconds waited since it was last asked."""
+    def pop_wait_s(self) -> float:
+        """Return the seconds spent waiting since the last call."""
         waited_s, self._waited_s = self._waited_s, 0.0
         return waited_s
 
 
 @contextmanager
 def load_folds(
-    context: RunContext, folds: Sequence[int], starts: Mapping[int, ResumePoint]
-) -> Iterator[WaitingBatches]:
-    """This rank's batches of all that `train_fold` does on `folds`, in that order: one set of workers for all.
+    context: RunContext, folds: Sequence[int], resume_points: Mapping[int, ResumePoint]
+) -> Iterator[TimedBatches]:
+    """Yield this rank's batches for `train_fold` on each of `folds`, in that order, from one set of workers.
 
     Raises:
-        RankLocalError: this machine has no shared memory for them.
+        RankLocalError: this machine has too little shared memory for them.
     """
     experiment, accelerator = context.experiment, context.accelerator
     config, manifest = experiment.config, experiment.data.manifest
@@ -63,22 +63,24 @@ def load_folds(
     )
     dataset = DocClsDataset(pages, Augmentation(config.augment, config.train.img_size), config.project.seed)
     requests = (
-        request for fold in folds for request in _iterate_requests(experiment, fold, starts.get(fold), accelerator)
+        request
+        for fold in folds
+        for request in _iterate_requests(experiment, fold, resume_points.get(fold), accelerator)
     )
-    most = BatchDivision.derive(config.train, accelerator.num_processes).images_at_a_time
+    micro_batch = BatchDivision.derive(config.train, accelerator.num_processes).images_at_a_time
     on_gpu, stored = accelerator.device.type == "cuda", experiment.data.stored is not None
     page_s = 0.0
     if on_gpu and folds and config.data.num_workers == "auto":
         page_s = measure_page(dataset, next(_iterate_requests(experiment, folds[0], None, accelerator)))
-    plan = plan_loader(config.data.num_workers, most * dataset.page_bytes, on_gpu, stored, page_s)
+    plan = plan_loader(config.data.num_workers, micro_batch * dataset.page_bytes, on_gpu, stored, page_s)
     for remark in plan.remarks:
         context.log.line(f"[DATA] {remark}")
     with loading(dataset, requests, plan.workers, on_gpu, plan.prefetch) as batches:
-        yield WaitingBatches(batches, plan.workers)
+        yield TimedBatches(batches, plan.workers)
 
 
 def measure_page(dataset: DocClsDataset, request: BatchRequest) -> float:
-    """Seconds that it takes one process to make a page: the median of the first few, without the very first."""
+    """Return the seconds that one process takes to make a page: the median of a few, after one to warm up."""
     times_s = []
     for key in list_keys(request)[: _TIMED_PAGES + 1]:
         began_s = time.perf_counter()
@@ -88,29 +90,30 @@ def measure_page(dataset: DocClsDataset, request: BatchRequest) -> float:
 
 
 def _iterate_requests(
-    experiment: Experiment, fold: int, start: ResumePoint | None, accelerator: Accelerator
+    experiment: Experiment, fold: int, resume_point: ResumePoint | None, accelerator: Accelerator
 ) -> Iterator[BatchRequest]:
-    """This rank's batches of one fold, from where it resumes."""
+    """Iterate over this rank's batch requests for one fold, from where it resumes."""
     division = BatchDivision.derive(experiment.config.train, accelerator.num_processes)
-    valid, step = experiment.data.list_valid(fold), 0 if start is None else start.step
+    valid, step = experiment.data.list_valid(fold), 0 if resume_point is None else resume_point.step
     return iterate_fold(experiment.plan(fold), valid, division, accelerator.process_index, step)
 
 
 def advise_on_waiting(share: float, workers: int, cores: int, stored: bool) -> str:
-    """What the log says where steps wait for pages, of which the loader makes as many as it can.
+    """Return advice for a run whose steps wait for pages, although the loader is working to capacity.
 
     Args:
-        share: of the epoch's time, waited.
-        workers: that make the pages.
-        cores: that this process may use.
-        stored: whether pages come decoded.
+        share: The share of the epoch's time that was spent waiting.
+        workers: The number of loader workers.
+        cores: The number of cores that this process may use.
+        stored: Whether pages are read from the store, already decoded.
     """
-    # Without waiting, the epoch would take 1 - share of its time, and as many pages would be made in it.
-    # Where there are no workers, this process was busy with pages while it waited.
+    # Without waiting, the epoch would take 1 - share of its time, for the same number of pages.
+    # Without workers, this process was itself making pages while it waited.
     busy = workers if workers else share
     needed = max(workers + 1, math.ceil(busy / (1.0 - share)))
-    cures = [f"data.num_workers = {needed} (now {workers})"] if needed < cores else []
-    cures += [] if stored else ["data.store, which keeps decoded pages"]
-    cures += ["less of augment's slow ones (shadow, noise)"]
-    cures += [] if needed < cores else [f"more cores ({needed} workers would keep up; now {workers}, on {cores} cores)"]
-    return f"steps waited for pages {share:.0%} of the epoch's time; what helps: {', '.join(cures)}"
+    options = [f"data.num_workers = {needed} (now {workers})"] if needed < cores else []
+    options += [] if stored else ["data.store, which keeps decoded pages"]
+    options += ["fewer slow augmentations (shadow, noise)"]
+    if needed >= cores:
+        options.append(f"more cores ({needed} workers would keep up; now {workers}, on {cores} cores)")
+    return f"steps waited for pages {share:.0%} of the epoch's time; consider {', '.join(options)}"

@@ -1,4 +1,4 @@
-"""The process group: how many there are, on what device, in which precision; and saying things once."""
+"""The process group: its size, devices and precision, and collectives of Python objects and requests to stop."""
 
 import os
 import socket
@@ -26,82 +26,78 @@ from doccls.system.signals import STOP_SIGNALS, Interrupted, stop_requested
 from doccls.training.speed import choose_kernels
 
 _T = TypeVar("_T")
-_OTHER_COUNTS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
-"""How many processes srun or mpirun started, for those that they started."""
-_PLAIN = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
-_PATIENCE = timedelta(hours=2)
-"""The others wait while the main process looks at every image, or a slow machine fetches the weights."""
-_LEAST_LIMIT_S = 600.0
-"""torch's own for NCCL; machines of one job start minutes apart."""
-_MARGIN_S = 10.0
-"""By which torch's limit for a collective is the longer one: `doccls.run.watchdog` comes first, and says why."""
+# Set by srun or mpirun: the number of processes that they started.
+_TASK_COUNT_VARIABLES = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
+_SUPPORTED_TYPES = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
+_LONG_TIMEOUT = timedelta(hours=2)  # while the main process scans all images, or a slow machine downloads weights
+_MIN_TIMEOUT_S = 600.0  # torch's default for NCCL; machines of one job may start minutes apart
+_MARGIN_S = 10.0  # added to the collective timeout, so that `doccls.run.watchdog` acts first and says why
 _ADDRESS_IN_USE = "address already in use"
-_patient_group: dist.ProcessGroup | None = None
-"""For waits of any length; None in a process alone. Collectives of the default group are given up much sooner."""
+# The group for waits of any length; None in a single process. The default group's collectives time out much sooner.
+_long_wait_group: dist.ProcessGroup | None = None
 
 
 class ProcessError(UserError):
-    """The processes that were started are not those that were asked for, or can't do what the config asks."""
+    """An error for processes that differ from those requested, or that can't do what the config requires."""
 
 
 def start_processes(config: Config) -> Accelerator:
     """Join the process group and set up the device. All ranks must call, once.
 
     Raises:
-        ProcessError: another number of processes than expected, a device that can't be used, or a precision that it
-            has not.
+        ProcessError: the number of processes is wrong, the device can't be used or does not support the precision.
         PortTakenError: another process listens at MASTER_PORT.
     """
-    global _patient_group
+    global _long_wait_group
     _check_launch(os.environ)
     _check_device(os.environ)
     started = int(os.environ.get("WORLD_SIZE", "1"))
     check_world_size(started, started, config)  # before any rank waits for another
     choose_kernels(config.train)
-    limit = timedelta(seconds=max(_LEAST_LIMIT_S, config.train.collective_timeout_s + _MARGIN_S))
+    timeout = timedelta(seconds=max(_MIN_TIMEOUT_S, config.train.collective_timeout_s + _MARGIN_S))
     if started > 1 and MEETING_FILE in os.environ:
-        _meet(Path(os.environ[MEETING_FILE]), rank_by_environment(), started, limit)
-    # Started as several on a machine without GPUs, Accelerate stays alone unless it is told that CPUs are meant.
+        _init_from_file(Path(os.environ[MEETING_FILE]), rank_by_environment(), started, timeout)
+    # With several processes on a machine without GPUs, Accelerate forms no group unless it is passed cpu=True.
     cpu = started > 1 and not torch.cuda.is_available()
-    group = _form_group(cpu, limit)  # its ranks agree on the precision
+    group = _form_group(cpu, timeout)  # its ranks agree on the precision
     check_world_size(group.num_processes, started, config)
     if started > 1:
-        _patient_group = dist.new_group(backend="gloo", timeout=_PATIENCE)  # type: ignore[assignment]  # of all
+        _long_wait_group = dist.new_group(backend="gloo", timeout=_LONG_TIMEOUT)  # type: ignore[assignment]  # all ranks
     accelerator = Accelerator(
         cpu=cpu,
         mixed_precision=_agree_on_precision(config.train.amp, started),
         kwargs_handlers=[
-            # Buffers are averaged before each validation; DDP's own broadcast would be one more collective a step.
+            # Buffers are averaged before each validation; DDP's broadcast would be another collective in each step.
             DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
         ],
     )
-    torch.set_num_threads(config.train.cpu_threads)  # after Accelerate, which sets its own count for CPU processes
+    torch.set_num_threads(config.train.cpu_threads)  # after Accelerate, which sets its own number for CPU processes
     _check_accelerator(accelerator)
     set_seed(config.project.seed)
     return accelerator
 
 
-def _meet(file: Path, rank: int, world_size: int, limit: timedelta) -> None:
-    """Join the group through a file, not through MASTER_ADDR and MASTER_PORT; Accelerate takes the group it finds."""
+def _init_from_file(file: Path, rank: int, world_size: int, timeout: timedelta) -> None:
+    """Form the group through a file instead of MASTER_ADDR and MASTER_PORT; Accelerate then uses this group."""
     backend = "nccl" if torch.cuda.is_available() and not _on_cpu(os.environ) else "gloo"
     store = FileStore(str(file), world_size)
-    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=limit)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
 
 
-def _form_group(cpu: bool, limit: timedelta) -> PartialState:
+def _form_group(cpu: bool, timeout: timedelta) -> PartialState:
     try:
-        return PartialState(cpu, timeout=limit)
-    except RuntimeError as error:  # torch.distributed.DistNetworkError, and what torch raised before it had that
+        return PartialState(cpu, timeout=timeout)
+    except RuntimeError as error:  # torch.distributed.DistNetworkError, or what older versions of torch raised
         if _ADDRESS_IN_USE not in str(error).lower():
             raise
         raise PortTakenError(
-            f"MASTER_PORT={os.environ.get('MASTER_PORT')} of {socket.gethostname()}, where the processes were to meet, "
-            "is taken by another process: choose another (accelerate launch --main_process_port PORT)"
+            f"MASTER_PORT={os.environ.get('MASTER_PORT')} on {socket.gethostname()} is in use by another process: "
+            "choose another port (accelerate launch --main_process_port PORT)"
         ) from error
 
 
 def check_world_size(world_size: int, started: int, config: Config) -> None:
-    """Compare the process group with what was started and with what the config expects.
+    """Check the size of the process group against the number of started processes and the config.
 
     Raises:
         ProcessError: they differ, or there are more processes than samples in a batch.
@@ -114,15 +110,16 @@ def check_world_size(world_size: int, started: int, config: Config) -> None:
     if world_size > config.train.batch_size:
         raise ProcessError(
             f"train.batch_size = {config.train.batch_size} is the batch of all processes together: "
-            f"{world_size} processes can't share it"
+            f"it can't be split among {world_size} processes"
         )
 
 
 def _agree_on_precision(amp: bool | str, started: int) -> str:
-    """The main process chooses for all; all ranks must call.
+    """Return the precision that the main process chooses for all ranks. All ranks must call.
 
     Raises:
-        ProcessError: it is not to be had, on the main process or on this one.
+        ProcessError: the main process's device does not support it.
+        RankLocalError: this rank's device does not support it.
     """
     box: list[object] = [None]
     if rank_by_environment() == 0:
@@ -144,10 +141,10 @@ def _agree_on_precision(amp: bool | str, started: int) -> str:
 
 
 def choose_precision(amp: bool | str, environment: Mapping[str, str]) -> str:
-    """train.amp -> Accelerate's `mixed_precision`. `true` takes what `accelerate launch` says, else the device's best.
+    """Translate train.amp to Accelerate's `mixed_precision`: if true, from `accelerate launch`, else the device's best.
 
     Raises:
-        ProcessError: the device can't compute in it.
+        ProcessError: the device does not support it.
     """
     on_cuda = torch.cuda.is_available() and not _on_cpu(environment)
     if isinstance(amp, str):
@@ -155,15 +152,15 @@ def choose_precision(amp: bool | str, environment: Mapping[str, str]) -> str:
     elif not amp:
         return "no"
     else:
-        launched = environment.get("ACCELERATE_MIXED_PRECISION", "no")
+        requested = environment.get("ACCELERATE_MIXED_PRECISION", "no")
         best = "no" if not on_cuda else "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-        chosen = launched if launched in ("fp16", "bf16") else best
+        chosen = requested if requested in ("fp16", "bf16") else best
     _check_precision(chosen, environment)
     return chosen
 
 
 def can_compute_in(precision: str) -> bool:
-    """Whether this process's device can."""
+    """Return whether this process's device supports the precision."""
     try:
         _check_precision(precision, os.environ)
     except ProcessError:
@@ -174,58 +171,60 @@ def can_compute_in(precision: str) -> bool:
 def _check_precision(precision: str, environment: Mapping[str, str]) -> None:
     on_cuda = torch.cuda.is_available() and not _on_cpu(environment)
     if precision == "fp16" and not on_cuda:
-        raise ProcessError("fp16 needs a GPU: set train.amp to bf16, false, or true (the best that the device has)")
+        raise ProcessError(
+            "fp16 needs a GPU: set train.amp to bf16, false, or true (the best that the device supports)"
+        )
     if precision == "bf16" and on_cuda and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise ProcessError(
             "bf16 needs a GPU of compute capability 8.0 (A100, RTX 30) or newer: set train.amp to fp16, false, or true "
-            "(the best that the device has)"
+            "(the best that the device supports)"
         )
 
 
-def render_stop(device: torch.device) -> torch.Tensor:
-    """This process's stop request as one number a signal, (signals,) float32: summed over ranks, they tell of any."""
+def encode_stop(device: torch.device) -> torch.Tensor:
+    """Encode this process's stop request as a one-hot (signals,) float32, to be summed over the ranks."""
     requested = stop_requested()
     return torch.tensor([float(number == requested) for number in STOP_SIGNALS], device=device)
 
 
-def read_stop(stops: torch.Tensor) -> int | None:
-    """The signal that came to one of the ranks, by the sum of all ranks' `render_stop`; None if none did."""
+def decode_stop(stops: torch.Tensor) -> int | None:
+    """Return the signal that any rank received, from the sum of all ranks' `encode_stop`; None if none did."""
     return next((number for number, count in zip(STOP_SIGNALS, stops.tolist(), strict=True) if count), None)
 
 
 def raise_stop(stops: torch.Tensor) -> None:
-    """Read the sum of all ranks' `render_stop`, which is the same on each, so that all leave together.
+    """Raise `Interrupted` on all ranks alike, from the sum of their `encode_stop`.
 
     Raises:
-        Interrupted: a signal came to one of them.
+        Interrupted: a rank received a signal.
     """
-    number = read_stop(stops)
+    number = decode_stop(stops)
     if number is not None:
         raise Interrupted(number)
 
 
 def agree_on_stop(accelerator: Accelerator) -> None:
-    """A safe point for all ranks together; all must call.
+    """Stop on all ranks together if any was asked to. All ranks must call.
 
     Raises:
-        Interrupted: a signal came to one of them.
+        Interrupted: a rank received a signal.
     """
-    raise_stop(accelerator.reduce(render_stop(accelerator.device), reduction="sum"))
+    raise_stop(accelerator.reduce(encode_stop(accelerator.device), reduction="sum"))
 
 
-def on_main(accelerator: Accelerator, act: Callable[[], _T]) -> _T:
-    """Run `act` on the main process and give every process its result. All ranks must call.
+def on_main(accelerator: Accelerator, function: Callable[[], _T]) -> _T:
+    """Call the function on the main process and return its result on every process. All ranks must call.
 
-    An error of `act` is raised on the main process and ends every other, so that none is left waiting.
+    If it raises, so does every other process, so that none is left waiting.
     """
     if accelerator.num_processes == 1:
-        return act()
+        return function()
     box: list[object] = [None]
     error: Exception | None = None
     if accelerator.is_main_process:
         try:
-            box[0] = act()
-        except Exception as raised:  # noqa: BLE001 (raised again below, when the others know)
+            box[0] = function()
+        except Exception as raised:  # noqa: BLE001 (re-raised below, once the others know)
             error, box[0] = raised, _Failure(str(raised))
     _broadcast(box)
     if error is not None:
@@ -236,38 +235,38 @@ def on_main(accelerator: Accelerator, act: Callable[[], _T]) -> _T:
 
 
 def await_all(accelerator: Accelerator) -> None:
-    """Wait, however long it takes, until every process is here. All ranks must call."""
+    """Wait, however long it takes, until every process has called this. All ranks must call."""
     if accelerator.num_processes > 1:
-        dist.barrier(group=_patient_group)
+        dist.barrier(group=_long_wait_group)
 
 
 def gather_rows(accelerator: Accelerator, own_B: torch.Tensor) -> torch.Tensor:
-    """Each rank's (n,) tensor on the CPU -> (ranks, n), on every rank. All ranks must call, with one n."""
+    """Gather each rank's (n,) CPU tensor as (ranks, n) on every rank. All ranks must call, with the same n."""
     if accelerator.num_processes == 1 or own_B.numel() == 0:
         return own_B.repeat(accelerator.num_processes, 1)
     rows = [torch.empty_like(own_B) for _ in range(accelerator.num_processes)]
-    dist.all_gather(rows, own_B, group=_patient_group)
+    dist.all_gather(rows, own_B, group=_long_wait_group)
     return torch.stack(rows)
 
 
 def has_scaler(accelerator: Accelerator) -> bool:
-    """Whether gradients are scaled, as in fp16 alone."""
+    """Return whether gradients are scaled, which only fp16 needs."""
     return accelerator.scaler is not None and bool(accelerator.scaler.is_enabled())
 
 
 def list_devices(accelerator: Accelerator) -> list[str]:
-    """What each rank computes on, by rank, such as `NVIDIA H100 80GB HBM3` or `cpu`. All ranks must call."""
+    """List the ranks' devices, such as `NVIDIA H100 80GB HBM3` or `cpu`. All ranks must call."""
     device = accelerator.device
     own = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     names = [own] * accelerator.num_processes
     if accelerator.num_processes > 1:
-        dist.all_gather_object(names, own, group=_patient_group)
+        dist.all_gather_object(names, own, group=_long_wait_group)
     return names
 
 
 def _broadcast(box: list[object]) -> None:
-    """The main process's objects to all, from host to host; who comes early waits patiently."""
-    dist.broadcast_object_list(box, src=0, group=_patient_group, device=torch.device("cpu"))
+    """Send the main process's objects to all, through main memory and with the long timeout."""
+    dist.broadcast_object_list(box, src=0, group=_long_wait_group, device=torch.device("cpu"))
 
 
 class _Failure:
@@ -276,78 +275,81 @@ class _Failure:
 
 
 def _check_accelerator(accelerator: Accelerator) -> None:
-    """What `accelerate launch` can say beside the processes and would change the numbers without a word."""
-    taken = {
+    """Reject options of `accelerate launch` that would silently change the results."""
+    settings = {
         "gradient accumulation (train.batch_size and train.micro_batch_size decide it)":
             accelerator.gradient_accumulation_steps != 1,
         "a dynamo backend (train.compile decides it)":
             accelerator.state.dynamo_plugin.backend not in (None, DynamoBackend.NO),
         f"{accelerator.distributed_type} (only plain data parallelism is supported)":
-            accelerator.distributed_type not in _PLAIN,
+            accelerator.distributed_type not in _SUPPORTED_TYPES,
     }  # fmt: skip
-    refused = [what for what, found in taken.items() if found]
-    if refused:
+    rejected = [name for name, is_set in settings.items() if is_set]
+    if rejected:
         raise ProcessError(
-            f"accelerate launch asks for {' and '.join(refused)}: take it out of its config file or flags"
+            f"accelerate launch sets {' and '.join(rejected)}: remove this from its config file or flags"
         )
 
 
 def _check_launch(environment: Mapping[str, str]) -> None:
-    """`accelerate launch --cpu --num_processes 2` names a rendezvous but starts one process, and does not say so."""
+    """Reject launches that would start other processes than intended, without a warning.
+
+    `accelerate launch --cpu --num_processes 2`, for one, sets a rendezvous but starts only one process.
+    """
     if {"MASTER_ADDR", "MASTER_PORT", "ACCELERATE_USE_CPU"} <= environment.keys() and "WORLD_SIZE" not in environment:
         raise ProcessError(
             "accelerate launch was asked for several processes but started one (its --cpu form does that). "
             "Use `accelerate launch --config_file accelerate_configs/cpu_2.yaml -m doccls.train ...`, or "
             "`ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2 -m doccls.train ...`. "
-            "(If one process is meant: unset MASTER_ADDR and MASTER_PORT, which this shell exports.)"
+            "(For a single process, unset MASTER_ADDR and MASTER_PORT, which this shell exports.)"
         )
-    copies = [f"{name}={environment[name]}" for name in _OTHER_COUNTS if int(environment.get(name) or 1) > 1]
-    if copies and "RANK" not in environment:
+    counts = [f"{name}={environment[name]}" for name in _TASK_COUNT_VARIABLES if int(environment.get(name) or 1) > 1]
+    if counts and "RANK" not in environment:
         raise ProcessError(
-            f"started as one of several ({', '.join(copies)}) without a rank: each would train everything on its own. "
-            "srun and mpirun start processes, they do not make them a group: `sbatch slurm/kfold.sh CONFIG`, "
-            "`doccls-launch run --backend slurm`, or one `accelerate launch` a machine (docs/distributed.md)"
+            f"started as one of several processes ({', '.join(counts)}) without a rank: each would train everything. "
+            "srun and mpirun start processes but form no process group. Use `sbatch slurm/kfold.sh CONFIG`, "
+            "`doccls-launch run --backend slurm`, or one `accelerate launch` per machine (docs/distributed.md)"
         )
     local = int(environment.get("LOCAL_WORLD_SIZE", "1"))
     rank = int(environment.get("LOCAL_RANK", "0"))
     if torch.cuda.is_available() and not _on_cpu(environment) and rank >= torch.cuda.device_count() == 1:
         raise ProcessError(
-            f"LOCAL_RANK={rank}, but this process sees one GPU alone: show each process all of its machine's GPUs "
-            "(srun without --gpus-per-task and --gpu-bind; CUDA_VISIBLE_DEVICES with all of them)"
+            f"LOCAL_RANK={rank}, but this process sees only one GPU: make all GPUs of the machine visible to each "
+            "process (srun without --gpus-per-task and --gpu-bind; CUDA_VISIBLE_DEVICES with all of them)"
         )
     if torch.cuda.is_available() and not _on_cpu(environment) and local > torch.cuda.device_count():
         raise ProcessError(
-            f"{local} processes on this machine, which shows {torch.cuda.device_count()} GPUs: "
-            f"accelerate launch --num_processes {torch.cuda.device_count()} ..."
+            f"{local} processes were started on this machine, but only {torch.cuda.device_count()} GPUs are visible: "
+            f"use accelerate launch --num_processes {torch.cuda.device_count()} ..."
         )
 
 
 def _check_device(environment: Mapping[str, str]) -> None:
-    """Refuse devices that Accelerate would replace by the CPU without saying so.
+    """Reject devices that Accelerate would silently replace by the CPU.
 
-    That is a GPU that NVML shows and torch can't use, and XPU or MPS devices for several processes.
+    These are a GPU that NVML lists but torch can't use, and XPU or MPS devices for several processes.
 
     Raises:
-        ProcessError: such devices are meant.
+        ProcessError: this process would use such a device.
     """
     if environment.get(DEVICE) == "cuda" and not torch.cuda.is_available():
         visible = environment.get("CUDA_VISIBLE_DEVICES")
         raise ProcessError(
             f"this process was given a GPU (CUDA_VISIBLE_DEVICES={visible}) that PyTorch can't use: {_explain_cuda()}. "
-            "Install a PyTorch for the machine's driver (https://pytorch.org/get-started/locally), or compute on CPUs "
-            "(doccls-launch run --slots N)"
+            "Install a PyTorch build for the machine's driver (https://pytorch.org/get-started/locally), or train on "
+            "CPUs (doccls-launch run --slots N)"
         )
     others = {"xpu": torch.xpu.is_available(), "mps": torch.backends.mps.is_available()}
-    found = [name for name, available in others.items() if available]
-    if found and int(environment.get("WORLD_SIZE", "1")) > 1 and not _on_cpu(environment):
+    available = [name for name, is_available in others.items() if is_available]
+    if available and int(environment.get("WORLD_SIZE", "1")) > 1 and not _on_cpu(environment):
         raise ProcessError(
-            f"several processes on {found[0]} devices are not supported, only on CUDA and ROCm GPUs: train with one "
-            "process, or on CPUs (ACCELERATE_USE_CPU=true)"
+            f"several processes on {available[0]} devices are not supported, only on CUDA and ROCm GPUs: train with "
+            "one process, or on CPUs (ACCELERATE_USE_CPU=true)"
         )
 
 
 def _explain_cuda() -> str:
-    """Why torch can't use the machine's GPUs, in its own words."""
+    """Return why torch can't use the machine's GPUs, from its own error."""
     if torch.version.cuda is None and torch.version.hip is None:
         return f"PyTorch {torch.__version__} is built without CUDA"
     try:

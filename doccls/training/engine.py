@@ -1,4 +1,4 @@
-"""What one fold trains with, how that is built, and how far the fold is."""
+"""The objects that train one fold, how they are built, and the fold's progress."""
 
 import warnings
 from collections.abc import Sequence
@@ -41,7 +41,7 @@ from doccls.training.speed import describe_kernels, wants_compile
 
 @dataclass(frozen=True)
 class RunContext:
-    """What all folds of a run are trained with, in this process."""
+    """What this process needs to train any fold of a run."""
 
     experiment: Experiment
     accelerator: Accelerator
@@ -52,11 +52,10 @@ class RunContext:
 
 @dataclass(frozen=True)
 class Engine:
-    """What one fold trains with."""
+    """The model, the optimizer and everything else that trains one fold."""
 
     accelerator: Accelerator
-    model: nn.Module
-    """As prepared: DDP around it, if there are several processes."""
+    model: nn.Module  # as prepared by Accelerate: wrapped in DDP if there are several processes
     bare_model: nn.Module
     ema: ModelEmaV3 | None
     optimizer: torch.optim.Optimizer
@@ -68,59 +67,58 @@ class Engine:
     plan: BatchPlan
     division: BatchDivision
     config: TrainConfig
-    ids: Sequence[str]
-    """Of all samples, to name those of a bad batch."""
+    ids: Sequence[str]  # of all samples, to name those of a batch whose loss is not finite
     log: RunLog
     tracker: Tracker
     heartbeat: Heartbeat
 
     @property
     def modules(self) -> dict[str, nn.Module]:
-        """The modules that are validated and may be kept: the EMA's first, if there is one, and the trained one."""
-        own = {"raw": self.bare_model}
-        return own if self.ema is None else {"ema": self.ema.module} | own
+        """The modules to validate, by the name of their weights: the EMA first, if there is one, then the raw ones."""
+        raw = {"raw": self.bare_model}
+        return raw if self.ema is None else {"ema": self.ema.module} | raw
 
 
 @dataclass
 class LossMeter:
-    """Losses of an epoch's steps, kept on the device until they are asked for."""
+    """The losses of an epoch's steps, which stay on the device until they are reduced over the ranks.
+
+    `losses` and `skipped` (a count, fp16 only) cover the reduced steps. Losses are finite, except those of fp16 steps
+    that overflowed and were skipped. `scale_drops` (fp16 only) says of each pending step whether the gradient scale
+    dropped, that is, whether the step was skipped.
+    """
 
     losses: list[float] = field(default_factory=list)
-    """Of the steps that are settled: fetched and summed over ranks. Finite, but for fp16 steps that overflowed and were
-    skipped."""
     skipped: int = 0
-    """Of those, in fp16."""
     pending: list[torch.Tensor] = field(default_factory=list)
     scale_drops: list[torch.Tensor] = field(default_factory=list)
-    """In fp16, of the pending steps: whether the gradient scale fell, which is to say that the step was skipped."""
 
 
 @dataclass
 class FoldProgress:
-    """How far a fold is; a resume checkpoint holds it."""
+    """The progress of a fold, which a resume checkpoint stores."""
 
-    step: int = 0
-    """Optimizer steps done, over all epochs, when the losses were last fetched."""
-    meter: LossMeter = field(default_factory=LossMeter)
-    """Of the epoch that `step` lies in, or has just ended."""
+    step: int = 0  # optimizer steps done, over all epochs, when the losses were last reduced
+    meter: LossMeter = field(default_factory=LossMeter)  # of the epoch that `step` is in or has just ended
     best: BestEpoch | None = None
-    rows: list[EpochMetrics] = field(default_factory=list)
-    """Of the epochs that are validated."""
+    rows: list[EpochMetrics] = field(default_factory=list)  # of the validated epochs
 
 
 def build_engine(context: RunContext, fold: int, tracker: Tracker) -> Engine:
-    """Build what the fold trains with, and log it. All ranks must call.
+    """Build everything that trains the fold, and log it. All ranks must call.
 
     Raises:
-        UserError: the model, its weights or the optimizer can't be had, or the ranks can't share a batch.
-        DownloadError: the network failed while the weights were fetched.
+        UserError: the model, its weights or the optimizer can't be built, or a batch can't be split among the ranks.
+        DownloadError: the network failed while the weights were being downloaded.
     """
     experiment, accelerator, log = context.experiment, context.accelerator, context.log
     manifest, train, plan = experiment.data.manifest, experiment.config.train, experiment.plan(fold)
     num_classes, device = len(manifest.classes), accelerator.device
     division = BatchDivision.derive(train, accelerator.num_processes)
     if accelerator.num_processes > plan.size:
-        raise UserError(f"fold {fold}: {plan.size} samples a step can't feed {accelerator.num_processes} processes")
+        raise UserError(
+            f"fold {fold}: a batch of {plan.size} samples can't be split among {accelerator.num_processes} processes"
+        )
     sizes = f"train={len(plan.samples)} valid={len(experiment.data.list_valid(fold))} classes={num_classes}"
     log.line(f"[DATA] dataset sizes | fold={fold} {sizes}")
     model, mean, std = _build_model(context, fold)
@@ -131,7 +129,7 @@ def build_engine(context: RunContext, fold: int, tracker: Tracker) -> Engine:
         log.line(line)
     if wants_compile(train, device):
         model.compile()
-    with warnings.catch_warnings():  # torch renames it; Accelerate has not yet
+    with warnings.catch_warnings():  # torch renamed the argument; Accelerate has not yet
         warnings.filterwarnings("ignore", ".*broadcast_buffers", FutureWarning)
         wrapped, prepared_optimizer = accelerator.prepare(model, optimizer)
     return Engine(
@@ -156,7 +154,7 @@ def build_engine(context: RunContext, fold: int, tracker: Tracker) -> Engine:
 
 
 def _describe_optimization(train: TrainConfig, plan: BatchPlan, division: BatchDivision) -> list[str]:
-    """For the log: the optimizer and the schedule."""
+    """Return log lines about the optimizer and the learning rate schedule."""
     scaled = "" if train.lr_scaling == "none" else f" (train.lr={train.lr:g}, {train.lr_scaling} in train.batch_size)"
     decay = choose_ema_decay(train, plan.total_steps)
     return [
@@ -169,15 +167,15 @@ def _describe_optimization(train: TrainConfig, plan: BatchPlan, division: BatchD
 
 
 def _build_model(context: RunContext, fold: int) -> tuple[nn.Module, tuple[float, ...], tuple[float, ...]]:
-    """The fold's model on the device, and the mean and standard deviation that it expects of its input."""
+    """Build the fold's model on the device; also return the mean and standard deviation of its expected input."""
     experiment, accelerator, log = context.experiment, context.accelerator, context.log
     config, train, plan, device = experiment.config, experiment.config.train, experiment.plan(fold), accelerator.device
     if config.model.pretrained and config.model.weights is None:
         log.line(f"[MODEL] weights of {config.model.name} from the hub or its cache (offline: model.weights)")
     torch.manual_seed(derive_seed(config.project.seed, Purpose.INITIAL_WEIGHTS, fold))
-    with stopping_immediately():  # the hub may be slow, and nothing of this fold is there to lose
+    with stopping_immediately():  # the hub may be slow, and this fold has nothing to lose yet
         model = build_model(config.model, len(experiment.data.manifest.classes), train.img_size)
-    await_all(accelerator)  # one machine's hub may be slower than collectives may take
+    await_all(accelerator)  # downloads may differ by more than a collective's timeout
     mean, std = get_normalization(config.model, model)
     if train.sync_bn and accelerator.num_processes > 1:
         _check_sync_bn(plan.size, accelerator)
@@ -198,9 +196,9 @@ def _build_model(context: RunContext, fold: int) -> tuple[nn.Module, tuple[float
 
 def _check_sync_bn(batch_size: int, accelerator: Accelerator) -> None:
     if accelerator.device.type != "cuda":
-        raise UserError("train.sync_bn: torch has SyncBatchNorm for GPUs alone; set it to false on CPUs")
-    if batch_size % accelerator.num_processes:  # else ranks may split their shares into unequally many pieces
+        raise UserError("train.sync_bn: torch supports SyncBatchNorm only on GPUs; set it to false on CPUs")
+    if batch_size % accelerator.num_processes:  # else ranks may have different numbers of micro-batches
         raise UserError(
-            f"train.sync_bn: a batch of {batch_size} images can't be shared equally by {accelerator.num_processes} "
-            "processes: take a multiple as train.batch_size"
+            f"train.sync_bn: a batch of {batch_size} images can't be split equally among {accelerator.num_processes} "
+            "processes: set train.batch_size to a multiple"
         )

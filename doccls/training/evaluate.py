@@ -1,4 +1,4 @@
-"""Logits of a set of samples, each exactly once, at any number of processes."""
+"""Compute the logits of a set of samples, each exactly once, with any number of processes."""
 
 from collections.abc import Iterable, Sequence
 
@@ -9,11 +9,11 @@ from torch import nn
 
 from doccls.data.dataset import Batch
 from doccls.system.signals import check_stop
-from doccls.training.distributed import raise_stop, render_stop
+from doccls.training.distributed import encode_stop, raise_stop
 
 
 class Normalizer:
-    """uint8 pages -> the network's input, on the device."""
+    """The conversion of uint8 pages to the network's input, on the device."""
 
     def __init__(self, mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> None:
         self.mean, self.std = mean, std
@@ -21,12 +21,12 @@ class Normalizer:
         self._factor = 1.0 / (255.0 * torch.tensor(std, device=device).view(1, 3, 1, 1))
 
     def __call__(self, images_NHWC: torch.Tensor) -> torch.Tensor:
-        """(n, h, w, 3) uint8 -> (n, 3, h, w) float32 in channels_last: the permuted view is just that layout."""
+        """Convert (n, h, w, 3) uint8 to (n, 3, h, w) float32 in channels_last, the layout of the permuted view."""
         images = images_NHWC.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.channels_last)
         return (images - self._mean) * self._factor
 
 
-@torch.no_grad()  # not inference_mode: what a model derives once, here after a resume, it may train with
+@torch.no_grad()  # not inference_mode: a model may later train with tensors that it derives and caches here
 def predict_logits(
     models: Sequence[nn.Module],
     batches: Iterable[Batch],
@@ -34,17 +34,17 @@ def predict_logits(
     num_classes: int,
     accelerator: Accelerator,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Each model's logits of every sample in all ranks' `batches`. All ranks must call; each gets all.
+    """Return each model's logits of every sample in all ranks' `batches`, on every rank. All ranks must call.
 
-    `models` are bare modules: DDP's forward may hold collectives, and ranks may have different numbers of batches.
+    `models` are bare modules: DDP's forward may run collectives, and ranks may have different numbers of batches.
 
     Returns:
         (indices (n,) int64 ascending, logits (models, n, num_classes) float32 in that order).
 
     Raises:
-        Interrupted: a signal asked for the end; several ranks leave where they exchange their logits.
+        Interrupted: a signal asked for a stop; with several ranks, all raise it when they exchange their logits.
     """
-    # LeViT and its like, in timm 1.0.29 and before, keep until then what they derived from an EMA's earlier weights.
+    # Until set to training, LeViT and others in timm <= 1.0.29 keep what they derived from an EMA's earlier weights.
     for model in models:
         model.train()
         model.eval()
@@ -56,7 +56,7 @@ def predict_logits(
         images = normalize(batch.images_NHWC.to(accelerator.device, non_blocking=True))
         with accelerator.autocast():
             outputs = [model(images) for model in models]
-        indices.append(batch.indices_N)  # they stay here until the exchange: no batch waits for the device
+        indices.append(batch.indices_N)  # on the CPU until the exchange, so that no batch waits for the device
         logits.append(torch.cat([output.float() for output in outputs], dim=1))
     own_indices = torch.cat([torch.empty(0, dtype=torch.int64), *indices])
     own_logits = torch.cat([torch.empty(0, len(models) * num_classes, device=accelerator.device), *logits])
@@ -67,13 +67,13 @@ def predict_logits(
 def _exchange(
     indices_N: torch.Tensor, logits_NC: torch.Tensor, accelerator: Accelerator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Ranks tell their lengths and whether to stop; then shares, padded to one length with index -1, are gathered."""
+    """Exchange lengths and stop requests, then gather all ranks' rows, padded to one length with index -1."""
     if accelerator.num_processes > 1:
         device = logits_NC.device
-        own = torch.cat([torch.tensor([len(indices_N)], device=device), render_stop(device).long()])
-        told_RS = accelerator.gather(own[None])
-        raise_stop(told_RS[:, 1:].sum(0))
-        length = int(told_RS[:, 0].max())
+        own = torch.cat([torch.tensor([len(indices_N)], device=device), encode_stop(device).long()])
+        exchanged_RS = accelerator.gather(own[None])
+        raise_stop(exchanged_RS[:, 1:].sum(0))
+        length = int(exchanged_RS[:, 0].max())
         padding = length - len(indices_N)
         indices_N = accelerator.gather(nn.functional.pad(indices_N, (0, padding), value=-1).to(device))
         logits_NC = accelerator.gather(nn.functional.pad(logits_NC, (0, 0, 0, padding)).contiguous())

@@ -1,4 +1,4 @@
-"""Which kernels compute: reproducible ones, or the fastest; what `train.speed` turns on, and how the log says so."""
+"""The choice of kernels, reproducible or fast, that `train.speed` makes, and its description in the log."""
 
 import os
 
@@ -10,23 +10,23 @@ from doccls.model.optim import has_fused_kernel
 
 
 def choose_kernels(train: TrainConfig) -> None:
-    """Set torch's switches as the config says; before the process touches a GPU."""
+    """Set torch's global switches by the config; call it before the process uses a GPU."""
     torch.use_deterministic_algorithms(train.is_deterministic)
     if train.is_deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it at its first use
-        # Nothing here reads memory that it has not written: no need to fill each new tensor, thousands of times a step.
+        # Nothing here reads uninitialized memory, so don't pay for filling new tensors, thousands of times per step.
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = not train.is_deterministic
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = _allows_tf32(train)
 
 
 def wants_compile(train: TrainConfig, device: torch.device) -> bool:
-    """Whether the model is compiled: as `train.compile` says; where it says nothing, for speed on GPUs."""
+    """Return whether to compile the model: `train.compile`, or by default on GPUs if `train.speed` is fast."""
     return device.type == "cuda" and train.speed == "fast" if train.compile is None else train.compile
 
 
 def describe_kernels(train: TrainConfig, device: torch.device) -> str:
-    """What is on and off, for the log."""
+    """Return which switches are on and off, for the log."""
     switches = {
         "deterministic": train.is_deterministic,
         "compile": wants_compile(train, device),

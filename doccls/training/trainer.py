@@ -1,4 +1,4 @@
-"""One fold from end to end: build, train, validate, keep the best, write its part."""
+"""Train one fold from start to end: build, train, validate, keep the best weights, write the predictions."""
 
 import gc
 import os
@@ -24,28 +24,27 @@ from doccls.run.paths import RunPaths
 from doccls.system.cores import count_own_cores
 from doccls.system.disk import measure_free
 from doccls.system.signals import Interrupted
-from doccls.training.batches import WaitingBatches, advise_on_waiting
+from doccls.training.batches import TimedBatches, advise_on_waiting
 from doccls.training.checkpoint import BestEpoch, BestWeights, ResumePoint, describe_disk, estimate_disk
 from doccls.training.distributed import agree_on_stop, has_scaler, on_main
 from doccls.training.engine import Engine, FoldProgress, LossMeter, RunContext, build_engine
-from doccls.training.error_hints import explain
+from doccls.training.error_hints import translate_error
 from doccls.training.evaluate import predict_logits
 from doccls.training.resume import Checkpointer, average_buffers, copy_to_cpu, describe_resume, restore
 from doccls.training.step import TrainedEpoch, group_gradients, train_epoch
 
-_MUCH_WAITING = 0.1
-"""Share of an epoch's time, above which it is said what to do about it."""
+_MAX_DATA_WAIT = 0.1  # the share of an epoch's time above which the log advises what to change
 
 
-def train_fold(context: RunContext, fold: int, start: ResumePoint | None, batches: WaitingBatches) -> None:
-    """Train one fold and leave its checkpoint, its metrics and, last, its OOF part. All ranks must call.
+def train_fold(context: RunContext, fold: int, resume_point: ResumePoint | None, batches: TimedBatches) -> None:
+    """Train one fold and write its checkpoints, its metrics and, last, its predictions. All ranks must call.
 
-    It takes its own of the batches of `load_folds`, which begin at `start`.
+    It consumes this fold's batches from those of `load_folds`, beginning at `resume_point`.
 
     Raises:
-        UserError: the model, its weights or the optimizer can't be had, the numbers went bad, or another process has
-            taken the fold meanwhile.
-        Interrupted: a signal asked for the end, of this rank or another.
+        UserError: the model, its weights or the optimizer can't be built, a loss or logit is not finite, or another
+            process has taken over the fold.
+        Interrupted: a signal asked this rank or another one to stop.
     """
     experiment, accelerator, log, heartbeat = context.experiment, context.accelerator, context.log, context.heartbeat
     run_dir = experiment.paths.root if accelerator.is_main_process else None
@@ -58,22 +57,23 @@ def train_fold(context: RunContext, fold: int, start: ResumePoint | None, batche
             _log_disk(engine, experiment.paths)
             group_gradients(engine)
             progress = FoldProgress()
-            if start is not None:
-                progress = restore(engine, start)
-                log.line(describe_resume(start, fold, engine.plan.steps_per_epoch, _find_last_sign_s(heartbeat, fold)))
+            if resume_point is not None:
+                progress = restore(engine, resume_point)
+                last_beat_s = _find_last_beat_s(heartbeat, fold)
+                log.line(describe_resume(resume_point, fold, engine.plan.steps_per_epoch, last_beat_s))
             with Checkpointer(
-                engine, experiment.paths, experiment.fingerprint, start, partial(context.owner.check, fold)
+                engine, experiment.paths, experiment.fingerprint, resume_point, partial(context.owner.check, fold)
             ) as checkpointer:
                 best = _fit(context, engine, checkpointer, progress, batches)
-        except UserError:  # it says already what to do
+        except UserError:  # its message already says what to do
             raise
         except (RuntimeError, ValueError) as error:
-            explained = explain(error, experiment.config.train, accelerator)
-            if explained is None:
+            translated = translate_error(error, experiment.config.train, accelerator)
+            if translated is None:
                 raise
-            raise explained from error
+            raise translated from error
         predictions = _make_predictions(experiment, fold, best, accelerator.mixed_precision)
-        on_main(accelerator, lambda: _finish(experiment.paths, fold, predictions, context.owner))
+        on_main(accelerator, lambda: _save_predictions(experiment.paths, fold, predictions, context.owner))
         log.line(f"[FOLD {fold}] done | best epoch={best.epoch} macro_f1={best.macro_f1:.5f}")
 
 
@@ -85,26 +85,26 @@ def _log_disk(engine: Engine, paths: RunPaths) -> None:
             engine.log.line(line)
 
 
-def _find_last_sign_s(heartbeat: Heartbeat, fold: int) -> float | None:
-    """When the process that trained the fold before this one gave its last, in seconds since 1970."""
+def _find_last_beat_s(heartbeat: Heartbeat, fold: int) -> float | None:
+    """Return the time of the last heartbeat of the previous process that trained the fold, in seconds since 1970."""
     earlier = heartbeat.earlier
     return earlier.time_s if earlier is not None and earlier.fold == fold else None
 
 
-def _finish(paths: RunPaths, fold: int, predictions: FoldPredictions, owner: FoldOwner) -> None:
+def _save_predictions(paths: RunPaths, fold: int, predictions: FoldPredictions, owner: FoldOwner) -> None:
     owner.check(fold)
     write_predictions(paths.predictions(fold), predictions)
     remove_resume_checkpoints(paths, [fold])
 
 
 def release_memory(accelerator: Accelerator) -> None:
-    """Let go of a finished fold's model and optimizer, which Accelerate and its patched methods still hold."""
+    """Free a finished fold's model and optimizer, to which Accelerate and its patched methods still refer."""
     accelerator.free_memory()
     gc.collect()
 
 
 def _reset(accelerator: Accelerator) -> None:
-    """Nothing of an earlier fold: its gradient scale, compiled code and peak memory are not this fold's."""
+    """Reset what an earlier fold left behind: gradient scale, compiled code and peak memory."""
     if has_scaler(accelerator):
         accelerator.scaler.load_state_dict(torch.amp.GradScaler(accelerator.device.type).state_dict())
     torch.compiler.reset()
@@ -117,46 +117,49 @@ def _fit(
     engine: Engine,
     checkpointer: Checkpointer,
     progress: FoldProgress,
-    batches: WaitingBatches,
+    batches: TimedBatches,
 ) -> BestEpoch:
-    """The rest of all epochs; each is validated, and the weights of an improvement are saved at once."""
+    """Train and validate the remaining epochs, saving improved weights at once, and return the best epoch."""
     first = find_epoch(progress.step, engine.plan)
     for epoch in range(first, engine.config.epochs):
         began_s = time.perf_counter()
-        trained, waited = _train(engine, batches, epoch, progress, checkpointer)
-        if waited > _MUCH_WAITING and epoch > first:  # the first is also the loader's start
+        trained, data_wait = _train(engine, batches, epoch, progress, checkpointer)
+        if data_wait > _MAX_DATA_WAIT and epoch > first:  # the first epoch includes starting the loader
             advice = advise_on_waiting(
-                waited, batches.workers, count_own_cores(os.environ), context.experiment.data.stored is not None
+                data_wait, batches.workers, count_own_cores(os.environ), context.experiment.data.stored is not None
             )
             engine.log.line(f"[DATA] {advice}")
         try:
-            found, valid_loss = _validate(context.experiment, engine, batches, epoch)
-        except Interrupted:  # on all ranks at one place
+            validated, valid_loss = _validate(context.experiment, engine, batches, epoch)
+        except Interrupted:  # raised on all ranks at the same point
             engine.heartbeat.beat(phase="stopping")
             checkpointer.save(progress, wait=True)
             raise
-        batches.take_s()
+        batches.pop_wait_s()
         row = EpochMetrics(
             fold=engine.plan.fold,
             epoch=epoch + 1,
             train_loss=trained.loss,
             valid_loss=valid_loss,
-            macro_f1=found.macro_f1,
+            macro_f1=validated.macro_f1,
             lr=trained.lr,
             time_s=time.perf_counter() - began_s,
             mem_MiB=measure_memory(engine.accelerator),
-            selection_f1=found.selection_f1,
-            weights=found.weights,
+            selection_f1=validated.selection_f1,
+            weights=validated.weights,
         )
         _log_validation(engine, row)
         progress.rows.append(row)
         progress.meter = LossMeter()
-        is_better = progress.best is None or found.selection_f1 >= progress.best.selection_f1  # of equals the later
+        # Of equal epochs, the later counts as better.
+        is_better = progress.best is None or validated.selection_f1 >= progress.best.selection_f1
         if is_better:
-            progress.best = found
-        remarks = on_main(engine.accelerator, partial(_record, context, engine, checkpointer, progress, is_better))
-        for remark in remarks if epoch == first else ():
-            engine.log.line(f"[WARNING] {remark}")
+            progress.best = validated
+        warnings = on_main(
+            engine.accelerator, partial(_record_epoch, context, engine, checkpointer, progress, is_better)
+        )
+        for warning in warnings if epoch == first else ():
+            engine.log.line(f"[WARNING] {warning}")
     on_main(engine.accelerator, partial(checkpointer.check_best, wait=True))
     assert progress.best is not None
     return progress.best
@@ -175,31 +178,31 @@ def _log_validation(engine: Engine, row: EpochMetrics) -> None:
 
 
 def _train(
-    engine: Engine, batches: WaitingBatches, epoch: int, progress: FoldProgress, checkpointer: Checkpointer
+    engine: Engine, batches: TimedBatches, epoch: int, progress: FoldProgress, checkpointer: Checkpointer
 ) -> tuple[TrainedEpoch, float]:
-    """Train the rest of an epoch (0-based) and log it; with the share of its time that pages were waited for."""
+    """Train the remaining steps of an epoch (0-based) and log it; also return the share of time spent on waiting."""
     accelerator, plan = engine.accelerator, engine.plan
     began_s, steps = time.perf_counter(), plan.steps_per_epoch - len(progress.meter.losses)
     with engine.log.progress(f"fold {plan.fold} epoch {epoch + 1}/{engine.config.epochs}", plan.steps_per_epoch) as bar:
         trained = train_epoch(engine, batches, epoch, progress, checkpointer, bar)
     average_buffers(engine)
     time_s = time.perf_counter() - began_s
-    waited = batches.take_s() / time_s
+    data_wait = batches.pop_wait_s() / time_s
     engine.log.line(
         f"[EPOCH {epoch + 1}] fold={plan.fold} loss={trained.loss:.5f} lr={trained.lr:.3e} "
         f"{'' if trained.skipped_steps is None else f'skipped_steps={trained.skipped_steps} '}"
         f"mem_MiB={measure_memory(accelerator):.0f} images_per_s={steps * plan.size / time_s:.1f} "
-        f"data_wait={waited:.0%}"
+        f"data_wait={data_wait:.0%}"
     )
-    return trained, waited
+    return trained, data_wait
 
 
-def _validate(experiment: Experiment, engine: Engine, batches: WaitingBatches, epoch: int) -> tuple[BestEpoch, float]:
-    """Validate the raw and the averaged weights; the better ones' result (of equals the averaged ones') and their loss.
+def _validate(experiment: Experiment, engine: Engine, batches: TimedBatches, epoch: int) -> tuple[BestEpoch, float]:
+    """Validate the raw and the averaged weights; return the result and loss of the better ones (if equal, averaged).
 
     Raises:
         UserError: a logit is not finite.
-        Interrupted: a signal asked for the end.
+        Interrupted: a signal asked this rank or another one to stop.
     """
     manifest, fold, modules = experiment.data.manifest, engine.plan.fold, engine.modules
     place = BatchPlace("validate", fold, epoch)
@@ -215,32 +218,32 @@ def _validate(experiment: Experiment, engine: Engine, batches: WaitingBatches, e
     )
     is_finite_N = np.isfinite(logits_MNC).all(axis=(0, 2))
     if not is_finite_N.all():
-        bad = [manifest.ids[index] for index in indices[~is_finite_N]]
-        raise UserError(f"fold {fold} epoch {epoch + 1}: {len(bad)} logits are not finite, such as {bad[:5]}")
+        ids = [manifest.ids[index] for index in indices[~is_finite_N]]
+        raise UserError(f"fold {fold} epoch {epoch + 1}: {len(ids)} samples have non-finite logits, such as {ids[:5]}")
     targets = manifest.targets_N[indices]
     scores = [selection_f1(targets, logits) for logits in logits_MNC]
-    number = int(np.argmax(scores))
-    logits = logits_MNC[number]
-    found = BestEpoch(epoch + 1, macro_f1(targets, logits), scores[number], list(modules)[number], indices, logits)
-    return found, cross_entropy(targets, logits)
+    better = int(np.argmax(scores))
+    logits, weights = logits_MNC[better], list(modules)[better]
+    validated = BestEpoch(epoch + 1, macro_f1(targets, logits), scores[better], weights, indices, logits)
+    return validated, cross_entropy(targets, logits)
 
 
-def _record(
+def _record_epoch(
     context: RunContext, engine: Engine, checkpointer: Checkpointer, progress: FoldProgress, is_better: bool
 ) -> list[str]:
-    """Write the metrics and, of an improvement, have the weights saved; the main process calls."""
+    """Write the metrics and save improved weights; return warnings. Only the main process may call."""
     experiment = context.experiment
     context.owner.check(engine.plan.fold)
     checkpointer.check_best()
     if is_better:
         assert progress.best is not None
-        checkpointer.save_best(_gather_best(experiment, engine, progress.best))
+        checkpointer.save_best(_capture_best(experiment, engine, progress.best))
         path = experiment.paths.best_checkpoint(engine.plan.fold).relative_to(experiment.paths.root)
         engine.log.line(f"NEW_BEST F1={progress.best.selection_f1:.5f} -> {path}")
     return write_fold_metrics(experiment.paths, progress.rows)
 
 
-def _gather_best(experiment: Experiment, engine: Engine, best: BestEpoch) -> BestWeights:
+def _capture_best(experiment: Experiment, engine: Engine, best: BestEpoch) -> BestWeights:
     return BestWeights(
         state_dict=copy_to_cpu(engine.modules[best.weights].state_dict()),
         fingerprint=experiment.fingerprint,
@@ -252,13 +255,13 @@ def _gather_best(experiment: Experiment, engine: Engine, best: BestEpoch) -> Bes
         mean=engine.normalize.mean,
         std=engine.normalize.std,
         precision=engine.accelerator.mixed_precision,
-        # Without which fold was asked for: the same bytes, trained alone or with the others.
+        # Without valid_fold, so that a fold gives the same bytes whether trained alone or with the others.
         config=experiment.config.model_dump(mode="json", exclude={"provenance": True, "data": {"valid_fold"}}),
     )
 
 
 def _make_predictions(experiment: Experiment, fold: int, best: BestEpoch, precision: str) -> FoldPredictions:
-    """The best epoch's logits as the fold's part; rows without a usable image are in it, as NaN."""
+    """Return the best epoch's logits as the fold's predictions; rows without a usable image are NaN."""
     manifest, assignment = experiment.data.manifest, experiment.data.assignment
     rows = assignment.list_valid(fold)
     logits = np.full((len(rows), len(manifest.classes)), np.nan, dtype=np.float32)
@@ -281,7 +284,7 @@ def _make_predictions(experiment: Experiment, fold: int, best: BestEpoch, precis
 
 
 def measure_memory(accelerator: Accelerator) -> float:
-    """MiB: the peak on this process's GPU since the start, or what this process now holds of main memory."""
+    """Return MiB: this process's peak GPU memory since the fold's start, or its current main memory without a GPU."""
     if accelerator.device.type == "cuda":
         return torch.cuda.max_memory_allocated(accelerator.device) / 2**20
     return float(psutil.Process().memory_info().rss / 2**20)

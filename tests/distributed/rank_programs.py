@@ -73,7 +73,7 @@ def return_and_raise_on_main(argv: list[str]) -> int:
 
 def exceed_collective_timeout(argv: list[str]) -> int:
     """Exceed the collective timeout: on the main process, before `await_all`, and in a collective. argv = config."""
-    distributed_module._LEAST_LIMIT_S = distributed_module._MARGIN_S = 1.0
+    distributed_module._MIN_TIMEOUT_S = distributed_module._MARGIN_S = 1.0
     accelerator = start_processes(
         load_config(Path(argv[0]), overrides=[parse_override("train.collective_timeout_s=1")])
     )

@@ -110,7 +110,7 @@ def test_port_in_use_is_reported_to_the_launcher(trainer: Trainer, interface: st
     beat = read_beat(paths.heartbeat(0, 0))
     assert beat is not None and beat.cause is Cause.PORT_TAKEN
     (line,) = (folder / "console" / "rank0.err").read_text().splitlines()[-1:]
-    assert f"MASTER_PORT={port} of {socket.gethostname()}" in line and "--main_process_port" in line
+    assert f"MASTER_PORT={port} on {socket.gethostname()}" in line and "--main_process_port" in line
 
 
 def test_config_error_is_reported_once(trainer: Trainer) -> None:

@@ -77,7 +77,7 @@ def test_merge_names_missing_folds(joined: Joined, tmp_path: Path) -> None:
     before = run.list_files()
     done = _merge(run.root)
     assert done.returncode == 1
-    assert "1 of 3 folds have no part: 1" in done.stderr
+    assert "1 of 3 folds have no predictions: 1" in done.stderr
     assert run.list_files() == before
 
 
@@ -190,7 +190,7 @@ def test_predict_with_two_processes_reports_an_error_once(trainer: Trainer, join
     best.write_bytes(best.read_bytes()[:-100])
     ranks = _predict(trainer, run, world_size=2)
     assert [rank.code for rank in ranks] == [1, 1]
-    assert "".join(rank.stderr for rank in ranks).count("best_fold1.pth: torn") == 1
+    assert "".join(rank.stderr for rank in ranks).count("best_fold1.pth is truncated") == 1
 
 
 def test_skipped_test_image_keeps_its_row_with_class_priors(trainer: Trainer, joined: Joined, tmp_path: Path) -> None:

@@ -86,6 +86,6 @@ def train_over_gloo(argv: list[str]) -> int:
         store = distributed.FileStore(str(file), world_size)
         dist.init_process_group("gloo", store=store, rank=rank, world_size=world_size, timeout=limit)
 
-    distributed._meet = meet
+    distributed._init_from_file = meet
     distributed.PartialState = functools.partial(PartialState, backend="gloo")  # type: ignore[misc, assignment]
     return main(argv)

@@ -1,4 +1,4 @@
-"""Checkpoints: verified when read, nothing in them run, and enough to predict from."""
+"""Best weights on disk: verified when read, run no code, and suffice for prediction."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ MakeConfig = Callable[..., Config]
 
 @pytest.fixture
 def best(make_config: MakeConfig) -> BestWeights:
-    state = {
+    state_dict = {
         "a.weight": torch.randn(3, 4), "a.half": torch.randn(5).half(), "a.bf16": torch.randn(2, 2).bfloat16(),
         "n": torch.tensor(7), "none": torch.empty(0, 3),
-        "turned": torch.randn(4, 3, 2, 2).to(memory_format=torch.channels_last),
+        "channels_last": torch.randn(4, 3, 2, 2).to(memory_format=torch.channels_last),
     }  # fmt: skip
     return BestWeights(
-        state_dict=state,
+        state_dict=state_dict,
         fingerprint="abc",
         fold=2,
         epoch=4,
@@ -48,28 +48,29 @@ def refuse(path: Path) -> str:
     return str(caught.value)
 
 
-def test_a_checkpoint_comes_back_as_it_was(tmp_path: Path, best: BestWeights) -> None:
+def test_weights_survive_a_round_trip(tmp_path: Path, best: BestWeights) -> None:
     write_best(tmp_path / "ckpt" / "b.pth", best)
-    again = read_best(tmp_path / "ckpt" / "b.pth")
+    restored_best = read_best(tmp_path / "ckpt" / "b.pth")
     for name in (field.name for field in dataclasses.fields(best)):
-        one, two = getattr(best, name), getattr(again, name)
+        saved, restored = getattr(best, name), getattr(restored_best, name)
         if name == "state_dict":
-            assert one.keys() == two.keys()
-            assert all(torch.equal(one[key], two[key]) and one[key].dtype == two[key].dtype for key in one)
+            assert saved.keys() == restored.keys()
+            for key, tensor in saved.items():
+                assert torch.equal(tensor, restored[key]) and tensor.dtype == restored[key].dtype
         else:
-            assert one == two
+            assert saved == restored
 
 
-def test_its_config_is_the_config_of_the_run(tmp_path: Path, best: BestWeights, make_config: MakeConfig) -> None:
+def test_config_survives_a_round_trip(tmp_path: Path, best: BestWeights, make_config: MakeConfig) -> None:
     write_best(tmp_path / "b.pth", best)
     assert parse_config(read_best(tmp_path / "b.pth")) == make_config(train={"epochs": 7}, data={"valid_fold": 2})
 
 
 @pytest.mark.parametrize("mode", ["basic", "highperf"])
-def test_every_mode_survives_the_checkpoint(make_config: MakeConfig, best: BestWeights, mode: str) -> None:
+def test_config_of_every_mode_survives_a_round_trip(make_config: MakeConfig, best: BestWeights, mode: str) -> None:
     config = make_config(mode=mode, model={"mean": (0.5, 0.5, 0.5)}, train={"amp": "bf16", "ema_decay": 0.9})
-    stated = config.model_dump(mode="json", exclude={"provenance"})
-    assert parse_config(dataclasses.replace(best, config=stated)) == config
+    dumped = config.model_dump(mode="json", exclude={"provenance"})
+    assert parse_config(dataclasses.replace(best, config=dumped)) == config
 
 
 def test_timm_reads_the_file(tmp_path: Path, best: BestWeights) -> None:
@@ -80,27 +81,27 @@ def test_timm_reads_the_file(tmp_path: Path, best: BestWeights) -> None:
     assert all(torch.equal(value, other.state_dict()[key]) for key, value in model.state_dict().items())
 
 
-def test_a_missing_checkpoint_is_told(tmp_path: Path) -> None:
+def test_missing_file_is_reported(tmp_path: Path) -> None:
     assert "no checkpoint" in refuse(tmp_path / "gone.pth")
 
 
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.3, 0.7, 0.999])
-def test_a_torn_checkpoint_is_refused(tmp_path: Path, best: BestWeights, share: float) -> None:
+def test_truncated_file_is_rejected(tmp_path: Path, best: BestWeights, share: float) -> None:
     write_best(tmp_path / "b.pth", best)
     data = (tmp_path / "b.pth").read_bytes()
     (tmp_path / "b.pth").write_bytes(data[: int(share * len(data))])
     refuse(tmp_path / "b.pth")
 
 
-def test_a_changed_weight_is_refused(tmp_path: Path, best: BestWeights) -> None:
+def test_changed_weight_is_rejected(tmp_path: Path, best: BestWeights) -> None:
     write_best(tmp_path / "b.pth", best)
     data = (tmp_path / "b.pth").read_bytes()
-    place = data.index(best.state_dict["a.weight"].numpy().tobytes())
-    (tmp_path / "b.pth").write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+    offset = data.index(best.state_dict["a.weight"].numpy().tobytes())
+    (tmp_path / "b.pth").write_bytes(data[:offset] + bytes([data[offset] ^ 1]) + data[offset + 1 :])
     refuse(tmp_path / "b.pth")
 
 
-def test_changed_words_and_swapped_tensors_are_refused(tmp_path: Path, best: BestWeights) -> None:
+def test_changed_metadata_and_swapped_tensors_are_rejected(tmp_path: Path, best: BestWeights) -> None:
     write_best(tmp_path / "b.pth", best)
     content = torch.load(tmp_path / "b.pth", weights_only=True)
     for changed in (
@@ -122,13 +123,13 @@ def test_changed_words_and_swapped_tensors_are_refused(tmp_path: Path, best: Bes
         {"state_dict": [], "meta": '{"format": "doccls-best-4"}', "digest": "x"},
     ],
 )  # fmt: skip
-def test_a_file_of_another_kind_is_refused(tmp_path: Path, content: Any) -> None:
+def test_file_of_another_kind_is_rejected(tmp_path: Path, content: Any) -> None:
     torch.save(content, tmp_path / "b.pth")
     refuse(tmp_path / "b.pth")
 
 
 @pytest.mark.parametrize("content", [b"", b"junk", b"\x80\x02.", b"PK\x03\x04"])
-def test_bytes_of_another_kind_are_refused(tmp_path: Path, content: bytes) -> None:
+def test_foreign_bytes_are_rejected(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "b.pth").write_bytes(content)
     refuse(tmp_path / "b.pth")
 

@@ -1,11 +1,10 @@
-"""Merging: every row from exactly one part of one run, or a refusal that says which and how many."""
+"""Merging: each row comes from exactly one fold's predictions, or an error names and counts what is wrong."""
 
 from __future__ import annotations
 
 import csv
 import dataclasses
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -48,9 +47,6 @@ def run(tmp_path: Path) -> RunPaths:
     return paths
 
 
-Files = Callable[[], list[Path]]
-
-
 def list_outputs(paths: RunPaths) -> list[Path]:
     return [path for path in (paths.oof_logits, paths.oof_targets, paths.oof_csv, paths.summary) if path.exists()]
 
@@ -59,7 +55,7 @@ def list_outputs(paths: RunPaths) -> list[Path]:
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1), (1, 2, 0)])
-def test_row_i_is_row_i_of_the_csv_whatever_the_order_of_the_parts(order: tuple[int, ...]) -> None:
+def test_rows_follow_the_csv_whatever_the_order_of_the_folds(order: tuple[int, ...]) -> None:
     merged = merge_predictions([make_predictions(fold) for fold in order])
     assert np.array_equal(merged.logits_NC, LOGITS) and merged.logits_NC.dtype == np.float32
     assert np.array_equal(merged.targets_N, TARGETS) and merged.targets_N.dtype == np.int64
@@ -67,32 +63,32 @@ def test_row_i_is_row_i_of_the_csv_whatever_the_order_of_the_parts(order: tuple[
     assert merged.ids == IDS and merged.classes == CLASSES
 
 
-def test_a_run_is_merged_into_its_files(run: RunPaths) -> None:
+def test_merge_writes_logits_and_targets(run: RunPaths) -> None:
     merge_run(run)
     logits, targets = np.load(run.oof_logits), np.load(run.oof_targets)
     assert np.array_equal(logits, LOGITS) and logits.dtype == np.float32
     assert np.array_equal(targets, TARGETS) and targets.dtype == np.int64
 
 
-def test_merging_again_gives_the_same_bytes(run: RunPaths) -> None:
+def test_merging_twice_gives_the_same_bytes(run: RunPaths) -> None:
     merge_run(run)
     first = [path.read_bytes() for path in list_outputs(run)]
     merge_run(run)
     assert len(first) == 4 and [path.read_bytes() for path in list_outputs(run)] == first
 
 
-def test_states_of_folds_that_were_killed_when_their_part_stood_go_with_the_merge(run: RunPaths) -> None:
+def test_merge_removes_resume_checkpoints_of_folds_killed_after_writing_their_predictions(run: RunPaths) -> None:
     foreign = run.root / "ckpt" / "last_fold7_0.safetensors"
-    for state in (*run.resume_checkpoints(1), foreign, run.root / "ckpt" / ".last_fold2_1.safetensors.0a1b.tmp"):
-        state.parent.mkdir(exist_ok=True)
-        state.touch()
+    for path in (*run.resume_checkpoints(1), foreign, run.root / "ckpt" / ".last_fold2_1.safetensors.0a1b.tmp"):
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
     half_written = run.root / ".metrics.jsonl.fold1.0a1b.tmp"
     half_written.touch()
     merge_run(run)
     assert list((run.root / "ckpt").iterdir()) == [foreign] and not half_written.exists()
 
 
-def test_the_table_holds_ids_labels_and_probabilities(run: RunPaths) -> None:
+def test_csv_holds_ids_labels_and_probabilities(run: RunPaths) -> None:
     merge_run(run)
     with run.oof_csv.open(newline="", encoding="utf-8") as lines:
         rows = list(csv.reader(lines))
@@ -103,7 +99,7 @@ def test_the_table_holds_ids_labels_and_probabilities(run: RunPaths) -> None:
         np.testing.assert_allclose([float(cell) for cell in cells[4:]], probabilities(LOGITS)[row], atol=6e-7)
 
 
-def test_skipped_rows_are_nan_empty_and_out_of_the_figures(run: RunPaths) -> None:
+def test_skipped_rows_are_nan_in_the_logits_empty_in_the_csv_and_excluded_from_metrics(run: RunPaths) -> None:
     predictions = make_predictions(1)
     logits = predictions.logits_NC.copy()
     logits[1] = np.nan
@@ -124,26 +120,26 @@ def test_skipped_rows_are_nan_empty_and_out_of_the_figures(run: RunPaths) -> Non
     assert cells == [IDS[row], "1", CLASSES[TARGETS[row]], "", "", "", ""]
 
 
-# --- what is refused -------------------------------------------------------------------------------------------------
+# --- what is rejected ------------------------------------------------------------------------------------------------
 
 
 def test_missing_folds_are_named_and_counted() -> None:
-    assert "2 of 3 folds have no part: 0, 2" in refuse(make_predictions(1))
+    assert "2 of 3 folds have no predictions: 0, 2" in refuse(make_predictions(1))
 
 
 def test_repeated_folds_are_named() -> None:
     message = refuse(make_predictions(0), make_predictions(1), make_predictions(1), make_predictions(2))
-    assert "folds with more than one part: 1" in message
+    assert "folds with more than one predictions file: 1" in message
 
 
-def test_folds_that_the_run_does_not_have_are_named() -> None:
-    foreign = dataclasses.replace(make_predictions(2), info=dataclasses.replace(make_predictions(2).info, fold=7))
-    message = refuse(make_predictions(0), make_predictions(1), foreign)
-    assert "7" in message and "1 of 3 folds have no part: 2" in message
+def test_folds_outside_the_run_are_named() -> None:
+    unknown = dataclasses.replace(make_predictions(2), info=dataclasses.replace(make_predictions(2).info, fold=7))
+    message = refuse(make_predictions(0), make_predictions(1), unknown)
+    assert "folds outside 0 to 2: 7" in message and "1 of 3 folds have no predictions: 2" in message
 
 
 @pytest.mark.parametrize(
-    ("changes", "words"),
+    ("changes", "difference"),
     [
         ({"fingerprint": "other-9876543210"}, "the run's fingerprint"),
         ({"classes": (CLASSES[1], CLASSES[0], CLASSES[2])}, "the class order"),
@@ -151,21 +147,21 @@ def test_folds_that_the_run_does_not_have_are_named() -> None:
         ({"num_samples": 12}, "the number of rows"),
     ],
 )
-def test_a_part_of_another_kind_is_told_with_what_differs_and_whose(changes: dict[str, Any], words: str) -> None:
+def test_incompatible_folds_are_listed_with_what_differs(changes: dict[str, Any], difference: str) -> None:
     message = refuse(make_predictions(0), make_predictions(1, **changes), make_predictions(2))
-    assert f"parts differ in {words}" in message
+    assert f"the folds differ in {difference}" in message
     assert "folds [0, 2]" in message and "folds [1]" in message
 
 
-def test_several_faults_are_told_at_once() -> None:
+def test_all_problems_are_reported_at_once() -> None:
     message = refuse(make_predictions(0), make_predictions(1, fingerprint="other"))
-    assert "the run's fingerprint" in message and "1 of 3 folds have no part: 2" in message
+    assert "the run's fingerprint" in message and "1 of 3 folds have no predictions: 2" in message
 
 
-def test_rows_missing_and_repeated_are_counted() -> None:
+def test_missing_and_repeated_rows_are_counted() -> None:
     predictions = make_predictions(1)
     rows = predictions.indices_N.copy()
-    rows[0] = 0  # row 0 is fold 2's; row 2 then has nobody
+    rows[0] = 0  # row 0 is fold 2's, and now no fold has row 2
     message = refuse(
         make_predictions(0),
         FoldPredictions(predictions.info, rows, predictions.logits_NC, predictions.targets_N),
@@ -174,14 +170,14 @@ def test_rows_missing_and_repeated_are_counted() -> None:
     assert "1 rows missing [2]" in message and "1 rows repeated [0]" in message
 
 
-def test_nothing_is_written_when_parts_are_refused(run: RunPaths) -> None:
+def test_rejected_merge_writes_nothing(run: RunPaths) -> None:
     run.predictions(1).unlink()
-    with pytest.raises(UserError, match="1 of 3 folds have no part: 1"):
+    with pytest.raises(UserError, match="1 of 3 folds have no predictions: 1"):
         merge_run(run)
     assert not list_outputs(run)
 
 
-def test_every_damaged_part_is_named(run: RunPaths) -> None:
+def test_every_damaged_file_is_named(run: RunPaths) -> None:
     for fold in (0, 2):
         run.predictions(fold).write_bytes(run.predictions(fold).read_bytes()[:-3])
     with pytest.raises(UserError) as caught:
@@ -190,7 +186,7 @@ def test_every_damaged_part_is_named(run: RunPaths) -> None:
     assert not list_outputs(run)
 
 
-def test_older_merged_files_stay_when_a_later_merge_is_refused(run: RunPaths) -> None:
+def test_rejected_merge_keeps_earlier_merged_files(run: RunPaths) -> None:
     merge_run(run)
     before = [path.read_bytes() for path in list_outputs(run)]
     run.predictions(1).write_bytes(b"torn")
@@ -199,33 +195,33 @@ def test_older_merged_files_stay_when_a_later_merge_is_refused(run: RunPaths) ->
     assert [path.read_bytes() for path in list_outputs(run)] == before
 
 
-def test_a_run_without_parts_is_told_so(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no fold of this run is finished"):
+def test_run_without_finished_folds_is_rejected(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no fold of this run has finished"):
         merge_run(RunPaths(tmp_path))
 
 
-def test_folds_with_different_micro_batches_are_told(run: RunPaths) -> None:
+def test_different_micro_batch_sizes_are_noted(run: RunPaths) -> None:
     assert merge_run(run).notes == ()
     write_predictions(run.predictions(1), make_predictions(1, micro_batch_size=3))
     (note,) = merge_run(run).notes
-    assert "train.micro_batch_size, fold 0: its share, fold 1: 3, fold 2: its share" in note
+    assert "train.micro_batch_size, fold 0: per-rank batch, fold 1: 3, fold 2: per-rank batch" in note
     assert json.loads(run.summary.read_text())["notes"] == [note]
     for fold in range(FOLDS):
         write_predictions(run.predictions(fold), make_predictions(fold, micro_batch_size=3))
-    assert merge_run(run).notes == (), "that is the config's choice"
+    assert merge_run(run).notes == (), "equal sizes need no note"
 
 
 # --- which folds are done --------------------------------------------------------------------------------------------
 
 
-def test_folds_with_a_valid_part_are_finished_and_damaged_ones_are_not(run: RunPaths) -> None:
+def test_folds_with_valid_predictions_are_finished_and_damaged_ones_are_not(run: RunPaths) -> None:
     assert find_finished_folds(run, "fingerprint-0123456789", FOLDS) == [0, 1, 2]
     run.predictions(1).write_bytes(b"torn")
     run.predictions(2).unlink()
     assert find_finished_folds(run, "fingerprint-0123456789", FOLDS) == [0]
 
 
-def test_a_part_of_another_identity_stops_the_run(run: RunPaths) -> None:
+def test_predictions_of_another_fingerprint_stop_the_run(run: RunPaths) -> None:
     with pytest.raises(UserError) as caught:
         find_finished_folds(run, "another-0123456789", FOLDS)
     assert (
@@ -236,19 +232,21 @@ def test_a_part_of_another_identity_stops_the_run(run: RunPaths) -> None:
 # --- the command -----------------------------------------------------------------------------------------------------
 
 
-def test_the_launcher_merges_a_run(run: RunPaths, capsys: pytest.CaptureFixture[str]) -> None:
+def test_launcher_merges_a_run(run: RunPaths, capsys: pytest.CaptureFixture[str]) -> None:
     assert launch(["merge", str(run.root)]) == 0
     assert len(list_outputs(run)) == 4
     out = capsys.readouterr().out
     assert "[OOF] fold=2 macro_f1=" in out and f"rows={COUNT}" in out
 
 
-@pytest.mark.parametrize("fault", ["no run", "no parts"])
-def test_the_launcher_tells_a_fault_and_exits_1(tmp_path: Path, capsys: pytest.CaptureFixture[str], fault: str) -> None:
+@pytest.mark.parametrize("fault", ["no run", "no predictions"])
+def test_launcher_reports_failed_merge_and_exits_1(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], fault: str
+) -> None:
     assert launch(["merge", str(tmp_path / "gone" if fault == "no run" else tmp_path)]) == 1
     assert str(tmp_path) in capsys.readouterr().err
 
 
 def test_folds_of_different_precisions_do_not_merge() -> None:
-    told = refuse(*(make_predictions(fold, precision="bf16" if fold == 1 else "no") for fold in range(FOLDS)))
-    assert "parts differ in the precision: folds [0, 2" in told and "folds [1]: bf16" in told
+    message = refuse(*(make_predictions(fold, precision="bf16" if fold == 1 else "no") for fold in range(FOLDS)))
+    assert "the folds differ in the precision: folds [0, 2" in message and "folds [1]: bf16" in message

@@ -1,4 +1,4 @@
-"""The figures: scikit-learn's macro-F1, torch's cross-entropy, a softmax that does not overflow."""
+"""Metrics agree with scikit-learn's macro-F1 and torch's cross-entropy, and the softmax does not overflow."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from doccls.oof.metrics import cross_entropy, macro_f1, probabilities, selection
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=40))
-def test_macro_f1_is_scikit_learns(pairs: list[tuple[int, int]]) -> None:
+def test_macro_f1_matches_scikit_learn(pairs: list[tuple[int, int]]) -> None:
     targets, predictions = (np.asarray(column) for column in zip(*pairs, strict=True))
     expected = f1_score(targets, predictions, average="macro", zero_division=0)
     assert macro_f1(targets, np.eye(4, dtype=np.float32)[predictions]) == expected
 
 
-def test_a_class_seen_nowhere_does_not_count_and_one_never_hit_counts_zero() -> None:
+def test_absent_class_is_ignored_and_class_without_hit_counts_zero() -> None:
     assert macro_f1(np.array([0, 1]), np.eye(5)[[0, 1]]) == 1.0
     assert macro_f1(np.array([0, 1]), np.eye(5)[[0, 2]]) == pytest.approx(1 / 3)
 
 
-def test_an_error_into_a_class_that_the_fold_lacks_costs_what_any_error_costs() -> None:
-    """In 17 classes of which the fold holds 16, four rows each."""
+def test_predicting_a_class_that_the_fold_lacks_costs_as_much_as_any_error() -> None:
+    """There are 17 classes; the fold holds 16 of them, four rows each."""
     targets = np.repeat(np.arange(16), 4)
     into_absent, into_present = targets.copy(), targets.copy()
     into_absent[0], into_present[0] = 16, 1
@@ -34,20 +34,20 @@ def test_an_error_into_a_class_that_the_fold_lacks_costs_what_any_error_costs() 
     assert macro_f1(targets, np.eye(17)[into_absent]) < scores[1] - 0.05
 
 
-def test_where_no_class_is_absent_epochs_are_compared_by_the_macro_f1_that_is_reported() -> None:
-    draw = np.random.default_rng(0)
-    targets, logits = np.r_[np.arange(5), draw.integers(0, 5, 60)], draw.random((65, 5))
+def test_selection_f1_equals_macro_f1_if_no_class_is_absent() -> None:
+    rng = np.random.default_rng(0)
+    targets, logits = np.r_[np.arange(5), rng.integers(0, 5, 60)], rng.random((65, 5))
     assert selection_f1(targets, logits) == macro_f1(targets, logits)
 
 
-def test_cross_entropy_is_torchs() -> None:
-    stream = np.random.default_rng(0)
-    logits, targets = stream.normal(0, 4, (50, 6)).astype(np.float32), stream.integers(0, 6, 50)
+def test_cross_entropy_matches_torch() -> None:
+    rng = np.random.default_rng(0)
+    logits, targets = rng.normal(0, 4, (50, 6)).astype(np.float32), rng.integers(0, 6, 50)
     expected = torch.nn.functional.cross_entropy(torch.from_numpy(logits).double(), torch.from_numpy(targets))
     assert cross_entropy(targets, logits) == pytest.approx(float(expected), rel=1e-12)
 
 
-def test_extreme_logits_give_finite_figures() -> None:
+def test_extreme_logits_give_finite_metrics() -> None:
     logits = np.array([[1e4, -1e4], [-1e4, 1e4]], np.float32)
     assert cross_entropy(np.array([0, 1]), logits) == 0.0
     assert cross_entropy(np.array([1, 0]), logits) == pytest.approx(2e4)

@@ -1,4 +1,4 @@
-"""OOF parts: the same bytes each time, verified when read, refused in words that name the file."""
+"""Fold predictions on disk: deterministic bytes, verified when read, errors that name the file."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from doccls.system.tensor_file import TensorFileError, write_tensor_file
 
 
 def make_predictions(**changes: Any) -> FoldPredictions:
-    """Rows 1, 4, 6 of 8; `changes` go to the info or, by their names, to the arrays."""
+    """Rows 1, 4, 6 of 8; `changes` replace fields of the info or arrays, by name."""
     arrays = {
         "indices_N": np.array([1, 4, 6]),
         "logits_NC": np.arange(6, dtype=np.float32).reshape(3, 2),
@@ -48,17 +48,17 @@ def refuse(path: Path) -> str:
     return str(caught.value)
 
 
-def test_a_part_comes_back_as_it_was(tmp_path: Path) -> None:
+def test_predictions_survive_a_round_trip(tmp_path: Path) -> None:
     predictions = make_predictions()
     write_predictions(tmp_path / "deep" / "fold1.safetensors", predictions)
-    again = read_predictions(tmp_path / "deep" / "fold1.safetensors")
-    assert again.info == predictions.info
+    restored = read_predictions(tmp_path / "deep" / "fold1.safetensors")
+    assert restored.info == predictions.info
     for name in ("indices_N", "logits_NC", "targets_N"):
-        assert np.array_equal(getattr(again, name), getattr(predictions, name))
-        assert getattr(again, name).dtype == getattr(predictions, name).dtype
+        assert np.array_equal(getattr(restored, name), getattr(predictions, name))
+        assert getattr(restored, name).dtype == getattr(predictions, name).dtype
 
 
-def test_the_same_part_gives_the_same_bytes_and_another_gives_others(tmp_path: Path) -> None:
+def test_bytes_depend_on_content_alone(tmp_path: Path) -> None:
     def write(predictions: FoldPredictions) -> bytes:
         write_predictions(tmp_path / "p", predictions)
         return (tmp_path / "p").read_bytes()
@@ -72,7 +72,7 @@ def test_the_same_part_gives_the_same_bytes_and_another_gives_others(tmp_path: P
     assert write(make_predictions(best_epoch=3)) != plain
 
 
-def test_a_fold_of_no_rows_is_a_part_too(tmp_path: Path) -> None:
+def test_fold_without_rows_can_be_stored(tmp_path: Path) -> None:
     empty = make_predictions(
         indices_N=np.empty(0, np.int64),
         logits_NC=np.empty((0, 2), np.float32),
@@ -84,29 +84,29 @@ def test_a_fold_of_no_rows_is_a_part_too(tmp_path: Path) -> None:
     assert len(read_predictions(tmp_path / "p").indices_N) == 0
 
 
-def test_a_missing_part_is_told(tmp_path: Path) -> None:
+def test_missing_file_is_reported(tmp_path: Path) -> None:
     assert "can't be read" in refuse(tmp_path / "fold0.safetensors")
 
 
 @pytest.mark.parametrize("keep", [0, 4, 30, 0.3, 0.7, 0.99])
-def test_a_torn_part_is_refused(tmp_path: Path, keep: float) -> None:
+def test_truncated_file_is_rejected(tmp_path: Path, keep: float) -> None:
     write_predictions(tmp_path / "p", make_predictions())
     data = (tmp_path / "p").read_bytes()
     (tmp_path / "p").write_bytes(data[: keep if isinstance(keep, int) else int(keep * len(data))])
     refuse(tmp_path / "p")
 
 
-def test_a_flipped_bit_anywhere_is_refused(tmp_path: Path) -> None:
+def test_flipped_bit_anywhere_is_rejected(tmp_path: Path) -> None:
     write_predictions(tmp_path / "p", make_predictions())
     data = (tmp_path / "p").read_bytes()
     unnoticed = []
-    for place in range(len(data)):
-        (tmp_path / "p").write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+    for offset in range(len(data)):
+        (tmp_path / "p").write_bytes(data[:offset] + bytes([data[offset] ^ 1]) + data[offset + 1 :])
         try:
-            again = read_predictions(tmp_path / "p")
+            restored = read_predictions(tmp_path / "p")
         except TensorFileError:
             continue
-        unnoticed.append((place, again.info == make_predictions().info))
+        unnoticed.append((offset, restored.info == make_predictions().info))
     assert all(same for _, same in unnoticed), "a changed byte may pass only where it changes nothing (padding)"
     assert len(unnoticed) <= 8
 
@@ -120,7 +120,7 @@ FORMAT, INFO = "doccls-fold-predictions-4", dataclasses.asdict(make_predictions(
 
 
 @pytest.mark.parametrize("content", ["text", "foreign", "other format", "missing array", "no info"])
-def test_a_file_of_another_kind_is_refused(tmp_path: Path, content: str) -> None:
+def test_file_of_another_kind_is_rejected(tmp_path: Path, content: str) -> None:
     path = tmp_path / "fold0.safetensors"
     if content == "text":
         path.write_text("hello")
@@ -136,7 +136,7 @@ def test_a_file_of_another_kind_is_refused(tmp_path: Path, content: str) -> None
     refuse(path)
 
 
-def test_finished_folds_of_another_version_are_never_trained_over(tmp_path: Path) -> None:
+def test_finished_folds_of_another_version_are_never_overwritten(tmp_path: Path) -> None:
     paths = RunPaths(tmp_path)
     write_tensor_file(paths.predictions(1), "doccls-oof-part-2", INFO, ARRAYS)
     with pytest.raises(UserError, match=r"has finished folds that this version can't read: .*Take another --run-id"):
@@ -147,7 +147,7 @@ def test_finished_folds_of_another_version_are_never_trained_over(tmp_path: Path
     "info",
     [{}, INFO | {"classes": 3}, INFO | {"more": 1}, {"fold": 1}, INFO | {"fold": "1"}, INFO | {"skipped": [[1]]}],
 )
-def test_a_damaged_description_is_refused(tmp_path: Path, info: dict[str, Any]) -> None:
+def test_damaged_description_is_rejected(tmp_path: Path, info: dict[str, Any]) -> None:
     path = tmp_path / "p"
     write_tensor_file(path, FORMAT, info, ARRAYS)
     assert "its description is damaged" in refuse(path)
@@ -175,13 +175,13 @@ def test_a_damaged_description_is_refused(tmp_path: Path, info: dict[str, Any]) 
         {"fold": 3},
     ],
 )
-def test_a_part_that_is_not_sound_is_never_written(tmp_path: Path, changes: dict[str, Any]) -> None:
+def test_invalid_predictions_are_never_written(tmp_path: Path, changes: dict[str, Any]) -> None:
     with pytest.raises(TensorFileError):
         write_predictions(tmp_path / "p", make_predictions(**changes))
     assert not list(tmp_path.iterdir())
 
 
-def test_nan_is_allowed_where_the_row_is_skipped(tmp_path: Path) -> None:
+def test_nan_is_allowed_in_skipped_rows(tmp_path: Path) -> None:
     predictions = make_predictions(logits_NC=np.array([[0, 1], [np.nan, np.nan], [1, 2]], np.float32), skipped=(4,))
     write_predictions(tmp_path / "p", predictions)
     assert np.isnan(read_predictions(tmp_path / "p").logits_NC[1]).all()
@@ -194,7 +194,7 @@ def test_non_finite_rows_are_counted(tmp_path: Path) -> None:
         )
 
 
-def test_a_run_is_merged_as_long_as_no_part_is_younger_than_the_merge(tmp_path: Path) -> None:
+def test_run_is_merged_while_no_predictions_are_newer_than_the_merge(tmp_path: Path) -> None:
     paths = RunPaths(tmp_path)
     assert not is_merged(paths)
     write_predictions(paths.predictions(0), make_predictions())

@@ -1,4 +1,4 @@
-"""Which kernels compute: as the preset says, unless a key says otherwise, and told in one line."""
+"""Kernels follow the preset unless a key overrides it, and are described in one log line."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
 @pytest.fixture
 def switches(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """torch's own are as before after the test."""
+    """Restore torch's global switches after the test."""
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     cuda = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark
     deterministic = torch.are_deterministic_algorithms_enabled()
@@ -39,21 +39,21 @@ def switches(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         ({"deterministic": False, "amp": False}, False, False),
     ],
 )
-def test_the_preset_sets_torchs_switches(train: dict[str, Any], deterministic: bool, tf32: bool) -> None:
+def test_preset_sets_torch_switches(train: dict[str, Any], deterministic: bool, tf32: bool) -> None:
     choose_kernels(TrainConfig(**train))
     assert torch.are_deterministic_algorithms_enabled() == deterministic
     assert torch.backends.cudnn.benchmark != deterministic
     assert torch.backends.cuda.matmul.allow_tf32 == torch.backends.cudnn.allow_tf32 == tf32
 
 
-def test_fast_compiles_on_gpus_unless_a_key_says_otherwise() -> None:
+def test_fast_compiles_on_gpus_unless_overridden() -> None:
     fast = TrainConfig(speed="fast")
     assert wants_compile(fast, GPU) and not wants_compile(fast, CPU)
     assert not wants_compile(TrainConfig(), GPU) and wants_compile(TrainConfig(compile=True), CPU)
     assert not wants_compile(TrainConfig(speed="fast", compile=False), GPU)
 
 
-def test_what_is_on_is_told_in_one_line() -> None:
+def test_kernels_are_described_in_one_line() -> None:
     set_fused_attn(True, experimental=True)
     assert describe_kernels(TrainConfig(), CPU) == "deterministic=on compile=off fused_attention=on channels_last=on"
     assert describe_kernels(TrainConfig(speed="fast", optimizer="lamb"), GPU) == (

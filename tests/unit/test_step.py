@@ -1,4 +1,4 @@
-"""The step and the epoch: one global batch's mean gradient at any split, odd batches mixed, bad numbers named."""
+"""The training loop: the same gradient for any micro-batch, mixing of odd batches, errors that name bad batches."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from doccls.run.heartbeat import Heartbeat
 from doccls.system.signals import Interrupted, handling_signals, stopping_gracefully
 from doccls.training.engine import Engine, FoldProgress, LossMeter
 from doccls.training.evaluate import Normalizer, predict_logits
-from doccls.training.step import TrainedEpoch, _mix, _settle, group_gradients, train_epoch
+from doccls.training.step import TrainedEpoch, _mix, _reduce_losses, group_gradients, train_epoch
 from tests.unit.conftest import KeptLog
 
 COUNT, CLASSES, SIDE = 11, 3, 4
@@ -35,8 +35,8 @@ TARGETS = torch.arange(COUNT) % CLASSES
 PLACE = BatchPlace("validate", 0)
 
 
-class Saves:
-    """Stands for the fold's Checkpointer: what it was asked to save, at which step."""
+class FakeCheckpointer:
+    """A stand-in for the fold's Checkpointer that records what it is asked to save, and at which step."""
 
     def __init__(self, due: Callable[[], bool] = lambda: False) -> None:
         self.is_due = due
@@ -90,23 +90,24 @@ def load(engine: Engine, pages: torch.Tensor = PAGES) -> Iterator[Batch]:
 
 
 def load_from(engine: Engine, step: int, pages: torch.Tensor = PAGES) -> Iterator[Batch]:
-    """The batches of a training without validations, from a step on."""
+    """Yield the batches of a training without validation, from a step on."""
     for request in iterate_fold(engine.plan, np.arange(0), engine.division, 0, step):
         rows = torch.tensor(request.indices)
         yield Batch(pages[rows], TARGETS[rows], rows, request.place)
 
 
-def train(engine: Engine, epochs: int = 2, saves: Any = None, batches: Any = None) -> list[TrainedEpoch]:
-    batches, saves = batches or load(engine), saves or Saves()
-    return [train_epoch(engine, batches, epoch, FoldProgress(), saves, ProgressBar(None)) for epoch in range(epochs)]
+def train(engine: Engine, epochs: int = 2, checkpointer: Any = None, batches: Any = None) -> list[TrainedEpoch]:
+    batches, checkpointer = batches or load(engine), checkpointer or FakeCheckpointer()
+    bar = ProgressBar(None)
+    return [train_epoch(engine, batches, epoch, FoldProgress(), checkpointer, bar) for epoch in range(epochs)]
 
 
-def flat(model: nn.Module) -> torch.Tensor:
-    return torch.cat([one.detach().reshape(-1) for one in model.parameters()])
+def flatten(model: nn.Module) -> torch.Tensor:
+    return torch.cat([parameter.detach().reshape(-1) for parameter in model.parameters()])
 
 
 def train_by_hand(epochs: int = 2) -> tuple[torch.Tensor, list[float]]:
-    """The same training in plain torch: the whole batch at once, the mean loss, SGD."""
+    """Run the same training in plain torch: the entire batch at once, the mean loss, SGD."""
     engine = make_engine()
     model, losses = engine.bare_model, []
     optimizer = build_optimizer(engine.config, model, torch.device("cpu"))
@@ -119,36 +120,38 @@ def train_by_hand(epochs: int = 2) -> tuple[torch.Tensor, list[float]]:
         loss.backward()
         optimizer.step()
         losses.append(float(loss))
-    return flat(model), losses
+    return flatten(model), losses
 
 
 # --- the step --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("micro", [None, 1, 2, 3, 4, 9])
-def test_training_is_that_of_the_whole_batch_at_any_micro_batch(micro: int | None) -> None:
+def test_training_matches_full_batch_at_any_micro_batch_size(micro: int | None) -> None:
     engine = make_engine(micro_batch_size=micro)
     results = train(engine)
     weights, losses = train_by_hand()
-    torch.testing.assert_close(flat(engine.bare_model), weights, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(flatten(engine.bare_model), weights, rtol=1e-4, atol=1e-5)
     half = len(losses) // 2
-    assert [one.loss for one in results] == pytest.approx([np.mean(losses[:half]), np.mean(losses[half:])], rel=1e-4)
+    assert [result.loss for result in results] == pytest.approx(
+        [np.mean(losses[:half]), np.mean(losses[half:])], rel=1e-4
+    )
 
 
 def test_training_twice_gives_the_same_bits() -> None:
     first, second = make_engine(mixup_alpha=0.4), make_engine(mixup_alpha=0.4)
     assert train(first) == train(second)
-    assert torch.equal(flat(first.bare_model), flat(second.bare_model))
+    assert torch.equal(flatten(first.bare_model), flatten(second.bare_model))
 
 
-def test_dropout_is_decided_by_the_step_and_not_by_what_was_drawn_before() -> None:
+def test_dropout_depends_on_the_step_and_not_on_earlier_draws() -> None:
     def run(disturb: bool) -> torch.Tensor:
         torch.manual_seed(0)
         model = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(3 * SIDE * SIDE, CLASSES))
         engine = make_engine(model)
         torch.manual_seed(77 if disturb else 78)
         train(engine)
-        return flat(model)
+        return flatten(model)
 
     assert torch.equal(run(True), run(False))
 
@@ -157,14 +160,14 @@ def test_gradients_are_clipped_to_the_norm() -> None:
     moved = []
     for clip in (None, 0.01):
         engine = make_engine(grad_clip_norm=clip, optimizer="momentum", batch_size=COUNT)  # one step an epoch
-        before = flat(engine.bare_model)
+        before = flatten(engine.bare_model)
         train(engine, 1)
-        moved.append(float((flat(engine.bare_model) - before).norm()))
+        moved.append(float((flatten(engine.bare_model) - before).norm()))
     assert moved[0] > 0.01
-    assert moved[1] == pytest.approx(0.1 * 0.01, rel=0.01)  # the first step of momentum is rate x gradient
+    assert moved[1] == pytest.approx(0.1 * 0.01, rel=0.01)  # the first step of momentum is lr x gradient
 
 
-def test_the_rate_is_the_schedules_and_the_last_one_is_returned() -> None:
+def test_lr_follows_the_schedule_and_the_last_one_is_returned() -> None:
     engine = make_engine(scheduler="cosine")
     results = train(engine)
     other = make_engine(scheduler="cosine")
@@ -172,16 +175,16 @@ def test_the_rate_is_the_schedules_and_the_last_one_is_returned() -> None:
     assert results[1].lr == pytest.approx(other.optimizer.param_groups[0]["lr"])
 
 
-def test_averaged_weights_are_validated_beside_the_raw_ones() -> None:
+def test_averaged_and_raw_weights_are_both_validated() -> None:
     engine = make_engine(ema_decay=0.9)
     assert engine.ema is not None and engine.modules == {"ema": engine.ema.module, "raw": engine.bare_model}
-    assert list(engine.modules) == ["ema", "raw"], "of equals the first is kept"
+    assert list(engine.modules) == ["ema", "raw"], "if equal, the first is kept"
     train(engine)
-    assert not torch.equal(flat(engine.modules["ema"]), flat(engine.modules["raw"]))
+    assert not torch.equal(flatten(engine.modules["ema"]), flatten(engine.modules["raw"]))
     assert list(make_engine().modules) == ["raw"]
 
 
-def test_steps_are_tracked_at_the_interval_and_at_the_end_of_an_epoch() -> None:
+def test_steps_are_tracked_at_the_interval_and_at_epoch_end() -> None:
     engine = make_engine(batch_size=2, log_interval=2)  # five steps an epoch
     train(engine)
     assert isinstance(engine.tracker, Recorder)
@@ -193,7 +196,7 @@ def test_steps_are_tracked_at_the_interval_and_at_the_end_of_an_epoch() -> None:
 
 
 class Overflowing(nn.Module):
-    """Its gradients overflow at some steps, the first of which is 1; or its logits already do."""
+    """A model whose gradients, or with `forward` its logits, overflow at given steps (1-based)."""
 
     def __init__(self, steps: Container[int] = (3, 4), forward: bool = False) -> None:
         super().__init__()
@@ -218,7 +221,7 @@ def make_fp16_engine(model: nn.Module, **train: Any) -> Engine:
     return replace(engine, optimizer=AcceleratedOptimizer(engine.optimizer, scaler=scaler), log=KeptLog())
 
 
-def test_steps_that_fp16_skips_are_counted_and_the_scale_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+def test_steps_skipped_in_fp16_are_counted_and_logged_with_the_scale() -> None:
     engine = make_fp16_engine(Overflowing(), log_interval=2)
     first, second = train(engine)
     assert (first.skipped_steps, second.skipped_steps) == (2, 0)
@@ -228,16 +231,16 @@ def test_steps_that_fp16_skips_are_counted_and_the_scale_is_told(capsys: pytest.
     ]  # fmt: skip
 
 
-def test_an_overflow_that_fp16_skips_is_no_bad_loss() -> None:
-    overflown = make_fp16_engine(Overflowing(forward=True), log_interval=5)
-    first, second = train(overflown)
+def test_overflow_skipped_in_fp16_is_not_a_bad_loss() -> None:
+    engine = make_fp16_engine(Overflowing(forward=True), log_interval=5)
+    first, second = train(engine)
     assert (first.skipped_steps, second.skipped_steps) == (2, 0)
     assert math.isfinite(first.loss) and math.isfinite(second.loss)
-    assert not any("nan" in line for line in overflown.log.lines)
+    assert not any("nan" in line for line in engine.log.lines)
 
 
 class OverflowingInside(nn.Module):
-    """Its third forward pass overflows before a BatchNorm."""
+    """A model whose third forward pass overflows before a BatchNorm."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -251,22 +254,22 @@ class OverflowingInside(nn.Module):
         return logits
 
 
-def test_an_overflow_that_spoils_batchnorm_ends_the_fold() -> None:
-    """The scaler skips the step, and can't take back the running statistics."""
-    spoiled = make_fp16_engine(OverflowingInside(), log_interval=2)
+def test_overflow_that_corrupts_batchnorm_ends_the_fold() -> None:
+    """The scaler skips the step, but can't restore the running statistics."""
+    engine = make_fp16_engine(OverflowingInside(), log_interval=2)
     with pytest.raises(UserError, match=r"the loss of step 3 \(epoch 1\) is nan"):
-        train(spoiled)
+        train(engine)
 
 
-def test_overflows_that_no_scale_prevents_end_the_fold() -> None:
-    overflowing = make_fp16_engine(Overflowing(range(2, 99), forward=True), log_interval=1, epochs=9)
+def test_overflows_at_the_smallest_scale_end_the_fold() -> None:
+    engine = make_fp16_engine(Overflowing(range(2, 99), forward=True), log_interval=1, epochs=9)
     with pytest.raises(UserError, match=r"the loss of step 12 \(epoch 3\) is nan"):
-        train(overflowing, epochs=9)  # ten halvings from 1,024 to 1, and one more
+        train(engine, epochs=9)  # ten halvings from 1,024 to 1, and one more
 
 
-def test_other_precisions_skip_nothing_and_say_nothing_of_a_scale() -> None:
+def test_other_precisions_skip_nothing_and_log_no_scale() -> None:
     engine = replace(make_engine(), log=KeptLog())
-    assert [one.skipped_steps for one in train(engine)] == [None, None]
+    assert [result.skipped_steps for result in train(engine)] == [None, None]
     assert not any("scale" in line for line in engine.log.lines)
 
 
@@ -274,9 +277,9 @@ def test_other_precisions_skip_nothing_and_say_nothing_of_a_scale() -> None:
 
 
 @pytest.mark.parametrize("log_interval", [1, 10])
-def test_a_loss_that_is_not_finite_names_step_and_samples(log_interval: int) -> None:
+def test_non_finite_loss_names_step_and_samples(log_interval: int) -> None:
     class Bad(nn.Module):
-        """Gives NaN from the fourth forward pass on."""
+        """A model that returns NaN from the fourth forward pass on."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -297,36 +300,36 @@ def test_a_loss_that_is_not_finite_names_step_and_samples(log_interval: int) -> 
     assert f"The batch held 4 samples: {', '.join(ids)}" in message
 
 
-def test_the_meter_keeps_each_steps_loss_however_often_it_is_settled() -> None:
+def test_meter_keeps_each_steps_loss_however_often_losses_are_reduced() -> None:
     engine, meter = make_engine(), LossMeter()
     meter.pending = [torch.tensor(1.0), torch.tensor(3.0)]
-    assert _settle(engine, meter, 2, False) == (None, False)
+    assert _reduce_losses(engine, meter, 2, False) == (None, False)
     assert (meter.losses, meter.pending) == ([1.0, 3.0], [])
     meter.pending = [torch.tensor(5.0)]
-    _settle(engine, meter, 2, False)
+    _reduce_losses(engine, meter, 2, False)
     assert meter.losses == [1.0, 3.0, 5.0]
 
 
-# --- when a state is saved -------------------------------------------------------------------------------------------
+# --- when checkpoints are saved --------------------------------------------------------------------------------------
 
 
-def test_a_state_is_saved_when_one_is_due_and_not_for_the_end_of_an_epoch() -> None:
-    due = iter([False, True, True, False, False])  # asked after each of five steps, twice where it is
-    saves = Saves(lambda: next(due, False))
-    train(make_engine(batch_size=2, log_interval=100), 1, saves)
-    assert saves.saved == [(2, 2, False)]
+def test_checkpoint_is_saved_when_due_and_not_at_epoch_end() -> None:
+    due = iter([False, True, True, False, False])  # called after each of five steps, and twice when due
+    checkpointer = FakeCheckpointer(lambda: next(due, False))
+    train(make_engine(batch_size=2, log_interval=100), 1, checkpointer)
+    assert checkpointer.saved == [(2, 2, False)]
 
 
-def test_saving_changes_no_bit_of_what_is_trained_or_told() -> None:
+def test_saving_changes_no_bit_of_weights_or_results() -> None:
     plain, saving = make_engine(batch_size=2), make_engine(batch_size=2)
-    assert train(plain) == train(saving, saves=Saves(lambda: True))
-    assert torch.equal(flat(plain.bare_model), flat(saving.bare_model))
+    assert train(plain) == train(saving, checkpointer=FakeCheckpointer(lambda: True))
+    assert torch.equal(flatten(plain.bare_model), flatten(saving.bare_model))
 
 
 # --- stops -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_signal_lets_the_step_end_and_the_next_one_not_begin() -> None:
+def test_signal_stops_training_after_the_current_step() -> None:
     engine = make_engine(batch_size=2)  # five steps an epoch
     taken = []
 
@@ -336,31 +339,31 @@ def test_a_signal_lets_the_step_end_and_the_next_one_not_begin() -> None:
             signal.raise_signal(signal.SIGTERM)
 
     engine.optimizer.register_step_post_hook(step)
-    saves = Saves()
+    checkpointer = FakeCheckpointer()
     with handling_signals(), stopping_gracefully(), pytest.raises(Interrupted) as caught:
-        train(engine, saves=saves)
+        train(engine, checkpointer=checkpointer)
     assert (len(taken), caught.value.exit_code) == (3, 143)
-    assert saves.saved == [(3, 3, True)], "and it waits for the disk"
+    assert checkpointer.saved == [(3, 3, True)], "waits for the disk"
 
 
-def test_a_signal_between_validation_batches_ends_there() -> None:
+def test_signal_stops_validation_between_batches() -> None:
     engine = make_engine()
-    given = []
+    yielded = []
 
-    def draw() -> Iterator[Batch]:
+    def load_pages() -> Iterator[Batch]:
         for row in range(5):
-            given.append(row)
+            yielded.append(row)
             if row == 2:
                 signal.raise_signal(signal.SIGINT)
             yield Batch(PAGES[row : row + 1], TARGETS[row : row + 1], torch.tensor([row]), PLACE)
 
     with handling_signals(), stopping_gracefully(), pytest.raises(Interrupted) as caught:
-        predict_logits([engine.bare_model], draw(), engine.normalize, CLASSES, engine.accelerator)
-    assert (given, caught.value.exit_code) == ([0, 1, 2], 130)
+        predict_logits([engine.bare_model], load_pages(), engine.normalize, CLASSES, engine.accelerator)
+    assert (yielded, caught.value.exit_code) == ([0, 1, 2], 130)
 
 
 @pytest.mark.parametrize("micro", [None, 2])
-def test_grouping_gradients_leaves_weights_buffers_and_gradients_as_they_were(
+def test_grouping_gradients_leaves_weights_buffers_and_gradients_unchanged(
     monkeypatch: pytest.MonkeyPatch, micro: int | None
 ) -> None:
     torch.manual_seed(0)
@@ -368,13 +371,13 @@ def test_grouping_gradients_leaves_weights_buffers_and_gradients_as_they_were(
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), *pooled)
     engine = make_engine(model, micro_batch_size=micro, img_size=32)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    passes: list[int] = []
-    model.register_forward_hook(lambda module, inputs, output: passes.append(len(inputs[0])))
+    batch_sizes: list[int] = []
+    model.register_forward_hook(lambda module, inputs, output: batch_sizes.append(len(inputs[0])))
     group_gradients(engine)
-    assert passes == [], "one process has no buckets"
+    assert batch_sizes == [], "one process has no buckets"
     monkeypatch.setattr(type(engine.accelerator), "num_processes", 2)
     group_gradients(engine)
-    assert passes == [micro or 4] and model.training
+    assert batch_sizes == [micro or 4] and model.training
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
 
@@ -386,7 +389,7 @@ def test_grouping_gradients_leaves_weights_buffers_and_gradients_as_they_were(
 @pytest.mark.parametrize(
     "keys", [{"mixup_alpha": 0.5}, {"cutmix_alpha": 0.5}, {"mixup_alpha": 1.0, "cutmix_alpha": 1.0}]
 )
-def test_a_batch_of_any_size_is_mixed_and_an_odd_last_page_stays(count: int, keys: dict[str, float]) -> None:
+def test_batch_of_any_size_is_mixed_except_an_odd_last_page(count: int, keys: dict[str, float]) -> None:
     engine = make_engine(label_smoothing=0.1, **keys)
     images, targets = torch.rand(count, 3, SIDE, SIDE), TARGETS[:count]
     before = images.clone()
@@ -407,7 +410,7 @@ def test_mixed_images_keep_their_layout(count: int) -> None:
     assert mixed.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_without_mixup_nothing_changes() -> None:
+def test_batch_is_unchanged_without_mixup() -> None:
     images = torch.rand(3, 3, SIDE, SIDE)
     mixed, targets = _mix(make_engine(), images, TARGETS[:3])
     assert mixed is images and targets.tolist() == [0, 1, 2]
@@ -416,7 +419,7 @@ def test_without_mixup_nothing_changes() -> None:
 # --- normalisation, evaluation ---------------------------------------------------------------------------------------
 
 
-def test_pages_are_normalised_channel_by_channel_in_channels_last() -> None:
+def test_pages_are_normalised_per_channel_in_channels_last() -> None:
     normalize = Normalizer((0.1, 0.2, 0.3), (1.0, 2.0, 4.0), torch.device("cpu"))
     images = normalize(PAGES)
     expected = (PAGES.permute(0, 3, 1, 2) / 255 - torch.tensor([0.1, 0.2, 0.3]).view(1, 3, 1, 1)) / torch.tensor(
@@ -426,7 +429,7 @@ def test_pages_are_normalised_channel_by_channel_in_channels_last() -> None:
     assert images.dtype == torch.float32 and images.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_logits_come_sorted_by_index_whatever_the_batches_and_no_gradient_is_kept() -> None:
+def test_logits_are_sorted_by_index_whatever_the_batches() -> None:
     engine = make_engine()
     model = engine.bare_model.train()
     batches = [Batch(PAGES[rows], TARGETS[rows], torch.tensor(rows), PLACE) for rows in ([7, 2], [9], [0, 4, 1])]
@@ -437,7 +440,7 @@ def test_logits_come_sorted_by_index_whatever_the_batches_and_no_gradient_is_kep
 
 
 class Deriving(nn.Module):
-    """As LeViT in timm 1.0.29 and before: what it derives from its weights, it keeps until it is set to training."""
+    """A model like LeViT in timm <= 1.0.29, which keeps what it derives from its weights until set to training."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -455,7 +458,7 @@ class Deriving(nn.Module):
         return self.derived.expand(len(images), CLASSES)
 
 
-def test_what_an_ema_derived_from_earlier_weights_is_derived_anew() -> None:
+def test_tensors_that_an_ema_derived_from_earlier_weights_are_recomputed() -> None:
     engine, model = make_engine(), Deriving()
     ema = build_ema(TrainConfig(ema_decay=0.5), model, 10)
     assert ema is not None
@@ -467,7 +470,7 @@ def test_what_an_ema_derived_from_earlier_weights_is_derived_anew() -> None:
         assert np.array_equal(logits, np.full((2, CLASSES), 2 * scale)) and not ema.module.training
 
 
-def test_each_model_gives_its_own_logits_of_the_same_pages() -> None:
+def test_each_model_gives_its_own_logits() -> None:
     engine = make_engine()
     other = make_model()
     with torch.no_grad():
@@ -487,7 +490,7 @@ def test_no_batches_give_no_logits() -> None:
     assert indices.shape == (0,) and logits.shape == (1, 0, CLASSES)
 
 
-def test_a_sample_met_twice_is_a_defect_and_not_averaged() -> None:
+def test_sample_evaluated_twice_is_an_error() -> None:
     engine = make_engine()
     batch = Batch(PAGES[:2], TARGETS[:2], torch.tensor([3, 3]), PLACE)
     with pytest.raises(AssertionError, match="evaluated twice"):

@@ -1,4 +1,4 @@
-"""What a fold does not hand on to the next."""
+"""A finished fold leaves nothing behind for the next."""
 
 import gc
 import weakref
@@ -20,12 +20,12 @@ def accelerator() -> Iterator[Accelerator]:
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
-def test_a_finished_fold_leaves_no_model_in_memory(accelerator: Accelerator) -> None:
+def test_finished_fold_leaves_no_model_in_memory(accelerator: Accelerator) -> None:
     model = timm.create_model("test_resnet", num_classes=2)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     accelerator.prepare(model, optimizer)
     alive = weakref.ref(model)
-    gc.disable()  # only what is under test may collect
+    gc.disable()  # only the function under test may collect
     try:
         del model, optimizer
         assert alive() is not None
