@@ -146,8 +146,8 @@ def test_an_image_that_turns_bad_on_any_rank_is_named(trainer: Trainer, loser: i
     )
     run = Run(ranks, folder)
     assert run.codes == [1, 1]
-    assert f"image of ID '{name}' turned bad" in run.stderr
-    told = f"[RANK 1] on {socket.gethostname()} failed: RankLocalError: image of ID '{name}' turned bad"
+    assert f"image of ID '{name}' can no longer be read" in run.stderr
+    told = f"[RANK 1] on {socket.gethostname()} failed: RankLocalError: image of ID '{name}' can no longer be read"
     assert any(line.startswith(told) for line in run.lines) == (loser == 1)
     assert f"[EXIT][ERROR] rank 1 on {socket.gethostname()} failed: image" in run.ranks[1].stderr or loser == 0
     assert run.lines[-2:] == ["[EXIT] TRAINING ERROR code=1", ">> Stopping logger and restoring stdio"]

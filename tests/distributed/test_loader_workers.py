@@ -34,7 +34,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> Pages:
 @pytest.mark.parametrize("crash", DEATHS)
 def test_the_sample_that_killed_a_worker_is_named(pages: Pages, crash: signal.Signals) -> None:
     keys = [BatchRequest(BatchPlace("validate", 0), (sample,)) for sample in range(12)]
-    told = f"was killed by {crash.name} while it held ID '{pages.ids[CRASHING]}' \\({pages.paths[CRASHING]}\\)"
+    told = f"was killed by {crash.name} while loading ID '{pages.ids[CRASHING]}' \\({pages.paths[CRASHING]}\\)"
     with (
         loading(CrashingDataset(pages, crash=crash), keys, num_workers=2, pin_memory=False) as batches,
         pytest.raises(WorkerError, match=told),
@@ -52,7 +52,7 @@ def test_a_worker_that_dies_in_mid_epoch_ends_the_run(trainer: Trainer, death: s
         assert left == []
     lines = Run([], folder).lines
     assert lines[-2:] == ["[EXIT] TRAINING ERROR code=1", ">> Stopping logger and restoring stdio"]
-    assert f"loader worker {worker.pid} was killed by {death.name} while it held " in lines[-3]
+    assert f"loader worker {worker.pid} was killed by {death.name} while " in lines[-3]
     assert "[EXIT][ERROR] training failed: loader worker" in (folder / "console" / "rank0.err").read_text()
 
 
@@ -66,7 +66,7 @@ def test_an_image_that_turns_bad_is_told_by_a_worker_in_its_words_alone(pages: P
         pytest.raises(RankLocalError) as met,
     ):
         list(batches)
-    assert str(met.value).startswith(f"image of ID '{pages.ids[5]}' turned bad: {copies[5]}: not an image")
+    assert str(met.value).startswith(f"image of ID '{pages.ids[5]}' can no longer be read: {copies[5]}: not an image")
     assert "Traceback" not in str(met.value)
 
 

@@ -16,7 +16,7 @@ from doccls.data.images import (
     ImageError,
     count_pages,
     decode_image,
-    decode_near,
+    decode_reduced,
     fit_page,
     load_page,
     scale_page,
@@ -473,14 +473,14 @@ def draw_text(height: int, width: int) -> np.ndarray:
 def test_twice_the_size_is_left_and_no_more_than_needed_is_decoded(
     height: int, width: int, size_px: int, reduced: int
 ) -> None:
-    decoded = decode_near(encode(Image.fromarray(draw_text(height, width)), "JPEG"), LIMIT, size_px)
+    decoded = decode_reduced(encode(Image.fromarray(draw_text(height, width)), "JPEG"), LIMIT, size_px)
     assert (decoded.reduced, decoded.height_px, decoded.width_px) == (reduced, height, width)
     assert decoded.page.shape == (-(-height // reduced), -(-width // reduced), 3)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "BMP", "WEBP"])
 def test_other_formats_are_decoded_whole(kind: str) -> None:
-    assert decode_near(encode(Image.fromarray(draw_text(640, 480)), kind), LIMIT, 40).page.shape == (640, 480, 3)
+    assert decode_reduced(encode(Image.fromarray(draw_text(640, 480)), kind), LIMIT, 40).page.shape == (640, 480, 3)
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
@@ -498,7 +498,7 @@ def test_its_orientation_is_undone(orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     data = encode(Image.fromarray(draw_text(800, 600)), "JPEG", exif=exif)
-    near, whole = decode_near(data, LIMIT, 100), decode_image(data, LIMIT)
+    near, whole = decode_reduced(data, LIMIT, 100), decode_image(data, LIMIT)
     assert near.reduced == 4 and (near.height_px, near.width_px) == whole.shape[:2]
     assert np.abs(near.scale(100).astype(int) - scale_page(whole, 100)).mean() < 4.0
     assert np.abs(near.scale(100).astype(int) - scale_page(whole[::-1], 100)).mean() > 20.0, "it has an up and a down"
@@ -508,13 +508,13 @@ def test_its_orientation_is_undone(orientation: int) -> None:
 def test_a_truncated_one_is_found_all_the_same(share: float) -> None:
     data = encode(Image.fromarray(draw_text(1600, 1200)), "JPEG", quality=90)
     with pytest.raises(ImageError, match="truncated"):
-        decode_near(data[: int(share * len(data))], LIMIT, 100)
+        decode_reduced(data[: int(share * len(data))], LIMIT, 100)
 
 
 def test_its_limit_of_pixels_is_that_of_the_whole_page() -> None:
     data = encode(Image.fromarray(draw_text(800, 600)), "JPEG")
     with pytest.raises(ImageError, match="600 x 800 px is more than"):
-        decode_near(data, 800 * 600 - 1, 50)
+        decode_reduced(data, 800 * 600 - 1, 50)
 
 
 @pytest.mark.parametrize(("shape", "size_px"), [((280, 200), 224), ((300, 400), 320), ((5, 640), 512), ((224, 9), 224)])

@@ -225,13 +225,11 @@ def test_one_content_under_several_names_is_told_with_labels_that_differ_and_sha
     copy_page(tmp_path, "i3.jpg", "i6.jpg")  # another
     prepared = prepare_data(make_config(data={"folds": 3}))
     (told,) = prepared.warnings
-    assert told.startswith(
-        "images that lie under several names and share a fold (1 of them with labels that differ): 2\n"
-    )
+    assert told.startswith("duplicate images under different file names (1 with conflicting labels): 2\n")
     assert told.index("lines 5 and 8: IDs 'i3', 'i6', labels differ: ['1', '0']") < told.index("lines 4 and 10: IDs")
     folds = prepared.assignment.fold_of_N
     assert folds[2] == folds[8] and folds[3] == folds[6]
-    with pytest.raises(UserError, match=r"lie under several names.*\n(.*\n)*.*data.on_duplicate: keep"):
+    with pytest.raises(UserError, match=r"under different file names.*\n(.*\n)*.*data.on_duplicate: keep"):
         prepare_data(make_config(data={"folds": 3, "on_duplicate": "error"}))
 
 
@@ -261,7 +259,7 @@ def test_a_large_jpeg_is_known_in_every_format_and_in_other_jpegs(
         Image.fromarray(noise.integers(0, 256, (size, size, 3), np.uint8)).save(folder / name)
     config = make_config(data={"folds": 3, "stratify": False}, train={"img_size": 64})
     (folder / "f.jpg").write_bytes((folder / "e.jpg").read_bytes() + b"another file")
-    told = [line for line in prepare_data(config).warnings if "several names" in line]
+    told = [line for line in prepare_data(config).warnings if "different file names" in line]
     assert len(told) == 1 and "lines 6 and 7: IDs 'e.jpg', 'f.jpg'" in told[0]
     Image.open(folder / "a.jpg").save(folder / "c.png")
     prepared = prepare_data(config)
@@ -277,7 +275,7 @@ def test_files_of_several_pages_are_counted(make_data: MakeData, make_config: Ma
     pages = [Image.new("RGB", (9, 9), colour) for colour in ("red", "blue")]
     pages[0].save(tmp_path / "train" / "c.tif", save_all=True, append_images=pages[1:])
     prepared = prepare_data(make_config(data={"folds": 2}))
-    told = f"files of several pages, of which the first is used: 1\n    {tmp_path / 'train' / 'c.tif'}: 2"
+    told = f"multi-page files (only the first page is used): 1\n    {tmp_path / 'train' / 'c.tif'}: 2"
     assert prepared.warnings == (told,)
     assert prepare_data(make_config(data={"folds": 2}), prepared.scans).warnings == (told,), "also where it is known"
 
@@ -291,8 +289,8 @@ def test_a_class_that_its_own_model_never_saw_is_named_with_its_fold_and_its_gro
     prepared = prepare_data(make_config(data={"folds": 3, "group_col": "doc"}))
     (fold,) = set(prepared.assignment.fold_of_N[2::3])
     assert prepared.warnings == (
-        f"classes that are validated by a model that never saw them: 1\n    stamp: all 12 samples in fold {fold}",
-        "classes in fewer groups of 'doc' than the 3 folds, which some folds will lack: 1\n"
+        f"classes validated by a model that never trained on them: 1\n    stamp: all 12 samples in fold {fold}",
+        "classes in fewer groups of 'doc' than the 3 folds (missing from some folds): 1\n"
         "    stamp (groups: 1, samples: 12)",
     )
     lines = describe_folds(prepared)
@@ -343,7 +341,7 @@ def test_targets_are_places_in_the_class_order(make_data: MakeData, read: Read) 
 @pytest.mark.parametrize("labels", [["1", "01"], ["1", "1.0"], ["2", "3", "03"], ["0", "-0"], ["1e1", "10"]])
 def test_a_number_spelled_twice_is_refused(make_data: MakeData, refuse: Callable[..., str], labels: list[str]) -> None:
     make_data([f"i{n}" for n in range(len(labels))], labels)
-    assert "are one number spelled twice" in refuse()
+    assert "are the same number, spelled differently" in refuse()
 
 
 def test_names_that_only_look_like_numbers_stay_apart(make_data: MakeData, read: Read) -> None:
@@ -489,5 +487,11 @@ def test_a_folder_for_a_file_and_a_path_not_set_are_told(tmp_path: Path) -> None
 def test_all_problems_of_the_data_are_told_at_once(make_data: MakeData, refuse: Callable[..., str]) -> None:
     make_data(["a", "a.jpg", "../x", "gone", "d"], ["1", "01", "1", "", "1"], files=["a.jpg", "d.jpg"])
     message = refuse(on_duplicate="error")
-    for part in ("rows without a", "spelled twice", "leave the image folder", "images missing", "more than one row"):
+    for part in (
+        "rows without a",
+        "spelled differently",
+        "leave the image folder",
+        "images missing",
+        "more than one row",
+    ):
         assert part in message

@@ -48,7 +48,9 @@ def test_it_is_made_to_fit_and_said() -> None:
     planned = plan_loader(2, BATCH, True, True, environment={})
     (remark,) = planned.remarks
     assert planned.prefetch == 2
-    assert remark.startswith("/dev/shm has 64 MiB free of 64 MiB: workers prefetch 2 batches, not 4 (more room: ")
+    assert remark.startswith(
+        "/dev/shm has 64 MiB free of 64 MiB: workers prefetch 2 batches instead of 4 (enlarge /dev/shm: "
+    )
     assert plan_loader(1, BATCH, True, True, environment={}) == LoaderPlan(1, 4)
 
 
@@ -56,18 +58,16 @@ def test_it_is_made_to_fit_and_said() -> None:
 def test_four_folds_of_a_machine_share_its_room() -> None:
     sharing = {"DOCCLS_PROCESSES_HERE": "4"}
     assert plan_loader(1, BATCH // 8, True, True, environment=sharing).prefetch == 4
-    with pytest.raises(RankLocalError, match="need 110 MiB"):
+    with pytest.raises(RankLocalError, match="needs 110 MiB"):
         plan_loader(1, BATCH, True, True, environment=sharing)
 
 
 @pytest.mark.usefixtures("docker")
 @pytest.mark.parametrize(("num_workers", "ranks", "needed"), [(8, "1", "92 MiB"), (1, "4", "110 MiB")])
 def test_too_little_for_one_is_refused_with_what_is_needed(num_workers: int, ranks: str, needed: str) -> None:
-    """The processes of a machine share the room."""
-    told = (
-        rf"/dev/shm has 64 MiB free of 64 MiB, and data.num_workers = {num_workers} with 8438 KiB a batch need {needed}"
-    )
-    with pytest.raises(RankLocalError, match=told):
+    usage = "/dev/shm has 64 MiB free of 64 MiB"
+    message = f"{usage}, but data.num_workers = {num_workers} with 8438 KiB per batch needs {needed}: lower "
+    with pytest.raises(RankLocalError, match=message):
         plan_loader(num_workers, BATCH, True, True, environment={"LOCAL_WORLD_SIZE": ranks})
 
 
@@ -75,7 +75,7 @@ def test_no_worker_needs_none_and_elsewhere_there_is_no_such_folder(monkeypatch:
     monkeypatch.setattr(room, "_SHM", Path("/nowhere/at/all"))
     assert plan_loader(8, BATCH, True, True, environment={}) == LoaderPlan(8, 4)
     assert plan_loader(0, BATCH, True, True, environment={}) == LoaderPlan(0, 4)
-    assert room.describe_shared_memory() == "fewer data.num_workers"
+    assert room.describe_shared_memory() == "lower data.num_workers"
 
 
 # --- how many workers -------------------------------------------------------------------------------------------------
@@ -112,7 +112,7 @@ def test_what_is_chosen_is_told_shared_among_the_machines_ranks_and_fits(
     assert plan_loader("auto", BATCH, True, True, environment={"LOCAL_WORLD_SIZE": "4"}).workers == 2
     shm(int(6 * BATCH / 0.9))
     plan = plan_loader("auto", BATCH, True, True, environment={})
-    assert (plan.workers, plan.prefetch) == (3, 1) and "workers prefetch 1 batches, not 4" in plan.remarks[1]
+    assert (plan.workers, plan.prefetch) == (3, 1) and "workers prefetch 1 batches instead of 4" in plan.remarks[1]
     shm(BATCH)
     assert plan_loader("auto", BATCH, True, True, environment={}) == LoaderPlan(
         0, 4, ("loader workers: 0 (data.num_workers: auto, 12 cores)",)

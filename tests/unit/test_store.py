@@ -19,10 +19,10 @@ from doccls.data import image_scan as image_scan_room
 from doccls.data import store as store_room
 from doccls.data.dataset import DocClsDataset, Pages, SampleKey
 from doccls.data.image_scan import ImageFact, ImageScan, ScannedImage
-from doccls.data.images import Decoded, scale_page
+from doccls.data.images import DecodedPage, scale_page
 from doccls.data.prepare import PreparedData, prepare_data
 from doccls.data.scan_cache import read_scan_cache, write_scan_cache
-from doccls.data.store import PageStore, Place, StoreChoice, StoredPages, StoreError, locate_pages
+from doccls.data.store import PageLocation, PageStore, StoreChoice, StoredPages, StoreError, locate_pages
 from doccls.errors import UserError
 from tests.unit.conftest import MakeConfig, MakeData
 
@@ -67,7 +67,7 @@ def test_a_page_comes_back_as_a_decode_gives_it(tmp_path: Path) -> None:
 def test_a_sample_without_a_page_has_none(tmp_path: Path) -> None:
     stored = locate_pages(fill(tmp_path).read_index(), [None, "d2", "unknown"])
     assert [stored.read(sample) is None for sample in range(3)] == [True, False, True]
-    assert len(locate_pages({}, []).places_N) == 0
+    assert len(locate_pages({}, []).locations_N) == 0
 
 
 def test_other_sizes_rules_and_decoders_see_nothing_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,7 +127,7 @@ def test_a_damaged_page_is_not_served_and_told(tmp_path: Path, capfd: pytest.Cap
     place.segment.write_bytes(data)
     stored = locate(store)
     assert stored.read(0) is None and stored.read(1) is not None
-    assert "a page is damaged, and decoded anew" in capfd.readouterr().err
+    assert "a page is damaged and will be decoded again" in capfd.readouterr().err
 
 
 def test_a_segment_that_is_gone_has_no_pages(tmp_path: Path) -> None:
@@ -155,13 +155,13 @@ def test_too_little_room_is_told_before_anything_is_written(small_disk: Path) ->
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     """The files that were decoded."""
     files: list[bytes] = []
-    real = image_scan_room.decode_near
+    real = image_scan_room.decode_reduced
 
-    def decode(data: bytes, *others: Any) -> Decoded:
+    def decode(data: bytes, *others: Any) -> DecodedPage:
         files.append(data)
         return real(data, *others)
 
-    monkeypatch.setattr(image_scan_room, "decode_near", decode)
+    monkeypatch.setattr(image_scan_room, "decode_reduced", decode)
     return files
 
 
@@ -172,7 +172,7 @@ def prepare(make_config: MakeConfig, make_data: MakeData, tmp_path: Path) -> Cal
 
     def act(cache: dict[Path, ImageScan] | None = None, size: int = SIZE) -> PreparedData:
         config = make_config(data={"folds": 2}, train={"img_size": size})
-        return prepare_data(config, cache, StoreChoice(tmp_path / "store", needed=True))
+        return prepare_data(config, cache, StoreChoice(tmp_path / "store", required=True))
 
     return act
 
@@ -214,7 +214,7 @@ def test_filling_goes_on_where_it_was_killed(
     monkeypatch.setattr(store_room, "_SEGMENT_PAGES", 4)
     real, calls = PageStore.add, []
 
-    def add(store: PageStore, pages: Sequence[ScannedImage]) -> dict[str, Place]:
+    def add(store: PageStore, pages: Sequence[ScannedImage]) -> dict[str, PageLocation]:
         calls.append(len(pages))
         if len(calls) == 3:
             raise KeyboardInterrupt
@@ -241,7 +241,7 @@ def test_a_file_under_another_name_and_a_lower_limit_are_no_old_page(
     assert [one.fact for one in second.scans.values()] == [one.fact for one in first.scans.values()]
     config = make_config(data={"folds": 2, "max_image_pixels": 95}, train={"img_size": SIZE})
     with pytest.raises(UserError, match=r"8 x 12 px is more than data\.max_image_pixels = 95"):
-        prepare_data(config, None, StoreChoice(tmp_path / "store", needed=True))
+        prepare_data(config, None, StoreChoice(tmp_path / "store", required=True))
 
 
 def test_of_two_that_come_at_once_one_decodes(prepare: Callable[..., PreparedData], decoded: list[bytes]) -> None:
@@ -263,7 +263,7 @@ def test_what_the_segments_say_is_not_repeated_in_the_scan_cache(
     (tmp_path / "train" / "i7.jpg").write_bytes(b"no image")
     config = make_config(data={"folds": 2, "on_bad_image": "skip"}, train={"img_size": SIZE})
     limit = config.data.max_image_pixels
-    data = prepare_data(config, None, StoreChoice(tmp_path / "store", needed=True))
+    data = prepare_data(config, None, StoreChoice(tmp_path / "store", required=True))
     store = PageStore(tmp_path / "store", SIZE)
     rows = json.loads(store.scan_cache(limit).read_text())["images"]
     full = [path for path, _size, _time, _digest, *fact in rows if fact]
@@ -302,7 +302,7 @@ def test_the_dataset_takes_pages_from_it_and_files_for_those_that_it_lacks(
     assert stored is not None
     bare = DocClsDataset(Pages(manifest.ids, manifest.paths, manifest.targets_N, SIZE, SIZE, 10**6))
     expected = [bare[SampleKey(sample)][0] for sample in range(len(IDS))]
-    stored.places_N[4] = (-1, 0, 0, 0, 0)
+    stored.locations_N[4] = (-1, 0, 0, 0, 0)
     for sample in range(len(IDS)):
         if sample != 4:
             (tmp_path / "train" / f"i{sample}.jpg").unlink()
