@@ -50,5 +50,5 @@ def find_scarce(
         for label, name in enumerate(classes)
         if 0 < groups[label] < num_folds
     ]
-    what = f"classes in fewer groups of {column!r} than the {num_folds} folds (missing from some folds)"
-    return [format_examples(what, scarce)] if scarce else []
+    heading = f"classes in fewer groups of {column!r} than the {num_folds} folds (missing from some folds)"
+    return [format_examples(heading, scarce)] if scarce else []

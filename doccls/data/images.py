@@ -167,8 +167,11 @@ def load_page(data: bytes, max_pixels: int, size_px: int) -> np.ndarray:
 
 
 def shrink_page(page: np.ndarray, size_px: int) -> np.ndarray:
-    """Shrink a stored page to longest side size_px, through the bilinear filter that also rotates and zooms training
-    pages unless the page is at least twice as large."""
+    """Shrink a stored page to longest side size_px.
+
+    Stored pages are usually less than twice as large. They go through the bilinear filter that training pages go
+    through when they are rotated and zoomed.
+    """
     longest = max(page.shape[:2])
     if longest == size_px:
         return page

@@ -138,7 +138,8 @@ def _translate_errors(
 def _suggest(signum: signal.Signals) -> str:
     match signum:
         case signal.SIGKILL:
-            return "If the machine ran out of memory, lower data.num_workers"
+            # Not "out of memory", by which `is_full` recognizes torch's GPU errors.
+            return "If the machine's memory was full, lower data.num_workers"
         case signal.SIGBUS:
             return f"If shared memory was full: {describe_shared_memory()}"
     return "If it happens at the same image again, its decoder crashes: remove it from the CSV or save it again"

@@ -105,8 +105,8 @@ def _check_labels(ids: Sequence[str], labels: Sequence[str], classes: Sequence[s
     findings = []
     unlabelled = [format_row(ids, row) for row, label in enumerate(labels) if _is_missing(label)]
     if unlabelled:
-        what = f"rows without a {column!r} (empty, nan, na, n/a, none, null)"
-        findings.append(Finding(format_examples(what, unlabelled)))
+        heading = f"rows without a {column!r} (empty, nan, na, n/a, none, null)"
+        findings.append(Finding(format_examples(heading, unlabelled)))
     elif len(classes) < 2:
         findings.append(Finding(f"every row has the label {classes[0]!r}: at least two classes are needed"))
     return findings + [
@@ -119,8 +119,8 @@ def _check_images(images: ResolvedImages, data: DataConfig) -> list[Finding]:
     """Check for IDs that leave the image folder and for missing images."""
     findings = [] if images.refused is None else [Finding(images.refused)]
     if images.missing:
-        what = f"images missing in {data.image_dir_train} (data.image_dir_train)"
-        findings.append(Finding(format_examples(what, images.missing), data.on_bad_image != "skip"))
+        heading = f"images missing in {data.image_dir_train} (data.image_dir_train)"
+        findings.append(Finding(format_examples(heading, images.missing), data.on_bad_image != "skip"))
     return findings
 
 
@@ -154,8 +154,8 @@ def _check_class_sizes(labels: Sequence[str], classes: Sequence[str], num_folds:
     """Warn of classes with fewer samples than there are folds."""
     counts = Counter(labels)
     small = [f"{label} ({counts[label]})" for label in classes if counts[label] < num_folds]
-    what = f"classes with fewer samples than the {num_folds} folds (missing from some folds)"
-    return [Finding(format_examples(what, small), is_problem=False)] if small else []
+    heading = f"classes with fewer samples than the {num_folds} folds (missing from some folds)"
+    return [Finding(format_examples(heading, small), is_problem=False)] if small else []
 
 
 def read_table(path: Path, key: str) -> pd.DataFrame:
@@ -217,13 +217,13 @@ def resolve_images(ids: Iterable[str], folder: Path, image_ext: str) -> Resolved
             escaping.append(f"line {row + 2}: ID {sample_id!r}")
         else:
             candidates = list_candidates(sample_id, image_ext)
-            name = next((found for candidate in candidates if (found := folders.find(candidate))), None)
+            name = next((match for candidate in candidates if (match := folders.find(candidate))), None)
             if name is None:
                 tried = ", ".join(str(folder / candidate) for candidate in candidates)
                 missing.append(f"line {row + 2}: ID {sample_id!r}: tried {tried}")
         names.append(name)
-    what = "IDs that are empty or leave the image folder (absolute, or with `..`)"
-    return ResolvedImages(tuple(names), tuple(missing), format_examples(what, escaping) if escaping else None)
+    heading = "IDs that are empty or leave the image folder (absolute, or with `..`)"
+    return ResolvedImages(tuple(names), tuple(missing), format_examples(heading, escaping) if escaping else None)
 
 
 def list_candidates(sample_id: str, image_ext: str) -> tuple[str, ...]:
@@ -259,8 +259,8 @@ class _Folders:
         names = self._listings.get(folder)
         if names is None:
             names = self._listings[folder] = self._read(self._root / folder)
-        found = names.get(name) or names.get(name.lower())
-        return f"{folder}/{found}" if found and folder else found
+        match = names.get(name) or names.get(name.lower())
+        return f"{folder}/{match}" if match and folder else match
 
     @staticmethod
     def _read(folder: Path) -> dict[str, str]:
@@ -301,8 +301,8 @@ def format_conflict(labels: list[str]) -> str:
     return f", labels differ: {labels}" if len(set(labels)) > 1 else ""
 
 
-def format_examples(what: str, examples: Sequence[str], shown: int = _MAX_EXAMPLES) -> str:
+def format_examples(heading: str, examples: Sequence[str], shown: int = _MAX_EXAMPLES) -> str:
     """Format a heading with the number of examples, followed by the first `shown` of them."""
     lines = "\n".join(f"    {line}" for line in examples[:shown])
     more = f"\n    ... and {len(examples) - shown} more" if len(examples) > shown else ""
-    return f"{what}: {len(examples)}\n{lines}{more}"
+    return f"{heading}: {len(examples)}\n{lines}{more}"

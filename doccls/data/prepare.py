@@ -75,7 +75,7 @@ def prepare_data(
     duplicates = _describe_duplicates(manifest, contents)
     if duplicates is not None:
         if data.on_duplicate == "error":
-            raise UserError(f"{duplicates}\n(data.on_duplicate: keep keeps them in one fold)")
+            raise UserError(f"{duplicates}\n(data.on_duplicate: keep puts them in one fold)")
         warnings.append(f"{duplicates}\n  (kept in one fold; data.on_duplicate: keep | error)")
         units = find_units(manifest, contents)
         assignment = split(units)
@@ -114,8 +114,8 @@ def _describe_duplicates(manifest: Manifest, contents: Mapping[int, str]) -> str
             conflict = format_conflict([manifest.classes[manifest.targets_N[row]] for row in rows])
             line = f"lines {format_lines(rows)}: {format_ids(manifest, rows)}{conflict}"
             (conflicting if conflict else agreeing).append(line)
-    what = f"duplicate images under different file names ({len(conflicting)} with conflicting labels)"
-    return format_examples(what, conflicting + agreeing) if conflicting or agreeing else None
+    heading = f"duplicate images under different file names ({len(conflicting)} with conflicting labels)"
+    return format_examples(heading, conflicting + agreeing) if conflicting or agreeing else None
 
 
 def _check_images(manifest: Manifest, rows: ScannedRows, skip_bad: bool) -> list[str]:

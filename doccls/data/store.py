@@ -82,7 +82,7 @@ class PageStore:
 
     @property
     def segment_pages(self) -> int:
-        """The number of pages per segment: as many are held in memory, and a kill may lose as many."""
+        """The number of pages per segment, which limits the memory used and the work that a kill loses."""
         return max(1, min(_SEGMENT_PAGES, _SEGMENT_BYTES // (3 * self.size_px**2)))
 
     def scan_cache(self, max_pixels: int) -> Path:

@@ -87,4 +87,6 @@ def test_a_small_shared_memory_is_made_do_or_told(trainer: Trainer, size_kib: in
     if code == 0:
         assert any(line.startswith("[DATA] /dev/shm has ") and "workers prefetch 2 batches" in line for line in lines)
     else:
-        assert "data.num_workers = 1 with 132 KiB a batch need 480 KiB" in done.stderr and "--shm-size" in done.stderr
+        assert (
+            "data.num_workers = 1 with 132 KiB per batch needs 480 KiB" in done.stderr and "--shm-size" in done.stderr
+        )
