@@ -81,7 +81,7 @@ def measure_loader(folder: Path, recipe: str, device: torch.device) -> LoaderFig
     path.write_text("data:\n  train_csv: train.csv\n  image_dir_train: train\n")
     config = load_config(path, mode=recipe)
     size_px = config.train.img_size
-    data = prepare_data(config, None, StoreChoice(folder / "loader_store", needed=True))
+    data = prepare_data(config, None, StoreChoice(folder / "loader_store", required=True))
     manifest = data.manifest
     pages = Pages(manifest.ids, manifest.paths, manifest.targets_N, size_px, config.page_px, 10**8, data.stored)
     dataset = DocClsDataset(pages, Augmentation(config.augment, size_px), config.project.seed)

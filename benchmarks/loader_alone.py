@@ -30,7 +30,7 @@ def load_ours(folder: Path) -> Iterator[Any]:
     path = folder / "loader.yaml"
     path.write_text("data:\n  train_csv: train.csv\n  image_dir_train: train\n")
     config = load_config(path, overrides=[Override("train.img_size", SIZE_PX, "benchmark")])
-    data = prepare_data(config, None, StoreChoice(folder / "loader_store", needed=True))
+    data = prepare_data(config, None, StoreChoice(folder / "loader_store", required=True))
     manifest = data.manifest
     pages = Pages(manifest.ids, manifest.paths, manifest.targets_N, SIZE_PX, config.page_px, 10**8, data.stored)
     count = len(manifest) // BATCH * BATCH

@@ -138,7 +138,7 @@ def _choose_store(paths: RunPaths, config: Config) -> "StoreChoice | None":
 
     output = config.output.model_copy(update={"exp_dir": paths.exp_dir})
     choice = choose_store(config.model_copy(update={"output": output}))
-    return None if choice is None else replace(choice, needed=False)
+    return None if choice is None else replace(choice, required=False)
 
 
 def read_test_pages(config: Config, store: "StoreChoice | None" = None) -> TestPages:

@@ -1,1 +1,1 @@
-"""From a CSV and a folder of images to batches: manifest, folds, order, pages, augmentation."""
+"""The data pipeline, from a CSV and an image folder to batches: manifest, folds, scan, sampler, augmentation."""

@@ -1,4 +1,4 @@
-"""Samples and batches: pages stay uint8 until they are on the device."""
+"""Samples and batches. Pages stay uint8 until they are on the device."""
 
 from collections.abc import MutableSequence, Sequence
 from pathlib import Path
@@ -18,51 +18,42 @@ from doccls.randomness import Purpose, derive_stream
 
 
 class AugmentationKey(NamedTuple):
-    """What a sample's augmentation is drawn by, beside the seed and the sample."""
+    """The fold and epoch that, with the seed and the sample, determine a sample's augmentation."""
 
     fold: int
-    epoch: int
-    """0-based."""
+    epoch: int  # 0-based
 
 
 class SampleKey(NamedTuple):
-    """Which sample, and how it is augmented; not at all without a key."""
+    """The index of a sample and its augmentation key; without a key it is not augmented."""
 
     sample: int
     augmentation: AugmentationKey | None = None
 
 
 class Batch(NamedTuple):
-    """Samples of one forward pass on one process."""
+    """The samples of one forward pass on one process."""
 
-    images_NHWC: torch.Tensor
-    """(n, size, size, 3) uint8 RGB."""
-    targets_N: torch.Tensor
-    """(n,) int64 class indices; -1 where there is no label."""
-    indices_N: torch.Tensor
-    """(n,) int64 sample indices."""
+    images_NHWC: torch.Tensor  # (n, size, size, 3) uint8 RGB
+    targets_N: torch.Tensor  # (n,) int64 class indices; -1 where there is no label
+    indices_N: torch.Tensor  # (n,) int64 sample indices
     place: BatchPlace
-    """What it is for."""
 
 
 class Pages(NamedTuple):
-    """Where pages lie and how they are read; place i of each is sample i."""
+    """The image files of all samples and how to read them; index i of each sequence is sample i."""
 
     ids: Sequence[str]
     paths: Sequence[Path | None]
-    targets_N: np.ndarray
-    """(n,) int64 class indices; -1 where there is no label."""
-    img_size: int
-    """Side of the square that the network takes."""
-    page_px: int
-    """Longest side of the pages as they are kept, and augmented."""
+    targets_N: np.ndarray  # (n,) int64 class indices; -1 where there is no label
+    img_size: int  # side of the network's square input, px
+    page_px: int  # longest side of the pages as they are stored and augmented
     max_pixels: int
-    stored: StoredPages | None = None
-    """The same pages, decoded; those that it lacks are read from their files."""
+    stored: StoredPages | None = None  # the same pages, decoded; missing ones are read from their files
 
 
 class DocClsDataset(Dataset[tuple[np.ndarray, int, int]]):
-    """Sample key -> (page (size, size, 3) uint8, target, index); augmented if the key says how."""
+    """A map from `SampleKey` to (page (size, size, 3) uint8, target, index), augmented if the key says so."""
 
     def __init__(self, pages: Pages, augmentation: Augmentation | None = None, seed: int = 0) -> None:
         self._pages = pages
@@ -81,77 +72,81 @@ class DocClsDataset(Dataset[tuple[np.ndarray, int, int]]):
         return page, int(pages.targets_N[index]), index
 
     def __getitems__(self, request: BatchRequest) -> "LoadedSamples":
-        """All samples of a batch; those of training steps are augmented. torch's loader calls it."""
+        """Return all samples of a batch, augmented in training steps. Called by torch's DataLoader."""
         return LoadedSamples(request.place, [self[key] for key in list_keys(request)])
 
     @property
     def page_bytes(self) -> int:
-        """Of one page on its way to the device."""
+        """The bytes of one page of the network's input size."""
         return 3 * self._pages.img_size**2
 
     def describe(self, sample: int) -> str:
-        """The sample in a user's words."""
+        """Return the sample's ID and path, for messages."""
         return f"ID {self._pages.ids[sample]!r} ({self._pages.paths[sample]})"
 
     def _read(self, index: int) -> np.ndarray:
-        """(h, w, 3) uint8 with its longest side page_px."""
+        """Return the page as (h, w, 3) uint8, longest side page_px."""
         path = self._pages.paths[index]
-        assert path is not None, f"sample {index} has no image and must not be asked for"
+        assert path is not None, f"sample {index} has no image and must not be requested"
         page = None if self._pages.stored is None else self._pages.stored.read(index)
         if page is not None:
             return page
         try:
             return load_page(path.read_bytes(), self._pages.max_pixels, self._pages.page_px)
         except (OSError, ImageError) as error:
-            raise RankLocalError(f"image of ID {self._pages.ids[index]!r} turned bad: {path}: {error}") from error
+            raise RankLocalError(
+                f"image of ID {self._pages.ids[index]!r} can no longer be read: {path}: {error}"
+            ) from error
 
 
-class NotedDataset(Dataset["LoadedSamples"]):
-    """The same samples; each loader worker writes down the one that it holds, for whoever finds it dead."""
+class TrackedDataset(Dataset["LoadedSamples"]):
+    """A dataset whose loader workers record the sample in progress, so that a crash can be attributed to it."""
 
-    def __init__(self, dataset: DocClsDataset, held: MutableSequence[int]) -> None:
-        """`held` is in shared memory: a place for each worker, -1 while it holds none."""
+    def __init__(self, dataset: DocClsDataset, in_progress: MutableSequence[int]) -> None:
+        """Wrap `dataset`; `in_progress` is in shared memory: a sample index per worker, -1 for none."""
         self._dataset = dataset
-        self._held = held
+        self._in_progress = in_progress
 
     def __getitems__(self, request: BatchRequest) -> "LoadedSamples":
-        """All samples of a batch."""
+        """Return all samples of a batch."""
         worker = get_worker_info()
         assert worker is not None
         samples = []
         for key in list_keys(request):
-            self._held[worker.id] = key.sample
+            self._in_progress[worker.id] = key.sample
             samples.append(self._dataset[key])
-        self._held[worker.id] = -1
+        self._in_progress[worker.id] = -1
         return LoadedSamples(request.place, samples)
 
 
 class LoadedSamples(NamedTuple):
-    """What a batch is made of."""
+    """The samples of a batch before they are collated."""
 
     place: BatchPlace
-    samples: list[tuple[np.ndarray, int, int]]
-    """Page, target and index of each."""
+    samples: list[tuple[np.ndarray, int, int]]  # (page, target, index)
 
 
 def list_keys(request: BatchRequest) -> list[SampleKey]:
-    """The keys of a batch's samples: training augments them by fold and epoch."""
+    """Return the keys of a batch's samples; only training batches have an augmentation key."""
     place = request.place
     augmentation = AugmentationKey(place.fold, place.epoch) if place.phase == "train" else None
     return [SampleKey(index, augmentation) for index in request.indices]
 
 
 def collate_batch(loaded: LoadedSamples) -> Batch:
-    """Samples -> Batch, on the CPU; in a loader worker in shared memory, where the other process finds it."""
+    """Collate samples into a Batch on the CPU; a loader worker puts it into shared memory."""
     images, targets, indices = zip(*loaded.samples, strict=True)
     batch = Batch(torch.from_numpy(np.stack(images)), torch.tensor(targets), torch.tensor(indices), loaded.place)
     if get_worker_info() is not None:
-        _share(batch)
+        _move_to_shared_memory(batch)
     return batch
 
 
-def _share(batch: Batch) -> None:
-    """Move the batch. Left to the thread that sends it, a want of room would be printed and the batch forgotten."""
+def _move_to_shared_memory(batch: Batch) -> None:
+    """Move the batch to shared memory.
+
+    Were this left to the queue's feeder thread, a lack of memory would only be printed and the batch dropped.
+    """
     try:
         for tensor in (batch.images_NHWC, batch.targets_N, batch.indices_N):
             tensor.share_memory_()  # type: ignore[no-untyped-call]

@@ -1,4 +1,4 @@
-"""Which row is validated in which fold: pure, from a manifest."""
+"""Assignment of the manifest's rows to folds: pure functions."""
 
 import hashlib
 import warnings
@@ -15,41 +15,38 @@ from doccls.randomness import Purpose, derive_seed
 
 @dataclass(frozen=True, eq=False)
 class FoldAssignment:
-    """Row i is validated in fold `fold_of_N[i]` and trained on in every other."""
+    """The fold of each row: row i is validated in fold `fold_of_N[i]` and trained on in every other."""
 
-    fold_of_N: np.ndarray
-    """(n,) int64."""
+    fold_of_N: np.ndarray  # (n,) int64
     num_folds: int
 
     def list_valid(self, fold: int) -> np.ndarray:
-        """Rows validated in `fold`, ascending, int64."""
+        """Return the rows validated in `fold`, ascending, int64."""
         return np.flatnonzero(self.fold_of_N == fold)
 
     def list_train(self, fold: int) -> np.ndarray:
-        """Rows trained on in `fold`, ascending, int64."""
+        """Return the rows trained on in `fold`, ascending, int64."""
         return np.flatnonzero(self.fold_of_N != fold)
 
     def count(self) -> dict[int, int]:
-        """Rows of each fold."""
+        """Count the rows of each fold."""
         return {fold: len(self.list_valid(fold)) for fold in range(self.num_folds)}
 
     def digest(self) -> str:
-        """SHA-256 of the assignment."""
+        """Return the SHA-256 of the assignment."""
         return hashlib.sha256(self.fold_of_N.astype("<i8").tobytes()).hexdigest()
 
 
 @dataclass(frozen=True)
 class Units:
-    """Which rows belong together, whatever splits them."""
+    """The rows that must share a fold: those of the same image and those of the same group."""
 
-    first_N: np.ndarray
-    """(n,) int64: the first row of the same image; itself, almost always, and where there is no image."""
-    groups: Sequence[str] | None
-    """Each row's group, one name for groups that share an image; None without data.group_col."""
+    first_N: np.ndarray  # (n,) int64: the first row of the same image; the row itself where there is no image
+    groups: Sequence[str] | None  # each row's group, merged where groups share an image; None without data.group_col
 
 
 def find_units(manifest: Manifest, contents: Mapping[int, str] | None = None) -> Units:
-    """By the image that rows name, and, as far as it is known, by what it shows (`contents`, by row)."""
+    """Find the rows that name the same image or, where `contents` has a row's content digest, show the same page."""
     content_of = contents or {}
     first: dict[object, int] = {}
     first_N = np.arange(len(manifest))
@@ -60,7 +57,7 @@ def find_units(manifest: Manifest, contents: Mapping[int, str] | None = None) ->
 
 
 def _join_groups(groups: Sequence[str], first_N: np.ndarray) -> list[str]:
-    """Each row's group, by the name of the first that it is joined with through shared images (union-find)."""
+    """Merge the groups that share images (union-find); return each row's merged group, named after one of them."""
     parent = {group: group for group in groups}
 
     def find(group: str) -> str:
@@ -74,18 +71,18 @@ def _join_groups(groups: Sequence[str], first_N: np.ndarray) -> list[str]:
 
 
 def format_ids(manifest: Manifest, rows: Sequence[int]) -> str:
-    """The rows' IDs, each once."""
+    """Format the rows' distinct IDs."""
     ids = dict.fromkeys(manifest.ids[row] for row in rows)
     return f"ID{'s' if len(ids) > 1 else ''} {', '.join(map(repr, ids))}"
 
 
 def assign_folds(manifest: Manifest, units: Units, num_folds: int, stratify: bool, seed: int) -> FoldAssignment:
-    """Split by the CSV's `fold` column, else by scikit-learn's splitter for (stratify, groups).
+    """Assign folds by the CSV's `fold` column, else by scikit-learn's splitter for (stratify, groups).
 
-    Rows of one unit share a fold: an image that is trained on must not be validated on, under whatever name.
+    Rows of one unit share a fold: an image must not be both trained and validated on, under any name.
 
     Raises:
-        UserError: a `fold` column that is not exactly 0 to num_folds-1 or tears units apart, or too few of them.
+        UserError: the `fold` column is not exactly 0 to num_folds-1 or splits units, or there are too few units.
     """
     if manifest.folds is not None:
         return _read_fold_column(manifest, units, manifest.folds, num_folds)
@@ -120,11 +117,11 @@ def assign_folds(manifest: Manifest, units: Units, num_folds: int, stratify: boo
 def _fill_empty(fold_of_row: np.ndarray, groups: np.ndarray, num_folds: int) -> None:
     """Give each empty fold the smallest group of the largest fold that has more than one, in place.
 
-    scikit-learn's stratified splitter of groups looks at classes alone and may leave folds empty.
+    scikit-learn's StratifiedGroupKFold balances classes only and may leave folds empty.
     """
     while len(empty := np.setdiff1d(np.arange(num_folds), fold_of_row)):
-        held = {fold: np.unique(groups[fold_of_row == fold], return_counts=True) for fold in np.unique(fold_of_row)}
-        names, sizes = max((fold for fold in held.values() if len(fold[0]) > 1), key=lambda fold: fold[1].sum())
+        groups_of_fold = [np.unique(groups[fold_of_row == fold], return_counts=True) for fold in np.unique(fold_of_row)]
+        names, sizes = max((found for found in groups_of_fold if len(found[0]) > 1), key=lambda found: found[1].sum())
         fold_of_row[groups == names[sizes.argmin()]] = empty[0]
 
 
@@ -163,10 +160,10 @@ def _read_fold_column(manifest: Manifest, units: Units, column: Sequence[str], n
 
 
 def _check_groups(groups: Sequence[str], fold_of: Sequence[int]) -> None:
-    """Each row's group, if there are any, lies in one fold."""
+    """Raise UserError if a group is in several folds."""
     folds_of_group: dict[str, set[int]] = {}
     for group, fold in zip(groups, fold_of, strict=False):
         folds_of_group.setdefault(group, set()).add(fold)
-    torn = [f"{group!r}: folds {sorted(folds)}" for group, folds in folds_of_group.items() if len(folds) > 1]
-    if torn:
-        raise UserError(format_examples("groups of data.group_col in several folds of the `fold` column", torn))
+    split = [f"{group!r}: folds {sorted(folds)}" for group, folds in folds_of_group.items() if len(folds) > 1]
+    if split:
+        raise UserError(format_examples("groups of data.group_col in several folds of the `fold` column", split))

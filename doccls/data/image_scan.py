@@ -1,4 +1,4 @@
-"""What is found in each image file: whether it can be used, what it shows, and its page; on all cores."""
+"""The scan of single image files, in threads on all cores: usability, content digest and scaled page."""
 
 import hashlib
 from collections import deque
@@ -9,36 +9,29 @@ from pathlib import Path
 
 import numpy as np
 
-from doccls.data.images import ImageError, count_pages, decode_image, decode_near
+from doccls.data.images import ImageError, count_pages, decode_image, decode_reduced
 from doccls.system.cores import count_cores
 
 _MAX_THREADS = 32
-_AHEAD = 4
-"""Files per thread that are scanned before they are asked for: meanwhile the caller may write to a disk."""
+_AHEAD = 4  # files per thread that are scanned ahead, while the caller may be writing to disk
 
 
 @dataclass(frozen=True)
 class ImageFact:
-    """What was found in an image file."""
+    """The facts about an image file that depend on its bytes alone."""
 
-    digest: str
-    """SHA-256 of the file's bytes; empty if it could not be read."""
-    problem: str | None
-    """Why it can't be used; None if it can."""
-    content: str = ""
-    """Digest of the upright RGB page, whatever file it came from; empty if there is none."""
-    pages: int = 1
-    """In the file; the first is used."""
-    height_px: int = 0
-    """Of the upright page, whole."""
+    digest: str  # SHA-256 of the file's bytes; empty if it could not be read
+    problem: str | None  # why the file can't be used; None if it can
+    content: str = ""  # digest of the upright RGB page, independent of the file format; empty if there is no page
+    pages: int = 1  # number of pages in the file, of which the first is used
+    height_px: int = 0  # of the upright page at full size
     width_px: int = 0
-    reduced: int = 1
-    """The `content` is that of the page at one so-many-th of its size."""
+    reduced: int = 1  # `content` is the digest of the page at 1/`reduced` of its size
 
 
 @dataclass(frozen=True)
 class ImageScan:
-    """One image file: what shows whether it changed, and what was found in it."""
+    """The scan of an image file: its size and mtime, which show whether it changed, and its facts."""
 
     size_bytes: int
     mtime_ns: int
@@ -47,15 +40,14 @@ class ImageScan:
 
 @dataclass(frozen=True, eq=False)
 class ScannedImage:
-    """The scan of an image file, and its page, if that was asked for and there is one."""
+    """The scan of an image file and, if requested and usable, its page."""
 
     scan: ImageScan
-    scaled: np.ndarray | None = None
-    """(height, width, 3) uint8."""
+    scaled: np.ndarray | None = None  # (height, width, 3) uint8
 
     @property
     def fact(self) -> ImageFact:
-        """What was found."""
+        """The facts of the scan."""
         return self.scan.fact
 
 
@@ -66,9 +58,9 @@ def scan_files(
     facts: Mapping[str, ImageFact],
     keep_pages: bool,
 ) -> Iterator[ScannedImage]:
-    """Read and decode every file once, so that a bad one is met before training and not in epoch 3; in their order.
+    """Read and decode every file once, in order, so that a bad one is found before training and not in epoch 3.
 
-    A file whose digest is in `facts` is not decoded. With `keep_pages` each comes with its page, scaled to `size_px`.
+    A file whose digest is in `facts` is not decoded. With `keep_pages`, each scan has its page, scaled to `size_px`.
     """
     threads = _count_threads()
     ahead: deque[Future[ScannedImage]] = deque()
@@ -85,8 +77,8 @@ def scan_files(
                 future.cancel()
 
 
-def digest_whole_pages(paths: Sequence[Path], max_pixels: int) -> list[str | None]:
-    """The `content` of each file's page at its whole size; None if there is none."""
+def digest_full_pages(paths: Sequence[Path], max_pixels: int) -> list[str | None]:
+    """Return the `content` digest of each file's page at full size; None where it can't be decoded."""
 
     def digest(path: Path) -> str | None:
         try:
@@ -104,7 +96,7 @@ def _count_threads() -> int:
 
 def _scan(path: Path, max_pixels: int, size_px: int, facts: Mapping[str, ImageFact], keep_pages: bool) -> ScannedImage:
     try:
-        before, data = path.stat(), path.read_bytes()  # in this order: a change while it is read shows as one
+        before, data = path.stat(), path.read_bytes()  # in this order, so that a change during the read is detected
     except OSError as error:
         return ScannedImage(ImageScan(0, 0, ImageFact("", f"can't be read: {error.strerror or error}")))
     size, time = before.st_size, before.st_mtime_ns
@@ -112,7 +104,7 @@ def _scan(path: Path, max_pixels: int, size_px: int, facts: Mapping[str, ImageFa
     if digest in facts:
         return ScannedImage(ImageScan(size, time, facts[digest]))
     try:
-        decoded = decode_near(data, max_pixels, size_px)
+        decoded = decode_reduced(data, max_pixels, size_px)
     except ImageError as error:
         return ScannedImage(ImageScan(size, time, ImageFact(digest, str(error))))
     content, pages = _digest_page(decoded.page), count_pages(data)

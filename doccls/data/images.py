@@ -1,4 +1,4 @@
-"""Image files -> pixels: whatever a scanner, phone or exporter wrote becomes the same upright 8-bit RGB page."""
+"""Decoding and scaling of image files: whatever a scanner, phone or exporter wrote, to upright 8-bit RGB pages."""
 
 import io
 import warnings
@@ -11,80 +11,82 @@ from PIL import Image, UnidentifiedImageError
 from doccls.data.metadata import count_tiff_pages, is_tiff, read_orientation, strip_metadata
 from doccls.errors import UserError
 
-# It warns of tags that it can't read; nothing here reads tags through it.
+# Pillow warns about tags that it can't parse; nothing here reads tags through Pillow.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
-# Pillow's own guard can't be told our limit per call; `decode_image` checks data.max_image_pixels before it decodes.
+# Pillow's own limit is global; `decode_image` checks data.max_image_pixels before it decodes.
 Image.MAX_IMAGE_PIXELS = None
-# Whoever decodes and scales many pages has a thread or a process for each: threads within would be in each other's way.
+# Callers that decode many pages use a thread or process per page: OpenCV's own threads would oversubscribe the cores.
 cv2.setNumThreads(0)
-# Only formats that IMAGE_EXTENSIONS stand for: others (EPS, ...) start programs. (Pillow opens MPO through JPEG.)
+# Only the formats of IMAGE_EXTENSIONS: others (EPS, ...) start external programs. (Pillow opens MPO through JPEG.)
 _FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP", "GIF")
 WHITE = 255
 
 
 class ImageError(UserError):
-    """One image file can't be used; the message says why, the caller says which."""
+    """An image file that can't be used; the message says why, the caller adds which."""
 
 
 @dataclass(frozen=True, eq=False)
-class Decoded:
-    """A page out of its file."""
+class DecodedPage:
+    """A decoded page, possibly at a fraction of its full size."""
 
-    page: np.ndarray
-    """(height, width, 3) uint8 RGB, upright."""
-    reduced: int
-    """It has one so-many-th of the whole page's size: 1, 2, 4 or 8."""
-    height_px: int
-    """Of the whole page."""
+    page: np.ndarray  # (height, width, 3) uint8 RGB, upright
+    reduced: int  # the page is decoded at 1/`reduced` of its full size: 1, 2, 4 or 8
+    height_px: int  # at full size
     width_px: int
 
     def scale(self, size_px: int) -> np.ndarray:
-        """As `scale_page` of the whole page."""
+        """Scale the page as `scale_page` does at full size."""
         return _scale(self.page, self.height_px, self.width_px, size_px)
 
 
 def decode_image(data: bytes, max_pixels: int) -> np.ndarray:
-    """File bytes -> (height, width, 3) uint8 RGB, upright by its EXIF orientation, transparency on white.
+    """Decode file bytes to (height, width, 3) uint8 RGB, upright by EXIF orientation, transparency on white.
 
-    16-bit and float images are scaled to 8 bits, not clipped. Of several pages, the first.
+    16-bit and float images are scaled to 8 bits, not clipped. Only the first of several pages is decoded.
 
     Raises:
-        ImageError: not an image, truncated, or more than `max_pixels` pixels. Nothing else.
+        ImageError: not an image, truncated, or more than `max_pixels` pixels. Nothing else is raised.
     """
-    return decode_near(data, max_pixels, None).page
+    return decode_reduced(data, max_pixels, None).page
 
 
-def decode_near(data: bytes, max_pixels: int, size_px: int | None) -> Decoded:
-    """The same, but a JPEG comes at 1/2, 1/4 or 1/8 of its size where that leaves its longest side twice `size_px`.
+def decode_reduced(data: bytes, max_pixels: int, size_px: int | None) -> DecodedPage:
+    """Decode like `decode_image`, but a JPEG at 1/2, 1/4 or 1/8 of its size if its longest side stays >= 2 * `size_px`.
 
-    libjpeg decodes it so for a fraction of the work, and reads the whole file: one that is truncated is found. Scaled
-    to `size_px`, real pages differ from whole ones less than the area filter from Pillow's bilinear (tests/texdoc17).
+    libjpeg does this for a fraction of the work and still reads the entire file, so truncation is detected. Scaled to
+    `size_px`, real pages differ from fully decoded ones by less than the area filter differs from Pillow's bilinear
+    filter (tests/texdoc17).
+
+    Raises:
+        ImageError: see `decode_image`.
     """
     if not data:
         raise ImageError("not an image: the file is empty")
-    try:  # a TIFF's tags are all in one list
+    try:  # a TIFF's metadata is stripped first: its tags share one list with those that pixels need
         decoded = _decode(strip_metadata(data) if is_tiff(data) else data, max_pixels, size_px)
     except ImageError:
         raise
-    except Exception as error:  # noqa: BLE001 (decoders raise what they like on what they do not expect)
+    except Exception as error:  # noqa: BLE001 (decoders raise all kinds of exceptions on malformed input)
         decoded = _decode_bare(data, max_pixels, size_px, error)
     return _set_upright(decoded, read_orientation(data))
 
 
-def _decode_bare(data: bytes, max_pixels: int, size_px: int | None, met: Exception) -> Decoded:
-    """Decode without metadata, which may be all that was wrong; if it was not, `met` says what is."""
+def _decode_bare(data: bytes, max_pixels: int, size_px: int | None, first_error: Exception) -> DecodedPage:
+    """Decode without metadata, in case only that was malformed; otherwise report `first_error`."""
     try:
         return _decode(strip_metadata(data), max_pixels, size_px)
     except ImageError:
         raise
     except Exception:  # noqa: BLE001 (as above)
-        if isinstance(met, UnidentifiedImageError):
-            raise ImageError(f"not an image: it begins with {data[:12]!r}") from met
-        raise ImageError(f"{type(met).__name__}: {met}".replace("<_io.BytesIO object", "<file")) from met
+        if isinstance(first_error, UnidentifiedImageError):
+            raise ImageError(f"not an image: the file starts with {data[:12]!r}") from first_error
+        message = f"{type(first_error).__name__}: {first_error}".replace("<_io.BytesIO object", "<file")
+        raise ImageError(message) from first_error
 
 
-def _decode(data: bytes, max_pixels: int, size_px: int | None) -> Decoded:
-    """As it is stored, not yet upright; raises whatever the decoder does."""
+def _decode(data: bytes, max_pixels: int, size_px: int | None) -> DecodedPage:
+    """Decode the page as stored, not yet upright; any exception of the decoder passes through."""
     with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
         width, height = image.size
         if width * height > max_pixels:
@@ -94,57 +96,60 @@ def _decode(data: bytes, max_pixels: int, size_px: int | None) -> Decoded:
             reduced = _choose_reduction(max(width, height), min(width, height), size_px)
             image.draft(None, (width // reduced, height // reduced))
         image.load()
-        return Decoded(np.asarray(_to_rgb(image)), reduced, height, width)
+        return DecodedPage(np.asarray(_to_rgb(image)), reduced, height, width)
 
 
 def _choose_reduction(longest_px: int, shortest_px: int, size_px: int) -> int:
-    """Twice the size is left for the area filter: with less, libjpeg's own, which is sharper, would be seen."""
-    fitting = (part for part in (8, 4, 2) if longest_px >= 2 * size_px * part and shortest_px >= part)
+    """Return the largest of libjpeg's reductions that leaves the page at least twice `size_px`.
+
+    With less left for the area filter, libjpeg's own, sharper filter would show.
+    """
+    fitting = (factor for factor in (8, 4, 2) if longest_px >= 2 * size_px * factor and shortest_px >= factor)
     return next(fitting, 1)
 
 
-def _set_upright(decoded: Decoded, orientation: int) -> Decoded:
-    """Undo EXIF's orientation, 1 to 8: where the first row and the first column of the stored page belong."""
+def _set_upright(decoded: DecodedPage, orientation: int) -> DecodedPage:
+    """Undo the EXIF orientation, 1 to 8, which says where the stored page's first row and first column belong."""
     page, height, width = decoded.page, decoded.height_px, decoded.width_px
     if orientation >= 5:
         page, height, width = page.transpose(1, 0, 2), width, height
     upside_down, mirrored = orientation in (3, 4, 7, 8), orientation in (2, 3, 6, 7)
     page = page[:: -1 if upside_down else 1, :: -1 if mirrored else 1]
-    return Decoded(np.ascontiguousarray(page), decoded.reduced, height, width)
+    return DecodedPage(np.ascontiguousarray(page), decoded.reduced, height, width)
 
 
 def count_pages(data: bytes) -> int:
-    """Pages of a TIFF, frames of a GIF or WEBP; 1 where they can't be counted."""
+    """Count the pages of a TIFF or the frames of a GIF or WEBP; return 1 where they can't be counted."""
     if is_tiff(data):
         return count_tiff_pages(data)
     try:
         with Image.open(io.BytesIO(data), formats=("GIF", "WEBP")) as image:
             return int(getattr(image, "n_frames", 1))
-    except Exception:  # noqa: BLE001 (of another format, or broken after its first frame)
+    except Exception:  # noqa: BLE001 (another format, or damaged after the first frame)
         return 1
 
 
 def fit_page(image: np.ndarray, size_px: int) -> np.ndarray:
-    """(h, w, 3) uint8 -> (size_px, size_px, 3) uint8: longest side scaled to size_px, centred on white."""
+    """Scale (h, w, 3) uint8 to longest side size_px and centre it on white: (size_px, size_px, 3) uint8."""
     return pad_page(scale_page(image, size_px), size_px)
 
 
 def scale_page(image: np.ndarray, size_px: int) -> np.ndarray:
-    """(h, w, 3) uint8 -> the same with its longest side size_px."""
+    """Scale (h, w, 3) uint8 to longest side size_px."""
     return _scale(image, image.shape[0], image.shape[1], size_px)
 
 
 def _scale(image: np.ndarray, height: int, width: int, size_px: int) -> np.ndarray:
-    """The image, which stands for a page of that height and width, with its longest side size_px."""
+    """Scale an image of a page whose full size is `height` x `width` to longest side size_px."""
     scale = size_px / max(height, width)
     new_width, new_height = max(1, round(width * scale)), max(1, round(height * scale))
-    how = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-    scaled: np.ndarray = cv2.resize(image, (new_width, new_height), interpolation=how)
+    interpolation = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+    scaled: np.ndarray = cv2.resize(image, (new_width, new_height), interpolation=interpolation)
     return scaled
 
 
 def pad_page(scaled: np.ndarray, size_px: int) -> np.ndarray:
-    """(h, w, 3) uint8, no side longer than size_px -> (size_px, size_px, 3), centred on white."""
+    """Centre (h, w, 3) uint8, no side longer than size_px, on a white (size_px, size_px, 3) page."""
     height, width = scaled.shape[:2]
     page = np.full((size_px, size_px, 3), WHITE, dtype=np.uint8)
     top, left = (size_px - height) // 2, (size_px - width) // 2
@@ -153,23 +158,26 @@ def pad_page(scaled: np.ndarray, size_px: int) -> np.ndarray:
 
 
 def load_page(data: bytes, max_pixels: int, size_px: int) -> np.ndarray:
-    """File bytes -> (h, w, 3) uint8 with its longest side size_px, as the store keeps it.
+    """Decode file bytes to (h, w, 3) uint8 with longest side size_px, as the page store keeps it.
 
     Raises:
         ImageError: see `decode_image`.
     """
-    return decode_near(data, max_pixels, size_px).scale(size_px)
+    return decode_reduced(data, max_pixels, size_px).scale(size_px)
 
 
 def shrink_page(page: np.ndarray, size_px: int) -> np.ndarray:
-    """A page as it is kept -> with its longest side size_px, which is not much less: through the same filter that
-    turns and zooms the pages that are trained on."""
+    """Shrink a stored page to longest side size_px.
+
+    Stored pages are usually less than twice as large. They go through the bilinear filter that training pages go
+    through when they are rotated and zoomed.
+    """
     longest = max(page.shape[:2])
     if longest == size_px:
         return page
     height, width = (max(1, round(side * size_px / longest)) for side in page.shape[:2])
-    how = cv2.INTER_LINEAR if longest < 2 * size_px else cv2.INTER_AREA
-    shrunk: np.ndarray = cv2.resize(page, (width, height), interpolation=how)
+    interpolation = cv2.INTER_LINEAR if longest < 2 * size_px else cv2.INTER_AREA
+    shrunk: np.ndarray = cv2.resize(page, (width, height), interpolation=interpolation)
     return shrunk
 
 
@@ -178,21 +186,21 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         return Image.fromarray(_scale_to_8_bits(np.asarray(image), image.mode)).convert("RGB")
     if image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
-        if image.getchannel("A").getextrema() != (0, 0):  # else nothing would be seen: the channel is not meant
+        if image.getchannel("A").getextrema() != (0, 0):  # an all-zero channel is unused, and would hide the page
             page = Image.new("RGBA", image.size, (WHITE, WHITE, WHITE, WHITE))
             image = Image.alpha_composite(page, image)
-    return image if image.mode == "RGB" else image.convert("RGB")  # which would copy it
+    return image if image.mode == "RGB" else image.convert("RGB")  # convert always copies
 
 
 def _scale_to_8_bits(values: np.ndarray, mode: str) -> np.ndarray:
-    """16-bit and wider grey -> uint8. Pillow's own convert clips at 255, which turns a 16-bit scan white."""
+    """Scale 16-bit and wider grey to uint8. Pillow's `convert` clips at 255, which turns a 16-bit scan white."""
     if not np.isfinite(values).all():
-        raise ImageError("it has pixels that are not finite numbers")
+        raise ImageError("the image has pixels that are not finite numbers")
     top = float(values.max(initial=0))
     if mode.startswith("I;16"):
         full = 65535.0
     elif mode == "F":
         full = 1.0 if top <= 1 else max(255.0, top)
-    else:  # 32-bit integers say nothing of their range: take the smallest usual one that holds them
+    else:  # 32-bit integers have no stated range: assume the smallest usual one that fits
         full = 255.0 if top <= 255 else max(65535.0, top)
     return np.clip(np.rint(values.astype(np.float64) * (255.0 / full)), 0, 255).astype(np.uint8)

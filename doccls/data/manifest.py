@@ -1,4 +1,4 @@
-"""CSV + image folder -> `Manifest`: every row's ID, label and image, or one error that names everything wrong."""
+"""The manifest of a CSV and an image folder: each row's ID, label and image, or one error that lists all problems."""
 
 import os
 import warnings
@@ -15,28 +15,21 @@ from doccls.data.packed import PackedPaths, PackedTexts
 from doccls.errors import UserError
 
 _MISSING_LABELS = {"", "nan", "none", "null", "na", "n/a", "<na>"}
-_SHOWN = 10
+_MAX_EXAMPLES = 10
 RELATIVE_RULE = "paths in a config are relative to the config file"
 
 
 @dataclass(frozen=True, eq=False)
 class Manifest:
-    """All rows of train.csv, in its order. A sample's index is its row (0-based) and keys everything about it."""
+    """All rows of train.csv, in order. A sample's index is its row (0-based) and keys all data about it."""
 
-    ids: PackedTexts
-    """As written in the CSV."""
-    targets_N: np.ndarray
-    """(n,) int64 indices into `classes`."""
-    classes: tuple[str, ...]
-    """Labels as written, ordered by number if all are numbers, else by text."""
-    paths: PackedPaths
-    """Image file; None where there is none (and data.on_bad_image is `skip`)."""
-    groups: PackedTexts | None
-    """data.group_col, where it is set."""
-    folds: PackedTexts | None
-    """The CSV's own `fold` column, not yet validated."""
+    ids: PackedTexts  # as written in the CSV
+    targets_N: np.ndarray  # (n,) int64 indices into `classes`
+    classes: tuple[str, ...]  # labels as written, sorted by number if all are numbers, else by text
+    paths: PackedPaths  # image files; None where missing (only with data.on_bad_image: skip)
+    groups: PackedTexts | None  # the column data.group_col, if set
+    folds: PackedTexts | None  # the CSV's own `fold` column, not yet validated
     warnings: tuple[str, ...]
-    """What a user should know and training can live with."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -44,30 +37,26 @@ class Manifest:
 
 @dataclass(frozen=True)
 class ResolvedImages:
-    """Which image file each ID names."""
+    """The image file of each ID, and the IDs without one."""
 
-    names: tuple[str | None, ...]
-    """Of each ID, relative to the image folder; None where there is no file."""
-    missing: tuple[str, ...]
-    """A line for each ID without a file: what was tried."""
-    refused: str | None
-    """The IDs that were not looked up because they are empty or leave the folder; None if there are none."""
+    names: tuple[str | None, ...]  # file name per ID, relative to the image folder; None where there is no file
+    missing: tuple[str, ...]  # a line per ID without a file, with the paths that were tried
+    refused: str | None  # a message about IDs that are empty or leave the folder; None if there are none
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What is wrong with the data, or what a user should know about it."""
+    """A problem, with which training can't start, or a warning about the data."""
 
     message: str
     is_problem: bool = True
-    """Training can't start with it; otherwise it is a warning."""
 
 
 def read_manifest(data: DataConfig) -> Manifest:
     """Read train.csv and find each row's image.
 
     Raises:
-        UserError: anything wrong with the CSV, its columns, labels or IDs, or images that are missing.
+        UserError: the CSV, its columns, labels or IDs are invalid, or images are missing; lists all problems.
     """
     table = _read_train_table(data)
     ids, labels = tuple(table[data.id_col]), [label.strip() for label in table[data.target_col]]
@@ -96,49 +85,49 @@ def read_manifest(data: DataConfig) -> Manifest:
 
 
 def _read_train_table(data: DataConfig) -> pd.DataFrame:
-    """train.csv, with the columns that the config names and at least one row."""
+    """Read train.csv and check that it has the columns that the config names and at least one row."""
     check_paths({"data.train_csv": (data.train_csv, "file"), "data.image_dir_train": (data.image_dir_train, "folder")})
     table = read_table(data.train_csv, "data.train_csv")
-    wanted = {"data.id_col": data.id_col, "data.target_col": data.target_col}
+    required = {"data.id_col": data.id_col, "data.target_col": data.target_col}
     if data.group_col:
-        wanted["data.group_col"] = data.group_col
-    absent = [f"{key} = {column!r}" for key, column in wanted.items() if column not in table.columns]
-    if absent:
+        required["data.group_col"] = data.group_col
+    missing = [f"{key} = {column!r}" for key, column in required.items() if column not in table.columns]
+    if missing:
         present = ", ".join(map(repr, table.columns))
-        raise UserError(f"{data.train_csv}: no such column: {', '.join(absent)}; it has: {present}")
+        raise UserError(f"{data.train_csv}: no such column: {', '.join(missing)}; it has: {present}")
     if table.empty:
         raise UserError(f"{data.train_csv}: no rows")
     return table
 
 
 def _check_labels(ids: Sequence[str], labels: Sequence[str], classes: Sequence[str], column: str) -> list[Finding]:
-    """Rows without a label, fewer than two classes, numbers spelled in several ways."""
+    """Check for rows without a label, fewer than two classes, and labels that spell one number differently."""
     findings = []
     unlabelled = [format_row(ids, row) for row, label in enumerate(labels) if _is_missing(label)]
     if unlabelled:
-        what = f"rows without a {column!r} (empty, nan, na, n/a, none, null)"
-        findings.append(Finding(format_examples(what, unlabelled)))
+        heading = f"rows without a {column!r} (empty, nan, na, n/a, none, null)"
+        findings.append(Finding(format_examples(heading, unlabelled)))
     elif len(classes) < 2:
         findings.append(Finding(f"every row has the label {classes[0]!r}: at least two classes are needed"))
     return findings + [
-        Finding(f"labels {', '.join(map(repr, spellings))} are one number spelled twice")
-        for spellings in _find_double_spellings(classes)
+        Finding(f"labels {', '.join(map(repr, spellings))} are the same number, spelled differently")
+        for spellings in _find_alternative_spellings(classes)
     ]
 
 
 def _check_images(images: ResolvedImages, data: DataConfig) -> list[Finding]:
-    """IDs that leave the image folder, and images that are missing."""
+    """Check for IDs that leave the image folder and for missing images."""
     findings = [] if images.refused is None else [Finding(images.refused)]
     if images.missing:
-        what = f"images missing in {data.image_dir_train} (data.image_dir_train)"
-        findings.append(Finding(format_examples(what, images.missing), data.on_bad_image != "skip"))
+        heading = f"images missing in {data.image_dir_train} (data.image_dir_train)"
+        findings.append(Finding(format_examples(heading, images.missing), data.on_bad_image != "skip"))
     return findings
 
 
 def _check_repeated_images(
     ids: Sequence[str], labels: Sequence[str], names: Sequence[str | None], data: DataConfig
 ) -> list[Finding]:
-    """Images that several rows name."""
+    """Check for images that several rows name."""
     rows_of: dict[str, list[int]] = {}
     for row, name in enumerate(names):
         if name is not None:
@@ -155,25 +144,25 @@ def _check_repeated_images(
 
 
 def _check_groups(ids: Sequence[str], table: pd.DataFrame, column: str | None) -> list[Finding]:
-    """Rows whose group is empty."""
+    """Check for rows with an empty group."""
     groups = table[column] if column else ()
     empty = [format_row(ids, row) for row, group in enumerate(groups) if not group.strip()]
     return [Finding(format_examples(f"rows with an empty {column!r}", empty))] if empty else []
 
 
 def _check_class_sizes(labels: Sequence[str], classes: Sequence[str], num_folds: int) -> list[Finding]:
-    """Classes with fewer samples than there are folds."""
+    """Warn of classes with fewer samples than there are folds."""
     counts = Counter(labels)
     small = [f"{label} ({counts[label]})" for label in classes if counts[label] < num_folds]
-    what = f"classes with fewer samples than the {num_folds} folds, which some folds will lack"
-    return [Finding(format_examples(what, small), is_problem=False)] if small else []
+    heading = f"classes with fewer samples than the {num_folds} folds (missing from some folds)"
+    return [Finding(format_examples(heading, small), is_problem=False)] if small else []
 
 
 def read_table(path: Path, key: str) -> pd.DataFrame:
-    """The CSV at `path`, every cell as the text that stands there (an ID `NA` or `007` stays one).
+    """Read the CSV at `path` with every cell as text, so that an ID `NA` or `007` stays as written.
 
     Raises:
-        UserError: not readable as CSV; `key` is named.
+        UserError: the file is not readable as CSV; names `key`.
     """
     try:
         with warnings.catch_warnings():
@@ -190,10 +179,10 @@ def read_table(path: Path, key: str) -> pd.DataFrame:
 
 
 def check_paths(paths: Mapping[str, tuple[Path | None, str]]) -> None:
-    """Each config key's file or folder must exist.
+    """Check that each config key's file or folder exists.
 
     Raises:
-        UserError: some don't; each is named with its key and absolute path.
+        UserError: some don't exist; lists each with its key and absolute path.
     """
     problems = []
     for key, (path, kind) in paths.items():
@@ -208,7 +197,7 @@ def check_paths(paths: Mapping[str, tuple[Path | None, str]]) -> None:
 
 
 def order_classes(labels: Iterable[str]) -> tuple[str, ...]:
-    """Distinct labels in class order: by number if every one is a number, else by text."""
+    """Sort the distinct labels, by number if all are numbers, else by text."""
     distinct = set(labels)
     try:
         return tuple(sorted(distinct, key=lambda label: (float(label), label)))
@@ -217,7 +206,7 @@ def order_classes(labels: Iterable[str]) -> tuple[str, ...]:
 
 
 def resolve_images(ids: Iterable[str], folder: Path, image_ext: str) -> ResolvedImages:
-    """Find each ID's image file in `folder`; an ID that is absolute, climbs with `..` or is empty is refused."""
+    """Find each ID's image file in `folder`; reject IDs that are absolute, contain `..` or are empty."""
     folders = _Folders(folder)
     names: list[str | None] = []
     missing: list[str] = []
@@ -228,17 +217,17 @@ def resolve_images(ids: Iterable[str], folder: Path, image_ext: str) -> Resolved
             escaping.append(f"line {row + 2}: ID {sample_id!r}")
         else:
             candidates = list_candidates(sample_id, image_ext)
-            name = next((found for candidate in candidates if (found := folders.find(candidate))), None)
+            name = next((match for candidate in candidates if (match := folders.find(candidate))), None)
             if name is None:
                 tried = ", ".join(str(folder / candidate) for candidate in candidates)
                 missing.append(f"line {row + 2}: ID {sample_id!r}: tried {tried}")
         names.append(name)
-    what = "IDs that are empty or leave the image folder (absolute, or with `..`)"
-    return ResolvedImages(tuple(names), tuple(missing), format_examples(what, escaping) if escaping else None)
+    heading = "IDs that are empty or leave the image folder (absolute, or with `..`)"
+    return ResolvedImages(tuple(names), tuple(missing), format_examples(heading, escaping) if escaping else None)
 
 
 def list_candidates(sample_id: str, image_ext: str) -> tuple[str, ...]:
-    """File names to try, in order. With a known extension nothing is added: never `x.jpg.jpg`."""
+    """Return the file names to try, in order. Nothing is appended to a known extension: never `x.jpg.jpg`."""
     if PurePosixPath(sample_id).suffix.lower() in IMAGE_EXTENSIONS:
         return (sample_id,)
     others = (extension for extension in IMAGE_EXTENSIONS if extension != image_ext)
@@ -257,21 +246,21 @@ def _leaves_folder(sample_id: str) -> bool:
 
 
 class _Folders:
-    """Listings of folders in one, each read once: name -> name, and lower-case name -> first such name."""
+    """Cached listings of a folder and its subfolders: name -> name, and lower-case name -> first such name."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
         self._listings: dict[str, dict[str, str]] = {}
 
     def find(self, path: str) -> str | None:
-        """`path`, relative to the root, if that file is there, else the file whose name differs only in case."""
-        path = os.path.normpath(path)  # of `./x.jpg` and `x.jpg` one file, and one name
+        """Return `path`, relative to the root, if that file exists, else the file whose name differs only in case."""
+        path = os.path.normpath(path)  # so that `./x.jpg` and `x.jpg` give one name
         folder, name = os.path.split(path)
         names = self._listings.get(folder)
         if names is None:
             names = self._listings[folder] = self._read(self._root / folder)
-        found = names.get(name) or names.get(name.lower())
-        return f"{folder}/{found}" if found and folder else found
+        match = names.get(name) or names.get(name.lower())
+        return f"{folder}/{match}" if match and folder else match
 
     @staticmethod
     def _read(folder: Path) -> dict[str, str]:
@@ -286,8 +275,8 @@ def _is_missing(label: str) -> bool:
     return label.lower() in _MISSING_LABELS
 
 
-def _find_double_spellings(classes: Sequence[str]) -> list[list[str]]:
-    """Labels that are one number, where all labels are numbers."""
+def _find_alternative_spellings(classes: Sequence[str]) -> list[list[str]]:
+    """Find labels that are the same number, if all labels are numbers."""
     spellings: dict[float, list[str]] = {}
     for label in classes:
         try:
@@ -298,22 +287,22 @@ def _find_double_spellings(classes: Sequence[str]) -> list[list[str]]:
 
 
 def format_row(ids: Sequence[str], row: int) -> str:
-    """The row as a user finds it in the CSV."""
+    """Format a row by its line in the CSV and its ID."""
     return f"line {row + 2}: ID {ids[row]!r}"
 
 
 def format_lines(rows: Iterable[int]) -> str:
-    """The rows' lines in the CSV."""
+    """Format the rows' line numbers in the CSV."""
     return " and ".join(str(row + 2) for row in rows)
 
 
 def format_conflict(labels: list[str]) -> str:
-    """What to add about rows of one image, if their labels differ."""
+    """Format a note about rows of one image whose labels differ; empty if they agree."""
     return f", labels differ: {labels}" if len(set(labels)) > 1 else ""
 
 
-def format_examples(what: str, examples: Sequence[str], shown: int = _SHOWN) -> str:
-    """What was counted, how many there are, and the first of them."""
+def format_examples(heading: str, examples: Sequence[str], shown: int = _MAX_EXAMPLES) -> str:
+    """Format a heading with the number of examples, followed by the first `shown` of them."""
     lines = "\n".join(f"    {line}" for line in examples[:shown])
     more = f"\n    ... and {len(examples) - shown} more" if len(examples) > shown else ""
-    return f"{what}: {len(examples)}\n{lines}{more}"
+    return f"{heading}: {len(examples)}\n{lines}{more}"

@@ -1,7 +1,8 @@
-"""What an image file says beside its pixels: which way is up, how many pages there are; and the file without the rest.
+"""Image metadata: orientation, number of pages, and stripping of everything that pixels don't need.
 
-Read from the bytes, and never an error: what can't be read is not there. Libraries that interpret all of it refuse
-healthy pages for a tag of the wrong type. EXIF 2.32, TIFF 6.0, PNG (W3C, third edition), the WebP container (RFC 9649).
+Parsed from the raw bytes without ever raising: malformed metadata counts as absent. Libraries that interpret all of it
+reject intact pages for one tag of the wrong type. Sources: EXIF 2.32, TIFF 6.0, PNG (W3C, third edition), the WebP
+container (RFC 9649).
 """
 
 import struct
@@ -9,78 +10,81 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 _ORIENTATION = 0x0112
-_REDUCED = 0x00FE
-_INTEGERS = {1: "B", 3: "H", 4: "L"}
-"""TIFF's types of whole numbers: BYTE, SHORT, LONG."""
+_NEW_SUBFILE_TYPE = 0x00FE  # bit 0: a reduced-resolution copy of another page
+_INTEGERS = {1: "B", 3: "H", 4: "L"}  # TIFF's integer types: BYTE, SHORT, LONG
+# What a decoder needs: size, samples, compression and its tables, strips and tiles, colour model and palette.
 _PIXEL_TAGS = frozenset(
     (256, 257, 258, 259, 262, 266, 273, 277, 278, 279, 284, 292, 293, 317, 320, 322, 323, 324, 325, 332, 338, 339)
 ) | frozenset((347, 512, 513, 514, 515, 517, 518, 519, 520, 521, 529, 530, 532))
-"""What a decoder needs: size, samples, compression and its tables, strips and tiles, colour model and palette."""
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
 _WEBP_PIXELS = (b"VP8 ", b"VP8L", b"ALPH", b"ANIM", b"ANMF")
-_WEBP_METADATA_FLAGS = 0b0010_1100
-"""In a VP8X chunk: ICC profile, EXIF, XMP."""
-_MOST_PAGES = 10_000
+_WEBP_METADATA_FLAGS = 0b0010_1100  # in a VP8X chunk: ICC profile, EXIF, XMP
+_MAX_PAGES = 10_000
 
 
 @dataclass(frozen=True)
 class _Ifd:
-    """A directory of a TIFF: where each entry lies, by its tag, the first of that tag."""
+    """An image file directory of a TIFF."""
 
-    entries: dict[int, int]
-    next: int
-    """Where the next directory begins; 0 is none."""
+    entries: dict[int, int]  # tag -> offset of its first entry
+    next: int  # offset of the next directory; 0 for none
 
 
 class _Tiff:
-    """A TIFF or BigTIFF, or the TIFF that an EXIF block is."""
+    """A TIFF or BigTIFF file, or an EXIF block, which has the same structure."""
 
     def __init__(self, data: bytes) -> None:
-        """Raises struct.error or ValueError if it is none."""
+        """Parse the header.
+
+        Raises:
+            struct.error, ValueError: not a TIFF.
+        """
         self._data = data
         self._order = {b"II": "<", b"MM": ">"}.get(data[:2], "")
         if not self._order:
-            raise ValueError("no TIFF")
+            raise ValueError("not a TIFF")
         self.big = self._unpack("H", 2) == 43
         self._number, self._count = ("Q", "Q") if self.big else ("L", "H")
         self._head = 8 if self.big else 4
         self.first = self._unpack(self._number, self._head)
 
-    def _unpack(self, kind: str, place: int) -> int:
-        (value,) = struct.unpack_from(self._order + kind, self._data, place)
+    def _unpack(self, kind: str, offset: int) -> int:
+        (value,) = struct.unpack_from(self._order + kind, self._data, offset)
         return int(value)
 
-    def read_ifd(self, place: int) -> _Ifd:
-        """The directory that begins there."""
-        count = self._unpack(self._count, place)
+    def read_ifd(self, start: int) -> _Ifd:
+        """Read the directory at offset `start`."""
+        count = self._unpack(self._count, start)
         width = 20 if self.big else 12
-        start = place + struct.calcsize(f"={self._count}")
+        start += struct.calcsize(f"={self._count}")
         entries: dict[int, int] = {}
-        for at in range(start, start + count * width, width):
-            entries.setdefault(self._unpack("H", at), at)
+        for offset in range(start, start + count * width, width):
+            entries.setdefault(self._unpack("H", offset), offset)
         return _Ifd(entries, self._unpack(self._number, start + count * width))
 
     def read_integer(self, ifd: _Ifd, tag: int) -> int | None:
-        """The tag's value, if that is one whole number."""
-        at = ifd.entries.get(tag)
-        if at is None:
+        """Return the tag's value if it is a single integer."""
+        offset = ifd.entries.get(tag)
+        if offset is None:
             return None
-        kind, count = _INTEGERS.get(self._unpack("H", at + 2)), self._unpack(self._number, at + 4)
-        return self._unpack(kind, at + (12 if self.big else 8)) if kind and count == 1 else None
+        kind, count = _INTEGERS.get(self._unpack("H", offset + 2)), self._unpack(self._number, offset + 4)
+        return self._unpack(kind, offset + (12 if self.big else 8)) if kind and count == 1 else None
 
     def strip(self) -> bytes:
-        """Its first page, with the tags that pixels need."""
+        """Return the file with a new directory at its end: the first page's, with only the tags that pixels need."""
         ifd, width = self.read_ifd(self.first), 20 if self.big else 12
-        kept = [self._data[at : at + width] for tag, at in sorted(ifd.entries.items()) if tag in _PIXEL_TAGS]
-        place = len(self._data) + len(self._data) % 2
-        head = self._data[: self._head] + struct.pack(self._order + self._number, place)
-        own = struct.pack(self._order + self._count, len(kept)) + b"".join(kept) + bytes(8)
-        return head + self._data[len(head) : place].ljust(place - len(head), b"\0") + own
+        kept = [
+            self._data[offset : offset + width] for tag, offset in sorted(ifd.entries.items()) if tag in _PIXEL_TAGS
+        ]
+        start = len(self._data) + len(self._data) % 2
+        head = self._data[: self._head] + struct.pack(self._order + self._number, start)
+        directory = struct.pack(self._order + self._count, len(kept)) + b"".join(kept) + bytes(8)
+        return head + self._data[len(head) : start].ljust(start - len(head), b"\0") + directory
 
 
 def read_orientation(data: bytes) -> int:
-    """EXIF's or TIFF's orientation of the image file, 1 to 8; 1 (upright) where there is none that can be read."""
+    """Return the image file's EXIF or TIFF orientation, 1 to 8; 1 (upright) if it is absent or malformed."""
     try:
         tiff = _Tiff(_find_exif(data))
         value = tiff.read_integer(tiff.read_ifd(tiff.first), _ORIENTATION)
@@ -90,24 +94,24 @@ def read_orientation(data: bytes) -> int:
 
 
 def count_tiff_pages(data: bytes) -> int:
-    """Pages of a TIFF, without smaller copies of them; 1 where they can't be counted."""
+    """Count the pages of a TIFF, without their reduced copies; return 1 where they can't be counted."""
     seen: set[int] = set()
     pages = 0
     try:
         tiff = _Tiff(data)
-        place = tiff.first
-        while place and place not in seen and len(seen) < _MOST_PAGES:
-            seen.add(place)
-            ifd = tiff.read_ifd(place)
-            pages += not (tiff.read_integer(ifd, _REDUCED) or 0) & 1
-            place = ifd.next
+        offset = tiff.first
+        while offset and offset not in seen and len(seen) < _MAX_PAGES:
+            seen.add(offset)
+            ifd = tiff.read_ifd(offset)
+            pages += not (tiff.read_integer(ifd, _NEW_SUBFILE_TYPE) or 0) & 1
+            offset = ifd.next
     except (struct.error, ValueError):
         pass
     return max(1, pages)
 
 
 def strip_metadata(data: bytes) -> bytes:
-    """The image file without all that pixels do not need; as it is where its form is not known or is broken."""
+    """Return the image file without what pixels don't need; unchanged if its format is unknown or it is malformed."""
     try:
         if data.startswith(b"\xff\xd8"):
             return _strip_jpeg(data)
@@ -124,12 +128,12 @@ def strip_metadata(data: bytes) -> bytes:
 
 
 def is_tiff(data: bytes) -> bool:
-    """Whether it begins as one."""
+    """Return whether the data starts like a TIFF or BigTIFF."""
     return data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
 def _find_exif(data: bytes) -> bytes:
-    """The TIFF that tells the orientation: the file's EXIF block, or the file itself; empty if there is none."""
+    """Return the TIFF structure with the orientation: the file's EXIF block, or a TIFF itself; empty if absent."""
     if data.startswith(b"\xff\xd8"):
         for kind, start, end in _list_jpeg_segments(data):
             if kind == 0xE1 and data[start + 4 : start + 10] == b"Exif\0\0":
@@ -148,48 +152,48 @@ def _find_exif(data: bytes) -> bytes:
 
 
 def _list_jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
-    """(marker, start, end) of each segment before the first scan."""
-    place = 2
+    """Yield (marker, start, end) of each segment before the first scan."""
+    start = 2
     while True:
-        while data[place : place + 2] == b"\xff\xff":  # fill bytes
-            place += 1
-        if data[place : place + 1] != b"\xff" or data[place + 1] == 0xDA:
+        while data[start : start + 2] == b"\xff\xff":  # fill bytes
+            start += 1
+        if data[start : start + 1] != b"\xff" or data[start + 1] == 0xDA:
             return
-        marker = data[place + 1]
-        alone = marker == 0x01 or 0xD0 <= marker <= 0xD8
-        end = place + 2 + (0 if alone else struct.unpack_from(">H", data, place + 2)[0])
-        yield marker, place, end
-        place = end
+        marker = data[start + 1]
+        has_length = marker != 0x01 and not 0xD0 <= marker <= 0xD8
+        end = start + 2 + (struct.unpack_from(">H", data, start + 2)[0] if has_length else 0)
+        yield marker, start, end
+        start = end
 
 
 def _strip_jpeg(data: bytes) -> bytes:
-    """Without application segments, but for JFIF's and Adobe's (which says how colours are meant), and comments."""
-    kept, rest = [data[:2]], 2
+    """Remove comments and application segments, except JFIF's and Adobe's, which defines the colour transform."""
+    kept, tail_start = [data[:2]], 2
     for marker, start, end in _list_jpeg_segments(data):
         name = data[start + 4 : start + 9]
-        metadata = marker == 0xFE or (0xE0 <= marker <= 0xEF and name not in (b"JFIF\0", b"Adobe"))
-        if not metadata:
+        is_metadata = marker == 0xFE or (0xE0 <= marker <= 0xEF and name not in (b"JFIF\0", b"Adobe"))
+        if not is_metadata:
             kept.append(data[start:end])
-        rest = end
-    return b"".join([*kept, data[rest:]])
+        tail_start = end
+    return b"".join([*kept, data[tail_start:]])
 
 
 def _list_png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """(type, start, end) of each chunk."""
-    place = len(_PNG)
-    while place < len(data):
-        (length,) = struct.unpack_from(">L", data, place)
-        yield data[place + 4 : place + 8], place, place + 12 + length
-        place += 12 + length
+    """Yield (type, start, end) of each chunk."""
+    start = len(_PNG)
+    while start < len(data):
+        (length,) = struct.unpack_from(">L", data, start)
+        yield data[start + 4 : start + 8], start, start + 12 + length
+        start += 12 + length
 
 
 def _list_webp_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """(type, start, end) of each chunk."""
-    place = 12
-    while place < len(data):
-        (length,) = struct.unpack_from("<L", data, place + 4)
-        yield data[place : place + 4], place, place + 8 + length
-        place += 8 + length + length % 2
+    """Yield (type, start, end) of each chunk."""
+    start = 12
+    while start < len(data):
+        (length,) = struct.unpack_from("<L", data, start + 4)
+        yield data[start : start + 4], start, start + 8 + length
+        start += 8 + length + length % 2
 
 
 def _strip_webp(data: bytes) -> bytes:

@@ -1,7 +1,7 @@
-"""Texts and paths of all samples, packed: a million of them are two arrays, not a million objects.
+"""Packed strings and paths of all samples: a million of them are two arrays, not a million objects.
 
-Objects would be pickled one by one for each rank and each loader worker; and whatever looks at one writes its count of
-references, so that memory shared by a fork is copied page by page. Of arrays, what is not looked up is not touched.
+Objects would be pickled one by one for each rank and loader worker, and reading one updates its reference count, so
+that memory shared by a fork is copied page by page. Reading an array element touches nothing else.
 """
 
 import os
@@ -14,10 +14,10 @@ import numpy as np
 
 
 class PackedTexts(Sequence[str]):
-    """Texts, each made when it is asked for."""
+    """A sequence of strings in two arrays; each string is decoded on access."""
 
     def __init__(self, texts: Iterable[str]) -> None:
-        encoded = [text.encode(errors="surrogateescape") for text in texts]  # file names need not be valid UTF-8
+        encoded = [text.encode(errors="surrogateescape") for text in texts]  # file names may be invalid UTF-8
         self._bytes = np.frombuffer(b"".join(encoded), np.uint8)
         self._ends = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
 
@@ -25,26 +25,26 @@ class PackedTexts(Sequence[str]):
         return len(self._ends) - 1
 
     @overload
-    def __getitem__(self, place: int) -> str: ...
+    def __getitem__(self, key: int) -> str: ...
     @overload
-    def __getitem__(self, place: slice) -> list[str]: ...
-    def __getitem__(self, place: int | slice) -> str | list[str]:
-        if isinstance(place, slice):
-            return [self[item] for item in range(len(self))[place]]
-        place = range(len(self))[index(place)]
-        start, end = self._ends[place : place + 2]
+    def __getitem__(self, key: slice) -> list[str]: ...
+    def __getitem__(self, key: int | slice) -> str | list[str]:
+        if isinstance(key, slice):
+            return [self[position] for position in range(len(self))[key]]
+        position = range(len(self))[index(key)]
+        start, end = self._ends[position : position + 2]
         return self._bytes[start:end].tobytes().decode(errors="surrogateescape")
 
     def find_empty(self) -> np.ndarray:
-        """Where the text is empty: (m,) int64, ascending."""
+        """Return the indices of empty strings: (m,) int64, ascending."""
         return np.flatnonzero(np.diff(self._ends) == 0)
 
 
 class PackedPaths(Sequence[Path | None]):
-    """Files in or under one folder, each made when it is asked for; None where there is none."""
+    """A sequence of paths under one folder, each built on access; None where there is no file."""
 
     def __init__(self, folder: Path, names: Iterable[str | None]) -> None:
-        """`names` are relative to the folder."""
+        """Pack `names`, which are relative to the folder."""
         self._folder = os.fspath(folder)
         self._names = PackedTexts(name or "" for name in names)
 
@@ -52,15 +52,15 @@ class PackedPaths(Sequence[Path | None]):
         return len(self._names)
 
     @overload
-    def __getitem__(self, place: int) -> Path | None: ...
+    def __getitem__(self, key: int) -> Path | None: ...
     @overload
-    def __getitem__(self, place: slice) -> list[Path | None]: ...
-    def __getitem__(self, place: int | slice) -> Path | list[Path | None] | None:
-        if isinstance(place, slice):
-            return [self[item] for item in range(len(self))[place]]
-        name = self._names[place]
+    def __getitem__(self, key: slice) -> list[Path | None]: ...
+    def __getitem__(self, key: int | slice) -> Path | list[Path | None] | None:
+        if isinstance(key, slice):
+            return [self[position] for position in range(len(self))[key]]
+        name = self._names[key]
         return Path(self._folder, name) if name else None
 
     def find_missing(self) -> np.ndarray:
-        """Where there is none: (m,) int64, ascending."""
+        """Return the indices without a file: (m,) int64, ascending."""
         return self._names.find_empty()

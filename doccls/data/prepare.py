@@ -1,4 +1,4 @@
-"""Everything that is known about the data before training starts, found in one pass: `PreparedData`."""
+"""Preparation of the data before training: manifest, scan, folds and class counts, in one pass."""
 
 import hashlib
 import json
@@ -25,30 +25,25 @@ _SILENT = RunLog(None)
 
 @dataclass(frozen=True, eq=False)
 class PreparedData:
-    """The manifest, its folds, and which rows can be used."""
+    """The manifest, its folds, the usable rows and the scans of their images."""
 
     manifest: Manifest
     assignment: FoldAssignment
-    counts_CF: np.ndarray
-    """Usable rows of each class in each fold: (classes, folds) int64."""
+    counts_CF: np.ndarray  # usable rows of each class in each fold: (classes, folds) int64
+    # Rows without a usable image (only with data.on_bad_image: skip): never trained on, NaN in the OOF logits.
     skipped: frozenset[int]
-    """Rows without a usable image (only with data.on_bad_image: skip): never trained on, NaN in the OOF logits."""
-    digest: str
-    """SHA-256 over each row's image content, label and group: not over how IDs are spelled or where files lie."""
+    digest: str  # SHA-256 of each row's file digest, label and group; independent of ID spelling and file locations
     warnings: tuple[str, ...]
     scans: Mapping[Path, ImageScan]
-    """What was found in each image file."""
-    scans_in_store: bool = False
-    """The store holds them, for the next process."""
-    stored: StoredPages | None = None
-    """Their decoded pages, where there is a store."""
+    scans_in_store: bool = False  # whether the store holds `scans` for the next process
+    stored: StoredPages | None = None  # decoded pages, if there is a store
 
     def list_train(self, fold: int) -> np.ndarray:
-        """Usable rows trained on in `fold`, ascending, int64."""
+        """Return the usable rows trained on in `fold`, ascending, int64."""
         return self._usable(self.assignment.list_train(fold))
 
     def list_valid(self, fold: int) -> np.ndarray:
-        """Usable rows validated in `fold`, ascending, int64."""
+        """Return the usable rows validated in `fold`, ascending, int64."""
         return self._usable(self.assignment.list_valid(fold))
 
     def _usable(self, rows: np.ndarray) -> np.ndarray:
@@ -61,27 +56,27 @@ def prepare_data(
     store: StoreChoice | None = None,
     reporter: Reporter = _SILENT,
 ) -> PreparedData:
-    """Read the CSV, scan every image that is not in the `cache` and unchanged, assign the folds.
+    """Read the CSV, scan every image that is new or changed since it was cached, and assign the folds.
 
-    With a store, each usable page is in it afterwards; of several processes that start at once, one decodes.
+    A store holds each usable page afterwards; of several processes that start at once, one decodes.
 
     Raises:
-        StoreError, WriteError, LockError: the store can't be filled, and was named.
-        UserError: whatever is wrong with the CSV, the images or the folds; all of one stage in one message.
+        StoreError, WriteError, LockError: the store can't be filled, and data.store names it.
+        UserError: the CSV, the images or the folds are invalid; lists all problems of one stage.
     """
     data = config.data
     manifest = read_manifest(data)
     split = partial(assign_folds, manifest, num_folds=data.folds, stratify=data.stratify, seed=config.project.seed)
     units = find_units(manifest)
-    assignment = split(units)  # what is wrong without the images is reported before they are read
+    assignment = split(units)  # before the images are read, so that invalid folds are reported early
     rows = scan_rows(manifest.paths, config, cache or {}, store, reporter)
     warnings = list(manifest.warnings)
     contents = {row: fact.content for row, fact in enumerate(rows.usable) if fact is not None}
     duplicates = _describe_duplicates(manifest, contents)
     if duplicates is not None:
         if data.on_duplicate == "error":
-            raise UserError(f"{duplicates}\n(data.on_duplicate: keep puts them into one fold)")
-        warnings.append(f"{duplicates}\n  (data.on_duplicate: keep | error)")
+            raise UserError(f"{duplicates}\n(data.on_duplicate: keep puts them in one fold)")
+        warnings.append(f"{duplicates}\n  (kept in one fold; data.on_duplicate: keep | error)")
         units = find_units(manifest, contents)
         assignment = split(units)
     warnings += _check_images(manifest, rows, data.on_bad_image == "skip")
@@ -102,13 +97,13 @@ def prepare_data(
 
 
 def describe_folds(data: PreparedData) -> list[str]:
-    """Lines for the log: rows of each fold, and the usable ones of each class in fold 0, 1, ..."""
+    """Render log lines: the rows of each fold, and the usable rows of each class in fold 0, 1, ..."""
     counts = render_counts(data.manifest.classes, data.counts_CF)
     return [f"distribution={data.assignment.count()}", *(f"class {line}" for line in counts)]
 
 
 def _describe_duplicates(manifest: Manifest, contents: Mapping[int, str]) -> str | None:
-    """Images that exist under several names; one name in several rows is reported by the manifest."""
+    """Format the duplicate images under different names, if any; the manifest reports one name in several rows."""
     rows_of: dict[str, list[int]] = {}
     for row, content in contents.items():
         rows_of.setdefault(content, []).append(row)
@@ -119,44 +114,44 @@ def _describe_duplicates(manifest: Manifest, contents: Mapping[int, str]) -> str
             conflict = format_conflict([manifest.classes[manifest.targets_N[row]] for row in rows])
             line = f"lines {format_lines(rows)}: {format_ids(manifest, rows)}{conflict}"
             (conflicting if conflict else agreeing).append(line)
-    what = f"images that lie under several names and share a fold ({len(conflicting)} of them with labels that differ)"
-    return format_examples(what, conflicting + agreeing) if conflicting or agreeing else None
+    heading = f"duplicate images under different file names ({len(conflicting)} with conflicting labels)"
+    return format_examples(heading, conflicting + agreeing) if conflicting or agreeing else None
 
 
 def _check_images(manifest: Manifest, rows: ScannedRows, skip_bad: bool) -> list[str]:
-    """What to warn of about the image files.
+    """Return the warnings about the image files.
 
     Raises:
-        UserError: some can't be used, and they are not to be skipped.
+        UserError: some can't be used, and data.on_bad_image is not `skip`.
     """
     warnings = []
     if rows.bad:
         bad = [f"{format_row(manifest.ids, row)}: {manifest.paths[row]}: {why}" for row, why in rows.bad.items()]
         message = format_examples("images that can't be used", bad, shown=len(bad))
         if not skip_bad:
-            raise UserError(f"{message}\n(data.on_bad_image: skip leaves such rows out)")
+            raise UserError(f"{message}\n(data.on_bad_image: skip leaves these rows out)")
         warnings.append(message)
-    several = [f"{path}: {scan.fact.pages}" for path, scan in rows.files.scans.items() if scan.fact.pages > 1]
-    if several:
-        warnings.append(format_examples("files of several pages, of which the first is used", several))
+    multi_page = [f"{path}: {scan.fact.pages}" for path, scan in rows.files.scans.items() if scan.fact.pages > 1]
+    if multi_page:
+        warnings.append(format_examples("multi-page files (only the first page is used)", multi_page))
     if rows.skipped:
         warnings.append(f"{len(rows.skipped)} rows are left out of training; their OOF logits will be NaN")
     return warnings
 
 
 def _derive_digest(manifest: Manifest, rows: ScannedRows) -> str:
-    """`PreparedData.digest`."""
+    """Return the SHA-256 of each row's file digest, label and group."""
     groups = manifest.groups or [""] * len(manifest)
-    described = [
+    row_keys = [
         ("" if fact is None else fact.digest, manifest.classes[target], group)
         for fact, target, group in zip(rows.usable, manifest.targets_N, groups, strict=True)
     ]
-    return hashlib.sha256(json.dumps([manifest.classes, described]).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([manifest.classes, row_keys]).encode()).hexdigest()
 
 
 def _check_folds(data: PreparedData) -> None:
-    """Raises UserError if a fold has nothing to train or validate on."""
+    """Raise UserError if a fold has nothing to train or validate on."""
     for fold in range(data.assignment.num_folds):
-        for rows, what in ((data.list_train(fold), "train on"), (data.list_valid(fold), "validate on")):
+        for rows, purpose in ((data.list_train(fold), "train on"), (data.list_valid(fold), "validate on")):
             if len(rows) == 0:
-                raise UserError(f"fold {fold}: no usable image is left to {what}")
+                raise UserError(f"fold {fold}: no usable image is left to {purpose}")

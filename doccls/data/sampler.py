@@ -1,4 +1,4 @@
-"""Which samples make up which batch: pure functions of (seed, fold, step), the same at any number of processes."""
+"""Composition of batches: pure functions of (seed, fold, step), the same for any number of processes."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,124 +12,116 @@ from doccls.randomness import Purpose, derive_stream
 
 
 class BatchPlace(NamedTuple):
-    """What a batch is for, and which one it is."""
+    """The purpose of a batch and its position in the fold."""
 
     phase: Literal["train", "validate", "predict"]
     fold: int
-    epoch: int = 0
-    """0-based."""
-    step: int = 0
-    """Optimizer step of the fold (0-based, over all epochs) that it is part of; in a validation, how many are done."""
-    number: int = 0
-    """From 0, of the rank's micro-batches of the step or of its batches of the validation or prediction."""
-    is_last: bool = False
-    """Whether it is the last of these."""
+    epoch: int = 0  # 0-based
+    step: int = 0  # optimizer step of the fold (0-based, over all epochs); in a validation, the number of steps done
+    number: int = 0  # 0-based, among the rank's micro-batches of the step or its batches of the evaluation
+    is_last: bool = False  # whether no higher `number` follows
 
 
 class BatchRequest(NamedTuple):
-    """A batch that is to be loaded."""
+    """A request to load the samples of one batch."""
 
     place: BatchPlace
-    indices: tuple[int, ...]
-    """Of its samples."""
+    indices: tuple[int, ...]  # of the samples
 
 
 @dataclass(frozen=True)
 class BatchDivision:
-    """How a global batch is divided: over ranks, and then into micro-batches, which pass the model one by one."""
+    """The division of a global batch over ranks and then into micro-batches, which pass the model one by one."""
 
-    batch_size: int
-    """Samples of the global batch."""
+    batch_size: int  # samples of the global batch
     world_size: int
-    micro_batch_size: int | None
-    """Most samples of a micro-batch; None is all that a rank gets."""
+    micro_batch_size: int | None  # maximum samples of a micro-batch; None means a rank's entire batch
 
     @classmethod
     def derive(cls, train: TrainConfig, world_size: int) -> Self:
-        """As the config says, for so many ranks."""
+        """Derive the division from the config for `world_size` ranks."""
         return cls(train.batch_size, world_size, train.micro_batch_size)
 
     @property
     def per_rank(self) -> int:
-        """Most samples that a rank gets of a global batch."""
+        """The maximum number of samples of a global batch that a rank gets."""
         return -(-self.batch_size // self.world_size)
 
     @property
     def images_at_a_time(self) -> int:
-        """Most samples that a rank takes through the model at once, in an evaluation too."""
+        """The maximum number of samples that a rank passes through the model at once, also in an evaluation."""
         return min(self.micro_batch_size or self.per_rank, self.per_rank)
 
     def split(self, samples_B: np.ndarray, rank: int) -> list[np.ndarray]:
-        """One rank's micro-batches of a global batch (n,): of near-equal size, at least one."""
+        """Return one rank's micro-batches of a global batch (n,): at least one, of near-equal size."""
         own = samples_B[rank :: self.world_size]
         count = 1 if self.micro_batch_size is None else max(1, -(-len(own) // self.micro_batch_size))
         return np.array_split(own, count)
 
     def find_smallest(self, batch_size: int) -> int:
-        """Samples of the smallest micro-batch of any rank, of a global batch of `batch_size`."""
+        """Return the size of the smallest micro-batch of any rank for a global batch of `batch_size` samples."""
         samples = np.arange(batch_size)
-        return min(len(part) for rank in range(self.world_size) for part in self.split(samples, rank))
+        return min(len(micro) for rank in range(self.world_size) for micro in self.split(samples, rank))
 
 
 @dataclass(frozen=True, eq=False)
 class BatchPlan:
-    """The global batches of one fold's whole training."""
+    """The global batches of one fold's training."""
 
     seed: int
     fold: int
-    samples: np.ndarray
-    """Indices (n,) int64 of the samples trained on."""
-    batch_size: int
-    """Samples of one global batch; more than there are samples means all of them."""
+    samples: np.ndarray  # (n,) int64 indices of the training samples
+    batch_size: int  # samples of one global batch; capped at the number of samples
     epochs: int
 
     @property
     def size(self) -> int:
-        """Samples in each global batch."""
+        """The number of samples in each global batch."""
         return min(self.batch_size, len(self.samples))
 
     @property
     def steps_per_epoch(self) -> int:
-        """Full batches of one epoch; the rest of an epoch's permutation is left out, another rest each epoch."""
+        """The number of full batches per epoch; the remainder of each epoch's own permutation is dropped."""
         return len(self.samples) // self.size
 
     @property
     def total_steps(self) -> int:
+        """The number of optimizer steps of the fold."""
         return self.epochs * self.steps_per_epoch
 
     def list_steps(self, epoch: int) -> range:
-        """The optimizer steps of an epoch (0-based)."""
+        """Return the optimizer steps of an epoch (0-based)."""
         return range(epoch * self.steps_per_epoch, (epoch + 1) * self.steps_per_epoch)
 
     def list_batch(self, step: int) -> np.ndarray:
-        """Sample indices (size,) int64 of the global batch of optimizer step `step` (0-based over the whole fold)."""
+        """Return the sample indices (size,) int64 of the global batch of `step` (0-based over all epochs)."""
         assert 0 <= step < self.total_steps
-        epoch, place = divmod(step, self.steps_per_epoch)
+        epoch, position = divmod(step, self.steps_per_epoch)
         order = _permute(self.seed, self.fold, epoch, len(self.samples))
-        batch: np.ndarray = self.samples[order[place * self.size : (place + 1) * self.size]]
+        batch: np.ndarray = self.samples[order[position * self.size : (position + 1) * self.size]]
         return batch
 
 
 def list_step(plan: BatchPlan, step: int, division: BatchDivision, rank: int) -> list[BatchRequest]:
-    """One rank's micro-batches of an optimizer step (0-based over the whole fold)."""
-    parts = [tuple(part.tolist()) for part in division.split(plan.list_batch(step), rank)]
+    """Return one rank's micro-batches of an optimizer step (0-based over all epochs)."""
+    micro_batches = [tuple(samples.tolist()) for samples in division.split(plan.list_batch(step), rank)]
     place = BatchPlace("train", plan.fold, step // plan.steps_per_epoch, step)
-    return _number(place, parts)
+    return _number_batches(place, micro_batches)
 
 
 def list_evaluation(place: BatchPlace, samples: np.ndarray, division: BatchDivision, rank: int) -> list[BatchRequest]:
-    """One rank's batches of a validation or prediction: every world_size-th of `samples` (n,), none padded or twice.
+    """Return one rank's batches of a validation or prediction: every world_size-th of `samples` (n,), without padding.
 
-    Ranks may get different numbers of batches, and none at all.
+    Ranks may get different numbers of batches, including none.
     """
     own, size = samples[rank :: division.world_size].tolist(), division.images_at_a_time
-    return _number(place, [tuple(own[start : start + size]) for start in range(0, len(own), size)])
+    return _number_batches(place, [tuple(own[start : start + size]) for start in range(0, len(own), size)])
 
 
 def iterate_fold(
     plan: BatchPlan, valid: np.ndarray, division: BatchDivision, rank: int, from_step: int = 0
 ) -> Iterator[BatchRequest]:
-    """One rank's batches of a fold from `from_step` on: an epoch's steps, its validation, the next epoch, ..."""
+    """Yield one rank's batches of a fold from `from_step` on: an epoch's steps, its validation, the next epoch, ..."""
     for epoch in range(find_epoch(from_step, plan), plan.epochs):
         for step in plan.list_steps(epoch):
             if step >= from_step:
@@ -139,13 +131,16 @@ def iterate_fold(
 
 
 def find_epoch(step: int, plan: BatchPlan) -> int:
-    """The epoch (0-based) that a fold resumes in: at an epoch's end its validation is still to do."""
+    """Return the epoch (0-based) in which a fold resumes: at an epoch's end, its validation is still to be done."""
     return max(0, step - 1) // plan.steps_per_epoch
 
 
-def _number(place: BatchPlace, parts: list[tuple[int, ...]]) -> list[BatchRequest]:
-    last = len(parts) - 1
-    return [BatchRequest(place._replace(number=at, is_last=at == last), part) for at, part in enumerate(parts)]
+def _number_batches(place: BatchPlace, batches: list[tuple[int, ...]]) -> list[BatchRequest]:
+    last = len(batches) - 1
+    return [
+        BatchRequest(place._replace(number=number, is_last=number == last), indices)
+        for number, indices in enumerate(batches)
+    ]
 
 
 @lru_cache(maxsize=4)

@@ -1,7 +1,7 @@
-"""What the scan found, kept in a file: an image that has not changed since is not read and decoded again.
+"""The scan cache, a file of image scans: an unchanged image is not read and decoded again.
 
-The file is in the page store or, for what no store holds, in the run's folder. What the store's segments say about a
-file, by its digest, is not repeated: its row ends with the digest.
+The file is in the page store or, for scans that no store holds, in the run's folder. Facts that the store's segments
+hold are not repeated: such a row ends with the digest, by which they are found.
 """
 
 import json
@@ -16,9 +16,9 @@ _FORMAT = "doccls-images-4"
 
 
 def read_scan_cache(file: Path, max_pixels: int, facts: Mapping[str, ImageFact]) -> dict[Path, ImageScan]:
-    """The scans in `file` at that limit of pixels; none if it is missing, damaged or of another limit.
+    """Read the scans in `file`; none if it is missing, damaged or made with another `max_pixels`.
 
-    `facts` is what the store's segments say, by digest; without a store it is empty.
+    `facts` are those of the store's segments, by digest; empty without a store.
     """
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
@@ -30,13 +30,13 @@ def read_scan_cache(file: Path, max_pixels: int, facts: Mapping[str, ImageFact])
             if fact or digest in facts
         }
     except (OSError, ValueError, KeyError, TypeError):
-        return {}  # it saves time and decides nothing: the images are scanned
+        return {}  # the cache only saves time: the images are scanned again
 
 
 def write_scan_cache(
     file: Path, scans: Mapping[Path, ImageScan], max_pixels: int, facts: Mapping[str, ImageFact]
 ) -> None:
-    """Write the scans, unless the file holds them already. What could not be read is scanned again."""
+    """Write the scans unless the file holds them already. Unreadable files are left out, and so scanned again."""
     scans = {path: scan for path, scan in scans.items() if scan.fact.digest}
     if read_scan_cache(file, max_pixels, facts) == scans:
         return
@@ -50,9 +50,9 @@ def write_scan_cache(
 
 
 def is_unchanged(path: Path, scan: ImageScan) -> bool:
-    """Whether the file has the size and the time of change that it had when it was scanned."""
+    """Return whether the file still has the size and mtime of its scan."""
     try:
-        found = path.stat()
+        stat = path.stat()
     except OSError:
         return False
-    return (found.st_size, found.st_mtime_ns) == (scan.size_bytes, scan.mtime_ns)
+    return (stat.st_size, stat.st_mtime_ns) == (scan.size_bytes, scan.mtime_ns)

@@ -1,4 +1,4 @@
-"""Training augmentation: albumentations, drawn afresh from (seed, fold, epoch, sample) for each page."""
+"""Training augmentation with albumentations, drawn for each page from (seed, fold, epoch, sample)."""
 
 import os
 import random
@@ -7,7 +7,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else the import asks PyPI for its newest version
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # otherwise the import asks PyPI for the newest version
 
 import albumentations as A
 
@@ -16,17 +16,17 @@ from doccls.data.images import WHITE
 
 
 class Augmentation:
-    """The pipeline of one AugmentConfig.
+    """The augmentation pipeline of an AugmentConfig.
 
-    albumentations 2.0.8: `Compose.set_random_seed` gives every transform the same stream; `set_random_state` with fresh
-    generators for each page does not, and makes the draw independent of whatever was drawn before.
+    In albumentations 2.0.8, `Compose.set_random_seed` gives every transform the same stream. `set_random_state` with
+    fresh generators for each page does not, and makes each draw independent of earlier ones.
     """
 
     def __init__(self, config: AugmentConfig, size_px: int) -> None:
         self._compose = A.Compose(_list_transforms(config, size_px))
 
     def apply(self, page: np.ndarray, stream: np.random.SeedSequence) -> np.ndarray:
-        """(page_px, page_px, 3) uint8 -> (size_px, size_px, 3) uint8; a pure function of the page and the stream."""
+        """Augment (page_px, page_px, 3) uint8 to (size_px, size_px, 3) uint8: a pure function of page and stream."""
         numpy_stream, python_stream = stream.spawn(2)
         self._compose.set_random_state(
             np.random.Generator(np.random.PCG64(numpy_stream)),
@@ -36,37 +36,37 @@ class Augmentation:
         return augmented
 
 
-class _Placement(A.Affine):  # type: ignore[misc]  # albumentations is untyped
-    """Turned, zoomed and moved, and scaled from the page's size to `size_px`, all in one pass over the pixels.
+class _ScalingAffine(A.Affine):  # type: ignore[misc]  # albumentations is untyped
+    """An affine transform that also scales the page to `size_px`, in one pass over the pixels.
 
-    albumentations' own keeps the size; its matrix is taken as it is, and a scaling about the centre put before it.
+    A.Affine keeps the image's size. Its matrix is used unchanged, and followed by a scaling about the centre.
     """
 
-    def __init__(self, size_px: int, **words: Any) -> None:
-        super().__init__(**words)
+    def __init__(self, size_px: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
         self._size_px = size_px
 
     def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
-        """Its own, for another size."""
-        found: dict[str, Any] = super().get_params_dependent_on_data(params, data)
+        """Add the scaling to the parameters of A.Affine."""
+        affine: dict[str, Any] = super().get_params_dependent_on_data(params, data)
         factor = self._size_px / params["shape"][0]
-        middle = (factor - 1) / 2  # a pixel's place is its middle
-        scaling = np.array([[factor, 0, middle], [0, factor, middle], [0, 0, 1]])
-        return found | {"matrix": scaling @ found["matrix"], "output_shape": (self._size_px, self._size_px)}
+        offset = (factor - 1) / 2  # pixel coordinates refer to pixel centres
+        scaling = np.array([[factor, 0, offset], [0, factor, offset], [0, 0, 1]])
+        return affine | {"matrix": scaling @ affine["matrix"], "output_shape": (self._size_px, self._size_px)}
 
 
-def _list_placements(config: AugmentConfig, size_px: int) -> list[A.BasicTransform | A.BaseCompose]:
-    zoom, move = (1 - config.scale, 1 + config.scale), (-config.shift, config.shift)
-    words = {"scale": zoom, "keep_ratio": True, "translate_percent": move, "interpolation": cv2.INTER_LINEAR}
-    words |= {"fill": WHITE, "border_mode": cv2.BORDER_CONSTANT}
-    turn, share = (-config.rotate_deg, config.rotate_deg), config.rotate_prob if config.rotate_deg else 0.0
-    turned = [_Placement(size_px, rotate=turn, p=share, **words)] if share > 0 else []
-    straight = [_Placement(size_px, p=1 - share, **words)] if share < 1 else []
-    return [A.OneOf([*turned, *straight], p=1)] if turned and straight else [*turned, *straight]
+def _list_affines(config: AugmentConfig, size_px: int) -> list[A.BasicTransform | A.BaseCompose]:
+    zoom, shift = (1 - config.scale, 1 + config.scale), (-config.shift, config.shift)
+    kwargs = {"scale": zoom, "keep_ratio": True, "translate_percent": shift, "interpolation": cv2.INTER_LINEAR}
+    kwargs |= {"fill": WHITE, "border_mode": cv2.BORDER_CONSTANT}
+    angles, prob = (-config.rotate_deg, config.rotate_deg), config.rotate_prob if config.rotate_deg else 0.0
+    rotated = [_ScalingAffine(size_px, rotate=angles, p=prob, **kwargs)] if prob > 0 else []
+    upright = [_ScalingAffine(size_px, p=1 - prob, **kwargs)] if prob < 1 else []
+    return [A.OneOf([*rotated, *upright], p=1)] if rotated and upright else [*rotated, *upright]
 
 
 def _list_transforms(config: AugmentConfig, size_px: int) -> list[A.BasicTransform | A.BaseCompose]:
-    """In the order in which a page meets them: turned, placed, photographed, lit, blurred, sensed, compressed."""
+    """List the transforms in the order of a photo: turn, affine, perspective, light, blur, noise, compression."""
     flat = {"fill": WHITE, "border_mode": cv2.BORDER_CONSTANT, "interpolation": cv2.INTER_LINEAR}
     transforms: list[A.BasicTransform | A.BaseCompose] = []
     if config.quarter_turn_prob:
@@ -75,7 +75,7 @@ def _list_transforms(config: AugmentConfig, size_px: int) -> list[A.BasicTransfo
         transforms.append(A.HorizontalFlip(p=config.hflip_prob))
     if config.vflip_prob:
         transforms.append(A.VerticalFlip(p=config.vflip_prob))
-    transforms += _list_placements(config, size_px)
+    transforms += _list_affines(config, size_px)
     if config.perspective_prob:
         transforms.append(A.Perspective(scale=(0.03, 0.1), p=config.perspective_prob, **flat))
     if config.shadow_prob:
@@ -85,7 +85,7 @@ def _list_transforms(config: AugmentConfig, size_px: int) -> list[A.BasicTransfo
         shadows = [edge, A.PlasmaShadow()]
         transforms.append(A.OneOf(shadows, p=config.shadow_prob))
     if config.brightness:
-        # Paper is near white already: much brighter would only wash the ink out.
+        # Paper is nearly white already: much more brightness would only wash out the ink.
         light, contrast = (-config.brightness, config.brightness / 4), (-config.brightness, config.brightness)
         transforms.append(A.RandomBrightnessContrast(light, contrast, p=1))
     if config.blur_prob:

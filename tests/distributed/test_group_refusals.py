@@ -146,8 +146,10 @@ def test_image_that_becomes_unreadable_is_named(trainer: Trainer, failing_rank: 
     )
     run = Run(ranks, folder)
     assert run.codes == [1, 1]
-    assert f"image of ID '{name}' turned bad" in run.stderr
-    rank_error = f"[RANK 1] on {socket.gethostname()} failed: RankLocalError: image of ID '{name}' turned bad"
+    assert f"image of ID '{name}' can no longer be read" in run.stderr
+    rank_error = (
+        f"[RANK 1] on {socket.gethostname()} failed: RankLocalError: image of ID '{name}' can no longer be read"
+    )
     assert any(line.startswith(rank_error) for line in run.lines) == (failing_rank == 1)
     assert f"[EXIT][ERROR] rank 1 on {socket.gethostname()} failed: image" in run.ranks[1].stderr or failing_rank == 0
     assert run.lines[-2:] == ["[EXIT] TRAINING ERROR code=1", ">> Stopping logger and restoring stdio"]

@@ -34,7 +34,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> Pages:
 @pytest.mark.parametrize("crash", DEATHS)
 def test_sample_that_killed_a_worker_is_named(pages: Pages, crash: signal.Signals) -> None:
     requests = [BatchRequest(BatchPlace("validate", 0), (sample,)) for sample in range(12)]
-    message = f"was killed by {crash.name} while it held ID '{pages.ids[CRASHING]}' \\({pages.paths[CRASHING]}\\)"
+    message = f"was killed by {crash.name} while loading ID '{pages.ids[CRASHING]}' \\({pages.paths[CRASHING]}\\)"
     with (
         loading(CrashingDataset(pages, crash=crash), requests, num_workers=2, pin_memory=False) as batches,
         pytest.raises(WorkerError, match=message),
@@ -52,7 +52,7 @@ def test_death_of_a_worker_ends_the_run(trainer: Trainer, death: signal.Signals)
         assert left == []
     lines = Run([], folder).lines
     assert lines[-2:] == ["[EXIT] TRAINING ERROR code=1", ">> Stopping logger and restoring stdio"]
-    assert f"loader worker {worker.pid} was killed by {death.name} while it held " in lines[-3]
+    assert f"loader worker {worker.pid} was killed by {death.name} while " in lines[-3]
     assert "[EXIT][ERROR] training failed: loader worker" in (folder / "console" / "rank0.err").read_text()
 
 
@@ -66,7 +66,9 @@ def test_image_that_becomes_unreadable_is_reported_without_traceback(pages: Page
         pytest.raises(RankLocalError) as caught,
     ):
         list(batches)
-    assert str(caught.value).startswith(f"image of ID '{pages.ids[5]}' turned bad: {copies[5]}: not an image")
+    assert str(caught.value).startswith(
+        f"image of ID '{pages.ids[5]}' can no longer be read: {copies[5]}: not an image"
+    )
     assert "Traceback" not in str(caught.value)
 
 
@@ -87,4 +89,6 @@ def test_small_shared_memory_reduces_prefetch_or_is_rejected(trainer: Trainer, s
     if code == 0:
         assert any(line.startswith("[DATA] /dev/shm has ") and "workers prefetch 2 batches" in line for line in lines)
     else:
-        assert "data.num_workers = 1 with 132 KiB a batch need 480 KiB" in done.stderr and "--shm-size" in done.stderr
+        assert (
+            "data.num_workers = 1 with 132 KiB per batch needs 480 KiB" in done.stderr and "--shm-size" in done.stderr
+        )

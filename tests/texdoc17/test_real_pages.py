@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from doccls.config import Config, Override, load_config
-from doccls.data.images import decode_image, decode_near, scale_page
+from doccls.data.images import decode_image, decode_reduced, scale_page
 from doccls.data.prepare import PreparedData, prepare_data
 from doccls.model.build import build_model
 from tests.conftest import SHARED
@@ -65,7 +65,7 @@ def test_jpeg_decoded_at_reduced_size_shows_no_loss(
     losses, bilinear_losses = [], []
     for path in sorted((PAGES / "train").glob("*.jpg"))[::20]:
         data = path.read_bytes()
-        near, page = decode_near(data, 10**8, size_px), decode_image(data, 10**8)
+        near, page = decode_reduced(data, 10**8, size_px), decode_image(data, 10**8)
         assert near.reduced == reduced
         area = scale_page(page, size_px).astype(int)
         bilinear = Image.fromarray(page).resize((area.shape[1], area.shape[0]), Image.Resampling.BILINEAR)

@@ -1,4 +1,4 @@
-"""Samples and batches: right page, right label, right index, the same bits with any number of workers."""
+"""Samples and batches: the right page, label and index, with stateless augmentation."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from doccls.errors import RankLocalError
 AUGMENT = AugmentConfig(rotate_deg=20, hflip_prob=0.5, noise_prob=0.5)
 
 
-def test_a_key_gives_the_fitted_page_its_target_and_its_index(pages: Pages) -> None:
+def test_key_gives_fitted_page_target_and_index(pages: Pages) -> None:
     page, target, index = DocClsDataset(pages)[SampleKey(3)]
     path = pages.paths[3]
     assert path is not None
@@ -36,19 +36,19 @@ def test_augmentation_depends_on_seed_fold_epoch_and_sample(pages: Pages) -> Non
         dataset = DocClsDataset(pages, Augmentation(AUGMENT, 16), seed)
         return dataset[SampleKey(0, AugmentationKey(fold, epoch))][0].tobytes()
 
-    drawn = [draw(0, 0, 0), draw(1, 0, 0), draw(0, 1, 0), draw(0, 0, 1)]
-    assert len(set(drawn)) == 4
-    assert draw(0, 0, 0) == drawn[0]
+    pages_drawn = [draw(0, 0, 0), draw(1, 0, 0), draw(0, 1, 0), draw(0, 0, 1)]
+    assert len(set(pages_drawn)) == 4
+    assert draw(0, 0, 0) == pages_drawn[0]
 
 
-def test_the_order_of_asking_changes_nothing(pages: Pages) -> None:
+def test_order_of_access_changes_nothing(pages: Pages) -> None:
     forward, backward = (DocClsDataset(pages, Augmentation(AUGMENT, 16), 1) for _ in range(2))
     keys = [SampleKey(index, AugmentationKey(0, epoch)) for epoch in range(2) for index in range(6)]
     first = {key: forward[key][0].tobytes() for key in keys}
     assert first == {key: backward[key][0].tobytes() for key in reversed(keys)}
 
 
-def test_batches_of_training_are_augmented_and_others_are_not(pages: Pages) -> None:
+def test_only_training_batches_are_augmented(pages: Pages) -> None:
     dataset = DocClsDataset(pages, Augmentation(AUGMENT, 16), 1)
     for phase, augmentation in (("train", AugmentationKey(2, 1)), ("validate", None), ("predict", None)):
         place = BatchPlace(phase, 2, 1)  # type: ignore[arg-type]
@@ -59,7 +59,7 @@ def test_batches_of_training_are_augmented_and_others_are_not(pages: Pages) -> N
             assert np.array_equal(page, expected[0]) and (target, index) == expected[1:]
 
 
-def test_an_image_that_turned_bad_is_told_with_id_and_path(pages: Pages) -> None:
+def test_unreadable_image_error_names_id_and_path(pages: Pages) -> None:
     path = pages.paths[2]
     assert path is not None
     path.write_bytes(b"x")
@@ -71,17 +71,17 @@ def test_an_image_that_turned_bad_is_told_with_id_and_path(pages: Pages) -> None
         DocClsDataset(pages)[SampleKey(2)]
 
 
-def test_the_pixel_limit_holds_while_training_too(pages: Pages) -> None:
+def test_pixel_limit_applies_during_training(pages: Pages) -> None:
     with pytest.raises(RankLocalError, match="max_image_pixels"):
         DocClsDataset(pages._replace(max_pixels=10))[SampleKey(0)]
 
 
-def test_a_sample_without_image_must_not_be_asked_for(pages: Pages) -> None:
+def test_sample_without_image_must_not_be_requested(pages: Pages) -> None:
     with pytest.raises(AssertionError):
         DocClsDataset(pages._replace(paths=[None] * 6))[SampleKey(0)]
 
 
-def test_a_batch_holds_uint8_pages_and_int64_numbers() -> None:
+def test_batch_holds_uint8_pages_and_int64_targets_and_indices() -> None:
     page = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
     place = BatchPlace("validate", 3)
     batch = collate_batch(LoadedSamples(place, [(page, 2, 7), (page + 1, 0, 9)]))
@@ -92,7 +92,7 @@ def test_a_batch_holds_uint8_pages_and_int64_numbers() -> None:
     assert np.array_equal(batch.images_NHWC[1].numpy(), page + 1)
 
 
-def test_an_image_reached_by_another_spelling_is_the_same_page(pages: Pages, tmp_path: Path) -> None:
+def test_copy_of_an_image_gives_the_same_page(pages: Pages, tmp_path: Path) -> None:
     alias = tmp_path / "alias.png"
     path = pages.paths[1]
     assert path is not None

@@ -1,4 +1,4 @@
-"""Image files -> pages: upright, 8 bits, on white, and nothing but images."""
+"""Decoding of image files: upright, 8 bits, on white, and only images are accepted."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from doccls.data.images import (
     ImageError,
     count_pages,
     decode_image,
-    decode_near,
+    decode_reduced,
     fit_page,
     load_page,
     scale_page,
@@ -37,7 +37,7 @@ def decode(image: Image.Image, kind: str, **options: object) -> np.ndarray:
 
 
 def render_png(width: int, height: int, bits: int, colour: int, rows: bytes) -> bytes:
-    """A PNG that Pillow can't write: any depth and colour type, `rows` with their filter bytes."""
+    """Render a PNG of any depth and colour type, as Pillow can't; `rows` include their filter bytes."""
 
     def chunk(name: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
@@ -47,12 +47,12 @@ def render_png(width: int, height: int, bits: int, colour: int, rows: bytes) -> 
 
 
 def draw_colours() -> np.ndarray:
-    """(6, 4, 3) uint8, every pixel another."""
+    """Draw a (6, 4, 3) uint8 page whose pixels all differ."""
     return np.arange(72, dtype=np.uint8).reshape(6, 4, 3) * 3
 
 
+# A level for each of the 256 shades: the shade is level // 257.
 GRADIENT_16 = np.linspace(0, 65535, 256).astype(np.uint16).reshape(16, 16)
-"""A level for each of the 256 shades: level // 257 is its shade."""
 
 
 def check_gradient(page: np.ndarray) -> None:
@@ -61,7 +61,7 @@ def check_gradient(page: np.ndarray) -> None:
     assert np.abs(page[..., 0].ravel().astype(int) - np.arange(256)).max() <= 1
 
 
-# --- what a file says of its orientation -----------------------------------------------------------------------------
+# --- orientation and other metadata ----------------------------------------------------------------------------------
 
 TURNS = {
     1: lambda a: a,
@@ -77,7 +77,7 @@ TURNS = {
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP"])
 @pytest.mark.parametrize("orientation", TURNS)
-def test_each_exif_orientation_is_set_upright(orientation: int, kind: str) -> None:
+def test_exif_orientation_is_undone(orientation: int, kind: str) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     options = {"lossless": True} if kind == "WEBP" else {}
@@ -86,7 +86,7 @@ def test_each_exif_orientation_is_set_upright(orientation: int, kind: str) -> No
 
 
 @pytest.mark.parametrize("orientation", TURNS)
-def test_each_exif_orientation_of_a_jpeg_is_set_upright(orientation: int) -> None:
+def test_exif_orientation_of_jpeg_is_undone(orientation: int) -> None:
     corners = np.zeros((32, 64, 3), np.uint8)
     corners[:16, :32], corners[:16, 32:], corners[16:, :32] = (255, 0, 0), (0, 255, 0), (0, 0, 255)
     exif = Image.Exif()
@@ -96,27 +96,27 @@ def test_each_exif_orientation_of_a_jpeg_is_set_upright(orientation: int) -> Non
 
 
 @pytest.mark.parametrize("orientation", [0, 9, 77])
-def test_an_orientation_that_is_none_turns_nothing(orientation: int) -> None:
+def test_invalid_orientation_is_ignored(orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     assert np.array_equal(decode(Image.fromarray(draw_colours()), "PNG", exif=exif), draw_colours())
 
 
-def test_a_turned_16_bit_scan_keeps_its_shades() -> None:
+def test_rotated_16_bit_scan_keeps_its_shades() -> None:
     exif = Image.Exif()
     exif[0x0112] = 3
     page = decode(Image.fromarray(GRADIENT_16), "TIFF", exif=exif)
     check_gradient(page[::-1, ::-1])
 
 
+# EXIF tags of the wrong type or with a zero denominator, as phones and programs were seen to write them.
 METADATA = {0x9204: (10, (-2, 0)), 0x013C: (5, (72, 1)), 0x010F: (4, (7,)), 0x0132: (12, (0.5,)), 0x011A: (2, b"x")}
-"""EXIF tags in a type that is not theirs, or a fraction by nothing, as phones and programs were seen to write them."""
 
 
 def render_exif(tags: dict[int, tuple[int, object]], order: str = "<") -> bytes:
-    """An EXIF block: tag -> (TIFF's type, values), none of them checked."""
+    """Render an EXIF block from tag -> (TIFF type, values), without validation."""
     codes = {2: "s", 3: "H", 4: "L", 5: "L", 10: "l", 12: "d"}
-    entries, beyond = b"", b""
+    entries, values_block = b"", b""
     for tag, (kind, values) in sorted(tags.items()):
         if isinstance(values, bytes):
             count, packed = len(values), values
@@ -124,18 +124,18 @@ def render_exif(tags: dict[int, tuple[int, object]], order: str = "<") -> bytes:
             assert isinstance(values, tuple)
             count = len(values) // (2 if kind in (5, 10) else 1)
             packed = struct.pack(f"{order}{len(values)}{codes[kind]}", *values)
-        place = 8 + 2 + 12 * len(tags) + 4 + len(beyond)
+        offset = 8 + 2 + 12 * len(tags) + 4 + len(values_block)
         entries += struct.pack(f"{order}HHL", tag, kind, count)
-        entries += packed.ljust(4, b"\0") if len(packed) <= 4 else struct.pack(f"{order}L", place)
-        beyond += packed if len(packed) > 4 else b""
+        entries += packed.ljust(4, b"\0") if len(packed) <= 4 else struct.pack(f"{order}L", offset)
+        values_block += packed if len(packed) > 4 else b""
     head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(f"{order}L", 8)
-    return head + struct.pack(f"{order}H", len(tags)) + entries + bytes(4) + beyond
+    return head + struct.pack(f"{order}H", len(tags)) + entries + bytes(4) + values_block
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
 @pytest.mark.parametrize("order", ["<", ">"])
 @pytest.mark.parametrize("tag", METADATA)
-def test_a_tag_that_cannot_be_read_refuses_no_page_and_turns_it_no_other_way(tag: int, order: str, kind: str) -> None:
+def test_malformed_exif_tag_neither_rejects_nor_rotates_the_page(tag: int, order: str, kind: str) -> None:
     exif = b"Exif\0\0" + render_exif({0x0112: (3, (6,)), tag: METADATA[tag]}, order)
     corners = np.zeros((32, 64, 3), np.uint8)
     corners[:16, :32], corners[:16, 32:], corners[16:, :32] = (255, 0, 0), (0, 255, 0), (0, 0, 255)
@@ -144,7 +144,7 @@ def test_a_tag_that_cannot_be_read_refuses_no_page_and_turns_it_no_other_way(tag
 
 
 @pytest.mark.parametrize("value", [(3, (6, 6)), (2, b"6"), (5, (6, 1)), (12, (6.0,)), (3, (0,)), (4, (2**31,))])
-def test_an_orientation_that_cannot_be_read_is_none(value: tuple[int, object]) -> None:
+def test_malformed_orientation_is_ignored(value: tuple[int, object]) -> None:
     exif = b"Exif\0\0" + render_exif({0x0112: value})
     assert np.array_equal(decode(Image.fromarray(draw_colours()), "PNG", exif=exif), draw_colours())
 
@@ -152,7 +152,7 @@ def test_an_orientation_that_cannot_be_read_is_none(value: tuple[int, object]) -
 @pytest.mark.parametrize(
     "exif", [b"", b"Exif\0\0", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0MM\0*\0\0\0\x08\xff\xff"]
 )
-def test_a_broken_exif_block_is_none(exif: bytes) -> None:
+def test_malformed_exif_block_is_ignored(exif: bytes) -> None:
     assert np.array_equal(decode(Image.fromarray(draw_colours()), "WEBP", exif=exif, lossless=True), draw_colours())
 
 
@@ -178,24 +178,24 @@ def render_chunk(name: bytes, data: bytes) -> bytes:
         (b"tIME", b"\xff"),
     ],
 )
-def test_a_broken_chunk_beside_the_pixels_refuses_no_png(name: bytes, data: bytes) -> None:
-    whole = encode(Image.fromarray(draw_colours()), "PNG")
-    for place in (33, whole.index(b"IEND") - 4):  # before the pixels, and after them
-        page = decode_image(whole[:place] + render_chunk(name, data) + whole[place:], LIMIT)
+def test_png_with_malformed_metadata_chunk_is_decoded(name: bytes, data: bytes) -> None:
+    png = encode(Image.fromarray(draw_colours()), "PNG")
+    for offset in (33, png.index(b"IEND") - 4):  # before the pixels, and after them
+        page = decode_image(png[:offset] + render_chunk(name, data) + png[offset:], LIMIT)
         assert np.array_equal(page, draw_colours())
-    torn = bytearray(whole[:33] + render_chunk(name, data) + whole[33:])
-    torn[33 + 8 + len(data)] ^= 1  # its checksum
-    assert np.array_equal(decode_image(bytes(torn), LIMIT), draw_colours())
+    damaged = bytearray(png[:33] + render_chunk(name, data) + png[33:])
+    damaged[33 + 8 + len(data)] ^= 1  # the chunk's checksum
+    assert np.array_equal(decode_image(bytes(damaged), LIMIT), draw_colours())
 
 
 @pytest.mark.parametrize("marker", [0xE1, 0xE2, 0xED, 0xFE])
 @pytest.mark.parametrize(
     "data", [b"", b"Exif\0\0", b"ICC_PROFILE\0\1\2x", b"Photoshop 3.0\08BIM\x04\x04", b"MPF\0II", b"\xff" * 40]
 )
-def test_a_broken_segment_beside_the_pixels_refuses_no_jpeg(marker: int, data: bytes) -> None:
-    whole = encode(Image.fromarray(draw_colours()), "JPEG")
+def test_jpeg_with_malformed_metadata_segment_is_decoded(marker: int, data: bytes) -> None:
+    jpeg = encode(Image.fromarray(draw_colours()), "JPEG")
     segment = b"\xff" + bytes([marker]) + struct.pack(">H", len(data) + 2) + data
-    assert np.array_equal(decode_image(whole[:2] + segment + whole[2:], LIMIT), decode_image(whole, LIMIT))
+    assert np.array_equal(decode_image(jpeg[:2] + segment + jpeg[2:], LIMIT), decode_image(jpeg, LIMIT))
 
 
 @pytest.mark.parametrize("big", [False, True])
@@ -210,16 +210,16 @@ def test_a_broken_segment_beside_the_pixels_refuses_no_jpeg(marker: int, data: b
         (33550, 7, b""),
     ],
 )
-def test_a_broken_tag_beside_the_pixels_refuses_no_tiff(tag: tuple[int, int, bytes], big: bool) -> None:
-    """The tag is written in its place into a TIFF that has none of that number."""
+def test_tiff_with_malformed_metadata_tag_is_decoded(tag: tuple[int, int, bytes], big: bool) -> None:
+    """The tag replaces a private one in a TIFF that has no other tag of its number."""
     page = Image.fromarray(draw_colours())
     number, kind, value = tag
     info = TiffImagePlugin.ImageFileDirectory_v2()
     info[65000], info.tagtype[65000] = b"12345678", 7
     data = bytearray(encode(page, "TIFF", tiffinfo=info, big_tiff=big))
-    at = data.index(struct.pack("<HH", 65000, 7))
-    data[at : at + 4] = struct.pack("<HH", number, kind)
-    data[at + 4 : at + 8] = struct.pack("<L", len(value))
+    start = data.index(struct.pack("<HH", 65000, 7))
+    data[start : start + 4] = struct.pack("<HH", number, kind)
+    data[start + 4 : start + 8] = struct.pack("<L", len(value))
     assert np.array_equal(decode_image(bytes(data), LIMIT), draw_colours())
 
 
@@ -227,12 +227,12 @@ def test_a_broken_tag_beside_the_pixels_refuses_no_tiff(tag: tuple[int, int, byt
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "BMP", "WEBP", "GIF"])
-def test_colours_arrive_as_they_are_in_every_lossless_format(kind: str) -> None:
+def test_lossless_formats_keep_colours(kind: str) -> None:
     options = {"lossless": True} if kind == "WEBP" else {}
     assert np.array_equal(decode(Image.fromarray(draw_colours()), kind, **options), draw_colours())
 
 
-def test_a_jpeg_that_is_an_mpo_is_read() -> None:
+def test_mpo_is_decoded_as_jpeg() -> None:
     first = Image.new("RGB", (8, 8), (200, 10, 10))
     second = Image.new("RGB", (8, 8), (10, 10, 200))
     data = encode(first, "MPO", save_all=True, append_images=[second])
@@ -247,7 +247,7 @@ def test_grey_stays_grey(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "BMP", "GIF"])
-def test_one_bit_is_black_and_white(kind: str) -> None:
+def test_one_bit_image_is_black_and_white(kind: str) -> None:
     bits = np.indices((8, 8)).sum(axis=0) % 2 == 0
     page = decode(Image.fromarray(bits), kind)
     assert np.array_equal(page[..., 0], np.where(bits, 255, 0))
@@ -260,29 +260,29 @@ def make_palette() -> Image.Image:
     return image
 
 
-def test_a_palette_gives_its_colours() -> None:
+def test_palette_is_resolved_to_colours() -> None:
     assert decode(make_palette(), "PNG").tolist() == [[[200, 10, 10], [10, 200, 10]]]
 
 
-def test_a_transparent_palette_entry_is_white() -> None:
+def test_transparent_palette_entry_is_white() -> None:
     assert decode(make_palette(), "PNG", transparency=1).tolist() == [[[200, 10, 10], [255, 255, 255]]]
     assert decode(make_palette(), "GIF", transparency=1).tolist() == [[[200, 10, 10], [255, 255, 255]]]
 
 
-def test_a_half_transparent_palette_entry_is_mixed_with_white() -> None:
+def test_half_transparent_palette_entry_is_blended_with_white() -> None:
     page = decode(make_palette(), "PNG", transparency=bytes([255, 0]))
     assert page.tolist() == [[[200, 10, 10], [255, 255, 255]]]
     mixed = decode(make_palette(), "PNG", transparency=bytes([128, 255]))
     assert abs(int(mixed[0, 0, 1]) - 132) <= 1
 
 
-def test_a_transparent_colour_of_an_rgb_png_is_white() -> None:
+def test_transparent_colour_of_rgb_png_is_white() -> None:
     image = Image.fromarray(np.array([[[1, 2, 3], [9, 9, 9]]], np.uint8))
     assert decode(image, "PNG", transparency=(1, 2, 3)).tolist() == [[[255, 255, 255], [9, 9, 9]]]
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP"])
-def test_alpha_lies_on_white(kind: str) -> None:
+def test_alpha_is_blended_with_white(kind: str) -> None:
     pixels = np.array([[[0, 0, 0, 0], [0, 0, 0, 255], [100, 0, 200, 128]]], np.uint8)
     options = {"lossless": True, "exact": True} if kind == "WEBP" else {}
     page = decode(Image.fromarray(pixels), kind, **options)
@@ -291,14 +291,14 @@ def test_alpha_lies_on_white(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP", "BMP"])
-def test_an_alpha_that_is_zero_everywhere_hides_nothing(kind: str) -> None:
-    """A fourth byte that programs left unused; seen through it, the page would be empty."""
+def test_all_zero_alpha_is_ignored(kind: str) -> None:
+    """Some programs leave the fourth byte unused; treated as alpha, it would hide the page."""
     pixels = np.dstack([draw_colours(), np.zeros((6, 4), np.uint8)])
     options = {"lossless": True, "exact": True} if kind == "WEBP" else {}
     assert np.array_equal(decode(Image.fromarray(pixels), kind, **options), draw_colours())
 
 
-def test_grey_with_alpha_lies_on_white() -> None:
+def test_grey_with_alpha_is_blended_with_white() -> None:
     page = decode(Image.fromarray(np.array([[[0, 0], [0, 255], [100, 128]]], np.uint8), "LA"), "PNG")
     assert page[0, 0].tolist() == [255] * 3 and page[0, 1].tolist() == [0] * 3
     assert abs(int(page[0, 2, 0]) - 177) <= 1
@@ -317,17 +317,17 @@ def test_cmyk_is_ink_on_white() -> None:
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
-def test_a_16_bit_gradient_stays_a_gradient(kind: str) -> None:
+def test_16_bit_gradient_is_preserved(kind: str) -> None:
     check_gradient(decode(Image.fromarray(GRADIENT_16), kind))
 
 
-def test_a_big_endian_16_bit_gradient_stays_a_gradient() -> None:
+def test_big_endian_16_bit_gradient_is_preserved() -> None:
     image = Image.frombytes("I;16B", (16, 16), GRADIENT_16.astype(">u2").tobytes())
     check_gradient(decode(image, "TIFF"))
 
 
 @pytest.mark.parametrize(("colour", "channels"), [(0, 1), (4, 2), (2, 3), (6, 4)])
-def test_a_16_bit_png_of_every_colour_type_stays_a_gradient(colour: int, channels: int) -> None:
+def test_16_bit_gradient_of_every_png_colour_type_is_preserved(colour: int, channels: int) -> None:
     shades = np.repeat(GRADIENT_16[..., None], channels, axis=2)
     if channels in (2, 4):
         shades[..., -1] = 65535
@@ -335,7 +335,7 @@ def test_a_16_bit_png_of_every_colour_type_stays_a_gradient(colour: int, channel
     check_gradient(decode_image(render_png(16, 16, 16, colour, rows), LIMIT))
 
 
-def test_wide_integers_and_floats_stay_a_gradient() -> None:
+def test_gradient_of_wide_integers_and_floats_is_preserved() -> None:
     check_gradient(decode(Image.fromarray(GRADIENT_16.astype(np.int32)), "TIFF"))
     check_gradient(decode(Image.fromarray(np.arange(256, dtype=np.int32).reshape(16, 16)), "TIFF"))
     check_gradient(decode(Image.fromarray(GRADIENT_16.astype(np.int32) * 1000), "TIFF"))
@@ -344,7 +344,7 @@ def test_wide_integers_and_floats_stay_a_gradient() -> None:
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_a_float_scan_with_a_pixel_that_is_no_number_is_refused_or_keeps_its_other_shades(bad: float) -> None:
+def test_float_scan_with_non_finite_pixel_is_rejected_or_keeps_other_shades(bad: float) -> None:
     values = (GRADIENT_16 / 65535).astype(np.float32)
     values[0, 0] = bad
     try:
@@ -354,12 +354,12 @@ def test_a_float_scan_with_a_pixel_that_is_no_number_is_refused_or_keeps_its_oth
     assert np.abs(page[..., 0].ravel()[1:].astype(int) - np.arange(1, 256)).max() <= 1
 
 
-def test_a_black_16_bit_page_is_black_and_no_division_by_zero() -> None:
+def test_black_16_bit_page_stays_black() -> None:
     assert decode(Image.fromarray(np.zeros((4, 4), np.uint16)), "PNG").max() == 0
     assert decode(Image.fromarray(np.zeros((4, 4), np.float32)), "TIFF").max() == 0
 
 
-# --- what is refused -------------------------------------------------------------------------------------------------
+# --- rejected files --------------------------------------------------------------------------------------------------
 
 
 def make_noise(kind: str) -> bytes:
@@ -367,11 +367,11 @@ def make_noise(kind: str) -> bytes:
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "BMP", "GIF", "WEBP"])
-@pytest.mark.parametrize("share", [0.0, 0.05, 0.5, 0.9])
-def test_a_truncated_file_is_refused(kind: str, share: float) -> None:
+@pytest.mark.parametrize("fraction", [0.0, 0.05, 0.5, 0.9])
+def test_truncated_file_is_rejected(kind: str, fraction: float) -> None:
     data = make_noise(kind)
     with pytest.raises(ImageError):
-        decode_image(data[: int(len(data) * share)], LIMIT)
+        decode_image(data[: int(len(data) * fraction)], LIMIT)
 
 
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n"
@@ -380,12 +380,12 @@ EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpa
 @pytest.mark.parametrize(
     "data", [b"", b"hello, this is text", EPS, b"%PDF-1.7\n", b"P6 1 1 255 abc", b"<svg/>", b"\0" * 500]
 )
-def test_what_is_no_image_of_a_page_is_refused(data: bytes) -> None:
+def test_non_image_is_rejected(data: bytes) -> None:
     with pytest.raises(ImageError, match="not an image"):
         decode_image(data, LIMIT)
 
 
-def test_the_pixel_limit_is_exact_and_told() -> None:
+def test_pixel_limit_is_exact_and_reported() -> None:
     data = encode(Image.new("L", (30, 20)), "PNG")
     assert decode_image(data, 600).shape == (20, 30, 3)
     with pytest.raises(ImageError, match=r"30 x 20 px is more than data.max_image_pixels = 599"):
@@ -393,7 +393,7 @@ def test_the_pixel_limit_is_exact_and_told() -> None:
 
 
 @pytest.mark.parametrize("side", [20_000, 2**31 - 1])
-def test_a_small_file_of_a_huge_image_is_refused_without_room_for_it(side: int) -> None:
+def test_small_file_of_a_huge_image_is_rejected_without_allocating_it(side: int) -> None:
     data = render_png(side, side, 1, 0, b"\0" * 100)
     tracemalloc.start()
     try:
@@ -404,11 +404,11 @@ def test_a_small_file_of_a_huge_image_is_refused_without_room_for_it(side: int) 
         tracemalloc.stop()
 
 
-def test_an_image_above_pillows_own_limit_is_allowed_where_ours_is_higher() -> None:
+def test_pillows_own_pixel_limit_is_disabled() -> None:
     assert Image.MAX_IMAGE_PIXELS is None
 
 
-def test_of_an_animation_the_first_frame_is_taken() -> None:
+def test_first_frame_of_an_animation_is_used() -> None:
     frames = [Image.new("RGB", (4, 4), colour) for colour in ((250, 0, 0), (0, 250, 0))]
     data = encode(frames[0], "GIF", save_all=True, append_images=frames[1:])
     assert decode_image(data, LIMIT)[0, 0].tolist() == [250, 0, 0]
@@ -416,13 +416,13 @@ def test_of_an_animation_the_first_frame_is_taken() -> None:
     assert decode_image(data, LIMIT)[0, 0].tolist() == [250, 0, 0]
 
 
-def test_random_damage_never_raises_anything_but_an_image_error() -> None:
-    stream = np.random.default_rng(0)
+def test_random_damage_raises_only_image_errors() -> None:
+    rng = np.random.default_rng(0)
     files = [np.frombuffer(make_noise(kind), np.uint8) for kind in ("JPEG", "PNG", "TIFF", "GIF", "BMP", "WEBP")]
-    for turn in range(600):
-        data = files[turn % len(files)].copy()
-        places = stream.integers(0, min(300, len(data)), 3)
-        data[places] = stream.integers(0, 256, 3)
+    for trial in range(600):
+        data = files[trial % len(files)].copy()
+        offsets = rng.integers(0, min(300, len(data)), 3)
+        data[offsets] = rng.integers(0, 256, 3)
         try:
             assert decode_image(data.tobytes(), 10**6).dtype == np.uint8
         except ImageError:
@@ -433,7 +433,7 @@ def test_random_damage_never_raises_anything_but_an_image_error() -> None:
 
 
 @pytest.mark.parametrize("kind", ["GIF", "TIFF", "WEBP"])
-def test_pages_are_counted_and_the_first_is_taken(kind: str) -> None:
+def test_pages_are_counted_and_the_first_is_used(kind: str) -> None:
     pages = [Image.new("RGB", (4, 4), colour) for colour in ("red", "lime", "blue")]
     data = encode(pages[0], kind, save_all=True, append_images=pages[1:])
     assert count_pages(data) == 3 and count_pages(encode(pages[0], kind)) == 1
@@ -441,11 +441,11 @@ def test_pages_are_counted_and_the_first_is_taken(kind: str) -> None:
 
 
 @pytest.mark.parametrize("data", [b"", b"II*\0\xff\xff\xff\xff", b"GIF89a", encode(Image.new("L", (3, 3)), "JPEG")])
-def test_what_cannot_be_counted_is_one_page(data: bytes) -> None:
+def test_uncountable_pages_count_as_one(data: bytes) -> None:
     assert count_pages(data) == 1
 
 
-def test_a_tiff_whose_pages_go_round_in_a_ring_is_counted() -> None:
+def test_tiff_with_cyclic_page_list_is_counted() -> None:
     data = bytearray(encode(Image.new("L", (3, 3)), "TIFF"))
     first = struct.unpack_from("<L", data, 4)[0]
     (count,) = struct.unpack_from("<H", data, first)
@@ -453,11 +453,11 @@ def test_a_tiff_whose_pages_go_round_in_a_ring_is_counted() -> None:
     assert count_pages(bytes(data)) == 1 and decode_image(bytes(data), LIMIT).shape == (3, 3, 3)
 
 
-# --- a JPEG at a part of its size ------------------------------------------------------------------------------------
+# --- JPEGs decoded at a fraction of their size -----------------------------------------------------------------------
 
 
 def draw_text(height: int, width: int) -> np.ndarray:
-    """Dark strokes on paper, with colour, as soft as a scanner's lens makes them."""
+    """Draw coloured dark strokes on paper, as soft as a scanner's lens makes them."""
     rows, columns = np.mgrid[:height, :width]
     ink = ((rows // 14) % 3 == 0) & ((columns // 18 + rows // 42) % 3 != 0)
     page = np.full((height, width, 3), (250, 245, 235), np.uint8)
@@ -470,55 +470,53 @@ def draw_text(height: int, width: int) -> np.ndarray:
     [(1754, 1240, 224, 2), (1754, 1240, 109, 8), (1754, 1240, 438, 2), (1754, 1240, 439, 1), (448, 9, 112, 2),
      (447, 9, 112, 1), (447, 9, 1, 8), (447, 7, 1, 4), (447, 1, 1, 1), (1, 1, 1, 1)],
 )  # fmt: skip
-def test_twice_the_size_is_left_and_no_more_than_needed_is_decoded(
-    height: int, width: int, size_px: int, reduced: int
-) -> None:
-    decoded = decode_near(encode(Image.fromarray(draw_text(height, width)), "JPEG"), LIMIT, size_px)
+def test_jpeg_is_reduced_to_no_less_than_twice_the_size(height: int, width: int, size_px: int, reduced: int) -> None:
+    decoded = decode_reduced(encode(Image.fromarray(draw_text(height, width)), "JPEG"), LIMIT, size_px)
     assert (decoded.reduced, decoded.height_px, decoded.width_px) == (reduced, height, width)
     assert decoded.page.shape == (-(-height // reduced), -(-width // reduced), 3)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "BMP", "WEBP"])
-def test_other_formats_are_decoded_whole(kind: str) -> None:
-    assert decode_near(encode(Image.fromarray(draw_text(640, 480)), kind), LIMIT, 40).page.shape == (640, 480, 3)
+def test_other_formats_are_decoded_at_full_size(kind: str) -> None:
+    assert decode_reduced(encode(Image.fromarray(draw_text(640, 480)), kind), LIMIT, 40).page.shape == (640, 480, 3)
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}])
-def test_scaled_down_it_is_as_the_whole_page_scaled_down(mode: str, options: dict[str, object]) -> None:
+def test_reduced_jpeg_scales_to_the_same_page_as_the_full_one(mode: str, options: dict[str, object]) -> None:
     data = encode(Image.fromarray(draw_text(1600, 1200)).convert(mode), "JPEG", quality=90, **options)
     page = decode_image(data, LIMIT)
-    near, area = load_page(data, LIMIT, 192), scale_page(page, 192).astype(int)
+    loaded, area = load_page(data, LIMIT, 192), scale_page(page, 192).astype(int)
     bilinear = np.asarray(Image.fromarray(page).resize((144, 192), Image.Resampling.BILINEAR))
-    assert np.abs(near - area).mean() < np.abs(bilinear - area).mean(), "two usual filters differ by more"
+    assert np.abs(loaded - area).mean() < np.abs(bilinear - area).mean(), "two common filters differ by more"
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_its_orientation_is_undone(orientation: int) -> None:
+def test_orientation_of_reduced_jpeg_is_undone(orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     data = encode(Image.fromarray(draw_text(800, 600)), "JPEG", exif=exif)
-    near, whole = decode_near(data, LIMIT, 100), decode_image(data, LIMIT)
-    assert near.reduced == 4 and (near.height_px, near.width_px) == whole.shape[:2]
-    assert np.abs(near.scale(100).astype(int) - scale_page(whole, 100)).mean() < 4.0
-    assert np.abs(near.scale(100).astype(int) - scale_page(whole[::-1], 100)).mean() > 20.0, "it has an up and a down"
+    reduced, full = decode_reduced(data, LIMIT, 100), decode_image(data, LIMIT)
+    assert reduced.reduced == 4 and (reduced.height_px, reduced.width_px) == full.shape[:2]
+    assert np.abs(reduced.scale(100).astype(int) - scale_page(full, 100)).mean() < 4.0
+    assert np.abs(reduced.scale(100).astype(int) - scale_page(full[::-1], 100)).mean() > 20.0, "the page is asymmetric"
 
 
-@pytest.mark.parametrize("share", [0.3, 0.9, 0.99])
-def test_a_truncated_one_is_found_all_the_same(share: float) -> None:
+@pytest.mark.parametrize("fraction", [0.3, 0.9, 0.99])
+def test_truncated_jpeg_is_rejected_when_reduced(fraction: float) -> None:
     data = encode(Image.fromarray(draw_text(1600, 1200)), "JPEG", quality=90)
     with pytest.raises(ImageError, match="truncated"):
-        decode_near(data[: int(share * len(data))], LIMIT, 100)
+        decode_reduced(data[: int(fraction * len(data))], LIMIT, 100)
 
 
-def test_its_limit_of_pixels_is_that_of_the_whole_page() -> None:
+def test_pixel_limit_of_reduced_jpeg_applies_to_its_full_size() -> None:
     data = encode(Image.fromarray(draw_text(800, 600)), "JPEG")
     with pytest.raises(ImageError, match="600 x 800 px is more than"):
-        decode_near(data, 800 * 600 - 1, 50)
+        decode_reduced(data, 800 * 600 - 1, 50)
 
 
 @pytest.mark.parametrize(("shape", "size_px"), [((280, 200), 224), ((300, 400), 320), ((5, 640), 512), ((224, 9), 224)])
-def test_a_kept_page_is_shrunk_to_the_networks_size(shape: tuple[int, int], size_px: int) -> None:
+def test_stored_page_is_shrunk_to_the_network_input_size(shape: tuple[int, int], size_px: int) -> None:
     page = draw_text(*shape)
     shrunk = shrink_page(page, size_px)
     scale = size_px / max(shape)
@@ -542,7 +540,7 @@ def test_a_kept_page_is_shrunk_to_the_networks_size(shape: tuple[int, int], size
         (500, 1, 0, 31, 64, 1),
     ],
 )
-def test_the_longest_side_fills_the_page_and_the_rest_is_white(
+def test_longest_side_fills_the_page_and_padding_is_white(
     height: int, width: int, top: int, left: int, new_height: int, new_width: int
 ) -> None:
     page = fit_page(np.full((height, width, 3), 40, np.uint8), 64)
@@ -552,12 +550,12 @@ def test_the_longest_side_fills_the_page_and_the_rest_is_white(
     assert np.array_equal(page, expected)
 
 
-def test_a_page_of_the_size_itself_is_unchanged() -> None:
+def test_page_of_the_target_size_is_unchanged() -> None:
     image = np.random.default_rng(0).integers(0, 256, (48, 48, 3), dtype=np.uint8)
     assert np.array_equal(fit_page(image, 48), image)
 
 
-def test_shrinking_averages_and_does_not_skip_lines() -> None:
+def test_shrinking_averages_lines() -> None:
     stripes = np.zeros((256, 256, 3), np.uint8)
     stripes[::2] = 255
     assert np.abs(fit_page(stripes, 64).astype(int) - 128).max() <= 1

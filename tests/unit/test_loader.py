@@ -1,4 +1,4 @@
-"""The loader gives exactly what is asked for. (Its processes: tests/distributed.)"""
+"""The loader without workers: it yields exactly the requested batches. (Workers: tests/distributed.)"""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from doccls.data.loader import loading
 from doccls.data.sampler import BatchPlace, BatchRequest
 
 
-def test_exactly_the_batches_in_their_order(pages: Pages) -> None:
+def test_requested_batches_are_yielded_in_order(pages: Pages) -> None:
     places = [BatchPlace("validate", 0, number=number) for number in range(3)]
-    asked = [BatchRequest(place, rows) for place, rows in zip(places, ((4, 1), (4,), (0, 5, 2)), strict=True)]
-    with loading(DocClsDataset(pages), asked, num_workers=0, pin_memory=False) as batches:
-        given = list(batches)
-    assert [batch.indices_N.tolist() for batch in given] == [[4, 1], [4], [0, 5, 2]]
-    assert [batch.place for batch in given] == places
-    assert [batch.targets_N.tolist() for batch in given] == [[0, 1], [0], [0, 1, 0]]
+    requests = [BatchRequest(place, rows) for place, rows in zip(places, ((4, 1), (4,), (0, 5, 2)), strict=True)]
+    with loading(DocClsDataset(pages), requests, num_workers=0, pin_memory=False) as batches:
+        loaded = list(batches)
+    assert [batch.indices_N.tolist() for batch in loaded] == [[4, 1], [4], [0, 5, 2]]
+    assert [batch.place for batch in loaded] == places
+    assert [batch.targets_N.tolist() for batch in loaded] == [[0, 1], [0], [0, 1, 0]]
 
 
-def test_the_global_generator_is_left_alone(pages: Pages) -> None:
+def test_global_generator_is_not_used(pages: Pages) -> None:
     torch.manual_seed(5)
     expected = torch.rand(1)
     torch.manual_seed(5)

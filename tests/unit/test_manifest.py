@@ -1,4 +1,4 @@
-"""train.csv and its images: what an ID may be, what is found before training, and in which words it is told."""
+"""The manifest of train.csv and its images: valid IDs, and the problems that are reported before training."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ Read = Callable[..., Manifest]
 
 @pytest.fixture
 def read(make_config: MakeConfig) -> Read:
-    """`read(folds=2)`: the manifest of tmp_path/train.csv under those `data` keys."""
+    """Return `read(folds=2)`, which reads the manifest of tmp_path/train.csv with the given `data` keys."""
     return lambda **data: read_manifest(make_config(data={"folds": 2, **data}).data)
 
 
 @pytest.fixture
-def refuse(read: Read) -> Callable[..., str]:
+def reject(read: Read) -> Callable[..., str]:
     def act(**data: object) -> str:
         with pytest.raises(UserError) as caught:
             read(**data)
@@ -70,7 +70,7 @@ def refuse(read: Read) -> Callable[..., str]:
         ("./abc", "abc.jpg"),
     ],
 )  # fmt: skip
-def test_an_id_finds_its_file(make_data: MakeData, read: Read, sample_id: str, file: str) -> None:
+def test_id_resolves_to_its_file(make_data: MakeData, read: Read, sample_id: str, file: str) -> None:
     folder = make_data([sample_id, "other"], ["0", "1"], files=[file, "other.jpg"])
     manifest = read()
     assert tuple(manifest.ids) == (sample_id, "other")
@@ -78,34 +78,34 @@ def test_an_id_finds_its_file(make_data: MakeData, read: Read, sample_id: str, f
     assert path is not None and path.samefile(folder / "train" / file)
 
 
-def test_the_stated_extension_is_tried_before_the_others(make_data: MakeData, read: Read) -> None:
+def test_configured_extension_is_tried_first(make_data: MakeData, read: Read) -> None:
     folder = make_data(["a", "b"], ["0", "1"], files=["a.jpg", "a.png", "b.jpg"])
     assert tuple(read().paths) == (folder / "train/a.jpg", folder / "train/b.jpg")
     assert tuple(read(image_ext="PNG").paths) == (folder / "train/a.png", folder / "train/b.jpg")
 
 
-def test_the_exact_case_wins_over_another(make_data: MakeData, read: Read) -> None:
+def test_exact_case_wins_over_other_case(make_data: MakeData, read: Read) -> None:
     folder = make_data(["A.jpg", "a.jpg"], ["0", "1"], files=["A.jpg", "a.jpg"])
     assert tuple(read().paths) == (folder / "train/A.jpg", folder / "train/a.jpg")
 
 
 @pytest.mark.parametrize("sample_id", ["x.jpg", "x.JPG", "x.jpeg", "x.Png", "sub/x.tif", "x.y.webp", "x.jpg.jpg"])
-def test_an_id_with_a_known_extension_is_its_only_candidate(sample_id: str) -> None:
+def test_id_with_known_extension_is_the_only_candidate(sample_id: str) -> None:
     assert list_candidates(sample_id, ".jpg") == (sample_id,)
 
 
 @pytest.mark.parametrize("sample_id", ["x", "x.y", "v1.2", "x.pdf", "x.", ".x"])
-def test_an_id_without_a_known_extension_gets_each_once(sample_id: str) -> None:
+def test_id_without_known_extension_gets_each_extension_once(sample_id: str) -> None:
     candidates = list_candidates(sample_id, ".png")
     assert candidates[0] == f"{sample_id}.png"
     assert len(set(candidates)) == len(candidates) == 8
     assert all(name.startswith(f"{sample_id}.") for name in candidates)
 
 
-def test_a_folder_is_no_image(make_data: MakeData, refuse: Callable[..., str], tmp_path: Path) -> None:
+def test_folder_is_not_an_image(make_data: MakeData, reject: Callable[..., str], tmp_path: Path) -> None:
     make_data(["a", "b"], ["0", "1"], files=["b.jpg"])
     (tmp_path / "train" / "a.jpg").mkdir()
-    assert "images missing" in refuse()
+    assert "images missing" in reject()
 
 
 ESCAPING = (
@@ -115,27 +115,27 @@ ESCAPING = (
 
 
 @pytest.mark.parametrize("sample_id", ESCAPING)
-def test_an_id_that_leaves_the_folder_is_refused_and_nothing_outside_is_looked_at(
+def test_id_that_leaves_the_folder_is_rejected_without_listing_any_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sample_id: str
 ) -> None:
     (tmp_path / "train").mkdir()
     (tmp_path / "secret.jpg").write_bytes(b"x")
-    looked: list[Path] = []
-    monkeypatch.setattr("doccls.data.manifest.os.scandir", lambda folder: looked.append(folder) or iter(()))
-    found = resolve_images([sample_id], tmp_path / "train", ".jpg")
-    assert found.names == (None,) and not found.missing and not looked
-    assert found.refused is not None
-    assert "leave the image folder" in found.refused and f"line 2: ID {sample_id!r}" in found.refused
+    listed: list[Path] = []
+    monkeypatch.setattr("doccls.data.manifest.os.scandir", lambda folder: listed.append(folder) or iter(()))
+    images = resolve_images([sample_id], tmp_path / "train", ".jpg")
+    assert images.names == (None,) and not images.missing and not listed
+    assert images.refused is not None
+    assert "leave the image folder" in images.refused and f"line 2: ID {sample_id!r}" in images.refused
 
 
-def test_escaping_ids_are_all_counted_in_one_error(make_data: MakeData, refuse: Callable[..., str]) -> None:
+def test_one_error_lists_all_escaping_ids(make_data: MakeData, reject: Callable[..., str]) -> None:
     make_data(["../a", "b", "/c", ""], ["0", "1", "0", "1"], files=["b.jpg"])
-    message = refuse(on_bad_image="skip")
+    message = reject(on_bad_image="skip")
     assert "leave the image folder (absolute, or with `..`): 3" in message
     assert "line 2: ID '../a'" in message and "line 4: ID '/c'" in message and "line 5: ID ''" in message
 
 
-def test_dots_inside_a_name_do_not_climb(make_data: MakeData, read: Read) -> None:
+def test_dots_inside_a_name_are_allowed(make_data: MakeData, read: Read) -> None:
     make_data(["a..b", "...c"], ["0", "1"], files=["a..b.jpg", "...c.jpg"])
     assert None not in read().paths
 
@@ -149,12 +149,12 @@ def test_ids_stay_as_written(make_data: MakeData, read: Read, ids: tuple[str, ..
 # --- missing images --------------------------------------------------------------------------------------------------
 
 
-def test_missing_images_are_all_counted_with_every_path_tried(
-    make_data: MakeData, refuse: Callable[..., str], tmp_path: Path
+def test_missing_images_are_counted_with_all_tried_paths(
+    make_data: MakeData, reject: Callable[..., str], tmp_path: Path
 ) -> None:
     ids = [f"id{number}" for number in range(25)]
     make_data(["have", "gone.png", *ids], ["0", "1"] * 13 + ["0"], files=["have.jpg"])
-    message = refuse()
+    message = reject()
     assert f"images missing in {tmp_path / 'train'} (data.image_dir_train): 26" in message
     assert f"line 3: ID 'gone.png': tried {tmp_path / 'train' / 'gone.png'}\n" in message
     line = next(line for line in message.splitlines() if "'id0'" in line)
@@ -163,14 +163,14 @@ def test_missing_images_are_all_counted_with_every_path_tried(
     assert "... and 16 more" in message
 
 
-def test_missing_images_are_a_warning_where_bad_images_are_skipped(make_data: MakeData, read: Read) -> None:
+def test_missing_images_are_a_warning_if_bad_images_are_skipped(make_data: MakeData, read: Read) -> None:
     make_data(["a", "b", "c"], ["0", "1", "0"], files=["a.jpg", "b.jpg"])
     manifest = read(on_bad_image="skip")
     assert manifest.paths[2] is None and None not in manifest.paths[:2]
     assert any("images missing" in warning and "'c'" in warning for warning in manifest.warnings)
 
 
-def test_a_bad_image_is_named_before_training_or_skipped(
+def test_bad_image_is_reported_before_training_or_skipped(
     make_data: MakeData, make_config: MakeConfig, tmp_path: Path
 ) -> None:
     make_data([f"i{n}" for n in range(8)], ["0", "1"] * 4)
@@ -194,7 +194,7 @@ def test_a_bad_image_is_named_before_training_or_skipped(
     assert any("3 rows are left out" in warning for warning in prepared.warnings)
 
 
-def test_the_data_digest_follows_content_and_labels_and_not_spelling(
+def test_data_digest_depends_on_content_and_labels_not_on_spelling(
     make_data: MakeData, make_config: MakeConfig, tmp_path: Path
 ) -> None:
     def digest() -> str:
@@ -217,25 +217,24 @@ def copy_page(folder: Path, source: str, target: str) -> None:
     (folder / "train" / target).write_bytes((folder / "train" / source).read_bytes())
 
 
-def test_one_content_under_several_names_is_told_with_labels_that_differ_and_shares_a_fold(
+def test_duplicate_images_are_reported_with_conflicting_labels_first_and_share_a_fold(
     make_data: MakeData, make_config: MakeConfig, tmp_path: Path
 ) -> None:
     make_data([f"i{n}" for n in range(12)], ["0", "1"] * 6)
     copy_page(tmp_path, "i2.jpg", "i8.jpg")  # the same label
-    copy_page(tmp_path, "i3.jpg", "i6.jpg")  # another
+    copy_page(tmp_path, "i3.jpg", "i6.jpg")  # a different label
     prepared = prepare_data(make_config(data={"folds": 3}))
-    (told,) = prepared.warnings
-    assert told.startswith(
-        "images that lie under several names and share a fold (1 of them with labels that differ): 2\n"
-    )
-    assert told.index("lines 5 and 8: IDs 'i3', 'i6', labels differ: ['1', '0']") < told.index("lines 4 and 10: IDs")
+    (warning,) = prepared.warnings
+    assert warning.startswith("duplicate images under different file names (1 with conflicting labels): 2\n")
+    conflict = "lines 5 and 8: IDs 'i3', 'i6', labels differ: ['1', '0']"
+    assert warning.index(conflict) < warning.index("lines 4 and 10: IDs")
     folds = prepared.assignment.fold_of_N
     assert folds[2] == folds[8] and folds[3] == folds[6]
-    with pytest.raises(UserError, match=r"lie under several names.*\n(.*\n)*.*data.on_duplicate: keep"):
+    with pytest.raises(UserError, match=r"under different file names.*\n(.*\n)*.*data.on_duplicate: keep"):
         prepare_data(make_config(data={"folds": 3, "on_duplicate": "error"}))
 
 
-def test_the_same_page_in_another_file_format_or_with_other_metadata_is_the_same_content(
+def test_same_page_in_other_format_or_with_other_metadata_is_a_duplicate(
     make_data: MakeData, make_config: MakeConfig, tmp_path: Path
 ) -> None:
     files = ["a.png", "b.bmp", "c.png", "d.png", "e.tif", "f.png"]
@@ -251,7 +250,7 @@ def test_the_same_page_in_another_file_format_or_with_other_metadata_is_the_same
     assert len(set(prepared.assignment.fold_of_N[[0, 1, 4, 5]])) == 1
 
 
-def test_a_large_jpeg_is_known_in_every_format_and_in_other_jpegs(
+def test_large_jpeg_is_recognized_in_other_formats_and_other_jpegs(
     make_data: MakeData, make_config: MakeConfig, tmp_path: Path
 ) -> None:
     files = ["a.jpg", "b.jpg", "c.png", "d.jpg", "e.jpg", "f.jpg"]
@@ -261,28 +260,30 @@ def test_a_large_jpeg_is_known_in_every_format_and_in_other_jpegs(
         Image.fromarray(noise.integers(0, 256, (size, size, 3), np.uint8)).save(folder / name)
     config = make_config(data={"folds": 3, "stratify": False}, train={"img_size": 64})
     (folder / "f.jpg").write_bytes((folder / "e.jpg").read_bytes() + b"another file")
-    told = [line for line in prepare_data(config).warnings if "several names" in line]
-    assert len(told) == 1 and "lines 6 and 7: IDs 'e.jpg', 'f.jpg'" in told[0]
+    (warning,) = [line for line in prepare_data(config).warnings if "different file names" in line]
+    assert "lines 6 and 7: IDs 'e.jpg', 'f.jpg'" in warning
     Image.open(folder / "a.jpg").save(folder / "c.png")
     prepared = prepare_data(config)
     assert "lines 2 and 4: IDs 'a.jpg', 'c.png'" in prepared.warnings[0] and "lines 6 and 7" in prepared.warnings[0]
     reduced = [prepared.scans[folder / name].fact.reduced for name in files]
-    assert reduced == [1, 1, 1, 1, 4, 4], "those of the PNG's size by their whole pages"
-    again = prepare_data(config, prepared.scans)
-    assert (again.warnings, again.scans) == (prepared.warnings, prepared.scans)
+    assert reduced == [1, 1, 1, 1, 4, 4], "JPEGs of the PNG's size are compared at full size"
+    cached = prepare_data(config, prepared.scans)
+    assert (cached.warnings, cached.scans) == (prepared.warnings, prepared.scans)
 
 
-def test_files_of_several_pages_are_counted(make_data: MakeData, make_config: MakeConfig, tmp_path: Path) -> None:
+def test_multi_page_files_are_reported(make_data: MakeData, make_config: MakeConfig, tmp_path: Path) -> None:
     make_data(["a.tif", "b.tif", "c.tif", "d.tif"], ["0", "1"] * 2, files=["a.tif", "b.tif", "c.tif", "d.tif"])
     pages = [Image.new("RGB", (9, 9), colour) for colour in ("red", "blue")]
     pages[0].save(tmp_path / "train" / "c.tif", save_all=True, append_images=pages[1:])
     prepared = prepare_data(make_config(data={"folds": 2}))
-    told = f"files of several pages, of which the first is used: 1\n    {tmp_path / 'train' / 'c.tif'}: 2"
-    assert prepared.warnings == (told,)
-    assert prepare_data(make_config(data={"folds": 2}), prepared.scans).warnings == (told,), "also where it is known"
+    warning = f"multi-page files (only the first page is used): 1\n    {tmp_path / 'train' / 'c.tif'}: 2"
+    assert prepared.warnings == (warning,)
+    assert prepare_data(make_config(data={"folds": 2}), prepared.scans).warnings == (warning,), (
+        "also from the scan cache"
+    )
 
 
-def test_a_class_that_its_own_model_never_saw_is_named_with_its_fold_and_its_groups(
+def test_class_in_a_single_fold_is_reported_with_its_fold_and_groups(
     make_data: MakeData, make_config: MakeConfig
 ) -> None:
     labels = ["ring", "box", "stamp"] * 12
@@ -291,8 +292,8 @@ def test_a_class_that_its_own_model_never_saw_is_named_with_its_fold_and_its_gro
     prepared = prepare_data(make_config(data={"folds": 3, "group_col": "doc"}))
     (fold,) = set(prepared.assignment.fold_of_N[2::3])
     assert prepared.warnings == (
-        f"classes that are validated by a model that never saw them: 1\n    stamp: all 12 samples in fold {fold}",
-        "classes in fewer groups of 'doc' than the 3 folds, which some folds will lack: 1\n"
+        f"classes validated by a model that never trained on them: 1\n    stamp: all 12 samples in fold {fold}",
+        "classes in fewer groups of 'doc' than the 3 folds (missing from some folds): 1\n"
         "    stamp (groups: 1, samples: 12)",
     )
     lines = describe_folds(prepared)
@@ -300,7 +301,7 @@ def test_a_class_that_its_own_model_never_saw_is_named_with_its_fold_and_its_gro
     assert sorted(lines[3].split()) == sorted(["class", "stamp", ":", "12", "0", "0"])
 
 
-def test_counts_are_of_usable_rows(make_data: MakeData, make_config: MakeConfig, tmp_path: Path) -> None:
+def test_class_counts_include_only_usable_rows(make_data: MakeData, make_config: MakeConfig, tmp_path: Path) -> None:
     make_data(list("abcdef"), ["0", "1"] * 3, extra={"fold": list("001122")})
     for name in "ac":
         (tmp_path / "train" / f"{name}.jpg").write_bytes(b"no image")
@@ -309,7 +310,7 @@ def test_counts_are_of_usable_rows(make_data: MakeData, make_config: MakeConfig,
     assert "    0: all 1 samples in fold 2" in prepared.warnings[-1]
 
 
-def test_no_fold_may_be_left_without_a_usable_image(make_data: MakeData, make_config: MakeConfig) -> None:
+def test_fold_without_usable_image_is_rejected(make_data: MakeData, make_config: MakeConfig) -> None:
     make_data(["a", "b", "c", "d"], ["0", "1", "0", "1"], files=["a.jpg", "b.jpg"], extra={"fold": list("0011")})
     with pytest.raises(UserError, match="no usable image is left"):
         prepare_data(make_config(data={"folds": 2, "on_bad_image": "skip"}))
@@ -319,21 +320,21 @@ def test_no_fold_may_be_left_without_a_usable_image(make_data: MakeData, make_co
 
 
 @pytest.mark.parametrize("empty", ["", "  ", "NaN", "nan", "NA", "n/a", "None", "null", "<NA>"])
-def test_empty_targets_are_counted_and_named(make_data: MakeData, refuse: Callable[..., str], empty: str) -> None:
+def test_empty_targets_are_reported_by_line(make_data: MakeData, reject: Callable[..., str], empty: str) -> None:
     make_data(["a", "b", "c", "d"], ["0", empty, "1", empty])
-    message = refuse()
+    message = reject()
     assert "rows without a 'target' (empty, nan, na, n/a, none, null): 2" in message
     assert "line 3: ID 'b'" in message and "line 5: ID 'd'" in message
 
 
-def test_classes_are_ordered_by_number_if_all_are_numbers_else_by_text() -> None:
+def test_classes_are_sorted_by_number_if_all_are_numbers_else_by_text() -> None:
     assert order_classes(["10", "9", "2", "9"]) == ("2", "9", "10")
     assert order_classes(["1.5", "-3", "1e1"]) == ("-3", "1.5", "1e1")
     assert order_classes(["10", "9", "b"]) == ("10", "9", "b")
     assert order_classes(["b", "a", "B"]) == ("B", "a", "b")
 
 
-def test_targets_are_places_in_the_class_order(make_data: MakeData, read: Read) -> None:
+def test_targets_are_indices_into_classes(make_data: MakeData, read: Read) -> None:
     make_data(["a", "b", "c", "d"], ["10", "9", " 9 ", "10"])
     manifest = read()
     assert manifest.classes == ("9", "10")
@@ -341,28 +342,30 @@ def test_targets_are_places_in_the_class_order(make_data: MakeData, read: Read) 
 
 
 @pytest.mark.parametrize("labels", [["1", "01"], ["1", "1.0"], ["2", "3", "03"], ["0", "-0"], ["1e1", "10"]])
-def test_a_number_spelled_twice_is_refused(make_data: MakeData, refuse: Callable[..., str], labels: list[str]) -> None:
+def test_number_in_two_spellings_is_rejected(
+    make_data: MakeData, reject: Callable[..., str], labels: list[str]
+) -> None:
     make_data([f"i{n}" for n in range(len(labels))], labels)
-    assert "are one number spelled twice" in refuse()
+    assert "are the same number, spelled differently" in reject()
 
 
-def test_names_that_only_look_like_numbers_stay_apart(make_data: MakeData, read: Read) -> None:
+def test_numeric_spellings_are_distinct_among_text_labels(make_data: MakeData, read: Read) -> None:
     make_data(["a", "b", "c"], ["1", "01", "x"])
     assert read().classes == ("01", "1", "x")
 
 
 @pytest.mark.parametrize("label", ["inf", "infinity"])
-def test_a_label_that_float_would_read_as_no_number_is_text(make_data: MakeData, read: Read, label: str) -> None:
+def test_infinity_as_a_label_is_accepted(make_data: MakeData, read: Read, label: str) -> None:
     make_data(["a", "b"], [label, "letter"])
     assert set(read().classes) == {label, "letter"}
 
 
-def test_one_class_alone_is_refused(make_data: MakeData, refuse: Callable[..., str]) -> None:
+def test_single_class_is_rejected(make_data: MakeData, reject: Callable[..., str]) -> None:
     make_data(["a", "b"], ["x", "x"])
-    assert "at least two classes" in refuse()
+    assert "at least two classes" in reject()
 
 
-def test_a_class_smaller_than_the_folds_is_warned_of(make_data: MakeData, read: Read) -> None:
+def test_class_with_fewer_samples_than_folds_gives_a_warning(make_data: MakeData, read: Read) -> None:
     make_data([f"i{n}" for n in range(7)], ["a"] * 5 + ["rare"] * 2)
     warnings = read(folds=5).warnings
     assert len(warnings) == 1
@@ -372,40 +375,40 @@ def test_a_class_smaller_than_the_folds_is_warned_of(make_data: MakeData, read: 
 # --- duplicates ------------------------------------------------------------------------------------------------------
 
 
-def test_rows_of_one_image_are_found_however_they_spell_it(
-    make_data: MakeData, read: Read, refuse: Callable[..., str]
+def test_rows_of_one_image_are_found_in_any_spelling(
+    make_data: MakeData, read: Read, reject: Callable[..., str]
 ) -> None:
     make_data(["a", "a.jpg", "A.JPG", "b", "b"], ["0", "0", "1", "1", "1"], files=["a.jpg", "b.jpg"])
-    (warning,) = [one for one in read().warnings if "more than one row" in one]
+    (warning,) = [line for line in read().warnings if "more than one row" in line]
     assert "images named by more than one row: 2" in warning
     assert "lines 2 and 3 and 4: ID 'a', labels differ: ['0', '0', '1']" in warning
     assert "lines 5 and 6: ID 'b'\n" in warning
     assert len(read()) == 5
-    assert "images named by more than one row: 2" in refuse(on_duplicate="error")
+    assert "images named by more than one row: 2" in reject(on_duplicate="error")
 
 
 # --- the table -------------------------------------------------------------------------------------------------------
 
 
-def test_a_byte_order_mark_is_no_part_of_the_first_column(make_data: MakeData, read: Read, tmp_path: Path) -> None:
+def test_byte_order_mark_is_ignored(make_data: MakeData, read: Read, tmp_path: Path) -> None:
     make_data(["a", "b"], ["0", "1"])
     table = tmp_path / "train.csv"
     table.write_bytes(b"\xef\xbb\xbf" + table.read_bytes())
     assert tuple(read().ids) == ("a", "b")
 
 
-def test_a_missing_column_is_told_with_its_key_and_those_that_are_there(
-    make_data: MakeData, refuse: Callable[..., str], tmp_path: Path
+def test_missing_column_error_names_key_and_existing_columns(
+    make_data: MakeData, reject: Callable[..., str], tmp_path: Path
 ) -> None:
     make_data(["a", "b"], ["0", "1"], extra={"doc": ["x", "y"]})
-    message = refuse(id_col="image", target_col="label", group_col="page")
+    message = reject(id_col="image", target_col="label", group_col="page")
     assert str(tmp_path / "train.csv") in message
-    for part in ("data.id_col = 'image'", "data.target_col = 'label'", "data.group_col = 'page'"):
-        assert part in message
+    for stated in ("data.id_col = 'image'", "data.target_col = 'label'", "data.group_col = 'page'"):
+        assert stated in message
     assert "it has: 'ID', 'target', 'doc'" in message
 
 
-def test_columns_may_be_named_otherwise(make_data: MakeData, read: Read, tmp_path: Path) -> None:
+def test_column_names_are_configurable(make_data: MakeData, read: Read, tmp_path: Path) -> None:
     make_data(["a", "b"], ["0", "1"], extra={"doc": ["x", "y"]})
     table = tmp_path / "train.csv"
     table.write_text(table.read_text().replace("ID,target", "image,label"))
@@ -414,49 +417,47 @@ def test_columns_may_be_named_otherwise(make_data: MakeData, read: Read, tmp_pat
     assert [*manifest.ids, *manifest.targets_N, *manifest.groups] == ["a", "b", 0, 1, "x", "y"]
 
 
-def test_an_empty_group_is_named(make_data: MakeData, refuse: Callable[..., str]) -> None:
+def test_empty_group_is_reported_by_line(make_data: MakeData, reject: Callable[..., str]) -> None:
     make_data(["a", "b"], ["0", "1"], extra={"doc": ["x", " "]})
-    message = refuse(group_col="doc")
+    message = reject(group_col="doc")
     assert "rows with an empty 'doc': 1" in message and "line 3: ID 'b'" in message
 
 
-def test_a_table_without_rows_is_refused(make_data: MakeData, refuse: Callable[..., str]) -> None:
+def test_table_without_rows_is_rejected(make_data: MakeData, reject: Callable[..., str]) -> None:
     make_data([], [])
-    assert "no rows" in refuse()
+    assert "no rows" in reject()
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff\xfe\x00", b"ID,target\n\xe9,0\n", b'ID,target\n"a,0\n'])
-def test_a_table_that_is_no_csv_is_refused_with_key_and_path(
-    make_data: MakeData, refuse: Callable[..., str], tmp_path: Path, content: bytes
+def test_invalid_csv_error_names_key_and_path(
+    make_data: MakeData, reject: Callable[..., str], tmp_path: Path, content: bytes
 ) -> None:
     make_data(["a", "b"], ["0", "1"])
     (tmp_path / "train.csv").write_bytes(content)
-    message = refuse()
+    message = reject()
     assert str(tmp_path / "train.csv") in message and "data.train_csv" in message
 
 
-def test_a_row_of_too_few_or_too_many_cells_does_not_shift_columns(tmp_path: Path) -> None:
+def test_short_row_does_not_shift_columns(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("ID,target\na\nb,1\n")
     table = read_table(tmp_path / "t.csv", "data.train_csv")
     assert list(table["ID"]) == ["a", "b"]
     assert not str(table["target"][0]).strip() or str(table["target"][0]) == "nan"
 
 
-def test_rows_with_more_cells_than_columns_are_refused_and_not_cut(
-    make_data: MakeData, refuse: Callable[..., str], tmp_path: Path
+def test_rows_with_more_cells_than_columns_are_rejected_not_truncated(
+    make_data: MakeData, reject: Callable[..., str], tmp_path: Path
 ) -> None:
-    """An ID with a bare comma: cut to the header's columns, `a` would be the ID and `b` the label."""
+    """An ID with an unquoted comma: truncated to the header's columns, `a` would be the ID and `b` the label."""
     make_data(["a", "c"], ["0", "1"])
     (tmp_path / "train.csv").write_text("ID,target\na,b,0\nc,d,1\n")
-    assert "data.train_csv" in refuse()
+    assert "data.train_csv" in reject()
 
 
-def test_a_short_row_is_an_empty_target_and_no_crash(
-    make_data: MakeData, refuse: Callable[..., str], tmp_path: Path
-) -> None:
+def test_short_row_is_an_empty_target(make_data: MakeData, reject: Callable[..., str], tmp_path: Path) -> None:
     make_data(["a", "b"], ["0", "1"])
     (tmp_path / "train.csv").write_text("ID,target\na\nb,1\n")
-    assert "rows without a 'target' (empty, nan, na, n/a, none, null): 1" in refuse()
+    assert "rows without a 'target' (empty, nan, na, n/a, none, null): 1" in reject()
 
 
 def test_quoted_ids_and_carriage_returns_are_read(make_data: MakeData, read: Read, tmp_path: Path) -> None:
@@ -465,7 +466,7 @@ def test_quoted_ids_and_carriage_returns_are_read(make_data: MakeData, read: Rea
     assert tuple(read().ids) == ("a,b", "c") and read().classes == ("0", "1")
 
 
-def test_missing_paths_are_told_with_key_absolute_path_and_the_rule(make_config: MakeConfig, tmp_path: Path) -> None:
+def test_missing_path_error_names_key_absolute_path_and_rule(make_config: MakeConfig, tmp_path: Path) -> None:
     data = make_config().data
     with pytest.raises(UserError) as caught:
         read_manifest(data)
@@ -475,7 +476,7 @@ def test_missing_paths_are_told_with_key_absolute_path_and_the_rule(make_config:
     assert "paths in a config are relative to the config file" in message
 
 
-def test_a_folder_for_a_file_and_a_path_not_set_are_told(tmp_path: Path) -> None:
+def test_wrong_kind_of_path_and_unset_path_are_reported(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError) as caught:
         check_paths({"a": (tmp_path, "file"), "b": (tmp_path / "file", "folder"), "c": (None, "file")})
@@ -486,8 +487,14 @@ def test_a_folder_for_a_file_and_a_path_not_set_are_told(tmp_path: Path) -> None
     check_paths({"a": (tmp_path, "folder"), "b": (tmp_path / "file", "file")})
 
 
-def test_all_problems_of_the_data_are_told_at_once(make_data: MakeData, refuse: Callable[..., str]) -> None:
+def test_one_error_lists_all_problems_of_the_data(make_data: MakeData, reject: Callable[..., str]) -> None:
     make_data(["a", "a.jpg", "../x", "gone", "d"], ["1", "01", "1", "", "1"], files=["a.jpg", "d.jpg"])
-    message = refuse(on_duplicate="error")
-    for part in ("rows without a", "spelled twice", "leave the image folder", "images missing", "more than one row"):
-        assert part in message
+    message = reject(on_duplicate="error")
+    for text in (
+        "rows without a",
+        "spelled differently",
+        "leave the image folder",
+        "images missing",
+        "more than one row",
+    ):
+        assert text in message

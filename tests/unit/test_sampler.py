@@ -1,4 +1,4 @@
-"""The order: each global batch is the same at any number of processes and any micro-batch."""
+"""The sampler: each global batch is the same for any number of processes and any micro-batch size."""
 
 from __future__ import annotations
 
@@ -23,29 +23,31 @@ plans = st.builds(
 
 
 @given(plans, st.integers(1, 9), st.none() | st.integers(1, 8), st.data())
-def test_a_global_batch_is_the_same_at_any_split(
+def test_global_batch_is_the_same_for_any_division(
     plan: BatchPlan, world_size: int, micro: int | None, data: st.DataObject
 ) -> None:
     step = data.draw(st.integers(0, plan.total_steps - 1))
-    whole = plan.list_batch(step)
+    batch = plan.list_batch(step)
     division = BatchDivision(plan.batch_size, world_size, micro)
-    parts = [division.split(whole, rank) for rank in range(world_size)]
-    together = [int(index) for rank in parts for part in rank for index in part]
-    assert sorted(together) == sorted(whole.tolist())
-    assert len(set(together)) == len(together) == plan.size
-    shares = [sum(map(len, rank)) for rank in parts]
-    assert max(shares) - min(shares) <= 1
-    for rank in parts:
-        sizes = [len(part) for part in rank]
+    ranks = [division.split(batch, rank) for rank in range(world_size)]
+    indices = [int(index) for micro_batches in ranks for samples in micro_batches for index in samples]
+    assert sorted(indices) == sorted(batch.tolist())
+    assert len(set(indices)) == len(indices) == plan.size
+    rank_sizes = [sum(map(len, micro_batches)) for micro_batches in ranks]
+    assert max(rank_sizes) - min(rank_sizes) <= 1
+    for micro_batches in ranks:
+        sizes = [len(samples) for samples in micro_batches]
         assert micro is None or max(sizes, default=0) <= micro
         assert max(sizes, default=0) - min(sizes, default=0) <= 1
-        assert micro is not None or len(rank) == 1
+        assert micro is not None or len(micro_batches) == 1
         assert max(sizes) <= division.images_at_a_time <= division.per_rank
-    assert division.find_smallest(plan.size) == min(len(part) for rank in parts for part in rank)
+    assert division.find_smallest(plan.size) == min(
+        len(samples) for micro_batches in ranks for samples in micro_batches
+    )
 
 
 @given(plans)
-def test_an_epoch_takes_samples_without_repeats_and_leaves_out_less_than_a_batch(plan: BatchPlan) -> None:
+def test_epoch_has_no_repeats_and_drops_less_than_a_batch(plan: BatchPlan) -> None:
     for epoch in range(plan.epochs):
         first = epoch * plan.steps_per_epoch
         seen = np.concatenate([plan.list_batch(first + step) for step in range(plan.steps_per_epoch)])
@@ -55,7 +57,7 @@ def test_an_epoch_takes_samples_without_repeats_and_leaves_out_less_than_a_batch
 
 
 @given(plans)
-def test_every_batch_has_one_size_and_int64_indices(plan: BatchPlan) -> None:
+def test_all_batches_have_the_same_size_and_int64_indices(plan: BatchPlan) -> None:
     assert plan.steps_per_epoch >= 1
     assert plan.total_steps == plan.epochs * plan.steps_per_epoch
     for step in range(plan.total_steps):
@@ -63,17 +65,17 @@ def test_every_batch_has_one_size_and_int64_indices(plan: BatchPlan) -> None:
         assert plan.list_batch(step).dtype == np.int64
 
 
-def test_fewer_samples_than_a_batch_are_one_batch_of_all() -> None:
+def test_fewer_samples_than_a_batch_give_one_batch() -> None:
     plan = BatchPlan(0, 0, np.asarray([4, 7, 9]), 32, 2)
     assert (plan.size, plan.steps_per_epoch, plan.total_steps) == (3, 1, 2)
     assert sorted(plan.list_batch(1).tolist()) == [4, 7, 9]
 
 
-def test_a_rank_beyond_the_batch_gets_one_empty_share() -> None:
-    assert [part.tolist() for part in BatchDivision(2, 3, None).split(np.arange(2), 2)] == [[]]
+def test_rank_beyond_the_batch_gets_one_empty_micro_batch() -> None:
+    assert [samples.tolist() for samples in BatchDivision(2, 3, None).split(np.arange(2), 2)] == [[]]
 
 
-def test_seed_fold_and_epoch_each_give_another_order_and_the_same_gives_the_same() -> None:
+def test_order_depends_on_seed_fold_and_epoch() -> None:
     def first(seed: int, fold: int, step: int) -> list[int]:
         return BatchPlan(seed, fold, np.arange(40), 40, 3).list_batch(step).tolist()
 
@@ -83,13 +85,13 @@ def test_seed_fold_and_epoch_each_give_another_order_and_the_same_gives_the_same
     assert orders[0] != list(range(40))
 
 
-def test_the_rest_left_out_is_another_one_each_epoch() -> None:
+def test_dropped_samples_differ_between_epochs() -> None:
     plan = BatchPlan(0, 0, np.arange(11), 10, 8)
-    left = [next(iter(set(range(11)) - set(plan.list_batch(step).tolist()))) for step in range(8)]
-    assert len(set(left)) > 2
+    dropped = [next(iter(set(range(11)) - set(plan.list_batch(step).tolist()))) for step in range(8)]
+    assert len(set(dropped)) > 2
 
 
-def test_batches_of_an_earlier_step_come_again_unchanged() -> None:
+def test_batch_of_an_earlier_step_can_be_listed_later() -> None:
     plan = BatchPlan(5, 1, np.arange(100), 8, 10)
     before = plan.list_batch(3).tolist()
     for step in range(plan.total_steps):
@@ -100,7 +102,7 @@ def test_batches_of_an_earlier_step_come_again_unchanged() -> None:
 # --- the batches of a rank -------------------------------------------------------------------------------------------
 
 
-def test_each_batch_of_a_step_says_what_it_is_and_which_is_the_last() -> None:
+def test_micro_batches_of_a_step_are_numbered_and_the_last_is_marked() -> None:
     plan = BatchPlan(1, 3, np.arange(11), 4, 2)
     requests = list_step(plan, 3, BatchDivision(4, 1, 3), 0)
     assert [request.place for request in requests] == [
@@ -110,20 +112,20 @@ def test_each_batch_of_a_step_says_what_it_is_and_which_is_the_last() -> None:
 
 
 @given(st.integers(0, 30), st.integers(1, 9), st.none() | st.integers(1, 8))
-def test_an_evaluation_takes_each_sample_once_and_pads_none(count: int, world_size: int, micro: int | None) -> None:
+def test_evaluation_has_each_sample_once_without_padding(count: int, world_size: int, micro: int | None) -> None:
     samples, division = np.arange(count) * 2, BatchDivision(9, world_size, micro)
     place = BatchPlace("validate", 1, 2, 5)
     ranks = [list_evaluation(place, samples, division, rank) for rank in range(world_size)]
-    taken = [index for rank in ranks for request in rank for index in request.indices]
-    assert sorted(taken) == samples.tolist()
-    for rank in ranks:
-        assert all(0 < len(request.indices) <= division.images_at_a_time for request in rank)
-        assert [request.place for request in rank] == [
-            BatchPlace("validate", 1, 2, 5, number, number == len(rank) - 1) for number in range(len(rank))
+    indices = [index for requests in ranks for request in requests for index in request.indices]
+    assert sorted(indices) == samples.tolist()
+    for requests in ranks:
+        assert all(0 < len(request.indices) <= division.images_at_a_time for request in requests)
+        assert [request.place for request in requests] == [
+            BatchPlace("validate", 1, 2, 5, number, number == len(requests) - 1) for number in range(len(requests))
         ]
 
 
-def test_a_fold_is_epochs_of_steps_each_with_its_validation() -> None:
+def test_fold_is_epochs_of_steps_followed_by_validation() -> None:
     plan, division = BatchPlan(1, 0, np.arange(8), 4, 2), BatchDivision(4, 1, 3)
     places = [request.place for request in iterate_fold(plan, np.arange(2), division, 0)]
     stream = [(place.phase, place.epoch, place.step) for place in places]
@@ -133,16 +135,16 @@ def test_a_fold_is_epochs_of_steps_each_with_its_validation() -> None:
 
 
 @given(plans, st.integers(1, 3), st.data())
-def test_a_fold_that_resumes_gets_the_rest_of_its_batches(
-    plan: BatchPlan, world_size: int, data: st.DataObject
-) -> None:
-    """At an epoch's end the validation is still to do."""
+def test_resumed_fold_gets_the_remaining_batches(plan: BatchPlan, world_size: int, data: st.DataObject) -> None:
+    """At an epoch's end, the validation is still to be done."""
     step = data.draw(st.integers(0, plan.total_steps))
     division = BatchDivision(plan.batch_size, world_size, 3)
     valid = np.arange(7)
-    whole = list(iterate_fold(plan, valid, division, 0))
-    rest = list(iterate_fold(plan, valid, division, 0, step))
-    assert rest == whole[len(whole) - len(rest) :]
-    first = whole[len(whole) - len(rest)].place
+    requests = list(iterate_fold(plan, valid, division, 0))
+    remaining = list(iterate_fold(plan, valid, division, 0, step))
+    num_skipped = len(requests) - len(remaining)
+    assert remaining == requests[num_skipped:]
+    first = requests[num_skipped].place
     assert first.step >= step and first.epoch == find_epoch(step, plan)
-    assert not any(one.place.phase == "train" and one.place.step >= step for one in whole[: len(whole) - len(rest)])
+    skipped = [request.place for request in requests[:num_skipped]]
+    assert not any(place.phase == "train" and place.step >= step for place in skipped)

@@ -1,4 +1,4 @@
-"""The decoded-page store: the pixels of a decode, each page once, and nothing stale, torn or damaged from it."""
+"""The decoded-page store: it returns the decoder's pixels, decodes each page once and never serves damaged pages."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from doccls.data import image_scan as image_scan_room
-from doccls.data import store as store_room
+from doccls.data import image_scan
+from doccls.data import store as store_module
 from doccls.data.dataset import DocClsDataset, Pages, SampleKey
 from doccls.data.image_scan import ImageFact, ImageScan, ScannedImage
-from doccls.data.images import Decoded, scale_page
+from doccls.data.images import DecodedPage, scale_page
 from doccls.data.prepare import PreparedData, prepare_data
 from doccls.data.scan_cache import read_scan_cache, write_scan_cache
-from doccls.data.store import PageStore, Place, StoreChoice, StoredPages, StoreError, locate_pages
+from doccls.data.store import PageLocation, PageStore, StoreChoice, StoredPages, StoreError, locate_pages
 from doccls.errors import UserError
 from tests.unit.conftest import MakeConfig, MakeData
 
@@ -53,84 +53,86 @@ def locate(store: PageStore) -> StoredPages:
 # --- the store -------------------------------------------------------------------------------------------------------
 
 
-def test_a_page_comes_back_as_a_decode_gives_it(tmp_path: Path) -> None:
+def test_stored_page_equals_the_decoded_page(tmp_path: Path) -> None:
     stored = locate(fill(tmp_path))
-    again: StoredPages = pickle.loads(pickle.dumps(stored))  # noqa: S301 (as workers get it)
+    unpickled: StoredPages = pickle.loads(pickle.dumps(stored))  # noqa: S301 (as workers get it)
     for sample, shape in enumerate(SHAPES):
         expected = scale_page(draw_page(*shape), SIZE)
-        for one in (stored, again):
-            page = one.read(sample)
+        for pages in (stored, unpickled):
+            page = pages.read(sample)
             assert page is not None and np.array_equal(page, expected) and not page.flags.writeable
-    assert (again._maps and b"_maps" not in pickle.dumps(again).split(b"mmap")[0]) or True
+    assert unpickled._maps and not pickle.loads(pickle.dumps(unpickled))._maps  # noqa: S301
 
 
-def test_a_sample_without_a_page_has_none(tmp_path: Path) -> None:
+def test_sample_without_stored_page_gives_none(tmp_path: Path) -> None:
     stored = locate_pages(fill(tmp_path).read_index(), [None, "d2", "unknown"])
     assert [stored.read(sample) is None for sample in range(3)] == [True, False, True]
-    assert len(locate_pages({}, []).places_N) == 0
+    assert len(locate_pages({}, []).locations_N) == 0
 
 
-def test_other_sizes_rules_and_decoders_see_nothing_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_sizes_rules_and_decoder_versions_do_not_share_pages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert fill(tmp_path).read_index()
     assert PageStore(tmp_path, SIZE + 1).read_index() == {}
-    for room, name, value in (
-        (store_room, "_RULE", 99),
-        (store_room.PIL, "__version__", "0"),
+    for module, name, value in (
+        (store_module, "_RULE", 99),
+        (store_module.PIL, "__version__", "0"),
         (cv2, "__version__", "0"),
     ):
         with monkeypatch.context() as patch:
-            patch.setattr(room, name, value)
+            patch.setattr(module, name, value)
             assert PageStore(tmp_path, SIZE).read_index() == {}
 
 
-@pytest.mark.parametrize("share", [0.0, 0.001, 0.3, 0.9, 0.9999])
-def test_a_torn_segment_is_passed_over(tmp_path: Path, share: float) -> None:
+@pytest.mark.parametrize("fraction", [0.0, 0.001, 0.3, 0.9, 0.9999])
+def test_truncated_segment_is_ignored(tmp_path: Path, fraction: float) -> None:
     store = fill(tmp_path)
-    store.add([make_scanned("whole", (9, 9))])
-    (torn,) = {place.segment for digest, place in store.read_index().items() if digest == "d0"}
-    data = torn.read_bytes()
-    torn.write_bytes(data[: int(share * len(data))])
-    assert set(store.read_index()) == {"whole"}
+    store.add([make_scanned("intact", (9, 9))])
+    segment = store.read_index()["d0"].segment
+    data = segment.read_bytes()
+    segment.write_bytes(data[: int(fraction * len(data))])
+    assert set(store.read_index()) == {"intact"}
 
 
 @pytest.mark.parametrize(
     "content", [b"junk that is no segment", b"\xff" * 64, b"\x02\0\0\0\0\0\0\0{}", b"\x01\0\0\0\0\0\0\0["]
 )
-def test_a_foreign_file_is_passed_over(tmp_path: Path, content: bytes) -> None:
+def test_foreign_file_is_ignored(tmp_path: Path, content: bytes) -> None:
     store = fill(tmp_path)
     (store.folder / "pages_x.safetensors").write_bytes(content)
     assert len(store.read_index()) == len(SHAPES)
 
 
-def test_no_flipped_bit_of_a_header_makes_another_page(tmp_path: Path) -> None:
+def test_flipped_header_bit_never_gives_a_wrong_page(tmp_path: Path) -> None:
     store = fill(tmp_path)
     (segment,) = store.folder.glob("pages_*")
-    data, places = segment.read_bytes(), store.read_index()
-    for place in range(8, min(one.offset for one in places.values())):
-        segment.write_bytes(data[:place] + bytes([data[place] ^ 2]) + data[place + 1 :])
+    data, index = segment.read_bytes(), store.read_index()
+    for offset in range(8, min(location.offset for location in index.values())):
+        segment.write_bytes(data[:offset] + bytes([data[offset] ^ 2]) + data[offset + 1 :])
         for sample in range(len(SHAPES)):
             page = locate(store).read(sample)
             assert page is None or np.array_equal(page, scale_page(draw_page(*SHAPES[sample]), SIZE))
-        for digest, one in store.read_index().items():
-            assert digest not in places or one.fact == places[digest].fact
+        for digest, location in store.read_index().items():
+            assert digest not in index or location.fact == index[digest].fact
 
 
-def test_a_segment_holds_so_many_pages_as_memory_may(tmp_path: Path) -> None:
+def test_segment_size_is_bounded_by_memory(tmp_path: Path) -> None:
     assert [PageStore(tmp_path, size).segment_pages for size in (32, 224, 512, 4096)] == [256, 256, 85, 1]
 
 
-def test_a_damaged_page_is_not_served_and_told(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_damaged_page_is_rejected_with_warning(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     store = fill(tmp_path)
-    place = store.read_index()["d0"]
-    data = bytearray(place.segment.read_bytes())
-    data[place.offset + 5] ^= 1
-    place.segment.write_bytes(data)
+    location = store.read_index()["d0"]
+    data = bytearray(location.segment.read_bytes())
+    data[location.offset + 5] ^= 1
+    location.segment.write_bytes(data)
     stored = locate(store)
     assert stored.read(0) is None and stored.read(1) is not None
-    assert "a page is damaged, and decoded anew" in capfd.readouterr().err
+    assert "a page is damaged and will be decoded again" in capfd.readouterr().err
 
 
-def test_a_segment_that_is_gone_has_no_pages(tmp_path: Path) -> None:
+def test_removed_segment_has_no_pages(tmp_path: Path) -> None:
     store = fill(tmp_path)
     stored = locate(store)
     for segment in stored.segments:
@@ -138,7 +140,7 @@ def test_a_segment_that_is_gone_has_no_pages(tmp_path: Path) -> None:
     assert stored.read(0) is None
 
 
-def test_too_little_room_is_told_before_anything_is_written(small_disk: Path) -> None:
+def test_full_disk_is_reported_before_anything_is_written(small_disk: Path) -> None:
     store = PageStore(small_disk, 100)
     store.folder.mkdir()
     store.check_free_space(40)
@@ -153,26 +155,26 @@ def test_too_little_room_is_told_before_anything_is_written(small_disk: Path) ->
 
 @pytest.fixture
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
-    """The files that were decoded."""
+    """Record the contents of the files that are decoded."""
     files: list[bytes] = []
-    real = image_scan_room.decode_near
+    real = image_scan.decode_reduced
 
-    def decode(data: bytes, *others: Any) -> Decoded:
+    def decode(data: bytes, *others: Any) -> DecodedPage:
         files.append(data)
         return real(data, *others)
 
-    monkeypatch.setattr(image_scan_room, "decode_near", decode)
+    monkeypatch.setattr(image_scan, "decode_reduced", decode)
     return files
 
 
 @pytest.fixture
 def prepare(make_config: MakeConfig, make_data: MakeData, tmp_path: Path) -> Callable[..., PreparedData]:
-    """`prepare(cache, size)`: twelve pages, with the store in tmp_path/store."""
+    """Return `prepare(cache, size)`, which prepares twelve pages with the store in tmp_path/store."""
     make_data(IDS, ["0", "1"] * 6)
 
     def act(cache: dict[Path, ImageScan] | None = None, size: int = SIZE) -> PreparedData:
         config = make_config(data={"folds": 2}, train={"img_size": size})
-        return prepare_data(config, cache, StoreChoice(tmp_path / "store", needed=True))
+        return prepare_data(config, cache, StoreChoice(tmp_path / "store", required=True))
 
     return act
 
@@ -191,10 +193,10 @@ def test_each_page_is_decoded_once(prepare: Callable[..., PreparedData], decoded
     decoded.clear()
     second = prepare(dict(first.scans))
     assert decoded == [] and second.digest == first.digest
-    assert all(np.array_equal(one, two) for one, two in zip(read_all(first), read_all(second), strict=True))
+    assert all(np.array_equal(*pages) for pages in zip(read_all(first), read_all(second), strict=True))
 
 
-def test_a_changed_file_and_another_size_are_decoded_again(
+def test_changed_file_and_other_size_are_decoded_again(
     prepare: Callable[..., PreparedData], decoded: list[bytes], tmp_path: Path
 ) -> None:
     cache = dict(prepare().scans)
@@ -208,13 +210,13 @@ def test_a_changed_file_and_another_size_are_decoded_again(
     assert len(decoded) == len(IDS)
 
 
-def test_filling_goes_on_where_it_was_killed(
+def test_filling_resumes_after_a_kill(
     prepare: Callable[..., PreparedData], decoded: list[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store_room, "_SEGMENT_PAGES", 4)
+    monkeypatch.setattr(store_module, "_SEGMENT_PAGES", 4)
     real, calls = PageStore.add, []
 
-    def add(store: PageStore, pages: Sequence[ScannedImage]) -> dict[str, Place]:
+    def add(store: PageStore, pages: Sequence[ScannedImage]) -> dict[str, PageLocation]:
         calls.append(len(pages))
         if len(calls) == 3:
             raise KeyboardInterrupt
@@ -226,54 +228,56 @@ def test_filling_goes_on_where_it_was_killed(
     assert calls == [4, 4, 4]
     decoded.clear()
     assert len(read_all(prepare())) == len(IDS)
-    assert len(decoded) == 4, "those whose segment was not written"
+    assert len(decoded) == 4, "the pages whose segment was not written"
 
 
-def test_a_file_under_another_name_and_a_lower_limit_are_no_old_page(
+def test_touched_file_is_not_decoded_again_and_lower_pixel_limit_applies(
     prepare: Callable[..., PreparedData], make_config: MakeConfig, decoded: list[bytes], tmp_path: Path
 ) -> None:
     first = prepare()
     decoded.clear()
     for name in IDS:
         (tmp_path / "train" / f"{name}.jpg").touch()
-    second = prepare()  # it knows nothing but the store
+    second = prepare()  # with the store, but without a scan cache
     assert decoded == [] and second.digest == first.digest
-    assert [one.fact for one in second.scans.values()] == [one.fact for one in first.scans.values()]
+    assert [scan.fact for scan in second.scans.values()] == [scan.fact for scan in first.scans.values()]
     config = make_config(data={"folds": 2, "max_image_pixels": 95}, train={"img_size": SIZE})
     with pytest.raises(UserError, match=r"8 x 12 px is more than data\.max_image_pixels = 95"):
-        prepare_data(config, None, StoreChoice(tmp_path / "store", needed=True))
+        prepare_data(config, None, StoreChoice(tmp_path / "store", required=True))
 
 
-def test_of_two_that_come_at_once_one_decodes(prepare: Callable[..., PreparedData], decoded: list[bytes]) -> None:
-    cache = dict(prepare(size=40).scans)  # both know the files, and neither has pages of this size
+def test_only_one_of_two_concurrent_processes_decodes(
+    prepare: Callable[..., PreparedData], decoded: list[bytes]
+) -> None:
+    cache = dict(prepare(size=40).scans)  # both processes have the scans, but no pages of this size
     decoded.clear()
-    found: list[PreparedData] = []
-    threads = [threading.Thread(target=lambda: found.append(prepare(cache))) for _ in range(2)]
+    prepared: list[PreparedData] = []
+    threads = [threading.Thread(target=lambda: prepared.append(prepare(cache))) for _ in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert len(decoded) == len(set(decoded)) == len(IDS)
-    assert all(np.array_equal(one, two) for one, two in zip(read_all(found[0]), read_all(found[1]), strict=True))
+    assert all(np.array_equal(*pages) for pages in zip(*map(read_all, prepared), strict=True))
 
 
-def test_what_the_segments_say_is_not_repeated_in_the_scan_cache(
+def test_scan_cache_does_not_repeat_facts_of_segments(
     prepare: Callable[..., PreparedData], make_config: MakeConfig, tmp_path: Path
 ) -> None:
     (tmp_path / "train" / "i7.jpg").write_bytes(b"no image")
     config = make_config(data={"folds": 2, "on_bad_image": "skip"}, train={"img_size": SIZE})
     limit = config.data.max_image_pixels
-    data = prepare_data(config, None, StoreChoice(tmp_path / "store", needed=True))
+    data = prepare_data(config, None, StoreChoice(tmp_path / "store", required=True))
     store = PageStore(tmp_path / "store", SIZE)
     rows = json.loads(store.scan_cache(limit).read_text())["images"]
     full = [path for path, _size, _time, _digest, *fact in rows if fact]
     assert len(rows) == len(IDS) and full == [str(tmp_path / "train" / "i7.jpg")]
-    facts = {digest: place.fact for digest, place in store.read_index().items()}
+    facts = {digest: location.fact for digest, location in store.read_index().items()}
     assert data.scans_in_store and read_scan_cache(store.scan_cache(limit), limit, facts) == data.scans
     assert list(read_scan_cache(store.scan_cache(limit), limit, {})) == [tmp_path / "train" / "i7.jpg"]
 
 
-def test_what_another_process_scans_meanwhile_stays_in_the_scan_cache(
+def test_scans_of_a_concurrent_process_stay_in_the_scan_cache(
     prepare: Callable[..., PreparedData], make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     limit = make_config().data.max_image_pixels
@@ -282,19 +286,19 @@ def test_what_another_process_scans_meanwhile_stays_in_the_scan_cache(
 
     @contextmanager
     def hold(path: Path, what: str, wait_s: float) -> Iterator[None]:
-        write_scan_cache(file, other, limit, {})  # by the process that this one has waited for
+        write_scan_cache(file, other, limit, {})  # as the process does that this one waits for
         yield
 
     monkeypatch.setattr("doccls.data.scan.hold_lock", hold)
     scans = prepare().scans
-    facts = {digest: place.fact for digest, place in PageStore(tmp_path / "store", SIZE).read_index().items()}
+    facts = {digest: location.fact for digest, location in PageStore(tmp_path / "store", SIZE).read_index().items()}
     assert read_scan_cache(file, limit, facts) == other | dict(scans)
 
 
 # --- read by the dataset ---------------------------------------------------------------------------------------------
 
 
-def test_the_dataset_takes_pages_from_it_and_files_for_those_that_it_lacks(
+def test_dataset_reads_stored_pages_and_files_of_missing_ones(
     prepare: Callable[..., PreparedData], tmp_path: Path
 ) -> None:
     data = prepare()
@@ -302,7 +306,7 @@ def test_the_dataset_takes_pages_from_it_and_files_for_those_that_it_lacks(
     assert stored is not None
     bare = DocClsDataset(Pages(manifest.ids, manifest.paths, manifest.targets_N, SIZE, SIZE, 10**6))
     expected = [bare[SampleKey(sample)][0] for sample in range(len(IDS))]
-    stored.places_N[4] = (-1, 0, 0, 0, 0)
+    stored.locations_N[4] = (-1, 0, 0, 0, 0)
     for sample in range(len(IDS)):
         if sample != 4:
             (tmp_path / "train" / f"i{sample}.jpg").unlink()

@@ -1,4 +1,4 @@
-"""Augmentation: a pure function of the page and its stream, each transform with draws of its own."""
+"""Augmentation: a pure function of page and stream, with independent draws for each transform."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from doccls.config.schema import AugmentConfig
 from doccls.data.transforms import Augmentation
 from doccls.randomness import Purpose, derive_stream
 
-ALONE = {
+SINGLE_KEYS = {
     "rotate_deg": 180.0, "quarter_turn_prob": 1.0, "hflip_prob": 1.0, "vflip_prob": 1.0, "scale": 0.3, "shift": 0.2,
     "perspective_prob": 1.0, "blur_prob": 1.0, "noise_prob": 1.0, "shadow_prob": 1.0, "jpeg_prob": 1.0,
     "brightness": 0.5,
@@ -21,15 +21,15 @@ ALONE = {
 
 
 def make_page(size: int = 64) -> np.ndarray:
-    """Dark print on white paper, no symmetry, so that every turn and flip shows."""
+    """Draw dark print on white paper, without symmetry, so that every turn and flip shows."""
     page = np.full((size, size, 3), 255, np.uint8)
     page[size // 4 : size // 4 + 6, size // 4 : size - 8] = (20, 40, 160)
     page[size // 2 : size // 2 + 4, size // 4 : size // 2] = 0
     return page
 
 
-def stream(*place: int) -> np.random.SeedSequence:
-    return derive_stream(1, Purpose.AUGMENTATION, *place)
+def stream(*key: int) -> np.random.SeedSequence:
+    return derive_stream(1, Purpose.AUGMENTATION, *key)
 
 
 def read_augment(mode: str) -> AugmentConfig:
@@ -38,29 +38,29 @@ def read_augment(mode: str) -> AugmentConfig:
     return AugmentConfig(**keys)
 
 
-def test_the_list_above_names_every_transform() -> None:
-    assert set(ALONE) == set(AugmentConfig.model_fields) - {"rotate_prob"}
+def test_single_keys_cover_every_transform() -> None:
+    assert set(SINGLE_KEYS) == set(AugmentConfig.model_fields) - {"rotate_prob"}
 
 
-def test_all_off_is_the_identity() -> None:
+def test_default_config_is_the_identity() -> None:
     page = make_page()
     assert np.array_equal(Augmentation(AugmentConfig(), 64).apply(page, stream(0)), page)
 
 
-@pytest.mark.parametrize("key", ALONE)
-def test_each_key_alone_builds_without_a_warning_and_changes_the_page(key: str) -> None:
-    """albumentations only warns of arguments that it doesn't know."""
+@pytest.mark.parametrize("key", SINGLE_KEYS)
+def test_single_key_gives_no_warning_and_changes_the_page(key: str) -> None:
+    """albumentations only warns of unknown arguments."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        augmentation = Augmentation(AugmentConfig(**{key: ALONE[key]}), 64)
+        augmentation = Augmentation(AugmentConfig(**{key: SINGLE_KEYS[key]}), 64)
         pages = [augmentation.apply(make_page(), stream(number)) for number in range(12)]
     assert all(page.shape == (64, 64, 3) and page.dtype == np.uint8 for page in pages)
     changed = [not np.array_equal(page, make_page()) for page in pages]
-    assert sum(changed) >= (6 if key == "quarter_turn_prob" else 10)  # a quarter turn may be one by 0 degrees
+    assert sum(changed) >= (6 if key == "quarter_turn_prob" else 10)  # a quarter turn may be by 0 degrees
 
 
 @pytest.mark.parametrize("mode", ["basic", "highperf"])
-def test_a_modes_recipe_runs_on_many_pages_without_a_warning(mode: str) -> None:
+def test_augmentation_of_mode_gives_no_warning(mode: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         augmentation = Augmentation(read_augment(mode), 64)
@@ -69,7 +69,7 @@ def test_a_modes_recipe_runs_on_many_pages_without_a_warning(mode: str) -> None:
     assert len({page.tobytes() for page in pages}) == 50
 
 
-def test_the_page_given_is_not_changed() -> None:
+def test_input_page_is_not_modified() -> None:
     page = make_page()
     augmentation = Augmentation(read_augment("highperf"), 64)
     for number in range(20):
@@ -77,7 +77,7 @@ def test_the_page_given_is_not_changed() -> None:
     assert np.array_equal(page, make_page())
 
 
-def test_the_result_depends_on_page_and_stream_alone_and_not_on_what_came_before() -> None:
+def test_result_depends_only_on_page_and_stream() -> None:
     config = read_augment("highperf")
     first = Augmentation(config, 64)
     forward = [first.apply(make_page(), stream(number)) for number in range(12)]
@@ -85,12 +85,12 @@ def test_the_result_depends_on_page_and_stream_alone_and_not_on_what_came_before
     backward = [second.apply(make_page(), stream(number)) for number in reversed(range(12))][::-1]
     fresh = [Augmentation(config, 64).apply(make_page(), stream(number)) for number in range(12)]
     np.random.seed(0)  # noqa: NPY002 (the global generator must not matter)
-    again = [first.apply(make_page(), stream(number)) for number in range(12)]
-    for one, two, three, four in zip(forward, backward, fresh, again, strict=True):
-        assert np.array_equal(one, two) and np.array_equal(one, three) and np.array_equal(one, four)
+    repeated = [first.apply(make_page(), stream(number)) for number in range(12)]
+    for pages in (backward, fresh, repeated):
+        assert all(np.array_equal(page, expected) for page, expected in zip(pages, forward, strict=True))
 
 
-def test_the_global_generators_are_left_alone() -> None:
+def test_global_generators_are_not_used() -> None:
     np.random.seed(3)  # noqa: NPY002
     expected = np.random.random()  # noqa: NPY002
     np.random.seed(3)  # noqa: NPY002
@@ -98,43 +98,43 @@ def test_the_global_generators_are_left_alone() -> None:
     assert np.random.random() == expected  # noqa: NPY002
 
 
-def test_transforms_draw_independently_of_each_other() -> None:
-    """One stream for all of them would give two outcomes of the eight: everything or nothing."""
+def test_transforms_draw_independently() -> None:
+    """With one stream for all transforms, only two of the eight outcomes would occur: all or nothing."""
     augmentation = Augmentation(AugmentConfig(hflip_prob=0.5, vflip_prob=0.5, jpeg_prob=0.5), 16)
     page = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
-    turns = {"none": page, "h": page[:, ::-1], "v": page[::-1], "hv": page[::-1, ::-1]}
-    seen = []
+    flips = {"none": page, "h": page[:, ::-1], "v": page[::-1], "hv": page[::-1, ::-1]}
+    outcomes = []
     for number in range(240):
         result = augmentation.apply(page, stream(number))
-        gaps = {name: np.abs(result.astype(int) - turned).mean() for name, turned in turns.items()}
+        gaps = {name: np.abs(result.astype(int) - flipped).mean() for name, flipped in flips.items()}
         nearest = min(gaps, key=gaps.__getitem__)
-        seen.append((nearest, gaps[nearest] > 0))
-    counts = [seen.count((name, compressed)) for name in turns for compressed in (False, True)]
-    assert min(counts) >= 12, f"eight outcomes of about 30 each, not {counts}"
+        outcomes.append((nearest, gaps[nearest] > 0))
+    counts = [outcomes.count((name, compressed)) for name in flips for compressed in (False, True)]
+    assert min(counts) >= 12, f"expected eight outcomes of about 30 each, got {counts}"
 
 
-@pytest.mark.parametrize("place", [(0, 0, 1), (0, 1, 0), (1, 0, 0)])
-def test_fold_epoch_and_sample_each_change_the_draw(place: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("key", [(0, 0, 1), (0, 1, 0), (1, 0, 0)])
+def test_fold_epoch_and_sample_each_change_the_draw(key: tuple[int, ...]) -> None:
     augmentation = Augmentation(read_augment("highperf"), 64)
-    pages = [augmentation.apply(make_page(), stream(0, 0, 0)), augmentation.apply(make_page(), stream(*place))]
+    pages = [augmentation.apply(make_page(), stream(0, 0, 0)), augmentation.apply(make_page(), stream(*key))]
     assert not np.array_equal(*pages)
 
 
 @pytest.mark.parametrize("key", ["rotate_deg", "shift", "scale", "perspective_prob"])
-def test_what_a_moved_page_uncovers_is_white(key: str) -> None:
-    augmentation = Augmentation(AugmentConfig(**{key: ALONE[key]}), 64)
+def test_uncovered_background_is_white(key: str) -> None:
+    augmentation = Augmentation(AugmentConfig(**{key: SINGLE_KEYS[key]}), 64)
     paper = np.full((64, 64, 3), 255, np.uint8)
     assert all(augmentation.apply(paper, stream(number)).min() == 255 for number in range(25))
 
 
-def test_probabilities_are_shares() -> None:
+def test_probability_is_the_fraction_of_changed_pages() -> None:
     augmentation = Augmentation(AugmentConfig(hflip_prob=0.25), 64)
     changed = [not np.array_equal(augmentation.apply(make_page(), stream(n)), make_page()) for n in range(400)]
     assert 0.18 < np.mean(changed) < 0.32
 
 
-def test_rotation_goes_both_ways_up_to_its_limit() -> None:
-    """A dot right of the centre: its angle tells the turn."""
+def test_rotation_covers_both_directions_up_to_its_limit() -> None:
+    """The angle of a dot right of the centre shows the rotation."""
     page = np.full((101, 101, 3), 255, np.uint8)
     page[48:53, 88:93] = 0
     augmentation = Augmentation(AugmentConfig(rotate_deg=30), 101)
@@ -149,32 +149,32 @@ def test_rotation_goes_both_ways_up_to_its_limit() -> None:
 
 
 @pytest.mark.parametrize("page_px", [64, 80, 96, 128])
-def test_a_larger_page_that_is_not_moved_is_scaled_about_its_middle(page_px: int) -> None:
+def test_larger_page_is_scaled_about_its_centre(page_px: int) -> None:
     page = cv2.resize(make_page(), (page_px, page_px), interpolation=cv2.INTER_AREA)
-    found = Augmentation(AugmentConfig(), 64).apply(page, stream(0))
-    assert found.shape == (64, 64, 3)
-    assert np.abs(found.astype(int) - cv2.resize(page, (64, 64))).max() <= 1
+    scaled = Augmentation(AugmentConfig(), 64).apply(page, stream(0))
+    assert scaled.shape == (64, 64, 3)
+    assert np.abs(scaled.astype(int) - cv2.resize(page, (64, 64))).max() <= 1
 
 
 @pytest.mark.parametrize("prob", [1.0, 0.5])
-def test_turned_and_zoomed_from_a_larger_page_less_is_lost(prob: float) -> None:
-    """Against the same done at eight times the size; the same stream moves pages of every size alike."""
+def test_rotating_a_larger_page_loses_less_detail(prob: float) -> None:
+    """The reference is computed at eight times the size: a stream moves pages of any size alike."""
     config = AugmentConfig(rotate_deg=30, rotate_prob=prob, scale=0.2)
     full = cv2.GaussianBlur(np.random.default_rng(0).integers(0, 256, (512, 512, 3), np.uint8), (0, 0), 6)
     full = cv2.normalize(full, None, 0, 255, cv2.NORM_MINMAX)
     losses: dict[int, list[float]] = {64: [], 80: []}
     for number in range(40):
-        whole = Augmentation(config, 512).apply(full, stream(number))
-        truth = cv2.resize(whole, (64, 64), interpolation=cv2.INTER_AREA).astype(int)
-        for page_px, found in losses.items():
+        augmented = Augmentation(config, 512).apply(full, stream(number))
+        reference = cv2.resize(augmented, (64, 64), interpolation=cv2.INTER_AREA).astype(int)
+        for page_px, errors in losses.items():
             page = cv2.resize(full, (page_px, page_px), interpolation=cv2.INTER_AREA)
-            found.append(float(np.abs(Augmentation(config, 64).apply(page, stream(number)) - truth).mean()))
-    assert np.mean(losses[80]) < 0.9 * np.mean(losses[64]), {size: np.mean(found) for size, found in losses.items()}
-    assert np.mean(losses[80]) < 10, "they show the same"
+            errors.append(float(np.abs(Augmentation(config, 64).apply(page, stream(number)) - reference).mean()))
+    assert np.mean(losses[80]) < 0.9 * np.mean(losses[64]), {size: np.mean(errors) for size, errors in losses.items()}
+    assert np.mean(losses[80]) < 10, "the pages show the same"
 
 
 @pytest.mark.parametrize("prob", [0.0, 0.25, 1.0])
-def test_so_many_pages_are_turned(prob: float) -> None:
+def test_rotate_prob_is_the_fraction_of_rotated_pages(prob: float) -> None:
     augmentation = Augmentation(AugmentConfig(rotate_deg=90, rotate_prob=prob), 64)
-    turned = [not np.array_equal(augmentation.apply(make_page(), stream(n)), make_page()) for n in range(300)]
-    assert abs(np.mean(turned) - prob) < 0.09
+    rotated = [not np.array_equal(augmentation.apply(make_page(), stream(n)), make_page()) for n in range(300)]
+    assert abs(np.mean(rotated) - prob) < 0.09
