@@ -138,7 +138,7 @@ def test_fold_with_killed_loader_worker_is_restarted(trainer: Trainer, undisturb
     assert_none_left(launched.run.folder)
     assert list_outcomes(launched.run) == ["crashed", "done"]
     print_times(launched.run)
-    assert any("was killed by SIGKILL while loading " in line for line in launched.log)
+    assert any("was killed by SIGKILL while " in line for line in launched.log)
     assert_same(launched.run, undisturbed)
 
 
