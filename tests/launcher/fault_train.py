@@ -32,7 +32,7 @@ def train_with_fault(argv: list[str]) -> int:
         resume.write_resume = functools.partial(write_slowly, resume.write_resume)  # type: ignore[attr-defined]
         what = "SIGTERM"
     if what == "impatient":
-        train_room._OUTLIVING_S = 0.0
+        train_room._LOCK_WAIT_S = 0.0
     elif os.environ.get("RANK", "0") == (rank or "0"):
         loop_room._take_step = functools.partial(step_into, what, loop_room._take_step)
     return main(argv)
