@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--on-bad-image", choices=("error", "skip"), default="error",
-        help="missing or bad test images: fail (default), or skip them: their rows get the training class frequencies",
+        help="missing or bad test images: fail (default), or give their rows the training class frequencies",
     )  # fmt: skip
 
 
@@ -79,7 +79,7 @@ def predict(arguments: argparse.Namespace) -> int:
         probs = _predict_folds(files, config, pages, accelerator)
         on_main(accelerator, lambda: _write_results(paths, config, classes, pages, probs))
     except UserError:
-        accelerator.end_training()  # safe: every rank raises the same error
+        accelerator.end_training()  # every rank reaches this
         raise
     accelerator.end_training()
     return 0
@@ -159,13 +159,13 @@ def read_test_pages(config: Config, store: "StoreChoice | None" = None) -> TestP
     images = resolve_images(table[data.id_col], data.image_dir_test, data.image_ext)
     if images.refused is not None:
         raise UserError(images.refused)
-    found = PackedPaths(data.image_dir_test, images.names)
-    rows = scan_rows(found, config, {}, store, ConsoleReporter())
+    resolved = PackedPaths(data.image_dir_test, images.names)
+    rows = scan_rows(resolved, config, {}, store, ConsoleReporter())
     problems = []
     if images.missing:
         problems.append(format_examples(f"test images missing in {data.image_dir_test}", images.missing))
     if rows.bad:
-        bad = sorted({(images.names[row], f"{found[row]}: {why}") for row, why in rows.bad.items()})
+        bad = sorted({(images.names[row], f"{resolved[row]}: {why}") for row, why in rows.bad.items()})
         problems.append(format_examples("test images that can't be used", [line for _, line in bad]))
     if problems and data.on_bad_image == "error":
         raise UserError("\n".join([*problems, "(--on-bad-image skip gives their rows the class frequencies)"]))
@@ -288,13 +288,13 @@ def _with_precision(config: Config, precision: str) -> Config:
 
 
 def _with_arguments(config: Config, arguments: argparse.Namespace) -> Config:
-    given = {
+    overrides = {
         "sample_csv": arguments.sample_csv and arguments.sample_csv.resolve(),
         "image_dir_test": arguments.image_dir and arguments.image_dir.resolve(),
         "num_workers": arguments.num_workers,
         "on_bad_image": arguments.on_bad_image,
     }
-    data = config.data.model_copy(update={key: value for key, value in given.items() if value is not None})
+    data = config.data.model_copy(update={key: value for key, value in overrides.items() if value is not None})
     # The training's num_processes says nothing about this machine.
     train = config.train.model_copy(update={"num_processes": None})
     return config.model_copy(update={"data": data, "train": train})

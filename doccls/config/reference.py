@@ -13,7 +13,7 @@ config file.
 
 
 def render_keys() -> str:
-    """Render one Markdown table per section; below each default stand the modes' values for it."""
+    """Render one Markdown table per section, with the modes' values below each default."""
     lines = [_HEAD]
     modes = {mode: {".".join(key): stated.value for key, stated in read_mode(mode)} for mode in MODES}
     for name, section in SECTIONS.items():

@@ -113,10 +113,10 @@ class DataConfig(Section):
     ] = "auto"
     """Folder of decoded pages, shared by runs; `auto`: page_store beside output.exp_dir; `off`: decode every epoch."""
     num_workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
-    """Data-loading workers per training process; 0 loads in the training process; `auto` suits the machine."""
+    """Data-loading workers per training process; 0 loads in the training process; `auto`: as many as are useful."""
 
     @model_validator(mode="after")
-    def _fold_exists(self) -> Self:
+    def _check_valid_fold(self) -> Self:
         if self.valid_fold != "all" and self.valid_fold >= self.folds:
             _refuse({"valid_fold": f"'all' or 0 to {self.folds - 1}, since data.folds is {self.folds}"})
         return self
@@ -145,7 +145,7 @@ class ModelConfig(Section):
     """RGB standard deviation for input normalization; null: the one that the model was pretrained with."""
 
     @model_validator(mode="after")
-    def _std_positive(self) -> Self:
+    def _check_std(self) -> Self:
         if self.std is not None and min(self.std) <= 0:
             _refuse({"std": "three numbers above 0"})
         return self
@@ -155,7 +155,7 @@ class TrainConfig(Section):
     img_size: Annotated[int, Field(ge=32, le=4096)] = 224
     """Side of the square model input in pixels; pages are scaled to fit and padded with white."""
     page_px: Annotated[int, Field(ge=32, le=8192)] | None = None
-    """Longest side of the stored pages, before augmentation; null: img_size, or 5/4 of it with rotation or zoom."""
+    """Longest side of decoded pages, before augmentation; null: img_size, or 5/4 of it with rotation or zoom."""
     batch_size: Annotated[int, Field(ge=1)] = 32
     """Images per optimizer step, over all processes."""
     micro_batch_size: Annotated[Annotated[int, Field(ge=1)] | None, Operational()] = None
@@ -218,7 +218,7 @@ class TrainConfig(Section):
     """Optimizer steps between step lines in the log."""
 
     @model_validator(mode="after")
-    def _consistent(self) -> Self:
+    def _check_contradictions(self) -> Self:
         contradictions = {}
         if self.warmup_epochs >= self.epochs:
             contradictions["warmup_epochs"] = f"less than train.epochs, which is {self.epochs}"
@@ -303,7 +303,7 @@ class Config(Section):
 
     @property
     def page_px(self) -> int:
-        """The longest side of the stored pages: above `img_size` if rotation or zoom would blur them otherwise."""
+        """The longest side of decoded pages: above `img_size` if rotation or zoom would blur them otherwise."""
         if self.train.page_px is not None:
             return self.train.page_px
         size_px, augment = self.train.img_size, self.augment
