@@ -23,19 +23,19 @@ from launcher import verify
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command line of `doccls`."""
-    parser = argparse.ArgumentParser(prog="doccls", description="K-fold image classification, whole.")
+    """Return the parser of the `doccls` command line."""
+    parser = argparse.ArgumentParser(prog="doccls", description="K-fold image classification, from CSV to submission.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    demo.add_arguments(commands.add_parser("demo", help="draw a data set and run the whole job on it, offline"))
-    check = commands.add_parser("check", help="check a config and its data, train nothing; or write the JSON schema")
+    demo.add_arguments(commands.add_parser("demo", help="draw a data set and run the full pipeline on it, offline"))
+    check = commands.add_parser("check", help="check a config and its data without training; or write the JSON schema")
     add_config_arguments(check, required=False)
     check.add_argument(
-        "--schema", nargs="?", const=Path("-"), type=Path, metavar="FILE", help="write the config's schema"
+        "--schema", nargs="?", const=Path("-"), type=Path, metavar="FILE", help="write the JSON schema of the config"
     )
     check.add_argument("--keys", action="store_true", help="print every config key, its default and its meaning")
-    commands.add_parser("train", help="train: the same as python -m doccls.train", add_help=False)
+    commands.add_parser("train", help="train; same as python -m doccls.train", add_help=False)
     predict.add_arguments(commands.add_parser("predict", help="average a run's folds on the test images"))
-    store_command.add_arguments(commands.add_parser("store", help="what is kept of decoded pages, and its removal"))
+    store_command.add_arguments(commands.add_parser("store", help="show or clear the store of decoded pages"))
     verify.add_arguments(
         commands.add_parser("verify-resume", help="kill short runs of a config, resume them, and compare the bytes")
     )
@@ -43,16 +43,16 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns its exit code."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    if words[:1] == ["train"]:
-        return train.main(words[1:])
+    """Run one command and return its exit code."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    if args[:1] == ["train"]:
+        return train.main(args[1:])
     parser = build_parser()
-    arguments = parser.parse_args(words)
+    arguments = parser.parse_args(args)
     if arguments.command == "check" and arguments.schema is None and arguments.config is None and not arguments.keys:
         parser.error("check needs --config FILE, --schema or --keys")
-    act = functools.partial(_COMMANDS[arguments.command], arguments)
-    return run_command(f"doccls {arguments.command}", act, rank_by_environment())
+    command = functools.partial(_COMMANDS[arguments.command], arguments)
+    return run_command(f"doccls {arguments.command}", command, rank_by_environment())
 
 
 def _check(arguments: argparse.Namespace) -> int:
@@ -81,7 +81,7 @@ def _check(arguments: argparse.Namespace) -> int:
 
 
 def render_schema() -> str:
-    """JSON schema of a config file: what editors complete and check keys with."""
+    """Return the JSON schema of a config file, which editors use to complete and check keys."""
     return json.dumps(Config.model_json_schema(), indent=2, ensure_ascii=False) + "\n"
 
 

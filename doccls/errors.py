@@ -1,17 +1,17 @@
-"""The base class of what the user can mend, and the two errors that another attempt may not meet."""
+"""The base class of errors that the user can fix, and the errors that the launcher handles by class."""
 
 
 class UserError(ValueError):
-    """Something that a user said or gave is wrong; the message says what, where, what is allowed and what to do."""
+    """An error in the user's input; the message says what is wrong, where, what is allowed and what to do."""
 
 
 class RankLocalError(UserError):
-    """A UserError that one process of several may meet alone (a file its machine lacks): it is told by that process."""
+    """A UserError that a single rank may hit (a file missing on its machine), so that rank itself reports it."""
 
 
 class PortTakenError(UserError):
-    """Another process listens where the ranks were to meet. The launcher, which chose the port, chooses another."""
+    """The rendezvous port is in use by another process. The launcher, which chose the port, chooses another."""
 
 
 class DownloadError(OSError):
-    """The network failed, several times. No UserError: the launcher starts the fold again."""
+    """The network failed several times. Not a UserError: the launcher retries the fold."""

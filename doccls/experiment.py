@@ -1,4 +1,4 @@
-"""What all folds of a run share, and the only way to open a run (checked data, fingerprint, folder) and to close it."""
+"""The experiment that all folds of a run share, and the only functions that open and close a run."""
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -27,7 +27,7 @@ from doccls.system.lock import Lock
 
 @dataclass(frozen=True)
 class Experiment:
-    """What all folds of a run share."""
+    """The config, data and folder that all folds of a run share."""
 
     config: Config
     data: PreparedData
@@ -35,15 +35,15 @@ class Experiment:
     paths: RunPaths
 
     def plan(self, fold: int) -> BatchPlan:
-        """The batches that train the fold."""
+        """Return the plan of the batches that train the fold."""
         seed, train = self.config.project.seed, self.config.train
         return BatchPlan(seed, fold, self.data.list_train(fold), train.batch_size, train.epochs)
 
     def find_finished(self) -> tuple[int, ...]:
-        """The folds whose predictions exist.
+        """Return the folds whose predictions exist.
 
         Raises:
-            UserError: some are another experiment's.
+            UserError: some belong to another experiment.
         """
         return tuple(find_finished_folds(self.paths, self.fingerprint, self.config.data.folds))
 
@@ -53,41 +53,39 @@ class OpenRun:
     """A run whose folder exists and belongs to this experiment."""
 
     experiment: Experiment
-    finished: tuple[int, ...]
-    """The folds that are finished."""
-    lock: Lock | None = None
-    """What `before_write` took."""
+    finished: tuple[int, ...]  # folds
+    lock: Lock | None = None  # taken by `before_write`
 
     def list_missing(self, folds: Sequence[int]) -> list[int]:
-        """Those of `folds` that are not finished."""
+        """Return those of `folds` that are not finished."""
         return [fold for fold in folds if fold not in self.finished]
 
 
 def check_files(config: Config) -> None:
-    """Every file and folder that the config names is there.
+    """Check that every file and folder named in the config exists.
 
     Raises:
-        UserError: some are not; all are named.
+        UserError: some are missing; the message names all of them.
     """
     data = config.data
-    needed = {"data.train_csv": (data.train_csv, "file"), "data.image_dir_train": (data.image_dir_train, "folder")}
+    required = {"data.train_csv": (data.train_csv, "file"), "data.image_dir_train": (data.image_dir_train, "folder")}
     optional = {
         "data.sample_csv": (data.sample_csv, "file"),
         "data.image_dir_test": (data.image_dir_test, "folder"),
         "model.weights": (config.model.weights, "file"),
     }
-    check_paths(needed | {key: stated for key, stated in optional.items() if stated[0] is not None})
+    check_paths(required | {key: item for key, item in optional.items() if item[0] is not None})
 
 
 def log_config(config: Config, log: RunLog) -> None:
-    """Log every value that is in force."""
+    """Log every resolved config value."""
     for key, value in list_values(config):
         log.line(f"[CFG] {key}={value}")
     log.line(f"[SEED] {config.project.seed} for Python, NumPy and PyTorch; {config.train.cpu_threads} CPU threads")
 
 
 def prepare(config: Config, paths: RunPaths, log: RunLog) -> PreparedData:
-    """Check the paths and the data, and log what was found; images that the run has seen are not read again.
+    """Check the paths and the data, and log the results; images in the run's scan cache are not read again.
 
     Raises:
         UserError: files are missing, or the data can't be used.
@@ -115,14 +113,14 @@ def open_run(
     log: RunLog,
     before_write: Callable[[], Lock | None] = lambda: None,
 ) -> OpenRun:
-    """Prepare the data, check that the run is this experiment's, and create or join its folder; the main process calls.
+    """Prepare the data, check that the run id belongs to this experiment, and create or join its folder.
 
-    `processes` is what the snapshot says of them. `before_write` is called once the data is checked, before anything is
-    written to the folder: there, a launcher takes its lock.
+    Only the main process may call. `processes` describes the ranks in the snapshot. `before_write` is called after the
+    data is checked and before anything is written to the folder; a launcher takes its lock there.
 
     Raises:
-        UserError: the data can't be used, the lock can't be taken, the folder can't be made, or the run id belongs to
-            another experiment.
+        UserError: the data can't be used, the lock can't be taken, the folder can't be created, or the run id belongs
+            to another experiment.
     """
     data = prepare(config, paths, log)
     weights = digest_file(config.model.weights) if config.model.weights else None
@@ -134,23 +132,23 @@ def open_run(
     try:
         paths.live.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"output.exp_dir: can't make {paths.root}: {error.strerror}") from error
+        raise UserError(f"output.exp_dir: can't create {paths.root}: {error.strerror}") from error
     if not data.scans_in_store:
         write_scan_cache(paths.images, data.scans, config.data.max_image_pixels, {})
     _write_snapshot(experiment, now, processes)
-    without_scans = replace(experiment, data=replace(data, scans={}))  # nobody needs them any more
+    without_scans = replace(experiment, data=replace(data, scans={}))  # frees them: no later step reads them
     return OpenRun(without_scans, finished, lock)
 
 
 def _write_snapshot(experiment: Experiment, now: datetime, processes: Mapping[str, Any]) -> None:
-    """Write the run's snapshot; one that exists gets what a launcher can't know: what the ranks compute on."""
+    """Write the run's snapshot, or add to an existing one what a launcher can't know: the devices of the ranks."""
     config, data, paths = experiment.config, experiment.data, experiment.paths
     if paths.snapshot.exists():
         completed = complete_snapshot(paths.snapshot.read_text(encoding="utf-8"), processes)
         if completed is not None:
             write_text(paths.snapshot, completed)
     elif config.output.snapshots:
-        described = {
+        provenance = {
             "run_id": paths.run_id,
             "started": now.isoformat(timespec="seconds"),
             "command": render_command(sys.argv),
@@ -163,14 +161,14 @@ def _write_snapshot(experiment: Experiment, now: datetime, processes: Mapping[st
             **processes,
             **describe_software(),
         }
-        write_text(paths.snapshot, render_snapshot(config, described))
+        write_text(paths.snapshot, render_snapshot(config, provenance))
 
 
 def close_run(experiment: Experiment, log: RunLog) -> None:
-    """Merge the folds, if all were asked for, and log the scores and the end; the main process calls.
+    """Merge the folds if `valid_fold` is 'all', and log the scores and the end. Only the main process may call.
 
     Raises:
-        UserError: the parts do not make one whole.
+        UserError: the fold predictions do not match each other or are incomplete.
     """
     paths = experiment.paths
     if experiment.config.data.valid_fold == "all":
@@ -184,15 +182,15 @@ def close_run(experiment: Experiment, log: RunLog) -> None:
 
 
 def log_done(paths: RunPaths, log: RunLog) -> None:
-    """The last lines of a run before its exit marker."""
+    """Log the last lines of a run before its exit marker."""
     log.line(f"[DONE] run={paths.run_id} folder={paths.root}")
     log.line("[BOOT] training pipeline finished successfully")
 
 
 def describe_unmerged(experiment: Experiment) -> str:
-    """What is still to do for a run whose command asked for one fold alone."""
+    """Return what remains to be done for a run that was asked to train a single fold."""
     paths, num_folds = experiment.paths, experiment.config.data.folds
     missing = sorted(set(range(num_folds)) - set(experiment.find_finished()))
     if missing:
-        return f"[OOF] not merged: folds {missing} of this run are still to train, with --run-id {paths.run_id}"
-    return f"[OOF] all {num_folds} folds are there; merge them: doccls-launch merge {paths.root}"
+        return f"[OOF] not merged: folds {missing} of this run are missing; train them with --run-id {paths.run_id}"
+    return f"[OOF] all {num_folds} folds are finished; merge them: doccls-launch merge {paths.root}"

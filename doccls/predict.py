@@ -1,4 +1,4 @@
-"""`doccls predict RUN`: a run's checkpoints -> test probabilities -> a submission in the sample's very form."""
+"""`doccls predict RUN`: a run's checkpoints -> test probabilities -> a submission in the format of the sample."""
 
 import argparse
 import csv
@@ -36,32 +36,29 @@ if TYPE_CHECKING:
 class TestPages:
     """The rows of the sample submission and their images."""
 
-    table: pd.DataFrame
-    """The sample submission, every cell as the text that stands there."""
+    table: pd.DataFrame  # the sample submission, all cells as strings
     ids: PackedTexts
-    paths: PackedPaths
-    """None where the image is missing or bad (and --on-bad-image is `skip`)."""
+    paths: PackedPaths  # None for a missing or bad image (if --on-bad-image is `skip`)
     problems: tuple[str, ...]
-    stored: "StoredPages | None" = None
-    """Their decoded pages, where there is a store."""
+    stored: "StoredPages | None" = None  # their decoded pages, if there is a store
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command line of `doccls predict`."""
-    parser.add_argument("run", type=Path, metavar="RUN", help="folder of the run: <exp_dir>/YYYYMMDD/<run_id>")
-    parser.add_argument("--sample-csv", type=Path, metavar="FILE", help="instead of the run's data.sample_csv")
-    parser.add_argument("--image-dir", type=Path, metavar="DIR", help="instead of the run's data.image_dir_test")
+    """Add the arguments of `doccls predict`."""
+    parser.add_argument("run", type=Path, metavar="RUN", help="run folder: <exp_dir>/YYYYMMDD/<run_id>")
+    parser.add_argument("--sample-csv", type=Path, metavar="FILE", help="replaces the run's data.sample_csv")
+    parser.add_argument("--image-dir", type=Path, metavar="DIR", help="replaces the run's data.image_dir_test")
     parser.add_argument(
-        "--num-workers", type=int, choices=range(65), metavar="N", help="processes that load images (0 to 64)"
+        "--num-workers", type=int, choices=range(65), metavar="N", help="data-loading workers (0 to 64)"
     )
     parser.add_argument(
         "--on-bad-image", choices=("error", "skip"), default="error",
-        help="missing or bad test images: refuse (default), or give their rows the training classes' shares",
+        help="missing or bad test images: fail (default), or give their rows the training class frequencies",
     )  # fmt: skip
 
 
 def predict(arguments: argparse.Namespace) -> int:
-    """Predict as the command line says. All ranks must call; the main process looks at the data and writes.
+    """Predict the test images of a run. All ranks must call; the main process checks the data and writes the files.
 
     Raises:
         UserError: no such run, no checkpoint, checkpoints of different runs, or test data that can't be used.
@@ -76,13 +73,13 @@ def predict(arguments: argparse.Namespace) -> int:
     del first
     accelerator = start_processes(_with_precision(config, precision if can_compute_in(precision) else "no"))
     try:
-        pages = on_main(accelerator, lambda: _look(paths, files, config))
+        pages = on_main(accelerator, lambda: _check_inputs(paths, files, config))
         if accelerator.is_main_process and accelerator.mixed_precision != precision:
-            print(f"[WARNING] validated in {precision}, which this device can't: predicted in float32")
+            print(f"[WARNING] validated in {precision}, which this device does not support: predicting in float32")
         probs = _predict_folds(files, config, pages, accelerator)
-        on_main(accelerator, lambda: _write(paths, config, classes, pages, probs))
+        on_main(accelerator, lambda: _write_results(paths, config, classes, pages, probs))
     except UserError:
-        accelerator.end_training()  # every process is here
+        accelerator.end_training()  # every rank reaches this
         raise
     accelerator.end_training()
     return 0
@@ -90,15 +87,15 @@ def predict(arguments: argparse.Namespace) -> int:
 
 def _list_checkpoints(paths: RunPaths) -> list[Path]:
     if not paths.root.is_dir():
-        raise UserError(f"no such run folder: {paths.root} (runs lie in <output.exp_dir>/YYYYMMDD/<run_id>)")
+        raise UserError(f"no such run folder: {paths.root} (runs are in <output.exp_dir>/YYYYMMDD/<run_id>)")
     files = sorted((paths.root / "ckpt").glob("best_fold*.pth"))
     if not files:
         raise UserError(f"{paths.root}: no checkpoint ckpt/best_fold*.pth: no fold has finished an epoch")
     return files
 
 
-def _look(paths: RunPaths, files: Sequence[Path], config: Config) -> TestPages:
-    """Check the checkpoints, one at a time, and the test pages; say what is found. The main process calls."""
+def _check_inputs(paths: RunPaths, files: Sequence[Path], config: Config) -> TestPages:
+    """Check the checkpoints, one at a time, and the test pages, and print a summary. Only the main process may call."""
     from doccls.training.checkpoint import read_best
 
     fingerprints, unfinished = {}, []
@@ -108,32 +105,34 @@ def _look(paths: RunPaths, files: Sequence[Path], config: Config) -> TestPages:
         if not paths.predictions(best.fold).exists():
             unfinished.append(best.fold)
     if len(set(fingerprints.values())) > 1:
-        told = ", ".join(f"fold {fold}: {fingerprint[:12]}" for fold, fingerprint in fingerprints.items())
-        raise UserError(f"the checkpoints are of different runs ({told}): their probabilities can't be averaged")
+        listed = ", ".join(f"fold {fold}: {fingerprint[:12]}" for fold, fingerprint in fingerprints.items())
+        raise UserError(f"the checkpoints belong to different runs ({listed}): probabilities can't be averaged")
     pages = read_test_pages(config, _choose_store(paths, config))
-    _check_form(pages.table, config.data.id_col, best.classes)
+    _check_columns(pages.table, config.data.id_col, best.classes)
     if len(files) < config.data.folds:
-        print(f"[WARNING] {len(files)} of {config.data.folds} folds have a checkpoint; the average is over those")
+        print(f"[WARNING] {len(files)} of {config.data.folds} folds have a checkpoint; averaging over those")
     for fold in unfinished:
-        print(f"[WARNING] fold {fold} is not finished: its best epoch so far is used")
+        print(f"[WARNING] fold {fold} is not finished: using its best epoch so far")
     for problem in pages.problems:
         print(f"[WARNING] {problem}")
     print(f"[PREDICT] {len(pages.ids)} test images x {len(files)} folds", flush=True)
     return pages
 
 
-def _write(paths: RunPaths, config: Config, classes: Sequence[str], pages: TestPages, probs: np.ndarray) -> None:
-    """The main process calls."""
+def _write_results(
+    paths: RunPaths, config: Config, classes: Sequence[str], pages: TestPages, probs: np.ndarray
+) -> None:
+    """Write the probabilities and the submission. Only the main process may call."""
     missing = pages.paths.find_missing()
     if len(missing):
-        probs[missing] = _read_class_shares(config, classes)
+        probs[missing] = _read_class_frequencies(config, classes)
     write_array(paths.test_probabilities, probs.astype(np.float32))
     write_text(paths.submission, render_submission(pages.table, config.data.id_col, classes, probs))
     print(f"[PREDICT] {paths.submission}\n[PREDICT] {paths.test_probabilities} {probs.shape}")
 
 
 def _choose_store(paths: RunPaths, config: Config) -> "StoreChoice | None":
-    """As the training's; `auto` is beside the run, wherever it was moved to, and a named folder may not be there."""
+    """Choose the training's store; `auto` is beside the run, even if it was moved. A named folder may be missing."""
     from doccls.data.store import choose_store
 
     output = config.output.model_copy(update={"exp_dir": paths.exp_dir})
@@ -142,7 +141,7 @@ def _choose_store(paths: RunPaths, config: Config) -> "StoreChoice | None":
 
 
 def read_test_pages(config: Config, store: "StoreChoice | None" = None) -> TestPages:
-    """The sample submission's rows, in its order, and their images, each scanned once, and kept in the store.
+    """Read the rows of the sample submission, in its order, and scan their images, which the store then keeps.
 
     Raises:
         UserError: no sample or folder, no ID column, or (unless data.on_bad_image is `skip`) images missing or bad.
@@ -160,35 +159,33 @@ def read_test_pages(config: Config, store: "StoreChoice | None" = None) -> TestP
     images = resolve_images(table[data.id_col], data.image_dir_test, data.image_ext)
     if images.refused is not None:
         raise UserError(images.refused)
-    found = PackedPaths(data.image_dir_test, images.names)
-    rows = scan_rows(found, config, {}, store, ConsoleReporter())
+    resolved = PackedPaths(data.image_dir_test, images.names)
+    rows = scan_rows(resolved, config, {}, store, ConsoleReporter())
     problems = []
     if images.missing:
         problems.append(format_examples(f"test images missing in {data.image_dir_test}", images.missing))
     if rows.bad:
-        bad = sorted({(images.names[row], f"{found[row]}: {why}") for row, why in rows.bad.items()})
+        bad = sorted({(images.names[row], f"{resolved[row]}: {why}") for row, why in rows.bad.items()})
         problems.append(format_examples("test images that can't be used", [line for _, line in bad]))
     if problems and data.on_bad_image == "error":
-        raise UserError("\n".join([*problems, "(--on-bad-image skip keeps their rows, with the classes' shares)"]))
-    usable = (None if fact is None else name for name, fact in zip(images.names, rows.usable, strict=True))
+        raise UserError("\n".join([*problems, "(--on-bad-image skip gives their rows the class frequencies)"]))
+    usable = (None if scan is None else name for name, scan in zip(images.names, rows.usable, strict=True))
     paths = PackedPaths(data.image_dir_test, usable)
     return TestPages(table, PackedTexts(table[data.id_col]), paths, tuple(problems), rows.stored)
 
 
-def render_submission(table: pd.DataFrame, id_col: str, classes: Sequence[str], chances_NC: np.ndarray) -> str:
-    """The sample's columns, IDs and order; its one other column takes the label, or one column a class the probability.
+def render_submission(table: pd.DataFrame, id_col: str, classes: Sequence[str], probs_NC: np.ndarray) -> str:
+    """Render a CSV with the sample's columns, IDs and order, and either one label column or one probability per class.
 
     Raises:
-        UserError: the sample has other columns than these two forms.
+        UserError: the sample's columns fit neither form.
     """
     columns = list(table.columns)
-    others = _check_form(table, id_col, classes)
+    others = _check_columns(table, id_col, classes)
     if len(others) == 1:
-        cells = {others[0]: [classes[best] for best in chances_NC.argmax(axis=1)]}
+        cells = {others[0]: [classes[best] for best in probs_NC.argmax(axis=1)]}
     else:
-        cells = {
-            label: [f"{chance:.8f}" for chance in chances_NC[:, position]] for position, label in enumerate(classes)
-        }
+        cells = {label: [f"{prob:.8f}" for prob in probs_NC[:, column]] for column, label in enumerate(classes)}
     cells[id_col] = list(table[id_col])
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -197,21 +194,21 @@ def render_submission(table: pd.DataFrame, id_col: str, classes: Sequence[str], 
     return text.getvalue()
 
 
-def _check_form(table: pd.DataFrame, id_col: str, classes: Sequence[str]) -> list[str]:
-    """The sample's columns beside the ID: one for the label, or one a class."""
+def _check_columns(table: pd.DataFrame, id_col: str, classes: Sequence[str]) -> list[str]:
+    """Return the sample's columns besides the ID: one for the label, or one per class."""
     others = [column for column in table.columns if column != id_col]
     if len(others) != 1 and sorted(others) != sorted(classes):
         raise UserError(
-            f"data.sample_csv has the columns {list(table.columns)}: beside {id_col!r} there must be one for the "
-            f"label, or exactly one a class: {', '.join(classes)}"
+            f"data.sample_csv has the columns {list(table.columns)}: besides {id_col!r} it needs either one column for "
+            f"the label or exactly one column per class: {', '.join(classes)}"
         )
     return others
 
 
 def _predict_folds(files: Sequence[Path], config: Config, pages: TestPages, accelerator: "Accelerator") -> np.ndarray:
-    """Probabilities (n, classes) float64, the mean over folds; rows without an image are 0. All ranks must call.
+    """Return probabilities (n, classes) float64, the mean over folds; rows without an image are 0. All ranks must call.
 
-    One fold's weights at a time; one set of workers loads the pages for all of them.
+    Only one fold's weights are loaded at a time; one set of workers loads the pages for all folds.
     """
     from doccls.data.dataset import DocClsDataset, Pages
     from doccls.data.loader import loading
@@ -223,7 +220,7 @@ def _predict_folds(files: Sequence[Path], config: Config, pages: TestPages, acce
     division = BatchDivision.derive(config.train, accelerator.num_processes)
     requests = list_evaluation(BatchPlace("predict", 0), rows, division, accelerator.process_index)
     unlabelled = np.full(len(pages.ids), -1)
-    described = Pages(
+    unlabelled_pages = Pages(
         pages.ids,
         pages.paths,
         unlabelled,
@@ -233,9 +230,9 @@ def _predict_folds(files: Sequence[Path], config: Config, pages: TestPages, acce
         pages.stored,
     )
     probs = []
-    each_folds_requests = (request for _ in files for request in requests)
+    all_requests = (request for _ in files for request in requests)
     pin_memory = accelerator.device.type == "cuda"
-    dataset = DocClsDataset(described)
+    dataset = DocClsDataset(unlabelled_pages)
     plan = plan_loader(
         config.data.num_workers,
         division.images_at_a_time * dataset.page_bytes,
@@ -247,12 +244,12 @@ def _predict_folds(files: Sequence[Path], config: Config, pages: TestPages, acce
         reporter.line(f"[PREDICT] {remark}")
     if not pin_memory:
         keep_freed_memory(os.environ)
-    with loading(dataset, each_folds_requests, plan.workers, pin_memory, plan.prefetch) as batches:
+    with loading(dataset, all_requests, plan.workers, pin_memory, plan.prefetch) as batches:
         for file in files:
             best = read_best(file)
             with reporter.progress(f"fold {best.fold}", len(requests)) as bar:
-                own = bar.watch(islice(batches, len(requests)))
-                probs.append(_predict_fold(best, config, own, len(pages.ids), accelerator))
+                fold_batches = bar.watch(islice(batches, len(requests)))
+                probs.append(_predict_fold(best, config, fold_batches, len(pages.ids), accelerator))
     mean: np.ndarray = np.mean(probs, axis=0)
     return mean
 
@@ -260,7 +257,7 @@ def _predict_folds(files: Sequence[Path], config: Config, pages: TestPages, acce
 def _predict_fold(
     best: "BestWeights", config: Config, batches: "Iterable[Batch]", count: int, accelerator: "Accelerator"
 ) -> np.ndarray:
-    """Probabilities (count, classes) float64 of one fold's model; rows without an image are 0."""
+    """Return probabilities (count, classes) float64 of one fold's model; rows without an image are 0."""
     import torch
 
     from doccls.model.build import build_model
@@ -278,11 +275,11 @@ def _predict_fold(
     return probs
 
 
-def _read_class_shares(config: Config, classes: Sequence[str]) -> np.ndarray:
-    """Each class's share of train.csv: what is known of a page that can't be seen."""
+def _read_class_frequencies(config: Config, classes: Sequence[str]) -> np.ndarray:
+    """Return the relative class frequencies in train.csv: the prior for a page that can't be read."""
     labels = read_table(config.data.train_csv, "data.train_csv")[config.data.target_col].str.strip()
-    shares: np.ndarray = np.asarray([(labels == label).mean() for label in classes], dtype=np.float64)
-    return shares
+    frequencies: np.ndarray = np.asarray([(labels == label).mean() for label in classes], dtype=np.float64)
+    return frequencies
 
 
 def _with_precision(config: Config, precision: str) -> Config:
@@ -291,13 +288,13 @@ def _with_precision(config: Config, precision: str) -> Config:
 
 
 def _with_arguments(config: Config, arguments: argparse.Namespace) -> Config:
-    given = {
+    overrides = {
         "sample_csv": arguments.sample_csv and arguments.sample_csv.resolve(),
         "image_dir_test": arguments.image_dir and arguments.image_dir.resolve(),
         "num_workers": arguments.num_workers,
         "on_bad_image": arguments.on_bad_image,
     }
-    data = config.data.model_copy(update={key: value for key, value in given.items() if value is not None})
-    # What the training's machine had is not what this one must have.
+    data = config.data.model_copy(update={key: value for key, value in overrides.items() if value is not None})
+    # The training's num_processes says nothing about this machine.
     train = config.train.model_copy(update={"num_processes": None})
     return config.model_copy(update={"data": data, "train": train})

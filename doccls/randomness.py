@@ -1,7 +1,7 @@
-"""Every seed of a run derives from here.
+"""The source of every seed of a run.
 
-Nothing draws from a generator that carries state from one sample or step to the next: a draw is named by what it is for
-and where it stands. So workers, restarts and order change nothing, and a checkpoint holds no generator state.
+No generator carries state from one sample or step to the next: each draw is keyed by its purpose and its coordinates
+(fold, epoch, sample, ...). So workers, restarts and order change nothing, and a checkpoint holds no generator state.
 """
 
 from enum import IntEnum
@@ -10,7 +10,7 @@ import numpy as np
 
 
 class Purpose(IntEnum):
-    """What a stream is for; part of its key, so that two purposes never share draws. Numbers are fixed for ever."""
+    """The purpose of a stream: part of its key, so that no two purposes share draws. The numbers must never change."""
 
     FOLDS = 1
     INITIAL_WEIGHTS = 2
@@ -19,11 +19,11 @@ class Purpose(IntEnum):
     STEP = 5
 
 
-def derive_stream(seed: int, purpose: Purpose, *place: int) -> np.random.SeedSequence:
-    """The stream of (seed, purpose, place...): for example place = (fold, epoch, sample) for one augmentation."""
-    return np.random.SeedSequence([seed, int(purpose), *place])
+def derive_stream(seed: int, purpose: Purpose, *coordinates: int) -> np.random.SeedSequence:
+    """Return the stream of (seed, purpose, *coordinates); an augmentation's coordinates are (fold, epoch, sample)."""
+    return np.random.SeedSequence([seed, int(purpose), *coordinates])
 
 
-def derive_seed(seed: int, purpose: Purpose, *place: int) -> int:
-    """The same stream as one unsigned 32-bit number, for libraries that are seeded by a number."""
-    return int(derive_stream(seed, purpose, *place).generate_state(1)[0])
+def derive_seed(seed: int, purpose: Purpose, *coordinates: int) -> int:
+    """Return the same stream as one unsigned 32-bit number, for libraries that take an integer seed."""
+    return int(derive_stream(seed, purpose, *coordinates).generate_state(1)[0])

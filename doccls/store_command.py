@@ -1,4 +1,4 @@
-"""`doccls store info | clear`: what the store of decoded pages holds, and its removal."""
+"""`doccls store info | clear`: show or clear the store of decoded pages."""
 
 import argparse
 from pathlib import Path
@@ -10,25 +10,25 @@ from doccls.system.disk import format_size
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command line of `doccls store`."""
+    """Add the arguments of `doccls store`."""
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
-    info = actions.add_parser("info", help="what it holds: page sizes, pages, bytes, and what made them")
-    clear = actions.add_parser("clear", help="remove its pages; they are decoded anew when they are needed")
+    info = actions.add_parser("info", help="show its page sizes, pages, bytes, and the versions that made them")
+    clear = actions.add_parser("clear", help="remove its pages; a run that needs them decodes them again")
     clear.add_argument(
-        "--unused", action="store_true", help="only pages that other versions made, which these do not use"
+        "--unused", action="store_true", help="only pages made by other versions, which the installed ones cannot use"
     )
     for action in (info, clear):
         action.add_argument(
-            "folder", nargs="?", type=Path, metavar="FOLDER", help="the store (or --config of one who uses it)"
+            "folder", nargs="?", type=Path, metavar="FOLDER", help="the store (or --config of a run that uses it)"
         )
         add_config_arguments(action, required=False)
 
 
 def store(arguments: argparse.Namespace) -> int:
-    """Do as the command line says; returns the exit code.
+    """Show or clear the store that the arguments name, and return the exit code.
 
     Raises:
-        UserError: no store is named, or its pages are being decoded now.
+        UserError: no store is named, or its pages are being decoded.
     """
     folder = _find_folder(arguments)
     sets = list_page_sets(folder)
@@ -46,13 +46,13 @@ def store(arguments: argparse.Namespace) -> int:
 
 def _find_folder(arguments: argparse.Namespace) -> Path:
     if (arguments.folder is None) == (arguments.config is None):
-        raise UserError("say which store: its FOLDER, or --config FILE of one who uses it (one of the two)")
+        raise UserError("give either the store's FOLDER or --config FILE of a run that uses it")
     if arguments.folder is not None:
         return Path(arguments.folder)
     config = load_arguments(arguments)
     choice = choose_store(config)
     if choice is None:
-        raise UserError(f"{arguments.config}: data.store is off: there is no store")
+        raise UserError(f"{arguments.config}: data.store is off, so there is no store")
     return choice.folder
 
 
@@ -64,9 +64,9 @@ def _describe(folder: Path, sets: list[PageSet]) -> list[str]:
     for pages in sets:
         line = f"  {pages.size_px} px: {_count(pages.pages)}, {format_size(pages.size_bytes)}, made by {pages.made_by}"
         if not pages.usable:
-            line += "; not used by these versions (doccls store clear --unused)"
+            line += "; not used by the installed versions (doccls store clear --unused)"
         if pages.damaged:
-            line += f"; {pages.damaged} damaged files are passed over"
+            line += f"; {pages.damaged} damaged files are skipped"
         lines.append(line)
     return lines
 

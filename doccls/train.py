@@ -28,19 +28,19 @@ from doccls.system.lock import LockError, find_holder
 from doccls.system.rank import rank_by_environment
 from doccls.system.signals import stop_on_sigusr2, stopping_gracefully
 
-if TYPE_CHECKING:  # the stack takes seconds to import: a mistake in the config is told before that
+if TYPE_CHECKING:  # torch takes seconds to import: config errors should be reported before that
     from accelerate import Accelerator
 
     from doccls.experiment import OpenRun
     from doccls.training.engine import RunContext
 
 
-_OUTLIVING_S = 20.0
-"""How long the process of a fold that is started again may outlive the launcher's word that it is gone."""
+# A restarted fold waits this long for the lock: its last process may exit later than the launcher noticed its end.
+_LOCK_WAIT_S = 20.0
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command line of `doccls.train`."""
+    """Return the parser of the `doccls.train` command line."""
     parser = argparse.ArgumentParser(
         prog="python -m doccls.train",
         description="Train the folds of an image classifier and write the merged out-of-fold predictions.",
@@ -50,18 +50,18 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--run-id",
         metavar="ID",
-        help="name of the run; an existing one is joined: finished folds are kept, others go on",
+        help="run id; an existing run is resumed: its finished folds are kept",
     )
     parser.add_argument(
         "--allow-world-size-change",
         action="store_true",
-        help="go on with a fold that another number of processes began: the same batches, not the same bits",
+        help="resume folds saved by another number of processes: same batches, but not bit-identical",
     )
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Train as the command line says; returns the exit code. Never raises for what a user did."""
+    """Train the folds of a config and return the exit code; user errors are reported, not raised."""
     end_with_parent()
     arguments = build_parser().parse_args(argv)
     code = run_training(lambda log: _train(arguments, log), rank_by_environment())
@@ -75,12 +75,12 @@ def _train(arguments: argparse.Namespace, log: RunLog) -> None:
         if config.train.sigusr2 == "stop":
             stop_on_sigusr2()
         fold = _find_fold(config)
-        if is_launched():  # into a run that is known to be this config's: its launcher hears of any mistake
+        if is_launched():  # the launcher has checked that the run is this config's, so its folder may be written
             paths = locate_run(config.output.exp_dir, check_run_id(arguments.run_id), now)
-            if not _is_trained_by_another(paths, fold):  # else the heartbeat is that process's
+            if not _is_trained_by_another(paths, fold):  # otherwise the heartbeat belongs to that process
                 heartbeat.write_to(paths.heartbeat(fold, rank_by_environment()))
         if expects_workers(config.data.num_workers, config.data.store != "off"):
-            start_worker_server()  # it imports while this process does
+            start_worker_server()  # early, so that both processes import in parallel
         from doccls.training.distributed import on_main, start_processes
 
         accelerator = start_processes(config)
@@ -102,7 +102,7 @@ def _train(arguments: argparse.Namespace, log: RunLog) -> None:
 
 
 def _is_trained_by_another(paths: RunPaths, fold: int | None) -> bool:
-    """Whether a process that this one's launcher has not started trains the fold."""
+    """Return whether the fold is being trained by a process that this process's launcher did not start."""
     with suppress(LockError):
         holder = None if fold is None else find_holder(paths.fold_lock(fold))
         return holder is not None and holder.launch != os.environ[LAUNCHED]
@@ -110,14 +110,14 @@ def _is_trained_by_another(paths: RunPaths, fold: int | None) -> bool:
 
 
 def _find_fold(config: Config) -> int | None:
-    """The one fold that is trained; None is all."""
+    """Return the single fold to train, or None for all."""
     return None if config.data.valid_fold == "all" else config.data.valid_fold
 
 
 def _open(
     config: Config, run_id: str, now: datetime, accelerator: "Accelerator", owner: FoldOwner, log: RunLog
 ) -> "OpenRun":
-    """Open the run on the main process, which takes the folds that are to be trained. All ranks must call."""
+    """Open the run on the main process and lock the folds to train. All ranks must call."""
     from doccls.experiment import log_config, open_run
     from doccls.model.names import check_names
     from doccls.training.distributed import list_devices, on_main
@@ -134,14 +134,14 @@ def _open(
         paths = locate_run(config.output.exp_dir, run_id, now)
         run = open_run(config, paths, now, processes, log)
         claim_precision(paths, accelerator.mixed_precision)
-        owner.take(paths, run.list_missing(config.data.list_wanted()), _OUTLIVING_S if is_launched() else 0.0)
-        return replace(run, finished=run.experiment.find_finished())  # who owned them may have finished some since
+        owner.take(paths, run.list_missing(config.data.list_wanted()), _LOCK_WAIT_S if is_launched() else 0.0)
+        return replace(run, finished=run.experiment.find_finished())  # the previous owner may have finished some
 
     return on_main(accelerator, open_on_main)
 
 
 def _train_folds(context: "RunContext", finished: Sequence[int], allow_change: bool) -> None:
-    """Train those that are not finished, while each process watches whether it goes on. All ranks must call."""
+    """Train the unfinished folds under the watchdog of each process. All ranks must call."""
     from doccls.oof.predictions import remove_resume_checkpoints
     from doccls.training.batches import load_folds
     from doccls.training.distributed import on_main
@@ -158,11 +158,11 @@ def _train_folds(context: "RunContext", finished: Sequence[int], allow_change: b
         for fold in wanted:
             if fold in finished:
                 log.line(f"[FOLD {fold}] finished before: kept {paths.predictions(fold)}")
-        on_main(accelerator, lambda: remove_resume_checkpoints(paths, finished))  # killed before they could
+        on_main(accelerator, lambda: remove_resume_checkpoints(paths, finished))  # left by a kill
         missing = [fold for fold in wanted if fold not in finished]
         starts = find_resume_points(context, missing, allow_change)
-        gc.freeze()  # the imported libraries are a million objects: collecting what a fold leaves need not visit them
-        if accelerator.device.type == "cpu":  # not before the look, each of whose threads would keep what it decoded in
+        gc.freeze()  # the libraries own a million objects, which collections between folds need not visit
+        if accelerator.device.type == "cpu":  # after the scan, whose threads would each keep their decode buffers
             keep_freed_memory(os.environ)
         with stopping_gracefully(), load_folds(context, missing, starts) as batches:
             for fold in missing:

@@ -1,4 +1,4 @@
-"""What a user may state (`schema`) and how it is read (`load`)."""
+"""The config: its keys (`schema`) and how it is read (`load`)."""
 
 from doccls.config.load import Override, load_config, parse_override, render_snapshot
 from doccls.config.schema import Config

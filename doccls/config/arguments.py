@@ -1,4 +1,4 @@
-"""The arguments that say which config, for every command that takes one."""
+"""The command-line arguments that select a config, shared by every command that takes one."""
 
 import argparse
 from pathlib import Path
@@ -8,22 +8,22 @@ from doccls.config.schema import Config
 
 
 def add_config_arguments(parser: argparse.ArgumentParser, required: bool = True) -> None:
-    """`--config`, `--mode`, `--set`, `--num-workers`."""
+    """Add `--config`, `--mode`, `--set` and `--num-workers`."""
     parser.add_argument(
-        "--config", type=Path, required=required, metavar="FILE", help="YAML file; its paths are relative to it"
+        "--config", type=Path, required=required, metavar="FILE", help="YAML file; its paths are relative to its folder"
     )
     parser.add_argument(
-        "--mode", choices=MODES, help="named set of defaults under the YAML's own values (default: basic)"
+        "--mode", choices=MODES, help="named set of defaults, overridden by the YAML file (default: basic)"
     )
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides",
-        help="override one key, as in --set train.epochs=3; may be given many times",
+        help="override one key, as in --set train.epochs=3; may be repeated",
     )  # fmt: skip
     parser.add_argument("--num-workers", type=int, metavar="N", help="short for --set data.num_workers=N")
 
 
 def load_arguments(arguments: argparse.Namespace) -> Config:
-    """The config that the arguments of `add_config_arguments` say.
+    """Load the config that the arguments of `add_config_arguments` select.
 
     Raises:
         UserError: see `load_config`.

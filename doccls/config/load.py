@@ -1,4 +1,4 @@
-"""YAML file + mode + overrides -> `Config`, or one error that names everything wrong.
+"""YAML file + mode + overrides -> `Config`, or one error that lists every problem.
 
 Precedence, highest first: `--set train.epochs=3`, the YAML file, the mode, the schema's default.
 """
@@ -23,15 +23,15 @@ from doccls.errors import UserError
 MODES = get_args(Config.model_fields["mode"].annotation)
 Key = tuple[str, ...]
 
-_DEEPEST = 20
+_MAX_DEPTH = 20
+# No key of the schema may match: its value would reach logs, snapshots and W&B.
 SECRET_NAME = re.compile(r"key|token|secret|passw|credential", re.IGNORECASE)
-"""No key of the schema has such a name, since its value would reach logs, snapshots and W&B."""
 _SECRET_ARGUMENT = re.compile(rf"(?s)^(.*?(?:{SECRET_NAME.pattern})[^=]*=).*$", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class Override:
-    """One `--set key=value`, or a flag that stands for one."""
+    """One `--set key=value`, or a flag that is short for one."""
 
     key: str
     value: Any
@@ -40,33 +40,33 @@ class Override:
 
 @dataclass(frozen=True)
 class _Stated:
-    """A value and where it was said."""
+    """A value and where it was stated."""
 
     value: Any
     where: str
 
 
 def load_config(path: Path, mode: str | None = None, overrides: Sequence[Override] = ()) -> Config:
-    """Read the config at `path` and resolve it whole: modes and overrides applied, paths absolute.
+    """Read the config at `path` and resolve it: apply the mode and the overrides, make paths absolute.
 
     Raises:
-        UserError: the file can't be read or parsed, or any key or value in it is wrong (all are listed).
+        UserError: the file can't be read or parsed, or keys or values in it are wrong (all are listed).
     """
     path = path.expanduser().resolve()
     problems: list[str] = []
     stated = _flatten(_read_yaml(path, problems), problems)
     set_by_flags = _flatten([(tuple(o.key.split(".")), _Stated(o.value, o.where)) for o in overrides], problems)
-    told = _Stated(mode, "--mode") if mode else (stated | set_by_flags).get(("mode",), _Stated("basic", "default"))
-    if told.value not in MODES:
-        problems.append(_render_problem(("mode",), told, " or ".join(map(repr, MODES))))
-        told = _Stated("basic", "default")
-    defaults = _flatten(read_mode(told.value), problems)
-    merged = {**defaults, **stated, **set_by_flags, ("mode",): told}
+    chosen = _Stated(mode, "--mode") if mode else (stated | set_by_flags).get(("mode",), _Stated("basic", "default"))
+    if chosen.value not in MODES:
+        problems.append(_render_problem(("mode",), chosen, " or ".join(map(repr, MODES))))
+        chosen = _Stated("basic", "default")
+    defaults = _flatten(read_mode(chosen.value), problems)
+    merged = {**defaults, **stated, **set_by_flags, ("mode",): chosen}
     return _validate(merged, path, problems)
 
 
 def parse_override(text: str) -> Override:
-    """`train.epochs=3` -> Override; the value is YAML, so `null`, `true`, `[1, 2]` and `1e-3` mean what they say.
+    """Parse `train.epochs=3`; the value is YAML, so `null`, `true`, `[1, 2]` and `1e-3` have their YAML types.
 
     Raises:
         UserError: there is no `=`, or the value is not YAML.
@@ -77,16 +77,16 @@ def parse_override(text: str) -> Override:
     try:
         return Override(key.strip(), _parse_value(value), f"--set {key.strip()}")
     except yaml.YAMLError as error:
-        raise UserError(f"--set {key.strip()}: the value is not YAML: {_explain(error)}") from error
+        raise UserError(f"--set {key.strip()}: the value is not YAML: {_describe_yaml_error(error)}") from error
 
 
 def render_snapshot(config: Config, provenance: dict[str, Any]) -> str:
-    """The resolved config as YAML that `load_config` reads back to the same config, and what made the run beside it."""
+    """Render the resolved config and its provenance as YAML that `load_config` reads back to the same config."""
     return _dump(config.model_dump(mode="json") | {"provenance": provenance})
 
 
 def complete_snapshot(text: str, provenance: Mapping[str, Any]) -> str | None:
-    """The snapshot with what its provenance does not have yet; None if it has all of it."""
+    """Add the entries that the snapshot's provenance lacks; return None if it lacks none."""
     values = _parse_value(text)
     missing = {name: value for name, value in provenance.items() if name not in values["provenance"]}
     if not missing:
@@ -95,13 +95,13 @@ def complete_snapshot(text: str, provenance: Mapping[str, Any]) -> str | None:
 
 
 def list_values(config: Config) -> list[tuple[str, Any]]:
-    """Every dotted key and its resolved value, in the schema's order; without `provenance`."""
+    """List every dotted key and its resolved value, in the schema's order, without `provenance`."""
     values = config.model_dump(mode="json", exclude={"provenance"})
     return [(".".join(key), value) for key, value in _leaves(values)]
 
 
 def redact_argument(argument: str) -> str:
-    """A command-line word fit for a log: the value of `api_key=...` and the like is starred out."""
+    """Make a command-line argument safe to log: replace the value of `api_key=...` and the like by stars."""
     return _SECRET_ARGUMENT.sub(r"\1***", argument)
 
 
@@ -109,7 +109,7 @@ def redact_argument(argument: str) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader with YAML 1.2's numbers: `1e-3` is a float (YAML 1.1 makes it a text)."""
+    """SafeLoader with YAML 1.2's numbers: `1e-3` is a float (in YAML 1.1 it is a string)."""
 
 
 _Loader.yaml_implicit_resolvers = {  # a copy: `add_implicit_resolver` would change SafeLoader's lists in place
@@ -125,7 +125,7 @@ _Loader.add_implicit_resolver(
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes what `_Loader` would not read as the text that it is."""
+    """SafeDumper that quotes every string that `_Loader` would not read as a string."""
 
 
 _Dumper.yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers
@@ -149,7 +149,7 @@ def _read_yaml(path: Path, problems: list[str]) -> list[tuple[Key, _Stated]]:
 
 
 def _parse_yaml(text: str, source: str, problems: list[str]) -> list[tuple[Key, _Stated]]:
-    """The text's values, in order, each with its dotted key and line; a key stated twice is a problem."""
+    """List the values in order, each with its dotted key and line; a duplicate key is a problem."""
     try:
         loader = _Loader(text)
         root = loader.get_single_node()
@@ -159,16 +159,16 @@ def _parse_yaml(text: str, source: str, problems: list[str]) -> list[tuple[Key, 
             raise UserError(f"{source}: the top level must be `key: value` lines")
         return list(_read_mapping(loader, root, (), source, problems))
     except yaml.YAMLError as error:
-        raise UserError(f"{source}: not valid YAML: {_explain(error)}") from error
+        raise UserError(f"{source}: not valid YAML: {_describe_yaml_error(error)}") from error
 
 
 def _read_mapping(
     loader: _Loader, node: yaml.MappingNode, prefix: Key, source: str, problems: list[str]
 ) -> Iterator[tuple[Key, _Stated]]:
-    if len(prefix) > _DEEPEST:  # an anchor that holds itself
+    if len(prefix) > _MAX_DEPTH:  # an anchor that contains itself
         raise yaml.composer.ComposerError(None, None, "a mapping within itself", node.start_mark)
     first_line: dict[str, int] = {}
-    for key_node, _ in node.value:  # before `<<:` is resolved: a key that overrides a merged one is not stated twice
+    for key_node, _ in node.value:  # before `<<:` is resolved: overriding a merged key is no duplicate
         name, line = str(key_node.value), key_node.start_mark.line + 1
         if name in first_line and name != "<<":
             key = ".".join((*prefix, name))
@@ -185,7 +185,7 @@ def _read_mapping(
 
 
 def read_mode(mode: str) -> list[tuple[Key, _Stated]]:
-    """What the mode states, key by key."""
+    """Return the keys and values that the mode sets."""
     text = resources.files("doccls.config").joinpath(f"modes/{mode}.yaml").read_text(encoding="utf-8")
     return _parse_yaml(text, f"mode {mode}", [])
 
@@ -194,7 +194,7 @@ def read_mode(mode: str) -> list[tuple[Key, _Stated]]:
 
 
 def _flatten(values: list[tuple[Key, _Stated]], problems: list[str]) -> dict[Key, _Stated]:
-    """Keys -> values; a section given a plain value is a problem (an empty one, as in `train:`, is just empty)."""
+    """Map keys to values; a plain value for a section is a problem (an empty section, as in `train:`, is not)."""
     flat: dict[Key, _Stated] = {}
     for key, stated in values:
         if len(key) == 1 and key[0] in SECTIONS:
@@ -226,22 +226,22 @@ def _validate(merged: dict[Key, _Stated], path: Path, problems: list[str]) -> Co
 
 
 def _render_errors(error: ValidationError, merged: dict[Key, _Stated]) -> list[str]:
-    """One line a key: pydantic reports a union once for each of its members."""
+    """Render one line per key: pydantic reports a union once for each of its members."""
     lines: dict[Key, str] = {}
     for item in error.errors(include_url=False):
         key = tuple(str(part) for part in item["loc"][:2])
         if item["type"] == "contradiction":
             for name, allowed in item["ctx"]["allowed"].items():
                 field = SECTIONS[key[0]].model_fields[name]
-                met = merged.get((*key, name), _Stated(field.default, "default"))
-                lines[*key, name] = _render_problem((*key, name), met, allowed)
+                stated = merged.get((*key, name), _Stated(field.default, "default"))
+                lines[*key, name] = _render_problem((*key, name), stated, allowed)
             continue
         field = SECTIONS[key[0]].model_fields[key[1]] if len(key) == 2 else Config.model_fields[key[0]]
         if item["type"] == "missing" and len(item["loc"]) == len(key):
-            lines[key] = f"{'.'.join(key)}: missing; needed: {describe_allowed(field)}"
+            lines[key] = f"{'.'.join(key)}: missing; required: {describe_allowed(field)}"
         else:
-            met = merged.get(key, _Stated(item["input"], "default"))
-            lines[key] = _render_problem(key, met, describe_allowed(field))
+            stated = merged.get(key, _Stated(item["input"], "default"))
+            lines[key] = _render_problem(key, stated, describe_allowed(field))
     return list(lines.values())
 
 
@@ -250,18 +250,19 @@ def _render_problem(key: Key, stated: _Stated, allowed: str) -> str:
 
 
 def _render_unknown(key: Key, stated: _Stated) -> str:
-    every = [f"{name}.{field}" for name, section in SECTIONS.items() for field in section.model_fields]
+    known = [f"{name}.{field}" for name, section in SECTIONS.items() for field in section.model_fields]
     dotted = ".".join(key)
-    near = [known for known in every if known.split(".")[1] == key[-1]]  # the right name in the wrong section
     near = (
-        near or get_close_matches(dotted, every, n=1, cutoff=0.6) or get_close_matches(key[-1], every, n=1, cutoff=0.5)
+        [candidate for candidate in known if candidate.split(".")[1] == key[-1]]  # the right name in the wrong section
+        or get_close_matches(dotted, known, n=1, cutoff=0.6)
+        or get_close_matches(key[-1], known, n=1, cutoff=0.5)
     )
     hint = f"did you mean {near[0]}?" if near else f"sections are {', '.join(SECTIONS)}"
     return f"{dotted} ({stated.where}): unknown key; {hint}"
 
 
 def describe_allowed(field: FieldInfo) -> str:
-    """What a field takes, in words: `an integer >= 1 or null`."""
+    """Describe the values that a field allows, as in `an integer >= 1 or null`."""
     return _describe(field.annotation, list(field.metadata))
 
 
@@ -286,7 +287,7 @@ def _describe(annotation: Any, metadata: list[Any]) -> str:
     }
     if annotation is str:
         pattern = next((m.pattern for m in _unwrap(metadata) if getattr(m, "pattern", None)), None)
-        return f"a text that matches {pattern}" if pattern else "a text (quote it if it looks like a number)"
+        return f"a string that matches {pattern}" if pattern else "a string (quote it if it looks like a number)"
     return " ".join([names.get(annotation, "a mapping"), " and ".join(bounds)]).strip()
 
 
@@ -314,8 +315,8 @@ def _leaves(values: dict[str, Any], prefix: Key = ()) -> Iterator[tuple[Key, Any
             yield (*prefix, name), value
 
 
-def _explain(error: yaml.YAMLError) -> str:
-    """What is wrong and where, without the line itself: it may hold a secret."""
+def _describe_yaml_error(error: yaml.YAMLError) -> str:
+    """Describe the error and its position without quoting the line, which may contain a secret."""
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
         return f"line {error.problem_mark.line + 1}, column {error.problem_mark.column + 1}: {error.problem}"
     if isinstance(error, yaml.reader.ReaderError):
@@ -324,7 +325,7 @@ def _explain(error: yaml.YAMLError) -> str:
 
 
 def operational_keys(model: type[BaseModel] = Config, prefix: Key = ()) -> set[Key]:
-    """Keys marked `Operational` in the schema: those that do not belong to a run's fingerprint."""
+    """Return the keys marked `Operational` in the schema, which are not part of a run's fingerprint."""
     found: set[Key] = set()
     for name, field in model.model_fields.items():
         if any(isinstance(mark, Operational) for mark in field.metadata):

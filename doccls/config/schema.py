@@ -1,7 +1,7 @@
-"""Every key a user may state: its type, its limits, its default, and one sentence that is also its help text.
+"""Every config key: its type, limits, default and description.
 
-The sentence under a field becomes the description in the JSON schema, in error messages and in docs/config.md.
-A recipe (model, augmentation, schedule) is stated by a mode (`modes/*.yaml`), not by the defaults here.
+The string under a field becomes its description in the JSON schema and in docs/config.md.
+Recipes (model, augmentation, schedule) are set by the modes (`modes/*.yaml`), not by the defaults here.
 """
 
 from pathlib import Path
@@ -23,7 +23,7 @@ IMAGE_EXTENSIONS: tuple[str, ...] = get_args(ImageExtension)
 
 
 class Operational:
-    """Marks a key that changes how a run works but not what it computes: it stays out of the run's fingerprint."""
+    """A mark for keys that change how a run executes but not what it computes; the fingerprint excludes them."""
 
 
 def _resolve_path(value: Any, info: ValidationInfo) -> Any:
@@ -56,73 +56,73 @@ class Section(BaseModel):
     )
 
 
-def _unread_off(value: Any) -> Any:
-    """YAML reads `off` as false."""
+def _restore_off(value: Any) -> Any:
+    """Return "off" for false, which is how YAML reads `off`."""
     return "off" if value is False else value
 
 
 def _refuse(contradictions: dict[str, str]) -> None:
-    """An error between keys, if there are any: key -> what it may be; `load` tells each."""
+    """Raise one error for all contradictions (key -> allowed values), if there are any; `load` reports each."""
     if contradictions:
         raise PydanticCustomError("contradiction", "contradiction", {"allowed": contradictions})
 
 
 class ProjectConfig(Section):
     name: Annotated[str, Field(min_length=1), Operational()] = "doccls"
-    """Name of the project; the W&B project unless tracking.project says otherwise."""
+    """Project name; also the W&B project, unless tracking.project is set."""
     version: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,39}$"), Operational()] = "v001"
     """Prefix of the run id: `v087` gives run ids such as `v087-8c206e`."""
     seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = 42
-    """Seed of folds, initial weights, order, augmentation and dropout."""
+    """Seed of the folds, initial weights, sample order, augmentation and dropout."""
 
 
 class DataConfig(Section):
     train_csv: ConfigPath
-    """CSV of the training images: one row an image, with the ID and target columns."""
+    """CSV of the training images: one row per image, with the ID and target columns."""
     image_dir_train: ConfigPath
     """Folder of the training images."""
     sample_csv: ConfigPath | None = None
-    """Sample submission: its columns, IDs and order are those of the submission that `doccls predict` writes."""
+    """Sample submission; `doccls predict` writes a submission with the same columns, IDs and order."""
     image_dir_test: ConfigPath | None = None
     """Folder of the test images, for `doccls predict`."""
     image_ext: Annotated[ImageExtension, BeforeValidator(_with_dot)] = ".jpg"
-    """Extension tried first for an ID that has none."""
+    """Extension to try first for IDs without one."""
     id_col: Annotated[str, Field(min_length=1)] = "ID"
-    """Column of the image IDs, with or without extension."""
+    """Column of the image IDs, with or without file extension."""
     target_col: Annotated[str, Field(min_length=1)] = "target"
-    """Column of the labels: numbers or names."""
+    """Column of the labels (numbers or names)."""
     group_col: Annotated[str, Field(min_length=1)] | None = None
-    """Column that says which rows belong together (pages of one document): a group never spans two folds."""
+    """Column of the group of each row (such as its document): a group never spans two folds."""
     folds: Annotated[int, Field(ge=2)] = 5
-    """Number of folds. A column `fold` in the CSV, where there is one, decides which row is in which."""
+    """Number of folds. If the CSV has a column `fold`, it assigns the rows to the folds."""
     valid_fold: Annotated[int, Field(ge=0)] | Literal["all"] = "all"
-    """The fold to train (it is the one validated on), or `all`: every fold, and then the merged OOF files."""
+    """The fold to validate on while training on the others; `all` trains every fold and merges the OOF files."""
     stratify: bool = True
-    """Give every fold the same share of each class."""
+    """Keep the class proportions equal across folds."""
     on_duplicate: Literal["keep", "error"] = "keep"
-    """Rows that name the same image: `keep` them all, in one fold, with a warning; or `error`."""
+    """Duplicate images: `keep` all rows, in one fold, with a warning; or `error`."""
     on_bad_image: Literal["error", "skip"] = "error"
-    """Missing, truncated or non-image files: `error` names them all before training; `skip` leaves those rows out."""
+    """Missing, truncated or non-image files: `error` lists all of them before training; `skip` drops their rows."""
     max_image_pixels: Annotated[int, Field(ge=1)] = 100_000_000
-    """Largest width x height accepted: a guard against decompression bombs."""
+    """Maximum width x height of an image, as a guard against decompression bombs."""
     store: Annotated[
         Literal["auto", "off"] | ConfigPath,
         Field(union_mode="left_to_right"),
-        BeforeValidator(_unread_off),
+        BeforeValidator(_restore_off),
         Operational(),
     ] = "auto"
-    """Folder of decoded pages, for all runs; `auto`: page_store beside output.exp_dir; `off`: decode in each epoch."""
+    """Folder of decoded pages, shared by runs; `auto`: page_store beside output.exp_dir; `off`: decode every epoch."""
     num_workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
-    """Processes that load images, for each training process; 0: it does so itself; `auto`: as many as pay."""
+    """Data-loading workers per training process; 0 loads in the training process; `auto`: as many as are useful."""
 
     @model_validator(mode="after")
-    def _fold_exists(self) -> Self:
+    def _check_valid_fold(self) -> Self:
         if self.valid_fold != "all" and self.valid_fold >= self.folds:
             _refuse({"valid_fold": f"'all' or 0 to {self.folds - 1}, since data.folds is {self.folds}"})
         return self
 
     def list_wanted(self) -> list[int]:
-        """The folds to train."""
+        """Return the folds to train."""
         return list(range(self.folds)) if self.valid_fold == "all" else [self.valid_fold]
 
 
@@ -130,22 +130,22 @@ class ModelConfig(Section):
     name: Annotated[str, Field(min_length=1)] = "tf_efficientnet_b3"
     """Any timm model name."""
     pretrained: bool = True
-    """Start from timm's pretrained weights, fetched from the hub (see model.weights for machines without network)."""
+    """Start from timm's pretrained weights, downloaded from the hub (without network access, use model.weights)."""
     weights: Annotated[ConfigPath | None, Operational()] = None
-    """Start from this file (.safetensors, .pth) instead of the hub. Loaded without running any code in it."""
+    """Start from this file (.safetensors, .pth) instead of the hub. Loading it never runs code from it."""
     pooling: str | None = None
-    """Global pooling before the classifier (avg, max, avgmax, gem, ...); null keeps the architecture's own."""
+    """Global pooling before the classifier (avg, max, avgmax, gem, ...); null: the architecture's default."""
     drop_rate: Annotated[float, Field(ge=0, lt=1)] | None = None
-    """Dropout before the classifier; null keeps the architecture's own."""
+    """Dropout rate before the classifier; null: the architecture's default."""
     drop_path_rate: Annotated[float, Field(ge=0, lt=1)] | None = None
-    """Stochastic depth; null keeps the architecture's own."""
+    """Stochastic depth rate; null: the architecture's default."""
     mean: ThreeFloats | None = None
-    """RGB mean of the normalisation, 0 to 1; null takes the one the model was pretrained with."""
+    """RGB mean for input normalization, 0 to 1; null: the mean that the model was pretrained with."""
     std: ThreeFloats | None = None
-    """RGB standard deviation of the normalisation; null takes the one the model was pretrained with."""
+    """RGB standard deviation for input normalization; null: the one that the model was pretrained with."""
 
     @model_validator(mode="after")
-    def _std_positive(self) -> Self:
+    def _check_std(self) -> Self:
         if self.std is not None and min(self.std) <= 0:
             _refuse({"std": "three numbers above 0"})
         return self
@@ -153,72 +153,72 @@ class ModelConfig(Section):
 
 class TrainConfig(Section):
     img_size: Annotated[int, Field(ge=32, le=4096)] = 224
-    """Side of the square the page is fitted into (longest side scaled, the rest white), in pixels."""
+    """Side of the square model input in pixels; pages are scaled to fit and padded with white."""
     page_px: Annotated[int, Field(ge=32, le=8192)] | None = None
-    """Longest side of the pages that are kept and augmented; null: 5/4 of img_size if they are turned or zoomed."""
+    """Longest side of decoded pages, before augmentation; null: img_size, or 5/4 of it with rotation or zoom."""
     batch_size: Annotated[int, Field(ge=1)] = 32
-    """Images in one optimizer step, over all processes together."""
+    """Images per optimizer step, over all processes."""
     micro_batch_size: Annotated[Annotated[int, Field(ge=1)] | None, Operational()] = None
-    """Most images one process holds at a time; smaller than its share of batch_size means gradient accumulation."""
+    """Maximum images per forward pass of a process; if its part of batch_size is larger, gradients are accumulated."""
     epochs: Annotated[int, Field(ge=1)] = 10
-    """Passes over the training folds."""
+    """Number of passes over the training folds."""
     lr: Annotated[float, Field(gt=0)] = 3e-4
     """Peak learning rate."""
     lr_scaling: Literal["none", "linear", "sqrt"] = "none"
-    """`linear` or `sqrt`: lr and min_lr are those of a batch of 32 images, and grow with batch_size or its root."""
+    """`linear`, `sqrt`: lr and min_lr are for a batch of 32, and are scaled by batch_size / 32 or its square root."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
-    """Weight decay; biases and norms are left out of it."""
+    """Weight decay; not applied to biases and normalization layers."""
     optimizer: Annotated[str, Field(min_length=1)] = "adamw"
-    """Any timm optimizer name (adam, adamw, sgd, lamb, ...), in any case."""
+    """Any timm optimizer name (adam, adamw, sgd, lamb, ...), case-insensitive."""
     scheduler: Literal["cosine", "tanh", "poly", "step", "constant"] = "cosine"
-    """Shape of the learning rate after the warm-up."""
+    """Learning rate schedule after the warm-up."""
     warmup_epochs: Annotated[float, Field(ge=0)] = 0.0
-    """Epochs of linear warm-up, counted within epochs."""
+    """Epochs of linear warm-up, included in epochs."""
     min_lr: Annotated[float, Field(ge=0)] = 0.0
-    """Where cosine, tanh and poly end; a warm-up starts at it or at a thousandth of lr, whichever is more."""
+    """Final learning rate of cosine, tanh and poly; the warm-up starts at the larger of min_lr and lr / 1000."""
     decay_epochs: Annotated[float, Field(gt=0)] = 10.0
-    """Scheduler `step`: epochs between two decays."""
+    """Scheduler `step`: epochs between decays."""
     decay_rate: Annotated[float, Field(gt=0)] = 0.1
-    """Scheduler `step`: factor of one decay; `poly`: the power."""
+    """Scheduler `step`: factor of each decay; `poly`: the power."""
     amp: bool | Literal["fp16", "bf16"] = True
-    """Mixed precision: true takes what the device does best (bf16, else fp16; none on a CPU)."""
+    """Mixed precision: true selects the best of the device (bf16, else fp16; none on a CPU)."""
     grad_clip_norm: Annotated[float, Field(gt=0)] | None = None
-    """Largest gradient norm; null does not clip."""
+    """Maximum gradient norm; null: no clipping."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Share of the target spread over all classes."""
+    """Label smoothing: the part of the target spread evenly over all classes."""
     mixup_alpha: Annotated[float, Field(ge=0)] = 0.0
-    """Mixup strength; 0 is off."""
+    """Mixup alpha; 0: off."""
     cutmix_alpha: Annotated[float, Field(ge=0)] = 0.0
-    """CutMix strength; 0 is off. With both on, each batch takes one of them."""
+    """CutMix alpha; 0: off. If both are on, each batch uses one of them."""
     mix_prob: Probability = 1.0
-    """Share of the batches that Mixup or CutMix touches."""
+    """Probability of applying Mixup or CutMix to a batch."""
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | Literal["auto"] | None = None
-    """Decay of a moving average of the weights, which is validated too; `auto`: over 5 % of the steps; null is off."""
+    """Decay of the EMA of the weights, which is validated too; `auto`: it spans 5 % of the steps; null: off."""
     sync_bn: bool = False
-    """BatchNorm over the images of all processes (SyncBatchNorm), for few images on each of several GPUs."""
+    """SyncBatchNorm: normalize over the images of all processes; for small batches per GPU."""
     speed: Literal["reproducible", "fast"] = "reproducible"
-    """`fast`, on GPUs: compiled model, fastest kernels, TF32 even without amp. No two runs agree in all bits."""
+    """`fast`, on GPUs: compiled model, fastest kernels, TF32 even without amp. Runs are not bit-identical."""
     compile: bool | None = None
-    """torch.compile the model; null: on GPUs, if speed is `fast`."""
+    """Compile the model with torch.compile; null: on GPUs if speed is `fast`."""
     deterministic: bool | None = None
-    """Only kernels that give the same bits each time; null: unless speed is `fast`."""
+    """Use only deterministic kernels; null: unless speed is `fast`."""
     cpu_threads: Annotated[int, Field(ge=1)] = 2
-    """Threads that one process computes with. Fixed, not found: on a CPU the count changes the order of sums."""
+    """CPU threads per process. Fixed, not detected, since on a CPU the count changes the order of sums."""
     num_processes: Annotated[Annotated[int, Field(ge=1)] | None, Operational()] = None
-    """Processes the run expects; null takes what was started. A launch that starts another number is refused."""
+    """Number of processes to require; null: any. A launch with a different number is rejected."""
     checkpoint_interval_s: Annotated[float, Field(gt=0), Operational()] = 300.0
-    """Seconds of training between two resume checkpoints of a fold; a stop saves one too."""
+    """Seconds of training between resume checkpoints of a fold; stopping a run saves one too."""
     sigusr2: Annotated[Literal["stacks", "stop"], Operational()] = "stacks"
-    """What SIGUSR2 does: write each thread's stack, or stop as SIGTERM does (SGE and LSF send it ahead of a limit)."""
+    """Action on SIGUSR2: dump all thread stacks, or stop like SIGTERM (SGE and LSF send it before a time limit)."""
     collective_timeout_s: Annotated[float, Field(ge=1), Operational()] = 600.0
-    """Seconds that one of several processes may train or validate without a step before the run ends as hung."""
+    """Seconds without a training or validation step after which a run of several processes is ended as hung."""
     stop_timeout_s: Annotated[float, Field(ge=1), Operational()] = 110.0
-    """Seconds that a stop may take, with the write of the state, before it is cut off; Slurm warns 120 s ahead."""
+    """Seconds that stopping may take, including saving, before the process exits; Slurm warns 120 s ahead."""
     log_interval: Annotated[int, Field(ge=1), Operational()] = 10
-    """Optimizer steps between two step lines in the log."""
+    """Optimizer steps between step lines in the log."""
 
     @model_validator(mode="after")
-    def _consistent(self) -> Self:
+    def _check_contradictions(self) -> Self:
         contradictions = {}
         if self.warmup_epochs >= self.epochs:
             contradictions["warmup_epochs"] = f"less than train.epochs, which is {self.epochs}"
@@ -233,64 +233,64 @@ class TrainConfig(Section):
 
     @property
     def is_deterministic(self) -> bool:
-        """Whether only kernels are allowed that give the same bits each time."""
+        """Whether only deterministic kernels are allowed."""
         return self.speed == "reproducible" if self.deterministic is None else self.deterministic
 
 
 class AugmentConfig(Section):
-    """Training augmentation, applied to the padded page. Every `_prob` is the share of pages that it touches."""
+    """Training augmentation, applied to the padded page. Every `_prob` is the probability per page."""
 
     rotate_deg: Annotated[float, Field(ge=0, le=180)] = 0.0
-    """Turn by any angle up to this, either way."""
+    """Maximum rotation angle in degrees, in either direction."""
     rotate_prob: Probability = 1.0
-    """Share of the pages turned by rotate_deg."""
+    """Probability of a rotation by up to rotate_deg."""
     quarter_turn_prob: Probability = 0.0
-    """Turn by a multiple of 90 degrees."""
+    """Probability of a rotation by a multiple of 90 degrees."""
     hflip_prob: Probability = 0.0
-    """Mirror left and right."""
+    """Probability of a horizontal flip."""
     vflip_prob: Probability = 0.0
-    """Mirror up and down."""
+    """Probability of a vertical flip."""
     scale: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Zoom in or out by up to this share."""
+    """Maximum zoom in or out, as a fraction."""
     shift: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Move by up to this share of the side."""
+    """Maximum shift, as a fraction of the side."""
     perspective_prob: Probability = 0.0
-    """Photograph at an angle."""
+    """Probability of a perspective warp."""
     blur_prob: Probability = 0.0
-    """Blur of motion, focus or a soft lens."""
+    """Probability of motion, defocus or Gaussian blur."""
     noise_prob: Probability = 0.0
-    """Sensor noise."""
+    """Probability of sensor noise."""
     shadow_prob: Probability = 0.0
-    """A soft shadow over part of the page."""
+    """Probability of a soft shadow over part of the page."""
     jpeg_prob: Probability = 0.0
-    """Strong JPEG compression."""
+    """Probability of strong JPEG compression."""
     brightness: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Contrast by up to this share, either way; darker by up to it, and a little brighter."""
+    """Maximum change of contrast and of brightness (darkening more than brightening), as a fraction."""
 
 
 class TrackingConfig(Section):
     wandb: bool = False
-    """Log to Weights & Biases: one group a run, one W&B run a fold. Without key or network it logs offline."""
+    """Log to Weights & Biases: one group per run, one W&B run per fold; offline without an API key or network."""
     project: Annotated[str, Field(min_length=1)] | None = None
-    """W&B project; null takes project.name."""
+    """W&B project; null: project.name."""
     entity: Annotated[str, Field(min_length=1)] | None = None
-    """W&B user or team; null takes the account's default."""
+    """W&B user or team; null: the account's default."""
 
 
 class OutputConfig(Section):
     logs_dir: Annotated[ConfigPath, Field(validate_default=True)] = Path("logs")
     """Folder of the log files."""
     exp_dir: Annotated[ConfigPath, Field(validate_default=True)] = Path("experiments")
-    """Folder of the runs: each in <exp_dir>/YYYYMMDD/<run_id>/."""
+    """Folder of the runs; each is in <exp_dir>/YYYYMMDD/<run_id>/."""
     snapshots: bool = True
-    """Write the resolved config.yaml, with versions, commit, command and digests, into the run."""
+    """Write config.yaml, the resolved config with versions, commit, command and digests, into the run's folder."""
 
 
 class Config(Section):
-    """The whole of what a run is told."""
+    """The config of a run."""
 
     mode: Annotated[Literal["basic", "highperf"], Operational()] = "basic"
-    """Named set of defaults; the flag --mode wins over this key."""
+    """Named set of defaults; --mode overrides this key."""
     project: ProjectConfig = ProjectConfig()
     data: Annotated[DataConfig, Operational()]
     model: ModelConfig = ModelConfig()
@@ -299,16 +299,16 @@ class Config(Section):
     tracking: Annotated[TrackingConfig, Operational()] = TrackingConfig()
     output: Annotated[OutputConfig, Operational()] = Field(default_factory=OutputConfig)
     provenance: Annotated[dict[str, Any] | None, Operational()] = None
-    """Written into snapshots (versions, commit, command, digests, class order); read by people, ignored by doccls."""
+    """Written into snapshots (versions, commit, command, digests, class order) for information; ignored when read."""
 
     @property
     def page_px(self) -> int:
-        """Longest side of the pages as they are kept: more than `img_size` where turning or zooming would blur them."""
+        """The longest side of decoded pages: above `img_size` if rotation or zoom would blur them otherwise."""
         if self.train.page_px is not None:
             return self.train.page_px
         size_px, augment = self.train.img_size, self.augment
-        moved = augment.rotate_deg > 0 or augment.scale > 0
-        return size_px + -(-size_px // 4) if moved else size_px
+        is_resampled = augment.rotate_deg > 0 or augment.scale > 0
+        return size_px + -(-size_px // 4) if is_resampled else size_px
 
 
 SECTIONS: dict[str, type[Section]] = {

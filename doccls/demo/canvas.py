@@ -9,11 +9,11 @@ from numpy.typing import NDArray
 
 Pixels = NDArray[np.uint8]
 Colour = tuple[int, int, int]
-Ink = Colour | None  # None is the sheet's own.
+Ink = Colour | None  # None: the sheet's default.
 Points = Sequence[tuple[float, float]] | NDArray[np.float64]  # (x, y)
 
 SUPERSAMPLE = 2  # Pages are drawn larger and averaged down, which smooths every stroke.
-# Typefaces: OpenCV's fonts for regular and bold. A typewriter's letters are all equally wide: PITCH, at size 1.
+# Typefaces: OpenCV's fonts for regular and bold. All letters of the typewriter have the width PITCH at size 1.
 SANS = (cv2.FONT_HERSHEY_SIMPLEX, cv2.FONT_HERSHEY_DUPLEX)
 ITALIC = (cv2.FONT_HERSHEY_SCRIPT_SIMPLEX, cv2.FONT_HERSHEY_SCRIPT_COMPLEX)
 TYPEWRITER, PITCH = (cv2.FONT_HERSHEY_COMPLEX, cv2.FONT_HERSHEY_TRIPLEX), 0.62
@@ -21,7 +21,7 @@ WORDS = """archive ledger copper harbour lantern quarterly motion paper signal g
 figure method northern engine record winter common letter bridge orchard measure stable valley simple notice index
 drawer survey amber the of and to a in for with on by from that is as at it we our this""".split()  # noqa: SIM905
 NOUNS = WORDS[: WORDS.index("the")]
-# How each digit is written by hand: the corners its stroke passes, numbered as the keys of a telephone.
+# Handwritten digits: the corners that each stroke passes, numbered like the keys of a telephone.
 DIGITS = ("24862", "428", "136479", "136597", "14639", "314697", "347964", "138", "1375931", "631469")
 
 
@@ -64,11 +64,11 @@ class Canvas:
         self.pixels: Pixels = np.full((SUPERSAMPLE * height_px, SUPERSAMPLE * width_px, 3), self.paper, np.uint8)
 
     def title(self, count: int) -> str:
-        """Return nouns in title case."""
+        """Return `count` nouns in title case."""
         return " ".join(self.rng.choices(NOUNS, k=count)).title()
 
     def prose(self, letters: float) -> str:
-        """Return a phrase of at most that many letters (but always one word)."""
+        """Return a phrase of at most `letters` letters, but at least one word."""
         text = " ".join(self.rng.choices(WORDS, k=int(letters) // 4 + 2))
         return text[: max(text.rfind(" ", 0, int(letters) + 1), text.find(" "))].capitalize()
 
@@ -83,21 +83,21 @@ class Canvas:
         cv2.fillPoly(self.pixels, [px], ink or self.ink, cv2.LINE_AA)
 
     def text(self, x: float, y: float, text: str, size: float = 0, anchor: float = 0, ink: Ink = None) -> None:
-        """Write a line, bold if it begins with *, its baseline at `y`, the share `anchor` of its width left of `x`."""
+        """Write a line on baseline `y`, bold if it starts with *, with `anchor` of its width (0 to 1) left of `x`."""
         size_px, font = (size or self.em) * self.scale, self.face[1] if text[:1] == "*" else self.face[0]
-        parts = list(text.lstrip("*")) if self.face == TYPEWRITER else [text.lstrip("*")]
-        widths = [cv2.getTextSize(part, font, size_px / 29, 1)[0][0] for part in parts]
+        spans = list(text.lstrip("*")) if self.face == TYPEWRITER else [text.lstrip("*")]
+        widths = [cv2.getTextSize(span, font, size_px / 29, 1)[0][0] for span in spans]
         step = PITCH * size_px if self.face == TYPEWRITER else sum(widths)
-        for i, (part, width) in enumerate(zip(parts, widths, strict=True)):
-            place = round(x * self.scale + (i + 0.5 - anchor * len(parts)) * step - width / 2), round(y * self.scale)
-            cv2.putText(self.pixels, part, place, font, size_px / 29, ink or self.ink, 1, cv2.LINE_AA)
+        for i, (span, width) in enumerate(zip(spans, widths, strict=True)):
+            origin = round(x * self.scale + (i + 0.5 - anchor * len(spans)) * step - width / 2), round(y * self.scale)
+            cv2.putText(self.pixels, span, origin, font, size_px / 29, ink or self.ink, 1, cv2.LINE_AA)
 
     def rows(self, *rows: str) -> None:
         """Write rows of left|middle|right, in which * marks headings: large, bold and coloured."""
         for row in rows:
-            for place, part in enumerate(row.split("|")):
-                size, ink = (1.8 * self.em, self.accent) if part[:1] == "*" else (self.em, None)
-                self.text((self.left, self.width / 2, self.right)[place], self.y, part, size, place / 2, ink)
+            for column, cell in enumerate(row.split("|")):
+                size, ink = (1.8 * self.em, self.accent) if cell[:1] == "*" else (self.em, None)
+                self.text((self.left, self.width / 2, self.right)[column], self.y, cell, size, column / 2, ink)
             self.y += self.em * (2.1 if "*" in row else 1.45)
 
     def paragraph(self, lines: int, x: float, width: float) -> None:

@@ -1,4 +1,4 @@
-"""`doccls demo`: the main job on drawn pages, offline, from nothing to merged out-of-fold predictions."""
+"""`doccls demo`: the full pipeline on drawn pages, offline, up to merged out-of-fold predictions."""
 
 import argparse
 import secrets
@@ -10,7 +10,7 @@ from doccls.run.paths import RunPaths, locate_run
 from doccls.system.atomic_files import write_text
 
 CONFIG = """\
-# Written by `doccls demo`: a small network, from scratch, on drawn pages. Train it again with
+# Written by `doccls demo`: a small network, trained from scratch on drawn pages. Retrain it with
 #   python -m doccls.train --config THIS_FILE
 project: {version: demo}
 data:
@@ -34,15 +34,15 @@ output: {logs_dir: ../logs, exp_dir: ../experiments}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command line of `doccls demo`."""
+    """Add the arguments of `doccls demo`."""
     parser.add_argument(
-        "folder", type=Path, nargs="?", default=Path("demo"), metavar="DIR", help="where (default: demo)"
+        "folder", type=Path, nargs="?", default=Path("demo"), metavar="DIR", help="output folder (default: demo)"
     )
-    parser.add_argument("--draw-only", action="store_true", help="write the data and the config, train nothing")
+    parser.add_argument("--draw-only", action="store_true", help="write the data and the config, but do not train")
 
 
 def demo(arguments: argparse.Namespace) -> int:
-    """Draw the data, write the config, train the folds, predict the test pages; the exit code of the training."""
+    """Draw the data, write the config, train the folds and return the exit code of the training."""
     from doccls.demo.dataset import write_demo
 
     folder: Path = arguments.folder.resolve()
@@ -66,13 +66,13 @@ def _report_results(paths: RunPaths, logs: Path) -> None:
 
     summary = merge_run(paths)
     print()
-    for one in summary.folds:
-        print(f"[DEMO] fold {one.fold}: macro-F1 {one.macro_f1:.3f}")
+    for fold in summary.folds:
+        print(f"[DEMO] fold {fold.fold}: macro-F1 {fold.macro_f1:.3f}")
     print(f"[DEMO] all folds together: OOF macro-F1 {summary.macro_f1:.3f} over {summary.num_samples} pages")
     for what, path in (
         ("run", paths.root),
-        ("predictions, readable", paths.oof_csv),
-        ("metrics of each epoch", paths.metrics),
+        ("predictions (CSV)", paths.oof_csv),
+        ("metrics per epoch", paths.metrics),
         ("checkpoints", paths.best_checkpoint(0).parent),
         ("logs", logs),
     ):

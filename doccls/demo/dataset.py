@@ -1,6 +1,6 @@
-"""A demo data set of document pages, drawn offline and the same bytes every time.
+"""A demo data set of document pages, drawn offline and byte-for-byte reproducible.
 
-Kinds differ by structure, never by brightness or a fixed position: a linear model on thumbnails fails, a small
+Classes differ by structure, never by brightness or a fixed position: a linear model on thumbnails fails, while a small
 convolutional network learns them in about a minute.
 """
 
@@ -15,12 +15,12 @@ from doccls.demo.pages import CLASSES, draw_page
 from doccls.system.atomic_files import write_bytes
 
 SIZE_PX = 320
-TRAIN, TEST, ORDER = 0, 1, 2  # The middle word of a random stream's seed.
+TRAIN, TEST, ORDER = 0, 1, 2  # The second number of each random stream's seed.
 WEIGHTS = np.linspace(2.0, 0.5, len(CLASSES)) / np.linspace(2.0, 0.5, len(CLASSES)).sum()  # Some are rarer.
 
 
 class Page(NamedTuple):
-    """One page of the set: its name without an extension, the ID its table row has, its class and its file's bytes."""
+    """One page of the data set: its name without extension, its ID in the table, its class and its file's bytes."""
 
     name: str
     row_id: str
@@ -29,7 +29,7 @@ class Page(NamedTuple):
 
 
 def damage(page: Pixels, rng: np.random.Generator, strength: float = 1.0) -> Pixels:
-    """Return `page` (uint8 H x W x 3) as a scanner would deliver it: turned, shaded, blurred, faded and noisy.
+    """Return `page` (uint8 H x W x 3) as scanned: rotated, shaded, blurred, faded and noisy.
 
     `strength` scales every effect but the quarter turns, which swap the page's sides.
     """
@@ -39,8 +39,8 @@ def damage(page: Pixels, rng: np.random.Generator, strength: float = 1.0) -> Pix
     matrix = cv2.getRotationMatrix2D((width / 2, height / 2), turn_deg, zoom)
     matrix[:, 2] += rng.uniform(-0.065, 0.065, 2) * strength * (width, height)
     lid = (int(rng.choice([255, 235, 120, 40])),) * 3
-    lying = cv2.warpAffine(page, matrix, (width, height), flags=cv2.INTER_LINEAR, borderValue=lid)
-    blurred = cv2.GaussianBlur(lying, (0, 0), rng.uniform(0.05, 0.75) * strength + 1e-3).astype(np.float32)
+    rotated = cv2.warpAffine(page, matrix, (width, height), flags=cv2.INTER_LINEAR, borderValue=lid)
+    blurred = cv2.GaussianBlur(rotated, (0, 0), rng.uniform(0.05, 0.75) * strength + 1e-3).astype(np.float32)
     slope = rng.uniform(-1, 1) * np.linspace(-1, 1, width) + rng.uniform(-1, 1) * np.linspace(-1, 1, height)[:, None]
     shadow = 1 - rng.uniform(0, 0.18) * strength * (1 + slope)
     if rng.random() < 0.3:  # The dark band that a book's spine or a fold leaves.
@@ -65,10 +65,13 @@ def make_page(seed: int, split: int, index: int) -> Page:
 def write_demo(folder: Path, *, pages: int = 480, test_pages: int = 60, seed: int = 0) -> None:
     """Write the demo set under `folder`/data/raw: `train.csv`, `sample_submission.csv`, and JPEGs in train and test.
 
-    Both tables have the columns ID and target (one class throughout in the sample); about one ID in five lacks its
-    `.jpg`. The same arguments write the same bytes, given the same versions of Python, OpenCV and NumPy. Each file is
-    written whole or not at all, a table after its images; other files in the folder stay. Raises ValueError where
-    `pages` or `test_pages` is under 1 or `seed` is negative, and OSError where the folder cannot be written.
+    Both tables have the columns ID and target (the same class in every row of the sample); about one ID in five lacks
+    its `.jpg`. The same arguments write the same bytes, given the same versions of Python, OpenCV and NumPy. Files are
+    written atomically, tables after their images; other files in the folder stay.
+
+    Raises:
+        ValueError: `pages` or `test_pages` is under 1, or `seed` is negative.
+        OSError: the folder cannot be written.
     """
     if min(pages, test_pages) < 1 or seed < 0:
         raise ValueError(f"need pages >= 1, test_pages >= 1 and seed >= 0, got {pages}, {test_pages} and {seed}")

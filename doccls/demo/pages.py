@@ -1,4 +1,4 @@
-"""The kinds of page: first those that are read (letters, forms, ...), then those that are seen (charts, music, ...)."""
+"""The kinds of page: first text documents (letters, forms, ...), then graphical ones (charts, music, ...)."""
 
 from itertools import pairwise, product
 from random import Random
@@ -266,15 +266,17 @@ KINDS = {draw.__name__.removeprefix("draw_"): draw for draw in (
     draw_code_listing, draw_exam_sheet, draw_article, draw_music_score,
 )}  # fmt: skip
 CLASSES = tuple(KINDS)
-# The width to height of a kind's sheets, where they do not all stand upright.
+# Aspect ratios (width / height) of the kinds that are not always in portrait format.
 ASPECTS = dict.fromkeys(("table", "chart", "id_card", "code_listing", "music_score"), (0.707, 0.773, 1.333, 1.414))
 ASPECTS |= {"receipt": (0.4, 0.45, 0.5, 0.6), "slide": (1.333, 1.414, 1.6, 1.778)}
 
 
 def draw_page(class_name: str, rng: np.random.Generator, size_px: int) -> Pixels:
-    """Draw one clean page as uint8 H x W x 3 RGB, its longest side `size_px`, everything about it decided by `rng`.
+    """Draw one clean page as uint8 H x W x 3 RGB with longest side `size_px`; `rng` decides everything else.
 
-    Raises KeyError for a name not in `CLASSES`, and ValueError where `size_px` is under 32, too small for any writing.
+    Raises:
+        KeyError: `class_name` is not in `CLASSES`.
+        ValueError: `size_px` is under 32, too small for any writing.
     """
     if size_px < 32:
         raise ValueError(f"size_px must be at least 32, got {size_px}")

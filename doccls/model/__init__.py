@@ -1,1 +1,1 @@
-"""The network, its optimizer and its schedule: timm's, from the config."""
+"""Model, optimizer and learning rate schedule, built from the config with timm."""

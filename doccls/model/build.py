@@ -1,4 +1,4 @@
-"""Config -> timm model: names, pooling and weights checked in the user's words, not in timm's assertions."""
+"""Config -> timm model, with checks of name, pooling and weights whose errors name the config key."""
 
 import os
 import sys
@@ -21,34 +21,34 @@ POOLINGS = ("avg", "max", "avgmax", "catavgmax", "gem", "token", "map")
 
 
 def build_model(config: ModelConfig, num_classes: int, img_size: int, fetch: bool = True) -> nn.Module:
-    """The model on the CPU, in training mode, with its starting weights; draws from torch's global generator.
+    """Build the model on the CPU, in training mode, with its initial weights; draws from torch's global generator.
 
     Args:
-        fetch: False leaves pretrained weights and `model.weights` out, for a model that gets others anyway.
+        fetch: False skips pretrained weights and `model.weights`, for a model whose weights are loaded later.
 
     Raises:
-        UserError: unknown name, a pooling or size that the architecture doesn't take, or weights that can't be had.
+        UserError: unknown name, unsupported pooling or image size, or weights that can't be loaded.
         DownloadError: the network failed; another attempt may succeed.
     """
     check_model_name(config.name)
     model = _create(config, config.pooling, num_classes, img_size)
     if not fetch:
         return model
-    fresh = _list_pooling_parameters(config, model, img_size)
+    new_keys = _list_pooling_parameters(config, model, img_size)
     if config.weights is not None:
-        _load_file(model, config.weights, config.name, fresh)
+        _load_file(model, config.weights, config.name, new_keys)
     elif config.pretrained:
-        _load_state(model, _fetch_pretrained(config, img_size), f"the hub's weights of {config.name}", fresh)
+        _load_state(model, _fetch_pretrained(config, img_size), f"the hub's weights of {config.name}", new_keys)
     return model
 
 
 def fetch_pretrained(config: ModelConfig, img_size: int) -> Path | None:
-    """Download what `build_model` takes from the hub, for machines that may not; returns the folder of the cache.
+    """Download what `build_model` needs from the hub, for machines without network, and return the cache folder.
 
-    It needs no GPU. None is returned if the config takes nothing from there.
+    Needs no GPU. Returns None if the config needs nothing from the hub.
 
     Raises:
-        UserError: as `build_model`, or the network failed.
+        UserError: as for `build_model`, or the network failed.
     """
     takes_weights = config.pretrained and config.weights is None
     if config.name.startswith("local-dir:") or not (takes_weights or config.name.startswith("hf-hub:")):
@@ -61,29 +61,29 @@ def fetch_pretrained(config: ModelConfig, img_size: int) -> Path | None:
 
 
 def get_normalization(config: ModelConfig, model: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """(mean, std) of the RGB channels, 0 to 1: the config's, else those that the model's weights were trained with."""
-    own = timm.data.resolve_model_data_config(model)
-    return tuple(config.mean or own["mean"]), tuple(config.std or own["std"])
+    """Return (mean, std) per RGB channel, 0 to 1: those of the config, or else those the model was pretrained with."""
+    defaults = timm.data.resolve_model_data_config(model)
+    return tuple(config.mean or defaults["mean"]), tuple(config.std or defaults["std"])
 
 
 def count_parameters(model: nn.Module) -> tuple[int, int]:
-    """(all, trainable)."""
+    """Return the numbers of all parameters and of trainable ones."""
     sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
     return sum(size for size, _ in sizes), sum(size for size, trainable in sizes if trainable)
 
 
 def list_poolings(name: str, img_size: int) -> list[str]:
-    """The values of model.pooling that this architecture takes, found by trying each without memory or weights."""
-    return [pooling for pooling in POOLINGS if _takes_pooling(name, pooling, img_size)]
+    """List the values of model.pooling that this architecture supports, by trying each on the meta device."""
+    return [pooling for pooling in POOLINGS if _supports_pooling(name, pooling, img_size)]
 
 
 def check_model_name(name: str) -> None:
-    """timm knows the name.
+    """Check that timm knows the model name.
 
     Raises:
-        UserError: it does not; the closest names are told.
+        UserError: it does not; the message lists the closest names.
     """
-    if ":" in name:  # `hf-hub:...` and `local-dir:...` are timm's to resolve
+    if ":" in name:  # timm itself resolves `hf-hub:...` and `local-dir:...`
         return
     base, _, tag = name.partition(".")
     tagged = timm.list_pretrained()
@@ -97,43 +97,43 @@ def check_model_name(name: str) -> None:
 
 def _create(config: ModelConfig, pooling: str | None, num_classes: int, img_size: int) -> nn.Module:
     options = {"drop_rate": config.drop_rate, "drop_path_rate": config.drop_path_rate}
-    wanted = {name: value for name, value in options.items() if value is not None}
+    set_options = {name: value for name, value in options.items() if value is not None}
     if _has_fixed_input_size(config.name):
-        wanted["img_size"] = img_size
+        set_options["img_size"] = img_size
     try:
-        model = download(config.name, lambda: _create_with_pooling(config.name, pooling, num_classes, wanted))
+        model = download(config.name, lambda: _create_with_pooling(config.name, pooling, num_classes, set_options))
     except (UserError, DownloadError):
         raise
     except (AssertionError, TypeError, ValueError, RuntimeError, AttributeError, OSError) as error:
         if pooling is not None:
-            takes = list_poolings(config.name, img_size)
-            if pooling not in takes:
+            supported = list_poolings(config.name, img_size)
+            if pooling not in supported:
                 raise UserError(
-                    f"model.pooling = {pooling!r}: {config.name} takes {', '.join(takes)}, "
-                    "or null for the architecture's own"
+                    f"model.pooling = {pooling!r}: {config.name} supports {', '.join(supported)}, "
+                    "or null for the architecture's default"
                 ) from error
         raise UserError(
             f"model.name = {config.name!r} can't be built with train.img_size = {img_size} and "
             f"{', '.join(f'model.{key} = {value}' for key, value in options.items())}: {error}"
         ) from error
-    _check_img_size(config, pooling, img_size, wanted)
+    _check_img_size(config, pooling, img_size, set_options)
     return model
 
 
 def _check_img_size(config: ModelConfig, pooling: str | None, img_size: int, options: dict[str, float]) -> None:
-    """One page of that size through the model, without memory or weights."""
+    """Check the image size with one forward pass on the meta device, without memory or weights."""
     try:
         with torch.device("meta"), torch.no_grad():
             probe = _create_with_pooling(config.name, pooling, 2, options).eval()
             probe(torch.empty(1, 3, img_size, img_size))
     except NotImplementedError:
-        return  # the architecture does what the meta device can't: this tells nothing
+        return  # an operation lacks meta support, so nothing can be checked
     except (AssertionError, TypeError, ValueError, RuntimeError) as error:
-        raise UserError(f"train.img_size = {img_size}: {config.name} can't take it: {error}") from error
+        raise UserError(f"train.img_size = {img_size}: {config.name} does not support it: {error}") from error
 
 
 def has_plain_batchnorm(model: nn.Module) -> bool:
-    """Whether BatchNorm in it normalises over the images of one process alone."""
+    """Return whether the model has BatchNorm layers that normalize over the images of a single process."""
     return any(
         isinstance(module, nn.modules.batchnorm._BatchNorm) and not isinstance(module, nn.SyncBatchNorm)
         for module in model.modules()
@@ -141,17 +141,17 @@ def has_plain_batchnorm(model: nn.Module) -> bool:
 
 
 def synchronize_batchnorm(model: nn.Module) -> nn.Module:
-    """The model with BatchNorm over the images of all processes, which needs GPUs."""
+    """Convert BatchNorm to SyncBatchNorm (statistics over the images of all processes), which needs GPUs."""
     return cast(nn.Module, convert_sync_batchnorm(model))
 
 
 def _create_with_pooling(name: str, pooling: str | None, num_classes: int, options: dict[str, float]) -> nn.Module:
-    if "TIMM_FUSED_ATTN" not in os.environ:  # timm's own switch; by default it leaves Swin's attention unfused
+    if "TIMM_FUSED_ATTN" not in os.environ:  # timm's switch; its default leaves Swin's attention unfused
         set_fused_attn(True, experimental=True)
     if pooling not in (None, *POOLINGS):
         raise ValueError(f"unknown pooling {pooling!r}")
-    own = {} if pooling is None else {"global_pool": "avg" if pooling == "gem" else pooling}
-    model = timm.create_model(name, pretrained=False, num_classes=num_classes, **own, **options)
+    pool_option = {} if pooling is None else {"global_pool": "avg" if pooling == "gem" else pooling}
+    model = timm.create_model(name, pretrained=False, num_classes=num_classes, **pool_option, **options)
     use_deterministic_maxima(model)
     if pooling == "gem":
         _use_gem(model)
@@ -159,16 +159,16 @@ def _create_with_pooling(name: str, pooling: str | None, num_classes: int, optio
 
 
 def _use_gem(model: nn.Module) -> None:
-    """Replace the one timm pooling layer by GeM, which timm lacks; architectures that pool inline can't take it."""
+    """Replace the only pooling layer by GeM, which timm lacks; architectures that pool inline don't support it."""
     found = [name for name, module in model.named_modules() if isinstance(module, SelectAdaptivePool2d)]
     if len(found) != 1:
         raise ValueError("no pooling layer to replace")
     parent, _, leaf = found[0].rpartition(".")
-    own = model.get_submodule(found[0])
-    setattr(model.get_submodule(parent), leaf, GeneralizedMeanPool2d.like(own))
+    pool = model.get_submodule(found[0])
+    setattr(model.get_submodule(parent), leaf, GeneralizedMeanPool2d.like(pool))
 
 
-def _takes_pooling(name: str, pooling: str, img_size: int) -> bool:
+def _supports_pooling(name: str, pooling: str, img_size: int) -> bool:
     options: dict[str, float] = {"img_size": img_size} if _has_fixed_input_size(name) else {}
     try:
         with torch.device("meta"), torch.no_grad():
@@ -179,8 +179,8 @@ def _takes_pooling(name: str, pooling: str, img_size: int) -> bool:
 
 
 def _has_fixed_input_size(name: str) -> bool:
-    own = None if ":" in name else timm.get_pretrained_cfg(name)
-    return bool(own and own.fixed_input_size)
+    pretrained = None if ":" in name else timm.get_pretrained_cfg(name)
+    return bool(pretrained and pretrained.fixed_input_size)
 
 
 def _fetch_pretrained(config: ModelConfig, img_size: int) -> dict[str, torch.Tensor]:
@@ -192,60 +192,63 @@ def _fetch_pretrained(config: ModelConfig, img_size: int) -> dict[str, torch.Ten
     except (OSError, RuntimeError, ValueError, ImportError) as error:
         if "No pretrained weights" in str(error):
             raise UserError(
-                f"model.pretrained = True: timm has no pretrained weights for {config.name!r}: take another "
-                "model.name, point model.weights at a file, or set model.pretrained: false"
+                f"model.pretrained = True: timm has no pretrained weights for {config.name!r}: choose another "
+                "model.name, set model.weights to a file, or set model.pretrained: false"
             ) from error
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
             f"model.pretrained = True: the weights of {config.name!r} could not be fetched from the hub ({reason}). "
-            "On a machine without network, download them elsewhere and set model.weights: path/to/model.safetensors"
+            "Without network access, download them elsewhere and set model.weights: path/to/model.safetensors"
         ) from error
     return cast(dict[str, torch.Tensor], model.state_dict())
 
 
-def _load_file(model: nn.Module, path: Path, name: str, fresh: set[str]) -> None:
+def _load_file(model: nn.Module, path: Path, name: str, new_keys: set[str]) -> None:
     if not path.is_file():
         raise RankLocalError(f"model.weights: no such file: {path} (paths in a config are relative to the config file)")
     try:
-        state = timm.models.load_state_dict(str(path), weights_only=True)
+        state_dict = timm.models.load_state_dict(str(path), weights_only=True)
     except UNREADABLE as error:
         raise RankLocalError(
             f"model.weights = {path}: not a .safetensors or .pth file of plain tensors "
             f"({str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__})"
         ) from error
-    adapt = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+    convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
     try:
-        state = adapt(state, model) if adapt else state
+        state_dict = convert(state_dict, model) if convert else state_dict
     except (KeyError, RuntimeError, AttributeError) as error:
-        raise UserError(f"model.weights = {path}: not the weights of {name}: {error}") from error
-    _load_state(model, state, f"model.weights = {path}", fresh)
+        raise UserError(f"model.weights = {path}: these are not weights of {name}: {error}") from error
+    _load_state(model, state_dict, f"model.weights = {path}", new_keys)
 
 
 def _list_pooling_parameters(config: ModelConfig, model: nn.Module, img_size: int) -> set[str]:
-    """Tensors that the model has only because of model.pooling: no stored weights hold them."""
+    """List the tensors that the model has only because of model.pooling; pretrained weights lack them."""
     if config.pooling is None:
         return set()
     options: dict[str, float] = {"img_size": img_size} if _has_fixed_input_size(config.name) else {}
     with torch.device("meta"):
-        usual = _create_with_pooling(config.name, None, 2, options)
-    return model.state_dict().keys() - usual.state_dict().keys()
+        default = _create_with_pooling(config.name, None, 2, options)
+    return model.state_dict().keys() - default.state_dict().keys()
 
 
-def _load_state(model: nn.Module, state: dict[str, torch.Tensor], source: str, fresh: set[str]) -> None:
-    """Load all but the classifier, whose classes are others, and `fresh`; anything else must fit."""
-    own = model.state_dict()
+def _load_state(model: nn.Module, state_dict: dict[str, torch.Tensor], source: str, new_keys: set[str]) -> None:
+    """Load all tensors except `new_keys` and the classifier, whose classes differ; all others must fit."""
+    expected = model.state_dict()
     names = getattr(model, "pretrained_cfg", {}).get("classifier") or ()
     classifier = tuple(f"{name}." for name in ((names,) if isinstance(names, str) else names))
     # timm renames the last norm when it pools tokens: the weights are the same.
-    renamed = {f"fc_{key}": value for key, value in state.items() if key.startswith("norm.") and f"fc_{key}" in fresh}
-    state = {**state, **renamed}
-    spared = {key for key in own if key.startswith(classifier)} | (fresh - renamed.keys())
-    fitting = {key: value for key, value in state.items() if key in own and value.shape == own[key].shape}
-    missing = sorted(own.keys() - fitting.keys() - spared)
+    norms = {f"fc_{key}": value for key, value in state_dict.items() if key.startswith("norm.")}
+    renamed = {key: value for key, value in norms.items() if key in new_keys}
+    skipped = {key for key in expected if key.startswith(classifier)} | (new_keys - renamed.keys())
+    fitting = {
+        key: value
+        for key, value in {**state_dict, **renamed}.items()
+        if key in expected and value.shape == expected[key].shape
+    }
+    missing = sorted(expected.keys() - fitting.keys() - skipped)
     if missing:
         raise UserError(
-            f"{source} does not fit the model: {len(missing)} of {len(own)} tensors are absent or of another shape, "
-            f"such as {', '.join(missing[:3])}"
+            f"{source} does not fit the model: {len(missing)} of {len(expected)} tensors are missing or have "
+            f"another shape, such as {', '.join(missing[:3])}"
         )
-    kept = {key: value for key, value in fitting.items() if key not in spared}
-    model.load_state_dict(kept, strict=False)
+    model.load_state_dict({key: value for key, value in fitting.items() if key not in skipped}, strict=False)

@@ -1,4 +1,4 @@
-"""The names that a config takes from timm, checked before any data is read."""
+"""The check of timm names in a config, which runs before any data is read."""
 
 from doccls.config.schema import Config
 from doccls.model.build import check_model_name
@@ -6,10 +6,10 @@ from doccls.model.optim import check_optimizer_name
 
 
 def check_names(config: Config) -> None:
-    """The model and the optimizer are known to timm.
+    """Check that timm knows the model and the optimizer.
 
     Raises:
-        UserError: one is not; the nearest known ones are named.
+        UserError: it does not; the message lists the closest names.
     """
     check_model_name(config.model.name)
     check_optimizer_name(config.train.optimizer)

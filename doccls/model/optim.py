@@ -1,4 +1,4 @@
-"""Optimizer, schedule, losses, Mixup and EMA: timm's factories, told by the config."""
+"""Optimizer, schedule, losses, Mixup and EMA, built from the config with timm's factories."""
 
 import math
 from difflib import get_close_matches
@@ -16,28 +16,26 @@ from doccls.config.schema import TrainConfig
 from doccls.errors import UserError
 
 _WARMUP_FLOOR = 1e-3
-_LR_BATCH_SIZE = 32
-"""The batch for which train.lr is stated, under train.lr_scaling."""
-_EMA_SHARE = 0.05
-"""Of a run's steps, which the average spans under train.ema_decay: auto."""
-_LEAST_EMA_STEPS = 2.0
+_LR_BATCH_SIZE = 32  # train.lr is for this batch size, under train.lr_scaling
+_EMA_FRACTION = 0.05  # of a run's steps, spanned by the EMA under train.ema_decay: auto
+_MIN_EMA_STEPS = 2.0
 _FUSED = ("adam", "adamw", "sgd")
 
 
 def check_optimizer_name(name: str) -> None:
-    """timm knows the optimizer, in any case of letters, and it needs no second derivatives.
+    """Check that timm knows the optimizer (case-insensitive) and that it needs no second derivatives.
 
     Raises:
-        UserError: it does not; the closest names are told.
+        UserError: the optimizer is unknown or unsupported; the message lists the closest names.
     """
-    known = [str(other) for other in list_optimizers() if other != "adahessian"]  # wants backward(create_graph=True)
+    known = [str(other) for other in list_optimizers() if other != "adahessian"]  # needs backward(create_graph=True)
     if name.lower() not in known:
         near = get_close_matches(name.lower(), known, n=3, cutoff=0.4) or ["adam", "adamw", "sgd"]
-        raise UserError(f"train.optimizer = {name!r}: no such optimizer here; near: {', '.join(near)}")
+        raise UserError(f"train.optimizer = {name!r}: no such optimizer; the closest are {', '.join(near)}")
 
 
 def scale_lr(config: TrainConfig) -> float:
-    """The factor of train.lr_scaling on train.lr and train.min_lr.
+    """Return the factor that train.lr_scaling applies to train.lr and train.min_lr.
 
     Source: Goyal et al., "Accurate, Large Minibatch SGD", 2017 (linear); Krizhevsky, "One weird trick for parallelizing
     convolutional neural networks", 2014 (sqrt).
@@ -47,12 +45,12 @@ def scale_lr(config: TrainConfig) -> float:
 
 
 def has_fused_kernel(name: str) -> bool:
-    """Whether torch has one, on GPUs, for an optimizer in any case of letters."""
+    """Return whether torch has a fused GPU kernel for the optimizer (case-insensitive)."""
     return name.lower() in _FUSED
 
 
 def build_optimizer(config: TrainConfig, model: nn.Module, device: torch.device) -> torch.optim.Optimizer:
-    """timm's optimizer with weight decay off for biases and norms; fused kernels on CUDA where torch has them.
+    """Build timm's optimizer, without weight decay on biases and norms, with fused kernels on CUDA if torch has them.
 
     Raises:
         UserError: timm has no such optimizer.
@@ -70,7 +68,7 @@ def build_optimizer(config: TrainConfig, model: nn.Module, device: torch.device)
 
 
 def build_scheduler(config: TrainConfig, optimizer: torch.optim.Optimizer, steps_per_epoch: int) -> Scheduler:
-    """timm's schedule. `scheduler.step_update(step)` sets the rate: a pure function of the step, never counted up."""
+    """Build timm's schedule, whose `step_update(step)` sets the learning rate as a pure function of the step."""
     factor = scale_lr(config)
     scheduler, _ = create_scheduler_v2(
         optimizer,
@@ -89,7 +87,7 @@ def build_scheduler(config: TrainConfig, optimizer: torch.optim.Optimizer, steps
 
 
 def build_mixup(config: TrainConfig, num_classes: int) -> Mixup | None:
-    """timm's Mixup/CutMix, None if both are off. It draws from NumPy's global generator: seed that each step."""
+    """Build timm's Mixup/CutMix, or None if both are off. It draws from NumPy's global generator: seed it each step."""
     if config.mixup_alpha == 0 and config.cutmix_alpha == 0:
         return None
     return Mixup(
@@ -102,7 +100,7 @@ def build_mixup(config: TrainConfig, num_classes: int) -> Mixup | None:
 
 
 def build_loss(config: TrainConfig) -> nn.Module:
-    """Mean loss over a batch, of (logits_NC, targets): soft targets under Mixup, else class indices."""
+    """Build the mean loss over a batch of (logits_NC, targets): soft targets with Mixup, otherwise class indices."""
     if config.mixup_alpha > 0 or config.cutmix_alpha > 0:
         soft: nn.Module = SoftTargetCrossEntropy()
         return soft
@@ -111,16 +109,16 @@ def build_loss(config: TrainConfig) -> nn.Module:
 
 
 def choose_ema_decay(config: TrainConfig, total_steps: int) -> float | None:
-    """The decay of the weights' exponential moving average, None if it is off.
+    """Return the decay of the weights' exponential moving average, or None if it is off.
 
-    An average with decay d spans about 1 / (1 - d) steps; `auto` makes that a twentieth of a run of `total_steps`.
+    An average with decay d spans about 1 / (1 - d) steps; `auto` sets that to 5 % of `total_steps`.
     """
     if config.ema_decay == "auto":
-        return 1.0 - 1.0 / max(_LEAST_EMA_STEPS, _EMA_SHARE * total_steps)
+        return 1.0 - 1.0 / max(_MIN_EMA_STEPS, _EMA_FRACTION * total_steps)
     return config.ema_decay
 
 
 def build_ema(config: TrainConfig, model: nn.Module, total_steps: int) -> ModelEmaV3 | None:
-    """timm's EMA of the weights, None if off. Its decay is warmed up, so that a short run forgets its start."""
+    """Build timm's EMA of the weights, or None if it is off. Its decay is warmed up, so short runs forget the start."""
     decay = choose_ema_decay(config, total_steps)
     return None if decay is None else ModelEmaV3(model, decay=decay, use_warmup=True, warmup_power=0.75)

@@ -1,4 +1,4 @@
-"""Pooling that timm lacks: the generalized mean, and maxima whose gradient is deterministic on GPUs."""
+"""Pooling that timm lacks: generalized mean (GeM), and max pooling with a deterministic gradient on GPUs."""
 
 from typing import Self
 
@@ -11,7 +11,7 @@ _WITH_MAXIMUM = (nn.AdaptiveMaxPool2d, AdaptiveAvgMaxPool2d, AdaptiveCatAvgMaxPo
 
 
 def use_deterministic_maxima(model: nn.Module) -> None:
-    """Replace, in timm's pooling layers, adaptive max pooling by `amax`.
+    """Replace adaptive max pooling by `amax` in timm's pooling layers.
 
     The values are the same. On CUDA, the gradient of adaptive max pooling has no deterministic kernel, and training
     under `torch.use_deterministic_algorithms` would fail at the first step.
@@ -24,33 +24,33 @@ def use_deterministic_maxima(model: nn.Module) -> None:
 
 
 class GeneralizedMeanPool2d(nn.Module):
-    """mean(x^p)^(1/p) over the page, p learned: from the average (p = 1) towards the maximum.
+    """Pooling by mean(x^p)^(1/p) over the page with a learned p, between the mean (p = 1) and the maximum.
 
     Source: Radenovic, Tolias, Chum, "Fine-tuning CNN Image Retrieval with No Human Annotation", 2018, eq. 3.
     """
 
-    def __init__(self, flatten: bool, space: tuple[int, int], power: float = 3.0, floor: float = 1e-6) -> None:
+    def __init__(self, flatten: bool, spatial_dims: tuple[int, int], power: float = 3.0, floor: float = 1e-6) -> None:
         super().__init__()
         self.gem_power = nn.Parameter(torch.tensor([power]))
         self.flatten = flatten
-        self.space = space
+        self.spatial_dims = spatial_dims
         self.floor = floor
         self.pool_type = "gem"
 
     @classmethod
     def like(cls, pool: nn.Module) -> Self:
-        """One that takes and gives what timm's `pool` does."""
+        """Return a layer with the same input and output layout as timm's `pool`."""
         assert isinstance(pool, SelectAdaptivePool2d)
-        last = getattr(pool.pool, "dim", (2, 3)) == (1, 2)
+        is_nhwc = getattr(pool.pool, "dim", (2, 3)) == (1, 2)
         flatten = bool(getattr(pool.pool, "flatten", False)) or isinstance(pool.flatten, nn.Flatten)
-        return cls(flatten, (1, 2) if last else (2, 3))
+        return cls(flatten, (1, 2) if is_nhwc else (2, 3))
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """(n, c, h, w), or (n, h, w, c) where timm pools that -> (n, c), in float32 inside: powers overflow fp16."""
+        """Pool (n, c, h, w), or (n, h, w, c) if timm pools that, to (n, c); in float32, since powers overflow fp16."""
         powered = features.float().clamp(min=self.floor).pow(self.gem_power)
-        pooled = powered.mean(dim=self.space, keepdim=not self.flatten).pow(1.0 / self.gem_power)
+        pooled = powered.mean(dim=self.spatial_dims, keepdim=not self.flatten).pow(1.0 / self.gem_power)
         return pooled.to(features.dtype)
 
     def feat_mult(self) -> int:
-        """Channels out per channel in: timm's heads ask."""
+        """Return the number of output channels per input channel, for timm's heads."""
         return 1

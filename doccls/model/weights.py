@@ -1,4 +1,4 @@
-"""What reading a file of tensors can raise when the file is damaged or foreign."""
+"""The exceptions that reading a damaged or foreign tensor file can raise."""
 
 import pickle
 import struct

@@ -33,7 +33,7 @@ def train_with_fault(argv: list[str]) -> int:
         resume.write_resume = functools.partial(write_slowly, resume.write_resume)  # type: ignore[attr-defined]
         fault = "SIGTERM"
     if fault == "impatient":
-        train_module._OUTLIVING_S = 0.0
+        train_module._LOCK_WAIT_S = 0.0
     elif os.environ.get("RANK", "0") == (rank or "0"):
         step_module._take_step = functools.partial(take_faulty_step, fault, step_module._take_step)
     return main(argv)

@@ -1,4 +1,4 @@
-"""Models: any timm name, poolings in the user's words, weights that are read and never run."""
+"""Models: any timm name, errors that name the config key, and weight files that are never executed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def config(name: str, **keys: Any) -> ModelConfig:
     return ModelConfig(**{"name": name, "pretrained": False, **keys})
 
 
-def refuse(name: str, img_size: int = SIZE, **keys: Any) -> str:
+def reject(name: str, img_size: int = SIZE, **keys: Any) -> str:
     with pytest.raises(UserError) as caught:
         build_model(config(name, **keys), 3, img_size)
     return str(caught.value)
@@ -33,13 +33,13 @@ def refuse(name: str, img_size: int = SIZE, **keys: Any) -> str:
 
 def save_weights(path: Path, name: str = "test_resnet", num_classes: int = 7) -> dict[str, torch.Tensor]:
     torch.manual_seed(99)
-    state: dict[str, torch.Tensor] = timm.create_model(name, num_classes=num_classes).state_dict()
-    state = {key: value.contiguous().clone() for key, value in state.items()}
+    model = timm.create_model(name, num_classes=num_classes)
+    weights: dict[str, torch.Tensor] = {key: value.contiguous().clone() for key, value in model.state_dict().items()}
     if path.suffix == ".safetensors":
-        save_file(state, path)
+        save_file(weights, path)
     else:
-        torch.save(state, path)
-    return state
+        torch.save(weights, path)
+    return weights
 
 
 # --- names -----------------------------------------------------------------------------------------------------------
@@ -50,47 +50,47 @@ def save_weights(path: Path, name: str = "test_resnet", num_classes: int = 7) ->
     [("resnt50", "resnet50"), ("efficientnet_b33", "efficientnet_b3"), ("swin_base_patch4_window12", "swin_base"),
      ("ResNet18", "resnet18"), ("convnext_tiny.in22k_typo", "convnext_tiny.in12k_ft_in1k")],
 )  # fmt: skip
-def test_an_unknown_name_is_told_with_the_closest(name: str, near: str) -> None:
-    message = refuse(name)
+def test_unknown_name_is_rejected_with_closest_names(name: str, near: str) -> None:
+    message = reject(name)
     assert f"model.name = {name!r}" in message and near in message
 
 
 @pytest.mark.parametrize("name", ["resnet50.typo", "resnet50.a1_in1k_typo"])
-def test_an_unknown_tag_of_a_known_model_is_refused_with_its_tags(name: str) -> None:
-    assert "resnet50." in refuse(name).split("closest", 1)[1]
+def test_unknown_tag_is_rejected_with_known_tags(name: str) -> None:
+    assert "resnet50." in reject(name).split("closest", 1)[1]
 
 
-def test_a_name_like_no_other_gets_the_way_to_the_list() -> None:
-    assert "timm.list_models()" in refuse("zzzz9999qqqq")
+def test_name_without_close_match_refers_to_list() -> None:
+    assert "timm.list_models()" in reject("zzzz9999qqqq")
 
 
 @pytest.mark.parametrize("name", ["local-dir:/no/such/folder", "bad-scheme:x"])
-def test_a_name_with_a_source_that_is_not_there_is_refused(name: str) -> None:
-    assert name in refuse(name)
+def test_name_with_missing_source_is_rejected(name: str) -> None:
+    assert name in reject(name)
 
 
-def test_the_model_has_the_classes_and_stands_in_training_mode() -> None:
+def test_model_has_classes_and_is_in_training_mode() -> None:
     model = build_model(config("test_resnet"), 5, SIZE)
     assert model.training
     assert model(torch.rand(2, 3, SIZE, SIZE)).shape == (2, 5)
 
 
 @pytest.mark.parametrize("name", ["test_vit", "swin_tiny_patch4_window7_224"])
-def test_a_model_of_fixed_input_size_is_built_for_the_size_asked(name: str) -> None:
+def test_model_with_fixed_input_size_is_built_for_img_size(name: str) -> None:
     assert build_model(config(name), 3, 96).eval()(torch.rand(1, 3, 96, 96)).shape == (1, 3)
 
 
-def test_an_option_that_the_architecture_lacks_is_told() -> None:
-    message = refuse("vgg11", drop_path_rate=0.1)
+def test_unsupported_option_is_reported() -> None:
+    message = reject("vgg11", drop_path_rate=0.1)
     assert "vgg11" in message and "model.drop_path_rate = 0.1" in message
 
 
-def test_dropout_arrives() -> None:
+def test_drop_rate_is_passed_on() -> None:
     model = build_model(config("test_resnet", drop_rate=0.4), 3, SIZE)
     assert model.drop_rate == 0.4
 
 
-def test_starting_weights_come_from_the_global_generator() -> None:
+def test_initial_weights_come_from_global_generator() -> None:
     def build(seed: int) -> bytes:
         torch.manual_seed(seed)
         return build_model(config("test_resnet"), 3, SIZE).state_dict()["conv1.0.weight"].numpy().tobytes()
@@ -103,7 +103,7 @@ def test_starting_weights_come_from_the_global_generator() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "taken", "refused"),
+    ("name", "supported", "unsupported"),
     [
         ("test_resnet", {"avg", "max", "avgmax", "catavgmax", "gem"}, {"token", "map"}),
         ("test_vit", {"avg", "max", "token", "map"}, {"gem", "catavgmax"}),
@@ -111,28 +111,30 @@ def test_starting_weights_come_from_the_global_generator() -> None:
         ("test_efficientnet", {"avg", "gem"}, {"token"}),
     ],
 )
-def test_a_pooling_that_is_not_taken_is_told_with_those_that_are(name: str, taken: set[str], refused: set[str]) -> None:
-    for pooling in [*sorted(refused), "fast", ""]:
-        message = refuse(name, pooling=pooling)
-        assert f"model.pooling = {pooling!r}: {name} takes " in message and "null" in message
-        told = set(message.split(" takes ")[1].split(", or null")[0].split(", "))
-        assert taken <= told and not refused & told
+def test_unsupported_pooling_is_rejected_with_supported_ones(
+    name: str, supported: set[str], unsupported: set[str]
+) -> None:
+    for pooling in [*sorted(unsupported), "fast", ""]:
+        message = reject(name, pooling=pooling)
+        assert f"model.pooling = {pooling!r}: {name} supports " in message and "null" in message
+        listed = set(message.split(" supports ")[1].split(", or null")[0].split(", "))
+        assert supported <= listed and not unsupported & listed
         assert "Pooling can only be disabled" not in message
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["test_resnet", "test_vit", "test_convnext", "test_efficientnet"])
-def test_every_pooling_that_is_told_builds_runs_and_learns(name: str) -> None:
+def test_every_listed_pooling_builds_and_trains(name: str) -> None:
     for pooling in list_poolings(name, SIZE):
         model = build_model(config(name, pooling=pooling), 3, SIZE)
         output = model(torch.rand(2, 3, SIZE, SIZE))
         assert output.shape == (2, 3)
         output.sum().backward()
-        assert all(one.grad is not None for one in model.parameters() if one.requires_grad), pooling
+        assert all(weight.grad is not None for weight in model.parameters() if weight.requires_grad), pooling
 
 
 @pytest.mark.parametrize("name", ["resnet10t", "convnext_atto", "swin_tiny_patch4_window7_224"])
-def test_gem_replaces_the_pooling_and_its_power_is_learned(name: str) -> None:
+def test_gem_replaces_pooling_and_its_power_is_learned(name: str) -> None:
     model = build_model(config(name, pooling="gem"), 3, SIZE)
     pools = [module for module in model.modules() if isinstance(module, GeneralizedMeanPool2d)]
     assert len(pools) == 1
@@ -140,7 +142,7 @@ def test_gem_replaces_the_pooling_and_its_power_is_learned(name: str) -> None:
     assert pools[0].gem_power.grad is not None and pools[0].gem_power.grad.abs() > 0
 
 
-def test_finding_the_poolings_leaves_the_global_generator_alone() -> None:
+def test_list_poolings_does_not_draw_from_global_generator() -> None:
     torch.manual_seed(4)
     expected = torch.rand(1)
     torch.manual_seed(4)
@@ -153,61 +155,61 @@ def test_finding_the_poolings_leaves_the_global_generator_alone() -> None:
 
 @pytest.mark.parametrize("name", ["test_resnet", "test_vit", "test_convnext"])
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
-def test_weights_of_a_file_arrive_all_but_the_classifier(tmp_path: Path, name: str, suffix: str) -> None:
+def test_weights_file_is_loaded_except_classifier(tmp_path: Path, name: str, suffix: str) -> None:
     path = tmp_path / f"w{suffix}"
     saved = save_weights(path, name)
     torch.manual_seed(1)
-    fresh = build_model(config(name), 3, 160).state_dict()
+    initial = build_model(config(name), 3, 160).state_dict()
     torch.manual_seed(1)
     loaded = build_model(config(name, weights=path), 3, 160).state_dict()
     classifier = timm.create_model(name).pretrained_cfg["classifier"]
     for key, value in loaded.items():
-        source = fresh if key.startswith(f"{classifier}.") else saved
+        source = initial if key.startswith(f"{classifier}.") else saved
         assert torch.equal(value, source[key]), key
-    assert not all(torch.equal(fresh[key], saved[key]) for key in saved if not key.startswith(classifier))
+    assert not all(torch.equal(initial[key], saved[key]) for key in saved if not key.startswith(classifier))
 
 
-def test_the_classifier_is_new_even_where_the_file_has_as_many_classes(tmp_path: Path) -> None:
+def test_classifier_is_new_even_if_file_has_same_number_of_classes(tmp_path: Path) -> None:
     saved = save_weights(tmp_path / "w.pth", num_classes=3)
     loaded = build_model(config("test_resnet", weights=tmp_path / "w.pth"), 3, SIZE).state_dict()
     assert not torch.equal(loaded["fc.weight"], saved["fc.weight"])
 
 
-def test_weights_under_a_training_checkpoints_key_are_found(tmp_path: Path) -> None:
+def test_weights_in_training_checkpoint_are_found(tmp_path: Path) -> None:
     saved = save_weights(tmp_path / "w.pth")
     torch.save({"state_dict": saved, "epoch": 3}, tmp_path / "c.pth")
     loaded = build_model(config("test_resnet", weights=tmp_path / "c.pth"), 3, SIZE).state_dict()
     assert torch.equal(loaded["conv1.0.weight"], saved["conv1.0.weight"])
 
 
-def test_a_file_wins_over_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_file_wins_over_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     saved = save_weights(tmp_path / "w.pth")
-    monkeypatch.setattr("doccls.model.build._fetch_pretrained", lambda *_: pytest.fail("the hub was asked"))
+    monkeypatch.setattr("doccls.model.build._fetch_pretrained", lambda *_: pytest.fail("the hub was contacted"))
     loaded = build_model(config("test_resnet", pretrained=True, weights=tmp_path / "w.pth"), 3, SIZE).state_dict()
     assert torch.equal(loaded["conv1.0.weight"], saved["conv1.0.weight"])
 
 
-def test_a_model_that_gets_other_weights_anyway_asks_for_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("doccls.model.build._fetch_pretrained", lambda *_: pytest.fail("the hub was asked"))
+def test_no_weights_are_fetched_if_fetch_is_false(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("doccls.model.build._fetch_pretrained", lambda *_: pytest.fail("the hub was contacted"))
     build_model(config("test_resnet", pretrained=True, weights=Path("/gone.pth")), 3, SIZE, fetch=False)
 
 
-def test_weights_fit_a_model_with_gem(tmp_path: Path) -> None:
+def test_weights_fit_model_with_gem(tmp_path: Path) -> None:
     saved = save_weights(tmp_path / "w.pth")
     model = build_model(config("test_resnet", weights=tmp_path / "w.pth", pooling="gem"), 3, SIZE)
     assert torch.equal(model.state_dict()["conv1.0.weight"], saved["conv1.0.weight"])
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
-def test_the_weights_of_another_architecture_are_refused(tmp_path: Path, suffix: str) -> None:
+def test_weights_of_other_architecture_are_rejected(tmp_path: Path, suffix: str) -> None:
     save_weights(tmp_path / f"w{suffix}", "test_vit")
-    message = refuse("test_resnet", weights=tmp_path / f"w{suffix}")
+    message = reject("test_resnet", weights=tmp_path / f"w{suffix}")
     assert str(tmp_path / f"w{suffix}") in message and "does not fit the model" in message
-    assert "tensors are absent or of another shape" in message
+    assert "tensors are missing or have another shape" in message
 
 
-def test_a_missing_weights_file_is_told_with_key_path_and_rule(tmp_path: Path) -> None:
-    message = refuse("test_resnet", weights=tmp_path / "gone.pth")
+def test_missing_weights_file_is_reported_with_key_path_and_rule(tmp_path: Path) -> None:
+    message = reject("test_resnet", weights=tmp_path / "gone.pth")
     assert f"model.weights: no such file: {tmp_path / 'gone.pth'}" in message
     assert "relative to the config file" in message
 
@@ -221,7 +223,7 @@ class Trap:
 
 
 @pytest.mark.parametrize("form", ["pickle", "zip", "old", "inside", "named .safetensors", "named .bin"])
-def test_code_in_a_weights_file_is_refused_and_not_run(tmp_path: Path, form: str) -> None:
+def test_code_in_weights_file_is_rejected_and_not_run(tmp_path: Path, form: str) -> None:
     target = tmp_path / "made"
     path = tmp_path / {"named .safetensors": "w.safetensors", "named .bin": "w.bin"}.get(form, "w.pth")
     if form in ("pickle", "named .safetensors"):
@@ -229,38 +231,38 @@ def test_code_in_a_weights_file_is_refused_and_not_run(tmp_path: Path, form: str
     else:
         content: Any = {"state_dict": {"a": Trap(target)}} if form == "inside" else Trap(target)
         torch.save(content, path, _use_new_zipfile_serialization=form != "old")
-    message = refuse("test_resnet", weights=path)
+    message = reject("test_resnet", weights=path)
     assert str(path) in message
     assert not target.exists()
-    pickle.loads(pickle.dumps(Trap(target)))  # noqa: S301 (the trap itself works)
+    pickle.loads(pickle.dumps(Trap(target)))  # noqa: S301 (proves that the trap works)
     assert target.exists()
 
 
 @pytest.mark.parametrize("name", ["w.pth", "w.safetensors", "w.txt"])
 @pytest.mark.parametrize("content", [b"", b"junk", b"\x80\x02.", b"\0" * 100, b"PK\x03\x04 torn"])
-def test_a_file_that_holds_no_weights_is_refused(tmp_path: Path, name: str, content: bytes) -> None:
+def test_file_without_weights_is_rejected(tmp_path: Path, name: str, content: bytes) -> None:
     (tmp_path / name).write_bytes(content)
-    assert str(tmp_path / name) in refuse("test_resnet", weights=tmp_path / name)
+    assert str(tmp_path / name) in reject("test_resnet", weights=tmp_path / name)
 
 
 @pytest.mark.parametrize("content", [[1, 2], {"a": 1}, torch.zeros(3), {}, None])
-def test_plain_content_that_is_no_state_is_refused(tmp_path: Path, content: object) -> None:
+def test_content_that_is_no_state_dict_is_rejected(tmp_path: Path, content: object) -> None:
     torch.save(content, tmp_path / "w.pth")
-    assert str(tmp_path / "w.pth") in refuse("test_resnet", weights=tmp_path / "w.pth")
+    assert str(tmp_path / "w.pth") in reject("test_resnet", weights=tmp_path / "w.pth")
 
 
-def test_a_torn_weights_file_is_refused(tmp_path: Path) -> None:
+def test_truncated_weights_file_is_rejected(tmp_path: Path) -> None:
     for name in ("w.pth", "w.safetensors"):
         save_weights(tmp_path / name)
         data = (tmp_path / name).read_bytes()
         (tmp_path / name).write_bytes(data[: len(data) // 2])
-        assert str(tmp_path / name) in refuse("test_resnet", weights=tmp_path / name)
+        assert str(tmp_path / name) in reject("test_resnet", weights=tmp_path / name)
 
 
 # --- weights from the hub --------------------------------------------------------------------------------------------
 
 
-def test_what_is_no_failure_of_the_network_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failure_that_is_no_network_failure_is_not_retried(monkeypatch: pytest.MonkeyPatch) -> None:
     real = timm.create_model
 
     def create(name: str, pretrained: bool = False, **options: Any) -> torch.nn.Module:
@@ -270,22 +272,22 @@ def test_what_is_no_failure_of_the_network_is_told_at_once(monkeypatch: pytest.M
         return model
 
     monkeypatch.setattr(timm, "create_model", create)
-    message = refuse("test_resnet", pretrained=True)
+    message = reject("test_resnet", pretrained=True)
     assert "'test_resnet' could not be fetched from the hub (tensors of another shape)" in message
     assert "model.weights" in message
 
 
-def test_a_model_without_pretrained_weights_is_told_so() -> None:
+def test_model_without_pretrained_weights_is_reported() -> None:
     bare = next(
         name for name in timm.list_models("resnet*") + timm.list_models("efficientnet*")
         if not timm.models.is_model_pretrained(name)
     )  # fmt: skip
-    message = refuse(bare, pretrained=True)
+    message = reject(bare, pretrained=True)
     assert f"no pretrained weights for {bare!r}" in message
     assert "model.pretrained: false" in message and "model.weights" in message
 
 
-def test_weights_of_the_hub_are_those_that_timm_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hub_weights_are_those_of_timm(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(5)
     hub = timm.create_model("test_resnet")
     real = timm.create_model
@@ -297,28 +299,29 @@ def test_weights_of_the_hub_are_those_that_timm_gives(monkeypatch: pytest.Monkey
     assert model.state_dict()["fc.weight"].shape[0] == 3
 
 
-# --- what is read off a model ----------------------------------------------------------------------------------------
+# --- properties of a model -------------------------------------------------------------------------------------------
 
 
-def test_normalization_is_the_models_own_unless_stated() -> None:
+def test_normalization_is_that_of_pretraining_unless_configured() -> None:
     model = timm.create_model("vit_tiny_patch16_224", num_classes=2)
-    own = timm.data.resolve_model_data_config(model)
-    assert get_normalization(config("vit_tiny_patch16_224"), model) == (tuple(own["mean"]), tuple(own["std"]))
+    pretrained = timm.data.resolve_model_data_config(model)
+    expected = (tuple(pretrained["mean"]), tuple(pretrained["std"]))
+    assert get_normalization(config("vit_tiny_patch16_224"), model) == expected
     stated = config("vit_tiny_patch16_224", mean=(0.1, 0.2, 0.3), std=(1.0, 2.0, 3.0))
     assert get_normalization(stated, model) == ((0.1, 0.2, 0.3), (1.0, 2.0, 3.0))
     black = config("vit_tiny_patch16_224", mean=(0.0, 0.0, 0.0))
     assert get_normalization(black, model)[0] == (0.0, 0.0, 0.0)
 
 
-def test_parameters_are_counted_all_and_trainable() -> None:
+def test_count_parameters_counts_all_and_trainable() -> None:
     model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2))
     model[0].weight.requires_grad_(False)
     assert count_parameters(model) == (26, 14)
-    assert count_parameters(model)[0] == int(np.sum([one.numel() for one in model.parameters()]))
+    assert count_parameters(model)[0] == int(np.sum([weight.numel() for weight in model.parameters()]))
 
 
 @pytest.mark.parametrize("pooling", ["avg", "map"])
-def test_stored_weights_fit_a_model_whose_pooling_has_weights_of_its_own(tmp_path: Path, pooling: str) -> None:
+def test_weights_fit_model_whose_pooling_has_weights(tmp_path: Path, pooling: str) -> None:
     stored = {name: torch.rand_like(value) for name, value in timm.create_model("test_vit").state_dict().items()}
     save_file(stored, tmp_path / "w.safetensors")
     config = ModelConfig(name="test_vit", pooling=pooling, weights=tmp_path / "w.safetensors")
@@ -328,6 +331,6 @@ def test_stored_weights_fit_a_model_whose_pooling_has_weights_of_its_own(tmp_pat
         assert torch.equal(loaded["fc_norm.weight"], stored["norm.weight"])
 
 
-def test_a_size_that_the_architecture_does_not_take_is_told_with_its_key() -> None:
+def test_unsupported_image_size_is_reported_with_key() -> None:
     with pytest.raises(UserError, match=r"train\.img_size = 100"):
         build_model(ModelConfig(name="test_vit", pretrained=False), 3, 100)

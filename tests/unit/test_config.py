@@ -1,4 +1,4 @@
-"""The config: what wins over what, what is refused in which words, and that a snapshot reads back to itself."""
+"""The config: precedence, errors for wrong keys and values, and the round trip of snapshots."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SECRET = "SEKRIT-4711"
 def load(folder: Path, text: str | bytes, *overrides: str, mode: str | None = None) -> Config:
     path = folder / "c.yaml"
     path.write_bytes(text.encode() if isinstance(text, str) else text)
-    return load_config(path, mode, [parse_override(one) for one in overrides])
+    return load_config(path, mode, [parse_override(override) for override in overrides])
 
 
 def refuse(folder: Path, text: str | bytes, *overrides: str, mode: str | None = None) -> str:
@@ -44,35 +44,35 @@ def test_set_wins_over_yaml_over_mode_over_default(tmp_path: Path) -> None:
     assert config.train.lr == 0.25  # --set; YAML says 0.5, the mode 1e-4
     assert config.train.batch_size == 7  # YAML; the mode says 32
     assert config.train.img_size == 384  # mode; the default is 224
-    assert config.train.decay_epochs == 10.0  # default; nobody else says anything
+    assert config.train.decay_epochs == 10.0  # default; set nowhere else
 
 
-def test_a_value_stated_equal_to_the_default_still_wins_over_the_mode(tmp_path: Path) -> None:
+def test_yaml_value_equal_to_default_wins_over_mode(tmp_path: Path) -> None:
     assert load(tmp_path, DATA + "train: {mixup_alpha: 0.0}\n", mode="highperf").train.mixup_alpha == 0.0
 
 
-def test_the_last_of_several_overrides_of_a_key_wins(tmp_path: Path) -> None:
+def test_last_override_of_key_wins(tmp_path: Path) -> None:
     assert load(tmp_path, DATA, "train.epochs=3", "train.epochs=4").train.epochs == 4
 
 
-def test_the_default_mode_is_basic_and_the_key_chooses_another(tmp_path: Path) -> None:
+def test_mode_defaults_to_basic_and_key_changes_it(tmp_path: Path) -> None:
     assert load(tmp_path, DATA).mode == "basic"
     config = load(tmp_path, DATA + "mode: highperf\n")
     assert (config.mode, config.train.img_size) == ("highperf", 384)
 
 
-def test_the_mode_flag_wins_over_the_mode_key(tmp_path: Path) -> None:
+def test_mode_flag_wins_over_mode_key(tmp_path: Path) -> None:
     config = load(tmp_path, DATA + "mode: highperf\n", mode="basic")
     assert (config.mode, config.train.img_size) == ("basic", 300)
 
 
-def test_set_mode_chooses_the_mode_over_the_key(tmp_path: Path) -> None:
+def test_set_mode_wins_over_mode_key(tmp_path: Path) -> None:
     config = load(tmp_path, DATA + "mode: basic\n", "mode=highperf")
     assert (config.mode, config.train.img_size) == ("highperf", 384)
 
 
 @pytest.mark.parametrize("mode", ["basic", "highperf"])
-def test_each_mode_is_valid_and_every_key_of_it_arrives(tmp_path: Path, mode: str) -> None:
+def test_each_mode_is_valid_and_sets_all_its_keys(tmp_path: Path, mode: str) -> None:
     config = load(tmp_path, DATA, mode=mode)
     source = Path(load_config.__code__.co_filename).parent / "modes" / f"{mode}.yaml"
     for section, keys in yaml.safe_load(source.read_text()).items():
@@ -81,7 +81,7 @@ def test_each_mode_is_valid_and_every_key_of_it_arrives(tmp_path: Path, mode: st
 
 
 @pytest.mark.parametrize("name", ["train.yaml", "train_highperf.yaml"])
-def test_the_shipped_configs_load_and_point_beside_their_folder(name: str) -> None:
+def test_shipped_configs_load_with_paths_beside_their_folder(name: str) -> None:
     config = load_config(CONFIGS / name)
     assert config.data.train_csv == CONFIGS.parent / "data/raw/train.csv"
     assert config.output.logs_dir == CONFIGS.parent / "logs"
@@ -92,12 +92,12 @@ def test_the_shipped_configs_load_and_point_beside_their_folder(name: str) -> No
 
 
 @pytest.mark.parametrize("text", ["1e-3", "1E-3", "1.0e-3", "0.001", ".001", "+1e-3"])
-def test_numbers_with_an_exponent_are_numbers(tmp_path: Path, text: str) -> None:
+def test_numbers_with_exponent_are_floats(tmp_path: Path, text: str) -> None:
     assert load(tmp_path, DATA + f"train: {{lr: {text}}}\n").train.lr == 1e-3
     assert load(tmp_path, DATA, f"train.lr={text}").train.lr == 1e-3
 
 
-def test_an_override_reads_yaml_values() -> None:
+def test_override_values_are_yaml() -> None:
     assert parse_override("a.b=null").value is None
     assert parse_override("a.b=true").value is True
     assert parse_override("a.b=[1, 2.5]").value == [1, 2.5]
@@ -106,17 +106,17 @@ def test_an_override_reads_yaml_values() -> None:
 
 
 @pytest.mark.parametrize("text", ["train.epochs", "=3", " =3", "train.epochs=[1", "train.epochs=\t3", "a.b=\x00"])
-def test_an_override_that_is_none_is_refused(text: str) -> None:
+def test_malformed_override_is_rejected(text: str) -> None:
     with pytest.raises(UserError, match="--set"):
         parse_override(text)
 
 
-def test_an_override_of_a_wrong_value_names_the_flag(tmp_path: Path) -> None:
+def test_wrong_override_value_names_flag(tmp_path: Path) -> None:
     message = refuse(tmp_path, DATA, "train.epochs=0")
     assert "train.epochs = 0 (--set train.epochs): allowed: an integer >= 1" in message
 
 
-def test_a_flag_that_stands_for_an_override_is_named(tmp_path: Path) -> None:
+def test_flag_that_is_short_for_override_is_named(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text(DATA)
     with pytest.raises(UserError, match=r"data.num_workers = -1 \(--num-workers\)"):
         load_config(tmp_path / "c.yaml", None, [Override("data.num_workers", -1, "--num-workers")])
@@ -139,25 +139,25 @@ def test_a_flag_that_stands_for_an_override_is_named(tmp_path: Path) -> None:
         ("train.amp", "fp8", "true or false or 'fp16' or 'bf16'"),
         ("data.valid_fold", "some", "an integer >= 0 or 'all'"),
         ("data.valid_fold", "true", "an integer >= 0 or 'all'"),
-        ("data.id_col", "3", "a text"),
-        ("data.id_col", "''", "a text"),
+        ("data.id_col", "3", "a string"),
+        ("data.id_col", "''", "a string"),
         ("data.image_ext", ".pdf", ".jpg"),
         ("data.train_csv", "''", "a path"),
         ("data.train_csv", "3", "a path"),
         ("data.train_csv", "null", "a path"),
         ("output.logs_dir", "null", "a path"),
-        ("model.name", "18", "a text (quote it"),
+        ("model.name", "18", "a string (quote it"),
         ("model.pretrained", "1", "true or false"),
         ("model.mean", "[0.5, 0.5]", "three numbers"),
         ("model.mean", "[0.5, 0.5, x]", "three numbers"),
         ("model.std", "[0.5, 0.5, 0]", "three numbers above 0"),
         ("project.seed", "-1", "an integer >= 0"),
-        ("project.version", "a/b", "a text that matches"),
-        ("project.version", "../x", "a text that matches"),
+        ("project.version", "a/b", "a string that matches"),
+        ("project.version", "../x", "a string that matches"),
         ("data.train_csv", "~nosuchuser4711/x.csv", "a path"),
     ],
 )
-def test_a_wrong_value_is_told_with_key_value_place_and_what_is_allowed(
+def test_wrong_value_is_reported_with_key_value_line_and_allowed_values(
     tmp_path: Path, key: str, value: str, allowed: str
 ) -> None:
     section, name = key.split(".")
@@ -165,16 +165,16 @@ def test_a_wrong_value_is_told_with_key_value_place_and_what_is_allowed(
     stated = {"data": {"train_csv": "a.csv", "image_dir_train": "b"}, **data}
     stated[section][name] = "VALUE"
     text = yaml.safe_dump(stated, sort_keys=False).replace("VALUE", value)
-    line = next(n for n, one in enumerate(text.splitlines(), 1) if one.strip().startswith(f"{name}:"))
+    number = next(n for n, line in enumerate(text.splitlines(), 1) if line.strip().startswith(f"{name}:"))
     message = refuse(tmp_path, text)
     assert "1 problem\n" in message
-    told = next(one for one in message.splitlines() if one.startswith(f"  {key} = "))
-    assert repr(yaml.safe_load(value) if value != "1e999" else float("inf")) in told
-    assert f"({tmp_path / 'c.yaml'}:{line})" in told
-    assert "allowed: " in told and allowed in told.split("allowed: ")[1]
+    problem = next(line for line in message.splitlines() if line.startswith(f"  {key} = "))
+    assert repr(yaml.safe_load(value) if value != "1e999" else float("inf")) in problem
+    assert f"({tmp_path / 'c.yaml'}:{number})" in problem
+    assert "allowed: " in problem and allowed in problem.split("allowed: ")[1]
 
 
-def test_a_wrong_mode_is_told_with_its_place(tmp_path: Path) -> None:
+def test_wrong_mode_is_reported_with_its_line(tmp_path: Path) -> None:
     message = refuse(tmp_path, DATA + "mode: turbo\n")
     assert "mode = 'turbo'" in message and "'basic' or 'highperf'" in message
     assert f"{tmp_path / 'c.yaml'}:2" in message
@@ -188,23 +188,23 @@ def test_a_wrong_mode_is_told_with_its_place(tmp_path: Path) -> None:
         ("train: {batch_size: 2, num_processes: 3}", "train.num_processes", "at most train.batch_size, which is 2"),
     ],
 )
-def test_two_keys_that_contradict_are_told(tmp_path: Path, text: str, key: str, allowed: str) -> None:
+def test_contradicting_keys_are_reported(tmp_path: Path, text: str, key: str, allowed: str) -> None:
     message = refuse(tmp_path, DATA + text)
     assert f"{key} = " in message and f"c.yaml:2): allowed: {allowed}" in message
 
 
-def test_a_fold_beyond_the_folds_is_told(tmp_path: Path) -> None:
+def test_valid_fold_out_of_range_is_reported(tmp_path: Path) -> None:
     message = refuse(tmp_path, "data: {train_csv: a, image_dir_train: b, folds: 3, valid_fold: 3}")
     assert "data.valid_fold = 3" in message and "'all' or 0 to 2, since data.folds is 3" in message
 
 
-def test_contradictions_of_one_section_are_all_told(tmp_path: Path) -> None:
+def test_all_contradictions_of_section_are_reported(tmp_path: Path) -> None:
     message = refuse(tmp_path, DATA + "train: {epochs: 2, warmup_epochs: 9, lr: 0.1, min_lr: 5, batch_size: 4}")
     assert "train.warmup_epochs = 9" in message
     assert "train.min_lr = 5" in message
 
 
-def test_every_error_of_a_config_is_told_at_once(tmp_path: Path) -> None:
+def test_all_errors_of_config_are_reported_together(tmp_path: Path) -> None:
     text = """\
 data: {train_csv: a.csv, fodls: 3, folds: 1}
 train: {epochs: 2, epochs: 0, lr: fast}
@@ -214,20 +214,20 @@ tracking:
 nothing: {like: this}
 """
     message = refuse(tmp_path, text, "project.seed=x", "output=3")
-    for part in (
+    for problem in (
         "data.fodls", "data.folds = 1", "data.image_dir_train: missing", "train.epochs", "train.lr = 'fast'",
         "model = 3", "tracking.wandb = 'maybe'", "nothing.like", "project.seed = 'x'", "output = 3",
     ):  # fmt: skip
-        assert part in message
+        assert problem in message
     assert "stated twice, first in line 2" in message
     count = int(message.split(" problems")[0].rsplit(" ", 1)[1])
     assert count == len([line for line in message.splitlines() if line.startswith("  ")]) == 11
 
 
-def test_missing_required_keys_are_named_with_what_they_take(tmp_path: Path) -> None:
+def test_missing_required_keys_are_named_with_allowed_values(tmp_path: Path) -> None:
     message = refuse(tmp_path, "train: {epochs: 1}\n")
-    assert "data.train_csv: missing; needed: a path" in message
-    assert "data.image_dir_train: missing; needed: a path" in message
+    assert "data.train_csv: missing; required: a path" in message
+    assert "data.image_dir_train: missing; required: a path" in message
 
 
 # --- unknown keys ----------------------------------------------------------------------------------------------------
@@ -244,17 +244,17 @@ def test_missing_required_keys_are_named_with_what_they_take(tmp_path: Path) -> 
         ("train: {optimzer: adam}", "train.optimizer"),
     ],
 )
-def test_an_unknown_key_is_told_with_the_nearest_known_one(tmp_path: Path, stated: str, near: str) -> None:
+def test_unknown_key_suggests_nearest_known_key(tmp_path: Path, stated: str, near: str) -> None:
     message = refuse(tmp_path, DATA + stated)
     assert "c.yaml:2): unknown key; did you mean" in message
     assert f"did you mean {near}?" in message
 
 
-def test_an_unknown_key_near_none_gets_the_sections(tmp_path: Path) -> None:
+def test_unknown_key_without_near_key_lists_sections(tmp_path: Path) -> None:
     assert "sections are project, data, model" in refuse(tmp_path, DATA + "zzzzqqqq: 3")
 
 
-def test_an_unknown_key_of_an_override_names_the_flag(tmp_path: Path) -> None:
+def test_unknown_key_in_override_names_flag(tmp_path: Path) -> None:
     message = refuse(tmp_path, DATA, "train.epoch=3")
     assert "train.epoch (--set train.epoch): unknown key; did you mean train.epochs?" in message
 
@@ -269,11 +269,11 @@ def test_an_unknown_key_of_an_override_names_the_flag(tmp_path: Path) -> None:
         "data:\n  train_csv: a\n  image_dir_train: b\n  train_csv: a\n",
     ],
 )
-def test_a_key_stated_twice_is_an_error_even_with_one_value(tmp_path: Path, text: str) -> None:
+def test_duplicate_key_is_error_even_with_equal_values(tmp_path: Path, text: str) -> None:
     assert "stated twice, first in line" in refuse(tmp_path, text)
 
 
-def test_a_section_stated_twice_is_an_error(tmp_path: Path) -> None:
+def test_duplicate_section_is_error(tmp_path: Path) -> None:
     assert "train (" in refuse(tmp_path, DATA + "train: {epochs: 1}\ntrain: {lr: 1}\n")
 
 
@@ -288,17 +288,17 @@ def test_anchors_and_merge_keys_work(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "text", ["train: &a\n  epochs: *a\n", "train: &a {x: *a}\n", "model: &a\n  mean: [*a, 1, 2]\n"]
 )
-def test_an_alias_inside_its_own_anchor_is_refused(tmp_path: Path, text: str) -> None:
+def test_alias_inside_its_own_anchor_is_rejected(tmp_path: Path, text: str) -> None:
     refuse(tmp_path, DATA + text)
 
 
 @pytest.mark.parametrize("text", ["train:\n", "train: null\n", "train: {}\n", "train: ~\n"])
-def test_an_empty_section_is_an_empty_section(tmp_path: Path, text: str) -> None:
+def test_empty_section_keeps_defaults(tmp_path: Path, text: str) -> None:
     assert load(tmp_path, DATA + text).train == load(tmp_path, DATA).train
 
 
 @pytest.mark.parametrize("value", ["3", "cosine", "[1, 2]", "true", "''", "0"])
-def test_a_section_given_a_plain_value_is_told(tmp_path: Path, value: str) -> None:
+def test_plain_value_for_section_is_reported(tmp_path: Path, value: str) -> None:
     message = refuse(tmp_path, DATA + f"train: {value}\n")
     assert "train = " in message and "a section: keys such as img_size" in message
 
@@ -320,12 +320,12 @@ def test_a_section_given_a_plain_value_is_told(tmp_path: Path, value: str) -> No
         (DATA.encode() + b"<<: 3\n", "not valid YAML"),
     ],
 )
-def test_a_file_that_is_no_config_is_refused_with_its_name(tmp_path: Path, text: bytes, words: str) -> None:
+def test_file_that_is_no_config_is_rejected_with_its_path(tmp_path: Path, text: bytes, words: str) -> None:
     message = refuse(tmp_path, text)
     assert words in message and str(tmp_path / "c.yaml") in message
 
 
-def test_python_tags_are_refused_and_nothing_is_run(tmp_path: Path) -> None:
+def test_python_tags_are_rejected_and_not_executed(tmp_path: Path) -> None:
     target = tmp_path / "made"
     tag = f"!!python/object/apply:pathlib.Path.touch [!!python/object/apply:pathlib.Path ['{target}']]"
     refuse(tmp_path, DATA + f"train: {{epochs: {tag}}}\n")
@@ -334,12 +334,12 @@ def test_python_tags_are_refused_and_nothing_is_run(tmp_path: Path) -> None:
     assert not target.exists()
 
 
-def test_a_byte_order_mark_is_no_part_of_the_first_key(tmp_path: Path) -> None:
+def test_byte_order_mark_is_ignored(tmp_path: Path) -> None:
     assert load(tmp_path, b"\xef\xbb\xbf" + DATA.encode()).data.train_csv == tmp_path / "a.csv"
 
 
 @pytest.mark.parametrize("name", ["absent.yaml", ""])
-def test_a_config_that_cannot_be_read_is_named(tmp_path: Path, name: str) -> None:
+def test_unreadable_config_is_named(tmp_path: Path, name: str) -> None:
     with pytest.raises(UserError, match="config file") as caught:
         load_config(tmp_path / name)
     assert str(tmp_path) in str(caught.value)
@@ -348,7 +348,7 @@ def test_a_config_that_cannot_be_read_is_named(tmp_path: Path, name: str) -> Non
 # --- paths -----------------------------------------------------------------------------------------------------------
 
 
-def test_paths_are_relative_to_the_config_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_paths_are_relative_to_config_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "configs").mkdir()
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
@@ -362,7 +362,7 @@ def test_paths_are_relative_to_the_config_file(tmp_path: Path, monkeypatch: pyte
     assert config.output.logs_dir == tmp_path / "configs" / "logs"
 
 
-def test_paths_of_overrides_are_relative_to_the_config_file_too(tmp_path: Path) -> None:
+def test_paths_in_overrides_are_relative_to_config_file(tmp_path: Path) -> None:
     assert load(tmp_path, DATA, "data.train_csv=x/y.csv").data.train_csv == tmp_path / "x" / "y.csv"
 
 
@@ -381,21 +381,21 @@ def test_paths_of_overrides_are_relative_to_the_config_file_too(tmp_path: Path) 
         f"tracking:\n  wandb_api_key: '{SECRET}\n",
     ],
 )
-def test_a_secret_in_the_config_is_never_told(tmp_path: Path, text: str) -> None:
+def test_secret_in_config_is_never_printed(tmp_path: Path, text: str) -> None:
     assert SECRET not in refuse(tmp_path, DATA + text)
 
 
-def test_no_key_of_the_schema_is_for_a_secret() -> None:
+def test_no_schema_key_holds_secret() -> None:
     keys = [*Config.model_fields, *(key for section in SECTIONS.values() for key in section.model_fields)]
     assert [key for key in keys if SECRET_NAME.search(key)] == []
 
 
 @pytest.mark.parametrize("text", ["tracking.wandb_api_key=" + SECRET, "wandb_api_key=" + SECRET])
-def test_a_secret_in_an_override_is_never_told(tmp_path: Path, text: str) -> None:
+def test_secret_in_override_is_never_printed(tmp_path: Path, text: str) -> None:
     assert SECRET not in refuse(tmp_path, DATA, text)
 
 
-def test_a_secret_in_an_override_that_is_not_yaml_is_never_told() -> None:
+def test_secret_in_malformed_override_is_never_printed() -> None:
     with pytest.raises(UserError) as caught:
         parse_override(f"wandb_api_key=[{SECRET}")
     assert SECRET not in str(caught.value)
@@ -411,13 +411,13 @@ def test_a_secret_in_an_override_that_is_not_yaml_is_never_told() -> None:
         f"password={SECRET}=x",
     ],
 )
-def test_a_secret_on_the_command_line_is_starred_out(argument: str) -> None:
+def test_secret_on_command_line_is_redacted(argument: str) -> None:
     assert SECRET not in redact_argument(argument)
     assert redact_argument(argument).endswith("=***")
 
 
 @pytest.mark.parametrize("argument", ["train.epochs=3", "--config", "key", "/a/key=/b".replace("key", "x"), "a=b=c"])
-def test_other_arguments_stay_as_they_are(argument: str) -> None:
+def test_other_arguments_are_unchanged(argument: str) -> None:
     assert redact_argument(argument) == argument
 
 
@@ -432,12 +432,12 @@ def reload(folder: Path, config: Config) -> Config:
 
 
 @pytest.mark.parametrize("mode", ["basic", "highperf"])
-def test_a_snapshot_reads_back_to_the_same_config(tmp_path: Path, mode: str) -> None:
+def test_snapshot_reads_back_to_same_config(tmp_path: Path, mode: str) -> None:
     text = DATA + "model: {mean: [0.5, 0.5, 0.25], std: [1, 1, 1], weights: w.pth}\ntrain: {lr: 1e-5, amp: fp16}\n"
     config = load(tmp_path, text, "data.valid_fold=2", "tracking.project='Größe: ß'", mode=mode)
-    again = reload(tmp_path, config)
-    assert again.provenance == {"run_id": "v1-abc", "classes": ["1e3", "no"]}
-    assert again.model_dump(exclude={"provenance"}) == config.model_dump(exclude={"provenance"})
+    reloaded = reload(tmp_path, config)
+    assert reloaded.provenance == {"run_id": "v1-abc", "classes": ["1e3", "no"]}
+    assert reloaded.model_dump(exclude={"provenance"}) == config.model_dump(exclude={"provenance"})
 
 
 @settings(
@@ -452,44 +452,44 @@ def test_a_snapshot_reads_back_to_the_same_config(tmp_path: Path, mode: str) -> 
     ),
     lr=st.floats(1e-12, 1e3),
 )
-def test_any_text_and_number_survives_a_snapshot(tmp_path: Path, version: str, column: str, lr: float) -> None:
+def test_any_string_and_number_survives_snapshot(tmp_path: Path, version: str, column: str, lr: float) -> None:
     base = {"train_csv": "a", "image_dir_train": "b", "id_col": column}
     stated = {"data": base, "project": {"version": version}, "train": {"lr": lr}}
     config = Config.model_validate(stated, context={"base": tmp_path})
-    again = reload(tmp_path, config)
-    assert again.model_dump(exclude={"provenance"}) == config.model_dump(exclude={"provenance"})
+    reloaded = reload(tmp_path, config)
+    assert reloaded.model_dump(exclude={"provenance"}) == config.model_dump(exclude={"provenance"})
 
 
-def test_a_snapshot_does_not_follow_the_mode_when_modes_change(tmp_path: Path) -> None:
-    """Every key is stated in it, so that nothing is left to the mode or the defaults."""
+def test_snapshot_does_not_depend_on_modes(tmp_path: Path) -> None:
+    """A snapshot states every key, so nothing is left to the mode or the defaults."""
     stated = yaml.safe_load(render_snapshot(load(tmp_path, DATA, mode="highperf"), {}))
     for name, section in SECTIONS.items():
         assert set(stated[name]) == set(section.model_fields)
 
 
-def test_every_value_is_listed_with_its_dotted_key_and_without_provenance(tmp_path: Path) -> None:
+def test_list_values_lists_dotted_keys_without_provenance(tmp_path: Path) -> None:
     listed = dict(list_values(load(tmp_path, DATA + "provenance: {a: 1}\n", "train.epochs=3")))
-    every = {f"{name}.{key}" for name, section in SECTIONS.items() for key in section.model_fields}
-    assert set(listed) == every | {"mode"}
+    known = {f"{name}.{key}" for name, section in SECTIONS.items() for key in section.model_fields}
+    assert set(listed) == known | {"mode"}
     assert listed["train.epochs"] == 3
 
 
 # --- schema ----------------------------------------------------------------------------------------------------------
 
 
-def test_the_committed_schema_is_the_rendered_one() -> None:
+def test_committed_schema_is_up_to_date() -> None:
     assert (CONFIGS / "config.schema.json").read_text(encoding="utf-8") == render_schema()
 
 
 @pytest.mark.parametrize("name", ["train.yaml", "train_highperf.yaml"])
-def test_the_schema_accepts_the_shipped_configs(name: str) -> None:
-    import jsonschema  # a development extra: where it is missing, only these two tests should say so
+def test_schema_accepts_shipped_configs(name: str) -> None:
+    import jsonschema  # a development extra: without it, only these two tests should fail
 
     jsonschema.validate(yaml.safe_load((CONFIGS / name).read_text(encoding="utf-8")), json.loads(render_schema()))
 
 
 @pytest.mark.parametrize("wrong", [{"train": {"epoch": 3}}, {"train": {"epochs": 0}}, {"trian": {}}, {"mode": "turbo"}])
-def test_the_schema_refuses_what_the_loader_refuses(wrong: dict[str, Any]) -> None:
+def test_schema_rejects_what_loader_rejects(wrong: dict[str, Any]) -> None:
     import jsonschema
 
     stated = {"data": {"train_csv": "a", "image_dir_train": "b"}}
@@ -501,18 +501,18 @@ def test_the_schema_refuses_what_the_loader_refuses(wrong: dict[str, Any]) -> No
 def list_models(model: type[BaseModel]) -> list[type[BaseModel]]:
     kinds = [field.annotation for field in model.model_fields.values()]
     inner = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
-    return [model, *(one for kind in inner for one in list_models(kind))]
+    return [model, *(nested for kind in inner for nested in list_models(kind))]
 
 
-def test_every_key_has_a_description() -> None:
+def test_every_key_has_description() -> None:
     models = list_models(Config)
     assert len(models) == 1 + len(SECTIONS)
     for model in models:
-        bare = [name for name, field in model.model_fields.items() if not field.description and model is not Config]
-        assert not bare, f"{model.__name__}: {bare}"
+        undescribed = [name for name, field in model.model_fields.items() if not field.description]
+        assert model is Config or not undescribed, f"{model.__name__}: {undescribed}"
 
 
-def test_a_config_cannot_be_changed(tmp_path: Path) -> None:
+def test_config_is_frozen(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="frozen"):
         load(tmp_path, DATA).train.epochs = 3  # type: ignore[misc]
 
@@ -520,9 +520,7 @@ def test_a_config_cannot_be_changed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "value"), [("off", "off"), ("'off'", "off"), ("auto", "auto"), ("pages", Path("pages"))]
 )
-def test_the_store_is_a_word_or_a_folder_also_where_yaml_reads_a_boolean(
-    tmp_path: Path, text: str, value: object
-) -> None:
+def test_store_is_keyword_or_folder_even_if_yaml_reads_boolean(tmp_path: Path, text: str, value: object) -> None:
     path = tmp_path / "c.yaml"
     path.write_text(f"data: {{train_csv: a.csv, image_dir_train: b, store: {text}}}\n")
     assert load_config(path).data.store == (tmp_path / value if isinstance(value, Path) else value)

@@ -1,4 +1,4 @@
-"""The demo data set: the same bytes every time, every row with its image, and too hard for a linear model."""
+"""The demo data set: reproducible bytes, an image for every row, and too hard for a linear model."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from doccls.demo.pages import CLASSES, draw_page
 PAGES, TEST_PAGES = 30, 8
 
 
-def rows_of(table: Path) -> list[dict[str, str]]:
+def read_rows(table: Path) -> list[dict[str, str]]:
     with table.open(newline="") as lines:
         return list(csv.DictReader(lines))
 
 
-def files_under(folder: Path) -> dict[str, bytes]:
+def read_files(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
@@ -38,88 +38,88 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_same_call_writes_the_same_bytes(demo: Path, tmp_path: Path) -> None:
+def test_same_call_writes_same_bytes(demo: Path, tmp_path: Path) -> None:
     write_demo(tmp_path, pages=PAGES, test_pages=TEST_PAGES)
-    assert files_under(tmp_path) == files_under(demo)
+    assert read_files(tmp_path) == read_files(demo)
 
 
-def test_writing_again_over_an_old_set_changes_nothing_and_leaves_no_partial_file(tmp_path: Path) -> None:
+def test_rewriting_set_changes_nothing_and_leaves_no_partial_file(tmp_path: Path) -> None:
     write_demo(tmp_path, pages=2, test_pages=1)
-    before = files_under(tmp_path)
+    before = read_files(tmp_path)
     write_demo(tmp_path, pages=2, test_pages=1)
-    assert files_under(tmp_path) == before
+    assert read_files(tmp_path) == before
     assert not [name for name in before if name.endswith(".partial")]
 
 
-def test_another_seed_writes_other_pages(demo: Path, tmp_path: Path) -> None:
+def test_other_seed_writes_other_pages(demo: Path, tmp_path: Path) -> None:
     write_demo(tmp_path, pages=4, test_pages=2, seed=1)
-    images = {name: content for name, content in files_under(tmp_path).items() if name.endswith(".jpg")}
+    images = {name: content for name, content in read_files(tmp_path).items() if name.endswith(".jpg")}
     assert len(images) == 6
-    assert not set(images) & set(files_under(demo))
-    assert not set(images.values()) & set(files_under(demo).values())
+    assert not set(images) & set(read_files(demo))
+    assert not set(images.values()) & set(read_files(demo).values())
 
 
-def test_the_folder_holds_two_tables_and_their_images_and_nothing_else(demo: Path) -> None:
+def test_folder_holds_two_tables_and_their_images_only(demo: Path) -> None:
     raw = demo / "data" / "raw"
     expected = set()
     for table, images, count in (("train.csv", "train", PAGES), ("sample_submission.csv", "test", TEST_PAGES)):
-        rows = rows_of(raw / table)
+        rows = read_rows(raw / table)
         assert [tuple(row) for row in rows] == [("ID", "target")] * count
         names = {row["ID"].removesuffix(".jpg") for row in rows}
         assert len(names) == count
         assert all(len(name) == 12 and set(name) <= set("0123456789abcdef") for name in names)
         expected |= {f"data/raw/{table}", *(f"data/raw/{images}/{name}.jpg" for name in names)}
-    assert set(files_under(demo)) == expected
+    assert set(read_files(demo)) == expected
 
 
-def test_some_ids_have_an_extension_and_some_have_none(demo: Path) -> None:
-    ids = [row["ID"] for row in rows_of(demo / "data" / "raw" / "train.csv")]
-    assert {one.endswith(".jpg") for one in ids} == {True, False}
+def test_some_ids_lack_extension(demo: Path) -> None:
+    ids = [row["ID"] for row in read_rows(demo / "data" / "raw" / "train.csv")]
+    assert {image_id.endswith(".jpg") for image_id in ids} == {True, False}
 
 
-def test_train_targets_are_class_names_and_the_sample_holds_one_placeholder(demo: Path) -> None:
-    targets = [row["target"] for row in rows_of(demo / "data" / "raw" / "train.csv")]
+def test_train_targets_are_class_names_and_sample_has_one_placeholder(demo: Path) -> None:
+    targets = [row["target"] for row in read_rows(demo / "data" / "raw" / "train.csv")]
     assert set(targets) <= set(CLASSES)
     assert len(set(targets)) > len(CLASSES) // 2
-    assert len({row["target"] for row in rows_of(demo / "data" / "raw" / "sample_submission.csv")}) == 1
+    assert len({row["target"] for row in read_rows(demo / "data" / "raw" / "sample_submission.csv")}) == 1
 
 
-def test_rows_are_shuffled_and_every_row_has_the_page_that_was_made_alone(demo: Path) -> None:
+def test_rows_are_shuffled_and_match_pages_made_separately(demo: Path) -> None:
     raw = demo / "data" / "raw"
     for split, table, images, count in (
         (TRAIN, "train.csv", "train", PAGES),
         (TEST, "sample_submission.csv", "test", TEST_PAGES),
     ):
-        alone = {page.row_id: page for page in (make_page(0, split, index) for index in range(count))}
-        rows = rows_of(raw / table)
-        assert [row["ID"] for row in rows] != list(alone)
-        assert {row["ID"] for row in rows} == set(alone)
+        pages = {page.row_id: page for page in (make_page(0, split, index) for index in range(count))}
+        rows = read_rows(raw / table)
+        assert [row["ID"] for row in rows] != list(pages)
+        assert {row["ID"] for row in rows} == set(pages)
         for row in rows:
-            page = alone[row["ID"]]
+            page = pages[row["ID"]]
             assert (raw / images / f"{page.name}.jpg").read_bytes() == page.jpeg
             assert split == TEST or row["target"] == page.target
 
 
-def test_a_larger_set_begins_with_the_pages_of_a_smaller_one(demo: Path, tmp_path: Path) -> None:
+def test_larger_set_contains_pages_of_smaller_one(demo: Path, tmp_path: Path) -> None:
     write_demo(tmp_path, pages=PAGES // 3, test_pages=1)
-    small = {name: content for name, content in files_under(tmp_path).items() if name.endswith(".jpg")}
-    assert small.items() <= files_under(demo).items()
+    small = {name: content for name, content in read_files(tmp_path).items() if name.endswith(".jpg")}
+    assert small.items() <= read_files(demo).items()
 
 
-def test_a_test_page_is_not_the_train_page_of_the_same_number() -> None:
+def test_test_page_differs_from_train_page_of_same_index() -> None:
     train, test = make_page(0, TRAIN, 3), make_page(0, TEST, 3)
     assert train.name != test.name, "one stream for both splits would draw the same page twice, damaged differently"
     assert train.jpeg != test.jpeg
 
 
-def test_written_images_are_rgb_jpegs_of_the_stated_size(demo: Path) -> None:
+def test_images_are_rgb_jpegs_of_expected_size(demo: Path) -> None:
     for path in (demo / "data" / "raw").glob("t*/*.jpg"):
         with Image.open(path) as image:
             assert (image.format, image.mode, max(image.size)) == ("JPEG", "RGB", SIZE_PX)
 
 
 @pytest.mark.parametrize("class_name", CLASSES)
-def test_a_page_has_the_stated_shape_ink_on_it_and_is_decided_by_its_stream(class_name: str) -> None:
+def test_page_has_shape_and_ink_and_depends_on_rng_alone(class_name: str) -> None:
     page = draw_page(class_name, np.random.default_rng(5), 200)
     assert page.dtype == np.uint8
     assert page.ndim == 3 and page.shape[2] == 3 and max(page.shape) == 200
@@ -128,35 +128,33 @@ def test_a_page_has_the_stated_shape_ink_on_it_and_is_decided_by_its_stream(clas
     assert not np.array_equal(page, draw_page(class_name, np.random.default_rng(6), 200))
 
 
-def test_every_class_draws_many_layouts_without_a_fault() -> None:
+def test_every_class_draws_many_layouts() -> None:
     for class_name in CLASSES:
         for seed in range(15):
             page = draw_page(class_name, np.random.default_rng([9, seed]), 64)
             assert max(page.shape) == 64
 
 
-def test_damage_keeps_the_page_it_was_given_and_grows_with_strength() -> None:
+def test_damage_grows_with_strength_and_keeps_its_input() -> None:
     page = draw_page("letter", np.random.default_rng(1), 160)
     before = page.copy()
     gap = []
     for strength in (0.0, 1.0, 2.0):
         worn = [damage(page, np.random.default_rng(seed), strength) for seed in range(40)]
-        assert all(one.dtype == np.uint8 and sorted(one.shape) == sorted(page.shape) for one in worn)
-        gap.append(np.mean([np.abs(one.astype(float) - page).mean() for one in worn if one.shape == page.shape]))
+        assert all(copy.dtype == np.uint8 and sorted(copy.shape) == sorted(page.shape) for copy in worn)
+        gap.append(np.mean([np.abs(copy.astype(float) - page).mean() for copy in worn if copy.shape == page.shape]))
     assert np.array_equal(page, before)
     assert gap[0] < gap[1] < gap[2]
 
 
 @pytest.mark.parametrize("arguments", [{"pages": 0}, {"test_pages": 0}, {"seed": -1}])
-def test_a_count_or_seed_out_of_range_is_refused_before_anything_is_written(
-    arguments: dict[str, int], tmp_path: Path
-) -> None:
+def test_count_or_seed_out_of_range_is_rejected_before_writing(arguments: dict[str, int], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="need pages >= 1"):
         write_demo(tmp_path, **arguments)
     assert not list(tmp_path.iterdir())
 
 
-def test_an_unknown_class_or_a_page_too_small_to_read_is_refused() -> None:
+def test_unknown_class_or_too_small_page_is_rejected() -> None:
     with pytest.raises(KeyError):
         draw_page("postcard", np.random.default_rng(0), 100)
     with pytest.raises(ValueError, match="at least 32"):
@@ -164,8 +162,8 @@ def test_an_unknown_class_or_a_page_too_small_to_read_is_refused() -> None:
 
 
 @pytest.mark.slow
-def test_a_linear_model_on_thumbnails_fails() -> None:
-    """All 480 pages: a subset would flatter the set, as a linear model gains from more pages."""
+def test_linear_model_on_thumbnails_fails() -> None:
+    """This takes all 480 pages: with fewer, a linear model scores lower and the set would look harder than it is."""
     pages = [make_page(0, TRAIN, index) for index in range(480)]
     counts = Counter(page.target for page in pages)
     assert set(counts) == set(CLASSES)

@@ -1,4 +1,4 @@
-"""Downloads: tried again while the network fails, refused in words when that can't help. The hub is a stand-in."""
+"""Downloads: retried on network failures, rejected with a hint if retries cannot help. The hub is a stand-in."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from huggingface_hub.errors import (
 
 from doccls.config.schema import ModelConfig
 from doccls.errors import DownloadError, UserError
-from doccls.model import download as room
+from doccls.model import download as download_module
 from doccls.model.build import build_model, fetch_pretrained
 from doccls.model.download import download, locate_source
 from doccls.system import signals
@@ -38,7 +38,7 @@ ADDRESS = "https://huggingface.co/timm/test_resnet.r160_in1k"
 
 @pytest.fixture(autouse=True)
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The cache of a hub that this process may not ask: it is empty."""
+    """The empty cache of a hub that this process may not contact."""
     monkeypatch.setattr(constants, "ENDPOINT", "https://huggingface.co")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
@@ -47,32 +47,32 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def waits_s(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """What was waited for, without waiting."""
+    """A list that collects the waits, in seconds, instead of sleeping."""
     waits_s: list[float] = []
-    monkeypatch.setattr(room.time, "sleep", waits_s.append)
+    monkeypatch.setattr(download_module.time, "sleep", waits_s.append)
     return waits_s
 
 
 class Hub:
-    """Gives one error after the other, and then the model."""
+    """A hub that raises one error after the other and then returns the model."""
 
     def __init__(self, *errors: Exception) -> None:
         self.errors = iter(errors)
-        self.asked = 0
+        self.calls = 0
 
     def __call__(self) -> str:
-        self.asked += 1
+        self.calls += 1
         for error in self.errors:
             raise error
         return "model"
 
 
-def answer(status: int, kind: type[HfHubHTTPError] = HfHubHTTPError) -> HfHubHTTPError:
+def http_error(status: int, kind: type[HfHubHTTPError] = HfHubHTTPError) -> HfHubHTTPError:
     return kind("no", response=httpx2.Response(status, request=httpx2.Request("HEAD", ADDRESS)))
 
 
 def wrap(cause: Exception) -> LocalEntryNotFoundError:
-    """As the hub's client does."""
+    """Wrap a cause as the hub's client does."""
     error = LocalEntryNotFoundError("An error happened while trying to locate the file on the Hub")
     error.__cause__ = cause
     return error
@@ -82,13 +82,13 @@ NETWORK_FAILURES = [
     wrap(httpx2.ConnectError("[Errno 111] Connection refused")),
     wrap(httpx2.ConnectError("[Errno -2] Name or service not known")),
     wrap(httpx2.ConnectTimeout("timed out")),
-    wrap(answer(500)),
-    wrap(answer(503)),
-    wrap(answer(429)),
+    wrap(http_error(500)),
+    wrap(http_error(503)),
+    wrap(http_error(429)),
     wrap(FileMetadataError("HF_ENDPOINT is no hub")),
-    answer(502),
+    http_error(502),
     httpx2.ReadTimeout("timed out"),
-    httpx2.ProxyError("proxy is away"),
+    httpx2.ProxyError("proxy is down"),
     ConnectionError("refused"),
     ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused"),
     socket.gaierror(socket.EAI_NONAME, "Name or service not known"),
@@ -100,24 +100,24 @@ NETWORK_FAILURES = [
 
 
 @pytest.mark.parametrize("error", NETWORK_FAILURES, ids=repr)
-def test_a_network_that_fails_is_tried_three_times(
+def test_failing_network_is_tried_three_times(
     error: Exception, waits_s: list[float], capsys: pytest.CaptureFixture[str]
 ) -> None:
     hub = Hub(error, error, error, error)
     with pytest.raises(DownloadError) as caught:
         download(NAME, hub)
-    assert hub.asked == 3 and waits_s == [2.0, 8.0]
+    assert hub.calls == 3 and waits_s == [2.0, 8.0]
     lines = capsys.readouterr().err.splitlines()
-    assert [line.rpartition(": ")[2] for line in lines] == ["next try in 2 s", "next try in 8 s"]
+    assert [line.rpartition(": ")[2] for line in lines] == ["next attempt in 2 s", "next attempt in 8 s"]
     assert all(line.startswith(f"[WARNING] a download for {NAME!r} failed (") for line in lines)
     message = str(caught.value)
-    for part in (f"{NAME!r}", ADDRESS, socket.gethostname(), "model.weights", constants.HF_HOME, "HF_HUB_OFFLINE=1"):
-        assert part in message
+    for text in (f"{NAME!r}", ADDRESS, socket.gethostname(), "model.weights", constants.HF_HOME, "HF_HUB_OFFLINE=1"):
+        assert text in message
     assert "long story" not in message and "\n" not in message and caught.value.__cause__ is error
     assert not isinstance(caught.value, UserError)
 
 
-def test_the_reason_is_the_one_below_the_clients_words(waits_s: list[float]) -> None:
+def test_reported_reason_is_root_cause(waits_s: list[float]) -> None:
     with pytest.raises(DownloadError, match=r"\(\[Errno 111\] Connection refused\)\. Without"):
         download(NAME, Hub(*3 * [wrap(httpx2.ConnectError("[Errno 111] Connection refused"))]))
     with pytest.raises(DownloadError, match=r"\(TimeoutError\)"):
@@ -125,7 +125,7 @@ def test_the_reason_is_the_one_below_the_clients_words(waits_s: list[float]) -> 
 
 
 @pytest.mark.parametrize("failures", [0, 1, 2])
-def test_a_network_that_is_back_is_no_failure(failures: int, waits_s: list[float]) -> None:
+def test_download_succeeds_once_network_is_back(failures: int, waits_s: list[float]) -> None:
     assert download(NAME, Hub(*NETWORK_FAILURES[:failures])) == "model"
     assert waits_s == [2.0, 8.0][:failures]
 
@@ -133,19 +133,19 @@ def test_a_network_that_is_back_is_no_failure(failures: int, waits_s: list[float
 @pytest.mark.parametrize(
     ("error", "status"),
     [
-        (answer(404, RemoteEntryNotFoundError), 404),
-        (answer(401, RepositoryNotFoundError), 401),
-        (answer(403, GatedRepoError), 403),
-        (wrap(answer(403)), 403),
+        (http_error(404, RemoteEntryNotFoundError), 404),
+        (http_error(401, RepositoryNotFoundError), 401),
+        (http_error(403, GatedRepoError), 403),
+        (wrap(http_error(403)), 403),
         (HTTPError(ADDRESS, 404, "Not Found", None, None), 404),  # type: ignore[arg-type]
     ],
     ids=repr,
 )
-def test_a_hub_that_refuses_is_not_asked_again(error: Exception, status: int, waits_s: list[float]) -> None:
+def test_refusal_of_hub_is_not_retried(error: Exception, status: int, waits_s: list[float]) -> None:
     hub = Hub(error)
     with pytest.raises(UserError, match=rf"'{NAME}'.*{ADDRESS} answers with HTTP status {status}.*HF_TOKEN"):
         download(NAME, hub)
-    assert hub.asked == 1 and waits_s == []
+    assert hub.calls == 1 and waits_s == []
 
 
 @pytest.mark.parametrize(
@@ -155,22 +155,22 @@ def test_a_hub_that_refuses_is_not_asked_again(error: Exception, status: int, wa
         FileNotFoundError("Config file not found: /x/config.json"), ValueError("x"), RuntimeError("x"), KeyError("x"),
     ],
 )  # fmt: skip
-def test_what_the_network_has_no_part_in_is_left_as_it_is(error: Exception, waits_s: list[float]) -> None:
+def test_other_errors_are_raised_unchanged(error: Exception, waits_s: list[float]) -> None:
     with pytest.raises(type(error)) as caught:
         download(NAME, Hub(error))
     assert caught.value is error and waits_s == []
 
 
-def test_a_stop_is_not_waited_for(monkeypatch: pytest.MonkeyPatch, waits_s: list[float]) -> None:
+def test_stop_request_ends_retries(monkeypatch: pytest.MonkeyPatch, waits_s: list[float]) -> None:
     monkeypatch.setattr(signals, "_requested", 15)
     with pytest.raises(Interrupted):
         download(NAME, Hub(ConnectionError("refused")))
     assert waits_s == []
 
 
-def test_a_signal_ends_the_process_while_it_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_signal_ends_process_during_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     graceful: list[bool] = []
-    monkeypatch.setattr(room.time, "sleep", lambda wait_s: graceful.append(signals._graceful))
+    monkeypatch.setattr(download_module.time, "sleep", lambda wait_s: graceful.append(signals._graceful))
     with signals.stopping_gracefully():
         download(NAME, Hub(ConnectionError("refused")))
         assert graceful == [False] and signals._graceful
@@ -184,34 +184,34 @@ def test_a_signal_ends_the_process_while_it_waits(monkeypatch: pytest.MonkeyPatc
         ("eva_large_patch14_336.in22k_ft_in1k", "https://huggingface.co/timm/", "hub"),
     ],
 )
-def test_where_weights_come_from(name: str, source: str, cache: str, tmp_path: Path) -> None:
+def test_source_and_cache_of_weights(name: str, source: str, cache: str, tmp_path: Path) -> None:
     address, folder = locate_source(name)
     assert address.startswith(source) and folder == tmp_path / cache
 
 
-def test_weights_that_no_hub_has_are_kept_by_torch() -> None:
+def test_weights_outside_hub_are_cached_by_torch() -> None:
     name = next(
         name for name in timm.list_pretrained()
-        if (own := timm.get_pretrained_cfg(name)) and own.url and not own.hf_hub_id
+        if (weights := timm.get_pretrained_cfg(name)) and weights.url and not weights.hf_hub_id
     )  # fmt: skip
     address, folder = locate_source(name)
     assert address.startswith("http") and folder == Path(torch.hub.get_dir()) / "checkpoints"
 
 
-# --- as the model is built -------------------------------------------------------------------------------------------
+# --- downloads while a model is built --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", [NAME, "hf-hub:timm/test_resnet.r160_in1k"])
 @pytest.mark.parametrize("build", [lambda config: build_model(config, 3, SIZE), lambda c: fetch_pretrained(c, SIZE)])
-def test_an_offline_process_with_an_empty_cache_is_told_so_at_once(
+def test_offline_process_with_empty_cache_fails_immediately(
     name: str, build: Any, hub: Path, waits_s: list[float]
 ) -> None:
-    """By the real client: jobs of doccls-launch run so."""
+    """This uses the real client, offline as in jobs of doccls-launch."""
     with pytest.raises(UserError) as caught:
         build(ModelConfig(name=name))
     message = str(caught.value)
-    for part in (name, str(hub), socket.gethostname(), "HF_HUB_OFFLINE is set", "doccls-launch", "HF_HOME"):
-        assert part in message
+    for text in (name, str(hub), socket.gethostname(), "HF_HUB_OFFLINE is set", "doccls-launch", "HF_HOME"):
+        assert text in message
     assert "can't be built" not in message and waits_s == []
 
 
@@ -230,39 +230,39 @@ def timm_hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     yield hub
 
 
-def test_a_model_is_built_once_the_network_is_back(timm_hub: Hub, waits_s: list[float]) -> None:
+def test_model_is_built_once_network_is_back(timm_hub: Hub, waits_s: list[float]) -> None:
     timm_hub.errors = iter([ConnectionError("refused"), ConnectionError("refused")])
     build_model(ModelConfig(name=NAME), 3, SIZE)
-    assert timm_hub.asked == 3
+    assert timm_hub.calls == 3
 
 
-def test_a_network_that_stays_away_is_no_mistake_of_the_user_in_a_job(timm_hub: Hub, waits_s: list[float]) -> None:
+def test_persistent_network_failure_is_not_user_error_in_job(timm_hub: Hub, waits_s: list[float]) -> None:
     timm_hub.errors = iter(3 * [ConnectionError("refused")])
     with pytest.raises(DownloadError, match="could not be fetched from"):
         build_model(ModelConfig(name=NAME), 3, SIZE)
 
 
-def test_and_ends_the_submission_in_words(timm_hub: Hub, waits_s: list[float]) -> None:
+def test_persistent_network_failure_is_user_error_at_submission(timm_hub: Hub, waits_s: list[float]) -> None:
     timm_hub.errors = iter(3 * [ConnectionError("refused")])
     with pytest.raises(UserError, match="could not be fetched from"):
         fetch_pretrained(ModelConfig(name=NAME), SIZE)
     assert waits_s == [2.0, 8.0]
 
 
-def test_the_submitting_machine_fills_the_cache(timm_hub: Hub, hub: Path) -> None:
+def test_fetch_pretrained_fills_cache(timm_hub: Hub, hub: Path) -> None:
     assert fetch_pretrained(ModelConfig(name=NAME), SIZE) == hub
-    assert timm_hub.asked == 1
+    assert timm_hub.calls == 1
 
 
 @pytest.mark.parametrize(
     "keys", [{"pretrained": False}, {"weights": Path("w.pth")}, {"name": "local-dir:/models/mine"}], ids=str
 )
-def test_a_config_that_takes_nothing_from_the_hub_asks_for_nothing(timm_hub: Hub, keys: dict[str, Any]) -> None:
+def test_config_without_hub_weights_does_not_contact_hub(timm_hub: Hub, keys: dict[str, Any]) -> None:
     assert fetch_pretrained(ModelConfig(**{"name": NAME, **keys}), SIZE) is None
-    assert timm_hub.asked == 0
+    assert timm_hub.calls == 0
 
 
-def test_a_name_that_timm_does_not_know_is_refused_before_the_hub_is_asked(timm_hub: Hub) -> None:
+def test_unknown_name_is_rejected_before_hub_is_contacted(timm_hub: Hub) -> None:
     with pytest.raises(UserError, match="timm has no such model"):
         fetch_pretrained(ModelConfig(name="resnt50"), SIZE)
-    assert timm_hub.asked == 0
+    assert timm_hub.calls == 0

@@ -1,4 +1,4 @@
-"""How a run is opened: its files checked, its folder made or joined, strangers refused; all of it without torch."""
+"""Opening a run: its files are checked, its folder is created or joined, and other experiments are rejected."""
 
 from __future__ import annotations
 
@@ -45,31 +45,31 @@ def pages(make_data: MakeData) -> Path:
 
 @pytest.fixture
 def open_run_of(pages: Path, make_config: MakeConfig) -> Callable[..., OpenRun]:
-    """`open_run_of(train={"epochs": 2})`: the run `x` of a config with three folds of the pages."""
+    """A function that opens the run `x` with three folds of the pages: `open_run_of(train={"epochs": 2})`."""
 
-    def act(run_id: str = "x", now: datetime = NOW, **sections: Any) -> OpenRun:
+    def open_it(run_id: str = "x", now: datetime = NOW, **sections: Any) -> OpenRun:
         sections["data"] = {"folds": 3, **sections.get("data", {})}
         sections["output"] = {"exp_dir": "experiments", **sections.get("output", {})}
         config = make_config(**sections)
         paths = locate_run(config.output.exp_dir, run_id, now)
         return open_run(config, paths, now, {"world_size": 2, "device": "cpu"}, SILENT)
 
-    return act
+    return open_it
 
 
 @pytest.fixture
 def open_it(open_run_of: Callable[..., OpenRun]) -> Open:
-    """The same: its experiment, and the folds that are finished."""
+    """Like `open_run_of`, but returns the experiment and the finished folds."""
 
-    def act(*others: Any, **sections: Any) -> tuple[Experiment, tuple[int, ...]]:
+    def unpack(*others: Any, **sections: Any) -> tuple[Experiment, tuple[int, ...]]:
         run = open_run_of(*others, **sections)
         return run.experiment, run.finished
 
-    return act
+    return unpack
 
 
 def finish(experiment: Experiment, fold: int, fingerprint: str | None = None) -> None:
-    """Leave the fold's part."""
+    """Write the fold's predictions."""
     rows = experiment.data.assignment.list_valid(fold)
     manifest = experiment.data.manifest
     info = PredictionsInfo(
@@ -81,12 +81,12 @@ def finish(experiment: Experiment, fold: int, fingerprint: str | None = None) ->
     write_predictions(experiment.paths.predictions(fold), FoldPredictions(info, rows.astype(np.int64), logits, targets))
 
 
-def test_who_trains_adds_to_the_snapshot_what_a_launcher_cannot_know(pages: Path, make_config: MakeConfig) -> None:
+def test_training_adds_to_snapshot_what_launcher_cannot_know(pages: Path, make_config: MakeConfig) -> None:
     config = make_config(data={"folds": 3}, output={"exp_dir": "experiments"}, train={"lr": 1e-3})
     paths = locate_run(config.output.exp_dir, "x", NOW)
     open_run(config, paths, NOW, {"world_size": 2}, SILENT)
     launched = load_config(paths.snapshot)
-    for device in (["H100", "H100"], ["cpu", "cpu"]):  # who comes first says it
+    for device in (["H100", "H100"], ["cpu", "cpu"]):  # the first one is kept
         open_run(config, paths, NOW, {"world_size": 7, "device": device, "precision": "bf16"}, SILENT)
     trained = load_config(paths.snapshot)
     assert launched.provenance is not None
@@ -97,17 +97,17 @@ def test_who_trains_adds_to_the_snapshot_what_a_launcher_cannot_know(pages: Path
 # --- files and data --------------------------------------------------------------------------------------------------
 
 
-def test_the_files_that_a_config_names_are_there(pages: Path, make_config: MakeConfig) -> None:
+def test_existing_files_pass(pages: Path, make_config: MakeConfig) -> None:
     check_files(make_config())
 
 
-def test_every_file_that_is_not_there_is_named_with_its_key(tmp_path: Path, make_config: MakeConfig) -> None:
+def test_all_missing_files_are_named_with_their_keys(tmp_path: Path, make_config: MakeConfig) -> None:
     config = make_config(
         data={"sample_csv": "sample.csv", "image_dir_test": "test"}, model={"weights": "weights.safetensors"}
     )
     with pytest.raises(UserError) as caught:
         check_files(config)
-    told = str(caught.value)
+    message = str(caught.value)
     for key, name in (
         ("data.train_csv: no such file", "train.csv"),
         ("data.image_dir_train: no such folder", "train"),
@@ -115,38 +115,38 @@ def test_every_file_that_is_not_there_is_named_with_its_key(tmp_path: Path, make
         ("data.image_dir_test: no such folder", "test"),
         ("model.weights: no such file", "weights.safetensors"),
     ):
-        assert f"{key}: {tmp_path / name}\n" in told
+        assert f"{key}: {tmp_path / name}\n" in message
 
 
-def test_what_is_not_named_need_not_be_there(pages: Path, make_config: MakeConfig) -> None:
+def test_optional_files_may_be_unset(pages: Path, make_config: MakeConfig) -> None:
     config = make_config()
     assert (config.data.sample_csv, config.data.image_dir_test, config.model.weights) == (None, None, None)
     check_files(config)
 
 
-def test_preparing_logs_paths_warnings_and_folds(
+def test_prepare_logs_paths_warnings_and_folds(
     make_data: MakeData, make_config: MakeConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     make_data(IDS, ["card", "form"] * 6)
     (tmp_path / "train" / "page3.jpg").write_bytes(b"no image")
     with RunLog(tmp_path / "log") as log:
         data = prepare(make_config(data={"folds": 3, "on_bad_image": "skip"}), RunPaths(tmp_path / "x"), log)
-    told = capsys.readouterr().out
-    assert f"\n[PATH] OK | train_csv={tmp_path / 'train.csv'} |" in told
+    output = capsys.readouterr().out
+    assert f"\n[PATH] OK | train_csv={tmp_path / 'train.csv'} |" in output
     assert data.skipped == {3} and len(data.warnings) == 2
-    assert all(f"\n[WARNING] {warning}\n" in told for warning in data.warnings)
-    assert f"\n[FOLD] distribution={data.assignment.count()}\n" in told
+    assert all(f"\n[WARNING] {warning}\n" in output for warning in data.warnings)
+    assert f"\n[FOLD] distribution={data.assignment.count()}\n" in output
 
 
-def test_preparing_looks_for_files_before_it_reads_any(
+def test_prepare_checks_files_before_reading_data(
     tmp_path: Path, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("doccls.experiment.prepare_data", lambda *others: pytest.fail("went on"))
+    monkeypatch.setattr("doccls.experiment.prepare_data", lambda *others: pytest.fail("data was read"))
     with pytest.raises(UserError, match=r"data\.train_csv"):
         prepare(make_config(), RunPaths(tmp_path / "x"), SILENT)
 
 
-def test_every_value_that_is_in_force_is_told(
+def test_all_resolved_values_are_logged(
     tmp_path: Path, make_config: MakeConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with RunLog(tmp_path / "log") as log:
@@ -159,7 +159,7 @@ def test_every_value_that_is_in_force_is_told(
 # --- opening a run ---------------------------------------------------------------------------------------------------
 
 
-def test_a_launcher_takes_its_lock_once_the_data_is_checked_and_before_anything_is_written(
+def test_launcher_lock_is_taken_after_data_check_and_before_writing(
     pages: Path, make_config: MakeConfig, tmp_path: Path
 ) -> None:
     config = make_config(data={"folds": 3}, output={"exp_dir": "experiments"})
@@ -183,31 +183,31 @@ def test_a_launcher_takes_its_lock_once_the_data_is_checked_and_before_anything_
         run.lock.check()
 
 
-def test_an_open_run_lists_what_is_missing_and_holds_no_scan_facts(open_run_of: Callable[..., OpenRun]) -> None:
+def test_open_run_lists_missing_folds_and_drops_scans(open_run_of: Callable[..., OpenRun]) -> None:
     run = open_run_of()
     assert run.list_missing([2, 0]) == [2, 0]
     finish(run.experiment, 0)
-    again = open_run_of()
-    assert again.finished == (0,) == again.experiment.find_finished()
-    assert again.list_missing([2, 0]) == [2] and not again.experiment.data.scans
+    joined = open_run_of()
+    assert joined.finished == (0,) == joined.experiment.find_finished()
+    assert joined.list_missing([2, 0]) == [2] and not joined.experiment.data.scans
 
 
-def test_a_new_run_gets_its_folder_and_a_snapshot_that_says_what_made_it(open_it: Open) -> None:
+def test_new_run_gets_folder_and_snapshot_with_provenance(open_it: Open) -> None:
     experiment, finished = open_it()
     paths = experiment.paths
     assert finished == () and paths.root.is_dir()
     assert (paths.root.parent.name, paths.run_id) == ("20260307", "x")
-    told = yaml.safe_load(paths.snapshot.read_text(encoding="utf-8"))["provenance"]
-    assert told["fingerprint"] == experiment.fingerprint
-    assert (told["run_id"], told["started"]) == ("x", "2026-03-07T09:05:59")
-    assert (told["world_size"], told["device"]) == (2, "cpu")
-    assert (told["num_samples"], told["classes"], told["skipped_rows"]) == (12, ["card", "form"], [])
-    assert told["data_digest"] == experiment.data.digest
-    assert told["folds_digest"] == experiment.data.assignment.digest()
-    assert "torch" in told["packages"]
+    stored = yaml.safe_load(paths.snapshot.read_text(encoding="utf-8"))["provenance"]
+    assert stored["fingerprint"] == experiment.fingerprint
+    assert (stored["run_id"], stored["started"]) == ("x", "2026-03-07T09:05:59")
+    assert (stored["world_size"], stored["device"]) == (2, "cpu")
+    assert (stored["num_samples"], stored["classes"], stored["skipped_rows"]) == (12, ["card", "form"], [])
+    assert stored["data_digest"] == experiment.data.digest
+    assert stored["folds_digest"] == experiment.data.assignment.digest()
+    assert "torch" in stored["packages"]
 
 
-def test_a_run_is_joined_under_its_old_day_with_the_folds_that_are_finished(open_it: Open) -> None:
+def test_run_is_joined_in_old_folder_with_finished_folds(open_it: Open) -> None:
     first, _ = open_it()
     for fold in (0, 2):
         finish(first, fold)
@@ -216,7 +216,7 @@ def test_a_run_is_joined_under_its_old_day_with_the_folds_that_are_finished(open
     assert second.paths == first.paths and second.fingerprint == first.fingerprint
 
 
-def test_a_snapshot_stays_that_of_the_command_that_made_the_finished_folds(open_it: Open) -> None:
+def test_joining_keeps_snapshot_of_first_command(open_it: Open) -> None:
     first, _ = open_it()
     finish(first, 1)
     before = first.paths.snapshot.read_bytes()
@@ -224,7 +224,7 @@ def test_a_snapshot_stays_that_of_the_command_that_made_the_finished_folds(open_
     assert first.paths.snapshot.read_bytes() == before
 
 
-def test_a_stranger_is_refused_by_the_snapshot_and_by_the_parts_and_changes_nothing(open_it: Open) -> None:
+def test_other_experiment_is_rejected_by_snapshot_and_predictions_and_changes_nothing(open_it: Open) -> None:
     first, _ = open_it()
     before = first.paths.snapshot.read_bytes()
     with pytest.raises(UserError, match="take another --run-id"):
@@ -237,46 +237,46 @@ def test_a_stranger_is_refused_by_the_snapshot_and_by_the_parts_and_changes_noth
     assert not first.paths.snapshot.exists()
 
 
-def test_other_images_under_the_same_names_are_a_stranger(open_it: Open, pages: Path) -> None:
+def test_other_images_under_same_names_are_another_experiment(open_it: Open, pages: Path) -> None:
     open_it()
     (pages / "train" / "page0.jpg").write_bytes((pages / "train" / "page1.jpg").read_bytes())
     with pytest.raises(UserError, match="take another --run-id"):
         open_it()
 
 
-def test_where_no_snapshot_is_wanted_none_is_written(open_it: Open) -> None:
+def test_no_snapshot_is_written_if_disabled(open_it: Open) -> None:
     experiment, _ = open_it(output={"snapshots": False})
     assert experiment.paths.root.is_dir() and not experiment.paths.snapshot.exists()
 
 
-def test_a_folder_that_cannot_be_made_is_told_with_its_key(open_it: Open, tmp_path: Path) -> None:
+def test_folder_that_cannot_be_created_is_reported_with_key(open_it: Open, tmp_path: Path) -> None:
     (tmp_path / "experiments").write_text("in the way")
-    with pytest.raises(UserError, match=r"output\.exp_dir: can't make .*20260307"):
+    with pytest.raises(UserError, match=r"output\.exp_dir: can't create .*20260307"):
         open_it()
 
 
-def test_weights_that_are_started_from_belong_to_the_identity(open_it: Open, tmp_path: Path) -> None:
-    (tmp_path / "w.pth").write_bytes(b"one")
+def test_initial_weights_are_part_of_fingerprint(open_it: Open, tmp_path: Path) -> None:
+    (tmp_path / "w.pth").write_bytes(b"first")
     plain, _ = open_it("a")
-    one, _ = open_it("b", model={"weights": "w.pth"})
-    (tmp_path / "w.pth").write_bytes(b"two")
-    two, _ = open_it("c", model={"weights": "w.pth"})
-    assert len({plain.fingerprint, one.fingerprint, two.fingerprint}) == 3
+    first, _ = open_it("b", model={"weights": "w.pth"})
+    (tmp_path / "w.pth").write_bytes(b"second")
+    second, _ = open_it("c", model={"weights": "w.pth"})
+    assert len({plain.fingerprint, first.fingerprint, second.fingerprint}) == 3
 
 
-def test_the_snapshot_reads_back_as_the_config(open_it: Open, make_config: MakeConfig) -> None:
+def test_snapshot_reads_back_as_config(open_it: Open, make_config: MakeConfig) -> None:
     experiment, _ = open_it(train={"epochs": 7})
-    again: Config = load_config(experiment.paths.snapshot)
-    assert again.provenance is not None and again.provenance["fingerprint"] == experiment.fingerprint
-    assert again.model_copy(update={"provenance": None}) == experiment.config
+    reloaded: Config = load_config(experiment.paths.snapshot)
+    assert reloaded.provenance is not None and reloaded.provenance["fingerprint"] == experiment.fingerprint
+    assert reloaded.model_copy(update={"provenance": None}) == experiment.config
 
 
-# --- what was scanned -----------------------------------------------------------------------------------------------
+# --- the scan cache --------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def scanned(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Names of the images that were read, as they are."""
+    """A list that collects the names of the images as they are scanned."""
     names: list[str] = []
 
     def scan(paths: list[Path], *others: Any) -> Iterator[ScannedImage]:
@@ -288,30 +288,30 @@ def scanned(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def find_scan_cache(experiment: Experiment) -> Path:
-    """The one file that says what was found in the images."""
+    """Return the scan cache file, in the run or in the store."""
     root = experiment.paths.root.parents[2]
     (file,) = (path for path in root.rglob("*.json") if "page0.jpg" in path.read_text(encoding="utf-8"))
     return file
 
 
 @pytest.mark.parametrize("store", ["auto", "off"])
-def test_a_run_that_is_joined_reads_no_image_again(open_it: Open, scanned: list[str], store: str) -> None:
+def test_joined_run_rereads_no_image(open_it: Open, scanned: list[str], store: str) -> None:
     first, _ = open_it(data={"store": store})
-    assert sorted(scanned) == sorted(f"{one}.jpg" for one in IDS)
+    assert sorted(scanned) == sorted(f"{image_id}.jpg" for image_id in IDS)
     scanned.clear()
     second, _ = open_it(data={"valid_fold": 1, "store": store})
     assert scanned == [] and second.fingerprint == first.fingerprint
     assert (find_scan_cache(second) == second.paths.images) == (store == "off")
 
 
-def test_another_run_on_the_same_images_reads_none_of_them(open_it: Open, scanned: list[str]) -> None:
+def test_second_run_on_same_images_reads_none(open_it: Open, scanned: list[str]) -> None:
     first, _ = open_it("a")
     scanned.clear()
     second, _ = open_it("b", data={"valid_fold": 1})
     assert scanned == [] and second.fingerprint == first.fingerprint
 
 
-def test_an_image_that_changed_is_read_again(open_it: Open, pages: Path, scanned: list[str]) -> None:
+def test_changed_image_is_reread(open_it: Open, pages: Path, scanned: list[str]) -> None:
     open_it()
     scanned.clear()
     (pages / "train" / "page4.jpg").write_bytes((pages / "train" / "page5.jpg").read_bytes())
@@ -322,19 +322,19 @@ def test_an_image_that_changed_is_read_again(open_it: Open, pages: Path, scanned
 
 @pytest.mark.parametrize("store", ["auto", "off"])
 @pytest.mark.parametrize("damage", [b"", b"[]", b'{"format": "doccls-images-1"}', b"\xff"])
-def test_what_was_kept_of_the_scan_decides_nothing(
+def test_damaged_scan_cache_is_replaced_by_new_scan(
     open_it: Open, scanned: list[str], damage: bytes, store: str
 ) -> None:
     first, _ = open_it(data={"store": store})
     cache = find_scan_cache(first)
-    kept = cache.read_bytes()
+    content = cache.read_bytes()
     cache.write_bytes(damage)
     scanned.clear()
     open_it(data={"store": store})
-    assert len(scanned) == len(IDS) and cache.read_bytes() == kept
+    assert len(scanned) == len(IDS) and cache.read_bytes() == content
 
 
-def test_a_run_whose_store_was_removed_scans_again_and_is_the_same_run(open_it: Open, scanned: list[str]) -> None:
+def test_run_without_its_store_rescans_and_keeps_fingerprint(open_it: Open, scanned: list[str]) -> None:
     first, _ = open_it()
     shutil.rmtree(first.paths.root.parents[2] / "page_store")
     scanned.clear()
@@ -342,10 +342,8 @@ def test_a_run_whose_store_was_removed_scans_again_and_is_the_same_run(open_it: 
     assert len(scanned) == len(IDS) and second.fingerprint == first.fingerprint
 
 
-def test_what_a_store_that_can_not_be_filled_does_not_hold_is_kept_by_the_run(
-    open_it: Open, pages: Path, scanned: list[str]
-) -> None:
-    (pages / "page_store").write_text("what is to be a folder is a file")
+def test_run_keeps_scan_cache_if_store_cannot_be_written(open_it: Open, pages: Path, scanned: list[str]) -> None:
+    (pages / "page_store").write_text("a file in place of the folder")
     first, _ = open_it()
     scanned.clear()
     second, _ = open_it()
@@ -353,16 +351,14 @@ def test_what_a_store_that_can_not_be_filled_does_not_hold_is_kept_by_the_run(
 
 
 @pytest.mark.parametrize("store", ["auto", "off"])
-def test_another_limit_of_pixels_is_another_scan(open_it: Open, scanned: list[str], store: str) -> None:
+def test_changed_pixel_limit_rescans(open_it: Open, scanned: list[str], store: str) -> None:
     open_it("a", data={"store": store}, output={"snapshots": False})
     scanned.clear()
     open_it("a", data={"store": store, "max_image_pixels": 10_000}, output={"snapshots": False})
     assert len(scanned) == len(IDS)
 
 
-def test_runs_of_two_limits_that_share_a_store_do_not_make_each_other_scan_again(
-    open_it: Open, scanned: list[str]
-) -> None:
+def test_runs_with_different_pixel_limits_share_store_without_rescans(open_it: Open, scanned: list[str]) -> None:
     open_it("a")
     open_it("b", data={"max_image_pixels": 10_000})
     scanned.clear()
@@ -376,45 +372,45 @@ def test_runs_of_two_limits_that_share_a_store_do_not_make_each_other_scan_again
 
 @pytest.fixture
 def prepare_it(pages: Path, make_config: MakeConfig) -> Callable[..., tuple[PreparedData, str]]:
-    """`prepare_it(store="off")`: the data, and what the log says of decoded pages and stores."""
+    """A function that returns the data and the log lines of the store: `prepare_it(store="off")`."""
 
-    def act(**data: Any) -> tuple[PreparedData, str]:
+    def prepare_data(**data: Any) -> tuple[PreparedData, str]:
         config = make_config(data={"folds": 3, **data}, output={"exp_dir": "experiments"}, train={"img_size": 32})
         log = KeptLog()
         prepared = prepare(config, locate_run(config.output.exp_dir, "x", NOW), log)
         return prepared, "\n".join(line for line in log.lines if line.startswith(("[DATA]", "[WARNING]")))
 
-    return act
+    return prepare_data
 
 
-def test_pages_are_kept_beside_the_experiments_or_where_it_is_said(
+def test_pages_are_stored_beside_experiments_or_in_named_folder(
     prepare_it: Callable[..., tuple[PreparedData, str]], pages: Path
 ) -> None:
     for store, folder in (("auto", pages / "page_store"), ("mine", pages / "mine")):
         for decoded in (12, 0):
-            prepared, told = prepare_it(store=store)
+            prepared, output = prepare_it(store=store)
             assert prepared.stored is not None and prepared.stored.read(3) is not None
-            *begun, ended = told.splitlines()
-            assert begun == (["[DATA] 12 images to read and decode"] if decoded else [])
-            assert ended.startswith(f"[DATA] decoded pages: {folder}/px32-")
-            assert ended.endswith(f" holds 12, of which {decoded} were decoded now")
+            *first, last = output.splitlines()
+            assert first == (["[DATA] 12 images to read and decode"] if decoded else [])
+            assert last.startswith(f"[DATA] decoded pages: {folder}/px32-")
+            assert last.endswith(f" holds 12, of which {decoded} were decoded now")
 
 
-def test_without_a_store_nothing_is_kept(prepare_it: Callable[..., tuple[PreparedData, str]], pages: Path) -> None:
-    prepared, told = prepare_it(store="off")
-    assert prepared.stored is None and told == "[DATA] 12 images to read and decode"
+def test_nothing_is_stored_without_store(prepare_it: Callable[..., tuple[PreparedData, str]], pages: Path) -> None:
+    prepared, output = prepare_it(store="off")
+    assert prepared.stored is None and output == "[DATA] 12 images to read and decode"
     assert not (pages / "page_store").exists()
 
 
-def test_a_store_that_can_not_be_filled_is_told_and_done_without_unless_it_was_asked_for(
+def test_unwritable_store_is_warning_by_default_and_error_if_named(
     prepare_it: Callable[..., tuple[PreparedData, str]], pages: Path
 ) -> None:
-    (pages / "page_store").write_text("what is to be a folder is a file")
-    prepared, told = prepare_it()
+    (pages / "page_store").write_text("a file in place of the folder")
+    prepared, output = prepare_it()
     assert prepared.stored is None
-    warned, begun = told.splitlines()
-    assert warned.startswith(f"[WARNING] {pages}/page_store/px32-") and warned.endswith("in each epoch (data.store)")
-    assert begun == "[DATA] 12 images to read and decode"
+    warning, progress = output.splitlines()
+    assert warning.startswith(f"[WARNING] {pages}/page_store/px32-") and warning.endswith("in each epoch (data.store)")
+    assert progress == "[DATA] 12 images to read and decode"
     with pytest.raises(LockError, match="page_store"):
         prepare_it(store="page_store")
 
@@ -423,25 +419,25 @@ def test_a_store_that_can_not_be_filled_is_told_and_done_without_unless_it_was_a
 
 
 @pytest.mark.parametrize(("valid_fold", "wanted"), [("all", [0, 1, 2, 3]), (0, [0]), (3, [3])])
-def test_the_folds_that_are_asked_for(make_config: MakeConfig, valid_fold: int | str, wanted: list[int]) -> None:
+def test_valid_fold_selects_folds(make_config: MakeConfig, valid_fold: int | str, wanted: list[int]) -> None:
     assert make_config(data={"folds": 4, "valid_fold": valid_fold}).data.list_wanted() == wanted
 
 
-def test_what_is_still_to_do_is_told_until_all_folds_are_there(open_it: Open) -> None:
+def test_missing_folds_are_reported_until_all_are_finished(open_it: Open) -> None:
     experiment, _ = open_it(data={"valid_fold": 1})
     finish(experiment, 1)
     assert describe_unmerged(experiment) == (
-        "[OOF] not merged: folds [0, 2] of this run are still to train, with --run-id x"
+        "[OOF] not merged: folds [0, 2] of this run are missing; train them with --run-id x"
     )
     finish(experiment, 0)
     finish(experiment, 2)
-    told = describe_unmerged(experiment)
-    assert told == f"[OOF] all 3 folds are there; merge them: doccls-launch merge {experiment.paths.root}"
+    line = describe_unmerged(experiment)
+    assert line == f"[OOF] all 3 folds are finished; merge them: doccls-launch merge {experiment.paths.root}"
     experiment.paths.predictions(0).write_bytes(b"torn")
     assert "folds [0] of this run" in describe_unmerged(experiment)
 
 
-def test_a_part_of_a_stranger_does_not_count_as_done(open_it: Open) -> None:
+def test_predictions_of_other_experiment_are_rejected(open_it: Open) -> None:
     experiment, _ = open_it()
     finish(experiment, 1, fingerprint="b" * 64)
     with pytest.raises(UserError, match="take another --run-id"):

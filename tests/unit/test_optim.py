@@ -1,4 +1,4 @@
-"""Optimizer, schedule and losses: the rate a pure function of the step, decay only where it belongs."""
+"""Optimizer, schedule and losses: lr is a pure function of the step, and weight decay spares biases and norms."""
 
 from __future__ import annotations
 
@@ -17,24 +17,23 @@ from doccls.errors import UserError
 from doccls.model.optim import build_ema, build_loss, build_mixup, build_optimizer, build_scheduler, choose_ema_decay
 
 CPU = torch.device("cpu")
-STEPS = 10
-"""Of one epoch."""
+STEPS = 10  # per epoch
 
 
 def config(**keys: Any) -> TrainConfig:
     return TrainConfig(**{"epochs": 10, "lr": 0.1, **keys})
 
 
-def list_rates(order: list[int] | None = None, **keys: Any) -> list[float]:
-    """The rate of each step of ten epochs, asked for in `order`."""
+def list_lrs(order: list[int] | None = None, **keys: Any) -> list[float]:
+    """Return the learning rate of each step of ten epochs, computed in `order`."""
     train = config(**keys)
     optimizer = build_optimizer(train, nn.Linear(2, 2), CPU)
     scheduler = build_scheduler(train, optimizer, STEPS)
-    rates = {}
+    lrs = {}
     for step in order or list(range(train.epochs * STEPS)):
         scheduler.step_update(step)
-        rates[step] = float(optimizer.param_groups[0]["lr"])
-    return [rates[step] for step in sorted(rates)]
+        lrs[step] = float(optimizer.param_groups[0]["lr"])
+    return [lrs[step] for step in sorted(lrs)]
 
 
 # --- scaling of the learning rate ------------------------------------------------------------------------------------
@@ -44,64 +43,64 @@ def list_rates(order: list[int] | None = None, **keys: Any) -> list[float]:
     ("lr_scaling", "batch_size", "factor"),
     [("none", 128, 1.0), ("linear", 32, 1.0), ("linear", 128, 4.0), ("linear", 8, 0.25), ("sqrt", 128, 2.0)],
 )
-def test_the_whole_schedule_grows_with_the_batch(lr_scaling: str, batch_size: int, factor: float) -> None:
+def test_lr_scaling_scales_all_of_schedule_with_batch_size(lr_scaling: str, batch_size: int, factor: float) -> None:
     keys = {"warmup_epochs": 2.0, "min_lr": 0.001}
-    expected = [factor * rate for rate in list_rates(**keys)]
-    assert list_rates(**keys, lr_scaling=lr_scaling, batch_size=batch_size) == pytest.approx(expected)
+    expected = [factor * lr for lr in list_lrs(**keys)]
+    assert list_lrs(**keys, lr_scaling=lr_scaling, batch_size=batch_size) == pytest.approx(expected)
 
 
 # --- schedule --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("scheduler", ["cosine", "tanh", "poly", "step", "constant"])
-def test_the_rate_is_a_pure_function_of_the_step(scheduler: str) -> None:
+def test_lr_is_pure_function_of_step(scheduler: str) -> None:
     keys = {"scheduler": scheduler, "warmup_epochs": 2.0, "min_lr": 0.001, "decay_epochs": 3.0}
-    forward = list_rates(**keys)
+    forward = list_lrs(**keys)
     shuffled = np.random.default_rng(0).permutation(100).tolist()
-    assert list_rates(shuffled, **keys) == forward
-    assert list_rates([57], **keys) == [forward[57]]
-    assert all(math.isfinite(rate) and 0 < rate <= 0.1 for rate in forward)
+    assert list_lrs(shuffled, **keys) == forward
+    assert list_lrs([57], **keys) == [forward[57]]
+    assert all(math.isfinite(lr) and 0 < lr <= 0.1 for lr in forward)
 
 
 @pytest.mark.parametrize("scheduler", ["cosine", "tanh", "poly", "step", "constant"])
-def test_the_warm_up_starts_low_and_rises_to_the_peak(scheduler: str) -> None:
-    rates = list_rates(scheduler=scheduler, warmup_epochs=2.0, decay_epochs=5.0)
-    assert rates[0] <= 0.1 * 0.01
-    assert all(later > earlier for earlier, later in pairwise(rates[:20]))
-    assert max(rates) > 0.09
-    assert abs(max(rates[:25]) - 0.1) < 0.01
+def test_warmup_starts_low_and_rises_to_peak(scheduler: str) -> None:
+    lrs = list_lrs(scheduler=scheduler, warmup_epochs=2.0, decay_epochs=5.0)
+    assert lrs[0] <= 0.1 * 0.01
+    assert all(later > earlier for earlier, later in pairwise(lrs[:20]))
+    assert max(lrs) > 0.09
+    assert abs(max(lrs[:25]) - 0.1) < 0.01
 
 
-def test_half_an_epoch_of_warm_up_is_half_an_epoch() -> None:
-    rates = list_rates(scheduler="constant", warmup_epochs=0.5)
-    assert rates[4] < 0.1 and rates[5] == pytest.approx(0.1)
+def test_warmup_can_end_within_epoch() -> None:
+    lrs = list_lrs(scheduler="constant", warmup_epochs=0.5)
+    assert lrs[4] < 0.1 and lrs[5] == pytest.approx(0.1)
 
 
 @pytest.mark.parametrize("scheduler", ["cosine", "tanh", "poly"])
-def test_it_ends_near_the_least_rate(scheduler: str) -> None:
+def test_schedule_ends_near_min_lr(scheduler: str) -> None:
     keys = {"decay_rate": 1.0} if scheduler == "poly" else {}
-    rates = list_rates(scheduler=scheduler, min_lr=0.002, **keys)
-    assert rates[0] == pytest.approx(0.1, rel=0.02)
-    assert 0.002 <= rates[-1] < 0.002 + 0.005
-    assert all(later <= earlier for earlier, later in pairwise(rates))
+    lrs = list_lrs(scheduler=scheduler, min_lr=0.002, **keys)
+    assert lrs[0] == pytest.approx(0.1, rel=0.02)
+    assert 0.002 <= lrs[-1] < 0.002 + 0.005
+    assert all(later <= earlier for earlier, later in pairwise(lrs))
 
 
-def test_cosine_is_the_cosine() -> None:
-    for step, rate in enumerate(list_rates(scheduler="cosine", min_lr=0.01)):
-        assert rate == pytest.approx(0.01 + 0.09 * 0.5 * (1 + math.cos(math.pi * step / 100)), rel=1e-6)
+def test_cosine_schedule_matches_formula() -> None:
+    for step, lr in enumerate(list_lrs(scheduler="cosine", min_lr=0.01)):
+        assert lr == pytest.approx(0.01 + 0.09 * 0.5 * (1 + math.cos(math.pi * step / 100)), rel=1e-6)
 
 
-def test_step_decays_by_its_factor_each_decay_epochs() -> None:
-    rates = list_rates(scheduler="step", decay_epochs=3.0, decay_rate=0.5)
-    for step, rate in enumerate(rates):
-        assert rate == pytest.approx(0.1 * 0.5 ** (step // 30))
+def test_step_schedule_decays_every_decay_epochs() -> None:
+    lrs = list_lrs(scheduler="step", decay_epochs=3.0, decay_rate=0.5)
+    for step, lr in enumerate(lrs):
+        assert lr == pytest.approx(0.1 * 0.5 ** (step // 30))
 
 
-def test_constant_stays() -> None:
-    assert set(list_rates(scheduler="constant")) == {0.1}
+def test_constant_schedule_is_constant() -> None:
+    assert set(list_lrs(scheduler="constant")) == {0.1}
 
 
-def test_a_run_of_one_step_has_a_rate() -> None:
+def test_run_of_one_step_has_lr() -> None:
     train = config(epochs=1, scheduler="cosine")
     optimizer = build_optimizer(train, nn.Linear(2, 2), CPU)
     build_scheduler(train, optimizer, 1).step_update(0)
@@ -112,7 +111,7 @@ def test_a_run_of_one_step_has_a_rate() -> None:
 
 
 @pytest.mark.parametrize("name", ["adam", "AdamW", "SGD", "lamb", "NAdamW", "rmsprop"])
-def test_optimizers_of_timm_are_built_in_any_case_and_learn(name: str) -> None:
+def test_timm_optimizers_are_case_insensitive_and_train(name: str) -> None:
     model = nn.Linear(3, 2)
     before = model.weight.detach().clone()
     optimizer = build_optimizer(config(optimizer=name), model, CPU)
@@ -122,7 +121,7 @@ def test_optimizers_of_timm_are_built_in_any_case_and_learn(name: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "near"), [("adamv", "adam"), ("Adam W", "adamw"), ("sdg", "sgd"), ("qqqq", "adamw")])
-def test_an_unknown_optimizer_is_told_with_those_near(name: str, near: str) -> None:
+def test_unknown_optimizer_is_rejected_with_closest_names(name: str, near: str) -> None:
     with pytest.raises(UserError) as caught:
         build_optimizer(config(optimizer=name), nn.Linear(1, 1), CPU)
     assert f"train.optimizer = {name!r}" in str(caught.value) and near in str(caught.value)
@@ -131,7 +130,7 @@ def test_an_unknown_optimizer_is_told_with_those_near(name: str, near: str) -> N
 def test_biases_and_norms_get_no_weight_decay() -> None:
     model = timm.create_model("test_resnet", num_classes=3)
     optimizer = build_optimizer(config(weight_decay=0.3), model, CPU)
-    decay = {id(one): group["weight_decay"] for group in optimizer.param_groups for one in group["params"]}
+    decay = {id(weight): group["weight_decay"] for group in optimizer.param_groups for weight in group["params"]}
     names = dict(model.named_parameters())
     assert len(decay) == len(names)
     for name, parameter in names.items():
@@ -142,37 +141,37 @@ def test_biases_and_norms_get_no_weight_decay() -> None:
 # --- losses, Mixup, EMA ----------------------------------------------------------------------------------------------
 
 
-def test_the_loss_is_the_mean_cross_entropy_and_smoothing_spreads_the_target() -> None:
+def test_loss_is_mean_cross_entropy_with_label_smoothing() -> None:
     logits, targets = torch.randn(6, 4), torch.tensor([0, 1, 2, 3, 0, 1])
     for smoothing in (0.0, 0.2):
         expected = nn.functional.cross_entropy(logits, targets, label_smoothing=smoothing)
         torch.testing.assert_close(build_loss(config(label_smoothing=smoothing))(logits, targets), expected)
 
 
-def test_under_mixup_the_loss_takes_soft_targets() -> None:
+def test_loss_takes_soft_targets_with_mixup() -> None:
     logits, soft = torch.randn(6, 4), torch.softmax(torch.randn(6, 4), dim=1)
     for keys in ({"mixup_alpha": 0.4}, {"cutmix_alpha": 1.0}):
         torch.testing.assert_close(build_loss(config(**keys))(logits, soft), nn.functional.cross_entropy(logits, soft))
 
 
-def test_mixup_is_off_unless_asked_for() -> None:
+def test_mixup_is_off_by_default() -> None:
     assert build_mixup(config(), 3) is None
     assert build_mixup(config(mixup_alpha=0.2), 3) is not None
     assert build_mixup(config(cutmix_alpha=0.2), 3) is not None
 
 
-def test_mixup_mixes_pages_and_targets_by_one_share() -> None:
-    np.random.seed(0)  # noqa: NPY002 (timm's Mixup knows no other)
+def test_mixup_mixes_pages_and_targets_in_same_ratio() -> None:
+    np.random.seed(0)  # noqa: NPY002 (timm's Mixup draws from it)
     mixup = build_mixup(config(mixup_alpha=1.0), 2)
     assert mixup is not None
     images = torch.stack([torch.zeros(3, 4, 4), torch.ones(3, 4, 4)])
     mixed, targets = mixup(images, torch.tensor([0, 1]))
-    share = float(mixed[0, 0, 0, 0])
-    assert 0 < share < 1
-    torch.testing.assert_close(targets, torch.tensor([[1 - share, share], [share, 1 - share]]))
+    ratio = float(mixed[0, 0, 0, 0])
+    assert 0 < ratio < 1
+    torch.testing.assert_close(targets, torch.tensor([[1 - ratio, ratio], [ratio, 1 - ratio]]))
 
 
-def test_ema_follows_the_weights_and_is_off_unless_asked_for() -> None:
+def test_ema_follows_weights_and_is_off_by_default() -> None:
     model = nn.Linear(1, 1, bias=False)
     assert build_ema(config(), model, 100) is None
     ema = build_ema(config(ema_decay=0.5), model, 100)
@@ -180,7 +179,7 @@ def test_ema_follows_the_weights_and_is_off_unless_asked_for() -> None:
     with torch.no_grad():
         model.weight.fill_(1.0)
         ema.module.weight.fill_(0.0)
-    ema.update(model, step=10**6)  # warmed up: the decay itself
+    ema.update(model, step=10**6)  # warmed up: the configured decay
     assert float(ema.module.weight.detach()) == pytest.approx(0.5, abs=1e-3)
     for step in range(50):
         ema.update(model, step=10**6 + step)
@@ -188,13 +187,13 @@ def test_ema_follows_the_weights_and_is_off_unless_asked_for() -> None:
 
 
 @pytest.mark.parametrize(("steps", "decay"), [(1, 0.5), (40, 0.5), (1000, 0.98), (100_000, 0.9998)])
-def test_an_average_of_its_own_accord_spans_a_twentieth_of_the_run(steps: int, decay: float) -> None:
+def test_auto_ema_spans_five_percent_of_run(steps: int, decay: float) -> None:
     assert choose_ema_decay(config(ema_decay="auto"), steps) == pytest.approx(decay)
     assert choose_ema_decay(config(ema_decay=0.9), steps) == 0.9 and choose_ema_decay(config(), steps) is None
 
 
-def test_an_average_of_its_own_accord_reaches_its_decay_early_in_the_run() -> None:
-    """0.998, which fits 10,000 steps, is reached at step 3,968: a run of 1,000 never averaged over 5 % of its steps."""
+def test_auto_ema_reaches_its_decay_early_in_run() -> None:
+    """A decay of 0.998, right for 10,000 steps, is reached only at step 3,968, after the end of a run of 1,000."""
     model = nn.Linear(1, 1)
     ema = build_ema(config(ema_decay="auto"), model, 1000)
     assert ema is not None and ema.get_decay(150) < 0.98 == pytest.approx(ema.get_decay(250))

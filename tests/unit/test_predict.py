@@ -1,4 +1,4 @@
-"""Predicting: the sample's very columns, IDs and order, and no row that moves."""
+"""Prediction: submissions keep the sample's columns, IDs and order."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from doccls.training.checkpoint import BestWeights, write_best
 MakeConfig = Callable[..., Config]
 MakeData = Callable[..., Path]
 CLASSES = ("2", "10", "x,y")
-CHANCES = np.array([[0.1, 0.7, 0.2], [0.5, 0.2, 0.3], [0.0, 0.25, 0.75]])
+PROBS = np.array([[0.1, 0.7, 0.2], [0.5, 0.2, 0.3], [0.0, 0.25, 0.75]])
 
 
 def parse(text: str) -> list[list[str]]:
@@ -38,32 +38,32 @@ def make_table(columns: dict[str, list[str]]) -> pd.DataFrame:
     return pd.DataFrame(columns, dtype=str)
 
 
-def test_one_other_column_takes_the_label() -> None:
+def test_single_column_gets_label() -> None:
     table = make_table({"ID": ["007", "NA", 'a,"b'], "target": ["0", "0", "0"]})
-    assert parse(render_submission(table, "ID", CLASSES, CHANCES)) == [
+    assert parse(render_submission(table, "ID", CLASSES, PROBS)) == [
         ["ID", "target"], ["007", "10"], ["NA", "2"], ['a,"b', "x,y"]
     ]  # fmt: skip
 
 
-def test_the_order_of_columns_and_rows_is_the_samples() -> None:
+def test_columns_and_rows_keep_order_of_sample() -> None:
     table = make_table({"label": ["", "", ""], "image": ["c", "a", "b"]})
-    assert parse(render_submission(table, "image", CLASSES, CHANCES)) == [
+    assert parse(render_submission(table, "image", CLASSES, PROBS)) == [
         ["label", "image"], ["10", "c"], ["2", "a"], ["x,y", "b"]
     ]  # fmt: skip
 
 
-def test_one_column_a_class_takes_the_probabilities_by_name() -> None:
+def test_columns_per_class_get_probabilities_by_name() -> None:
     table = make_table({"x,y": ["0"] * 3, "ID": ["c", "a", "b"], "2": ["0"] * 3, "10": ["0"] * 3})
-    rows = parse(render_submission(table, "ID", CLASSES, CHANCES))
+    rows = parse(render_submission(table, "ID", CLASSES, PROBS))
     assert rows[0] == ["x,y", "ID", "2", "10"]
     assert [row[1] for row in rows[1:]] == ["c", "a", "b"]
-    np.testing.assert_allclose([[float(row[i]) for i in (2, 3, 0)] for row in rows[1:]], CHANCES, atol=1e-8)
+    np.testing.assert_allclose([[float(row[i]) for i in (2, 3, 0)] for row in rows[1:]], PROBS, atol=1e-8)
 
 
 @pytest.mark.parametrize("columns", [["ID", "a", "b"], ["ID", "2", "10"], ["ID"], ["ID", "2", "10", "x,y", "more"]])
-def test_other_columns_are_refused_with_both_forms(columns: list[str]) -> None:
-    with pytest.raises(UserError, match="one for the label, or exactly one a class"):
-        render_submission(make_table({name: ["0"] * 3 for name in columns}), "ID", CLASSES, CHANCES)
+def test_other_columns_are_rejected_naming_both_forms(columns: list[str]) -> None:
+    with pytest.raises(UserError, match="one column for the label or exactly one column per class"):
+        render_submission(make_table({name: ["0"] * 3 for name in columns}), "ID", CLASSES, PROBS)
 
 
 # --- the test pages --------------------------------------------------------------------------------------------------
@@ -82,14 +82,14 @@ def config(make_data: MakeData, make_config: MakeConfig) -> Config:
     )
 
 
-def test_test_pages_are_the_samples_rows_in_its_order(config: Config, tmp_path: Path) -> None:
+def test_test_pages_keep_order_of_sample(config: Config, tmp_path: Path) -> None:
     pages = read_test_pages(config)
     assert tuple(pages.ids) == ("z.jpg", "007", "NA", "b")
     assert tuple(pages.paths) == tuple(tmp_path / "test" / name for name in ("z.jpg", "007.jpg", "NA.jpg", "b.jpg"))
     assert pages.problems == ()
 
 
-def test_missing_and_bad_test_images_are_all_named_at_once(config: Config, tmp_path: Path) -> None:
+def test_all_missing_and_bad_test_images_are_named(config: Config, tmp_path: Path) -> None:
     (tmp_path / "test" / "007.jpg").unlink()
     (tmp_path / "test" / "b.jpg").write_bytes(b"x")
     with pytest.raises(UserError) as caught:
@@ -104,14 +104,14 @@ def test_missing_and_bad_test_images_are_all_named_at_once(config: Config, tmp_p
     assert len(pages.problems) == 2
 
 
-def test_escaping_test_ids_are_refused_even_where_bad_images_are_skipped(config: Config, tmp_path: Path) -> None:
+def test_ids_outside_folder_are_rejected_even_if_bad_images_are_skipped(config: Config, tmp_path: Path) -> None:
     (tmp_path / "sample.csv").write_text("ID,target\n../train/t0,0\n")
     skip = config.model_copy(update={"data": config.data.model_copy(update={"on_bad_image": "skip"})})
     with pytest.raises(UserError, match="leave the image folder"):
         read_test_pages(skip)
 
 
-def test_no_sample_no_folder_and_no_id_column_are_told_by_key(config: Config, tmp_path: Path) -> None:
+def test_missing_sample_folder_and_id_column_are_reported_by_key(config: Config, tmp_path: Path) -> None:
     bare = config.model_copy(
         update={"data": config.data.model_copy(update={"sample_csv": None, "image_dir_test": None})}
     )
@@ -122,7 +122,7 @@ def test_no_sample_no_folder_and_no_id_column_are_told_by_key(config: Config, tm
         read_test_pages(config)
 
 
-# --- a whole prediction on a tiny model ------------------------------------------------------------------------------
+# --- predictions of a tiny model -------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -142,14 +142,14 @@ def run(config: Config, tmp_path: Path) -> RunPaths:
     return paths
 
 
-def act(*words: str) -> int:
+def run_predict(*args: str) -> int:
     parser = argparse.ArgumentParser()
     add_arguments(parser)
-    return predict(parser.parse_args(words))
+    return predict(parser.parse_args(args))
 
 
-def expect(config: Config, run: RunPaths) -> np.ndarray:
-    """The mean over folds of the probabilities, computed page by page."""
+def compute_expected(config: Config, run: RunPaths) -> np.ndarray:
+    """Return the mean over folds of the probabilities, computed page by page."""
     from doccls.data.images import decode_image, fit_page
     from doccls.training.checkpoint import read_best
 
@@ -170,97 +170,100 @@ def expect(config: Config, run: RunPaths) -> np.ndarray:
     return mean
 
 
-def test_the_folds_probabilities_are_averaged_into_both_files(config: Config, run: RunPaths) -> None:
-    assert act(str(run.root)) == 0
+def test_both_files_hold_mean_over_folds(config: Config, run: RunPaths) -> None:
+    assert run_predict(str(run.root)) == 0
     probs = np.load(run.test_probabilities)
     assert probs.dtype == np.float32 and probs.shape == (4, 3)
-    expected = expect(config, run)
+    expected = compute_expected(config, run)
     np.testing.assert_allclose(probs, expected, atol=1e-4)
     table = read_table(run.submission, "x")
     assert list(table.columns) == ["ID", "target"] and list(table["ID"]) == ["z.jpg", "007", "NA", "b"]
     assert list(table["target"]) == [CLASSES[best] for best in expected.argmax(axis=1)]
 
 
-def test_a_skipped_page_gets_the_classes_shares_and_moves_no_row(
+def test_skipped_page_gets_class_frequencies_and_keeps_row(
     config: Config, run: RunPaths, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    act(str(run.root))
-    whole = np.load(run.test_probabilities)
+    run_predict(str(run.root))
+    complete = np.load(run.test_probabilities)
     (tmp_path / "test" / "007.jpg").write_bytes(b"torn")
     with pytest.raises(UserError, match=r"007\.jpg"):
-        act(str(run.root))
-    assert act(str(run.root), "--on-bad-image", "skip") == 0
+        run_predict(str(run.root))
+    assert run_predict(str(run.root), "--on-bad-image", "skip") == 0
     probs = np.load(run.test_probabilities)
     np.testing.assert_allclose(probs[1], [0.5, 0.25, 0.25])
-    np.testing.assert_allclose(probs[[0, 2, 3]], whole[[0, 2, 3]], atol=1e-5)
+    np.testing.assert_allclose(probs[[0, 2, 3]], complete[[0, 2, 3]], atol=1e-5)
     assert "007.jpg" in capsys.readouterr().out
 
 
-def test_another_sample_and_folder_may_be_given(config: Config, run: RunPaths, tmp_path: Path) -> None:
+def test_sample_and_folder_can_be_replaced(config: Config, run: RunPaths, tmp_path: Path) -> None:
     (tmp_path / "other.csv").write_text("target,ID\n0,t1\n0,t0\n")
-    assert act(str(run.root), "--sample-csv", str(tmp_path / "other.csv"), "--image-dir", str(tmp_path / "train")) == 0
+    assert (
+        run_predict(str(run.root), "--sample-csv", str(tmp_path / "other.csv"), "--image-dir", str(tmp_path / "train"))
+        == 0
+    )
     assert list(read_table(run.submission, "x")["ID"]) == ["t1", "t0"]
 
 
-def test_a_run_that_is_none_is_told(tmp_path: Path) -> None:
+def test_missing_run_and_missing_checkpoint_are_reported(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such run folder"):
-        act(str(tmp_path / "gone"))
+        run_predict(str(tmp_path / "gone"))
     with pytest.raises(UserError, match="no checkpoint"):
-        act(str(tmp_path))
+        run_predict(str(tmp_path))
 
 
-def test_checkpoints_of_different_runs_are_not_averaged(run: RunPaths) -> None:
+def test_checkpoints_of_different_runs_are_rejected(run: RunPaths) -> None:
     from doccls.training.checkpoint import read_best
 
     write_best(run.best_checkpoint(1), dataclasses.replace(read_best(run.best_checkpoint(1)), fingerprint="other"))
-    with pytest.raises(UserError, match="of different runs"):
-        act(str(run.root))
+    with pytest.raises(UserError, match="belong to different runs"):
+        run_predict(str(run.root))
     assert not run.submission.exists()
 
 
-def test_folds_without_a_checkpoint_are_warned_of(run: RunPaths, capsys: pytest.CaptureFixture[str]) -> None:
+def test_folds_without_checkpoint_cause_warning(run: RunPaths, capsys: pytest.CaptureFixture[str]) -> None:
     run.best_checkpoint(1).unlink()
-    act(str(run.root))
+    run_predict(str(run.root))
     assert "1 of 2 folds have a checkpoint" in capsys.readouterr().out
 
 
-def test_the_command_refuses_an_unknown_choice(capsys: pytest.CaptureFixture[str]) -> None:
+def test_unknown_choice_is_rejected(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        act("run", "--on-bad-image", "maybe")
+        run_predict("run", "--on-bad-image", "maybe")
 
 
-def test_nothing_is_written_when_the_sample_has_another_form(run: RunPaths, tmp_path: Path) -> None:
+def test_nothing_is_written_if_sample_columns_are_wrong(run: RunPaths, tmp_path: Path) -> None:
     (tmp_path / "sample.csv").write_text("ID,a,b\nz.jpg,0,0\n")
     with pytest.raises(UserError):
-        act(str(run.root))
+        run_predict(str(run.root))
     assert not run.submission.exists()
 
 
 @pytest.mark.parametrize(
-    ("precision", "able", "told"), [("bf16", True, False), ("bf16", False, True), ("no", True, False)]
+    ("precision", "supported", "warned"), [("bf16", True, False), ("bf16", False, True), ("no", True, False)]
 )
-def test_it_is_predicted_in_the_precision_of_the_validation_where_the_device_can(
+def test_prediction_uses_validation_precision_if_device_supports_it(
     run: RunPaths,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     precision: str,
-    able: bool,
-    told: bool,
+    supported: bool,
+    warned: bool,
 ) -> None:
-    from doccls.training import distributed as processes
+    from doccls.training import distributed
     from doccls.training.checkpoint import read_best
 
     for fold in range(2):
         path = run.best_checkpoint(fold)
         write_best(path, dataclasses.replace(read_best(path), precision=precision))
-    asked: list[bool | str] = []
-    start = processes.start_processes
-    monkeypatch.setattr(processes, "start_processes", lambda config: asked.append(config.train.amp) or start(config))
-    monkeypatch.setattr(processes, "can_compute_in", lambda precision: able)
+    used: list[bool | str] = []
+    start = distributed.start_processes
+    monkeypatch.setattr(distributed, "start_processes", lambda config: used.append(config.train.amp) or start(config))
+    monkeypatch.setattr(distributed, "can_compute_in", lambda precision: supported)
     AcceleratorState._reset_state(reset_partial_state=True)
     try:
-        assert act(str(run.root)) == 0
+        assert run_predict(str(run.root)) == 0
     finally:
         AcceleratorState._reset_state(reset_partial_state=True)
-    assert asked == [precision if able and precision != "no" else False]
-    assert ("[WARNING] validated in bf16, which this device can't" in capsys.readouterr().out) == told
+    assert used == [precision if supported and precision != "no" else False]
+    assert ("[WARNING] validated in bf16, which this device does not" in capsys.readouterr().out) == warned
