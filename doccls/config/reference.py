@@ -1,5 +1,7 @@
 """The text of docs/config.md, rendered from the schema: each key, its default, its allowed values, its meaning."""
 
+import textwrap
+
 from doccls.config.load import MODES, describe_allowed, read_mode
 from doccls.config.schema import SECTIONS
 
@@ -13,18 +15,19 @@ config file.
 
 
 def render_keys() -> str:
-    """Render one Markdown table per section, with the modes' values below each default."""
+    """Render one Markdown list per section, with the modes' values beside each default."""
     lines = [_HEAD]
     modes = {mode: {".".join(key): stated.value for key, stated in read_mode(mode)} for mode in MODES}
     for name, section in SECTIONS.items():
-        lines += [f"## {name}", "", "| key | default | allowed | |", "| --- | --- | --- | --- |"]
+        lines += [f"## {name}", ""]
         for key, field in section.model_fields.items():
-            default = "required" if field.is_required() else f"`{_render_default(field.default)}`"
+            notes = ["required" if field.is_required() else f"default `{_render_default(field.default)}`"]
             for mode, values in modes.items():
                 if f"{name}.{key}" in values:
-                    default += f"<br>{mode}: `{_render_default(values[f'{name}.{key}'])}`"
-            allowed = describe_allowed(field).replace("|", "\\|")
-            lines.append(f"| `{name}.{key}` | {default} | {allowed} | {field.description} |")
+                    notes.append(f"{mode} `{_render_default(values[f'{name}.{key}'])}`")
+            notes.append(describe_allowed(field))
+            item = f"- **`{name}.{key}`** ({'; '.join(notes)}): {field.description}"
+            lines += textwrap.wrap(item, 120, subsequent_indent="  ", break_on_hyphens=False, break_long_words=False)
         lines.append("")
     return "\n".join(lines)
 

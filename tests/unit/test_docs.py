@@ -14,7 +14,6 @@ import launcher.arguments
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
-WRAPPED = [page for page in PAGES if page.name != "config.md"]  # a generated table
 DRAWN_BY_DEMO = "demo/configs/demo.yaml"
 PARSERS = {
     ("doccls",): doccls.__main__.build_parser,
@@ -70,7 +69,7 @@ def test_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text().splitlines()) <= 120
 
 
-@pytest.mark.parametrize("page", WRAPPED, ids=lambda page: page.name)
+@name_page
 def test_lines_are_wrapped(page: Path) -> None:
     prose, _ = split_fences(page)
     long = [line for line in prose.splitlines() if len(line) > 120 and "http" not in line]
