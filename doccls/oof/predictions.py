@@ -84,7 +84,7 @@ def find_finished_folds(paths: RunPaths, fingerprint: str | None, num_folds: int
         if fingerprint is not None and info.fingerprint != fingerprint:
             raise UserError(
                 f"run {paths.run_id} in {paths.root} was made with another config, data, folds or weights "
-                f"(fingerprint {info.fingerprint[:12]}, now {fingerprint[:12]}): take another --run-id"
+                f"(fingerprint {info.fingerprint[:12]}, now {fingerprint[:12]}): choose another --run-id"
             )
         if info.fold == fold:
             finished.append(fold)

@@ -66,8 +66,9 @@ def claim_precision(paths: RunPaths, precision: str) -> None:
     if claimed != precision:
         setting = {"no": "false"}.get(claimed, claimed)
         raise UserError(
-            f"run {paths.run_id} is trained in precision {claimed!r} ({paths.precision}), and this process would train "
-            f"in {precision!r}: its folds would not be comparable. Set train.amp to {setting}, or take another --run-id"
+            f"run {paths.run_id} is trained in precision {claimed!r} ({paths.precision}), and this process would "
+            f"train in {precision!r}: its folds would not be comparable. Set train.amp to {setting}, or choose "
+            "another --run-id"
         )
 
 
@@ -94,11 +95,11 @@ def _read_provenance(paths: RunPaths) -> dict[str, str] | None:
         provenance = yaml.safe_load(paths.snapshot.read_text(encoding="utf-8"))["provenance"]
         return {name: str(provenance[name]) for name in ("fingerprint", "data_digest", "folds_digest")}
     except (yaml.YAMLError, KeyError, TypeError) as error:
-        raise UserError(f"{paths.snapshot}: damaged, or not a snapshot of a run: take another --run-id") from error
+        raise UserError(f"{paths.snapshot}: damaged, or not a snapshot of a run: choose another --run-id") from error
 
 
 def _format_difference(paths: RunPaths, found: str, fingerprint: str) -> str:
     return (
         f"run {paths.run_id} in {paths.root} was started with another config, data, folds or weights "
-        f"(fingerprint {found[:12]}, now {fingerprint[:12]}): take another --run-id"
+        f"(fingerprint {found[:12]}, now {fingerprint[:12]}): choose another --run-id"
     )

@@ -124,7 +124,7 @@ def test_different_recipe_under_same_run_id_is_rejected_and_changes_nothing(
     before = run.list_files()
     rejected = trainer.run(*RICH, change, run_id="x", folder=run.folder, world_size=world_size)
     assert rejected.codes == [1] * world_size
-    assert rejected.stderr.count("take another --run-id") == 1
+    assert rejected.stderr.count("choose another --run-id") == 1
     assert run.list_files() == before
 
 

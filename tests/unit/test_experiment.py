@@ -227,12 +227,12 @@ def test_joining_keeps_snapshot_of_first_command(open_it: Open) -> None:
 def test_other_experiment_is_rejected_by_snapshot_and_predictions_and_changes_nothing(open_it: Open) -> None:
     first, _ = open_it()
     before = first.paths.snapshot.read_bytes()
-    with pytest.raises(UserError, match="take another --run-id"):
+    with pytest.raises(UserError, match="choose another --run-id"):
         open_it(train={"lr": 0.5})
     assert first.paths.snapshot.read_bytes() == before
     finish(first, 0)
     first.paths.snapshot.unlink()
-    with pytest.raises(UserError, match="take another --run-id"):
+    with pytest.raises(UserError, match="choose another --run-id"):
         open_it(train={"lr": 0.5})
     assert not first.paths.snapshot.exists()
 
@@ -240,7 +240,7 @@ def test_other_experiment_is_rejected_by_snapshot_and_predictions_and_changes_no
 def test_other_images_under_same_names_are_another_experiment(open_it: Open, pages: Path) -> None:
     open_it()
     (pages / "train" / "page0.jpg").write_bytes((pages / "train" / "page1.jpg").read_bytes())
-    with pytest.raises(UserError, match="take another --run-id"):
+    with pytest.raises(UserError, match="choose another --run-id"):
         open_it()
 
 
@@ -315,7 +315,7 @@ def test_changed_image_is_reread(open_it: Open, pages: Path, scanned: list[str])
     open_it()
     scanned.clear()
     (pages / "train" / "page4.jpg").write_bytes((pages / "train" / "page5.jpg").read_bytes())
-    with pytest.raises(UserError, match="take another --run-id"):
+    with pytest.raises(UserError, match="choose another --run-id"):
         open_it()
     assert scanned == ["page4.jpg"]
 
@@ -440,5 +440,5 @@ def test_missing_folds_are_reported_until_all_are_finished(open_it: Open) -> Non
 def test_predictions_of_other_experiment_are_rejected(open_it: Open) -> None:
     experiment, _ = open_it()
     finish(experiment, 1, fingerprint="b" * 64)
-    with pytest.raises(UserError, match="take another --run-id"):
+    with pytest.raises(UserError, match="choose another --run-id"):
         describe_unmerged(experiment)

@@ -115,7 +115,7 @@ def test_run_is_joined_only_with_its_own_fingerprint(tmp_path: Path) -> None:
     check_snapshot(paths, "a" * 64)  # no snapshot yet
     paths.snapshot.write_text(f"provenance: {{fingerprint: {'a' * 64}, data_digest: d, folds_digest: f}}\n")
     check_snapshot(paths, "a" * 64)
-    with pytest.raises(UserError, match=r"aaaaaaaaaaaa, now bbbbbbbbbbbb\): take another --run-id"):
+    with pytest.raises(UserError, match=r"aaaaaaaaaaaa, now bbbbbbbbbbbb\): choose another --run-id"):
         check_snapshot(paths, "b" * 64)
 
 
@@ -150,7 +150,7 @@ def test_incompatible_config_is_rejected_before_data_is_read(tmp_path: Path, mak
     paths.snapshot.write_text(f"provenance: {{fingerprint: {fingerprint}, data_digest: d, folds_digest: f}}\n")
     assert find_fingerprint(paths, make_config(data={"num_workers": 1})) == fingerprint  # operational
     for other in (make_config(train={"lr": 0.5}), make_config(model={"weights": "w.pth"})):
-        with pytest.raises(UserError, match="take another --run-id"):
+        with pytest.raises(UserError, match="choose another --run-id"):
             find_fingerprint(paths, other)
 
 

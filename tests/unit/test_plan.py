@@ -288,11 +288,11 @@ def test_changed_config_is_rejected_for_existing_run(
     path = write_config()
     finish(load_config(path), RunPaths(tmp_path / "exp" / "20260101" / "v001-abc"), 0)
     assert plan_run(path, "--set", "data.num_workers=0").finished == (0,)  # changes no result
-    with pytest.raises(UserError, match="take another --run-id"):
+    with pytest.raises(UserError, match="choose another --run-id"):
         plan_run(path, "--set", "train.lr=0.5")
     words = ["plan", "--config", str(write_config(train={"lr": 0.5})), "--slots", "1"]
     assert cli.main([*words, "--run-id", "v001-abc"]) == 1
-    assert "take another --run-id" in capsys.readouterr().err
+    assert "choose another --run-id" in capsys.readouterr().err
     assert cli.main([*words, "--run-id", "v001-other"]) == 0
 
 
