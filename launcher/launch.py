@@ -272,7 +272,7 @@ class FoldLoop:
         if ending.outcome in MEMORY_OUTCOMES:
             return (
                 f"restarts with train.micro_batch_size={after.micro_batch_size}, the same batch in smaller pieces: "
-                "BatchNorm sees fewer images at a time, dropout and Mixup draw other numbers; nothing else changes"
+                "BatchNorm sees fewer images at a time, and dropout, stochastic depth and Mixup draw other numbers"
             )
         wait_s = max(0.0, after.ready_s - now_s)
         if ending.outcome is Outcome.PORT_TAKEN:

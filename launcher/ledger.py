@@ -12,6 +12,7 @@ from doccls.errors import UserError
 from doccls.reporting.log import RunLog
 from doccls.system.atomic_files import write_text
 from doccls.system.lock import Lock
+from doccls.system.tensor_file import OtherVersionError, TensorFileError, refuse_format
 
 _FORMAT = "doccls-launch-2"
 _RETRY_S = 5.0  # between two tries to write a ledger that could not be written
@@ -117,16 +118,16 @@ def read_ledger(path: Path) -> Ledger | None:
     """
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
-        if fields.pop("format") != _FORMAT:
-            raise ValueError("another format")
+        refuse_format(path, fields.pop("format"), _FORMAT)
         attempts = tuple(Attempt(**_with_tuples(attempt)) for attempt in fields.pop("attempts"))
         return Ledger(attempts=attempts, **_with_tuples(fields))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except OtherVersionError as error:
+        raise UserError(f"{error}. Continue the run with that version, or choose another --run-id") from error
+    except (TensorFileError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f"{path}: damaged, or written by another version of doccls ({error}). Delete it to continue: "
-            "finished folds are in oof/parts"
+            f"{path}: damaged ({error}). Delete it to continue: finished folds keep their results"
         ) from error
 
 

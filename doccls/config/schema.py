@@ -181,7 +181,7 @@ class TrainConfig(Section):
     decay_rate: Annotated[float, Field(gt=0)] = 0.1
     """Scheduler `step`: factor of each decay; `poly`: the power."""
     amp: bool | Literal["fp16", "bf16"] = True
-    """Mixed precision: true selects the best of the device (bf16, else fp16; none on a CPU)."""
+    """Mixed precision; true: as `accelerate launch` sets it, else the device's best (bf16, else fp16; CPU: none)."""
     grad_clip_norm: Annotated[float, Field(gt=0)] | None = None
     """Maximum gradient norm; null: no clipping."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0

@@ -93,6 +93,11 @@ def _read_provenance(paths: RunPaths) -> dict[str, str] | None:
         return None
     try:
         provenance = yaml.safe_load(paths.snapshot.read_text(encoding="utf-8"))["provenance"]
+        if "fingerprint" not in provenance and "identity" in provenance:  # its name until 0.1.0
+            raise UserError(
+                f"{paths.snapshot}: written by an earlier version of doccls: continue run {paths.run_id} with that "
+                "version, or choose another --run-id"
+            )
         return {name: str(provenance[name]) for name in ("fingerprint", "data_digest", "folds_digest")}
     except (yaml.YAMLError, KeyError, TypeError) as error:
         raise UserError(f"{paths.snapshot}: damaged, or not a snapshot of a run: choose another --run-id") from error

@@ -23,6 +23,7 @@ from doccls.run.paths import RunPaths
 from doccls.system.atomic_files import replacing
 from doccls.system.disk import format_size
 from doccls.system.tensor_file import (
+    OtherVersionError,
     TensorFileError,
     digest_arrays,
     read_tensor_file,
@@ -274,12 +275,15 @@ def find_resume_point(
 
     Raises:
         UserError: another number of processes saved it, and `allow_change` is false.
+        UserError: another version of doccls saved it, whose work must not be overwritten.
     """
     points: list[ResumePoint] = []
     world_sizes: dict[Path, int] = {}
     for path in filter(Path.exists, paths.resume_checkpoints(fold)):
         try:
             checkpoint = read_resume(path)
+        except OtherVersionError as error:
+            raise _refuse_other_version(error) from error
         except TensorFileError as error:
             log.line(f"[WARNING] {error}; checkpoint skipped")
             continue
@@ -288,6 +292,8 @@ def find_resume_point(
             continue
         try:
             keeps_best = _compare_best(paths.best_checkpoint(fold), checkpoint)
+        except OtherVersionError as error:
+            raise _refuse_other_version(error) from error
         except TensorFileError as error:
             log.line(f"[WARNING] {path} skipped, because its best weights can't be used: {error}")
             continue
@@ -303,6 +309,10 @@ def find_resume_point(
             f"bit for bit; or delete {newest.path.parent}/last_fold{fold}_* to train the fold from the beginning"
         )
     return newest
+
+
+def _refuse_other_version(error: OtherVersionError) -> UserError:
+    return UserError(f"{error}. Continue the run with that version, or choose another --run-id")
 
 
 def _compare_best(path: Path, checkpoint: ResumeCheckpoint) -> bool:

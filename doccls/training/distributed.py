@@ -172,12 +172,12 @@ def _check_precision(precision: str, environment: Mapping[str, str]) -> None:
     on_cuda = torch.cuda.is_available() and not _on_cpu(environment)
     if precision == "fp16" and not on_cuda:
         raise ProcessError(
-            "fp16 needs a GPU: set train.amp to bf16, false, or true (the best that the device supports)"
+            "fp16 needs a GPU: set train.amp to bf16 or false, or remove mixed_precision from Accelerate's config"
         )
     if precision == "bf16" and on_cuda and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise ProcessError(
-            "bf16 needs a GPU of compute capability 8.0 (A100, RTX 30) or newer: set train.amp to fp16, false, or true "
-            "(the best that the device supports)"
+            "bf16 needs a GPU of compute capability 8.0 (A100, RTX 30) or newer: set train.amp to fp16 or false, or "
+            "remove mixed_precision from Accelerate's config"
         )
 
 

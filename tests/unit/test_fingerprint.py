@@ -132,6 +132,13 @@ def test_damaged_snapshot_is_rejected_and_not_treated_as_missing(
             check()
 
 
+def test_snapshot_of_an_earlier_version_is_rejected_by_name(tmp_path: Path) -> None:
+    paths = RunPaths(tmp_path)
+    paths.snapshot.write_text(f"provenance: {{identity: {'a' * 64}, data_digest: d, folds_digest: f}}\n")
+    with pytest.raises(UserError, match=r"written by an earlier version of doccls: continue run .* with that version"):
+        check_snapshot(paths, "a" * 64)
+
+
 def test_fingerprint_is_found_from_snapshot_alone(tmp_path: Path, make_config: MakeConfig) -> None:
     paths = RunPaths(tmp_path)
     assert find_fingerprint(paths, make_config()) is None

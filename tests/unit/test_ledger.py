@@ -123,8 +123,8 @@ def test_fold_without_attempts_cannot_be_amended() -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "", "{", "null", "3", "[]", '"doccls-launch-2"', "{}", '{"format": "doccls-launch-1"}',
-        '{"format": "doccls-launch-2", "attempts": []}', '{"format": "doccls-launch-1", "attempts": [3]}',
+        "", "{", "null", "3", "[]", '"doccls-launch-2"', "{}", '{"format": "doccls-launch-2"}',
+        '{"format": "doccls-launch-2", "attempts": []}', '{"format": "doccls-launch-2", "attempts": [3]}',
     ],
 )  # fmt: skip
 def test_invalid_ledger_is_rejected_with_advice(path: Path, text: str) -> None:
@@ -147,15 +147,22 @@ def test_truncated_ledger_is_rejected(path: Path, fraction: float) -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"format": "doccls-launch-1"}, {"format": None}, {"run_id": ...}, {"more": 1}, {"attempts": None},
+        {"format": None}, {"run_id": ...}, {"more": 1}, {"attempts": None},
         {"attempts": [{}]}, {"attempts": [asdict(FIRST) | {"more": 1}]}, {"attempts": "text"},
     ],
 )  # fmt: skip
-def test_ledger_of_another_version_is_rejected(path: Path, changes: dict[str, Any]) -> None:
+def test_ledger_with_missing_or_foreign_fields_is_rejected(path: Path, changes: dict[str, Any]) -> None:
     write_ledger(path, LEDGER)
     fields = json.loads(path.read_text()) | changes
     path.write_text(json.dumps({name: value for name, value in fields.items() if value is not ...}))
-    with pytest.raises(UserError, match="another version"):
+    with pytest.raises(UserError, match=r"damaged .*Delete it to continue"):
+        read_ledger(path)
+
+
+def test_ledger_of_another_version_is_kept_for_that_version(path: Path) -> None:
+    write_ledger(path, LEDGER)
+    path.write_text(path.read_text().replace("doccls-launch-2", "doccls-launch-1"))
+    with pytest.raises(UserError, match=r"doccls-launch-1; .*Continue the run with that version"):
         read_ledger(path)
 
 

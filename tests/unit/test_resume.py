@@ -225,6 +225,17 @@ def test_damaged_checkpoint_is_skipped_for_the_previous_one(
         read_resume(paths[0])
 
 
+def test_checkpoint_of_another_version_is_rejected_and_kept(
+    checkpoint: ResumeCheckpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = RunPaths(tmp_path).resume_checkpoints(3)[0]
+    monkeypatch.setattr("doccls.training.checkpoint._RESUME_FORMAT", "doccls-resume-2")
+    write_resume(path, checkpoint)
+    monkeypatch.undo()
+    with pytest.raises(UserError, match=r"doccls-resume-2; .*Continue the run with that version"):
+        find_resume_point(RunPaths(tmp_path), FINGERPRINT, 3, 2, False, KeptLog())
+
+
 def test_checkpoint_of_another_experiment_or_fold_is_skipped(checkpoint: ResumeCheckpoint, tmp_path: Path) -> None:
     paths, log = RunPaths(tmp_path).resume_checkpoints(3), KeptLog()
     write_resume(paths[0], checkpoint)
