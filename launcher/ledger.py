@@ -99,7 +99,7 @@ def begin_launch(path: Path, launch: Ledger) -> Ledger:
         return launch
     if before.fingerprint != launch.fingerprint:
         raise UserError(
-            f"run {launch.run_id} in {path.parent} was launched with another config, data, folds or weights "
+            f"run {launch.run_id} in {path.parent} was started with another config, data, folds or weights "
             f"(fingerprint {before.fingerprint[:12]}, now {launch.fingerprint[:12]}): choose another --run-id"
         )
     return replace(launch, attempts=before.attempts)

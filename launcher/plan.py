@@ -163,7 +163,7 @@ def render_plan(plan: LaunchPlan, commands: bool = True) -> str:
             later = ", or in the first free slot" if number else ""
             lines.append(f"[PLAN] wave {number + 1}: fold {assignment.fold} on {assignment.slot.name}{ranks}{later}")
             if commands:
-                lines.append(f"           {render_command(assignment)}")
+                lines.append(f"           {render_fold_command(assignment)}")
     if plan.waves:
         processes = len(plan.waves[0][0].ranks)
         shared, each = (f" on {processes} processes", " on each") if processes > 1 else ("", "")
@@ -173,7 +173,7 @@ def render_plan(plan: LaunchPlan, commands: bool = True) -> str:
     return "\n".join(lines)
 
 
-def render_command(assignment: Assignment) -> str:
+def render_fold_command(assignment: Assignment) -> str:
     """Render a shell command that trains the fold as the launcher does."""
     variables, argv = assignment.ranks[0].environment, assignment.ranks[0].argv
     rank_variables = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")

@@ -83,7 +83,7 @@ def find_finished_folds(paths: RunPaths, fingerprint: str | None, num_folds: int
             continue  # damaged: the fold is retrained and its predictions replaced
         if fingerprint is not None and info.fingerprint != fingerprint:
             raise UserError(
-                f"run {paths.run_id} in {paths.root} was made with another config, data, folds or weights "
+                f"run {paths.run_id} in {paths.root} was started with another config, data, folds or weights "
                 f"(fingerprint {info.fingerprint[:12]}, now {fingerprint[:12]}): choose another --run-id"
             )
         if info.fold == fold:

@@ -93,7 +93,7 @@ def _read_provenance(paths: RunPaths) -> dict[str, str] | None:
         return None
     try:
         provenance = yaml.safe_load(paths.snapshot.read_text(encoding="utf-8"))["provenance"]
-        if "fingerprint" not in provenance and "identity" in provenance:  # its name until 0.1.0
+        if "fingerprint" not in provenance and "identity" in provenance:  # its former name
             raise UserError(
                 f"{paths.snapshot}: written by an earlier version of doccls: continue run {paths.run_id} with that "
                 "version, or choose another --run-id"

@@ -8,6 +8,7 @@ from typing import Any
 
 from doccls.errors import UserError
 from doccls.system.atomic_files import write_text
+from doccls.system.tensor_file import OtherVersionError, TensorFileError, refuse_format
 from launcher.ledger import Ledger
 from launcher.slurm.format import JobPhase, QueueEntry, Submitted, render_comment
 
@@ -21,7 +22,7 @@ class ArrayJob:
     token: str  # identifies the array in the queue, as part of the job's comment
     folds: tuple[int, ...]
     started: str  # just before sbatch was called, UTC
-    resume_command: str | None = None  # trains the run's missing folds; None in a file of an earlier version
+    resume_command: str  # trains the run's missing folds
     job: str | None = None  # Slurm's number of the array; None until it is known to have arrived
     refused: str | None = None  # why Slurm refused it
     # The cluster that has the job or, until that is known, those sbatch may choose from. None: squeue's default.
@@ -34,12 +35,11 @@ def read_array_jobs(path: Path) -> tuple[ArrayJob, ...]:
     """Read the run's array jobs, in order; empty if nothing was ever submitted for the run.
 
     Raises:
-        UserError: the file is damaged, or from another version of doccls.
+        UserError: the file is damaged, or was written by another version of doccls.
     """
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
-        if fields["format"] != _FORMAT:
-            raise ValueError("another format")
+        refuse_format(path, fields["format"], _FORMAT)
         return tuple(_parse(job) for job in fields["jobs"])
     except FileNotFoundError:
         if (earlier := path.with_name("submissions.json")).exists():
@@ -48,14 +48,14 @@ def read_array_jobs(path: Path) -> tuple[ArrayJob, ...]:
                 "choose another --run-id"
             ) from None
         return ()
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{path}: damaged, or from another version ({error}). Once squeue shows no job of the run, delete the file"
-        ) from error
+    except OtherVersionError as error:
+        raise UserError(f"{error}. Continue the run with that version, or choose another --run-id") from error
+    except (TensorFileError, OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: damaged ({error}). Once squeue shows no job of the run, delete the file") from error
 
 
 def _parse(fields: dict[str, Any]) -> ArrayJob:
-    folds = {name: tuple(fields.get(name, ())) for name in ("folds", "preempted")}
+    folds = {name: tuple(fields[name]) for name in ("folds", "preempted")}
     return ArrayJob(**fields | folds)
 
 

@@ -24,12 +24,12 @@ from launcher.slurm.array_jobs import (
 )
 from launcher.slurm.format import QueueEntry
 
-KNOWN = ArrayJob("aa", (0, 1, 2), "2026-01-02T03:04:00.000+00:00", job="9")
-LOST = ArrayJob("bb", (1,), "2026-01-02T03:05:00.000+00:00")
+KNOWN = ArrayJob("aa", (0, 1, 2), "2026-01-02T03:04:00.000+00:00", "resume", job="9")
+LOST = ArrayJob("bb", (1,), "2026-01-02T03:05:00.000+00:00", "resume")
 ELSEWHERE = ArrayJob(
     "dd", (1, 2), "2026-01-02T03:07:00.000+00:00", "resume", "9", cluster="b", preempted=(2,), cancelled=True
 )
-REFUSED = ArrayJob("cc", (2,), "2026-01-02T03:06:00.000+00:00", refused="sbatch failed")
+REFUSED = ArrayJob("cc", (2,), "2026-01-02T03:06:00.000+00:00", "resume", refused="sbatch failed")
 
 
 def make_entry(
@@ -52,14 +52,12 @@ def test_round_trip(tmp_path: Path) -> None:
     assert read_array_jobs(path) == (KNOWN, LOST, REFUSED, ELSEWHERE)
 
 
-def test_file_of_earlier_version_is_read(tmp_path: Path) -> None:
+def test_file_of_another_version_is_kept_for_that_version(tmp_path: Path) -> None:
     path = tmp_path / "slurm_jobs.json"
     write_array_jobs(path, (KNOWN,))
-    fields = json.loads(path.read_text())
-    for name in ("cluster", "preempted", "cancelled"):
-        del fields["jobs"][0][name]
-    path.write_text(json.dumps(fields))
-    assert read_array_jobs(path) == (KNOWN,)
+    path.write_text(path.read_text().replace("doccls-slurm-jobs-1", "doccls-slurm-jobs-2"))
+    with pytest.raises(UserError, match=r"doccls-slurm-jobs-2; .*Continue the run with that version"):
+        read_array_jobs(path)
 
 
 def test_submissions_file_of_earlier_version_is_rejected(tmp_path: Path) -> None:
@@ -144,7 +142,7 @@ def test_fold_is_preempted_if_its_newest_array_job_was() -> None:
         0: "9_0", 1: "9_1", 2: "9_2"
     }  # fmt: skip
     assert set(list_preempted((KNOWN, LOST), queue)) == {0, 2}, "fold 1 may have been resubmitted"
-    later = ArrayJob("ee", (2,), LOST.started, job="12", preempted=(2,))
+    later = ArrayJob("ee", (2,), LOST.started, "resume", job="12", preempted=(2,))
     assert set(list_preempted((KNOWN, later), queue)) == {0, 1}, "its newest job may have failed and left the queue"
     assert list_preempted((replace(KNOWN, cancelled=True),), queue) == {}
     assert list_preempted((replace(KNOWN, cluster="b"),), queue) == {}

@@ -230,6 +230,6 @@ def test_launch_of_another_experiment_is_rejected_and_changes_nothing(tmp_path: 
     path = tmp_path / "launch.json"
     write_ledger(path, LEDGER)
     before = path.read_bytes()
-    with pytest.raises(UserError, match=r"launched with another config, data, folds or weights .* another --run-id"):
+    with pytest.raises(UserError, match=r"started with another config, data, folds or weights .* another --run-id"):
         begin_launch(path, replace(LEDGER, fingerprint="0" * 64))
     assert path.read_bytes() == before

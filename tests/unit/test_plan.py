@@ -29,7 +29,7 @@ from launcher.plan import (
     describe_plan,
     make_slots,
     plan_waves,
-    render_command,
+    render_fold_command,
     render_plan,
     warn_of_threads,
 )
@@ -72,7 +72,7 @@ def test_each_of_thousand_folds_on_64_gpus_is_planned_once() -> None:
     for wave in waves:
         assert [assignment.slot for assignment in wave] == list(slots[: len(wave)])
     for assignment in (assignment for wave in waves for assignment in wave):
-        words, fold = shlex.split(render_command(assignment)), assignment.fold
+        words, fold = shlex.split(render_fold_command(assignment)), assignment.fold
         assert f"CUDA_VISIBLE_DEVICES=GPU-{fold % 64:04d}" in words and f"data.valid_fold={fold}" in words
     assert text.count("wave 16: fold ") == 40 and len(json.loads(described)["waves"]) == 16
 
@@ -112,7 +112,7 @@ def test_command_names_devices_threads_ranks_and_fold(
     devices: list[Device], environment: list[str], program: list[str]
 ) -> None:
     (slot,) = make_slots(devices, len(devices))
-    words = shlex.split(render_command(Workload("python", ("--config", "c.yaml"), 3).assign(12, slot)))
+    words = shlex.split(render_fold_command(Workload("python", ("--config", "c.yaml"), 3).assign(12, slot)))
     shared = ["-m", "doccls.train", "--config", "c.yaml", "--set", "data.valid_fold=12"]
     assert words == ["env", *environment, *program, *shared]
 
@@ -123,7 +123,7 @@ def test_command_with_special_characters_is_quoted_for_shell(tmp_path: Path) -> 
     stub.write_text('#!/bin/sh\nprintf "%s\\0" "$CUDA_VISIBLE_DEVICES" "$OMP_NUM_THREADS" "$@"\n')
     stub.chmod(0o755)
     (slot,) = make_slots(GPUS[:1], 1)
-    command = render_command(Workload("python", HOSTILE, 2).assign(4, slot))
+    command = render_fold_command(Workload("python", HOSTILE, 2).assign(4, slot))
     environment = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
     done = subprocess.run(
         ["sh", "-c", command], env=environment, capture_output=True, text=True, timeout=60, check=True
@@ -300,6 +300,6 @@ def test_command_line_words_are_in_every_command(write_config: Callable[..., Pat
     path = write_config()
     words = ["--mode", "basic", "--set", "project.name=a b", "--set", "train.epochs=3", "--num-workers", "0"]
     words.append("--allow-world-size-change")
-    command = shlex.split(render_command(plan_run(path, *words).waves[0][0]))
+    command = shlex.split(render_fold_command(plan_run(path, *words).waves[0][0]))
     last = ["--run-id", "v001-abc", "--set", "data.valid_fold=0"]
     assert command[command.index("doccls.train") + 1 :] == ["--config", str(path), *words, *last]
