@@ -98,6 +98,7 @@ def prepare(config: Config, paths: RunPaths, log: RunLog) -> PreparedData:
     )
     cache = read_scan_cache(paths.images, data.max_image_pixels, {})
     prepared = prepare_data(config, cache, choose_store(config), log)
+    log.line(f"[DATA] OK | {len(prepared.manifest)} rows, {len(prepared.manifest.classes)} classes")
     for warning in prepared.warnings:
         log.line(f"[WARNING] {warning}")
     for line in describe_folds(prepared):

@@ -4,6 +4,7 @@ import argparse
 import csv
 import io
 import os
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -11,11 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 
 from doccls.config import Config
-from doccls.data.manifest import check_paths, format_examples, read_table, resolve_images
+from doccls.data.image_names import resolve_images
+from doccls.data.manifest import check_paths
+from doccls.data.messages import format_examples
 from doccls.data.packed import PackedPaths, PackedTexts
+from doccls.data.table import read_table, require_columns
 from doccls.errors import UserError
 from doccls.oof.metrics import probabilities
 from doccls.reporting.log import RunLog
@@ -36,7 +39,7 @@ if TYPE_CHECKING:
 class TestPages:
     """The rows of the sample submission and their images."""
 
-    table: pd.DataFrame  # the sample submission, all cells as strings
+    columns: tuple[str, ...]  # of the sample submission
     ids: PackedTexts
     paths: PackedPaths  # None for a missing or bad image (if --on-bad-image is `skip`)
     problems: tuple[str, ...]
@@ -108,7 +111,7 @@ def _check_inputs(paths: RunPaths, files: Sequence[Path], config: Config) -> Tes
         listed = ", ".join(f"fold {fold}: {fingerprint[:12]}" for fold, fingerprint in fingerprints.items())
         raise UserError(f"the checkpoints belong to different runs ({listed}): probabilities can't be averaged")
     pages = read_test_pages(config, _choose_store(paths, config))
-    _check_columns(pages.table, config.data.id_col, best.classes)
+    _check_columns(pages.columns, config.data.id_col, best.classes)
     if len(files) < config.data.folds:
         print(f"[WARNING] {len(files)} of {config.data.folds} folds have a checkpoint; averaging over those")
     for fold in unfinished:
@@ -127,7 +130,7 @@ def _write_results(
     if len(missing):
         probs[missing] = _read_class_frequencies(config, classes)
     write_array(paths.test_probabilities, probs.astype(np.float32))
-    write_text(paths.submission, render_submission(pages.table, config.data.id_col, classes, probs))
+    write_text(paths.submission, render_submission(pages.columns, config.data.id_col, pages.ids, classes, probs))
     print(f"[PREDICT] {paths.submission}\n[PREDICT] {paths.test_probabilities} {probs.shape}")
 
 
@@ -151,12 +154,10 @@ def read_test_pages(config: Config, store: "StoreChoice | None" = None) -> TestP
     data = config.data
     check_paths({"data.sample_csv": (data.sample_csv, "file"), "data.image_dir_test": (data.image_dir_test, "folder")})
     assert data.sample_csv is not None and data.image_dir_test is not None
-    table = read_table(data.sample_csv, "data.sample_csv")
-    if data.id_col not in table.columns:
-        raise UserError(
-            f"{data.sample_csv}: no column {data.id_col!r} (data.id_col); it has {', '.join(table.columns)}"
-        )
-    images = resolve_images(table[data.id_col], data.image_dir_test, data.image_ext)
+    table = read_table(data.sample_csv, "data.sample_csv", [data.id_col])
+    require_columns(table, data.sample_csv, {"data.id_col": data.id_col})
+    ids = table.cells[data.id_col]
+    images = resolve_images(ids, table.lines_N.tolist(), data.image_dir_test, data.image_ext)
     if images.refused is not None:
         raise UserError(images.refused)
     resolved = PackedPaths(data.image_dir_test, images.names)
@@ -171,22 +172,23 @@ def read_test_pages(config: Config, store: "StoreChoice | None" = None) -> TestP
         raise UserError("\n".join([*problems, "(--on-bad-image skip gives their rows the class frequencies)"]))
     usable = (None if scan is None else name for name, scan in zip(images.names, rows.usable, strict=True))
     paths = PackedPaths(data.image_dir_test, usable)
-    return TestPages(table, PackedTexts(table[data.id_col]), paths, tuple(problems), rows.stored)
+    return TestPages(table.columns, PackedTexts(ids), paths, (*table.warnings, *problems), rows.stored)
 
 
-def render_submission(table: pd.DataFrame, id_col: str, classes: Sequence[str], probs_NC: np.ndarray) -> str:
+def render_submission(
+    columns: Sequence[str], id_col: str, ids: Sequence[str], classes: Sequence[str], probs_NC: np.ndarray
+) -> str:
     """Render a CSV with the sample's columns, IDs and order, and either one label column or one probability per class.
 
     Raises:
         UserError: the sample's columns fit neither form.
     """
-    columns = list(table.columns)
-    others = _check_columns(table, id_col, classes)
+    others = _check_columns(columns, id_col, classes)
     if len(others) == 1:
         cells = {others[0]: [classes[best] for best in probs_NC.argmax(axis=1)]}
     else:
         cells = {label: [f"{prob:.8f}" for prob in probs_NC[:, column]] for column, label in enumerate(classes)}
-    cells[id_col] = list(table[id_col])
+    cells[id_col] = list(ids)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
@@ -194,12 +196,12 @@ def render_submission(table: pd.DataFrame, id_col: str, classes: Sequence[str], 
     return text.getvalue()
 
 
-def _check_columns(table: pd.DataFrame, id_col: str, classes: Sequence[str]) -> list[str]:
+def _check_columns(columns: Sequence[str], id_col: str, classes: Sequence[str]) -> list[str]:
     """Return the sample's columns besides the ID: one for the label, or one per class."""
-    others = [column for column in table.columns if column != id_col]
+    others = [column for column in columns if column != id_col]
     if len(others) != 1 and sorted(others) != sorted(classes):
         raise UserError(
-            f"data.sample_csv has the columns {list(table.columns)}: besides {id_col!r} it needs either one column for "
+            f"data.sample_csv has the columns {list(columns)}: besides {id_col!r} it needs either one column for "
             f"the label or exactly one column per class: {', '.join(classes)}"
         )
     return others
@@ -277,9 +279,11 @@ def _predict_fold(
 
 def _read_class_frequencies(config: Config, classes: Sequence[str]) -> np.ndarray:
     """Return the relative class frequencies in train.csv: the prior for a page that can't be read."""
-    labels = read_table(config.data.train_csv, "data.train_csv")[config.data.target_col].str.strip()
-    frequencies: np.ndarray = np.asarray([(labels == label).mean() for label in classes], dtype=np.float64)
-    return frequencies
+    column = config.data.target_col
+    table = read_table(config.data.train_csv, "data.train_csv", [column])
+    require_columns(table, config.data.train_csv, {"data.target_col": column})
+    counts = Counter(label.strip() for label in table.cells[column])
+    return np.asarray([counts[label] for label in classes], dtype=np.float64) / len(table)
 
 
 def _with_precision(config: Config, precision: str) -> Config:

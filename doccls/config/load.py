@@ -276,7 +276,8 @@ def _describe(annotation: Any, metadata: list[Any]) -> str:
     if origin is Literal:
         return " or ".join(repr(value) for value in get_args(annotation))
     if origin is tuple:
-        return "three numbers, as [0.5, 0.5, 0.5]"
+        texts = str in get_args(annotation)
+        return "a list of strings (quote each)" if texts else "three numbers, as [0.5, 0.5, 0.5]"
     bounds = [f"{sign} {limit}" for sign, limit in _bounds(metadata)]
     names: dict[Any, str] = {
         bool: "true or false",

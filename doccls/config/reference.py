@@ -34,4 +34,6 @@ def render_keys() -> str:
 
 def _render_default(value: object) -> str:
     named = {None: "null", True: "true", False: "false"}
-    return named[value] if value is None or isinstance(value, bool) else str(value)
+    if value is None or isinstance(value, bool):
+        return named[value]
+    return str(list(value) if isinstance(value, tuple) else value)

@@ -22,6 +22,15 @@ ImageExtension = Literal[".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".web
 IMAGE_EXTENSIONS: tuple[str, ...] = get_args(ImageExtension)
 
 
+# What databases, spreadsheets, C, Java, Python and R write where there is no value.
+MISSING_LABELS = (
+    "", "nan", "-nan", "+nan", "nan(ind)", "-nan(ind)", "nan(snan)", "-nan(snan)", "1.#qnan", "-1.#qnan", "1.#snan",
+    "-1.#snan", "1.#ind", "-1.#ind", "nat", "none", "null", "(null)", "[null]", "<null>", "\\n", "na", "n/a", "<na>",
+    "#n/a", "#n/a n/a", "#na", "#null!", "#div/0!", "#value!", "#ref!", "#name?", "#num!", "#getting_data", "#spill!",
+    "#calc!", "#field!", "#blocked!", "#connect!", "#unknown!", "#busy!", "#error!",
+)  # fmt: skip
+
+
 class Operational:
     """A mark for keys that change how a run executes but not what it computes; the fingerprint excludes them."""
 
@@ -99,8 +108,10 @@ class DataConfig(Section):
     """The fold to validate on while training on the others; `all` trains every fold and merges the OOF files."""
     stratify: bool = True
     """Keep the class proportions equal across folds."""
-    on_duplicate: Literal["keep", "error"] = "keep"
-    """Duplicate images: `keep` all rows, in one fold, with a warning; or `error`."""
+    missing_labels: Annotated[tuple[str, ...], Strict(False)] = MISSING_LABELS
+    """Labels that count as missing, in any case, and are an error. A class may be named `none` if the list lacks it."""
+    on_duplicate: Literal["keep", "error", "allow"] = "keep"
+    """Duplicate images: `keep` all rows in one fold and warn; `error`; `allow` the `fold` column to split them."""
     on_bad_image: Literal["error", "skip"] = "error"
     """Missing, truncated or non-image files: `error` lists all of them before training; `skip` drops their rows."""
     max_image_pixels: Annotated[int, Field(ge=1)] = 100_000_000

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from doccls.data.manifest import format_examples
+from doccls.data.messages import format_examples
 
 _MAX_CLASSES_SHOWN = 200
 

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from sklearn.model_selection import GroupKFold, KFold, StratifiedGroupKFold, StratifiedKFold
 
-from doccls.data.manifest import Manifest, format_examples
+from doccls.data.labels import parse_decimal
+from doccls.data.manifest import Manifest
+from doccls.data.messages import format_examples
 from doccls.errors import UserError
 from doccls.randomness import Purpose, derive_seed
 
@@ -19,6 +21,7 @@ class FoldAssignment:
 
     fold_of_N: np.ndarray  # (n,) int64
     num_folds: int
+    split: frozenset[int] = frozenset()  # rows whose image is in several folds (only with data.on_duplicate: allow)
 
     def list_valid(self, fold: int) -> np.ndarray:
         """Return the rows validated in `fold`, ascending, int64."""
@@ -76,23 +79,26 @@ def format_ids(manifest: Manifest, rows: Sequence[int]) -> str:
     return f"ID{'s' if len(ids) > 1 else ''} {', '.join(map(repr, ids))}"
 
 
-def assign_folds(manifest: Manifest, units: Units, num_folds: int, stratify: bool, seed: int) -> FoldAssignment:
+def assign_folds(
+    manifest: Manifest, units: Units, num_folds: int, stratify: bool, seed: int, allow_split: bool = False
+) -> FoldAssignment:
     """Assign folds by the CSV's `fold` column, else by scikit-learn's splitter for (stratify, groups).
 
-    Rows of one unit share a fold: an image must not be both trained and validated on, under any name.
+    Rows of one unit share a fold: an image must not be both trained and validated on, under any name. With
+    `allow_split`, a `fold` column may split the rows of an image.
 
     Raises:
         UserError: the `fold` column is not exactly 0 to num_folds-1 or splits units, or there are too few units.
     """
     if manifest.folds is not None:
-        return _read_fold_column(manifest, units, manifest.folds, num_folds)
+        return _read_fold_column(manifest, units, manifest.folds, num_folds, allow_split)
     rows = np.flatnonzero(units.first_N == np.arange(len(manifest)))
     if len(rows) < num_folds:
         raise UserError(f"data.folds = {num_folds}: more folds than images ({len(rows)})")
-    groups = None if units.groups is None else np.asarray([units.groups[row] for row in rows.tolist()])
-    if groups is not None and len(set(groups)) < num_folds:
+    groups = None if units.groups is None else _number_by_order([units.groups[row] for row in rows.tolist()])
+    if groups is not None and groups.max() + 1 < num_folds:
         raise UserError(
-            f"data.folds = {num_folds}: more folds than groups in data.group_col ({len(set(groups))}; "
+            f"data.folds = {num_folds}: more folds than groups in data.group_col ({groups.max() + 1}; "
             "groups that share an image count as one)"
         )
     targets = manifest.targets_N[rows]
@@ -112,6 +118,12 @@ def assign_folds(manifest: Manifest, units: Units, num_folds: int, stratify: boo
     fold_of_N = np.full(len(manifest), -1, dtype=np.int64)
     fold_of_N[rows] = fold_of_row
     return FoldAssignment(fold_of_N[units.first_N], num_folds)
+
+
+def _number_by_order(names: Sequence[str]) -> np.ndarray:
+    """Return each name's number among the sorted distinct ones: (n,) int64, smaller than an array of long names."""
+    number_of = {name: number for number, name in enumerate(sorted(set(names)))}
+    return np.asarray([number_of[name] for name in names], dtype=np.int64)
 
 
 def _fill_empty(fold_of_row: np.ndarray, groups: np.ndarray, num_folds: int) -> None:
@@ -137,26 +149,35 @@ def _choose_splitter(
     return kind(n_splits=num_folds, shuffle=True, random_state=seed)
 
 
-def _read_fold_column(manifest: Manifest, units: Units, column: Sequence[str], num_folds: int) -> FoldAssignment:
-    allowed = {str(fold) for fold in range(num_folds)}
-    wrong = [f"line {row + 2}: {value!r}" for row, value in enumerate(column) if value.strip() not in allowed]
+def _read_fold_column(
+    manifest: Manifest, units: Units, column: Sequence[str], num_folds: int, allow_split: bool
+) -> FoldAssignment:
+    number_of = {value: parse_decimal(value.strip()) for value in set(column)}
+    allowed = frozenset(range(num_folds))
+    fold_of = [number_of[value] for value in column]
+    wrong = [
+        f"line {manifest.lines_N[row]}: {column[row]!r}" for row, number in enumerate(fold_of) if number not in allowed
+    ]
     if wrong:
         raise UserError(
             format_examples(f"rows whose `fold` is not one of 0 to {num_folds - 1} (data.folds = {num_folds})", wrong)
         )
-    empty = sorted(allowed - {value.strip() for value in column}, key=int)
+    fold_of_N = np.asarray([int(number) for number in fold_of if number is not None], dtype=np.int64)
+    empty = sorted(allowed - set(fold_of_N.tolist()))
     if empty:
-        raise UserError(f"column `fold`: no row is in fold {', '.join(empty)} (data.folds = {num_folds})")
-    fold_of = tuple(int(value) for value in column)
-    split = [
-        f"lines {first + 2} and {row + 2}: {format_ids(manifest, (first, row))}"
-        for row, first in enumerate(units.first_N.tolist())
-        if fold_of[first] != fold_of[row]
-    ]
-    if split:
-        raise UserError(format_examples("images in two folds of the `fold` column", split))
-    _check_groups(manifest.groups or (), fold_of)
-    return FoldAssignment(np.asarray(fold_of, dtype=np.int64), num_folds)
+        raise UserError(f"column `fold`: no row is in fold {', '.join(map(str, empty))} (data.folds = {num_folds})")
+    split = np.flatnonzero(fold_of_N != fold_of_N[units.first_N])
+    if len(split) and not allow_split:
+        pairs = ((int(units.first_N[row]), row) for row in split.tolist())
+        examples = [f"lines {manifest.format_lines(pair)}: {format_ids(manifest, pair)}" for pair in pairs]
+        raise UserError(
+            f"{format_examples('images in two folds of the `fold` column', examples)}\n"
+            "(correct the column, or remove it so that doccls assigns the folds; data.on_duplicate: allow keeps it as "
+            "it is, with scores that are too high)"
+        )
+    _check_groups(manifest.groups or (), fold_of_N.tolist())
+    is_split = np.isin(units.first_N, units.first_N[split])
+    return FoldAssignment(fold_of_N, num_folds, frozenset(np.flatnonzero(is_split).tolist()))
 
 
 def _check_groups(groups: Sequence[str], fold_of: Sequence[int]) -> None:
@@ -166,4 +187,5 @@ def _check_groups(groups: Sequence[str], fold_of: Sequence[int]) -> None:
         folds_of_group.setdefault(group, set()).add(fold)
     split = [f"{group!r}: folds {sorted(folds)}" for group, folds in folds_of_group.items() if len(folds) > 1]
     if split:
-        raise UserError(format_examples("groups of data.group_col in several folds of the `fold` column", split))
+        message = format_examples("groups of data.group_col in several folds of the `fold` column", split)
+        raise UserError(f"{message}\n(correct or remove the column, or remove data.group_col)")

@@ -1,21 +1,20 @@
 """The manifest of a CSV and an image folder: each row's ID, label and image, or one error that lists all problems."""
 
-import os
-import warnings
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
-from doccls.config.schema import IMAGE_EXTENSIONS, DataConfig
+from doccls.config.schema import DataConfig
+from doccls.data.image_names import ResolvedImages, resolve_images
+from doccls.data.labels import find_ambiguous_labels, find_error_values, find_missing_labels, order_classes
+from doccls.data.messages import format_conflict, format_examples, format_lines, format_row
 from doccls.data.packed import PackedPaths, PackedTexts
+from doccls.data.table import Table, read_table, require_columns
 from doccls.errors import UserError
 
-_MISSING_LABELS = {"", "nan", "none", "null", "na", "n/a", "<na>"}
-_MAX_EXAMPLES = 10
 RELATIVE_RULE = "paths in a config are relative to the config file"
 
 
@@ -24,8 +23,9 @@ class Manifest:
     """All rows of train.csv, in order. A sample's index is its row (0-based) and keys all data about it."""
 
     ids: PackedTexts  # as written in the CSV
+    lines_N: np.ndarray  # (n,) int64: the line of the CSV on which each row begins
     targets_N: np.ndarray  # (n,) int64 indices into `classes`
-    classes: tuple[str, ...]  # labels as written, sorted by number if all are numbers, else by text
+    classes: tuple[str, ...]  # labels as written, sorted by number if all are plain decimals, else by text
     paths: PackedPaths  # image files; None where missing (only with data.on_bad_image: skip)
     groups: PackedTexts | None  # the column data.group_col, if set
     folds: PackedTexts | None  # the CSV's own `fold` column, not yet validated
@@ -34,14 +34,13 @@ class Manifest:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def describe(self, row: int) -> str:
+        """Return the row's line and ID, for messages."""
+        return format_row(int(self.lines_N[row]), self.ids[row])
 
-@dataclass(frozen=True)
-class ResolvedImages:
-    """The image file of each ID, and the IDs without one."""
-
-    names: tuple[str | None, ...]  # file name per ID, relative to the image folder; None where there is no file
-    missing: tuple[str, ...]  # a line per ID without a file, with the paths that were tried
-    refused: str | None  # a message about IDs that are empty or leave the folder; None if there are none
+    def format_lines(self, rows: Sequence[int]) -> str:
+        """Return the line numbers of the rows, for messages."""
+        return format_lines(self.lines_N[list(rows)].tolist())
 
 
 @dataclass(frozen=True)
@@ -59,60 +58,67 @@ def read_manifest(data: DataConfig) -> Manifest:
         UserError: the CSV, its columns, labels or IDs are invalid, or images are missing; lists all problems.
     """
     table = _read_train_table(data)
-    ids, labels = tuple(table[data.id_col]), [label.strip() for label in table[data.target_col]]
-    classes = order_classes(label for label in labels if not _is_missing(label))
-    images = resolve_images(ids, data.image_dir_train, data.image_ext)
+    ids, labels = table.cells[data.id_col], [label.strip() for label in table.cells[data.target_col]]
+    groups = table.cells[data.group_col] if data.group_col else None
+    missing = find_missing_labels(labels, data.missing_labels)
+    counts = Counter(label for label in labels if label not in missing)
+    classes = order_classes(counts)
+    images = resolve_images(ids, table.lines_N.tolist(), data.image_dir_train, data.image_ext)
+
+    def describe(row: int) -> str:
+        return format_row(int(table.lines_N[row]), ids[row])
+
     findings = [
-        *_check_labels(ids, labels, classes, data.target_col),
+        *(Finding(warning, is_problem=False) for warning in table.warnings),
+        *_check_labels(describe, labels, missing, classes, data.target_col),
         *_check_images(images, data),
-        *_check_repeated_images(ids, labels, images.names, data),
-        *_check_groups(ids, table, data.group_col),
+        *_check_repeated_images(table, labels, images.names, data),
+        *_check_groups(describe, groups, data.group_col),
     ]
     problems = [finding.message for finding in findings if finding.is_problem]
     if problems:
         raise UserError(f"{data.train_csv}: the data can't be used\n" + "\n".join(f"- {line}" for line in problems))
-    findings += _check_class_sizes(labels, classes, data.folds)
+    findings += _check_class_counts(counts, classes, data.folds)
     number_of = {label: number for number, label in enumerate(classes)}
     return Manifest(
         ids=PackedTexts(ids),
+        lines_N=table.lines_N,
         targets_N=np.asarray([number_of[label] for label in labels], dtype=np.int64),
         classes=classes,
         paths=PackedPaths(data.image_dir_train, images.names),
-        groups=PackedTexts(table[data.group_col]) if data.group_col else None,
-        folds=PackedTexts(table["fold"]) if "fold" in table.columns else None,
+        groups=None if groups is None else PackedTexts(groups),
+        folds=PackedTexts(table.cells["fold"]) if "fold" in table.cells else None,
         warnings=tuple(finding.message for finding in findings),
     )
 
 
-def _read_train_table(data: DataConfig) -> pd.DataFrame:
+def _read_train_table(data: DataConfig) -> Table:
     """Read train.csv and check that it has the columns that the config names and at least one row."""
     check_paths({"data.train_csv": (data.train_csv, "file"), "data.image_dir_train": (data.image_dir_train, "folder")})
-    table = read_table(data.train_csv, "data.train_csv")
     required = {"data.id_col": data.id_col, "data.target_col": data.target_col}
     if data.group_col:
         required["data.group_col"] = data.group_col
-    missing = [f"{key} = {column!r}" for key, column in required.items() if column not in table.columns]
-    if missing:
-        present = ", ".join(map(repr, table.columns))
-        raise UserError(f"{data.train_csv}: no such column: {', '.join(missing)}; it has: {present}")
-    if table.empty:
-        raise UserError(f"{data.train_csv}: no rows")
+    table = read_table(data.train_csv, "data.train_csv", [*required.values(), "fold"])
+    require_columns(table, data.train_csv, required)
     return table
 
 
-def _check_labels(ids: Sequence[str], labels: Sequence[str], classes: Sequence[str], column: str) -> list[Finding]:
-    """Check for rows without a label, fewer than two classes, and labels that spell one number differently."""
+def _check_labels(
+    describe: Callable[[int], str],
+    labels: Sequence[str],
+    missing: frozenset[str],
+    classes: Sequence[str],
+    column: str,
+) -> list[Finding]:
+    """Check for rows without a label, fewer than two classes, and classes that a reader would take for one."""
     findings = []
-    unlabelled = [format_row(ids, row) for row, label in enumerate(labels) if _is_missing(label)]
-    if unlabelled:
-        heading = f"rows without a {column!r} (empty, nan, na, n/a, none, null)"
+    if missing:
+        unlabelled = [f"{describe(row)}: {label!r}" for row, label in enumerate(labels) if label in missing]
+        heading = f"rows without a {column!r} (data.missing_labels lists the texts that count as missing)"
         findings.append(Finding(format_examples(heading, unlabelled)))
     elif len(classes) < 2:
         findings.append(Finding(f"every row has the label {classes[0]!r}: at least two classes are needed"))
-    return findings + [
-        Finding(f"labels {', '.join(map(repr, spellings))} are the same number, spelled differently")
-        for spellings in _find_alternative_spellings(classes)
-    ]
+    return findings + [Finding(message) for message in find_ambiguous_labels(classes)]
 
 
 def _check_images(images: ResolvedImages, data: DataConfig) -> list[Finding]:
@@ -125,57 +131,41 @@ def _check_images(images: ResolvedImages, data: DataConfig) -> list[Finding]:
 
 
 def _check_repeated_images(
-    ids: Sequence[str], labels: Sequence[str], names: Sequence[str | None], data: DataConfig
+    table: Table, labels: Sequence[str], names: Sequence[str | None], data: DataConfig
 ) -> list[Finding]:
     """Check for images that several rows name."""
     rows_of: dict[str, list[int]] = {}
     for row, name in enumerate(names):
         if name is not None:
             rows_of.setdefault(name, []).append(row)
+    ids, lines = table.cells[data.id_col], table.lines_N
     repeated = [
-        f"lines {format_lines(rows)}: ID {ids[rows[0]]!r}{format_conflict([labels[row] for row in rows])}"
+        f"lines {format_lines(lines[rows].tolist())}: ID {ids[rows[0]]!r}"
+        f"{format_conflict([labels[row] for row in rows])}"
         for rows in rows_of.values()
         if len(rows) > 1
     ]
     if not repeated:
         return []
     message = format_examples("images named by more than one row", repeated)
-    return [Finding(f"{message}\n  (data.on_duplicate: keep | error)", data.on_duplicate != "keep")]
+    return [Finding(f"{message}\n  (data.on_duplicate: keep | error | allow)", data.on_duplicate == "error")]
 
 
-def _check_groups(ids: Sequence[str], table: pd.DataFrame, column: str | None) -> list[Finding]:
+def _check_groups(describe: Callable[[int], str], groups: Sequence[str] | None, column: str | None) -> list[Finding]:
     """Check for rows with an empty group."""
-    groups = table[column] if column else ()
-    empty = [format_row(ids, row) for row, group in enumerate(groups) if not group.strip()]
+    empty = [describe(row) for row, group in enumerate(groups or ()) if not group.strip()]
     return [Finding(format_examples(f"rows with an empty {column!r}", empty))] if empty else []
 
 
-def _check_class_sizes(labels: Sequence[str], classes: Sequence[str], num_folds: int) -> list[Finding]:
-    """Warn of classes with fewer samples than there are folds."""
-    counts = Counter(labels)
+def _check_class_counts(counts: Mapping[str, int], classes: Sequence[str], num_folds: int) -> list[Finding]:
+    """Warn of classes with fewer samples than there are folds, and of error values that became classes."""
     small = [f"{label} ({counts[label]})" for label in classes if counts[label] < num_folds]
     heading = f"classes with fewer samples than the {num_folds} folds (missing from some folds)"
-    return [Finding(format_examples(heading, small), is_problem=False)] if small else []
-
-
-def read_table(path: Path, key: str) -> pd.DataFrame:
-    """Read the CSV at `path` with every cell as text, so that an ID `NA` or `007` stays as written.
-
-    Raises:
-        UserError: the file is not readable as CSV; names `key`.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", pd.errors.ParserWarning)  # a row with more cells than the header
-            return pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", index_col=False)
-    except (
-        OSError,
-        UnicodeDecodeError,
-        pd.errors.ParserError,
-        pd.errors.ParserWarning,
-        pd.errors.EmptyDataError,
-    ) as error:
-        raise UserError(f"{key}: can't read {path}: {error}") from error
+    findings = [format_examples(heading, small)] if small else []
+    if errors := find_error_values({label: counts[label] for label in classes}):
+        heading = "classes that look like an error value of a spreadsheet (data.missing_labels makes them missing)"
+        findings.append(format_examples(heading, errors))
+    return [Finding(message, is_problem=False) for message in findings]
 
 
 def check_paths(paths: Mapping[str, tuple[Path | None, str]]) -> None:
@@ -194,115 +184,3 @@ def check_paths(paths: Mapping[str, tuple[Path | None, str]]) -> None:
             problems.append(f"{key}: not a {kind}: {path}")
     if problems:
         raise UserError("\n".join([*problems, f"({RELATIVE_RULE})"]))
-
-
-def order_classes(labels: Iterable[str]) -> tuple[str, ...]:
-    """Sort the distinct labels, by number if all are numbers, else by text."""
-    distinct = set(labels)
-    try:
-        return tuple(sorted(distinct, key=lambda label: (float(label), label)))
-    except ValueError:
-        return tuple(sorted(distinct))
-
-
-def resolve_images(ids: Iterable[str], folder: Path, image_ext: str) -> ResolvedImages:
-    """Find each ID's image file in `folder`; reject IDs that are absolute, contain `..` or are empty."""
-    folders = _Folders(folder)
-    names: list[str | None] = []
-    missing: list[str] = []
-    escaping: list[str] = []
-    for row, sample_id in enumerate(ids):
-        name = None
-        if _leaves_folder(sample_id):
-            escaping.append(f"line {row + 2}: ID {sample_id!r}")
-        else:
-            candidates = list_candidates(sample_id, image_ext)
-            name = next((match for candidate in candidates if (match := folders.find(candidate))), None)
-            if name is None:
-                tried = ", ".join(str(folder / candidate) for candidate in candidates)
-                missing.append(f"line {row + 2}: ID {sample_id!r}: tried {tried}")
-        names.append(name)
-    heading = "IDs that are empty or leave the image folder (absolute, or with `..`)"
-    return ResolvedImages(tuple(names), tuple(missing), format_examples(heading, escaping) if escaping else None)
-
-
-def list_candidates(sample_id: str, image_ext: str) -> tuple[str, ...]:
-    """Return the file names to try, in order. Nothing is appended to a known extension: never `x.jpg.jpg`."""
-    if PurePosixPath(sample_id).suffix.lower() in IMAGE_EXTENSIONS:
-        return (sample_id,)
-    others = (extension for extension in IMAGE_EXTENSIONS if extension != image_ext)
-    return tuple(f"{sample_id}{extension}" for extension in (image_ext, *others))
-
-
-def _leaves_folder(sample_id: str) -> bool:
-    posix, windows = PurePosixPath(sample_id), PureWindowsPath(sample_id)
-    return (
-        not sample_id.strip()
-        or "\0" in sample_id
-        or posix.is_absolute()
-        or bool(windows.drive or windows.root)
-        or ".." in windows.parts
-    )
-
-
-class _Folders:
-    """Cached listings of a folder and its subfolders: name -> name, and lower-case name -> first such name."""
-
-    def __init__(self, root: Path) -> None:
-        self._root = root
-        self._listings: dict[str, dict[str, str]] = {}
-
-    def find(self, path: str) -> str | None:
-        """Return `path`, relative to the root, if that file exists, else the file whose name differs only in case."""
-        path = os.path.normpath(path)  # so that `./x.jpg` and `x.jpg` give one name
-        folder, name = os.path.split(path)
-        names = self._listings.get(folder)
-        if names is None:
-            names = self._listings[folder] = self._read(self._root / folder)
-        match = names.get(name) or names.get(name.lower())
-        return f"{folder}/{match}" if match and folder else match
-
-    @staticmethod
-    def _read(folder: Path) -> dict[str, str]:
-        try:
-            files = sorted(entry.name for entry in os.scandir(folder) if not entry.is_dir())
-        except (FileNotFoundError, NotADirectoryError):
-            return {}
-        return {name.lower(): name for name in reversed(files)} | {name: name for name in files}
-
-
-def _is_missing(label: str) -> bool:
-    return label.lower() in _MISSING_LABELS
-
-
-def _find_alternative_spellings(classes: Sequence[str]) -> list[list[str]]:
-    """Find labels that are the same number, if all labels are numbers."""
-    spellings: dict[float, list[str]] = {}
-    for label in classes:
-        try:
-            spellings.setdefault(float(label), []).append(label)
-        except ValueError:
-            return []
-    return [same for same in spellings.values() if len(same) > 1]
-
-
-def format_row(ids: Sequence[str], row: int) -> str:
-    """Format a row by its line in the CSV and its ID."""
-    return f"line {row + 2}: ID {ids[row]!r}"
-
-
-def format_lines(rows: Iterable[int]) -> str:
-    """Format the rows' line numbers in the CSV."""
-    return " and ".join(str(row + 2) for row in rows)
-
-
-def format_conflict(labels: list[str]) -> str:
-    """Format a note about rows of one image whose labels differ; empty if they agree."""
-    return f", labels differ: {labels}" if len(set(labels)) > 1 else ""
-
-
-def format_examples(heading: str, examples: Sequence[str], shown: int = _MAX_EXAMPLES) -> str:
-    """Format a heading with the number of examples, followed by the first `shown` of them."""
-    lines = "\n".join(f"    {line}" for line in examples[:shown])
-    more = f"\n    ... and {len(examples) - shown} more" if len(examples) > shown else ""
-    return f"{heading}: {len(examples)}\n{lines}{more}"

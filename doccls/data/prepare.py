@@ -13,7 +13,8 @@ from doccls.config.schema import Config
 from doccls.data.class_counts import count_classes, find_scarce, find_unseen, render_counts
 from doccls.data.folds import FoldAssignment, assign_folds, find_units, format_ids
 from doccls.data.image_scan import ImageScan
-from doccls.data.manifest import Manifest, format_conflict, format_examples, format_lines, format_row, read_manifest
+from doccls.data.manifest import Manifest, read_manifest
+from doccls.data.messages import format_conflict, format_examples
 from doccls.data.scan import ScannedRows, scan_rows
 from doccls.data.store import StoreChoice, StoredPages
 from doccls.errors import UserError
@@ -66,7 +67,14 @@ def prepare_data(
     """
     data = config.data
     manifest = read_manifest(data)
-    split = partial(assign_folds, manifest, num_folds=data.folds, stratify=data.stratify, seed=config.project.seed)
+    split = partial(
+        assign_folds,
+        manifest,
+        num_folds=data.folds,
+        stratify=data.stratify,
+        seed=config.project.seed,
+        allow_split=data.on_duplicate == "allow",
+    )
     units = find_units(manifest)
     assignment = split(units)  # before the images are read, so that invalid folds are reported early
     rows = scan_rows(manifest.paths, config, cache or {}, store, reporter)
@@ -76,9 +84,15 @@ def prepare_data(
     if duplicates is not None:
         if data.on_duplicate == "error":
             raise UserError(f"{duplicates}\n(data.on_duplicate: keep puts them in one fold)")
-        warnings.append(f"{duplicates}\n  (kept in one fold; data.on_duplicate: keep | error)")
+        is_split = data.on_duplicate == "allow" and manifest.folds is not None
+        kept = "kept in the folds of the `fold` column" if is_split else "kept in one fold"
+        warnings.append(f"{duplicates}\n  ({kept}; data.on_duplicate: keep | error | allow)")
         units = find_units(manifest, contents)
         assignment = split(units)
+    if assignment.split:
+        examples = [manifest.describe(row) for row in sorted(assignment.split)]
+        heading = "rows validated by a model that trained on their image (data.on_duplicate: allow)"
+        warnings.append(format_examples(heading, examples))
     warnings += _check_images(manifest, rows, data.on_bad_image == "skip")
     usable = np.flatnonzero([fact is not None for fact in rows.usable])
     counts_CF = count_classes(
@@ -112,7 +126,7 @@ def _describe_duplicates(manifest: Manifest, contents: Mapping[int, str]) -> str
     for rows in rows_of.values():
         if len(rows) > 1 and len({manifest.paths[row] for row in rows}) > 1:
             conflict = format_conflict([manifest.classes[manifest.targets_N[row]] for row in rows])
-            line = f"lines {format_lines(rows)}: {format_ids(manifest, rows)}{conflict}"
+            line = f"lines {manifest.format_lines(rows)}: {format_ids(manifest, rows)}{conflict}"
             (conflicting if conflict else agreeing).append(line)
     heading = f"duplicate images under different file names ({len(conflicting)} with conflicting labels)"
     return format_examples(heading, conflicting + agreeing) if conflicting or agreeing else None
@@ -126,7 +140,7 @@ def _check_images(manifest: Manifest, rows: ScannedRows, skip_bad: bool) -> list
     """
     warnings = []
     if rows.bad:
-        bad = [f"{format_row(manifest.ids, row)}: {manifest.paths[row]}: {why}" for row, why in rows.bad.items()]
+        bad = [f"{manifest.describe(row)}: {manifest.paths[row]}: {why}" for row, why in rows.bad.items()]
         message = format_examples("images that can't be used", bad, shown=len(bad))
         if not skip_bad:
             raise UserError(f"{message}\n(data.on_bad_image: skip leaves these rows out)")

@@ -74,7 +74,7 @@ def load_merged(paths: RunPaths) -> tuple[MergedOof, Summary]:
         merged.skipped,
         merged.classes,
         merged.groups,
-        note_micro_batches(fold_predictions),
+        (*note_micro_batches(fold_predictions), *note_split_images(fold_predictions)),
     )
     return merged, summary
 
@@ -124,6 +124,18 @@ def note_micro_batches(fold_predictions: Sequence[FoldPredictions]) -> tuple[str
     return (
         f"the folds were trained with different micro-batch sizes (train.micro_batch_size, {listed}): BatchNorm, "
         "dropout, stochastic depth and Mixup work per micro-batch, so the folds are not strictly comparable",
+    )
+
+
+def note_split_images(fold_predictions: Sequence[FoldPredictions]) -> tuple[str, ...]:
+    """Return a note if some rows were validated by a model that trained on their image, else nothing."""
+    counts = {predictions.info.fold: predictions.info.num_split for predictions in fold_predictions}
+    if not any(counts.values()):
+        return ()
+    listed = ", ".join(f"fold {fold}: {count}" for fold, count in sorted(counts.items()) if count)
+    return (
+        f"{sum(counts.values())} rows were validated by a model that trained on their image, since the `fold` column "
+        f"splits duplicates (data.on_duplicate: allow; {listed}): the scores are too high",
     )
 
 

@@ -31,6 +31,7 @@ class PredictionsInfo:
     precision: str = "no"  # in which the logits were computed: no (float32), fp16 or bf16
     micro_batch_size: int | None = None  # None: the entire per-rank batch
     groups: tuple[str, ...] | None = None  # one per row of this file, if data.group_col is set
+    num_split: int = 0  # rows of this fold whose image is in another fold too (only with data.on_duplicate: allow)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from doccls.config.load import redact_argument
 
 _PACKAGES = (
     "torch", "torchvision", "timm", "accelerate", "albumentations", "opencv-python-headless", "numpy",
-    "pandas", "pillow", "scikit-learn", "pydantic", "safetensors", "wandb",
+    "pillow", "scikit-learn", "pydantic", "safetensors", "wandb",
 )  # fmt: skip
 
 

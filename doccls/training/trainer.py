@@ -279,6 +279,7 @@ def _make_predictions(experiment: Experiment, fold: int, best: BestEpoch, precis
         precision=precision,
         micro_batch_size=experiment.config.train.micro_batch_size,
         groups=None if manifest.groups is None else tuple(manifest.groups[row] for row in rows.tolist()),
+        num_split=len(assignment.split.intersection(rows.tolist())),
     )
     return FoldPredictions(info, rows.astype(np.int64), logits, manifest.targets_N[rows])
 

@@ -378,7 +378,9 @@ def prepare_it(pages: Path, make_config: MakeConfig) -> Callable[..., tuple[Prep
         config = make_config(data={"folds": 3, **data}, output={"exp_dir": "experiments"}, train={"img_size": 32})
         log = KeptLog()
         prepared = prepare(config, locate_run(config.output.exp_dir, "x", NOW), log)
-        return prepared, "\n".join(line for line in log.lines if line.startswith(("[DATA]", "[WARNING]")))
+        assert "[DATA] OK | 12 rows, 2 classes" in log.lines
+        kept = (line for line in log.lines if line.startswith(("[DATA]", "[WARNING]")) and " OK " not in line)
+        return prepared, "\n".join(kept)
 
     return prepare_data
 

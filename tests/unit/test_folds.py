@@ -26,6 +26,7 @@ def make_manifest(
     names = [f"{row}.jpg" for row in range(count)] if images is None else images
     return Manifest(
         ids=PackedTexts(f"id{row}" for row in range(count)),
+        lines_N=np.arange(2, count + 2),
         targets_N=np.asarray(targets),
         classes=tuple(str(label) for label in range(max(targets) + 1)),
         paths=PackedPaths(Path("/images"), names),
@@ -141,14 +142,14 @@ def test_digest_depends_on_every_row() -> None:
 
 
 def test_fold_column_is_used_unchanged() -> None:
-    column = ["1", "0", " 2 ", "1", "0"]
+    column = ["1", "00", " 2.0 ", "1.", "0.0"]
     assignment = assign(make_manifest([0, 1, 0, 1, 0], folds=column), 3, True, 0)
     assert assignment.fold_of_N.tolist() == [1, 0, 2, 1, 0]
     other = assign(make_manifest([0, 1, 0, 1, 0], folds=column), 3, False, 99)
     assert other.fold_of_N.tolist() == [1, 0, 2, 1, 0]
 
 
-@pytest.mark.parametrize("wrong", ["3", "-1", "1.0", "0.0", "", "a", "00", "1e0", "nan", "٢"])
+@pytest.mark.parametrize("wrong", ["3", "-1", "1.5", "0.00000000000000001", "", "a", "1e0", "nan", "-nan", "٢", "1_0"])
 def test_invalid_fold_is_reported_by_line(wrong: str) -> None:
     with pytest.raises(UserError) as caught:
         assign(make_manifest([0, 1, 0, 1], folds=["0", "1", wrong, "2"]), 3, True, 0)
@@ -163,8 +164,18 @@ def test_fold_without_rows_is_reported() -> None:
 
 def test_fold_column_that_splits_an_image_is_rejected() -> None:
     manifest = make_manifest([0, 1, 0], folds=["0", "1", "1"], images=["a.jpg", "b.jpg", "a.jpg"])
-    with pytest.raises(UserError, match="lines 2 and 4: IDs 'id0', 'id2'"):
+    with pytest.raises(UserError) as caught:
         assign(manifest, 2, True, 0)
+    message = str(caught.value)
+    assert "images in two folds of the `fold` column: 1\n    lines 2 and 4: IDs 'id0', 'id2'" in message
+    assert "data.on_duplicate: allow keeps it" in message
+
+
+def test_fold_column_may_split_an_image_if_allowed() -> None:
+    manifest = make_manifest([0, 1, 0, 1], folds=["0", "1", "1", "0"], images=["a.jpg", "b.jpg", "a.jpg", "c.jpg"])
+    assignment = assign_folds(manifest, find_units(manifest), 2, True, 0, allow_split=True)
+    assert assignment.fold_of_N.tolist() == [0, 1, 1, 0] and assignment.split == {0, 2}
+    assert assign(make_manifest([0, 1], folds=["0", "1"]), 2, True, 0).split == frozenset()
 
 
 def test_fold_column_that_splits_a_group_is_rejected() -> None:

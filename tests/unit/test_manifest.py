@@ -10,15 +10,8 @@ import pytest
 from PIL import Image
 
 from doccls.config import Config
-from doccls.data.manifest import (
-    Manifest,
-    check_paths,
-    list_candidates,
-    order_classes,
-    read_manifest,
-    read_table,
-    resolve_images,
-)
+from doccls.data.image_names import list_candidates
+from doccls.data.manifest import Manifest, check_paths, read_manifest
 from doccls.data.prepare import describe_folds, prepare_data
 from doccls.errors import UserError
 
@@ -89,43 +82,10 @@ def test_exact_case_wins_over_other_case(make_data: MakeData, read: Read) -> Non
     assert tuple(read().paths) == (folder / "train/A.jpg", folder / "train/a.jpg")
 
 
-@pytest.mark.parametrize("sample_id", ["x.jpg", "x.JPG", "x.jpeg", "x.Png", "sub/x.tif", "x.y.webp", "x.jpg.jpg"])
-def test_id_with_known_extension_is_the_only_candidate(sample_id: str) -> None:
-    assert list_candidates(sample_id, ".jpg") == (sample_id,)
-
-
-@pytest.mark.parametrize("sample_id", ["x", "x.y", "v1.2", "x.pdf", "x.", ".x"])
-def test_id_without_known_extension_gets_each_extension_once(sample_id: str) -> None:
-    candidates = list_candidates(sample_id, ".png")
-    assert candidates[0] == f"{sample_id}.png"
-    assert len(set(candidates)) == len(candidates) == 8
-    assert all(name.startswith(f"{sample_id}.") for name in candidates)
-
-
 def test_folder_is_not_an_image(make_data: MakeData, reject: Callable[..., str], tmp_path: Path) -> None:
     make_data(["a", "b"], ["0", "1"], files=["b.jpg"])
     (tmp_path / "train" / "a.jpg").mkdir()
     assert "images missing" in reject()
-
-
-ESCAPING = (
-    "/etc/passwd", "../secret", "a/../../secret", "..", "sub/..", "..\\secret", "a\\..\\..\\secret", "C:\\secret",
-    "C:secret", "\\\\host\\share", "\\secret", "//host/x", "", "  ", "a\0b", "/", "secret/../secret",
-)  # fmt: skip
-
-
-@pytest.mark.parametrize("sample_id", ESCAPING)
-def test_id_that_leaves_the_folder_is_rejected_without_listing_any_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sample_id: str
-) -> None:
-    (tmp_path / "train").mkdir()
-    (tmp_path / "secret.jpg").write_bytes(b"x")
-    listed: list[Path] = []
-    monkeypatch.setattr("doccls.data.manifest.os.scandir", lambda folder: listed.append(folder) or iter(()))
-    images = resolve_images([sample_id], tmp_path / "train", ".jpg")
-    assert images.names == (None,) and not images.missing and not listed
-    assert images.refused is not None
-    assert "leave the image folder" in images.refused and f"line 2: ID {sample_id!r}" in images.refused
 
 
 def test_one_error_lists_all_escaping_ids(make_data: MakeData, reject: Callable[..., str]) -> None:
@@ -234,6 +194,22 @@ def test_duplicate_images_are_reported_with_conflicting_labels_first_and_share_a
         prepare_data(make_config(data={"folds": 3, "on_duplicate": "error"}))
 
 
+def test_fold_column_that_splits_duplicates_is_refused_or_kept_with_a_warning(
+    make_data: MakeData, make_config: MakeConfig, tmp_path: Path
+) -> None:
+    make_data([f"i{n}" for n in range(6)], ["0", "1"] * 3, extra={"fold": ["0.0", "1.0"] * 3})
+    copy_page(tmp_path, "i2.jpg", "i3.jpg")
+    with pytest.raises(UserError, match="lines 4 and 5: IDs 'i2', 'i3'\n.*data.on_duplicate: allow keeps it"):
+        prepare_data(make_config(data={"folds": 2}))
+    prepared = prepare_data(make_config(data={"folds": 2, "on_duplicate": "allow"}))
+    assert prepared.assignment.fold_of_N.tolist() == [0, 1] * 3 and prepared.assignment.split == {2, 3}
+    assert "(kept in the folds of the `fold` column; data.on_duplicate: keep | error | allow)" in prepared.warnings[0]
+    assert prepared.warnings[1] == (
+        "rows validated by a model that trained on their image (data.on_duplicate: allow): 2\n"
+        "    line 4: ID 'i2'\n    line 5: ID 'i3'"
+    )
+
+
 def test_same_page_in_other_format_or_with_other_metadata_is_a_duplicate(
     make_data: MakeData, make_config: MakeConfig, tmp_path: Path
 ) -> None:
@@ -319,19 +295,15 @@ def test_fold_without_usable_image_is_rejected(make_data: MakeData, make_config:
 # --- labels ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("empty", ["", "  ", "NaN", "nan", "NA", "n/a", "None", "null", "<NA>"])
+@pytest.mark.parametrize("empty", [
+    "", "  ", "NaN", "nan", "NA", "n/a", "None", "null", "<NA>", "#N/A", "#REF!", "#VALUE!", "#DIV/0!", "-nan", "-NaN",
+    "1.#QNAN", "-1.#IND", "nan(ind)", "NaT", "\\N", "(null)", "\u200b", "\xa0",
+])  # fmt: skip
 def test_empty_targets_are_reported_by_line(make_data: MakeData, reject: Callable[..., str], empty: str) -> None:
     make_data(["a", "b", "c", "d"], ["0", empty, "1", empty])
     message = reject()
-    assert "rows without a 'target' (empty, nan, na, n/a, none, null): 2" in message
-    assert "line 3: ID 'b'" in message and "line 5: ID 'd'" in message
-
-
-def test_classes_are_sorted_by_number_if_all_are_numbers_else_by_text() -> None:
-    assert order_classes(["10", "9", "2", "9"]) == ("2", "9", "10")
-    assert order_classes(["1.5", "-3", "1e1"]) == ("-3", "1.5", "1e1")
-    assert order_classes(["10", "9", "b"]) == ("10", "9", "b")
-    assert order_classes(["b", "a", "B"]) == ("B", "a", "b")
+    assert "rows without a 'target' (data.missing_labels lists the texts that count as missing): 2" in message
+    assert f"line 3: ID 'b': {empty.strip()!r}" in message and "line 5: ID 'd'" in message
 
 
 def test_targets_are_indices_into_classes(make_data: MakeData, read: Read) -> None:
@@ -341,7 +313,9 @@ def test_targets_are_indices_into_classes(make_data: MakeData, read: Read) -> No
     assert manifest.targets_N.tolist() == [1, 0, 0, 1]
 
 
-@pytest.mark.parametrize("labels", [["1", "01"], ["1", "1.0"], ["2", "3", "03"], ["0", "-0"], ["1e1", "10"]])
+@pytest.mark.parametrize(
+    "labels", [["1", "01"], ["1", "1.0"], ["2", "3", "03"], ["0", "-0"], ["10.", "10"], [".5", "0.50"]]
+)
 def test_number_in_two_spellings_is_rejected(
     make_data: MakeData, reject: Callable[..., str], labels: list[str]
 ) -> None:
@@ -358,6 +332,41 @@ def test_numeric_spellings_are_distinct_among_text_labels(make_data: MakeData, r
 def test_infinity_as_a_label_is_accepted(make_data: MakeData, read: Read, label: str) -> None:
     make_data(["a", "b"], [label, "letter"])
     assert set(read().classes) == {label, "letter"}
+
+
+@pytest.mark.parametrize("name", ["none", "NA", "#N/A", "null"])
+def test_class_may_have_the_name_of_a_missing_label_that_is_not_listed(
+    make_data: MakeData, read: Read, reject: Callable[..., str], name: str
+) -> None:
+    make_data(["a", "b", "c"], [name, "letter", "letter"])
+    assert set(read(missing_labels=["?", ""]).classes) == {name, "letter"}
+    assert "line 3: ID 'b': 'letter'" in reject(missing_labels=["Letter"])
+
+
+def test_error_values_of_other_languages_become_classes_with_a_warning(make_data: MakeData, read: Read) -> None:
+    make_data([f"i{row}" for row in range(6)], ["#WERT!", "#WERT!", "Err:502", "Err:502", "nano", "nano"])
+    (warning,) = read().warnings
+    assert "look like an error value of a spreadsheet (data.missing_labels makes them missing): 2\n" in warning
+    assert "    '#WERT!' (2)\n    'Err:502' (2)" in warning and "nano" not in warning
+
+
+@pytest.mark.parametrize("labels", [("caf\xe9", "cafe\u0301"), ("\u0410", "A"), ("a\u200b", "a"), ("x\u2013y", "x-y")])
+def test_labels_that_look_the_same_are_rejected(
+    make_data: MakeData, reject: Callable[..., str], labels: tuple[str, str]
+) -> None:
+    make_data(["a", "b", "c"], [*labels, "other"])
+    message = reject()
+    assert "look the same but differ in characters" in message and all(ascii(label) in message for label in labels)
+
+
+def test_lines_are_those_of_the_file(make_data: MakeData, read: Read, tmp_path: Path) -> None:
+    make_data(["a", "b", "c"], ["0", "1", "1"])
+    (tmp_path / "train.csv").write_text('\nID,note,target\n\na,"one\ntwo",0\n\n\nb,x,1\nb,x,1\n')
+    manifest = read()
+    assert manifest.lines_N.tolist() == [4, 8, 9]
+    assert manifest.describe(1) == "line 8: ID 'b'" and manifest.format_lines([0, 2]) == "4 and 9"
+    assert "quoted cells with line breaks: 1\n    line 4 (to line 5): column 'note'" in manifest.warnings[0]
+    assert "lines 8 and 9: ID 'b'" in manifest.warnings[1]
 
 
 def test_single_class_is_rejected(make_data: MakeData, reject: Callable[..., str]) -> None:
@@ -381,7 +390,7 @@ def test_rows_of_one_image_are_found_in_any_spelling(
     make_data(["a", "a.jpg", "A.JPG", "b", "b"], ["0", "0", "1", "1", "1"], files=["a.jpg", "b.jpg"])
     (warning,) = [line for line in read().warnings if "more than one row" in line]
     assert "images named by more than one row: 2" in warning
-    assert "lines 2 and 3 and 4: ID 'a', labels differ: ['0', '0', '1']" in warning
+    assert "lines 2 and 3 and 4: ID 'a', labels differ: ['0', '1']" in warning
     assert "lines 5 and 6: ID 'b'\n" in warning
     assert len(read()) == 5
     assert "images named by more than one row: 2" in reject(on_duplicate="error")
@@ -405,7 +414,7 @@ def test_missing_column_error_names_key_and_existing_columns(
     assert str(tmp_path / "train.csv") in message
     for stated in ("data.id_col = 'image'", "data.target_col = 'label'", "data.group_col = 'page'"):
         assert stated in message
-    assert "it has: 'ID', 'target', 'doc'" in message
+    assert "its first line, the header, has: 'ID', 'target', 'doc'" in message
 
 
 def test_column_names_are_configurable(make_data: MakeData, read: Read, tmp_path: Path) -> None:
@@ -426,38 +435,6 @@ def test_empty_group_is_reported_by_line(make_data: MakeData, reject: Callable[.
 def test_table_without_rows_is_rejected(make_data: MakeData, reject: Callable[..., str]) -> None:
     make_data([], [])
     assert "no rows" in reject()
-
-
-@pytest.mark.parametrize("content", [b"", b"\xff\xfe\x00", b"ID,target\n\xe9,0\n", b'ID,target\n"a,0\n'])
-def test_invalid_csv_error_names_key_and_path(
-    make_data: MakeData, reject: Callable[..., str], tmp_path: Path, content: bytes
-) -> None:
-    make_data(["a", "b"], ["0", "1"])
-    (tmp_path / "train.csv").write_bytes(content)
-    message = reject()
-    assert str(tmp_path / "train.csv") in message and "data.train_csv" in message
-
-
-def test_short_row_does_not_shift_columns(tmp_path: Path) -> None:
-    (tmp_path / "t.csv").write_text("ID,target\na\nb,1\n")
-    table = read_table(tmp_path / "t.csv", "data.train_csv")
-    assert list(table["ID"]) == ["a", "b"]
-    assert not str(table["target"][0]).strip() or str(table["target"][0]) == "nan"
-
-
-def test_rows_with_more_cells_than_columns_are_rejected_not_truncated(
-    make_data: MakeData, reject: Callable[..., str], tmp_path: Path
-) -> None:
-    """An ID with an unquoted comma: truncated to the header's columns, `a` would be the ID and `b` the label."""
-    make_data(["a", "c"], ["0", "1"])
-    (tmp_path / "train.csv").write_text("ID,target\na,b,0\nc,d,1\n")
-    assert "data.train_csv" in reject()
-
-
-def test_short_row_is_an_empty_target(make_data: MakeData, reject: Callable[..., str], tmp_path: Path) -> None:
-    make_data(["a", "b"], ["0", "1"])
-    (tmp_path / "train.csv").write_text("ID,target\na\nb,1\n")
-    assert "rows without a 'target' (empty, nan, na, n/a, none, null): 1" in reject()
 
 
 def test_quoted_ids_and_carriage_returns_are_read(make_data: MakeData, read: Read, tmp_path: Path) -> None:

@@ -200,6 +200,16 @@ def test_run_without_finished_folds_is_rejected(tmp_path: Path) -> None:
         merge_run(RunPaths(tmp_path))
 
 
+def test_rows_whose_image_was_trained_on_are_noted(run: RunPaths) -> None:
+    assert load_merged(run)[1].notes == ()
+    write_predictions(run.predictions(2), make_predictions(2, num_split=3))
+    (note,) = load_merged(run)[1].notes
+    assert note.startswith("3 rows were validated by a model that trained on their image")
+    assert "data.on_duplicate: allow; fold 2: 3" in note
+    merge_run(run)
+    assert "data.on_duplicate: allow" in run.summary.read_text()
+
+
 def test_different_micro_batch_sizes_are_noted(run: RunPaths) -> None:
     assert merge_run(run).notes == ()
     write_predictions(run.predictions(1), make_predictions(1, micro_batch_size=3))

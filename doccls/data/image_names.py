@@ -1,0 +1,140 @@
+"""The image file of each ID, found by exact name or by one that differs only in case or Unicode normalization."""
+
+import os
+import unicodedata
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+from doccls.config.schema import IMAGE_EXTENSIONS
+from doccls.data.messages import format_examples, format_row
+from doccls.errors import UserError
+
+
+@dataclass(frozen=True)
+class ResolvedImages:
+    """The image file of each ID, and the IDs without one."""
+
+    names: tuple[str | None, ...]  # file name per ID, relative to the image folder; None where there is no file
+    missing: tuple[str, ...]  # a line per ID without a file, with the paths that were tried
+    refused: str | None  # a message about IDs that are empty or leave the folder; None if there are none
+
+
+def resolve_images(ids: Sequence[str], lines: Iterable[int], folder: Path, image_ext: str) -> ResolvedImages:
+    """Find each ID's image file in `folder`; reject IDs that are absolute, contain `..` or are empty.
+
+    Args:
+        ids: The ID of each row.
+        lines: The line of each row in its file, for messages.
+        folder: The folder of the images.
+        image_ext: The extension to try first for IDs without one.
+
+    Raises:
+        UserError: the folder, or a subfolder that an ID names, can't be listed.
+    """
+    folders = _Folders(folder)
+    name_of: dict[str, str | None] = {}
+    missing: list[str] = []
+    escaping: list[str] = []
+    for line, sample_id in zip(lines, ids, strict=True):
+        if sample_id not in name_of:
+            candidates = () if _leaves_folder(sample_id) else list_candidates(sample_id, image_ext)
+            name_of[sample_id] = next((match for name in candidates if (match := folders.find(name))), None)
+        if name_of[sample_id] is None:
+            if _leaves_folder(sample_id):
+                escaping.append(format_row(line, sample_id))
+            else:
+                tried = ", ".join(str(folder / name) for name in list_candidates(sample_id, image_ext))
+                missing.append(f"{format_row(line, sample_id)}: tried {tried}")
+    heading = "IDs that are empty or leave the image folder (absolute, or with `..`)"
+    refused = format_examples(heading, escaping) if escaping else None
+    return ResolvedImages(tuple(name_of[sample_id] for sample_id in ids), tuple(missing), refused)
+
+
+def list_candidates(sample_id: str, image_ext: str) -> tuple[str, ...]:
+    """Return the file names to try, in order. Nothing is appended to a known extension: never `x.jpg.jpg`."""
+    if PurePosixPath(sample_id).suffix.lower() in IMAGE_EXTENSIONS:
+        return (sample_id,)
+    others = (extension for extension in IMAGE_EXTENSIONS if extension != image_ext)
+    return tuple(f"{sample_id}{extension}" for extension in (image_ext, *others))
+
+
+def _leaves_folder(sample_id: str) -> bool:
+    posix, windows = PurePosixPath(sample_id), PureWindowsPath(sample_id)
+    return (
+        not sample_id.strip()
+        or "\0" in sample_id
+        or posix.is_absolute()
+        or bool(windows.drive or windows.root)
+        or ".." in windows.parts
+    )
+
+
+@dataclass(frozen=True)
+class _Listing:
+    """The files and subfolders of a folder, by exact name, then by composed (NFC) name, then by that in lower case."""
+
+    files: dict[str, str]
+    folders: dict[str, str]
+
+
+class _Folders:
+    """Cached listings of a folder and its subfolders."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._listings: dict[str, _Listing] = {}
+        self._folder_names: dict[str, str | None] = {"": ""}
+
+    def find(self, path: str) -> str | None:
+        """Return the name of the file, relative to the root; None if there is none."""
+        folder, name = os.path.split(os.path.normpath(path))  # so that `./x.jpg` and `x.jpg` give one name
+        found = self._find_folder(folder)
+        match = None if found is None else _match(self._list(found).files, name)
+        return f"{found}/{match}" if found and match else match
+
+    def _find_folder(self, path: str) -> str | None:
+        if path not in self._folder_names:
+            parent, name = os.path.split(path)
+            found = self._find_folder(parent)
+            match = None if found is None else _match(self._list(found).folders, name)
+            self._folder_names[path] = f"{found}/{match}" if found and match else match
+        return self._folder_names[path]
+
+    def _list(self, folder: str) -> _Listing:
+        if folder not in self._listings:
+            self._listings[folder] = _list_folder(self._root / folder)
+        return self._listings[folder]
+
+
+def _list_folder(folder: Path) -> _Listing:
+    try:
+        entries = sorted((entry.name, _is_folder(entry)) for entry in os.scandir(folder))
+    except (FileNotFoundError, NotADirectoryError):
+        entries = []
+    except OSError as error:
+        raise UserError(f"image folder {folder}: can't list it: {error.strerror or error}") from error
+    files, folders = ([name for name, is_folder in entries if is_folder == wanted] for wanted in (False, True))
+    return _Listing(_key_names(files), _key_names(folders))
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # such as a symbolic link that leads to itself
+        return False
+
+
+def _key_names(names: list[str]) -> dict[str, str]:
+    """Map each name's lower-case, composed and exact forms to it; of names with one form, the first wins."""
+    composed = [(_compose(name), name) for name in reversed(names)]
+    return {key.lower(): name for key, name in composed} | dict(composed) | {name: name for name in names}
+
+
+def _match(names: dict[str, str], name: str) -> str | None:
+    composed = _compose(name)
+    return names.get(name) or names.get(composed) or names.get(composed.lower())
+
+
+def _compose(name: str) -> str:
+    return name if name.isascii() else unicodedata.normalize("NFC", name)
