@@ -51,11 +51,12 @@ class Units:
 def find_units(manifest: Manifest, contents: Mapping[int, str] | None = None) -> Units:
     """Find the rows that name the same image or, where `contents` has a row's content digest, show the same page."""
     content_of = contents or {}
-    first: dict[object, int] = {}
+    first: dict[tuple[str, bool], int] = {}
     first_N = np.arange(len(manifest))
-    for row, path in enumerate(manifest.paths):
-        if path is not None:
-            first_N[row] = first.setdefault(content_of.get(row) or path, row)
+    for row, name in enumerate(manifest.paths.names):
+        if name:
+            content = content_of.get(row)
+            first_N[row] = first.setdefault((content or name, bool(content)), row)
     return Units(first_N, None if manifest.groups is None else _join_groups(manifest.groups, first_N))
 
 

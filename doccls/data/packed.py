@@ -5,7 +5,8 @@ that memory shared by a fork is copied page by page. Reading an array element to
 """
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
 from operator import index
 from pathlib import Path
 from typing import overload
@@ -23,6 +24,11 @@ class PackedTexts(Sequence[str]):
 
     def __len__(self) -> int:
         return len(self._ends) - 1
+
+    def __iter__(self) -> Iterator[str]:
+        data = self._bytes.tobytes()
+        for start, end in pairwise(self._ends.tolist()):
+            yield data[start:end].decode(errors="surrogateescape")
 
     @overload
     def __getitem__(self, key: int) -> str: ...
@@ -46,10 +52,14 @@ class PackedPaths(Sequence[Path | None]):
     def __init__(self, folder: Path, names: Iterable[str | None]) -> None:
         """Pack `names`, which are relative to the folder."""
         self._folder = os.fspath(folder)
-        self._names = PackedTexts(name or "" for name in names)
+        self.names = PackedTexts(name or "" for name in names)  # empty where there is no file
 
     def __len__(self) -> int:
-        return len(self._names)
+        return len(self.names)
+
+    def locate(self, name: str) -> Path:
+        """Return the path of the file of that name."""
+        return Path(self._folder, name)
 
     @overload
     def __getitem__(self, key: int) -> Path | None: ...
@@ -58,9 +68,9 @@ class PackedPaths(Sequence[Path | None]):
     def __getitem__(self, key: int | slice) -> Path | list[Path | None] | None:
         if isinstance(key, slice):
             return [self[position] for position in range(len(self))[key]]
-        name = self._names[key]
-        return Path(self._folder, name) if name else None
+        name = self.names[key]
+        return self.locate(name) if name else None
 
     def find_missing(self) -> np.ndarray:
         """Return the indices without a file: (m,) int64, ascending."""
-        return self._names.find_empty()
+        return self.names.find_empty()

@@ -118,13 +118,14 @@ def describe_folds(data: PreparedData) -> list[str]:
 
 def _describe_duplicates(manifest: Manifest, contents: Mapping[int, str]) -> str | None:
     """Format the duplicate images under different names, if any; the manifest reports one name in several rows."""
+    names = list(manifest.paths.names)
     rows_of: dict[str, list[int]] = {}
     for row, content in contents.items():
         rows_of.setdefault(content, []).append(row)
     agreeing: list[str] = []
     conflicting: list[str] = []
     for rows in rows_of.values():
-        if len(rows) > 1 and len({manifest.paths[row] for row in rows}) > 1:
+        if len(rows) > 1 and len({names[row] for row in rows}) > 1:
             conflict = format_conflict([manifest.classes[manifest.targets_N[row]] for row in rows])
             line = f"lines {manifest.format_lines(rows)}: {format_ids(manifest, rows)}{conflict}"
             (conflicting if conflict else agreeing).append(line)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from doccls.config import Config
 from doccls.data.image_scan import ImageFact, ImageScan, ScannedImage, digest_full_pages, scan_files
+from doccls.data.packed import PackedPaths
 from doccls.data.scan_cache import is_unchanged, read_scan_cache, write_scan_cache
 from doccls.data.store import PageLocation, PageStore, StoreChoice, StoredPages, StoreError, locate_pages
 from doccls.reporting.progress import Reporter
@@ -45,20 +46,23 @@ class ScannedRows:
 
 
 def scan_rows(
-    paths: Sequence[Path | None],
+    paths: PackedPaths,
     config: Config,
     cache: Mapping[Path, ImageScan],
     choice: StoreChoice | None,
     reporter: Reporter,
 ) -> ScannedRows:
-    """Scan each row's image (None: no image), split the rows into usable and bad, and locate their pages in the store.
+    """Scan each row's image, split the rows into usable and bad, and locate their pages in the store.
 
     Raises:
         StoreError, WriteError, LockError: the store can't be filled, and was named.
     """
-    files = sorted({path for path in paths if path is not None})
+    names = list(paths.names)
+    path_of = {name: paths.locate(name) for name in set(names) if name}
+    files = sorted(path_of.values())
     scanned = scan_images(files, cache, config.page_px, config.data.max_image_pixels, choice, reporter)
-    facts = [None if path is None else scanned.scans[path].fact for path in paths]
+    fact_of = {name: scanned.scans[path].fact for name, path in path_of.items()}
+    facts = [fact_of.get(name) for name in names]
     usable = tuple(fact if fact is not None and fact.problem is None else None for fact in facts)
     bad = {row: fact.problem for row, fact in enumerate(facts) if fact is not None and fact.problem is not None}
     digests = [None if fact is None else fact.digest for fact in usable]

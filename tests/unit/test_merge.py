@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from doccls.errors import UserError
-from doccls.oof.merge import merge_predictions, merge_run, render_csv
+from doccls.oof.merge import load_merged, merge_predictions, merge_run, render_csv
 from doccls.oof.metrics import macro_f1, probabilities
 from doccls.oof.predictions import FoldPredictions, PredictionsInfo, find_finished_folds, write_predictions
 from doccls.run.paths import RunPaths
