@@ -1,8 +1,6 @@
 """`doccls predict RUN`: a run's checkpoints -> test probabilities -> a submission in the format of the sample."""
 
 import argparse
-import csv
-import io
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -24,8 +22,8 @@ from doccls.oof.metrics import probabilities
 from doccls.reporting.log import RunLog
 from doccls.reporting.progress import ConsoleReporter
 from doccls.run.paths import RunPaths
+from doccls.submission import Coverage, check_columns, check_replacement, render_submission, write_submission
 from doccls.system.allocator import keep_freed_memory
-from doccls.system.atomic_files import write_array, write_text
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -76,11 +74,11 @@ def predict(arguments: argparse.Namespace) -> int:
     del first
     accelerator = start_processes(_with_precision(config, precision if can_compute_in(precision) else "no"))
     try:
-        pages = on_main(accelerator, lambda: _check_inputs(paths, files, config))
+        pages, coverage = on_main(accelerator, lambda: _check_inputs(paths, files, config))
         if accelerator.is_main_process and accelerator.mixed_precision != precision:
             print(f"[WARNING] validated in {precision}, which this device does not support: predicting in float32")
         probs = _predict_folds(files, config, pages, accelerator)
-        on_main(accelerator, lambda: _write_results(paths, config, classes, pages, probs))
+        on_main(accelerator, lambda: _write_results(paths, config, classes, pages, probs, coverage))
     except UserError:
         accelerator.end_training()  # every rank reaches this
         raise
@@ -97,7 +95,7 @@ def _list_checkpoints(paths: RunPaths) -> list[Path]:
     return files
 
 
-def _check_inputs(paths: RunPaths, files: Sequence[Path], config: Config) -> TestPages:
+def _check_inputs(paths: RunPaths, files: Sequence[Path], config: Config) -> tuple[TestPages, Coverage]:
     """Check the checkpoints, one at a time, and the test pages, and print a summary. Only the main process may call."""
     from doccls.training.checkpoint import read_best
 
@@ -111,7 +109,10 @@ def _check_inputs(paths: RunPaths, files: Sequence[Path], config: Config) -> Tes
         listed = ", ".join(f"fold {fold}: {fingerprint[:12]}" for fold, fingerprint in fingerprints.items())
         raise UserError(f"the checkpoints belong to different runs ({listed}): probabilities can't be averaged")
     pages = read_test_pages(config, _choose_store(paths, config))
-    _check_columns(pages.columns, config.data.id_col, best.classes)
+    check_columns(pages.columns, config.data.id_col, best.classes)
+    num_predicted = len(pages.ids) - len(pages.paths.find_missing())
+    coverage = Coverage(tuple(fingerprints), len(pages.ids), num_predicted)
+    check_replacement(paths, coverage, config.data.id_col, pages.ids)
     if len(files) < config.data.folds:
         print(f"[WARNING] {len(files)} of {config.data.folds} folds have a checkpoint; averaging over those")
     for fold in unfinished:
@@ -119,18 +120,23 @@ def _check_inputs(paths: RunPaths, files: Sequence[Path], config: Config) -> Tes
     for problem in pages.problems:
         print(f"[WARNING] {problem}")
     print(f"[PREDICT] {len(pages.ids)} test images x {len(files)} folds", flush=True)
-    return pages
+    return pages, coverage
 
 
 def _write_results(
-    paths: RunPaths, config: Config, classes: Sequence[str], pages: TestPages, probs: np.ndarray
+    paths: RunPaths,
+    config: Config,
+    classes: Sequence[str],
+    pages: TestPages,
+    probs: np.ndarray,
+    coverage: Coverage,
 ) -> None:
     """Write the probabilities and the submission. Only the main process may call."""
     missing = pages.paths.find_missing()
     if len(missing):
         probs[missing] = _read_class_frequencies(config, classes)
-    write_array(paths.test_probabilities, probs.astype(np.float32))
-    write_text(paths.submission, render_submission(pages.columns, config.data.id_col, pages.ids, classes, probs))
+    text = render_submission(pages.columns, config.data.id_col, pages.ids, classes, probs)
+    write_submission(paths, text, probs, coverage)
     print(f"[PREDICT] {paths.submission}\n[PREDICT] {paths.test_probabilities} {probs.shape}")
 
 
@@ -173,38 +179,6 @@ def read_test_pages(config: Config, store: "StoreChoice | None" = None) -> TestP
     usable = (None if scan is None else name for name, scan in zip(images.names, rows.usable, strict=True))
     paths = PackedPaths(data.image_dir_test, usable)
     return TestPages(table.columns, PackedTexts(ids), paths, (*table.warnings, *problems), rows.stored)
-
-
-def render_submission(
-    columns: Sequence[str], id_col: str, ids: Sequence[str], classes: Sequence[str], probs_NC: np.ndarray
-) -> str:
-    """Render a CSV with the sample's columns, IDs and order, and either one label column or one probability per class.
-
-    Raises:
-        UserError: the sample's columns fit neither form.
-    """
-    others = _check_columns(columns, id_col, classes)
-    if len(others) == 1:
-        cells = {others[0]: [classes[best] for best in probs_NC.argmax(axis=1)]}
-    else:
-        cells = {label: [f"{prob:.8f}" for prob in probs_NC[:, column]] for column, label in enumerate(classes)}
-    cells[id_col] = list(ids)
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(zip(*(cells[column] for column in columns), strict=True))
-    return text.getvalue()
-
-
-def _check_columns(columns: Sequence[str], id_col: str, classes: Sequence[str]) -> list[str]:
-    """Return the sample's columns besides the ID: one for the label, or one per class."""
-    others = [column for column in columns if column != id_col]
-    if len(others) != 1 and sorted(others) != sorted(classes):
-        raise UserError(
-            f"data.sample_csv has the columns {list(columns)}: besides {id_col!r} it needs either one column for "
-            f"the label or exactly one column per class: {', '.join(classes)}"
-        )
-    return others
 
 
 def _predict_folds(files: Sequence[Path], config: Config, pages: TestPages, accelerator: "Accelerator") -> np.ndarray:

@@ -70,6 +70,7 @@ def read_manifest(data: DataConfig) -> Manifest:
 
     findings = [
         *(Finding(warning, is_problem=False) for warning in table.warnings),
+        *_check_fold_name(table.columns),
         *_check_labels(describe, labels, missing, classes, data.target_col),
         *_check_images(images, data),
         *_check_repeated_images(table, labels, images.names, data),
@@ -101,6 +102,13 @@ def _read_train_table(data: DataConfig) -> Table:
     table = read_table(data.train_csv, "data.train_csv", [*required.values(), "fold"])
     require_columns(table, data.train_csv, required)
     return table
+
+
+def _check_fold_name(columns: Sequence[str]) -> list[Finding]:
+    """Warn of columns whose name is nearly `fold`, which are not used."""
+    near = [name for name in columns if name != "fold" and name.strip().lower() in ("fold", "folds")]
+    message = f"columns {', '.join(map(repr, near))} don't assign the folds: the name must be `fold`"
+    return [Finding(message, is_problem=False)] if near and "fold" not in columns else []
 
 
 def _check_labels(

@@ -102,7 +102,8 @@ def decompress(data: bytes) -> bytes:
     except (OSError, EOFError, ValueError, RuntimeError, zlib.error, lzma.LZMAError, zipfile.BadZipFile) as error:
         if isinstance(error, _TableError):
             raise
-        raise _TableError(f"a damaged or incomplete compressed file ({error}): copy or download it again") from error
+        kind = "zip archive or Excel workbook (xlsx)" if data.startswith(b"PK") else "compressed file"
+        raise _TableError(f"a damaged or incomplete {kind} ({error}): copy or download it again") from error
     for start, name in ((b"\x28\xb5\x2f\xfd", "zstd"), (b"7z\xbc\xaf\x27\x1c", "7-Zip"), (b"Rar!", "RAR")):
         if data.startswith(start):
             raise _TableError(f"compressed by {name}, which is not supported: {_UNPACK}")

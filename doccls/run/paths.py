@@ -153,6 +153,11 @@ class RunPaths:
         return self.root / "submission.csv"
 
     @property
+    def submission_record(self) -> Path:
+        """The folds and rows that the submission was predicted from."""
+        return self.root / "submission.json"
+
+    @property
     def test_probabilities(self) -> Path:
         """(n_test, n_classes) float32, row i = row i of the sample submission."""
         return self.root / "test_probabilities.npy"

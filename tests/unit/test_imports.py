@@ -16,7 +16,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("doccls.__main__",),
     ("doccls.demo.command", "doccls.train", "doccls.predict", "doccls.store_command", "launcher"),
     ("doccls.training",),
-    ("doccls.experiment",),
+    ("doccls.experiment", "doccls.submission"),
     ("doccls.model",),
     ("doccls.data",),
     ("doccls.oof", "doccls.demo"),

@@ -426,6 +426,14 @@ def test_column_names_are_configurable(make_data: MakeData, read: Read, tmp_path
     assert [*manifest.ids, *manifest.targets_N, *manifest.groups] == ["a", "b", 0, 1, "x", "y"]
 
 
+@pytest.mark.parametrize("name", ["Fold", " fold", "FOLDS"])
+def test_column_nearly_named_fold_gives_a_warning(make_data: MakeData, read: Read, name: str) -> None:
+    make_data(["a", "b"] * 2, ["0", "1"] * 2, extra={name: ["0", "1"] * 2})
+    manifest = read()
+    assert manifest.folds is None
+    assert f"columns {name!r} don't assign the folds: the name must be `fold`" in manifest.warnings
+
+
 def test_empty_group_is_reported_by_line(make_data: MakeData, reject: Callable[..., str]) -> None:
     make_data(["a", "b"], ["0", "1"], extra={"doc": ["x", " "]})
     message = reject(group_col="doc")

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import dataclasses
-import io
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,43 +17,13 @@ from doccls.data.table import read_table
 from doccls.errors import UserError
 from doccls.model.build import build_model
 from doccls.oof.metrics import probabilities
-from doccls.predict import add_arguments, predict, read_test_pages, render_submission
+from doccls.predict import add_arguments, predict, read_test_pages
 from doccls.run.paths import RunPaths
 from doccls.training.checkpoint import BestWeights, write_best
 
 MakeConfig = Callable[..., Config]
 MakeData = Callable[..., Path]
 CLASSES = ("2", "10", "x,y")
-PROBS = np.array([[0.1, 0.7, 0.2], [0.5, 0.2, 0.3], [0.0, 0.25, 0.75]])
-
-
-def parse(text: str) -> list[list[str]]:
-    return list(csv.reader(io.StringIO(text)))
-
-
-def test_single_column_gets_label() -> None:
-    assert parse(render_submission(["ID", "target"], "ID", ["007", "NA", 'a,"b'], CLASSES, PROBS)) == [
-        ["ID", "target"], ["007", "10"], ["NA", "2"], ['a,"b', "x,y"]
-    ]  # fmt: skip
-
-
-def test_columns_and_rows_keep_order_of_sample() -> None:
-    assert parse(render_submission(["label", "image"], "image", ["c", "a", "b"], CLASSES, PROBS)) == [
-        ["label", "image"], ["10", "c"], ["2", "a"], ["x,y", "b"]
-    ]  # fmt: skip
-
-
-def test_columns_per_class_get_probabilities_by_name() -> None:
-    rows = parse(render_submission(["x,y", "ID", "2", "10"], "ID", ["c", "a", "b"], CLASSES, PROBS))
-    assert rows[0] == ["x,y", "ID", "2", "10"]
-    assert [row[1] for row in rows[1:]] == ["c", "a", "b"]
-    np.testing.assert_allclose([[float(row[i]) for i in (2, 3, 0)] for row in rows[1:]], PROBS, atol=1e-8)
-
-
-@pytest.mark.parametrize("columns", [["ID", "a", "b"], ["ID", "2", "10"], ["ID"], ["ID", "2", "10", "x,y", "more"]])
-def test_other_columns_are_rejected_naming_both_forms(columns: list[str]) -> None:
-    with pytest.raises(UserError, match="one column for the label or exactly one column per class"):
-        render_submission(columns, "ID", ["a", "b", "c"], CLASSES, PROBS)
 
 
 # --- the test pages --------------------------------------------------------------------------------------------------
@@ -181,6 +149,11 @@ def test_skipped_page_gets_class_frequencies_and_keeps_row(
     (tmp_path / "test" / "007.jpg").write_bytes(b"torn")
     with pytest.raises(UserError, match=r"007\.jpg"):
         run_predict(str(run.root))
+    before = run.submission.read_bytes()
+    with pytest.raises(UserError, match=r"more complete .* has 3 usable images instead of 4: rename or delete it"):
+        run_predict(str(run.root), "--on-bad-image", "skip")
+    assert run.submission.read_bytes() == before
+    run.submission.unlink()
     assert run_predict(str(run.root), "--on-bad-image", "skip") == 0
     probs = np.load(run.test_probabilities)
     np.testing.assert_allclose(probs[1], [0.5, 0.25, 0.25])
@@ -217,6 +190,32 @@ def test_folds_without_checkpoint_cause_warning(run: RunPaths, capsys: pytest.Ca
     run.best_checkpoint(1).unlink()
     run_predict(str(run.root))
     assert "1 of 2 folds have a checkpoint" in capsys.readouterr().out
+
+
+def test_partial_prediction_never_replaces_complete_one(run: RunPaths, tmp_path: Path) -> None:
+    run_predict(str(run.root))
+    files = {path: path.read_bytes() for path in (run.submission, run.test_probabilities, run.submission_record)}
+    sample = (tmp_path / "sample.csv").read_text()
+    for text, reason in (
+        ("ID,target\n", "sample.csv: no rows"),
+        (sample.rsplit("b,", 1)[0], "3 rows instead of 4"),
+    ):
+        (tmp_path / "sample.csv").write_text(text)
+        with pytest.raises(UserError, match=reason):
+            run_predict(str(run.root))
+    (tmp_path / "sample.csv").write_text(sample)
+    run.best_checkpoint(1).unlink()
+    with pytest.raises(UserError, match="1 folds instead of 2"):
+        run_predict(str(run.root))
+    assert {path: path.read_bytes() for path in files} == files
+
+
+def test_prediction_without_any_usable_image_is_refused(run: RunPaths, tmp_path: Path) -> None:
+    for path in (tmp_path / "test").iterdir():
+        path.write_bytes(b"torn")
+    with pytest.raises(UserError, match="none of the 4 test images can be used"):
+        run_predict(str(run.root), "--on-bad-image", "skip")
+    assert not run.submission.exists()
 
 
 def test_unknown_choice_is_rejected(capsys: pytest.CaptureFixture[str]) -> None:

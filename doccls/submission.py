@@ -1,0 +1,114 @@
+"""The submission of a run: its text, and the record by which a partial one never replaces a complete one."""
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from doccls.data.table import read_table
+from doccls.errors import UserError
+from doccls.run.paths import RunPaths
+from doccls.system.atomic_files import write_array, write_text
+
+_FORMAT = "doccls-submission-1"
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """What a submission was predicted from."""
+
+    folds: tuple[int, ...]  # whose models were averaged
+    num_rows: int  # of the sample submission
+    num_predicted: int  # rows with a usable image; the others got the class frequencies
+
+
+def check_columns(columns: Sequence[str], id_col: str, classes: Sequence[str]) -> list[str]:
+    """Return the sample's columns besides the ID: one for the label, or one per class.
+
+    Raises:
+        UserError: the columns fit neither form.
+    """
+    others = [column for column in columns if column != id_col]
+    if len(others) != 1 and sorted(others) != sorted(classes):
+        raise UserError(
+            f"data.sample_csv has the columns {list(columns)}: besides {id_col!r} it needs either one column for "
+            f"the label or exactly one column per class: {', '.join(classes)}"
+        )
+    return others
+
+
+def render_submission(
+    columns: Sequence[str], id_col: str, ids: Sequence[str], classes: Sequence[str], probs_NC: np.ndarray
+) -> str:
+    """Render a CSV with the sample's columns, IDs and order, and either one label column or one probability per class.
+
+    Raises:
+        UserError: the sample's columns fit neither form.
+    """
+    others = check_columns(columns, id_col, classes)
+    if len(others) == 1:
+        cells = {others[0]: [classes[best] for best in probs_NC.argmax(axis=1)]}
+    else:
+        cells = {label: [f"{prob:.8f}" for prob in probs_NC[:, column]] for column, label in enumerate(classes)}
+    cells[id_col] = list(ids)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(zip(*(cells[column] for column in columns), strict=True))
+    return text.getvalue()
+
+
+def check_replacement(paths: RunPaths, coverage: Coverage, id_col: str, ids: Sequence[str]) -> None:
+    """Check that a new submission would not replace a more complete one.
+
+    Raises:
+        UserError: no row has a usable image; or the existing submission has all IDs of the new one and more, or has the
+            same IDs and was predicted from more folds or more images.
+    """
+    if not coverage.num_predicted:
+        raise UserError(f"none of the {coverage.num_rows} test images can be used: there is nothing to predict")
+    existing_ids = _read_ids(paths, id_col)
+    if existing_ids is None or not existing_ids.issuperset(ids):
+        return
+    existing = _read_coverage(paths) or Coverage((), len(existing_ids), 0)
+    lacking = []
+    if coverage.num_rows < existing.num_rows:
+        lacking.append(f"{coverage.num_rows} rows instead of {existing.num_rows}")
+    if len(coverage.folds) < len(existing.folds):
+        lacking.append(f"{len(coverage.folds)} folds instead of {len(existing.folds)}")
+    if coverage.num_rows == existing.num_rows and coverage.num_predicted < existing.num_predicted:
+        lacking.append(f"{coverage.num_predicted} usable images instead of {existing.num_predicted}")
+    if lacking:
+        raise UserError(
+            f"{paths.submission} is more complete than the new submission would be, which has "
+            f"{' and '.join(lacking)}: rename or delete it to predict nevertheless"
+        )
+
+
+def write_submission(paths: RunPaths, text: str, probs_NC: np.ndarray, coverage: Coverage) -> None:
+    """Write the probabilities (n, classes) as float32, the submission, and last its record."""
+    write_array(paths.test_probabilities, probs_NC.astype(np.float32))
+    write_text(paths.submission, text)
+    write_text(paths.submission_record, json.dumps({"format": _FORMAT, **asdict(coverage)}, indent=2) + "\n")
+
+
+def _read_ids(paths: RunPaths, id_col: str) -> set[str] | None:
+    """Return the IDs of the existing submission; None if there is none, or it is not readable."""
+    try:
+        return set(read_table(paths.submission, "submission", [id_col]).cells.get(id_col, ()))
+    except UserError:
+        return None
+
+
+def _read_coverage(paths: RunPaths) -> Coverage | None:
+    """Return the existing submission's record; None if there is none, or it is not readable."""
+    try:
+        content = json.loads(paths.submission_record.read_text(encoding="utf-8"))
+        if content.pop("format") != _FORMAT:
+            return None
+        return Coverage(tuple(content.pop("folds")), **content)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None

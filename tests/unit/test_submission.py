@@ -1,0 +1,111 @@
+"""Submissions keep the sample's columns, IDs and order, and never replace a more complete one."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from doccls.errors import UserError
+from doccls.run.paths import RunPaths
+from doccls.submission import Coverage, check_replacement, render_submission, write_submission
+
+CLASSES = ("2", "10", "x,y")
+PROBS = np.array([[0.1, 0.7, 0.2], [0.5, 0.2, 0.3], [0.0, 0.25, 0.75]])
+
+
+def parse(text: str) -> list[list[str]]:
+    return list(csv.reader(io.StringIO(text)))
+
+
+def test_single_column_gets_label() -> None:
+    assert parse(render_submission(["ID", "target"], "ID", ["007", "NA", 'a,"b'], CLASSES, PROBS)) == [
+        ["ID", "target"], ["007", "10"], ["NA", "2"], ['a,"b', "x,y"]
+    ]  # fmt: skip
+
+
+def test_columns_and_rows_keep_order_of_sample() -> None:
+    assert parse(render_submission(["label", "image"], "image", ["c", "a", "b"], CLASSES, PROBS)) == [
+        ["label", "image"], ["10", "c"], ["2", "a"], ["x,y", "b"]
+    ]  # fmt: skip
+
+
+def test_columns_per_class_get_probabilities_by_name() -> None:
+    rows = parse(render_submission(["x,y", "ID", "2", "10"], "ID", ["c", "a", "b"], CLASSES, PROBS))
+    assert rows[0] == ["x,y", "ID", "2", "10"]
+    assert [row[1] for row in rows[1:]] == ["c", "a", "b"]
+    np.testing.assert_allclose([[float(row[i]) for i in (2, 3, 0)] for row in rows[1:]], PROBS, atol=1e-8)
+
+
+@pytest.mark.parametrize("columns", [["ID", "a", "b"], ["ID", "2", "10"], ["ID"], ["ID", "2", "10", "x,y", "more"]])
+def test_other_columns_are_rejected_naming_both_forms(columns: list[str]) -> None:
+    with pytest.raises(UserError, match="one column for the label or exactly one column per class"):
+        render_submission(columns, "ID", ["a", "b", "c"], CLASSES, PROBS)
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> RunPaths:
+    """Return a run with a submission of two folds for the rows a, b and c, one of which had no image."""
+    paths = RunPaths(tmp_path)
+    text = render_submission(["ID", "target"], "ID", ["a", "b", "c"], CLASSES, PROBS)
+    write_submission(paths, text, PROBS, Coverage((0, 1), 3, 2))
+    return paths
+
+
+@pytest.mark.parametrize(
+    ("folds", "ids", "num_predicted"),
+    [
+        ((0, 1), "abc", 2),
+        ((0, 1), "abc", 3),
+        ((3, 4), "cab", 2),
+        ((0, 1, 2), "abcd", 2),
+        ((0,), "xyz", 1),
+        ((0,), "abx", 1),
+    ],
+)
+def test_as_complete_or_other_sample_may_replace(
+    paths: RunPaths, folds: tuple[int, ...], ids: str, num_predicted: int
+) -> None:
+    check_replacement(paths, Coverage(folds, len(ids), num_predicted), "ID", list(ids))
+
+
+@pytest.mark.parametrize(
+    ("folds", "ids", "num_predicted", "lacking"),
+    [
+        ((0, 1), "ab", 2, "2 rows instead of 3"),
+        ((0,), "abc", 2, "1 folds instead of 2"),
+        ((0, 1), "abc", 1, "1 usable images instead of 2"),
+        ((4,), "c", 1, "1 rows instead of 3 and 1 folds instead of 2"),
+    ],
+)
+def test_less_complete_submission_is_refused(
+    paths: RunPaths, folds: tuple[int, ...], ids: str, num_predicted: int, lacking: str
+) -> None:
+    with pytest.raises(UserError) as caught:
+        check_replacement(paths, Coverage(folds, len(ids), num_predicted), "ID", list(ids))
+    assert lacking in str(caught.value) and str(paths.submission) in str(caught.value)
+
+
+def test_submission_without_any_image_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="none of the 3 test images"):
+        check_replacement(RunPaths(tmp_path), Coverage((0, 1), 3, 0), "ID", ["a", "b", "c"])
+
+
+@pytest.mark.parametrize("record", [None, "{", "[]", "{}", json.dumps({"format": "doccls-submission-9"})])
+def test_rows_are_compared_without_a_readable_record(paths: RunPaths, record: str | None) -> None:
+    if record is None:
+        paths.submission_record.unlink()
+    else:
+        paths.submission_record.write_text(record)
+    check_replacement(paths, Coverage((0,), 3, 1), "ID", ["a", "b", "c"])
+    with pytest.raises(UserError, match="2 rows instead of 3"):
+        check_replacement(paths, Coverage((0, 1), 2, 2), "ID", ["a", "b"])
+
+
+def test_unreadable_submission_may_be_replaced(paths: RunPaths) -> None:
+    paths.submission.write_bytes(b"\xff")
+    check_replacement(paths, Coverage((0,), 1, 1), "ID", ["a"])
