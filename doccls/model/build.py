@@ -1,7 +1,6 @@
 """Config -> timm model, with checks of name, pooling and weights whose errors name the config key."""
 
 import os
-import sys
 from difflib import get_close_matches
 from pathlib import Path
 from typing import cast
@@ -12,10 +11,10 @@ from timm.layers import SelectAdaptivePool2d, convert_sync_batchnorm, set_fused_
 from torch import nn
 
 from doccls.config.schema import ModelConfig
-from doccls.errors import DownloadError, RankLocalError, UserError
+from doccls.errors import DownloadError, UserError
 from doccls.model.download import download, locate_source
 from doccls.model.pooling import GeneralizedMeanPool2d, use_deterministic_maxima
-from doccls.model.weights import UNREADABLE
+from doccls.model.weights import load_file, load_state
 
 POOLINGS = ("avg", "max", "avgmax", "catavgmax", "gem", "token", "map")
 
@@ -36,9 +35,9 @@ def build_model(config: ModelConfig, num_classes: int, img_size: int, fetch: boo
         return model
     new_keys = _list_pooling_parameters(config, model, img_size)
     if config.weights is not None:
-        _load_file(model, config.weights, config.name, new_keys)
+        load_file(model, config.weights, config.name, new_keys, f"model.weights = {config.weights}")
     elif config.pretrained:
-        _load_state(model, _fetch_pretrained(config, img_size), f"the hub's weights of {config.name}", new_keys)
+        load_state(model, _fetch_pretrained(config, img_size), f"the hub's weights of {config.name}", new_keys)
     return model
 
 
@@ -203,24 +202,6 @@ def _fetch_pretrained(config: ModelConfig, img_size: int) -> dict[str, torch.Ten
     return cast(dict[str, torch.Tensor], model.state_dict())
 
 
-def _load_file(model: nn.Module, path: Path, name: str, new_keys: set[str]) -> None:
-    if not path.is_file():
-        raise RankLocalError(f"model.weights: no such file: {path} (paths in a config are relative to the config file)")
-    try:
-        state_dict = timm.models.load_state_dict(str(path), weights_only=True)
-    except UNREADABLE as error:
-        raise RankLocalError(
-            f"model.weights = {path}: not a .safetensors or .pth file of plain tensors "
-            f"({str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__})"
-        ) from error
-    convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
-    try:
-        state_dict = convert(state_dict, model) if convert else state_dict
-    except (KeyError, RuntimeError, AttributeError) as error:
-        raise UserError(f"model.weights = {path}: these are not weights of {name}: {error}") from error
-    _load_state(model, state_dict, f"model.weights = {path}", new_keys)
-
-
 def _list_pooling_parameters(config: ModelConfig, model: nn.Module, img_size: int) -> set[str]:
     """List the tensors that the model has only because of model.pooling; pretrained weights lack them."""
     if config.pooling is None:
@@ -229,26 +210,3 @@ def _list_pooling_parameters(config: ModelConfig, model: nn.Module, img_size: in
     with torch.device("meta"):
         default = _create_with_pooling(config.name, None, 2, options)
     return model.state_dict().keys() - default.state_dict().keys()
-
-
-def _load_state(model: nn.Module, state_dict: dict[str, torch.Tensor], source: str, new_keys: set[str]) -> None:
-    """Load all tensors except `new_keys` and the classifier, whose classes differ; all others must fit."""
-    expected = model.state_dict()
-    names = getattr(model, "pretrained_cfg", {}).get("classifier") or ()
-    classifier = tuple(f"{name}." for name in ((names,) if isinstance(names, str) else names))
-    # timm renames the last norm when it pools tokens: the weights are the same.
-    norms = {f"fc_{key}": value for key, value in state_dict.items() if key.startswith("norm.")}
-    renamed = {key: value for key, value in norms.items() if key in new_keys}
-    skipped = {key for key in expected if key.startswith(classifier)} | (new_keys - renamed.keys())
-    fitting = {
-        key: value
-        for key, value in {**state_dict, **renamed}.items()
-        if key in expected and value.shape == expected[key].shape
-    }
-    missing = sorted(expected.keys() - fitting.keys() - skipped)
-    if missing:
-        raise UserError(
-            f"{source} does not fit the model: {len(missing)} of {len(expected)} tensors are missing or have "
-            f"another shape, such as {', '.join(missing[:3])}"
-        )
-    model.load_state_dict({key: value for key, value in fitting.items() if key not in skipped}, strict=False)
