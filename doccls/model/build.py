@@ -1,7 +1,6 @@
 """Config -> timm model, with checks of name, pooling and weights whose errors name the config key."""
 
 import os
-from difflib import get_close_matches
 from pathlib import Path
 from typing import cast
 
@@ -10,10 +9,12 @@ import torch
 from timm.layers import SelectAdaptivePool2d, convert_sync_batchnorm, set_fused_attn
 from torch import nn
 
+from doccls.config.local_model import find_local_folder, find_local_weights
 from doccls.config.schema import ModelConfig
 from doccls.errors import DownloadError, UserError
 from doccls.model.download import download, locate_source
 from doccls.model.pooling import GeneralizedMeanPool2d, use_deterministic_maxima
+from doccls.model.source import check_model_name, has_fixed_input_size, resolve_alias
 from doccls.model.weights import load_file, load_state
 
 POOLINGS = ("avg", "max", "avgmax", "catavgmax", "gem", "token", "map")
@@ -30,12 +31,16 @@ def build_model(config: ModelConfig, num_classes: int, img_size: int, fetch: boo
         DownloadError: the network failed; another attempt may succeed.
     """
     check_model_name(config.name)
+    config = config.model_copy(update={"name": resolve_alias(config.name)})
     model = _create(config, config.pooling, num_classes, img_size)
     if not fetch:
         return model
     new_keys = _list_pooling_parameters(config, model, img_size)
     if config.weights is not None:
         load_file(model, config.weights, config.name, new_keys, f"model.weights = {config.weights}")
+    elif config.pretrained and (folder := find_local_folder(config.name)) is not None:
+        path = find_local_weights(folder)
+        load_file(model, path, config.name, new_keys, f"model.name = {config.name!r}: {path}")
     elif config.pretrained:
         load_state(model, _fetch_pretrained(config, img_size), f"the hub's weights of {config.name}", new_keys)
     return model
@@ -50,13 +55,13 @@ def fetch_pretrained(config: ModelConfig, img_size: int) -> Path | None:
         UserError: as for `build_model`, or the network failed.
     """
     takes_weights = config.pretrained and config.weights is None
-    if config.name.startswith("local-dir:") or not (takes_weights or config.name.startswith("hf-hub:")):
+    if find_local_folder(config.name) is not None or not (takes_weights or config.name.startswith("hf-hub:")):
         return None
     try:
         build_model(config, 2, img_size, fetch=takes_weights)
     except DownloadError as error:
         raise UserError(str(error)) from error
-    return locate_source(config.name)[1]
+    return locate_source(resolve_alias(config.name))[1]
 
 
 def get_normalization(config: ModelConfig, model: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -76,28 +81,10 @@ def list_poolings(name: str, img_size: int) -> list[str]:
     return [pooling for pooling in POOLINGS if _supports_pooling(name, pooling, img_size)]
 
 
-def check_model_name(name: str) -> None:
-    """Check that timm knows the model name.
-
-    Raises:
-        UserError: it does not; the message lists the closest names.
-    """
-    if ":" in name:  # timm itself resolves `hf-hub:...` and `local-dir:...`
-        return
-    base, _, tag = name.partition(".")
-    tagged = timm.list_pretrained()
-    if timm.is_model(base) and (not tag or name in tagged):
-        return
-    near = get_close_matches(name, [known for known in tagged if known.startswith(f"{base}.")], n=3, cutoff=0.3)
-    near = near or get_close_matches(base, timm.list_models(), n=5, cutoff=0.5)
-    hint = f"the closest are {', '.join(near)}" if near else "timm.list_models() gives all names"
-    raise UserError(f"model.name = {name!r}: timm has no such model; {hint}")
-
-
 def _create(config: ModelConfig, pooling: str | None, num_classes: int, img_size: int) -> nn.Module:
     options = {"drop_rate": config.drop_rate, "drop_path_rate": config.drop_path_rate}
     set_options = {name: value for name, value in options.items() if value is not None}
-    if _has_fixed_input_size(config.name):
+    if has_fixed_input_size(config.name):
         set_options["img_size"] = img_size
     try:
         model = download(config.name, lambda: _create_with_pooling(config.name, pooling, num_classes, set_options))
@@ -168,7 +155,7 @@ def _use_gem(model: nn.Module) -> None:
 
 
 def _supports_pooling(name: str, pooling: str, img_size: int) -> bool:
-    options: dict[str, float] = {"img_size": img_size} if _has_fixed_input_size(name) else {}
+    options: dict[str, float] = {"img_size": img_size} if has_fixed_input_size(name) else {}
     try:
         with torch.device("meta"), torch.no_grad():
             model = _create_with_pooling(name, pooling, 2, options).eval()
@@ -177,13 +164,8 @@ def _supports_pooling(name: str, pooling: str, img_size: int) -> bool:
         return False
 
 
-def _has_fixed_input_size(name: str) -> bool:
-    pretrained = None if ":" in name else timm.get_pretrained_cfg(name)
-    return bool(pretrained and pretrained.fixed_input_size)
-
-
 def _fetch_pretrained(config: ModelConfig, img_size: int) -> dict[str, torch.Tensor]:
-    size = {"img_size": img_size} if _has_fixed_input_size(config.name) else {}
+    size = {"img_size": img_size} if has_fixed_input_size(config.name) else {}
     try:
         model = download(config.name, lambda: timm.create_model(config.name, pretrained=True, **size))
     except (UserError, DownloadError):
@@ -206,7 +188,7 @@ def _list_pooling_parameters(config: ModelConfig, model: nn.Module, img_size: in
     """List the tensors that the model has only because of model.pooling; pretrained weights lack them."""
     if config.pooling is None:
         return set()
-    options: dict[str, float] = {"img_size": img_size} if _has_fixed_input_size(config.name) else {}
+    options: dict[str, float] = {"img_size": img_size} if has_fixed_input_size(config.name) else {}
     with torch.device("meta"):
         default = _create_with_pooling(config.name, None, 2, options)
     return model.state_dict().keys() - default.state_dict().keys()

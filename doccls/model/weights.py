@@ -96,8 +96,7 @@ def load_state(model: nn.Module, state_dict: StateDict, source: str, new_keys: s
 def _select_fitting(model: nn.Module, state_dict: StateDict, source: str, new_keys: set[str]) -> StateDict:
     """Return the tensors to load; see `load_state`."""
     expected = model.state_dict()
-    names = getattr(model, "pretrained_cfg", {}).get("classifier") or ()
-    classifier = tuple(f"{name}." for name in ((names,) if isinstance(names, str) else names))
+    classifier = tuple(f"{name}." for name in _list_classifiers(model))
     # timm renames the last norm when it pools tokens: the weights are the same.
     norms = {f"fc_{key}": value for key, value in state_dict.items() if key.startswith("norm.")}
     renamed = {key: value for key, value in norms.items() if key in new_keys}
@@ -122,6 +121,16 @@ def _select_fitting(model: nn.Module, state_dict: StateDict, source: str, new_ke
     if problems:
         raise UserError(f"{source} does not fit the model: of its {len(expected)} tensors, {'; '.join(problems)}")
     return fitting
+
+
+def _list_classifiers(model: nn.Module) -> list[str]:
+    """List the names of the classifier's layers, of which distilled models have two."""
+    names = getattr(model, "pretrained_cfg", {}).get("classifier")
+    if names:
+        return [names] if isinstance(names, str) else list(names)
+    found = model.get_classifier()  # type: ignore[operator]  # the config.json of a folder may not name it
+    layers = list(found) if isinstance(found, tuple | list) else [found]
+    return [name for name, module in model.named_modules() if any(module is layer for layer in layers)]
 
 
 def _list_recomputed(model: nn.Module) -> set[str]:

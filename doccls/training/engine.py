@@ -11,6 +11,7 @@ from timm.scheduler.scheduler import Scheduler
 from timm.utils import ModelEmaV3
 from torch import nn
 
+from doccls.config.local_model import find_local_folder
 from doccls.config.schema import TrainConfig
 from doccls.data.sampler import BatchDivision, BatchPlan
 from doccls.errors import UserError
@@ -170,7 +171,7 @@ def _build_model(context: RunContext, fold: int) -> tuple[nn.Module, tuple[float
     """Build the fold's model on the device; also return the mean and standard deviation of its expected input."""
     experiment, accelerator, log = context.experiment, context.accelerator, context.log
     config, train, plan, device = experiment.config, experiment.config.train, experiment.plan(fold), accelerator.device
-    if config.model.pretrained and config.model.weights is None:
+    if config.model.pretrained and config.model.weights is None and find_local_folder(config.model.name) is None:
         log.line(f"[MODEL] weights of {config.model.name} from the hub or its cache (offline: model.weights)")
     torch.manual_seed(derive_seed(config.project.seed, Purpose.INITIAL_WEIGHTS, fold))
     with stopping_immediately():  # the hub may be slow, and this fold has nothing to lose yet
