@@ -10,6 +10,7 @@ from doccls.config import Config, render_snapshot
 from doccls.config.load import complete_snapshot, list_values
 from doccls.config.local_model import CONFIG_FILE, find_local_folder, find_local_weights
 from doccls.data.manifest import check_paths
+from doccls.data.mixing import check_mixing
 from doccls.data.prepare import PreparedData, describe_folds, prepare_data
 from doccls.data.sampler import BatchPlan
 from doccls.data.scan_cache import read_scan_cache, write_scan_cache
@@ -95,6 +96,7 @@ def prepare(config: Config, paths: RunPaths, log: RunLog) -> PreparedData:
         UserError: files are missing, or the data can't be used.
     """
     check_files(config)
+    check_mixing(config.train, config.train.batch_size, config.train.num_processes or 1)
     data = config.data
     log.line(
         f"[PATH] OK | train_csv={data.train_csv} | sample_csv={data.sample_csv}"

@@ -126,6 +126,11 @@ def has_plain_batchnorm(model: nn.Module) -> bool:
     )
 
 
+def has_synchronized_batchnorm(model: nn.Module) -> bool:
+    """Return whether the model has BatchNorm layers that normalize over the images of all processes."""
+    return any(isinstance(module, nn.SyncBatchNorm) for module in model.modules())
+
+
 def synchronize_batchnorm(model: nn.Module) -> nn.Module:
     """Convert BatchNorm to SyncBatchNorm (statistics over the images of all processes), which needs GPUs."""
     return cast(nn.Module, convert_sync_batchnorm(model))

@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from doccls.config import Config, load_config
+from doccls.config.arguments import load_arguments
 from doccls.errors import UserError
 from doccls.oof.predictions import FoldPredictions, PredictionsInfo, write_predictions
 from doccls.run.fingerprint import derive_fingerprint
@@ -226,7 +227,7 @@ def write_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..
 def plan_run(config: Path, *words: str) -> LaunchPlan:
     """Return the plan of `doccls-launch plan --config <config> --slots 2 --run-id v001-abc <words>`."""
     arguments = build_parser().parse_args(["plan", "--config", str(config), "--slots", "2", *words])
-    loaded = cli.load_arguments(arguments)
+    loaded = load_arguments(arguments)
     return make_plan(arguments, loaded, "v001-abc", choose_slots(arguments, loaded).slots, loaded.data.list_wanted(), 2)
 
 
