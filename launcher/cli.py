@@ -152,7 +152,12 @@ def _make_options(
         plan,
         slots,
         make_workload(arguments, config, run_id),
-        Policy(arguments.max_restarts, arguments.fail_fast, shrink=not arguments.no_shrink),
+        Policy(
+            arguments.max_restarts,
+            arguments.fail_fast,
+            shrink=not arguments.no_shrink,
+            min_micro_batch_size=2 if config.train.has_mixing else 1,
+        ),
         arguments.hang_timeout,
         getattr(arguments, "resume_command", None) or render_resume_command(arguments.argv, run_id),
     )

@@ -241,6 +241,11 @@ class TrainConfig(Section):
         return self
 
     @property
+    def has_mixing(self) -> bool:
+        """Whether Mixup or CutMix is on."""
+        return self.mix_prob > 0 and (self.mixup_alpha > 0 or self.cutmix_alpha > 0)
+
+    @property
     def is_deterministic(self) -> bool:
         """Whether only deterministic kernels are allowed."""
         return self.speed == "reproducible" if self.deterministic is None else self.deterministic

@@ -19,7 +19,7 @@ def check_mixing(train: TrainConfig, batch_size: int, world_size: int) -> str | 
     Raises:
         UserError: a rank passes its images through the model one by one, so that it would mix none.
     """
-    if train.mix_prob == 0 or (train.mixup_alpha == 0 and train.cutmix_alpha == 0):
+    if not train.has_mixing:
         return None
     division, samples = BatchDivision.derive(train, world_size), np.arange(batch_size)
     sizes_of_rank = [[len(micro) for micro in division.split(samples, rank)] for rank in range(world_size)]

@@ -304,3 +304,9 @@ def test_command_line_words_are_in_every_command(write_config: Callable[..., Pat
     command = shlex.split(render_fold_command(plan_run(path, *words).waves[0][0]))
     last = ["--run-id", "v001-abc", "--set", "data.valid_fold=0"]
     assert command[command.index("doccls.train") + 1 :] == ["--config", str(path), *words, *last]
+
+
+def test_idle_keys_are_warnings_of_plan(write_config: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
+    config = write_config(train={"mix_prob": 0.5})
+    assert cli.main(["plan", "--config", str(config), "--slots", "1"]) == 0
+    assert "[WARNING] train.mix_prob = 0.5 (" in capsys.readouterr().out
