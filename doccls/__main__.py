@@ -70,12 +70,14 @@ def _check(arguments: argparse.Namespace) -> int:
 
         loaded = load_arguments_with_warnings(arguments)
         config = loaded.config
+        for warning in loaded.warnings:
+            print(f"[WARNING] {warning}")
         check_files(config)
         check_names(config)
         mixing = check_mixing(config.train, config.train.batch_size, config.train.num_processes or 1)
         print(f"[CONFIG] OK | {arguments.config.resolve()}")
-        for warning in (*loaded.warnings, *filter(None, [mixing])):
-            print(f"[WARNING] {warning}")
+        if mixing is not None:
+            print(f"[WARNING] {mixing}")
         prepared = prepare_data(config, None, choose_store(config), ConsoleReporter())
         for warning in prepared.warnings:
             print(f"[WARNING] {warning}")

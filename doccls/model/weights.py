@@ -6,6 +6,8 @@ import struct
 import sys
 import zipfile
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,26 @@ _MAX_SHOWN = 3
 _MAX_DEPTH = 8  # of nested mappings; torch can store one that contains itself
 
 
+@dataclass(frozen=True)
+class _Fit:
+    """How tensors fit a model: those to load, and the names of the model's that are missing or of another type."""
+
+    tensors: StateDict
+    missing: tuple[str, ...]
+    misshapen: tuple[str, ...]  # with both types
+    expected: int  # tensors of the model
+
+    @property
+    def num_problems(self) -> int:
+        return len(self.missing) + len(self.misshapen)
+
+    def describe(self) -> str:
+        """Return what does not fit."""
+        kinds = ((self.missing, "are missing"), (self.misshapen, "have another shape or type"))
+        found = [f"{len(names)} {what}, such as {', '.join(names[:_MAX_SHOWN])}" for names, what in kinds if names]
+        return f"does not fit the model: of its {self.expected} tensors, {'; '.join(found)}"
+
+
 def load_file(model: nn.Module, path: Path, name: str, new_keys: set[str], source: str) -> None:
     """Load the model's tensors, except the classifier's and `new_keys`, from a .safetensors or .pth file.
 
@@ -54,34 +76,29 @@ def load_file(model: nn.Module, path: Path, name: str, new_keys: set[str], sourc
         UserError: the tensors do not fit the model, or several sets of tensors in the file do.
     """
     content = _read_content(path, source)
-    plain = timm.models.clean_state_dict(_find_timm_entry(content))
-    try:
-        load_state(model, _convert(plain, model), source, new_keys)
-        return
-    except UserError as error:
-        misfit = error
-    except (KeyError, RuntimeError, AttributeError, TypeError, ValueError, IndexError) as error:  # of timm's conversion
-        misfit = UserError(f"{source}: these are not weights of {name}: {error}")
-    fitting: dict[str, StateDict] = {}
+    refusal: Exception | None = None
+    fits: dict[str, _Fit] = {}  # by prefix
     min_count = max(2, len(list(model.parameters())) // 2)  # half, since timm's conversion may split tensors
-    for prefix, tensors in _list_prefixed(content, min_count):
-        if any(prefix.startswith(shorter) for shorter in fitting):
-            continue  # timm's conversion has removed the rest of this prefix
+    plain = ("", timm.models.clean_state_dict(_find_timm_entry(content)))
+    for prefix, tensors in chain([plain], _list_prefixed(content, min_count)):
+        if any(fit.num_problems == 0 and prefix.startswith(shorter) for shorter, fit in fits.items()):
+            continue  # the tensors are found; timm's conversion has removed the rest of this prefix
         try:
-            converted = _convert(tensors, model)
-            _select_fitting(model, converted, source, new_keys)
-        except (UserError, KeyError, RuntimeError, AttributeError, TypeError, ValueError, IndexError):
-            continue
-        fitting[prefix] = converted
-    if len(fitting) > 1:
+            fits[prefix] = _compare(model, _convert(tensors, model), new_keys)
+        except (KeyError, RuntimeError, AttributeError, TypeError, ValueError, IndexError) as error:
+            refusal = refusal or error
+    complete = [prefix for prefix, fit in fits.items() if fit.num_problems == 0]
+    if len(complete) > 1:
         raise UserError(
-            f"{source}: several sets of tensors in it fit the model, under the names {', '.join(fitting)}: write the "
+            f"{source}: several sets of tensors in it fit the model, under the names {', '.join(complete)}: write the "
             "one to use to a file of its own"
-        ) from misfit
-    if not fitting:
-        raise misfit
-    (tensors,) = fitting.values()
-    load_state(model, tensors, source, new_keys)
+        )
+    if not fits:
+        raise UserError(f"{source}: these are not weights of {name}: {refusal}") from refusal
+    prefix, fit = min(fits.items(), key=lambda item: item[1].num_problems)
+    if fit.num_problems:
+        raise UserError(f"{source}{f' (tensors under {prefix})' if prefix else ''} {fit.describe()}")
+    model.load_state_dict(fit.tensors, strict=False)
 
 
 def load_state(model: nn.Module, state_dict: StateDict, source: str, new_keys: set[str]) -> None:
@@ -90,37 +107,28 @@ def load_state(model: nn.Module, state_dict: StateDict, source: str, new_keys: s
     Raises:
         UserError: tensors are missing or have another shape or type; the message names some of each.
     """
-    model.load_state_dict(_select_fitting(model, state_dict, source, new_keys), strict=False)
+    fit = _compare(model, state_dict, new_keys)
+    if fit.num_problems:
+        raise UserError(f"{source} {fit.describe()}")
+    model.load_state_dict(fit.tensors, strict=False)
 
 
-def _select_fitting(model: nn.Module, state_dict: StateDict, source: str, new_keys: set[str]) -> StateDict:
-    """Return the tensors to load; see `load_state`."""
+def _compare(model: nn.Module, state_dict: StateDict, new_keys: set[str]) -> _Fit:
+    """Compare tensors with those of the model, except `new_keys` and the classifier."""
     expected = model.state_dict()
     classifier = tuple(f"{name}." for name in _list_classifiers(model))
     # timm renames the last norm when it pools tokens: the weights are the same.
     norms = {f"fc_{key}": value for key, value in state_dict.items() if key.startswith("norm.")}
     renamed = {key: value for key, value in norms.items() if key in new_keys}
     skipped = {key for key in expected if key.startswith(classifier)} | (new_keys - renamed.keys())
-    stored = {
-        key: value
-        for key, value in {**state_dict, **renamed}.items()
-        if key in expected and key not in skipped and isinstance(value, torch.Tensor)
-    }
+    stored = {key: value for key, value in {**state_dict, **renamed}.items() if key in expected and key not in skipped}
     fitting = {key: value for key, value in stored.items() if _is_fitting(value, expected[key])}
     required = expected.keys() - _list_recomputed(model) - skipped
-    missing = sorted(required - stored.keys())
-    misshapen = [
+    misshapen = (
         f"{key} ({_format_type(stored[key])} instead of {_format_type(expected[key])})"
         for key in sorted(required & stored.keys() - fitting.keys())
-    ]
-    problems = [
-        f"{len(found)} {what}, such as {', '.join(found[:_MAX_SHOWN])}"
-        for found, what in ((missing, "are missing"), (misshapen, "have another shape or type"))
-        if found
-    ]
-    if problems:
-        raise UserError(f"{source} does not fit the model: of its {len(expected)} tensors, {'; '.join(problems)}")
-    return fitting
+    )
+    return _Fit(fitting, tuple(sorted(required - stored.keys())), tuple(misshapen), len(expected))
 
 
 def _list_classifiers(model: nn.Module) -> list[str]:

@@ -95,6 +95,15 @@ def test_other_shapes_are_reported_with_tensor_and_both_shapes(tmp_path: Path) -
     assert f"conv1.0.weight (float32 {[shape[0], 1, *shape[2:]]} instead of float32 {shape})" in message
 
 
+def test_other_shape_under_prefix_is_reported_instead_of_missing_tensors(tmp_path: Path) -> None:
+    saved = make_state()
+    saved["bn1.bias"] = torch.rand(3)
+    torch.save({"state_dict": with_prefix(saved, "model.")}, tmp_path / "w.pth")
+    message = reject(tmp_path / "w.pth")
+    assert "(tensors under state_dict.model.) does not fit" in message and "missing" not in message
+    assert "1 have another shape or type, such as bn1.bias (float32 [3] instead of float32 [" in message
+
+
 def test_quantized_integers_are_no_weights(tmp_path: Path) -> None:
     saved = make_state()
     torch.save(saved | {"conv1.0.weight": saved["conv1.0.weight"].to(torch.int8)}, tmp_path / "w.pth")
