@@ -9,8 +9,9 @@ from pathlib import Path
 
 from doccls import predict, store_command, train
 from doccls.config import Config
-from doccls.config.arguments import add_config_arguments, load_arguments
+from doccls.config.arguments import add_config_arguments, load_arguments_with_warnings
 from doccls.config.reference import render_keys
+from doccls.data.mixing import check_mixing
 from doccls.data.prepare import describe_folds, prepare_data
 from doccls.data.store import choose_store
 from doccls.demo import command as demo
@@ -67,10 +68,16 @@ def _check(arguments: argparse.Namespace) -> int:
     if arguments.config is not None:
         from doccls.model.names import check_names  # timm takes seconds to import
 
-        config = load_arguments(arguments)
+        loaded = load_arguments_with_warnings(arguments)
+        config = loaded.config
+        for warning in loaded.warnings:
+            print(f"[WARNING] {warning}")
         check_files(config)
         check_names(config)
+        mixing = check_mixing(config.train, config.train.batch_size, config.train.num_processes or 1)
         print(f"[CONFIG] OK | {arguments.config.resolve()}")
+        if mixing is not None:
+            print(f"[WARNING] {mixing}")
         prepared = prepare_data(config, None, choose_store(config), ConsoleReporter())
         for warning in prepared.warnings:
             print(f"[WARNING] {warning}")

@@ -8,7 +8,9 @@ from typing import Any
 
 from doccls.config import Config, render_snapshot
 from doccls.config.load import complete_snapshot, list_values
+from doccls.config.local_model import CONFIG_FILE, find_local_folder, find_local_weights
 from doccls.data.manifest import check_paths
+from doccls.data.mixing import check_mixing
 from doccls.data.prepare import PreparedData, describe_folds, prepare_data
 from doccls.data.sampler import BatchPlan
 from doccls.data.scan_cache import read_scan_cache, write_scan_cache
@@ -18,7 +20,7 @@ from doccls.oof.merge import merge_run
 from doccls.oof.predictions import find_finished_folds
 from doccls.oof.summary import list_scores
 from doccls.reporting.log import RunLog
-from doccls.run.fingerprint import check_snapshot, derive_fingerprint, digest_file
+from doccls.run.fingerprint import check_snapshot, derive_fingerprint, digest_weights
 from doccls.run.paths import RunPaths
 from doccls.run.provenance import describe_software, render_command
 from doccls.system.atomic_files import write_text
@@ -67,14 +69,17 @@ def check_files(config: Config) -> None:
     Raises:
         UserError: some are missing; the message names all of them.
     """
-    data = config.data
+    data, local_model = config.data, find_local_folder(config.model.name)
     required = {"data.train_csv": (data.train_csv, "file"), "data.image_dir_train": (data.image_dir_train, "folder")}
     optional = {
         "data.sample_csv": (data.sample_csv, "file"),
         "data.image_dir_test": (data.image_dir_test, "folder"),
+        "model.name": (None if local_model is None else local_model / CONFIG_FILE, "file"),
         "model.weights": (config.model.weights, "file"),
     }
     check_paths(required | {key: item for key, item in optional.items() if item[0] is not None})
+    if local_model is not None and config.model.pretrained and config.model.weights is None:
+        find_local_weights(local_model)
 
 
 def log_config(config: Config, log: RunLog) -> None:
@@ -91,6 +96,7 @@ def prepare(config: Config, paths: RunPaths, log: RunLog) -> PreparedData:
         UserError: files are missing, or the data can't be used.
     """
     check_files(config)
+    check_mixing(config.train, config.train.batch_size, config.train.num_processes or 1)
     data = config.data
     log.line(
         f"[PATH] OK | train_csv={data.train_csv} | sample_csv={data.sample_csv}"
@@ -124,7 +130,7 @@ def open_run(
             to another experiment.
     """
     data = prepare(config, paths, log)
-    weights = digest_file(config.model.weights) if config.model.weights else None
+    weights = digest_weights(config.model)
     fingerprint = derive_fingerprint(config, data.digest, data.assignment.digest(), weights)
     experiment = Experiment(config, data, fingerprint, paths)
     lock = before_write()

@@ -11,7 +11,8 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from doccls.config import Config
-from doccls.config.arguments import add_config_arguments, load_arguments
+from doccls.config.arguments import add_config_arguments, load_arguments_with_warnings
+from doccls.config.load import LoadedConfig
 from doccls.data.loader import start_worker_server
 from doccls.data.shared_memory import expects_workers
 from doccls.reporting.command import run_training
@@ -71,7 +72,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _train(arguments: argparse.Namespace, log: RunLog) -> None:
     with open_heartbeat() as heartbeat:
-        config, now = load_arguments(arguments), datetime.now()
+        loaded, now = load_arguments_with_warnings(arguments), datetime.now()
+        config = loaded.config
         if config.train.sigusr2 == "stop":
             stop_on_sigusr2()
         fold = _find_fold(config)
@@ -92,7 +94,7 @@ def _train(arguments: argparse.Namespace, log: RunLog) -> None:
             from doccls.training.engine import RunContext
 
             with FoldOwner() as owner:
-                run = _open(config, run_id, now, accelerator, owner, log)
+                run = _open(loaded, run_id, now, accelerator, owner, log)
                 heartbeat.write_to(run.experiment.paths.heartbeat(fold, accelerator.process_index))
                 log.line(f"[ARTIFACTS] {run.experiment.paths.root}")
                 context = RunContext(run.experiment, accelerator, log, heartbeat, owner)
@@ -115,14 +117,17 @@ def _find_fold(config: Config) -> int | None:
 
 
 def _open(
-    config: Config, run_id: str, now: datetime, accelerator: "Accelerator", owner: FoldOwner, log: RunLog
+    loaded: LoadedConfig, run_id: str, now: datetime, accelerator: "Accelerator", owner: FoldOwner, log: RunLog
 ) -> "OpenRun":
     """Open the run on the main process and lock the folds to train. All ranks must call."""
     from doccls.experiment import log_config, open_run
     from doccls.model.names import check_names
     from doccls.training.distributed import list_devices, on_main
 
+    config = loaded.config
     log_config(config, log)
+    for warning in loaded.warnings:
+        log.line(f"[WARNING] {warning}")
     processes = {
         "world_size": accelerator.num_processes,
         "device": list_devices(accelerator),

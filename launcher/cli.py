@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from doccls.config import Config
-from doccls.config.arguments import load_arguments
+from doccls.config.arguments import load_arguments_with_warnings
+from doccls.config.load import LoadedConfig
 from doccls.errors import UserError
 from doccls.reporting.command import run_command, run_training
 from doccls.reporting.console import close_console
@@ -56,34 +57,38 @@ def _run_with_end_command(arguments: argparse.Namespace, log: "RunLog") -> None:
 
 
 def _run(arguments: argparse.Namespace, log: "RunLog", end_command: "EndCommand") -> None:
-    config = _load_config(arguments)
+    loaded = _load_config(arguments)
+    config = loaded.config
     if arguments.backend == "slurm":
-        _submit(arguments, config, log, end_command)
+        _submit(arguments, loaded, log, end_command)
         return
     chosen, now = choose_slots(arguments, config), datetime.now()
     run_id = check_run_id(arguments.run_id or new_run_id(config.project.version))
     end_command.run_folder = locate_run(config.output.exp_dir, run_id, now).root
-    plan = _make_local_plan(arguments, config, run_id, chosen)
+    plan = _make_local_plan(arguments, loaded, run_id, chosen)
     with log.writing_to(name_log(config.output.logs_dir, run_id, now)):
         from launcher.launch import launch
 
         launch(config, run_id, now, _make_options(arguments, config, run_id, plan, chosen.slots), log)
 
 
-def _make_local_plan(arguments: argparse.Namespace, config: Config, run_id: str, chosen: ChosenSlots) -> LaunchPlan:
-    folds = config.data.list_wanted()
-    return make_plan(arguments, config, run_id, chosen.slots, folds, count_cores(), chosen.warnings)
+def _make_local_plan(
+    arguments: argparse.Namespace, loaded: LoadedConfig, run_id: str, chosen: ChosenSlots
+) -> LaunchPlan:
+    folds, warnings = loaded.config.data.list_wanted(), (*loaded.warnings, *chosen.warnings)
+    return make_plan(arguments, loaded.config, run_id, chosen.slots, folds, count_cores(), warnings)
 
 
-def _load_config(arguments: argparse.Namespace) -> Config:
+def _load_config(arguments: argparse.Namespace) -> LoadedConfig:
     """Load the config of a training command, and install the SIGUSR2 handler that it asks for."""
-    config = load_arguments(arguments)
-    if config.train.sigusr2 == "stop":
+    loaded = load_arguments_with_warnings(arguments)
+    if loaded.config.train.sigusr2 == "stop":
         stop_on_sigusr2()
-    return config
+    return loaded
 
 
-def _submit(arguments: argparse.Namespace, config: Config, log: "RunLog", end_command: "EndCommand") -> None:
+def _submit(arguments: argparse.Namespace, loaded: LoadedConfig, log: "RunLog", end_command: "EndCommand") -> None:
+    config = loaded.config
     request, world_size = make_request(arguments, config)
     now = datetime.now()
     run_id = check_run_id(arguments.run_id or new_run_id(config.project.version))
@@ -94,6 +99,8 @@ def _submit(arguments: argparse.Namespace, config: Config, log: "RunLog", end_co
 
         resume_command = render_resume_command(arguments.argv, run_id)
         script = _render_task_script(arguments, request, run_id, resume_command)
+        for warning in loaded.warnings:
+            log.line(f"[WARNING] {warning}")
         submit(config, run_id, now, SubmitOptions(request, script, world_size, arguments.wait, resume_command), log)
 
 
@@ -105,7 +112,8 @@ def _render_task_script(arguments: argparse.Namespace, request: JobRequest, run_
 
 
 def _train_task(arguments: argparse.Namespace, log: "RunLog", end_command: "EndCommand") -> None:
-    config, now = _load_config(arguments), datetime.now()
+    loaded, now = _load_config(arguments), datetime.now()
+    config = loaded.config
     task = parse_array_task(os.environ, config.data.folds, arguments.task, arguments.index_is_fold)
     folds = pick_folds(task, config.data.list_wanted(), config.data.folds)
     share = describe_share(task, folds, config.data.folds)
@@ -119,7 +127,8 @@ def _train_task(arguments: argparse.Namespace, log: "RunLog", end_command: "EndC
     run_id = check_run_id(arguments.run_id or f"{config.project.version}-j{task.array}")
     end_command.run_folder = locate_run(config.output.exp_dir, run_id, now).root
     cores = allocation.nodes * allocation.cpus_per_node if allocation else count_cores()
-    plan = make_plan(arguments, config, run_id, chosen.slots, folds, cores, chosen.warnings)
+    warnings = (*loaded.warnings, *chosen.warnings)
+    plan = make_plan(arguments, config, run_id, chosen.slots, folds, cores, warnings)
     path = name_log(config.output.logs_dir, run_id, now, "" if task.index is None else f"task{task.index}")
     with log.writing_to(path):
         from launcher.task import TaskOptions, run_task
@@ -143,18 +152,24 @@ def _make_options(
         plan,
         slots,
         make_workload(arguments, config, run_id),
-        Policy(arguments.max_restarts, arguments.fail_fast, shrink=not arguments.no_shrink),
+        Policy(
+            arguments.max_restarts,
+            arguments.fail_fast,
+            shrink=not arguments.no_shrink,
+            min_micro_batch_size=2 if config.train.has_mixing else 1,
+        ),
         arguments.hang_timeout,
         getattr(arguments, "resume_command", None) or render_resume_command(arguments.argv, run_id),
     )
 
 
 def _plan(arguments: argparse.Namespace) -> int:
-    config = load_arguments(arguments)
+    loaded = load_arguments_with_warnings(arguments)
+    config = loaded.config
     run_id = check_run_id(arguments.run_id or f"{config.project.version}-NEW")
     if arguments.backend == "slurm":
         return _plan_submission(arguments, config, run_id)
-    plan = _make_local_plan(arguments, config, run_id, choose_slots(arguments, config))
+    plan = _make_local_plan(arguments, loaded, run_id, choose_slots(arguments, config))
     print(json.dumps(describe_plan(plan), indent=2) if arguments.json else render_plan(plan))
     return 0
 

@@ -296,7 +296,8 @@ class FoldLoop:
         ranks, too_large = self._options.ranks_per_fold, list[int]()
         if self._options.policy.shrink:
             too_large = self._ledger.content.list_sizes(fold, Outcome.OUT_OF_MEMORY, ranks)
-        micro_batch_size = choose_micro_batch_size(self._max_micro_batch_size, too_large)
+        smallest = min(self._max_micro_batch_size, self._options.policy.min_micro_batch_size)
+        micro_batch_size = max(smallest, choose_micro_batch_size(self._max_micro_batch_size, too_large))
         if micro_batch_size < self._max_micro_batch_size:
             self._log.line(
                 f"[LAUNCH] fold {fold}: train.micro_batch_size={micro_batch_size}, since an earlier launch ran out "

@@ -55,6 +55,7 @@ class Policy:
     backoff_s: float = 1.0  # before a fold's first restart; each further one waits twice as long
     max_backoff_s: float = 60.0
     shrink: bool = True  # after out-of-memory, restart with smaller micro-batches
+    min_micro_batch_size: int = 1  # 2 with Mixup, which needs pairs
 
 
 @dataclass(frozen=True)
@@ -172,7 +173,7 @@ def _decide_next(fold: FoldState, ending: Ending, policy: Policy, now_s: float) 
         return replace(fold, status="done")
     if outcome is Outcome.STOPPED:
         return replace(fold, status="stopped")
-    if outcome in MEMORY_OUTCOMES and fold.micro_batch_size > 1 and policy.shrink:
+    if outcome in MEMORY_OUTCOMES and fold.micro_batch_size > policy.min_micro_batch_size and policy.shrink:
         smaller = choose_micro_batch_size(fold.micro_batch_size, [fold.micro_batch_size])
         return replace(fold, status="waiting", micro_batch_size=smaller)
     if outcome is Outcome.PREEMPTED:

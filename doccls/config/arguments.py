@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from doccls.config.load import MODES, Override, load_config, parse_override
+from doccls.config.load import MODES, LoadedConfig, Override, load_with_warnings, parse_override
 from doccls.config.schema import Config
 
 
@@ -23,12 +23,21 @@ def add_config_arguments(parser: argparse.ArgumentParser, required: bool = True)
 
 
 def load_arguments(arguments: argparse.Namespace) -> Config:
+    """Load the config that the arguments of `add_config_arguments` select, for commands that don't train.
+
+    Raises:
+        UserError: see `load_with_warnings`.
+    """
+    return load_arguments_with_warnings(arguments).config
+
+
+def load_arguments_with_warnings(arguments: argparse.Namespace) -> LoadedConfig:
     """Load the config that the arguments of `add_config_arguments` select.
 
     Raises:
-        UserError: see `load_config`.
+        UserError: see `load_with_warnings`.
     """
     overrides = [parse_override(text) for text in arguments.overrides]
     if arguments.num_workers is not None:
         overrides.append(Override("data.num_workers", arguments.num_workers, "--num-workers"))
-    return load_config(arguments.config, arguments.mode, overrides)
+    return load_with_warnings(arguments.config, arguments.mode, overrides)

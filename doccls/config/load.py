@@ -17,6 +17,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
+from doccls.config.idle_keys import find_idle_keys
 from doccls.config.schema import SECTIONS, Config, Operational
 from doccls.errors import UserError
 
@@ -46,7 +47,20 @@ class _Stated:
     where: str
 
 
+@dataclass(frozen=True)
+class LoadedConfig:
+    """A resolved config, and warnings about stated keys: those without effect, and those that override the mode."""
+
+    config: Config
+    warnings: tuple[str, ...]
+
+
 def load_config(path: Path, mode: str | None = None, overrides: Sequence[Override] = ()) -> Config:
+    """Read the config at `path` as `load_with_warnings` does, for commands that don't train."""
+    return load_with_warnings(path, mode, overrides).config
+
+
+def load_with_warnings(path: Path, mode: str | None = None, overrides: Sequence[Override] = ()) -> LoadedConfig:
     """Read the config at `path` and resolve it: apply the mode and the overrides, make paths absolute.
 
     Raises:
@@ -62,7 +76,25 @@ def load_config(path: Path, mode: str | None = None, overrides: Sequence[Overrid
         chosen = _Stated("basic", "default")
     defaults = _flatten(read_mode(chosen.value), problems)
     merged = {**defaults, **stated, **set_by_flags, ("mode",): chosen}
-    return _validate(merged, path, problems)
+    config = _validate(merged, path, problems)
+    # The file of a finished or unfinished run states every key.
+    by_user = set_by_flags if ("provenance",) in stated else stated | set_by_flags
+    idle = find_idle_keys(config, {".".join(key): value.where for key, value in by_user.items()})
+    return LoadedConfig(config, (*_describe_clash(stated, defaults, chosen), *idle))
+
+
+def _describe_clash(stated: dict[Key, _Stated], defaults: dict[Key, _Stated], chosen: _Stated) -> list[str]:
+    """Return a warning if a mode chosen on the command line meets a file whose keys override it, else nothing."""
+    in_file = stated.get(("mode",))
+    if not chosen.where.startswith("--") or (in_file is not None and in_file.value == chosen.value):
+        return []
+    kept = [".".join(key) for key, of_mode in defaults.items() if key in stated and stated[key].value != of_mode.value]
+    if not kept:
+        return []
+    return [
+        f"{chosen.where} {chosen.value}: the config file states other values than this mode, and they are kept: "
+        f"{', '.join(kept)}"
+    ]
 
 
 def parse_override(text: str) -> Override:

@@ -18,6 +18,8 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from doccls.config.local_model import PREFIX
+
 ImageExtension = Literal[".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".gif"]
 IMAGE_EXTENSIONS: tuple[str, ...] = get_args(ImageExtension)
 
@@ -43,6 +45,13 @@ def _resolve_path(value: Any, info: ValidationInfo) -> Any:
         return (base / Path(value).expanduser()).resolve()
     except (RuntimeError, ValueError, OSError) as error:  # `~nobody`, a NUL
         raise PydanticCustomError("path", "not a path") from error
+
+
+def _resolve_local_model(value: Any, info: ValidationInfo) -> Any:
+    """Make the path in `local-dir:PATH` absolute: like other paths, it is relative to the config file."""
+    if not isinstance(value, str) or not value.startswith(PREFIX) or value == PREFIX:
+        return value
+    return f"{PREFIX}{_resolve_path(value.removeprefix(PREFIX), info)}"
 
 
 def _with_dot(value: Any) -> Any:
@@ -138,8 +147,8 @@ class DataConfig(Section):
 
 
 class ModelConfig(Section):
-    name: Annotated[str, Field(min_length=1)] = "tf_efficientnet_b3"
-    """Any timm model name."""
+    name: Annotated[str, Field(min_length=1), BeforeValidator(_resolve_local_model)] = "tf_efficientnet_b3"
+    """Any timm model name, also a former one; `hf-hub:OWNER/NAME`; or `local-dir:FOLDER` (config.json, weights)."""
     pretrained: bool = True
     """Start from timm's pretrained weights, downloaded from the hub (without network access, use model.weights)."""
     weights: Annotated[ConfigPath | None, Operational()] = None
@@ -241,6 +250,11 @@ class TrainConfig(Section):
             contradictions["num_processes"] = f"at most train.batch_size, which is {self.batch_size}"
         _refuse(contradictions)
         return self
+
+    @property
+    def has_mixing(self) -> bool:
+        """Whether Mixup or CutMix is on."""
+        return self.mix_prob > 0 and (self.mixup_alpha > 0 or self.cutmix_alpha > 0)
 
     @property
     def is_deterministic(self) -> bool:

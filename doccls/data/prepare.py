@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from doccls.config.schema import Config
+from doccls.config.schema import Config, DataConfig
 from doccls.data.class_counts import count_classes, find_scarce, find_unseen, render_counts
 from doccls.data.folds import FoldAssignment, assign_folds, find_units, format_ids
 from doccls.data.image_scan import ImageScan
@@ -78,7 +78,7 @@ def prepare_data(
     units = find_units(manifest)
     assignment = split(units)  # before the images are read, so that invalid folds are reported early
     rows = scan_rows(manifest.paths, config, cache or {}, store, reporter)
-    warnings = list(manifest.warnings)
+    warnings = [*manifest.warnings, *_list_idle_keys(manifest, data)]
     contents = {row: fact.content for row, fact in enumerate(rows.usable) if fact is not None}
     duplicates = _describe_duplicates(manifest, contents)
     if duplicates is not None:
@@ -108,6 +108,19 @@ def prepare_data(
     )  # fmt: skip
     _check_folds(prepared)
     return prepared
+
+
+def _list_idle_keys(manifest: Manifest, data: DataConfig) -> list[str]:
+    """Return a warning for each key whose work the CSV's `fold` column does."""
+    if manifest.folds is None:
+        return []
+    idle = [] if data.stratify else ["data.stratify = false has no effect, since the CSV's column `fold` assigns folds"]
+    if data.group_col is not None:
+        idle.append(
+            f"data.group_col = {data.group_col!r} assigns no folds, since the CSV's column `fold` does; it is only "
+            "checked that no group spans two"
+        )
+    return idle
 
 
 def describe_folds(data: PreparedData) -> list[str]:

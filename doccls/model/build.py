@@ -1,8 +1,6 @@
 """Config -> timm model, with checks of name, pooling and weights whose errors name the config key."""
 
 import os
-import sys
-from difflib import get_close_matches
 from pathlib import Path
 from typing import cast
 
@@ -11,11 +9,13 @@ import torch
 from timm.layers import SelectAdaptivePool2d, convert_sync_batchnorm, set_fused_attn
 from torch import nn
 
+from doccls.config.local_model import find_local_folder, find_local_weights
 from doccls.config.schema import ModelConfig
-from doccls.errors import DownloadError, RankLocalError, UserError
+from doccls.errors import DownloadError, UserError
 from doccls.model.download import download, locate_source
 from doccls.model.pooling import GeneralizedMeanPool2d, use_deterministic_maxima
-from doccls.model.weights import UNREADABLE
+from doccls.model.source import check_model_name, has_fixed_input_size, resolve_alias
+from doccls.model.weights import load_file, load_state
 
 POOLINGS = ("avg", "max", "avgmax", "catavgmax", "gem", "token", "map")
 
@@ -31,14 +31,18 @@ def build_model(config: ModelConfig, num_classes: int, img_size: int, fetch: boo
         DownloadError: the network failed; another attempt may succeed.
     """
     check_model_name(config.name)
+    config = config.model_copy(update={"name": resolve_alias(config.name)})
     model = _create(config, config.pooling, num_classes, img_size)
     if not fetch:
         return model
     new_keys = _list_pooling_parameters(config, model, img_size)
     if config.weights is not None:
-        _load_file(model, config.weights, config.name, new_keys)
+        load_file(model, config.weights, config.name, new_keys, f"model.weights = {config.weights}")
+    elif config.pretrained and (folder := find_local_folder(config.name)) is not None:
+        path = find_local_weights(folder)
+        load_file(model, path, config.name, new_keys, f"model.name = {config.name!r}: {path}")
     elif config.pretrained:
-        _load_state(model, _fetch_pretrained(config, img_size), f"the hub's weights of {config.name}", new_keys)
+        load_state(model, _fetch_pretrained(config, img_size), f"the hub's weights of {config.name}", new_keys)
     return model
 
 
@@ -51,13 +55,13 @@ def fetch_pretrained(config: ModelConfig, img_size: int) -> Path | None:
         UserError: as for `build_model`, or the network failed.
     """
     takes_weights = config.pretrained and config.weights is None
-    if config.name.startswith("local-dir:") or not (takes_weights or config.name.startswith("hf-hub:")):
+    if find_local_folder(config.name) is not None or not (takes_weights or config.name.startswith("hf-hub:")):
         return None
     try:
         build_model(config, 2, img_size, fetch=takes_weights)
     except DownloadError as error:
         raise UserError(str(error)) from error
-    return locate_source(config.name)[1]
+    return locate_source(resolve_alias(config.name))[1]
 
 
 def get_normalization(config: ModelConfig, model: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -77,28 +81,10 @@ def list_poolings(name: str, img_size: int) -> list[str]:
     return [pooling for pooling in POOLINGS if _supports_pooling(name, pooling, img_size)]
 
 
-def check_model_name(name: str) -> None:
-    """Check that timm knows the model name.
-
-    Raises:
-        UserError: it does not; the message lists the closest names.
-    """
-    if ":" in name:  # timm itself resolves `hf-hub:...` and `local-dir:...`
-        return
-    base, _, tag = name.partition(".")
-    tagged = timm.list_pretrained()
-    if timm.is_model(base) and (not tag or name in tagged):
-        return
-    near = get_close_matches(name, [known for known in tagged if known.startswith(f"{base}.")], n=3, cutoff=0.3)
-    near = near or get_close_matches(base, timm.list_models(), n=5, cutoff=0.5)
-    hint = f"the closest are {', '.join(near)}" if near else "timm.list_models() gives all names"
-    raise UserError(f"model.name = {name!r}: timm has no such model; {hint}")
-
-
 def _create(config: ModelConfig, pooling: str | None, num_classes: int, img_size: int) -> nn.Module:
     options = {"drop_rate": config.drop_rate, "drop_path_rate": config.drop_path_rate}
     set_options = {name: value for name, value in options.items() if value is not None}
-    if _has_fixed_input_size(config.name):
+    if has_fixed_input_size(config.name):
         set_options["img_size"] = img_size
     try:
         model = download(config.name, lambda: _create_with_pooling(config.name, pooling, num_classes, set_options))
@@ -140,6 +126,11 @@ def has_plain_batchnorm(model: nn.Module) -> bool:
     )
 
 
+def has_synchronized_batchnorm(model: nn.Module) -> bool:
+    """Return whether the model has BatchNorm layers that normalize over the images of all processes."""
+    return any(isinstance(module, nn.SyncBatchNorm) for module in model.modules())
+
+
 def synchronize_batchnorm(model: nn.Module) -> nn.Module:
     """Convert BatchNorm to SyncBatchNorm (statistics over the images of all processes), which needs GPUs."""
     return cast(nn.Module, convert_sync_batchnorm(model))
@@ -169,7 +160,7 @@ def _use_gem(model: nn.Module) -> None:
 
 
 def _supports_pooling(name: str, pooling: str, img_size: int) -> bool:
-    options: dict[str, float] = {"img_size": img_size} if _has_fixed_input_size(name) else {}
+    options: dict[str, float] = {"img_size": img_size} if has_fixed_input_size(name) else {}
     try:
         with torch.device("meta"), torch.no_grad():
             model = _create_with_pooling(name, pooling, 2, options).eval()
@@ -178,13 +169,8 @@ def _supports_pooling(name: str, pooling: str, img_size: int) -> bool:
         return False
 
 
-def _has_fixed_input_size(name: str) -> bool:
-    pretrained = None if ":" in name else timm.get_pretrained_cfg(name)
-    return bool(pretrained and pretrained.fixed_input_size)
-
-
 def _fetch_pretrained(config: ModelConfig, img_size: int) -> dict[str, torch.Tensor]:
-    size = {"img_size": img_size} if _has_fixed_input_size(config.name) else {}
+    size = {"img_size": img_size} if has_fixed_input_size(config.name) else {}
     try:
         model = download(config.name, lambda: timm.create_model(config.name, pretrained=True, **size))
     except (UserError, DownloadError):
@@ -203,52 +189,11 @@ def _fetch_pretrained(config: ModelConfig, img_size: int) -> dict[str, torch.Ten
     return cast(dict[str, torch.Tensor], model.state_dict())
 
 
-def _load_file(model: nn.Module, path: Path, name: str, new_keys: set[str]) -> None:
-    if not path.is_file():
-        raise RankLocalError(f"model.weights: no such file: {path} (paths in a config are relative to the config file)")
-    try:
-        state_dict = timm.models.load_state_dict(str(path), weights_only=True)
-    except UNREADABLE as error:
-        raise RankLocalError(
-            f"model.weights = {path}: not a .safetensors or .pth file of plain tensors "
-            f"({str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__})"
-        ) from error
-    convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
-    try:
-        state_dict = convert(state_dict, model) if convert else state_dict
-    except (KeyError, RuntimeError, AttributeError) as error:
-        raise UserError(f"model.weights = {path}: these are not weights of {name}: {error}") from error
-    _load_state(model, state_dict, f"model.weights = {path}", new_keys)
-
-
 def _list_pooling_parameters(config: ModelConfig, model: nn.Module, img_size: int) -> set[str]:
     """List the tensors that the model has only because of model.pooling; pretrained weights lack them."""
     if config.pooling is None:
         return set()
-    options: dict[str, float] = {"img_size": img_size} if _has_fixed_input_size(config.name) else {}
+    options: dict[str, float] = {"img_size": img_size} if has_fixed_input_size(config.name) else {}
     with torch.device("meta"):
         default = _create_with_pooling(config.name, None, 2, options)
     return model.state_dict().keys() - default.state_dict().keys()
-
-
-def _load_state(model: nn.Module, state_dict: dict[str, torch.Tensor], source: str, new_keys: set[str]) -> None:
-    """Load all tensors except `new_keys` and the classifier, whose classes differ; all others must fit."""
-    expected = model.state_dict()
-    names = getattr(model, "pretrained_cfg", {}).get("classifier") or ()
-    classifier = tuple(f"{name}." for name in ((names,) if isinstance(names, str) else names))
-    # timm renames the last norm when it pools tokens: the weights are the same.
-    norms = {f"fc_{key}": value for key, value in state_dict.items() if key.startswith("norm.")}
-    renamed = {key: value for key, value in norms.items() if key in new_keys}
-    skipped = {key for key in expected if key.startswith(classifier)} | (new_keys - renamed.keys())
-    fitting = {
-        key: value
-        for key, value in {**state_dict, **renamed}.items()
-        if key in expected and value.shape == expected[key].shape
-    }
-    missing = sorted(expected.keys() - fitting.keys() - skipped)
-    if missing:
-        raise UserError(
-            f"{source} does not fit the model: {len(missing)} of {len(expected)} tensors are missing or have "
-            f"another shape, such as {', '.join(missing[:3])}"
-        )
-    model.load_state_dict({key: value for key, value in fitting.items() if key not in skipped}, strict=False)

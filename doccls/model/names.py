@@ -1,8 +1,8 @@
 """The check of timm names in a config, which runs before any data is read."""
 
 from doccls.config.schema import Config
-from doccls.model.build import check_model_name
 from doccls.model.optim import check_optimizer_name
+from doccls.model.source import check_model_name
 
 
 def check_names(config: Config) -> None:

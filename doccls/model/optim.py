@@ -19,6 +19,7 @@ _WARMUP_FLOOR = 1e-3
 _LR_BATCH_SIZE = 32  # train.lr is for this batch size, under train.lr_scaling
 _EMA_FRACTION = 0.05  # of a run's steps, spanned by the EMA under train.ema_decay: auto
 _MIN_EMA_STEPS = 2.0
+_EMA_WARMUP_POWER = 0.75
 _FUSED = ("adam", "adamw", "sgd")
 
 
@@ -118,7 +119,20 @@ def choose_ema_decay(config: TrainConfig, total_steps: int) -> float | None:
     return config.ema_decay
 
 
+def describe_unreached_ema(config: TrainConfig, total_steps: int) -> str | None:
+    """Return a warning if training ends before the EMA's warm-up reaches the decay that the config states."""
+    if not isinstance(config.ema_decay, float) or total_steps < 1:
+        return None
+    reached = 1.0 - total_steps**-_EMA_WARMUP_POWER  # timm's formula, at the last step
+    if reached >= config.ema_decay:
+        return None
+    return (
+        f"train.ema_decay = {config.ema_decay:g} is not reached: the EMA's decay grows from step to step, and ends at "
+        f"{reached:.3g} after {total_steps} steps; `auto` fits the decay to their number"
+    )
+
+
 def build_ema(config: TrainConfig, model: nn.Module, total_steps: int) -> ModelEmaV3 | None:
     """Build timm's EMA of the weights, or None if it is off. Its decay is warmed up, so short runs forget the start."""
     decay = choose_ema_decay(config, total_steps)
-    return None if decay is None else ModelEmaV3(model, decay=decay, use_warmup=True, warmup_power=0.75)
+    return None if decay is None else ModelEmaV3(model, decay=decay, use_warmup=True, warmup_power=_EMA_WARMUP_POWER)

@@ -8,7 +8,8 @@ from typing import Any
 import yaml
 
 from doccls.config.load import operational_keys
-from doccls.config.schema import Config
+from doccls.config.local_model import CONFIG_FILE, PREFIX, find_local_folder, find_local_weights
+from doccls.config.schema import Config, ModelConfig
 from doccls.errors import UserError
 from doccls.run.paths import RunPaths
 from doccls.system.atomic_files import write_once
@@ -22,6 +23,8 @@ def derive_fingerprint(config: Config, data_digest: str, folds_digest: str, weig
             del recipe[section][key[0]]
         else:
             del recipe[section]
+    if find_local_folder(config.model.name) is not None:
+        recipe["model"]["name"] = PREFIX  # its content is in `weights_digest`, so that the folder can be moved
     return digest_json({"recipe": recipe, "data": data_digest, "folds": folds_digest, "weights": weights_digest})
 
 
@@ -41,6 +44,19 @@ def digest_file(path: Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise UserError(f"{path}: {error.strerror} (paths in a config are relative to the config file)") from error
+
+
+def digest_weights(model: ModelConfig) -> str | None:
+    """Return the SHA-256 of the files that the initial model is read from, or None if there are none.
+
+    Raises:
+        UserError: a file is missing or can't be read.
+    """
+    folder = find_local_folder(model.name)
+    if folder is None:
+        return digest_file(model.weights) if model.weights else None
+    weights = model.weights or (find_local_weights(folder) if model.pretrained else None)
+    return digest_json([digest_file(path) for path in (folder / CONFIG_FILE, weights) if path is not None])
 
 
 def check_snapshot(paths: RunPaths, fingerprint: str) -> None:
@@ -81,7 +97,7 @@ def find_fingerprint(paths: RunPaths, config: Config) -> str | None:
     provenance = _read_provenance(paths)
     if provenance is None:
         return None
-    weights = digest_file(config.model.weights) if config.model.weights else None
+    weights = digest_weights(config.model)
     fingerprint = derive_fingerprint(config, provenance["data_digest"], provenance["folds_digest"], weights)
     if fingerprint != provenance["fingerprint"]:
         raise UserError(_format_difference(paths, provenance["fingerprint"], fingerprint))

@@ -11,11 +11,19 @@ from timm.scheduler.scheduler import Scheduler
 from timm.utils import ModelEmaV3
 from torch import nn
 
+from doccls.config.local_model import find_local_folder
 from doccls.config.schema import TrainConfig
+from doccls.data.mixing import check_mixing
 from doccls.data.sampler import BatchDivision, BatchPlan
 from doccls.errors import UserError
 from doccls.experiment import Experiment
-from doccls.model.build import build_model, count_parameters, get_normalization, synchronize_batchnorm
+from doccls.model.build import (
+    build_model,
+    count_parameters,
+    get_normalization,
+    has_synchronized_batchnorm,
+    synchronize_batchnorm,
+)
 from doccls.model.optim import (
     build_ema,
     build_loss,
@@ -23,6 +31,7 @@ from doccls.model.optim import (
     build_optimizer,
     build_scheduler,
     choose_ema_decay,
+    describe_unreached_ema,
     scale_lr,
 )
 from doccls.randomness import Purpose, derive_seed
@@ -119,14 +128,18 @@ def build_engine(context: RunContext, fold: int, tracker: Tracker) -> Engine:
         raise UserError(
             f"fold {fold}: a batch of {plan.size} samples can't be split among {accelerator.num_processes} processes"
         )
+    mixing = check_mixing(train, plan.size, accelerator.num_processes)
     sizes = f"train={len(plan.samples)} valid={len(experiment.data.list_valid(fold))} classes={num_classes}"
     log.line(f"[DATA] dataset sizes | fold={fold} {sizes}")
     model, mean, std = _build_model(context, fold)
+    idle_here = _list_idle_here(train, model, accelerator)
     ema = build_ema(train, model, plan.total_steps)
     optimizer = build_optimizer(train, model, device)
     scheduler = build_scheduler(train, optimizer, plan.steps_per_epoch)
     for line in _describe_optimization(train, plan, division):
         log.line(line)
+    for warning in filter(None, (mixing, describe_unreached_ema(train, plan.total_steps), *idle_here)):
+        log.line(f"[WARNING] {warning}")
     if wants_compile(train, device):
         model.compile()
     with warnings.catch_warnings():  # torch renamed the argument; Accelerate has not yet
@@ -170,7 +183,7 @@ def _build_model(context: RunContext, fold: int) -> tuple[nn.Module, tuple[float
     """Build the fold's model on the device; also return the mean and standard deviation of its expected input."""
     experiment, accelerator, log = context.experiment, context.accelerator, context.log
     config, train, plan, device = experiment.config, experiment.config.train, experiment.plan(fold), accelerator.device
-    if config.model.pretrained and config.model.weights is None:
+    if config.model.pretrained and config.model.weights is None and find_local_folder(config.model.name) is None:
         log.line(f"[MODEL] weights of {config.model.name} from the hub or its cache (offline: model.weights)")
     torch.manual_seed(derive_seed(config.project.seed, Purpose.INITIAL_WEIGHTS, fold))
     with stopping_immediately():  # the hub may be slow, and this fold has nothing to lose yet
@@ -192,6 +205,18 @@ def _build_model(context: RunContext, fold: int) -> tuple[nn.Module, tuple[float
     if advice is not None:
         log.line(f"[WARNING] {advice}")
     return model, mean, std
+
+
+def _list_idle_here(train: TrainConfig, model: nn.Module, accelerator: Accelerator) -> list[str]:
+    """Return a line for each key that has no effect with this model, these devices and this number of processes."""
+    idle = []
+    if train.sync_bn and accelerator.num_processes == 1:
+        idle.append("train.sync_bn has no effect, since a single process holds the whole batch")
+    elif train.sync_bn and not has_synchronized_batchnorm(model):
+        idle.append("train.sync_bn has no effect, since the model has no BatchNorm")
+    if train.speed == "fast" and accelerator.device.type != "cuda":
+        idle.append("train.speed = fast compiles the model and chooses faster kernels only on GPUs")
+    return idle
 
 
 def _check_sync_bn(batch_size: int, accelerator: Accelerator) -> None:

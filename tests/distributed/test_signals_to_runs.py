@@ -207,7 +207,7 @@ def test_all_ranks_stop_together_whichever_was_signalled(trainer: Trainer, signa
 
 def test_ranks_with_slow_steps_stop_between_log_lines(trainer: Trainer) -> None:
     """A stop must not wait for the next log line, which may be a hundred steps of ten seconds away."""
-    sets = (*RICH, "train.log_interval=1000", "train.batch_size=2", "train.epochs=500")
+    sets = (*RICH, "train.log_interval=1000", "train.batch_size=2", "train.mix_prob=0", "train.epochs=500")
     with running(trainer, "signal_programs:slow_steps", sets, 2) as (folder, ranks):
         beats = lambda: [read_beat(path) for path in folder.glob("experiments/*/*/live/all_rank*.json")]  # noqa: E731
         steps = lambda: [beat.step for beat in beats() if beat is not None]  # noqa: E731

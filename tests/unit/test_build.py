@@ -205,7 +205,7 @@ def test_weights_of_other_architecture_are_rejected(tmp_path: Path, suffix: str)
     save_weights(tmp_path / f"w{suffix}", "test_vit")
     message = reject("test_resnet", weights=tmp_path / f"w{suffix}")
     assert str(tmp_path / f"w{suffix}") in message and "does not fit the model" in message
-    assert "tensors are missing or have another shape" in message
+    assert "are missing, such as bn1.bias, " in message
 
 
 def test_missing_weights_file_is_reported_with_key_path_and_rule(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -275,6 +276,26 @@ def test_class_in_a_single_fold_is_reported_with_its_fold_and_groups(
     lines = describe_folds(prepared)
     assert lines[1:3] == ["class box   :  4  4  4", "class ring  :  4  4  4"]
     assert sorted(lines[3].split()) == sorted(["class", "stamp", ":", "12", "0", "0"])
+
+
+@pytest.mark.parametrize(
+    ("keys", "idle"),
+    [
+        ({"group_col": "doc"}, "data.group_col = 'doc' assigns no folds, since the CSV's column `fold` does"),
+        ({"stratify": False}, "data.stratify = false has no effect, since the CSV's column `fold` assigns folds"),
+        ({}, None),
+    ],
+)
+@pytest.mark.parametrize("has_fold", [True, False])
+def test_keys_of_folds_are_reported_beside_fold_column(
+    make_data: MakeData, make_config: MakeConfig, keys: dict[str, Any], idle: str | None, has_fold: bool
+) -> None:
+    extra = {"doc": list("abcdefgh")} | ({"fold": list("00001111")} if has_fold else {})
+    make_data(list("abcdefgh"), ["0", "1"] * 4, extra=extra)
+    warnings = prepare_data(make_config(data={"folds": 2, **keys})).warnings
+    found = [line for line in warnings if "column `fold`" in line]
+    assert len(found) == (has_fold and idle is not None)
+    assert all(line.startswith(str(idle)) for line in found)
 
 
 def test_class_counts_include_only_usable_rows(make_data: MakeData, make_config: MakeConfig, tmp_path: Path) -> None:

@@ -14,7 +14,15 @@ from torch import nn
 
 from doccls.config.schema import TrainConfig
 from doccls.errors import UserError
-from doccls.model.optim import build_ema, build_loss, build_mixup, build_optimizer, build_scheduler, choose_ema_decay
+from doccls.model.optim import (
+    build_ema,
+    build_loss,
+    build_mixup,
+    build_optimizer,
+    build_scheduler,
+    choose_ema_decay,
+    describe_unreached_ema,
+)
 
 CPU = torch.device("cpu")
 STEPS = 10  # per epoch
@@ -190,6 +198,19 @@ def test_ema_follows_weights_and_is_off_by_default() -> None:
 def test_auto_ema_spans_five_percent_of_run(steps: int, decay: float) -> None:
     assert choose_ema_decay(config(ema_decay="auto"), steps) == pytest.approx(decay)
     assert choose_ema_decay(config(ema_decay=0.9), steps) == 0.9 and choose_ema_decay(config(), steps) is None
+
+
+@pytest.mark.parametrize(
+    ("decay", "steps", "reached"),
+    [(0.9999, 100, "0.968"), (0.9, 3, "0.561"), (0.5, 1, "0"), (0.9, 22, None), (0.9, 21, "0.898"), ("auto", 3, None),
+     (None, 1, None)],
+)  # fmt: skip
+def test_ema_decay_that_training_does_not_reach_is_reported(decay: Any, steps: int, reached: str | None) -> None:
+    warning = describe_unreached_ema(config(ema_decay=decay), steps)
+    assert warning is None if reached is None else f"ends at {reached} after {steps} steps" in str(warning)
+    ema = build_ema(config(ema_decay=decay), nn.Linear(1, 1), steps)
+    if isinstance(decay, float) and ema is not None:  # timm's own decay at the last step
+        assert (ema.get_decay(steps) < decay) is (reached is not None)
 
 
 def test_auto_ema_reaches_its_decay_early_in_run() -> None:

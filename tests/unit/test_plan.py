@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from doccls.config import Config, load_config
+from doccls.config.arguments import load_arguments
 from doccls.errors import UserError
 from doccls.oof.predictions import FoldPredictions, PredictionsInfo, write_predictions
 from doccls.run.fingerprint import derive_fingerprint
@@ -226,7 +227,7 @@ def write_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..
 def plan_run(config: Path, *words: str) -> LaunchPlan:
     """Return the plan of `doccls-launch plan --config <config> --slots 2 --run-id v001-abc <words>`."""
     arguments = build_parser().parse_args(["plan", "--config", str(config), "--slots", "2", *words])
-    loaded = cli.load_arguments(arguments)
+    loaded = load_arguments(arguments)
     return make_plan(arguments, loaded, "v001-abc", choose_slots(arguments, loaded).slots, loaded.data.list_wanted(), 2)
 
 
@@ -303,3 +304,9 @@ def test_command_line_words_are_in_every_command(write_config: Callable[..., Pat
     command = shlex.split(render_fold_command(plan_run(path, *words).waves[0][0]))
     last = ["--run-id", "v001-abc", "--set", "data.valid_fold=0"]
     assert command[command.index("doccls.train") + 1 :] == ["--config", str(path), *words, *last]
+
+
+def test_idle_keys_are_warnings_of_plan(write_config: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
+    config = write_config(train={"mix_prob": 0.5})
+    assert cli.main(["plan", "--config", str(config), "--slots", "1"]) == 0
+    assert "[WARNING] train.mix_prob = 0.5 (" in capsys.readouterr().out

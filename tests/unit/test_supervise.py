@@ -342,6 +342,13 @@ def test_out_of_memory_fails_fold_at_micro_batch_size_1_or_without_shrink(outcom
     assert end_fold(state, 0, Ending(outcome), Policy(shrink=False), 0.0).find(0).status == "failed"
 
 
+@pytest.mark.parametrize(("before", "status"), [(2, "failed"), (3, "waiting")])
+def test_out_of_memory_leaves_mixup_pairs_of_images(before: int, status: str) -> None:
+    state = start_fold(LaunchState((FoldState(0, micro_batch_size=before),), SLOTS), 0, SLOTS[0])
+    after = end_fold(state, 0, Ending(Outcome.OUT_OF_MEMORY), Policy(min_micro_batch_size=2), 0.0).find(0)
+    assert (after.status, after.micro_batch_size) == (status, 2)
+
+
 # --- exit classification ---------------------------------------------------------------------------------------------
 
 

@@ -1,0 +1,77 @@
+"""Keys that the user stated but that other keys make idle: each is worth a warning, not an error."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from doccls.config.schema import Config
+
+
+@dataclass(frozen=True)
+class _Idleness:
+    """Keys that have no effect, and why."""
+
+    keys: tuple[str, ...]
+    reason: str
+
+
+def find_idle_keys(config: Config, where_stated: Mapping[str, str]) -> list[str]:
+    """Return a line for each stated key that has no effect in this config.
+
+    Args:
+        where_stated: dotted key -> where the user stated it. Keys that a mode or the schema sets are not reported.
+    """
+    return [
+        f"{key} = {_render(_get(config, key))} ({where_stated[key]}) has no effect, since {idleness.reason}"
+        for idleness in _list_idle(config)
+        for key in idleness.keys
+        if key in where_stated
+    ]
+
+
+def _list_idle(config: Config) -> list[_Idleness]:
+    """List the keys that have no effect, whoever set them. A key whose value turns something off is not idle."""
+    model, train, augment, tracking = config.model, config.train, config.augment, config.tracking
+    found: list[_Idleness] = []
+
+    def add(is_idle: bool, keys: str, reason: str) -> None:
+        if is_idle:
+            found.append(_Idleness(tuple(keys.split()), reason))
+
+    add(model.pretrained and model.weights is not None, "model.pretrained", "model.weights is set")
+
+    has_alphas = train.mixup_alpha > 0 or train.cutmix_alpha > 0
+    add(not has_alphas, "train.mix_prob", "train.mixup_alpha and train.cutmix_alpha are 0")
+    add(train.mixup_alpha > 0 and train.mix_prob == 0, "train.mixup_alpha", "train.mix_prob is 0")
+    add(train.cutmix_alpha > 0 and train.mix_prob == 0, "train.cutmix_alpha", "train.mix_prob is 0")
+
+    scheduler, other = train.scheduler, f"train.scheduler is {train.scheduler}"
+    add(scheduler != "step", "train.decay_epochs", other)
+    add(scheduler not in ("step", "poly"), "train.decay_rate", other)
+    add(
+        scheduler == "step" and train.decay_epochs >= train.epochs,
+        "train.decay_epochs train.decay_rate",
+        f"training ends before the first decay (train.decay_epochs {train.decay_epochs:g}, train.epochs "
+        f"{train.epochs}): the learning rate is constant",
+    )
+    is_flat = scheduler in ("constant", "step")
+    add(is_flat and train.min_lr > 0 and train.warmup_epochs == 0, "train.min_lr", f"{other}, without a warm-up")
+
+    add(augment.rotate_deg == 0, "augment.rotate_prob", "augment.rotate_deg is 0")
+    add(augment.rotate_deg > 0 and augment.rotate_prob == 0, "augment.rotate_deg", "augment.rotate_prob is 0")
+
+    add(not tracking.wandb and tracking.project is not None, "tracking.project", "tracking.wandb is false")
+    add(not tracking.wandb and tracking.entity is not None, "tracking.entity", "tracking.wandb is false")
+    return found
+
+
+def _get(config: Config, key: str) -> Any:
+    section, name = key.split(".")
+    return getattr(getattr(config, section), name)
+
+
+def _render(value: Any) -> str:
+    """Render a value as a user writes it."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, float) else str(value)
