@@ -49,7 +49,7 @@ def _resolve_path(value: Any, info: ValidationInfo) -> Any:
 
 def _resolve_local_model(value: Any, info: ValidationInfo) -> Any:
     """Make the path in `local-dir:PATH` absolute: like other paths, it is relative to the config file."""
-    if not isinstance(value, str) or not value.startswith(PREFIX) or value == PREFIX:
+    if not isinstance(value, str) or not value.startswith(PREFIX):
         return value
     return f"{PREFIX}{_resolve_path(value.removeprefix(PREFIX), info)}"
 

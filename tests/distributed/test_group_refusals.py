@@ -73,6 +73,21 @@ def test_per_rank_batch_too_small_for_batch_norm_is_rejected_before_training(tra
     assert not any(line.startswith("[STEP") for line in run.lines)
 
 
+def test_mixup_with_single_images_per_process_is_rejected_before_training(trainer: Trainer) -> None:
+    run = trainer.run(*PLAIN, "train.mixup_alpha=0.4", "train.batch_size=2", world_size=2)
+    assert run.codes == [1, 1]
+    (line,) = _list_errors(run)
+    assert "one by one" in line and "now 2 for 2 processes" in line
+    assert not any(line.startswith("[STEP") for line in run.lines)
+
+
+def test_images_that_mixup_leaves_out_are_counted_over_all_processes(trainer: Trainer) -> None:
+    run = trainer.run(*PLAIN, "train.mixup_alpha=0.4", "train.batch_size=6", "data.valid_fold=1", world_size=2)
+    assert run.codes == [0, 0]
+    (line,) = [line for line in run.lines if "[WARNING]" in line and "unmixed" in line]
+    assert "2 of the 6 images of each batch" in line
+
+
 def test_second_precision_in_one_run_is_rejected(trainer: Trainer) -> None:
     """Fold 0 is trained in bf16, as set by `accelerate launch`; fold 1 of the same run without it is rejected."""
     folder, bf16 = trainer.new_folder(), {"ACCELERATE_MIXED_PRECISION": "bf16"}

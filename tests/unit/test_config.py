@@ -524,3 +524,25 @@ def test_store_is_keyword_or_folder_even_if_yaml_reads_boolean(tmp_path: Path, t
     path = tmp_path / "c.yaml"
     path.write_text(f"data: {{train_csv: a.csv, image_dir_train: b, store: {text}}}\n")
     assert load_config(path).data.store == (tmp_path / value if isinstance(value, Path) else value)
+
+
+# --- a model in a folder ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("overridden", [True, False])
+@pytest.mark.parametrize(
+    ("name", "folder"), [("local-dir:m", "m"), ("local-dir:../x/m", "../x/m"), ("local-dir:~/m", "~/m")]
+)
+def test_folder_of_model_is_relative_to_config_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, folder: str, overridden: bool
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    text = DATA if overridden else DATA + f"model: {{name: '{name}'}}\n"
+    config = load(tmp_path, text, *([f"model.name={name}"] if overridden else []))
+    expected = (tmp_path / Path(folder).expanduser()).resolve()
+    assert config.model.name == f"local-dir:{expected}"
+    assert Config.model_validate(config.model_dump(mode="json")) == config  # as prediction reads it, anywhere
+
+
+def test_folder_of_model_may_not_be_empty(tmp_path: Path) -> None:
+    assert "model.name = 'local-dir:'" in refuse(tmp_path, DATA, "model.name='local-dir:'")

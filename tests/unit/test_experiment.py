@@ -385,6 +385,12 @@ def prepare_it(pages: Path, make_config: MakeConfig) -> Callable[..., tuple[Prep
     return prepare_data
 
 
+def test_mixup_of_single_images_is_refused_at_start(pages: Path, make_config: MakeConfig) -> None:
+    config = make_config(train={"mixup_alpha": 0.5, "micro_batch_size": 1})
+    with pytest.raises(UserError, match=r"train\.mixup_alpha = 0\.5 .* one by one"):
+        prepare(config, locate_run(config.output.exp_dir, "x", NOW), KeptLog())
+
+
 def test_pages_are_stored_beside_experiments_or_in_named_folder(
     prepare_it: Callable[..., tuple[PreparedData, str]], pages: Path
 ) -> None:

@@ -93,6 +93,13 @@ def test_path_of_weights_does_not_change_fingerprint(make_config: MakeConfig) ->
     assert identify(first, weights="w") == identify(second, weights="w")
 
 
+def test_path_of_model_folder_does_not_change_fingerprint(make_config: MakeConfig) -> None:
+    """Its content is in the digest of the weights."""
+    here, there = (make_config(model={"name": f"local-dir:/{folder}/m"}) for folder in ("a", "b"))
+    assert identify(here, weights="w") == identify(there, weights="w") != identify(here, weights="v")
+    assert identify(here, weights="w") != identify(make_config(model={"name": "test_vit"}), weights="w")
+
+
 def test_json_digest_ignores_order_of_keys() -> None:
     assert digest_json({"a": 1, "b": [1, 2]}) == digest_json({"b": [1, 2], "a": 1})
     assert digest_json({"a": [1, 2]}) != digest_json({"a": [2, 1]})
