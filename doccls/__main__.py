@@ -10,11 +10,12 @@ from pathlib import Path
 from doccls import predict, store_command, train
 from doccls.config import Config
 from doccls.config.arguments import add_config_arguments, load_arguments
+from doccls.config.files import check_files
+from doccls.config.paths import resolve_option
 from doccls.config.reference import render_keys
 from doccls.data.prepare import describe_folds, prepare_data
 from doccls.data.store import choose_store
 from doccls.demo import command as demo
-from doccls.experiment import check_files
 from doccls.reporting.command import run_command
 from doccls.reporting.progress import ConsoleReporter
 from doccls.system.atomic_files import write_text
@@ -61,7 +62,7 @@ def _check(arguments: argparse.Namespace) -> int:
         if arguments.schema == Path("-"):
             print(text, end="")
         else:
-            write_text(arguments.schema, text)
+            write_text(resolve_option(arguments.schema, "--schema"), text)
     if arguments.keys:
         print(render_keys(), end="")
     if arguments.config is not None:
@@ -70,7 +71,7 @@ def _check(arguments: argparse.Namespace) -> int:
         config = load_arguments(arguments)
         check_files(config)
         check_names(config)
-        print(f"[CONFIG] OK | {arguments.config.resolve()}")
+        print(f"[CONFIG] OK | {resolve_option(arguments.config, '--config')}")
         prepared = prepare_data(config, None, choose_store(config), ConsoleReporter())
         for warning in prepared.warnings:
             print(f"[WARNING] {warning}")

@@ -7,8 +7,9 @@ from datetime import datetime
 from typing import Any
 
 from doccls.config import Config, render_snapshot
+from doccls.config.files import check_files
 from doccls.config.load import complete_snapshot, list_values
-from doccls.data.manifest import check_paths
+from doccls.config.paths import is_file
 from doccls.data.prepare import PreparedData, describe_folds, prepare_data
 from doccls.data.sampler import BatchPlan
 from doccls.data.scan_cache import read_scan_cache, write_scan_cache
@@ -59,22 +60,6 @@ class OpenRun:
     def list_missing(self, folds: Sequence[int]) -> list[int]:
         """Return those of `folds` that are not finished."""
         return [fold for fold in folds if fold not in self.finished]
-
-
-def check_files(config: Config) -> None:
-    """Check that every file and folder named in the config exists.
-
-    Raises:
-        UserError: some are missing; the message names all of them.
-    """
-    data = config.data
-    required = {"data.train_csv": (data.train_csv, "file"), "data.image_dir_train": (data.image_dir_train, "folder")}
-    optional = {
-        "data.sample_csv": (data.sample_csv, "file"),
-        "data.image_dir_test": (data.image_dir_test, "folder"),
-        "model.weights": (config.model.weights, "file"),
-    }
-    check_paths(required | {key: item for key, item in optional.items() if item[0] is not None})
 
 
 def log_config(config: Config, log: RunLog) -> None:
@@ -143,7 +128,7 @@ def open_run(
 def _write_snapshot(experiment: Experiment, now: datetime, processes: Mapping[str, Any]) -> None:
     """Write the run's snapshot, or add to an existing one what a launcher can't know: the devices of the ranks."""
     config, data, paths = experiment.config, experiment.data, experiment.paths
-    if paths.snapshot.exists():
+    if is_file(paths.snapshot):
         completed = complete_snapshot(paths.snapshot.read_text(encoding="utf-8"), processes)
         if completed is not None:
             write_text(paths.snapshot, completed)

@@ -14,13 +14,14 @@ import numpy as np
 import pandas as pd
 
 from doccls.config import Config
-from doccls.data.manifest import check_paths, format_examples, read_table, resolve_images
+from doccls.config.paths import check_paths, is_file, resolve_option
+from doccls.data.manifest import format_examples, read_table, resolve_images
 from doccls.data.packed import PackedPaths, PackedTexts
 from doccls.errors import UserError
 from doccls.oof.metrics import probabilities
 from doccls.reporting.log import RunLog
 from doccls.reporting.progress import ConsoleReporter
-from doccls.run.paths import RunPaths
+from doccls.run.paths import RunPaths, find_run
 from doccls.system.allocator import keep_freed_memory
 from doccls.system.atomic_files import write_array, write_text
 
@@ -66,7 +67,7 @@ def predict(arguments: argparse.Namespace) -> int:
     from doccls.training.checkpoint import parse_config, read_best
     from doccls.training.distributed import can_compute_in, on_main, start_processes
 
-    paths = RunPaths(arguments.run.resolve())
+    paths = find_run(arguments.run)
     files = _list_checkpoints(paths)
     first = read_best(files[0])
     config, classes, precision = _with_arguments(parse_config(first), arguments), first.classes, first.precision
@@ -86,9 +87,7 @@ def predict(arguments: argparse.Namespace) -> int:
 
 
 def _list_checkpoints(paths: RunPaths) -> list[Path]:
-    if not paths.root.is_dir():
-        raise UserError(f"no such run folder: {paths.root} (runs are in <output.exp_dir>/YYYYMMDD/<run_id>)")
-    files = sorted((paths.root / "ckpt").glob("best_fold*.pth"))
+    files = paths.list_best_checkpoints()
     if not files:
         raise UserError(f"{paths.root}: no checkpoint ckpt/best_fold*.pth: no fold has finished an epoch")
     return files
@@ -102,7 +101,7 @@ def _check_inputs(paths: RunPaths, files: Sequence[Path], config: Config) -> Tes
     for file in files:
         best = read_best(file)
         fingerprints[best.fold] = best.fingerprint
-        if not paths.predictions(best.fold).exists():
+        if not is_file(paths.predictions(best.fold)):
             unfinished.append(best.fold)
     if len(set(fingerprints.values())) > 1:
         listed = ", ".join(f"fold {fold}: {fingerprint[:12]}" for fold, fingerprint in fingerprints.items())
@@ -289,8 +288,8 @@ def _with_precision(config: Config, precision: str) -> Config:
 
 def _with_arguments(config: Config, arguments: argparse.Namespace) -> Config:
     overrides = {
-        "sample_csv": arguments.sample_csv and arguments.sample_csv.resolve(),
-        "image_dir_test": arguments.image_dir and arguments.image_dir.resolve(),
+        "sample_csv": arguments.sample_csv and resolve_option(arguments.sample_csv, "--sample-csv"),
+        "image_dir_test": arguments.image_dir and resolve_option(arguments.image_dir, "--image-dir"),
         "num_workers": arguments.num_workers,
         "on_bad_image": arguments.on_bad_image,
     }

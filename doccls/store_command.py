@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from doccls.config.arguments import add_config_arguments, load_arguments
+from doccls.config.paths import resolve_option
 from doccls.data.store import PageSet, choose_store, clear_page_set, list_page_sets
 from doccls.errors import UserError
 from doccls.system.disk import format_size
@@ -48,7 +49,7 @@ def _find_folder(arguments: argparse.Namespace) -> Path:
     if (arguments.folder is None) == (arguments.config is None):
         raise UserError("give either the store's FOLDER or --config FILE of a run that uses it")
     if arguments.folder is not None:
-        return Path(arguments.folder)
+        return resolve_option(arguments.folder, "FOLDER")
     config = load_arguments(arguments)
     choice = choose_store(config)
     if choice is None:

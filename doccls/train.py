@@ -16,7 +16,7 @@ from doccls.data.loader import start_worker_server
 from doccls.data.shared_memory import expects_workers
 from doccls.reporting.command import run_training
 from doccls.reporting.console import close_console
-from doccls.reporting.log import RunLog
+from doccls.reporting.log import RunLog, open_log
 from doccls.run.fingerprint import claim_precision
 from doccls.run.heartbeat import open_heartbeat
 from doccls.run.owner import FoldOwner
@@ -87,6 +87,7 @@ def _train(arguments: argparse.Namespace, log: RunLog) -> None:
         run_id = arguments.run_id or new_run_id(config.project.version)
         run_id = on_main(accelerator, lambda: check_run_id(run_id))
         path = name_log(config.output.logs_dir, run_id, now, "" if fold is None else f"fold{fold}")
+        on_main(accelerator, lambda: open_log(path).close())  # if it fails, no rank waits for the main process
         with log.writing_to(path if accelerator.is_main_process else None):
             from doccls.experiment import close_run
             from doccls.training.engine import RunContext

@@ -17,6 +17,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
+from doccls.config.paths import find_problem, resolve_option
 from doccls.config.schema import SECTIONS, Config, Operational
 from doccls.errors import UserError
 
@@ -52,7 +53,7 @@ def load_config(path: Path, mode: str | None = None, overrides: Sequence[Overrid
     Raises:
         UserError: the file can't be read or parsed, or keys or values in it are wrong (all are listed).
     """
-    path = path.expanduser().resolve()
+    path = resolve_option(path, "--config")
     problems: list[str] = []
     stated = _flatten(_read_yaml(path, problems), problems)
     set_by_flags = _flatten([(tuple(o.key.split(".")), _Stated(o.value, o.where)) for o in overrides], problems)
@@ -62,7 +63,9 @@ def load_config(path: Path, mode: str | None = None, overrides: Sequence[Overrid
         chosen = _Stated("basic", "default")
     defaults = _flatten(read_mode(chosen.value), problems)
     merged = {**defaults, **stated, **set_by_flags, ("mode",): chosen}
-    return _validate(merged, path, problems)
+    is_snapshot = ("provenance",) in stated  # its paths are resolved: a `$` in them is part of a name
+    expanded = set_by_flags if is_snapshot else merged
+    return _validate(merged, path, {key[-1] for key in expanded}, problems)
 
 
 def parse_override(text: str) -> Override:
@@ -140,6 +143,9 @@ def _parse_value(text: str) -> Any:
 
 
 def _read_yaml(path: Path, problems: list[str]) -> list[tuple[Key, _Stated]]:
+    problem = find_problem(path, "config file")
+    if problem is not None:
+        raise UserError(f"--config: {problem}")
     try:
         return _parse_yaml(path.read_text(encoding="utf-8-sig"), str(path), problems)
     except OSError as error:
@@ -205,7 +211,8 @@ def _flatten(values: list[tuple[Key, _Stated]], problems: list[str]) -> dict[Key
     return flat
 
 
-def _validate(merged: dict[Key, _Stated], path: Path, problems: list[str]) -> Config:
+def _validate(merged: dict[Key, _Stated], path: Path, expanded: set[str], problems: list[str]) -> Config:
+    """Validate the values; the names of keys whose paths may have variables are `expanded`."""
     known: dict[str, Any] = {name: {} for name in SECTIONS}
     for key, stated in merged.items():
         section = SECTIONS.get(key[0])
@@ -216,7 +223,7 @@ def _validate(merged: dict[Key, _Stated], path: Path, problems: list[str]) -> Co
         else:
             problems.append(_render_unknown(key, stated))
     try:
-        config = Config.model_validate(known, context={"base": path.parent})
+        config = Config.model_validate(known, context={"base": path.parent, "expanded": expanded})
     except ValidationError as error:
         problems.extend(_render_errors(error, merged))
     if problems:
@@ -241,12 +248,13 @@ def _render_errors(error: ValidationError, merged: dict[Key, _Stated]) -> list[s
             lines[key] = f"{'.'.join(key)}: missing; required: {describe_allowed(field)}"
         else:
             stated = merged.get(key, _Stated(item["input"], "default"))
-            lines[key] = _render_problem(key, stated, describe_allowed(field))
+            reason = f"{item['ctx']['reason']}; " if "reason" in item.get("ctx", {}) else ""
+            lines[key] = _render_problem(key, stated, describe_allowed(field), reason)
     return list(lines.values())
 
 
-def _render_problem(key: Key, stated: _Stated, allowed: str) -> str:
-    return f"{'.'.join(key)} = {stated.value!r} ({stated.where}): allowed: {allowed}"
+def _render_problem(key: Key, stated: _Stated, allowed: str, reason: str = "") -> str:
+    return f"{'.'.join(key)} = {stated.value!r} ({stated.where}): {reason}allowed: {allowed}"
 
 
 def _render_unknown(key: Key, stated: _Stated) -> str:

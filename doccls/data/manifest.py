@@ -3,20 +3,20 @@
 import os
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import numpy as np
 import pandas as pd
 
+from doccls.config.paths import check_paths, list_files
 from doccls.config.schema import IMAGE_EXTENSIONS, DataConfig
 from doccls.data.packed import PackedPaths, PackedTexts
 from doccls.errors import UserError
 
 _MISSING_LABELS = {"", "nan", "none", "null", "na", "n/a", "<na>"}
 _MAX_EXAMPLES = 10
-RELATIVE_RULE = "paths in a config are relative to the config file"
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,24 +178,6 @@ def read_table(path: Path, key: str) -> pd.DataFrame:
         raise UserError(f"{key}: can't read {path}: {error}") from error
 
 
-def check_paths(paths: Mapping[str, tuple[Path | None, str]]) -> None:
-    """Check that each config key's file or folder exists.
-
-    Raises:
-        UserError: some don't exist; lists each with its key and absolute path.
-    """
-    problems = []
-    for key, (path, kind) in paths.items():
-        if path is None:
-            problems.append(f"{key}: not set")
-        elif not path.exists():
-            problems.append(f"{key}: no such {kind}: {path}")
-        elif (kind == "folder") != path.is_dir():
-            problems.append(f"{key}: not a {kind}: {path}")
-    if problems:
-        raise UserError("\n".join([*problems, f"({RELATIVE_RULE})"]))
-
-
 def order_classes(labels: Iterable[str]) -> tuple[str, ...]:
     """Sort the distinct labels, by number if all are numbers, else by text."""
     distinct = set(labels)
@@ -250,24 +232,29 @@ class _Folders:
 
     def __init__(self, root: Path) -> None:
         self._root = root
-        self._listings: dict[str, dict[str, str]] = {}
+        self._listings: dict[str, dict[str, str] | None] = {}
 
     def find(self, path: str) -> str | None:
         """Return `path`, relative to the root, if that file exists, else the file whose name differs only in case."""
         path = os.path.normpath(path)  # so that `./x.jpg` and `x.jpg` give one name
         folder, name = os.path.split(path)
-        names = self._listings.get(folder)
+        if folder not in self._listings:
+            self._listings[folder] = self._read(self._root / folder)
+        names = self._listings[folder]
         if names is None:
-            names = self._listings[folder] = self._read(self._root / folder)
+            return path
         match = names.get(name) or names.get(name.lower())
         return f"{folder}/{match}" if match and folder else match
 
     @staticmethod
-    def _read(folder: Path) -> dict[str, str]:
+    def _read(folder: Path) -> dict[str, str] | None:
+        """Return the listing; None for a folder that can't be listed, whose files the scan reports."""
         try:
-            files = sorted(entry.name for entry in os.scandir(folder) if not entry.is_dir())
+            files = sorted(list_files(folder))
         except (FileNotFoundError, NotADirectoryError):
             return {}
+        except (OSError, ValueError):
+            return None
         return {name.lower(): name for name in reversed(files)} | {name: name for name in files}
 
 

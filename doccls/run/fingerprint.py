@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from doccls.config.load import operational_keys
+from doccls.config.paths import is_file
 from doccls.config.schema import Config
 from doccls.errors import UserError
 from doccls.run.paths import RunPaths
@@ -89,7 +90,7 @@ def find_fingerprint(paths: RunPaths, config: Config) -> str | None:
 
 
 def _read_provenance(paths: RunPaths) -> dict[str, str] | None:
-    if not paths.snapshot.exists():
+    if not is_file(paths.snapshot):
         return None
     try:
         provenance = yaml.safe_load(paths.snapshot.read_text(encoding="utf-8"))["provenance"]
@@ -99,7 +100,7 @@ def _read_provenance(paths: RunPaths) -> dict[str, str] | None:
                 "version, or choose another --run-id"
             )
         return {name: str(provenance[name]) for name in ("fingerprint", "data_digest", "folds_digest")}
-    except (yaml.YAMLError, KeyError, TypeError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError) as error:
         raise UserError(f"{paths.snapshot}: damaged, or not a snapshot of a run: choose another --run-id") from error
 
 
