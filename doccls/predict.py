@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from doccls.config import Config
-from doccls.config.paths import check_paths, is_file, resolve_option
+from doccls.config.paths import check_paths, find_output_problem, is_file, resolve_option
 from doccls.data.manifest import format_examples, read_table, resolve_images
 from doccls.data.packed import PackedPaths, PackedTexts
 from doccls.errors import UserError
@@ -106,6 +106,9 @@ def _check_inputs(paths: RunPaths, files: Sequence[Path], config: Config) -> Tes
     if len(set(fingerprints.values())) > 1:
         listed = ", ".join(f"fold {fold}: {fingerprint[:12]}" for fold, fingerprint in fingerprints.items())
         raise UserError(f"the checkpoints belong to different runs ({listed}): probabilities can't be averaged")
+    problem = find_output_problem(paths.root)
+    if problem is not None:
+        raise UserError(f"RUN: {problem}")
     pages = read_test_pages(config, _choose_store(paths, config))
     _check_columns(pages.table, config.data.id_col, best.classes)
     if len(files) < config.data.folds:

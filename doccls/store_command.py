@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from doccls.config.arguments import add_config_arguments, load_arguments
-from doccls.config.paths import resolve_option
+from doccls.config.paths import find_problem, is_absent, resolve_option
 from doccls.data.store import PageSet, choose_store, clear_page_set, list_page_sets
 from doccls.errors import UserError
 from doccls.system.disk import format_size
@@ -32,6 +32,9 @@ def store(arguments: argparse.Namespace) -> int:
         UserError: no store is named, or its pages are being decoded.
     """
     folder = _find_folder(arguments)
+    problem = None if is_absent(folder) else find_problem(folder, "folder")
+    if problem is not None:
+        raise UserError(f"{'data.store' if arguments.folder is None else 'FOLDER'}: {problem}")
     sets = list_page_sets(folder)
     if arguments.action == "info":
         print("\n".join(_describe(folder, sets)))

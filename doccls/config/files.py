@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from doccls.config.paths import PathKind, check_output_folders, check_paths, find_problem, is_absent
+from doccls.config.paths import PathKind, check_paths, find_problem, is_absent
 from doccls.config.schema import Config
 
 _Inputs = dict[str, tuple[Path | None, PathKind]]
@@ -14,8 +14,7 @@ def check_files(config: Config) -> None:
     Raises:
         UserError: some can't; the message names all of them.
     """
-    check_paths(_list_inputs(config))
-    check_output_folders(_list_outputs(config))
+    check_paths(_list_inputs(config), _list_outputs(config))
 
 
 def check_present_files(config: Config) -> list[str]:
@@ -26,8 +25,7 @@ def check_present_files(config: Config) -> list[str]:
     """
     inputs = _list_inputs(config)
     absent = {key: (path, kind) for key, (path, kind) in inputs.items() if path is not None and is_absent(path)}
-    check_paths({key: item for key, item in inputs.items() if key not in absent})
-    check_output_folders(_list_outputs(config))
+    check_paths({key: item for key, item in inputs.items() if key not in absent}, _list_outputs(config))
     return [f"{key}: {find_problem(path, kind)}" for key, (path, kind) in absent.items()]
 
 

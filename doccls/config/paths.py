@@ -10,6 +10,7 @@ import re
 import stat
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal
 
 from doccls.errors import UserError
@@ -167,15 +168,20 @@ def find_output_problem(path: Path) -> str | None:
     return f"no such folder: {format_path(path)}"
 
 
-def check_paths(paths: Mapping[str, tuple[Path | None, PathKind]]) -> None:
-    """Check that each config key's file or folder can be read.
+def check_paths(
+    inputs: Mapping[str, tuple[Path | None, PathKind]] = MappingProxyType({}),
+    outputs: Mapping[str, Path] = MappingProxyType({}),
+) -> None:
+    """Check that each config key's file or folder can be read, and that files can be written into each output folder.
 
     Raises:
-        UserError: some can't; lists each with its key and absolute path.
+        UserError: some can't be; lists each with its key and absolute path.
     """
-    _raise_problems(
-        {key: "not set" if path is None else find_problem(path, kind) for key, (path, kind) in paths.items()}
-    )
+    found = {key: "not set" if path is None else find_problem(path, kind) for key, (path, kind) in inputs.items()}
+    found |= {key: find_output_problem(path) for key, path in outputs.items()}
+    problems = [f"{key}: {problem}" for key, problem in found.items() if problem is not None]
+    if problems:
+        raise UserError("\n".join([*problems, f"({RELATIVE_RULE})"]))
 
 
 def is_absent(path: Path) -> bool:
@@ -187,21 +193,6 @@ def is_absent(path: Path) -> bool:
     except (OSError, ValueError):
         return False
     return False
-
-
-def check_output_folders(paths: Mapping[str, Path]) -> None:
-    """Check that files can be written into each config key's folder; create none.
-
-    Raises:
-        UserError: into some they can't; lists each with its key and absolute path.
-    """
-    _raise_problems({key: find_output_problem(path) for key, path in paths.items()})
-
-
-def _raise_problems(found: Mapping[str, str | None]) -> None:
-    problems = [f"{key}: {problem}" for key, problem in found.items() if problem is not None]
-    if problems:
-        raise UserError("\n".join([*problems, f"({RELATIVE_RULE})"]))
 
 
 def is_file(path: Path) -> bool:

@@ -6,7 +6,8 @@ import sys
 from datetime import datetime
 from pathlib import Path
 
-from doccls.config.paths import check_output_folders, resolve_option
+from doccls.config.paths import find_output_problem, resolve_option
+from doccls.errors import UserError
 from doccls.run.paths import RunPaths, locate_run
 from doccls.system.atomic_files import write_text
 
@@ -47,7 +48,9 @@ def demo(arguments: argparse.Namespace) -> int:
     from doccls.demo.dataset import write_demo
 
     folder = resolve_option(arguments.folder, "DIR")
-    check_output_folders({"DIR": folder})
+    problem = find_output_problem(folder)
+    if problem is not None:
+        raise UserError(f"DIR: {problem}")
     config = folder / "configs" / "demo.yaml"
     write_demo(folder)
     write_text(config, CONFIG)

@@ -10,7 +10,6 @@ import pytest
 
 from doccls.config.paths import (
     PathError,
-    check_output_folders,
     check_paths,
     find_output_problem,
     find_problem,
@@ -181,7 +180,7 @@ def test_problem_of_output_folder_is_known_before_it_is_created(places: Path, na
     assert not (places / "folder" / "new").exists()
     if problem is not None:
         with pytest.raises(UserError, match=r"^output\.exp_dir: "):
-            check_output_folders({"output.exp_dir": places / name})
+            check_paths({}, {"output.exp_dir": places / name})
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become another user")
