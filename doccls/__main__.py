@@ -66,10 +66,10 @@ def _check(arguments: argparse.Namespace) -> int:
     if arguments.keys:
         print(render_keys(), end="")
     if arguments.config is not None:
-        from doccls.model.names import check_names  # timm takes seconds to import
-
         config = load_arguments(arguments)
         check_files(config)
+        from doccls.model.names import check_names  # timm takes seconds to import
+
         check_names(config)
         print(f"[CONFIG] OK | {resolve_option(arguments.config, '--config')}")
         prepared = prepare_data(config, None, choose_store(config), ConsoleReporter())

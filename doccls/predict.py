@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from doccls.config import Config
-from doccls.config.paths import check_paths, find_output_problem, is_file, resolve_option
+from doccls.config.paths import check_paths, find_output_problem, is_file, leave_deleted_folder, resolve_option
 from doccls.data.manifest import format_examples, read_table, resolve_images
 from doccls.data.packed import PackedPaths, PackedTexts
 from doccls.errors import UserError
@@ -64,10 +64,14 @@ def predict(arguments: argparse.Namespace) -> int:
     Raises:
         UserError: no such run, no checkpoint, checkpoints of different runs, or test data that can't be used.
     """
+    paths = find_run(arguments.run)
+    for name, option in (("sample_csv", "--sample-csv"), ("image_dir", "--image-dir")):
+        if (stated := getattr(arguments, name)) is not None:
+            setattr(arguments, name, resolve_option(stated, option))
+    leave_deleted_folder()
     from doccls.training.checkpoint import parse_config, read_best
     from doccls.training.distributed import can_compute_in, on_main, start_processes
 
-    paths = find_run(arguments.run)
     files = _list_checkpoints(paths)
     first = read_best(files[0])
     config, classes, precision = _with_arguments(parse_config(first), arguments), first.classes, first.precision
@@ -291,8 +295,8 @@ def _with_precision(config: Config, precision: str) -> Config:
 
 def _with_arguments(config: Config, arguments: argparse.Namespace) -> Config:
     overrides = {
-        "sample_csv": arguments.sample_csv and resolve_option(arguments.sample_csv, "--sample-csv"),
-        "image_dir_test": arguments.image_dir and resolve_option(arguments.image_dir, "--image-dir"),
+        "sample_csv": arguments.sample_csv,
+        "image_dir_test": arguments.image_dir,
         "num_workers": arguments.num_workers,
         "on_bad_image": arguments.on_bad_image,
     }

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from doccls.config.load import MODES, Override, load_config, parse_override
+from doccls.config.paths import leave_deleted_folder
 from doccls.config.schema import Config
 
 
@@ -31,4 +32,6 @@ def load_arguments(arguments: argparse.Namespace) -> Config:
     overrides = [parse_override(text) for text in arguments.overrides]
     if arguments.num_workers is not None:
         overrides.append(Override("data.num_workers", arguments.num_workers, "--num-workers"))
-    return load_config(arguments.config, arguments.mode, overrides)
+    config = load_config(arguments.config, arguments.mode, overrides)
+    leave_deleted_folder()
+    return config

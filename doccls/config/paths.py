@@ -81,6 +81,17 @@ def resolve_option(path: Path, option: str) -> Path:
         raise UserError(f"{option} {format_path(path)}: {error}") from error
 
 
+def leave_deleted_folder() -> None:
+    """Change to the root folder if the working directory no longer exists: MKL, which torch loads, can't start there.
+
+    Call it once all paths of the command line are absolute.
+    """
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        os.chdir("/")
+
+
 def _expand_home(stated: str) -> str:
     expanded = os.path.expanduser(stated)  # noqa: PTH111 (Path takes the `~x` of `./~x` for a user)
     if stated.startswith("~") and expanded == stated:
