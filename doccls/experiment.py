@@ -9,7 +9,7 @@ from typing import Any
 from doccls.config import Config, render_snapshot
 from doccls.config.files import check_files
 from doccls.config.load import complete_snapshot, list_values
-from doccls.config.paths import is_file
+from doccls.config.paths import find_output_problem, is_file
 from doccls.data.prepare import PreparedData, describe_folds, prepare_data
 from doccls.data.sampler import BatchPlan
 from doccls.data.scan_cache import read_scan_cache, write_scan_cache
@@ -118,6 +118,10 @@ def open_run(
         paths.live.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"output.exp_dir: can't create {paths.root}: {error.strerror}") from error
+    for folder in (paths.root, paths.live, paths.best_checkpoint(0).parent, paths.predictions_dir, paths.metrics_dir):
+        problem = find_output_problem(folder)
+        if problem is not None:
+            raise UserError(f"output.exp_dir: {problem}")
     if not data.scans_in_store:
         write_scan_cache(paths.images, data.scans, config.data.max_image_pixels, {})
     _write_snapshot(experiment, now, processes)

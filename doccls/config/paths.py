@@ -207,9 +207,17 @@ def is_absent(path: Path) -> bool:
 
 
 def is_file(path: Path) -> bool:
-    """Return whether there is a regular file; False also where that can't be known."""
-    mode = _find_mode(path)
-    return mode is not None and stat.S_ISREG(mode)
+    """Return whether there is a regular file.
+
+    Raises:
+        UserError: that can't be known, as in a folder without permission.
+    """
+    try:
+        return stat.S_ISREG(path.stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise UserError(describe_error(error, path, "file")) from error
 
 
 def is_folder(path: Path) -> bool:
@@ -254,7 +262,7 @@ def list_matching(folder: Path, pattern: str) -> list[Path]:
         return []
     except OSError as error:
         raise UserError(describe_error(error, folder, "folder")) from error
-    return [file for name in names if is_file(file := folder / name)]
+    return [folder / name for name in names if stat.S_ISREG(_find_mode(folder / name) or 0)]
 
 
 def read_regular_file(path: Path) -> tuple[os.stat_result, bytes]:

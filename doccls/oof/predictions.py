@@ -104,11 +104,18 @@ def find_damage(path: Path) -> str | None:
 
 
 def remove_resume_checkpoints(paths: RunPaths, folds: Iterable[int]) -> None:
-    """Remove the resume checkpoints of folds that have predictions, with the temporary files of interrupted writes."""
+    """Remove the resume checkpoints of folds that have predictions, with the temporary files of interrupted writes.
+
+    Raises:
+        UserError: one can't be removed.
+    """
     for fold in folds:
         for path in paths.resume_checkpoints(fold):
-            remove_leftovers(path)
-            path.unlink(missing_ok=True)
+            try:
+                remove_leftovers(path)
+                path.unlink(missing_ok=True)
+            except OSError as error:
+                raise UserError(f"can't remove {path}, which its fold no longer needs: {error.strerror}") from error
 
 
 def is_merged(paths: RunPaths) -> bool:

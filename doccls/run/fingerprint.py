@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from doccls.config.load import operational_keys
-from doccls.config.paths import is_file
+from doccls.config.paths import describe_error, is_file
 from doccls.config.schema import Config
 from doccls.errors import UserError
 from doccls.run.paths import RunPaths
@@ -100,7 +100,9 @@ def _read_provenance(paths: RunPaths) -> dict[str, str] | None:
                 "version, or choose another --run-id"
             )
         return {name: str(provenance[name]) for name in ("fingerprint", "data_digest", "folds_digest")}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError) as error:
+    except OSError as error:
+        raise UserError(describe_error(error, paths.snapshot, "file")) from error
+    except (UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError) as error:
         raise UserError(f"{paths.snapshot}: damaged, or not a snapshot of a run: choose another --run-id") from error
 
 

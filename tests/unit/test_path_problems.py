@@ -6,6 +6,7 @@ import json
 import os
 import socket
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -246,3 +247,47 @@ def test_config_of_checkpoint_is_not_expanded(data: Path) -> None:
 
     values = {"data": {"train_csv": "/gone/$UNSET_4711/t.csv", "image_dir_train": "/gone/${X}"}}
     assert Config.model_validate(values).data.train_csv == Path("/gone/$UNSET_4711/t.csv")
+
+
+# --- permissions -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become another user")
+def test_missing_permission_is_reported_with_key_and_path(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = write_config(data)
+    assert train.main(["--config", str(config), "--run-id", "v1"]) == 0
+    run = next((data / "experiments").glob("*/v1"))
+    for path in (data, *data.rglob("*")):
+        if not path.is_symlink():
+            path.chmod(0o777)
+    for path in data.parents:
+        if "pytest" in str(path):
+            path.chmod(0o755)
+    every = tuple(partial(command, config) for command in COMMANDS.values())
+    resume = partial(train.main, ["--config", str(config), "--run-id", "v1"])
+    status, cancel, merge = (partial(launcher, [name, str(run)]) for name in ("status", "cancel", "merge"))
+    capsys.readouterr()
+    for key, path, mode, commands in (
+        ("--config", config, 0, every),
+        ("data.train_csv", data / "train.csv", 0, every),
+        ("data.image_dir_train", data / "train", 0o711, every),
+        ("data.image_dir_train", data / "train", 0o744, every),
+        ("output.logs_dir", data / "logs", 0o555, every),
+        ("output.exp_dir", data / "experiments", 0o555, every),
+        ("output.exp_dir", run / "live", 0o555, (resume,)),
+        ("output.exp_dir", run / "ckpt", 0o555, (resume,)),
+        ("config.yaml", run / "config.yaml", 0, (resume,)),
+        ("parts", run / "oof" / "parts", 0, (resume, status, merge)),
+        ("RUN", run, 0, (status, cancel, merge)),
+        ("live", run / "live", 0, (status, cancel)),
+        ("ckpt", run / "ckpt", 0, (merge,)),
+    ):
+        for command in commands:
+            path.chmod(mode)
+            os.seteuid(65534)
+            try:
+                code = command()
+            finally:
+                os.seteuid(0)
+                path.chmod(0o777)
+            check_message(code, capsys.readouterr(), key, str(path))
