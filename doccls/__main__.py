@@ -10,12 +10,13 @@ from pathlib import Path
 from doccls import predict, store_command, train
 from doccls.config import Config
 from doccls.config.arguments import add_config_arguments, load_arguments_with_warnings
+from doccls.config.files import check_files
+from doccls.config.paths import resolve_option
 from doccls.config.reference import render_keys
 from doccls.data.mixing import check_mixing
 from doccls.data.prepare import describe_folds, prepare_data
 from doccls.data.store import choose_store
 from doccls.demo import command as demo
-from doccls.experiment import check_files
 from doccls.reporting.command import run_command
 from doccls.reporting.progress import ConsoleReporter
 from doccls.system.atomic_files import write_text
@@ -62,20 +63,20 @@ def _check(arguments: argparse.Namespace) -> int:
         if arguments.schema == Path("-"):
             print(text, end="")
         else:
-            write_text(arguments.schema, text)
+            write_text(resolve_option(arguments.schema, "--schema"), text)
     if arguments.keys:
         print(render_keys(), end="")
     if arguments.config is not None:
-        from doccls.model.names import check_names  # timm takes seconds to import
-
         loaded = load_arguments_with_warnings(arguments)
         config = loaded.config
         for warning in loaded.warnings:
             print(f"[WARNING] {warning}")
         check_files(config)
+        from doccls.model.names import check_names  # timm takes seconds to import
+
         check_names(config)
         mixing = check_mixing(config.train, config.train.batch_size, config.train.num_processes or 1)
-        print(f"[CONFIG] OK | {arguments.config.resolve()}")
+        print(f"[CONFIG] OK | {resolve_option(arguments.config, '--config')}")
         if mixing is not None:
             print(f"[WARNING] {mixing}")
         prepared = prepare_data(config, None, choose_store(config), ConsoleReporter())

@@ -7,9 +7,9 @@ from datetime import datetime
 from typing import Any
 
 from doccls.config import Config, render_snapshot
+from doccls.config.files import check_files
 from doccls.config.load import complete_snapshot, list_values
-from doccls.config.local_model import CONFIG_FILE, find_local_folder, find_local_weights
-from doccls.data.manifest import check_paths
+from doccls.config.paths import find_output_problem, is_file
 from doccls.data.mixing import check_mixing
 from doccls.data.prepare import PreparedData, describe_folds, prepare_data
 from doccls.data.sampler import BatchPlan
@@ -61,25 +61,6 @@ class OpenRun:
     def list_missing(self, folds: Sequence[int]) -> list[int]:
         """Return those of `folds` that are not finished."""
         return [fold for fold in folds if fold not in self.finished]
-
-
-def check_files(config: Config) -> None:
-    """Check that every file and folder named in the config exists.
-
-    Raises:
-        UserError: some are missing; the message names all of them.
-    """
-    data, local_model = config.data, find_local_folder(config.model.name)
-    required = {"data.train_csv": (data.train_csv, "file"), "data.image_dir_train": (data.image_dir_train, "folder")}
-    optional = {
-        "data.sample_csv": (data.sample_csv, "file"),
-        "data.image_dir_test": (data.image_dir_test, "folder"),
-        "model.name": (None if local_model is None else local_model / CONFIG_FILE, "file"),
-        "model.weights": (config.model.weights, "file"),
-    }
-    check_paths(required | {key: item for key, item in optional.items() if item[0] is not None})
-    if local_model is not None and config.model.pretrained and config.model.weights is None:
-        find_local_weights(local_model)
 
 
 def log_config(config: Config, log: RunLog) -> None:
@@ -140,6 +121,10 @@ def open_run(
         paths.live.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"output.exp_dir: can't create {paths.root}: {error.strerror}") from error
+    for folder in (paths.root, paths.live, paths.best_checkpoint(0).parent, paths.predictions_dir, paths.metrics_dir):
+        problem = find_output_problem(folder)
+        if problem is not None:
+            raise UserError(f"output.exp_dir: {problem}")
     if not data.scans_in_store:
         write_scan_cache(paths.images, data.scans, config.data.max_image_pixels, {})
     _write_snapshot(experiment, now, processes)
@@ -150,7 +135,7 @@ def open_run(
 def _write_snapshot(experiment: Experiment, now: datetime, processes: Mapping[str, Any]) -> None:
     """Write the run's snapshot, or add to an existing one what a launcher can't know: the devices of the ranks."""
     config, data, paths = experiment.config, experiment.data, experiment.paths
-    if paths.snapshot.exists():
+    if is_file(paths.snapshot):
         completed = complete_snapshot(paths.snapshot.read_text(encoding="utf-8"), processes)
         if completed is not None:
             write_text(paths.snapshot, completed)

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from doccls.config import Config
+from doccls.config.paths import check_paths, find_output_problem, is_file, leave_deleted_folder, resolve_option
 from doccls.data.image_names import resolve_images
-from doccls.data.manifest import check_paths
 from doccls.data.messages import format_examples
 from doccls.data.packed import PackedPaths, PackedTexts
 from doccls.data.table import read_table, require_columns
@@ -21,7 +21,7 @@ from doccls.errors import UserError
 from doccls.oof.metrics import probabilities
 from doccls.reporting.log import RunLog
 from doccls.reporting.progress import ConsoleReporter
-from doccls.run.paths import RunPaths
+from doccls.run.paths import RunPaths, find_run
 from doccls.submission import Coverage, check_columns, check_replacement, render_submission, write_submission
 from doccls.system.allocator import keep_freed_memory
 
@@ -64,10 +64,14 @@ def predict(arguments: argparse.Namespace) -> int:
     Raises:
         UserError: no such run, no checkpoint, checkpoints of different runs, or test data that can't be used.
     """
+    paths = find_run(arguments.run)
+    for name, option in (("sample_csv", "--sample-csv"), ("image_dir", "--image-dir")):
+        if (stated := getattr(arguments, name)) is not None:
+            setattr(arguments, name, resolve_option(stated, option))
+    leave_deleted_folder()
     from doccls.training.checkpoint import parse_config, read_best
     from doccls.training.distributed import can_compute_in, on_main, start_processes
 
-    paths = RunPaths(arguments.run.resolve())
     files = _list_checkpoints(paths)
     first = read_best(files[0])
     config, classes, precision = _with_arguments(parse_config(first), arguments), first.classes, first.precision
@@ -87,9 +91,7 @@ def predict(arguments: argparse.Namespace) -> int:
 
 
 def _list_checkpoints(paths: RunPaths) -> list[Path]:
-    if not paths.root.is_dir():
-        raise UserError(f"no such run folder: {paths.root} (runs are in <output.exp_dir>/YYYYMMDD/<run_id>)")
-    files = sorted((paths.root / "ckpt").glob("best_fold*.pth"))
+    files = paths.list_best_checkpoints()
     if not files:
         raise UserError(f"{paths.root}: no checkpoint ckpt/best_fold*.pth: no fold has finished an epoch")
     return files
@@ -103,11 +105,14 @@ def _check_inputs(paths: RunPaths, files: Sequence[Path], config: Config) -> tup
     for file in files:
         best = read_best(file)
         fingerprints[best.fold] = best.fingerprint
-        if not paths.predictions(best.fold).exists():
+        if not is_file(paths.predictions(best.fold)):
             unfinished.append(best.fold)
     if len(set(fingerprints.values())) > 1:
         listed = ", ".join(f"fold {fold}: {fingerprint[:12]}" for fold, fingerprint in fingerprints.items())
         raise UserError(f"the checkpoints belong to different runs ({listed}): probabilities can't be averaged")
+    problem = find_output_problem(paths.root)
+    if problem is not None:
+        raise UserError(f"RUN: {problem}")
     pages = read_test_pages(config, _choose_store(paths, config))
     check_columns(pages.columns, config.data.id_col, best.classes)
     num_predicted = len(pages.ids) - len(pages.paths.find_missing())
@@ -267,8 +272,8 @@ def _with_precision(config: Config, precision: str) -> Config:
 
 def _with_arguments(config: Config, arguments: argparse.Namespace) -> Config:
     overrides = {
-        "sample_csv": arguments.sample_csv and arguments.sample_csv.resolve(),
-        "image_dir_test": arguments.image_dir and arguments.image_dir.resolve(),
+        "sample_csv": arguments.sample_csv,
+        "image_dir_test": arguments.image_dir,
         "num_workers": arguments.num_workers,
         "on_bad_image": arguments.on_bad_image,
     }

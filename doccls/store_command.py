@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from doccls.config.arguments import add_config_arguments, load_arguments
+from doccls.config.paths import find_problem, is_absent, resolve_option
 from doccls.data.store import PageSet, choose_store, clear_page_set, list_page_sets
 from doccls.errors import UserError
 from doccls.system.disk import format_size
@@ -31,6 +32,9 @@ def store(arguments: argparse.Namespace) -> int:
         UserError: no store is named, or its pages are being decoded.
     """
     folder = _find_folder(arguments)
+    problem = None if is_absent(folder) else find_problem(folder, "folder")
+    if problem is not None:
+        raise UserError(f"{'data.store' if arguments.folder is None else 'FOLDER'}: {problem}")
     sets = list_page_sets(folder)
     if arguments.action == "info":
         print("\n".join(_describe(folder, sets)))
@@ -48,7 +52,7 @@ def _find_folder(arguments: argparse.Namespace) -> Path:
     if (arguments.folder is None) == (arguments.config is None):
         raise UserError("give either the store's FOLDER or --config FILE of a run that uses it")
     if arguments.folder is not None:
-        return Path(arguments.folder)
+        return resolve_option(arguments.folder, "FOLDER")
     config = load_arguments(arguments)
     choice = choose_store(config)
     if choice is None:

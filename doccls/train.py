@@ -8,16 +8,19 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from doccls.config import Config
 from doccls.config.arguments import add_config_arguments, load_arguments_with_warnings
+from doccls.config.files import check_files
 from doccls.config.load import LoadedConfig
+from doccls.config.paths import find_output_problem
 from doccls.data.loader import start_worker_server
 from doccls.data.shared_memory import expects_workers
 from doccls.reporting.command import run_training
 from doccls.reporting.console import close_console
-from doccls.reporting.log import RunLog
+from doccls.reporting.log import RunLog, open_log
 from doccls.run.fingerprint import claim_precision
 from doccls.run.heartbeat import open_heartbeat
 from doccls.run.owner import FoldOwner
@@ -89,6 +92,7 @@ def _train(arguments: argparse.Namespace, log: RunLog) -> None:
         run_id = arguments.run_id or new_run_id(config.project.version)
         run_id = on_main(accelerator, lambda: check_run_id(run_id))
         path = name_log(config.output.logs_dir, run_id, now, "" if fold is None else f"fold{fold}")
+        on_main(accelerator, lambda: _check_log(config, path))  # otherwise the others would wait for the main process
         with log.writing_to(path if accelerator.is_main_process else None):
             from doccls.experiment import close_run
             from doccls.training.engine import RunContext
@@ -101,6 +105,13 @@ def _train(arguments: argparse.Namespace, log: RunLog) -> None:
                 _train_folds(context, run.finished, arguments.allow_world_size_change)
             on_main(accelerator, lambda: close_run(run.experiment, log))
     accelerator.end_training()
+
+
+def _check_log(config: Config, path: Path) -> None:
+    """Check that the log can be written; if its folder can't be used, report the problems of all other paths too."""
+    if find_output_problem(path.parent) is not None:
+        check_files(config)
+    open_log(path).close()
 
 
 def _is_trained_by_another(paths: RunPaths, fold: int | None) -> bool:

@@ -10,17 +10,19 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from doccls.config import Config
 from doccls.config.arguments import load_arguments_with_warnings
+from doccls.config.files import check_present_files
 from doccls.config.load import LoadedConfig
 from doccls.errors import UserError
 from doccls.reporting.command import run_command, run_training
 from doccls.reporting.console import close_console
-from doccls.run.paths import RunPaths, check_run_id, locate_run, name_log, new_run_id
+from doccls.run.paths import check_run_id, find_run, locate_run, name_log, new_run_id
 from doccls.system.cores import count_cores
 from doccls.system.signals import stop_on_sigusr2
 from launcher.arguments import build_parser, list_task_args, make_plan, make_workload, render_resume_command
@@ -166,15 +168,17 @@ def _make_options(
 def _plan(arguments: argparse.Namespace) -> int:
     loaded = load_arguments_with_warnings(arguments)
     config = loaded.config
+    absent = tuple(check_present_files(config))  # a plan may be made on a machine without the data
     run_id = check_run_id(arguments.run_id or f"{config.project.version}-NEW")
     if arguments.backend == "slurm":
-        return _plan_submission(arguments, config, run_id)
-    plan = _make_local_plan(arguments, loaded, run_id, choose_slots(arguments, config))
+        return _plan_submission(arguments, config, run_id, absent)
+    chosen = choose_slots(arguments, config)
+    plan = _make_local_plan(arguments, loaded, run_id, replace(chosen, warnings=(*absent, *chosen.warnings)))
     print(json.dumps(describe_plan(plan), indent=2) if arguments.json else render_plan(plan))
     return 0
 
 
-def _plan_submission(arguments: argparse.Namespace, config: Config, run_id: str) -> int:
+def _plan_submission(arguments: argparse.Namespace, config: Config, run_id: str, warnings: Sequence[str]) -> int:
     from doccls.oof.predictions import find_finished_folds
     from doccls.run.fingerprint import find_fingerprint
 
@@ -189,6 +193,8 @@ def _plan_submission(arguments: argparse.Namespace, config: Config, run_id: str)
         fields = {"run_folder": str(paths.root), "finished": finished, "folds": missing}
         print(json.dumps(fields | {"command": command, "script": script}, indent=2))
     else:
+        for warning in warnings:
+            print(f"[WARNING] {warning}")
         print(f"[PLAN] run {paths.root}")
         if finished:
             print(f"[PLAN] finished before: folds {', '.join(map(str, finished))}")
@@ -200,7 +206,7 @@ def _merge(arguments: argparse.Namespace) -> int:
     from doccls.oof.merge import merge_run  # scikit-learn takes a second to import
     from doccls.oof.summary import list_scores
 
-    paths = _find_run(arguments)
+    paths = find_run(arguments.run)
     scores = list_scores(merge_run(paths))
     print(f"[OOF] -> {paths.oof_logits}")
     for line in scores:
@@ -211,7 +217,7 @@ def _merge(arguments: argparse.Namespace) -> int:
 def _status(arguments: argparse.Namespace) -> int:
     from launcher.status import describe_status, read_status, render_status
 
-    status = read_status(_find_run(arguments))
+    status = read_status(find_run(arguments.run))
     now = datetime.now().astimezone()
     print(json.dumps(describe_status(status), indent=2) if arguments.json else render_status(status, now))
     return 0
@@ -220,15 +226,8 @@ def _status(arguments: argparse.Namespace) -> int:
 def _cancel(arguments: argparse.Namespace) -> int:
     from launcher.cancel import cancel_run
 
-    cancel_run(_find_run(arguments), functools.partial(print, flush=True))
+    cancel_run(find_run(arguments.run), functools.partial(print, flush=True))
     return 0
-
-
-def _find_run(arguments: argparse.Namespace) -> RunPaths:
-    paths = RunPaths(arguments.run.resolve())
-    if not paths.root.is_dir():
-        raise UserError(f"no such run folder: {paths.root} (runs are in <output.exp_dir>/YYYYMMDD/<run_id>)")
-    return paths
 
 
 _TRAINING_COMMANDS = {"run": _run, "task": _train_task}  # these write a log file of their own

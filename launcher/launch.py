@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from doccls.config import Config
+from doccls.config.paths import is_file
 from doccls.data.sampler import BatchDivision
 from doccls.errors import UserError
 from doccls.experiment import Experiment, close_run, log_config, open_run
@@ -76,7 +77,7 @@ def launch(config: Config, run_id: str, now: datetime, options: LaunchOptions, l
     log.line(render_plan(options.plan, commands=False))
     paths = locate_run(config.output.exp_dir, run_id, now)
     what = f"run {run_id} is being launched"
-    if paths.launch_lock().exists():
+    if is_file(paths.launch_lock()):
         with hold_lock(paths.launch_lock(), what):
             pass  # report another launcher before the data is scanned
     with ExitStack() as held:

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from doccls.config.paths import is_file
 from doccls.errors import UserError
 from doccls.oof.predictions import PredictionsInfo, is_merged, read_predictions
 from doccls.run.heartbeat import Beat, format_progress, read_beat
@@ -262,7 +263,7 @@ def _read_evidence(paths: RunPaths) -> _RunEvidence:
     jobs = list_jobs(array_jobs, [launch.ledger for launch in launches])
     return _RunEvidence(
         launches=launches,
-        beats=[beat for file in sorted(paths.live.glob("*_rank*.json")) if (beat := read_beat(file)) is not None],
+        beats=[beat for file in paths.list_heartbeats() if (beat := read_beat(file)) is not None],
         jobs=jobs,
         array_jobs=array_jobs,
         queue=read_queue(list_clusters(array_jobs)) if array_jobs or jobs else [],
@@ -319,7 +320,7 @@ def _count_folds(paths: RunPaths, ledger: Ledger | None) -> int:
         return ledger.num_folds
     with suppress(OSError, yaml.YAMLError, KeyError, TypeError, ValueError):
         return int(yaml.safe_load(paths.snapshot.read_text(encoding="utf-8"))["data"]["folds"])
-    for file in sorted(paths.predictions_dir.glob("fold*.safetensors")):
+    for file in paths.list_predictions():
         with suppress(TensorFileError):
             return read_predictions(file).info.num_folds
     raise UserError(f"no run in {paths.root} (runs are in <output.exp_dir>/YYYYMMDD/<run_id>)")
@@ -331,7 +332,7 @@ def _read_predictions(paths: RunPaths, fold: int, fingerprint: str | None) -> Pr
     Without a fingerprint, that of the predictions is not checked.
     """
     path = paths.predictions(fold)
-    if not path.exists():
+    if not is_file(path):
         return None
     try:
         info = read_predictions(path).info

@@ -17,12 +17,12 @@ from datetime import datetime
 from pathlib import Path
 
 from doccls.config.arguments import add_config_arguments, load_arguments
+from doccls.config.files import check_files
 from doccls.config.load import parse_override
 from doccls.config.schema import Config
 from doccls.data.prepare import prepare_data
 from doccls.data.store import choose_store
 from doccls.errors import UserError
-from doccls.experiment import check_files
 from doccls.reporting.progress import ConsoleReporter, Reporter
 from doccls.run.heartbeat import Beat, format_progress, has_begun, read_beat
 from doccls.run.paths import RunPaths, locate_run

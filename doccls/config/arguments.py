@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from doccls.config.load import MODES, LoadedConfig, Override, load_with_warnings, parse_override
+from doccls.config.paths import leave_deleted_folder
 from doccls.config.schema import Config
 
 
@@ -40,4 +41,6 @@ def load_arguments_with_warnings(arguments: argparse.Namespace) -> LoadedConfig:
     overrides = [parse_override(text) for text in arguments.overrides]
     if arguments.num_workers is not None:
         overrides.append(Override("data.num_workers", arguments.num_workers, "--num-workers"))
-    return load_with_warnings(arguments.config, arguments.mode, overrides)
+    loaded = load_with_warnings(arguments.config, arguments.mode, overrides)
+    leave_deleted_folder()
+    return loaded

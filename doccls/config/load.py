@@ -18,6 +18,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from doccls.config.idle_keys import find_idle_keys
+from doccls.config.paths import find_problem, resolve_option
 from doccls.config.schema import SECTIONS, Config, Operational
 from doccls.errors import UserError
 
@@ -66,7 +67,7 @@ def load_with_warnings(path: Path, mode: str | None = None, overrides: Sequence[
     Raises:
         UserError: the file can't be read or parsed, or keys or values in it are wrong (all are listed).
     """
-    path = path.expanduser().resolve()
+    path = resolve_option(path, "--config")
     problems: list[str] = []
     stated = _flatten(_read_yaml(path, problems), problems)
     set_by_flags = _flatten([(tuple(o.key.split(".")), _Stated(o.value, o.where)) for o in overrides], problems)
@@ -76,9 +77,10 @@ def load_with_warnings(path: Path, mode: str | None = None, overrides: Sequence[
         chosen = _Stated("basic", "default")
     defaults = _flatten(read_mode(chosen.value), problems)
     merged = {**defaults, **stated, **set_by_flags, ("mode",): chosen}
-    config = _validate(merged, path, problems)
-    # The file of a finished or unfinished run states every key.
-    by_user = set_by_flags if ("provenance",) in stated else stated | set_by_flags
+    is_snapshot = ("provenance",) in stated  # its paths are resolved: a `$` in them is part of a name
+    expanded = set_by_flags if is_snapshot else merged
+    config = _validate(merged, path, {key[-1] for key in expanded}, problems)
+    by_user = set_by_flags if is_snapshot else stated | set_by_flags  # a snapshot states every key
     idle = find_idle_keys(config, {".".join(key): value.where for key, value in by_user.items()})
     return LoadedConfig(config, (*_describe_clash(stated, defaults, chosen), *idle))
 
@@ -172,6 +174,9 @@ def _parse_value(text: str) -> Any:
 
 
 def _read_yaml(path: Path, problems: list[str]) -> list[tuple[Key, _Stated]]:
+    problem = find_problem(path, "config file")
+    if problem is not None:
+        raise UserError(f"--config: {problem}")
     try:
         return _parse_yaml(path.read_text(encoding="utf-8-sig"), str(path), problems)
     except OSError as error:
@@ -237,7 +242,8 @@ def _flatten(values: list[tuple[Key, _Stated]], problems: list[str]) -> dict[Key
     return flat
 
 
-def _validate(merged: dict[Key, _Stated], path: Path, problems: list[str]) -> Config:
+def _validate(merged: dict[Key, _Stated], path: Path, expanded: set[str], problems: list[str]) -> Config:
+    """Validate the values; the names of keys whose paths may have variables are `expanded`."""
     known: dict[str, Any] = {name: {} for name in SECTIONS}
     for key, stated in merged.items():
         section = SECTIONS.get(key[0])
@@ -248,7 +254,7 @@ def _validate(merged: dict[Key, _Stated], path: Path, problems: list[str]) -> Co
         else:
             problems.append(_render_unknown(key, stated))
     try:
-        config = Config.model_validate(known, context={"base": path.parent})
+        config = Config.model_validate(known, context={"base": path.parent, "expanded": expanded})
     except ValidationError as error:
         problems.extend(_render_errors(error, merged))
     if problems:
@@ -273,12 +279,13 @@ def _render_errors(error: ValidationError, merged: dict[Key, _Stated]) -> list[s
             lines[key] = f"{'.'.join(key)}: missing; required: {describe_allowed(field)}"
         else:
             stated = merged.get(key, _Stated(item["input"], "default"))
-            lines[key] = _render_problem(key, stated, describe_allowed(field))
+            reason = f"{item['ctx']['reason']}; " if "reason" in item.get("ctx", {}) else ""
+            lines[key] = _render_problem(key, stated, describe_allowed(field), reason)
     return list(lines.values())
 
 
-def _render_problem(key: Key, stated: _Stated, allowed: str) -> str:
-    return f"{'.'.join(key)} = {stated.value!r} ({stated.where}): allowed: {allowed}"
+def _render_problem(key: Key, stated: _Stated, allowed: str, reason: str = "") -> str:
+    return f"{'.'.join(key)} = {stated.value!r} ({stated.where}): {reason}allowed: {allowed}"
 
 
 def _render_unknown(key: Key, stated: _Stated) -> str:

@@ -4,6 +4,7 @@ The string under a field becomes its description in the JSON schema and in docs/
 Recipes (model, augmentation, schedule) are set by the modes (`modes/*.yaml`), not by the defaults here.
 """
 
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
@@ -19,6 +20,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from doccls.config.local_model import PREFIX
+from doccls.config.paths import PathError, resolve_path
 
 ImageExtension = Literal[".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".gif"]
 IMAGE_EXTENSIONS: tuple[str, ...] = get_args(ImageExtension)
@@ -37,14 +39,20 @@ class Operational:
     """A mark for keys that change how a run executes but not what it computes; the fingerprint excludes them."""
 
 
-def _resolve_path(value: Any, info: ValidationInfo) -> Any:
+def _resolve_path(value: Any, info: ValidationInfo, is_output: bool = False) -> Any:
+    """Make a path absolute; variables are only expanded in the keys of `context["expanded"]`, as users write them."""
     if not isinstance(value, str | Path) or not str(value):
         raise PydanticCustomError("path", "not a path")
-    base: Path = (info.context or {}).get("base", Path.cwd())
+    context = info.context or {}
+    variables = os.environ if info.field_name in context.get("expanded", ()) else None
     try:
-        return (base / Path(value).expanduser()).resolve()
-    except (RuntimeError, ValueError, OSError) as error:  # `~nobody`, a NUL
-        raise PydanticCustomError("path", "not a path") from error
+        return resolve_path(str(value), context.get("base"), variables, follows_broken_links=is_output)
+    except PathError as error:
+        raise PydanticCustomError("path", "not a path", {"reason": str(error)}) from error
+
+
+def _resolve_output(value: Any, info: ValidationInfo) -> Any:
+    return _resolve_path(value, info, is_output=True)
 
 
 def _resolve_local_model(value: Any, info: ValidationInfo) -> Any:
@@ -59,6 +67,7 @@ def _with_dot(value: Any) -> Any:
 
 
 ConfigPath = Annotated[Path, Strict(False), BeforeValidator(_resolve_path)]
+OutputFolder = Annotated[Path, Strict(False), BeforeValidator(_resolve_output)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 ThreeFloats = Annotated[tuple[float, float, float], Strict(False)]
 
@@ -126,7 +135,7 @@ class DataConfig(Section):
     max_image_pixels: Annotated[int, Field(ge=1)] = 100_000_000
     """Maximum width x height of an image, as a guard against decompression bombs."""
     store: Annotated[
-        Literal["auto", "off"] | ConfigPath,
+        Literal["auto", "off"] | OutputFolder,
         Field(union_mode="left_to_right"),
         BeforeValidator(_restore_off),
         Operational(),
@@ -303,9 +312,9 @@ class TrackingConfig(Section):
 
 
 class OutputConfig(Section):
-    logs_dir: Annotated[ConfigPath, Field(validate_default=True)] = Path("logs")
+    logs_dir: Annotated[OutputFolder, Field(validate_default=True)] = Path("logs")
     """Folder of the log files."""
-    exp_dir: Annotated[ConfigPath, Field(validate_default=True)] = Path("experiments")
+    exp_dir: Annotated[OutputFolder, Field(validate_default=True)] = Path("experiments")
     """Folder of the runs; each is in <exp_dir>/YYYYMMDD/<run_id>/."""
     snapshots: bool = True
     """Write config.yaml, the resolved config with versions, commit, command and digests, into the run's folder."""

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, get_worker_info
 
+from doccls.config.paths import read_regular_file
 from doccls.data.images import ImageError, load_page, pad_page, shrink_page
 from doccls.data.sampler import BatchPlace, BatchRequest
 from doccls.data.shared_memory import describe_shared_memory
@@ -92,7 +93,7 @@ class DocClsDataset(Dataset[tuple[np.ndarray, int, int]]):
         if page is not None:
             return page
         try:
-            return load_page(path.read_bytes(), self._pages.max_pixels, self._pages.page_px)
+            return load_page(read_regular_file(path)[1], self._pages.max_pixels, self._pages.page_px)
         except (OSError, ImageError) as error:
             raise RankLocalError(
                 f"image of ID {self._pages.ids[index]!r} can no longer be read: {path}: {error}"

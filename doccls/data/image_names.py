@@ -6,9 +6,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
+from doccls.config.paths import list_entries
 from doccls.config.schema import IMAGE_EXTENSIONS
 from doccls.data.messages import format_examples, format_row
-from doccls.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -28,9 +28,6 @@ def resolve_images(ids: Sequence[str], lines: Iterable[int], folder: Path, image
         lines: The line of each row in its file, for messages.
         folder: The folder of the images.
         image_ext: The extension to try first for IDs without one.
-
-    Raises:
-        UserError: the folder, or a subfolder that an ID names, can't be listed.
     """
     folders = _Folders(folder)
     name_of: dict[str, str | None] = {}
@@ -72,10 +69,10 @@ def _leaves_folder(sample_id: str) -> bool:
 
 @dataclass(frozen=True)
 class _Listing:
-    """The files and subfolders of a folder, by exact name, then by composed (NFC) name, then by that in lower case."""
+    """The files and subfolders of a folder."""
 
-    files: dict[str, str]
-    folders: dict[str, str]
+    files: "_Names"
+    folders: "_Names"
 
 
 class _Folders:
@@ -83,57 +80,65 @@ class _Folders:
 
     def __init__(self, root: Path) -> None:
         self._root = root
-        self._listings: dict[str, _Listing] = {}
+        self._listings: dict[str, _Listing | None] = {}
         self._folder_names: dict[str, str | None] = {"": ""}
 
     def find(self, path: str) -> str | None:
-        """Return the name of the file, relative to the root; None if there is none."""
+        """Return the name of the file, relative to the root; None if there is none.
+
+        A file in a folder that can't be listed is taken to exist: the scan says why it can't be read.
+        """
         folder, name = os.path.split(os.path.normpath(path))  # so that `./x.jpg` and `x.jpg` give one name
         found = self._find_folder(folder)
-        match = None if found is None else _match(self._list(found).files, name)
-        return f"{found}/{match}" if found and match else match
+        listing = None if found is None else self._list(found)
+        if listing is None:
+            return None if found is None else _join(found, name)
+        match = listing.files.get(name)
+        return None if match is None else _join(found or "", match)
 
     def _find_folder(self, path: str) -> str | None:
         if path not in self._folder_names:
             parent, name = os.path.split(path)
             found = self._find_folder(parent)
-            match = None if found is None else _match(self._list(found).folders, name)
-            self._folder_names[path] = f"{found}/{match}" if found and match else match
+            listing = None if found is None else self._list(found)
+            match = name if listing is None else listing.folders.get(name) or listing.files.get(name)
+            self._folder_names[path] = None if found is None or match is None else _join(found, match)
         return self._folder_names[path]
 
-    def _list(self, folder: str) -> _Listing:
+    def _list(self, folder: str) -> _Listing | None:
         if folder not in self._listings:
             self._listings[folder] = _list_folder(self._root / folder)
         return self._listings[folder]
 
 
-def _list_folder(folder: Path) -> _Listing:
+def _list_folder(folder: Path) -> _Listing | None:
+    """Return the listing; None for a folder that can't be listed."""
     try:
-        entries = sorted((entry.name, _is_folder(entry)) for entry in os.scandir(folder))
+        files, folders = list_entries(folder)
     except (FileNotFoundError, NotADirectoryError):
-        entries = []
-    except OSError as error:
-        raise UserError(f"image folder {folder}: can't list it: {error.strerror or error}") from error
-    files, folders = ([name for name, is_folder in entries if is_folder == wanted] for wanted in (False, True))
-    return _Listing(_key_names(files), _key_names(folders))
+        return _Listing(_Names([]), _Names([]))
+    except (OSError, ValueError):
+        return None
+    return _Listing(_Names(files), _Names(folders))
 
 
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # such as a symbolic link that leads to itself
-        return False
+class _Names:
+    """Names of files, by exact form, then by composed (NFC) form, then by that in lower case."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        """Key the names; of several with one composed or lower-case form, the first in sorted order is found."""
+        ordered = sorted(names, reverse=True)
+        composed = {_compose(name): name for name in ordered}
+        self._name_of = {_compose(name).lower(): name for name in ordered} | composed | {name: name for name in ordered}
+
+    def get(self, name: str) -> str | None:
+        """Return the name that best matches; None if none does."""
+        composed = _compose(name)
+        return self._name_of.get(name) or self._name_of.get(composed) or self._name_of.get(composed.lower())
 
 
-def _key_names(names: list[str]) -> dict[str, str]:
-    """Map each name's lower-case, composed and exact forms to it; of names with one form, the first wins."""
-    composed = [(_compose(name), name) for name in reversed(names)]
-    return {key.lower(): name for key, name in composed} | dict(composed) | {name: name for name in names}
-
-
-def _match(names: dict[str, str], name: str) -> str | None:
-    composed = _compose(name)
-    return names.get(name) or names.get(composed) or names.get(composed.lower())
+def _join(folder: str, name: str) -> str:
+    return f"{folder}/{name}" if folder else name
 
 
 def _compose(name: str) -> str:

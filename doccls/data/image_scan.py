@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from doccls.config.paths import read_regular_file
 from doccls.data.images import ImageError, count_pages, decode_image, decode_reduced
 from doccls.system.cores import count_cores
 
@@ -82,7 +83,7 @@ def digest_full_pages(paths: Sequence[Path], max_pixels: int) -> list[str | None
 
     def digest(path: Path) -> str | None:
         try:
-            return _digest_page(decode_image(path.read_bytes(), max_pixels))
+            return _digest_page(decode_image(read_regular_file(path)[1], max_pixels))
         except (OSError, ImageError):
             return None
 
@@ -96,7 +97,7 @@ def _count_threads() -> int:
 
 def _scan(path: Path, max_pixels: int, size_px: int, facts: Mapping[str, ImageFact], keep_pages: bool) -> ScannedImage:
     try:
-        before, data = path.stat(), path.read_bytes()  # in this order, so that a change during the read is detected
+        before, data = read_regular_file(path)
     except OSError as error:
         return ScannedImage(ImageScan(0, 0, ImageFact("", f"can't be read: {error.strerror or error}")))
     size, time = before.st_size, before.st_mtime_ns

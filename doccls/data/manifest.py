@@ -3,10 +3,10 @@
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
+from doccls.config.paths import check_paths
 from doccls.config.schema import DataConfig
 from doccls.data.image_names import ResolvedImages, resolve_images
 from doccls.data.labels import find_ambiguous_labels, find_error_values, find_missing_labels, order_classes
@@ -14,8 +14,6 @@ from doccls.data.messages import format_conflict, format_examples, format_lines,
 from doccls.data.packed import PackedPaths, PackedTexts
 from doccls.data.table import Table, read_table, require_columns
 from doccls.errors import UserError
-
-RELATIVE_RULE = "paths in a config are relative to the config file"
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,21 +172,3 @@ def _check_class_counts(counts: Mapping[str, int], classes: Sequence[str], num_f
         heading = "classes that look like an error value of a spreadsheet (data.missing_labels makes them missing)"
         findings.append(format_examples(heading, errors))
     return [Finding(message, is_problem=False) for message in findings]
-
-
-def check_paths(paths: Mapping[str, tuple[Path | None, str]]) -> None:
-    """Check that each config key's file or folder exists.
-
-    Raises:
-        UserError: some don't exist; lists each with its key and absolute path.
-    """
-    problems = []
-    for key, (path, kind) in paths.items():
-        if path is None:
-            problems.append(f"{key}: not set")
-        elif not path.exists():
-            problems.append(f"{key}: no such {kind}: {path}")
-        elif (kind == "folder") != path.is_dir():
-            problems.append(f"{key}: not a {kind}: {path}")
-    if problems:
-        raise UserError("\n".join([*problems, f"({RELATIVE_RULE})"]))

@@ -10,6 +10,7 @@ from itertools import islice
 from pathlib import Path
 
 from doccls.config import Config
+from doccls.config.paths import find_output_problem
 from doccls.data.image_scan import ImageFact, ImageScan, ScannedImage, digest_full_pages, scan_files
 from doccls.data.packed import PackedPaths
 from doccls.data.scan_cache import is_unchanged, read_scan_cache, write_scan_cache
@@ -84,7 +85,10 @@ def scan_images(
         StoreError, WriteError, LockError: the store can't be filled, and was named.
     """
     if choice is not None:
+        problem = find_output_problem(choice.folder)
         try:
+            if problem is not None:
+                raise StoreError(problem)
             return _scan_with_store(PageStore(choice.folder, size_px), files, cache, max_pixels, reporter)
         except (StoreError, WriteError, LockError) as error:
             if choice.required:

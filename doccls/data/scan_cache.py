@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import astuple
 from pathlib import Path
 
+from doccls.config.paths import read_regular_file
 from doccls.data.image_scan import ImageFact, ImageScan
 from doccls.system.atomic_files import write_text
 
@@ -21,7 +22,7 @@ def read_scan_cache(file: Path, max_pixels: int, facts: Mapping[str, ImageFact])
     `facts` are those of the store's segments, by digest; empty without a store.
     """
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(read_regular_file(file)[1])
         if (content["format"], content["max_image_pixels"]) != (_FORMAT, max_pixels):
             return {}
         return {

@@ -7,6 +7,7 @@ page.
 
 import json
 import mmap
+import os
 import re
 import secrets
 import struct
@@ -23,6 +24,7 @@ import numpy as np
 import PIL
 from safetensors.numpy import save
 
+from doccls.config.paths import describe_error, list_matching
 from doccls.config.schema import Config
 from doccls.data.image_scan import ImageFact, ScannedImage
 from doccls.errors import UserError
@@ -35,7 +37,7 @@ _RULE = 2  # version of the pixels that `decode_reduced` and `scale_page` give: 
 _LOCATION = np.dtype([("segment", "i4"), ("offset", "i8"), ("height", "u2"), ("width", "u2"), ("checksum", "u4")])
 _LENGTH = struct.Struct("<Q")
 _FREE_SPACE_FACTOR = 2
-_SEGMENTS, _SCANS, _LOCK = "pages_*.safetensors", "scans_*.json", "filling.lock"
+_SEGMENT, _SCANS, _LOCK = r"pages_.*\.safetensors", "scans_*.json", "filling.lock"
 _OLD_SCANS = "images.json"  # of earlier versions
 _SET = re.compile(r"px(?P<size>[1-9]\d{0,4})-pillow(?P<pillow>.+)-opencv(?P<opencv>.+)-(?P<rule>\d+)")
 _SEGMENT_PAGES, _SEGMENT_BYTES = 256, 2**26
@@ -97,7 +99,7 @@ class PageStore:
     def read_index(self) -> dict[str, PageLocation]:
         """Read the pages of all segments, by file digest; skip damaged and foreign files."""
         index: dict[str, PageLocation] = {}
-        for segment in sorted(self.folder.glob(_SEGMENTS)):
+        for segment in list_matching(self.folder, _SEGMENT):
             index |= _read_header(segment, self.size_px)
         return index
 
@@ -177,11 +179,11 @@ class PageSet:
 def list_page_sets(folder: Path) -> list[PageSet]:
     """List the page sets of a store, sorted by size; empty if there is no store."""
     page_sets = []
-    for path in folder.glob("px*"):
+    for path in _list_subfolders(folder):
         match = _SET.fullmatch(path.name)
-        if match is not None and path.is_dir() and not path.is_symlink():
+        if match is not None:
             size_px = int(match["size"])
-            segments = [(segment, len(_read_header(segment, size_px))) for segment in path.glob(_SEGMENTS)]
+            segments = [(segment, len(_read_header(segment, size_px))) for segment in list_matching(path, _SEGMENT)]
             page_sets.append(
                 PageSet(
                     folder=path,
@@ -196,6 +198,21 @@ def list_page_sets(folder: Path) -> list[PageSet]:
     return sorted(page_sets, key=lambda pages: (pages.size_px, pages.made_by))
 
 
+def _list_subfolders(folder: Path) -> list[Path]:
+    """Return the subfolders that are no links; none if there is no folder.
+
+    Raises:
+        UserError: the folder can't be listed.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            return [Path(entry.path) for entry in entries if entry.is_dir(follow_symlinks=False)]
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise UserError(describe_error(error, folder, "folder")) from error
+
+
 def clear_page_set(pages: PageSet) -> None:
     """Remove a page set. Processes that have its files open keep them and decode all other pages.
 
@@ -207,7 +224,7 @@ def clear_page_set(pages: PageSet) -> None:
     with hold_lock(lock, "decoded pages are being removed"):
         leftovers = (*pages.folder.glob(".*.tmp"), *pages.folder.glob(f"{_LOCK}.*.next"))
         scans = (*pages.folder.glob(_SCANS), pages.folder / _OLD_SCANS)
-        for file in (*pages.folder.glob(_SEGMENTS), *leftovers, *scans, lock):
+        for file in (*list_matching(pages.folder, _SEGMENT), *leftovers, *scans, lock):
             file.unlink(missing_ok=True)
     for folder in (pages.folder, pages.folder.parent):
         with suppress(OSError):  # it holds other files

@@ -6,6 +6,8 @@ import sys
 from datetime import datetime
 from pathlib import Path
 
+from doccls.config.paths import find_output_problem, resolve_option
+from doccls.errors import UserError
 from doccls.run.paths import RunPaths, locate_run
 from doccls.system.atomic_files import write_text
 
@@ -45,7 +47,10 @@ def demo(arguments: argparse.Namespace) -> int:
     """Draw the data, write the config, train the folds and return the exit code of the training."""
     from doccls.demo.dataset import write_demo
 
-    folder: Path = arguments.folder.resolve()
+    folder = resolve_option(arguments.folder, "DIR")
+    problem = find_output_problem(folder)
+    if problem is not None:
+        raise UserError(f"DIR: {problem}")
     config = folder / "configs" / "demo.yaml"
     write_demo(folder)
     write_text(config, CONFIG)

@@ -55,7 +55,7 @@ def load_merged(paths: RunPaths) -> tuple[MergedOof, Summary]:
     Raises:
         UserError: fold predictions are missing, damaged, from another run or overlapping.
     """
-    found = sorted(paths.predictions_dir.glob("fold*.safetensors"))
+    found = paths.list_predictions()
     if not found:
         raise UserError(f"no fold predictions in {paths.predictions_dir}: no fold of this run has finished")
     fold_predictions, problems = [], []

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from doccls.config.paths import is_file
 from doccls.errors import UserError
 from doccls.run.paths import RunPaths
 from doccls.system.atomic_files import remove_leftovers
@@ -71,7 +72,7 @@ def find_finished_folds(paths: RunPaths, fingerprint: str | None, num_folds: int
     finished = []
     for fold in range(num_folds):
         path = paths.predictions(fold)
-        if not path.exists():
+        if not is_file(path):
             continue
         try:
             info = read_predictions(path).info
@@ -94,7 +95,7 @@ def find_finished_folds(paths: RunPaths, fingerprint: str | None, num_folds: int
 
 def find_damage(path: Path) -> str | None:
     """Return what is wrong with a fold's predictions file; None if it is valid or does not exist."""
-    if not path.exists():
+    if not is_file(path):
         return None
     try:
         read_predictions(path)
@@ -104,18 +105,25 @@ def find_damage(path: Path) -> str | None:
 
 
 def remove_resume_checkpoints(paths: RunPaths, folds: Iterable[int]) -> None:
-    """Remove the resume checkpoints of folds that have predictions, with the temporary files of interrupted writes."""
+    """Remove the resume checkpoints of folds that have predictions, with the temporary files of interrupted writes.
+
+    Raises:
+        UserError: one can't be removed.
+    """
     for fold in folds:
         for path in paths.resume_checkpoints(fold):
-            remove_leftovers(path)
-            path.unlink(missing_ok=True)
+            try:
+                remove_leftovers(path)
+                path.unlink(missing_ok=True)
+            except OSError as error:
+                raise UserError(f"can't remove {path}, which its fold no longer needs: {error.strerror}") from error
 
 
 def is_merged(paths: RunPaths) -> bool:
     """Return whether the merged files exist and are up to date with the fold predictions."""
     try:
         merged_ns = paths.summary.stat().st_mtime_ns  # the merge writes it last
-        return all(file.stat().st_mtime_ns <= merged_ns for file in paths.predictions_dir.glob("fold*.safetensors"))
+        return all(file.stat().st_mtime_ns <= merged_ns for file in paths.list_predictions())
     except FileNotFoundError:
         return False
 

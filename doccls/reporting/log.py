@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.text import Text
 
+from doccls.config.paths import describe_error, find_output_problem
 from doccls.errors import UserError
 from doccls.reporting.console import exit_code, render_exit
 from doccls.reporting.progress import ProgressBar, make_bar
@@ -39,6 +40,20 @@ def _tolerating_lost_console() -> Iterator[None]:
     except OSError as error:
         if error.errno not in _TOLERATED_ERRNOS:
             raise
+
+
+def open_log(path: Path) -> IO[str]:
+    """Open the log file to append to it, and create its folder.
+
+    Raises:
+        UserError: that is impossible.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path.open("a", encoding="utf-8", errors="backslashreplace", buffering=1)
+    except (OSError, ValueError) as error:
+        problem = find_output_problem(path.parent) or describe_error(error, path, "file")
+        raise UserError(f"output.logs_dir: can't write {path}: {problem}") from error
 
 
 class _Tee:
@@ -96,11 +111,7 @@ class RunLog:
 
     def __enter__(self) -> Self:
         if self.path is not None:
-            try:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                self._file = self.path.open("a", encoding="utf-8", errors="backslashreplace", buffering=1)
-            except OSError as error:
-                raise UserError(f"output.logs_dir: can't write {self.path}: {error.strerror}") from error
+            self._file = open_log(self.path)
             self.opened = True
             self._stdio = (sys.stdout, sys.stderr)
             sys.stdout, sys.stderr = _Tee(sys.stdout, self), _Tee(sys.stderr, self)

@@ -9,6 +9,7 @@ import yaml
 
 from doccls.config.load import operational_keys
 from doccls.config.local_model import CONFIG_FILE, PREFIX, find_local_folder, find_local_weights
+from doccls.config.paths import describe_error, is_file
 from doccls.config.schema import Config, ModelConfig
 from doccls.errors import UserError
 from doccls.run.paths import RunPaths
@@ -105,7 +106,7 @@ def find_fingerprint(paths: RunPaths, config: Config) -> str | None:
 
 
 def _read_provenance(paths: RunPaths) -> dict[str, str] | None:
-    if not paths.snapshot.exists():
+    if not is_file(paths.snapshot):
         return None
     try:
         provenance = yaml.safe_load(paths.snapshot.read_text(encoding="utf-8"))["provenance"]
@@ -115,7 +116,9 @@ def _read_provenance(paths: RunPaths) -> dict[str, str] | None:
                 "version, or choose another --run-id"
             )
         return {name: str(provenance[name]) for name in ("fingerprint", "data_digest", "folds_digest")}
-    except (yaml.YAMLError, KeyError, TypeError) as error:
+    except OSError as error:
+        raise UserError(describe_error(error, paths.snapshot, "file")) from error
+    except (UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError) as error:
         raise UserError(f"{paths.snapshot}: damaged, or not a snapshot of a run: choose another --run-id") from error
 
 

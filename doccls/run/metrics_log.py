@@ -54,7 +54,7 @@ def write_metrics(paths: RunPaths, writer: str = "merge") -> list[str]:
         A warning for each damaged line, which is left out: nothing else depends on this log.
     """
     rows, warnings = [], []
-    for file in sorted(paths.metrics_dir.glob("fold*.jsonl")):
+    for file in paths.list_fold_metrics():
         lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
         parsed = [_parse_row(line) for line in lines]
         rows += [row for row in parsed if row is not None]

@@ -1,13 +1,17 @@
 """The file names of a run."""
 
+import os
 import re
 import secrets
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+from doccls.config.paths import describe_error, find_problem, is_folder, list_matching, resolve_option
 from doccls.errors import UserError
 
+_DATE = re.compile(r"[0-9]{8}")
+_FOLD, _LAUNCH = r"fold[0-9]+", r"launch(?:_task[0-9]+)?"
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
 
 
@@ -59,6 +63,10 @@ class RunPaths:
         """Return the heartbeat file of a process that trains the fold, or all folds if `fold` is None."""
         return self.live / f"{'all' if fold is None else f'fold{fold}'}_rank{rank}.json"
 
+    def list_heartbeats(self) -> list[Path]:
+        """Return the heartbeat files of all processes, sorted by name."""
+        return list_matching(self.live, rf"(?:all|{_FOLD})_rank[0-9]+\.json")
+
     def fold_lock(self, fold: int) -> Path:
         """Return the lock that the main process holds while it trains the fold, whatever started it."""
         return self.live / f"fold{fold}.lock"
@@ -89,7 +97,7 @@ class RunPaths:
 
     def list_launch_locks(self) -> list[Path]:
         """Return the locks of all launches of the run."""
-        return sorted(self.live.glob("launch*.lock"))
+        return list_matching(self.live, rf"{_LAUNCH}\.lock")
 
     def ledger(self, task: int | None = None) -> Path:
         """Return the ledger: what launches started, where, and how it ended. Each array task keeps its own."""
@@ -97,7 +105,7 @@ class RunPaths:
 
     def list_ledgers(self) -> list[Path]:
         """Return the ledgers of all launches of the run."""
-        return sorted(self.root.glob("launch*.json"))
+        return list_matching(self.root, rf"{_LAUNCH}\.json")
 
     @property
     def metrics(self) -> Path:
@@ -108,6 +116,10 @@ class RunPaths:
         """Return the metrics of one fold, in a file of its own because folds may train in parallel."""
         return self.metrics_dir / f"fold{fold}.jsonl"
 
+    def list_fold_metrics(self) -> list[Path]:
+        """Return the metrics of all folds, sorted by name."""
+        return list_matching(self.metrics_dir, rf"{_FOLD}\.jsonl")
+
     @property
     def metrics_dir(self) -> Path:
         return self.root / "metrics"
@@ -115,6 +127,10 @@ class RunPaths:
     def best_checkpoint(self, fold: int) -> Path:
         """Return the checkpoint of the fold's best weights, with their logits on its validation rows."""
         return self.root / "ckpt" / f"best_fold{fold}.pth"
+
+    def list_best_checkpoints(self) -> list[Path]:
+        """Return the checkpoints of all folds' best weights, sorted by name."""
+        return list_matching(self.root / "ckpt", rf"best_{_FOLD}\.pth")
 
     def resume_checkpoints(self, fold: int) -> tuple[Path, Path]:
         """Return the two files that hold the latest and the previous resume checkpoint of a fold, in either order."""
@@ -127,6 +143,10 @@ class RunPaths:
     @property
     def predictions_dir(self) -> Path:
         return self.root / "oof" / "parts"
+
+    def list_predictions(self) -> list[Path]:
+        """Return the fold predictions of all finished folds, sorted by name."""
+        return list_matching(self.predictions_dir, rf"{_FOLD}\.safetensors")
 
     @property
     def oof_logits(self) -> Path:
@@ -180,8 +200,27 @@ def check_run_id(run_id: str) -> str:
 
 def locate_run(exp_dir: Path, run_id: str, now: datetime) -> RunPaths:
     """Return the run with that id under `exp_dir`, whatever its date; for a new run, the folder under today's date."""
-    found = sorted(exp_dir.glob(f"[0-9]*/{run_id}"))
+    try:
+        dates = sorted(entry.name for entry in os.scandir(exp_dir) if _DATE.fullmatch(entry.name))
+    except FileNotFoundError:
+        dates = []
+    except OSError as error:
+        raise UserError(f"output.exp_dir: {describe_error(error, exp_dir, 'folder')}") from error
+    found = [exp_dir / date / run_id for date in dates if is_folder(exp_dir / date / run_id)]
     return RunPaths(found[0] if found else exp_dir / now.strftime("%Y%m%d") / run_id)
+
+
+def find_run(folder: Path) -> RunPaths:
+    """Return the paths of the run whose folder a command's argument RUN names.
+
+    Raises:
+        UserError: there is no such folder, or it can't be listed.
+    """
+    root = resolve_option(folder, "RUN")
+    problem = find_problem(root, "run folder")
+    if problem is not None:
+        raise UserError(f"RUN: {problem} (runs are in <output.exp_dir>/YYYYMMDD/<run_id>)")
+    return RunPaths(root)
 
 
 def new_run_id(version: str) -> str:

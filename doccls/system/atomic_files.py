@@ -17,7 +17,19 @@ from doccls.system.signals import on_immediate_exit
 # Errors that the user has to fix; others, such as those of a network file system, may be transient.
 _USER_FIXABLE_ERRNOS = {
     number
-    for name in ("ENOSPC", "EDQUOT", "EROFS", "EACCES", "EPERM", "EFBIG", "EISDIR", "ENOTDIR", "ENAMETOOLONG")
+    for name in (
+        "ENOSPC",
+        "EDQUOT",
+        "EROFS",
+        "EACCES",
+        "EPERM",
+        "EFBIG",
+        "EISDIR",
+        "ENOTDIR",
+        "ENAMETOOLONG",
+        "EEXIST",
+        "ELOOP",
+    )
     if (number := getattr(errno, name, None)) is not None
 }
 

@@ -14,13 +14,13 @@ import pytest
 import yaml
 
 from doccls.config import Config, load_config
+from doccls.config.files import check_files
 from doccls.data.image_scan import ScannedImage, scan_files
 from doccls.data.prepare import PreparedData
 from doccls.errors import UserError
 from doccls.experiment import (
     Experiment,
     OpenRun,
-    check_files,
     describe_unmerged,
     log_config,
     open_run,
@@ -251,7 +251,7 @@ def test_no_snapshot_is_written_if_disabled(open_it: Open) -> None:
 
 def test_folder_that_cannot_be_created_is_reported_with_key(open_it: Open, tmp_path: Path) -> None:
     (tmp_path / "experiments").write_text("in the way")
-    with pytest.raises(UserError, match=r"output\.exp_dir: can't create .*20260307"):
+    with pytest.raises(UserError, match=r"output\.exp_dir: not a folder: .*experiments \(it is a file\)"):
         open_it()
 
 
@@ -417,9 +417,10 @@ def test_unwritable_store_is_warning_by_default_and_error_if_named(
     prepared, output = prepare_it()
     assert prepared.stored is None
     warning, progress = output.splitlines()
-    assert warning.startswith(f"[WARNING] {pages}/page_store/px32-") and warning.endswith("in each epoch (data.store)")
+    assert warning.startswith(f"[WARNING] not a folder: {pages}/page_store (it is a file): ")
+    assert warning.endswith("in each epoch (data.store)")
     assert progress == "[DATA] 12 images to read and decode"
-    with pytest.raises(LockError, match="page_store"):
+    with pytest.raises(UserError, match=r"data\.store: not a folder: .*page_store"):
         prepare_it(store="page_store")
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from doccls.data.image_names import list_candidates, resolve_images
-from doccls.errors import UserError
 
 
 @pytest.mark.parametrize("sample_id", ["x.jpg", "x.JPG", "x.jpeg", "x.Png", "sub/x.tif", "x.y.webp", "x.jpg.jpg"])
@@ -38,7 +37,7 @@ def test_id_that_leaves_the_folder_is_rejected_without_listing_any_folder(
     (tmp_path / "train").mkdir()
     (tmp_path / "secret.jpg").write_bytes(b"x")
     listed: list[Path] = []
-    monkeypatch.setattr("doccls.data.image_names.os.scandir", lambda folder: listed.append(folder) or iter(()))
+    monkeypatch.setattr("doccls.config.paths.os.scandir", lambda folder: listed.append(folder) or iter(()))
     images = resolve_images([sample_id], [2], tmp_path / "train", ".jpg")
     assert images.names == (None,) and not images.missing and not listed
     assert images.refused is not None
@@ -85,13 +84,15 @@ def test_files_that_no_row_names_are_ignored(tmp_path: Path) -> None:
     assert resolve_images(["a"], [2], tmp_path, ".jpg").names == ("a.jpg",)
 
 
-def test_image_folder_that_cannot_be_listed_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("path", ["a.jpg", "sub/a.jpg", "sub/deep/a.jpg"])
+def test_file_in_folder_that_cannot_be_listed_is_left_to_the_scan(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
     def refuse(folder: Path) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("doccls.data.image_names.os.scandir", refuse)
-    with pytest.raises(UserError, match=f"image folder {tmp_path}: can't list it: Permission denied"):
-        resolve_images(["a"], [2], tmp_path, ".jpg")
+    monkeypatch.setattr("doccls.data.image_names.list_entries", refuse)
+    assert resolve_images([path], [2], tmp_path, ".jpg").names == (path,)
 
 
 def test_each_row_is_reported_even_if_its_id_repeats(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from doccls.config import Config
 from doccls.data.image_names import list_candidates
-from doccls.data.manifest import Manifest, check_paths, read_manifest
+from doccls.data.manifest import Manifest, read_manifest
 from doccls.data.prepare import describe_folds, prepare_data
 from doccls.errors import UserError
 
@@ -480,17 +480,6 @@ def test_missing_path_error_names_key_absolute_path_and_rule(make_config: MakeCo
     assert f"data.train_csv: no such file: {tmp_path / 'train.csv'}" in message
     assert f"data.image_dir_train: no such folder: {tmp_path / 'train'}" in message
     assert "paths in a config are relative to the config file" in message
-
-
-def test_wrong_kind_of_path_and_unset_path_are_reported(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    with pytest.raises(UserError) as caught:
-        check_paths({"a": (tmp_path, "file"), "b": (tmp_path / "file", "folder"), "c": (None, "file")})
-    message = str(caught.value)
-    assert f"a: not a file: {tmp_path}" in message
-    assert f"b: not a folder: {tmp_path / 'file'}" in message
-    assert "c: not set" in message
-    check_paths({"a": (tmp_path, "folder"), "b": (tmp_path / "file", "file")})
 
 
 def test_one_error_lists_all_problems_of_the_data(make_data: MakeData, reject: Callable[..., str]) -> None:

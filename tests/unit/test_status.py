@@ -202,7 +202,7 @@ def test_json_status(paths: RunPaths, capsys: pytest.CaptureFixture[str]) -> Non
     }  # fmt: skip
 
 
-@pytest.mark.parametrize(("folder", "message"), [("20260102/r", "no run in "), ("gone", "no such run folder: ")])
+@pytest.mark.parametrize(("folder", "message"), [("20260102/r", "no run in "), ("gone", "RUN: no such run folder: ")])
 @pytest.mark.parametrize("command", ["status", "cancel"])
 def test_missing_run_is_rejected(
     paths: RunPaths, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str, folder: str, message: str
