@@ -18,7 +18,10 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-ImageExtension = Literal[".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".gif"]
+ImageExtension = Literal[
+    ".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".gif", ".jpe", ".jfif", ".jp2", ".j2k", ".jpf", ".jpx",
+    ".avif", ".heic", ".heif", ".hif", ".ppm", ".pgm", ".pbm", ".pnm",
+]  # fmt: skip
 IMAGE_EXTENSIONS: tuple[str, ...] = get_args(ImageExtension)
 
 

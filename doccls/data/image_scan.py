@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from doccls.data.images import ImageError, count_pages, decode_image, decode_reduced
+from doccls.data.formats import ImageError
+from doccls.data.images import count_pages, decode_image, decode_reduced
 from doccls.system.cores import count_cores
 
 _MAX_THREADS = 32

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from doccls.config import Config
+from doccls.config.schema import IMAGE_EXTENSIONS
 from doccls.data.manifest import (
     Manifest,
     check_paths,
@@ -98,7 +99,7 @@ def test_id_with_known_extension_is_the_only_candidate(sample_id: str) -> None:
 def test_id_without_known_extension_gets_each_extension_once(sample_id: str) -> None:
     candidates = list_candidates(sample_id, ".png")
     assert candidates[0] == f"{sample_id}.png"
-    assert len(set(candidates)) == len(candidates) == 8
+    assert len(set(candidates)) == len(candidates) == len(IMAGE_EXTENSIONS)
     assert all(name.startswith(f"{sample_id}.") for name in candidates)
 
 

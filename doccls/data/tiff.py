@@ -1,0 +1,223 @@
+"""The structure of TIFF files: their directories, which of them is the page, and how its samples are laid out.
+
+Parsed from the raw bytes. Libraries that interpret all tags reject intact pages for one tag of the wrong type. Sources:
+TIFF 6.0 and its technical notes, BigTIFF.
+"""
+
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+NEW_SUBFILE_TYPE, SUBFILE_TYPE, SUB_IFDS = 254, 255, 330
+WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC = 256, 257, 258, 259, 262
+STRIP_OFFSETS, SAMPLES, STRIP_BYTES, PLANAR = 273, 277, 279, 284
+PREDICTOR, COLOUR_MAP, TILE_WIDTH, TILE_HEIGHT, TILE_OFFSETS, TILE_BYTES = 317, 320, 322, 323, 324, 325
+EXTRA_SAMPLES, SAMPLE_FORMAT, MAX_SAMPLE, ORIENTATION = 338, 339, 281, 274
+
+# What a decoder needs: size, samples, compression and its tables, strips and tiles, colour model and palette.
+_PIXEL_TAGS = frozenset(
+    (256, 257, 258, 259, 262, 266, 273, 277, 278, 279, 281, 284, 292, 293, 317, 320, 322, 323, 324, 325, 332, 338, 339)
+) | frozenset((347, 512, 513, 514, 515, 517, 518, 519, 520, 521, 529, 530, 532))
+# TIFF's integer types: BYTE, SHORT, LONG, IFD, and BigTIFF's LONG8 and IFD8.
+_INTEGERS = {1: "B", 3: "H", 4: "L", 13: "L", 16: "Q", 18: "Q"}
+_REDUCED, _MASK = 1, 4  # bits of NewSubfileType
+_OLD_REDUCED = 2  # of the older SubfileType
+_MAX_DIRECTORIES = 10_000
+_MAX_VALUES = 10_000_000  # of a tag; the strips of a page are far fewer
+
+
+@dataclass(frozen=True)
+class Ifd:
+    """An image file directory of a TIFF."""
+
+    entries: dict[int, int]  # tag -> offset of its first entry
+    next: int  # offset of the next directory; 0 for none
+
+
+class Tiff:
+    """A TIFF or BigTIFF file, or an EXIF block, which has the same structure."""
+
+    def __init__(self, data: bytes) -> None:
+        """Parse the header.
+
+        Raises:
+            struct.error, ValueError: not a TIFF.
+        """
+        self._data = data
+        self.order = {b"II": "<", b"MM": ">"}.get(data[:2], "")
+        if not self.order:
+            raise ValueError("not a TIFF")
+        self.big = self._unpack("H", 2) == 43
+        self._number, self._count = ("Q", "Q") if self.big else ("L", "H")
+        self._head = 8 if self.big else 4
+        self.first = self._unpack(self._number, self._head)
+
+    def _unpack(self, kind: str, offset: int) -> int:
+        (value,) = struct.unpack_from(self.order + kind, self._data, offset)
+        return int(value)
+
+    def read_ifd(self, start: int) -> Ifd:
+        """Read the directory at offset `start`."""
+        count = self._unpack(self._count, start)
+        width = 20 if self.big else 12
+        start += struct.calcsize(f"={self._count}")
+        entries: dict[int, int] = {}
+        for offset in range(start, start + count * width, width):
+            entries.setdefault(self._unpack("H", offset), offset)
+        return Ifd(entries, self._unpack(self._number, start + count * width))
+
+    def list_ifds(self) -> Iterator[Ifd]:
+        """Yield the directories of the chain, up to the first damaged or repeated one."""
+        seen: set[int] = set()
+        offset = self.first
+        while offset and offset not in seen and len(seen) < _MAX_DIRECTORIES:
+            seen.add(offset)
+            try:
+                ifd = self.read_ifd(offset)
+            except struct.error:
+                return
+            yield ifd
+            offset = ifd.next
+
+    def find_page(self) -> Ifd:
+        """Return the directory of the first page: not a reduced copy (a thumbnail) of it, nor a mask.
+
+        If the chain has only reduced copies, as a camera's file may, the page is in a sub-directory of one.
+
+        Raises:
+            struct.error: the file has no readable directory.
+        """
+        chain = list(self.list_ifds())
+        pages = (ifd for ifd in chain if self.is_page(ifd))
+        below = (ifd for parent in chain for ifd in self._list_sub_ifds(parent) if self.is_page(ifd))
+        page = next(pages, None) or next(below, None)
+        return page or (chain[0] if chain else self.read_ifd(self.first))
+
+    def _list_sub_ifds(self, parent: Ifd) -> Iterator[Ifd]:
+        for offset in self.read_integers(parent, SUB_IFDS)[:_MAX_DIRECTORIES]:
+            try:
+                yield self.read_ifd(offset)
+            except struct.error:
+                continue
+
+    def is_page(self, ifd: Ifd) -> bool:
+        """Return whether the directory is a page in full size."""
+        is_reduced_or_mask = (self.read_integer(ifd, NEW_SUBFILE_TYPE) or 0) & (_REDUCED | _MASK)
+        return not is_reduced_or_mask and self.read_integer(ifd, SUBFILE_TYPE) != _OLD_REDUCED
+
+    def read_integer(self, ifd: Ifd, tag: int) -> int | None:
+        """Return the tag's value if it is a single integer."""
+        values = self.read_integers(ifd, tag)
+        return values[0] if len(values) == 1 else None
+
+    def read_integers(self, ifd: Ifd, tag: int) -> tuple[int, ...]:
+        """Return the tag's values; none if it is absent, damaged, or not of integers."""
+        offset = ifd.entries.get(tag)
+        if offset is None:
+            return ()
+        kind, count = _INTEGERS.get(self._unpack("H", offset + 2)), self._unpack(self._number, offset + 4)
+        if not kind or count > _MAX_VALUES:
+            return ()
+        start = offset + (12 if self.big else 8)
+        if count * struct.calcsize(f"={kind}") > (8 if self.big else 4):
+            start = self._unpack(self._number, start)
+        try:
+            return struct.unpack_from(f"{self.order}{count}{kind}", self._data, start)
+        except struct.error:
+            return ()
+
+    def strip(self, replaced: Mapping[int, tuple[int, ...]] | None = None) -> bytes:
+        """Return the file with one directory at its end: the first page's, with only the tags that pixels need.
+
+        The tags in `replaced` get new values, of type LONG; those without values are left out.
+        """
+        replaced = replaced or {}
+        ifd, width = self.find_page(), 20 if self.big else 12
+        kept = {tag: self._data[offset : offset + width] for tag, offset in ifd.entries.items() if tag in _PIXEL_TAGS}
+        arrays = bytearray()
+        start = len(self._data) + len(self._data) % 2
+        for tag, values in replaced.items():
+            kept.pop(tag, None)
+            if values:
+                field = struct.pack(f"{self.order}{len(values)}L", *values)
+                if len(field) > width - 4 - self._head:
+                    arrays += field
+                    field = struct.pack(self.order + self._number, start + len(arrays) - len(field))
+                head = struct.pack(f"{self.order}HH{self._number}", tag, 4, len(values))
+                kept[tag] = head + field.ljust(8 if self.big else 4, b"\0")
+        directory = struct.pack(self.order + self._count, len(kept)) + b"".join(kept[tag] for tag in sorted(kept))
+        head = self._data[: self._head] + struct.pack(self.order + self._number, start + len(arrays))
+        padded = self._data[len(head) : start].ljust(start - len(head), b"\0")
+        return head + padded + arrays + directory + bytes(8)
+
+
+@dataclass(frozen=True)
+class SampleLayout:
+    """How a TIFF's page stores its samples."""
+
+    order: str  # "<" or ">"
+    width_px: int
+    height_px: int
+    bits: int  # per sample
+    samples: int  # per pixel
+    sample_format: int  # 1 unsigned, 2 signed, 3 float
+    photometric: int  # 0 grey whose zero is white, 1 grey whose zero is black, 2 RGB, ...
+    extra: tuple[int, ...]  # samples beside the colours: 0 unspecified, 1 premultiplied alpha, 2 alpha
+    compression: int
+    predictor: int
+    is_planar: bool  # each sample of the pixel in strips of its own
+    tile_width_px: int | None  # None for strips
+    stated_white: int | None  # MaxSampleValue
+
+    @property
+    def padded_width_px(self) -> int:
+        """The width of the page's tiles together."""
+        tile = self.tile_width_px or self.width_px
+        return -(-self.width_px // tile) * tile
+
+
+def is_tiff(data: bytes) -> bool:
+    """Return whether the data starts like a TIFF or BigTIFF."""
+    return data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+
+
+def count_tiff_pages(data: bytes) -> int:
+    """Count the pages of a TIFF, without their reduced copies and masks; return 1 where they can't be counted."""
+    try:
+        tiff = Tiff(data)
+        return max(1, sum(tiff.is_page(ifd) for ifd in tiff.list_ifds()))
+    except (struct.error, ValueError):
+        return 1
+
+
+def read_layout(data: bytes) -> SampleLayout | None:
+    """Return the layout of a TIFF's page; None if a tag that states it is missing or contradicts another."""
+    try:
+        tiff = Tiff(data)
+        ifd = tiff.find_page()
+        first = {tag: (tiff.read_integers(ifd, tag) or (None,))[0] for tag in ifd.entries}
+        bits = tiff.read_integers(ifd, BITS) or (1,)
+        formats = tiff.read_integers(ifd, SAMPLE_FORMAT) or (1,)
+        extra = tiff.read_integers(ifd, EXTRA_SAMPLES)
+    except (struct.error, ValueError):
+        return None
+    width, height, samples = first.get(WIDTH), first.get(HEIGHT), first.get(SAMPLES) or 1
+    tile_width = first.get(TILE_WIDTH) if TILE_OFFSETS in ifd.entries else None
+    if not width or not height or len(set(bits)) > 1 or len(set(formats)) > 1:
+        return None
+    photometric = first.get(PHOTOMETRIC)
+    return SampleLayout(
+        order=tiff.order,
+        width_px=width,
+        height_px=height,
+        bits=bits[0],
+        samples=samples,
+        sample_format=1 if formats[0] == 4 else formats[0],  # 4: undefined
+        photometric=photometric if photometric is not None else 2 if samples >= 3 else 1,
+        extra=extra,
+        compression=first.get(COMPRESSION) or 1,
+        predictor=first.get(PREDICTOR) or 1,
+        is_planar=first.get(PLANAR) == 2 and samples > 1,
+        tile_width_px=tile_width,
+        stated_white=first.get(MAX_SAMPLE),
+    )
