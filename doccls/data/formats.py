@@ -34,14 +34,18 @@ _UNSUPPORTED = (
     (b"gimp xcf", "a GIMP file (XCF)"),
     (b"qoif", "QOI"),
     (b"DDS ", "DDS"),
-    (b"PK\3\4", "a ZIP archive (or an office document)"),
+    (b"P7\n", "a PAM"),
+    (b"FUJIFILMCCD-RAW", "a camera raw file"),
+)
+_OTHER_FILES = (
+    (b"PK\3\4", "a ZIP archive or an office document"),
     (b"\x1f\x8b", "a gzip archive"),
     (b"BZh", "a bzip2 archive"),
     (b"\xfd7zXZ\0", "an xz archive"),
     (b"\x28\xb5\x2f\xfd", "a Zstandard archive"),
     (b"7z\xbc\xaf\x27\x1c", "a 7-Zip archive"),
-    (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "an old office document"),
-    (b"version https://git-lfs", "a Git LFS pointer, not the file itself (run `git lfs pull`)"),
+    (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "an office document"),
+    (b"version https://git-lfs", "a Git LFS pointer: run `git lfs pull`"),
 )
 _SVG = re.compile(rb"(?:\xef\xbb\xbf)?\s*(?:<\?xml.*?\?>\s*|<!--.*?-->\s*|<!DOCTYPE svg.*?>\s*)*<(?:\w+:)?svg\b", re.S)
 _HTML = re.compile(rb"(?:\xef\xbb\xbf)?\s*<(?:!doctype html|html|head|body)\b", re.I)
@@ -90,7 +94,7 @@ def _register_heif() -> bool:
 
 
 def name_unsupported(data: bytes) -> str | None:
-    """Name the file's format if it is a known one that doccls doesn't read."""
+    """Name the file's format if it is one of images or pages that doccls doesn't read."""
     for start, name in _UNSUPPORTED:
         if data.startswith(start):
             return name
@@ -98,10 +102,15 @@ def name_unsupported(data: bytes) -> str | None:
         return "DICOM"
     if _SVG.match(data[:4096]):
         return "an SVG"
-    if _HTML.match(data[:256]):
-        return "a web page (HTML), perhaps an error message of a download"
     if b"%PDF-" in data[:1024]:
         return "a PDF"
     if data[4:8] == b"ftyp":
-        return "a video or another media file (MP4)"
+        return "a camera raw file (CR3)" if data[8:12] == b"crx " else "a video or another media file (MP4)"
     return None
+
+
+def name_other_file(data: bytes) -> str | None:
+    """Name the kind of a file that is no image at all, where that helps."""
+    if _HTML.match(data[:256]):
+        return "a web page (HTML), as a failed download leaves it"
+    return next((name for start, name in _OTHER_FILES if data.startswith(start)), None)

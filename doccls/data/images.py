@@ -6,11 +6,18 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
-from doccls.data.formats import ImageError, choose_formats, name_unsupported
+from doccls.data.formats import ImageError, choose_formats, name_other_file, name_unsupported
 from doccls.data.metadata import read_jpeg_depth, read_orientation, strip_metadata
-from doccls.data.samples import describe_layout, is_wide, read_wide_page, scale_to_8_bits
+from doccls.data.samples import (
+    describe_layout,
+    find_lost_bits,
+    is_wide,
+    read_deep_page,
+    read_wide_page,
+    scale_to_8_bits,
+)
 from doccls.data.tiff import count_tiff_pages, is_tiff, read_layout
 
 # Pillow warns about tags that it can't parse; nothing here reads tags through Pillow.
@@ -83,12 +90,15 @@ def _decode_bare(data: bytes, max_pixels: int, size_px: int | None, first_error:
 
 def _explain_unidentified(data: bytes) -> str:
     """Say why no decoder takes the file."""
-    if layout := read_layout(data):
-        return f"a TIFF of an unsupported kind: {describe_layout(layout)}"
+    if is_tiff(data):
+        layout = read_layout(data)
+        return f"a TIFF of an unsupported kind: {describe_layout(layout) if layout else 'its tags are unreadable'}"
     if (depth := read_jpeg_depth(data)) not in (None, 8):
         return f"a JPEG of {depth} bits per sample, which can't be read: save it with 8 bits, or as PNG"
     if name := name_unsupported(data):
         return f"{name}, which doccls doesn't read: convert it to PNG, JPEG or TIFF"
+    if name := name_other_file(data):
+        return f"not an image but {name}"
     return f"not an image: the file starts with {data[:12]!r}"
 
 
@@ -106,7 +116,14 @@ def _decode(data: bytes, max_pixels: int, size_px: int | None) -> DecodedPage:
             reduced = _choose_reduction(max(width, height), min(width, height), size_px)
             image.draft(None, (width // reduced, height // reduced))
         image.load()
-        return DecodedPage(np.asarray(_to_rgb(image)), reduced, height, width)
+        bits = find_lost_bits(data, image)
+        page = (read_deep_page(data, bits) if bits else None) or image
+        if page is image and bits and image.format == "JPEG2000" and not image.mode.startswith("I"):
+            raise ImageError(f"a JPEG 2000 of {bits}-bit colours that can't be read: save it with 8 bits, or as PNG")
+        if image.format == "AVIF":  # Pillow sets the orientation from the file's own transforms; those of HEIC are done
+            page = ImageOps.exif_transpose(page)
+            height, width = page.height, page.width
+        return DecodedPage(np.asarray(_to_rgb(page)), reduced, height, width)
 
 
 def _check_size(width: int, height: int, max_pixels: int) -> None:

@@ -5,7 +5,9 @@ page's bytes as if each were a pixel, and NumPy takes them for what the tags say
 """
 
 import io
+import re
 
+import cv2
 import numpy as np
 from PIL import Image
 
@@ -44,6 +46,7 @@ _PHOTOMETRICS = {
     0: "grey, zero is white", 1: "grey", 2: "RGB", 3: "palette", 4: "mask", 5: "CMYK", 6: "YCbCr", 8: "Lab",
     32803: "camera sensor", 34892: "linear raw",
 }  # fmt: skip
+_PNM_HEADER = re.compile(rb"P[2356](?:(?:\s|#[^\n]*\n)+\d+){2}(?:\s|#[^\n]*\n)+(\d{1,5})\s")
 _SIGNIFICANT_BITS = (8, 10, 12, 14, 16)  # of scanners and cameras, in samples of 16 bits or more
 
 
@@ -94,6 +97,43 @@ def read_wide_page(data: bytes, layout: SampleLayout) -> Image.Image:
         mode += "a" if alpha == 1 else "A"
     height, width = page.shape[:2]
     return Image.frombytes(mode, (width, height), np.ascontiguousarray(page).tobytes())
+
+
+def find_lost_bits(data: bytes, image: Image.Image) -> int | None:
+    """Return the bits per sample of a file whose samples Pillow reads with loss; None of all others.
+
+    - PNG of 16-bit colours: Pillow drops their lower bytes, in which a scan of 10 to 14 bits has most of its shades.
+    - JPEG 2000 of more than 8 bits: Pillow wraps white to black in colours, and moves grey to 16 bits.
+    - PPM of 16 bits, likewise.
+    """
+    if image.format == "PNG" and data[24] == 16 and image.mode in ("RGB", "RGBA", "LA"):
+        colours = np.asarray(image)[..., : 1 if image.mode == "LA" else 3]
+        return 16 if colours.max(initial=0) < 64 else None
+    if image.format == "JPEG2000":
+        start = data.find(b"\xff\x4f\xff\x51")  # the codestream: SOC and SIZ
+        bits = (data[start + 42] & 0x7F) + 1 if 0 <= start < len(data) - 42 else 8
+        return bits if bits > 8 else None
+    if image.format == "PPM":
+        header = _PNM_HEADER.match(data)
+        return 16 if header and int(header[1]) == 65535 else None
+    return None
+
+
+def read_deep_page(data: bytes, bits: int) -> Image.Image | None:
+    """Return a file of more than 8 bits per sample as an 8-bit image of mode L, RGB or RGBA; None if OpenCV can't.
+
+    Raises:
+        ImageError: see `scale_to_8_bits`.
+    """
+    values = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION)
+    if values is None or values.dtype != np.uint16 or (values.ndim == 3 and values.shape[2] not in (3, 4)):
+        return None
+    if values.ndim == 2:
+        return Image.fromarray(scale_to_8_bits(values, bits))
+    page = scale_to_8_bits(values[..., 2::-1], bits)
+    if values.shape[2] == 4:
+        page = np.dstack([page, scale_to_8_bits(values[..., 3], bits)])
+    return Image.fromarray(np.ascontiguousarray(page))
 
 
 def read_samples(data: bytes, layout: SampleLayout) -> np.ndarray:

@@ -7,6 +7,7 @@ TIFF 6.0 and its technical notes, BigTIFF.
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 
 NEW_SUBFILE_TYPE, SUBFILE_TYPE, SUB_IFDS = 254, 255, 330
 WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC = 256, 257, 258, 259, 262
@@ -20,9 +21,12 @@ _PIXEL_TAGS = frozenset(
 ) | frozenset((347, 512, 513, 514, 515, 517, 518, 519, 520, 521, 529, 530, 532))
 # TIFF's integer types: BYTE, SHORT, LONG, IFD, and BigTIFF's LONG8 and IFD8.
 _INTEGERS = {1: "B", 3: "H", 4: "L", 13: "L", 16: "Q", 18: "Q"}
+_TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4}
 _REDUCED, _MASK = 1, 4  # bits of NewSubfileType
 _OLD_REDUCED = 2  # of the older SubfileType
 _MAX_DIRECTORIES = 10_000
+_MAX_SUB_IFDS = 100
+_MAX_ENTRIES = 4096  # of a directory; real ones have fewer than 200
 _MAX_VALUES = 10_000_000  # of a tag; the strips of a page are far fewer
 
 
@@ -53,12 +57,20 @@ class Tiff:
         self.first = self._unpack(self._number, self._head)
 
     def _unpack(self, kind: str, offset: int) -> int:
+        if offset > len(self._data):
+            raise struct.error("an offset behind the end of the file")
         (value,) = struct.unpack_from(self.order + kind, self._data, offset)
         return int(value)
 
     def read_ifd(self, start: int) -> Ifd:
-        """Read the directory at offset `start`."""
+        """Read the directory at offset `start`.
+
+        Raises:
+            struct.error: it is damaged.
+        """
         count = self._unpack(self._count, start)
+        if count > _MAX_ENTRIES:
+            raise struct.error("not a directory")
         width = 20 if self.big else 12
         start += struct.calcsize(f"={self._count}")
         entries: dict[int, int] = {}
@@ -87,14 +99,16 @@ class Tiff:
         Raises:
             struct.error: the file has no readable directory.
         """
+        for ifd in self.list_ifds():
+            if self.is_page(ifd):
+                return ifd
         chain = list(self.list_ifds())
-        pages = (ifd for ifd in chain if self.is_page(ifd))
-        below = (ifd for parent in chain for ifd in self._list_sub_ifds(parent) if self.is_page(ifd))
-        page = next(pages, None) or next(below, None)
-        return page or (chain[0] if chain else self.read_ifd(self.first))
+        below = (ifd for parent in chain for ifd in self._list_sub_ifds(parent))
+        sub_pages = (ifd for ifd in islice(below, _MAX_SUB_IFDS) if self.is_page(ifd))
+        return next(sub_pages, None) or (chain[0] if chain else self.read_ifd(self.first))
 
     def _list_sub_ifds(self, parent: Ifd) -> Iterator[Ifd]:
-        for offset in self.read_integers(parent, SUB_IFDS)[:_MAX_DIRECTORIES]:
+        for offset in self.read_integers(parent, SUB_IFDS)[:_MAX_SUB_IFDS]:
             try:
                 yield self.read_ifd(offset)
             except struct.error:
@@ -121,6 +135,8 @@ class Tiff:
         start = offset + (12 if self.big else 8)
         if count * struct.calcsize(f"={kind}") > (8 if self.big else 4):
             start = self._unpack(self._number, start)
+        if start > len(self._data):
+            return ()
         try:
             return struct.unpack_from(f"{self.order}{count}{kind}", self._data, start)
         except struct.error:
@@ -129,26 +145,46 @@ class Tiff:
     def strip(self, replaced: Mapping[int, tuple[int, ...]] | None = None) -> bytes:
         """Return the file with one directory at its end: the first page's, with only the tags that pixels need.
 
-        The tags in `replaced` get new values, of type LONG; those without values are left out.
+        A BigTIFF becomes a TIFF, since Pillow doesn't recognise those of big-endian order. The tags in `replaced` get
+        new values, of type LONG; those without values are left out.
+
+        Raises:
+            struct.error: the directory is damaged, or lies behind 4 GiB.
         """
-        replaced = replaced or {}
-        ifd, width = self.find_page(), 20 if self.big else 12
-        kept = {tag: self._data[offset : offset + width] for tag, offset in ifd.entries.items() if tag in _PIXEL_TAGS}
-        arrays = bytearray()
+        ifd = self.find_page()
+        fields = {
+            tag: (4, len(values), struct.pack(f"{self.order}{len(values)}L", *values))
+            for tag, values in (replaced or {}).items()
+        }
+        fields |= {
+            tag: self._read_field(tag, offset)
+            for tag, offset in ifd.entries.items()
+            if tag in _PIXEL_TAGS and tag not in fields
+        }
         start = len(self._data) + len(self._data) % 2
-        for tag, values in replaced.items():
-            kept.pop(tag, None)
-            if values:
-                field = struct.pack(f"{self.order}{len(values)}L", *values)
-                if len(field) > width - 4 - self._head:
-                    arrays += field
-                    field = struct.pack(self.order + self._number, start + len(arrays) - len(field))
-                head = struct.pack(f"{self.order}HH{self._number}", tag, 4, len(values))
-                kept[tag] = head + field.ljust(8 if self.big else 4, b"\0")
-        directory = struct.pack(self.order + self._count, len(kept)) + b"".join(kept[tag] for tag in sorted(kept))
-        head = self._data[: self._head] + struct.pack(self.order + self._number, start + len(arrays))
-        padded = self._data[len(head) : start].ljust(start - len(head), b"\0")
-        return head + padded + arrays + directory + bytes(8)
+        arrays, entries = bytearray(), bytearray()
+        for tag, (kind, count, value) in sorted(fields.items()):
+            if len(value) > 4:
+                pointer = struct.pack(f"{self.order}L", start + len(arrays))
+                arrays += value + bytes(len(value) % 2)
+                value = pointer
+            entries += struct.pack(f"{self.order}HHL", tag, kind, count) + value.ljust(4, b"\0") if count else b""
+        number = len(entries) // 12
+        directory = struct.pack(f"{self.order}H", number) + entries + bytes(4)
+        head = self._data[:2] + struct.pack(f"{self.order}HL", 42, start + len(arrays))
+        return head + self._data[len(head) : start].ljust(start - len(head), b"\0") + arrays + directory
+
+    def _read_field(self, tag: int, offset: int) -> tuple[int, int, bytes]:
+        """Return the type, count and value of an entry, as a TIFF holds them; the value may be an offset into it."""
+        kind, count = self._unpack("H", offset + 2), self._unpack(self._number, offset + 4)
+        if not self.big:
+            return kind, count, self._data[offset + 8 : offset + 12]
+        if kind in (16, 18):  # eight bytes each
+            values = self.read_integers(Ifd({tag: offset}, 0), tag)
+            return 4, len(values), struct.pack(f"{self.order}{len(values)}L", *values)
+        size = _TYPE_BYTES.get(kind, 0) * count
+        start = offset + 12 if size <= 8 else self._unpack("Q", offset + 12)
+        return kind, count if size else 0, self._data[start : start + size]
 
 
 @dataclass(frozen=True)
