@@ -55,6 +55,10 @@ class ImageError(UserError):
     """An image file that can't be used; the message says why, the caller adds which."""
 
 
+class MissingExtraError(ImageError):
+    """An image file that an optional package would read."""
+
+
 def is_heif(data: bytes) -> bool:
     """Return whether the data is a HEIF image other than AVIF, such as an iPhone's HEIC."""
     brands = _list_brands(data)
@@ -73,12 +77,12 @@ def choose_formats(data: bytes) -> tuple[str, ...]:
     """Return the formats that Pillow may take the data for.
 
     Raises:
-        ImageError: a HEIC, and the extra that reads it isn't installed.
+        MissingExtraError: a HEIC, and the extra that reads it isn't installed.
     """
     if not is_heif(data):
         return FORMATS
     if not _register_heif():
-        raise ImageError("a HEIC image, which needs pillow-heif: pip install 'doccls[heic]'")
+        raise MissingExtraError("a HEIC image, which needs pillow-heif: pip install 'doccls[heic]'")
     return (_HEIF,)
 
 

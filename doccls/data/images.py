@@ -13,12 +13,13 @@ from doccls.data.metadata import read_jpeg_depth, read_orientation, strip_metada
 from doccls.data.samples import (
     describe_layout,
     find_lost_bits,
+    is_grey_or_rgb,
     is_wide,
     read_deep_page,
     read_wide_page,
     scale_to_8_bits,
 )
-from doccls.data.tiff import count_tiff_pages, is_tiff, read_layout
+from doccls.data.tiff import SampleLayout, count_tiff_pages, is_tiff, read_layout
 
 # Pillow warns about tags that it can't parse; nothing here reads tags through Pillow.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
@@ -84,6 +85,10 @@ def _decode_bare(data: bytes, max_pixels: int, size_px: int | None, first_error:
     except Exception:  # noqa: BLE001 (as above)
         if isinstance(first_error, UnidentifiedImageError):
             raise ImageError(_explain_unidentified(data)) from first_error
+        if is_tiff(data) and "decoder error" in str(first_error) and (layout := read_layout(data)):
+            raise ImageError(
+                f"a damaged TIFF, or one of an unsupported kind: {describe_layout(layout)}"
+            ) from first_error
         message = f"{type(first_error).__name__}: {first_error}".replace("<_io.BytesIO object", "<file")
         raise ImageError(message) from first_error
 
@@ -106,9 +111,14 @@ def _decode(data: bytes, max_pixels: int, size_px: int | None) -> DecodedPage:
     """Decode the page as stored, not yet upright; any exception of the decoder passes through."""
     layout = read_layout(data) if is_tiff(data) else None
     if layout is not None and is_wide(layout):
-        _check_size(layout.padded_width_px, layout.height_px, max_pixels)
-        return DecodedPage(np.asarray(_to_rgb(read_wide_page(data, layout))), 1, layout.height_px, layout.width_px)
-    with Image.open(io.BytesIO(data), formats=choose_formats(data)) as image:
+        return _decode_wide(data, layout, max_pixels)
+    try:
+        image = Image.open(io.BytesIO(data), formats=choose_formats(data))
+    except UnidentifiedImageError:
+        if layout is None or not is_grey_or_rgb(layout):
+            raise
+        return _decode_wide(data, layout, max_pixels)
+    with image:
         width, height = image.size
         _check_size(width, height, max_pixels)
         reduced = 1
@@ -124,6 +134,12 @@ def _decode(data: bytes, max_pixels: int, size_px: int | None) -> DecodedPage:
             page = ImageOps.exif_transpose(page)
             height, width = page.height, page.width
         return DecodedPage(np.asarray(_to_rgb(page)), reduced, height, width)
+
+
+def _decode_wide(data: bytes, layout: SampleLayout, max_pixels: int) -> DecodedPage:
+    """Decode a TIFF's page whose samples Pillow can't read."""
+    _check_size(layout.padded_width_px, layout.height_px, max_pixels)
+    return DecodedPage(np.asarray(_to_rgb(read_wide_page(data, layout))), 1, layout.height_px, layout.width_px)
 
 
 def _check_size(width: int, height: int, max_pixels: int) -> None:

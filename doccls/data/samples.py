@@ -31,7 +31,7 @@ from doccls.data.tiff import (
     Tiff,
 )
 
-_WHITE_IS_ZERO, _RGB = 0, 2
+_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB = 0, 1, 2
 _UNSIGNED, _SIGNED, _FLOAT = 1, 2, 3
 _LETTERS = {_UNSIGNED: "u", _SIGNED: "i", _FLOAT: "f"}
 _KINDS = {_UNSIGNED: "unsigned", _SIGNED: "signed", _FLOAT: "float"}
@@ -50,11 +50,14 @@ _PNM_HEADER = re.compile(rb"P[2356](?:(?:\s|#[^\n]*\n)+\d+){2}(?:\s|#[^\n]*\n)+(
 _SIGNIFICANT_BITS = (8, 10, 12, 14, 16)  # of scanners and cameras, in samples of 16 bits or more
 
 
+def is_grey_or_rgb(layout: SampleLayout) -> bool:
+    """Return whether `read_wide_page` knows the page's colours."""
+    return layout.photometric in (_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB)
+
+
 def is_wide(layout: SampleLayout) -> bool:
     """Return whether Pillow can't read the page's samples, or not without loss; False for all ordinary pages."""
-    if layout.photometric not in (0, 1, 2):
-        return False
-    return layout.sample_format != _UNSIGNED or layout.bits not in (1, 2, 4, 8)
+    return is_grey_or_rgb(layout) and (layout.sample_format != _UNSIGNED or layout.bits not in (1, 2, 4, 8))
 
 
 def describe_layout(layout: SampleLayout) -> str:
@@ -66,7 +69,7 @@ def describe_layout(layout: SampleLayout) -> str:
 
 
 def read_wide_page(data: bytes, layout: SampleLayout) -> Image.Image:
-    """Return a page for which `is_wide` as an 8-bit image of mode L, LA, La, RGB, RGBA or RGBa.
+    """Return a page for which `is_grey_or_rgb` as an 8-bit image of mode L, LA, La, RGB, RGBA or RGBa.
 
     Raises:
         ImageError: samples that this function can't read, or not finite. Decoders raise other exceptions too.

@@ -189,6 +189,11 @@ def test_alpha_of_16_bits_is_blended_with_white(alpha: int, expected: list[int])
     assert np.abs(page[0, 0].astype(int) - expected).max() <= 1 and page[0, 1:].tolist() == [[255] * 3] * 2
 
 
+def test_grey_with_alpha_whose_zero_is_white_is_read() -> None:
+    data = render_tiff(3, 1, {258: (8, 8), 262: GREY_WHITE_IS_ZERO, 277: 2, 338: 2}, [bytes([0, 255, 255, 255, 9, 0])])
+    assert decode_image(data, LIMIT)[0, :, 0].tolist() == [255, 0, 255]
+
+
 # --- the rule --------------------------------------------------------------------------------------------------------
 
 
