@@ -1,6 +1,7 @@
 """Decoding and scaling of image files: whatever a scanner, phone or exporter wrote, to upright 8-bit RGB pages."""
 
 import io
+import struct
 import warnings
 from dataclasses import dataclass
 
@@ -85,12 +86,17 @@ def _decode_bare(data: bytes, max_pixels: int, size_px: int | None, first_error:
     except Exception:  # noqa: BLE001 (as above)
         if isinstance(first_error, UnidentifiedImageError):
             raise ImageError(_explain_unidentified(data)) from first_error
-        if is_tiff(data) and "decoder error" in str(first_error) and (layout := read_layout(data)):
+        if _is_vague(first_error) and (layout := read_layout(data)):
             raise ImageError(
                 f"a damaged TIFF, or one of an unsupported kind: {describe_layout(layout)}"
             ) from first_error
         message = f"{type(first_error).__name__}: {first_error}".replace("<_io.BytesIO object", "<file")
         raise ImageError(message) from first_error
+
+
+def _is_vague(error: Exception) -> bool:
+    """Return whether a decoder's message doesn't say what is wrong."""
+    return "decoder error" in str(error) or isinstance(error, struct.error)
 
 
 def _explain_unidentified(data: bytes) -> str:
@@ -110,14 +116,16 @@ def _explain_unidentified(data: bytes) -> str:
 def _decode(data: bytes, max_pixels: int, size_px: int | None) -> DecodedPage:
     """Decode the page as stored, not yet upright; any exception of the decoder passes through."""
     layout = read_layout(data) if is_tiff(data) else None
-    if layout is not None and is_wide(layout):
-        return _decode_wide(data, layout, max_pixels)
+    if layout is not None:
+        _check_layout(layout, max_pixels)
+        if is_wide(layout):
+            return _decode_wide(data, layout)
     try:
         image = Image.open(io.BytesIO(data), formats=choose_formats(data))
     except UnidentifiedImageError:
         if layout is None or not is_grey_or_rgb(layout):
             raise
-        return _decode_wide(data, layout, max_pixels)
+        return _decode_wide(data, layout)
     with image:
         width, height = image.size
         _check_size(width, height, max_pixels)
@@ -136,15 +144,23 @@ def _decode(data: bytes, max_pixels: int, size_px: int | None) -> DecodedPage:
         return DecodedPage(np.asarray(_to_rgb(page)), reduced, height, width)
 
 
-def _decode_wide(data: bytes, layout: SampleLayout, max_pixels: int) -> DecodedPage:
+def _decode_wide(data: bytes, layout: SampleLayout) -> DecodedPage:
     """Decode a TIFF's page whose samples Pillow can't read."""
-    _check_size(layout.padded_width_px, layout.height_px, max_pixels)
     return DecodedPage(np.asarray(_to_rgb(read_wide_page(data, layout))), 1, layout.height_px, layout.width_px)
 
 
 def _check_size(width: int, height: int, max_pixels: int) -> None:
     if width * height > max_pixels:
         raise ImageError(f"{width} x {height} px is more than data.max_image_pixels = {max_pixels}")
+
+
+def _check_layout(layout: SampleLayout, max_pixels: int) -> None:
+    """Refuse a TIFF whose page or tiles are too large; decoders allocate entire tiles, even for a small page."""
+    _check_size(layout.width_px, layout.height_px, max_pixels)
+    tile_px = (layout.tile_width_px or 0) * (layout.tile_height_px or 0)
+    if max(tile_px, layout.padded_width_px * layout.height_px // 4) > max_pixels:
+        size = f"{layout.tile_width_px} x {layout.tile_height_px} px"
+        raise ImageError(f"tiles of {size}, too large for data.max_image_pixels = {max_pixels}")
 
 
 def _choose_reduction(longest_px: int, shortest_px: int, size_px: int) -> int:

@@ -39,7 +39,8 @@ _KINDS = {_UNSIGNED: "unsigned", _SIGNED: "signed", _FLOAT: "float"}
 _BYTE_COMPRESSIONS = (1, 5, 8, 32946, 32773, 34925, 50000)
 _COMPRESSIONS = {
     1: "no compression", 2: "CCITT", 3: "CCITT fax 3", 4: "CCITT fax 4", 5: "LZW", 6: "old-style JPEG", 7: "JPEG",
-    8: "Deflate", 33003: "JPEG 2000", 33005: "JPEG 2000", 34712: "JPEG 2000", 34887: "LERC", 34892: "lossy JPEG",
+    8: "Deflate", 32773: "PackBits", 32946: "Deflate", 34925: "LZMA", 50000: "Zstandard",
+    33003: "JPEG 2000", 33005: "JPEG 2000", 34712: "JPEG 2000", 34887: "LERC", 34892: "lossy JPEG",
     50001: "WebP", 50002: "JPEG XL", 52546: "JPEG XL",
 }  # fmt: skip
 _PHOTOMETRICS = {
@@ -47,6 +48,7 @@ _PHOTOMETRICS = {
     32803: "camera sensor", 34892: "linear raw",
 }  # fmt: skip
 _PNM_HEADER = re.compile(rb"P[2356](?:(?:\s|#[^\n]*\n)+\d+){2}(?:\s|#[^\n]*\n)+(\d{1,5})\s")
+_MAX_SAMPLES = 8  # per pixel
 _SIGNIFICANT_BITS = (8, 10, 12, 14, 16)  # of scanners and cameras, in samples of 16 bits or more
 
 
@@ -77,7 +79,7 @@ def read_wide_page(data: bytes, layout: SampleLayout) -> Image.Image:
     colours = 3 if layout.photometric == _RGB else 1
     if (
         layout.compression not in _BYTE_COMPRESSIONS
-        or layout.samples < colours
+        or not colours <= layout.samples <= _MAX_SAMPLES
         or layout.sample_format not in _LETTERS
         or not 1 <= layout.bits <= 64
         or (layout.sample_format == _FLOAT and layout.bits not in (16, 32, 64))

@@ -142,6 +142,15 @@ class Tiff:
         except struct.error:
             return ()
 
+    def read_photometric(self, ifd: Ifd) -> int:
+        """Return what the page's colours mean. Where the required tag is missing, guess as libtiff does."""
+        if values := self.read_integers(ifd, PHOTOMETRIC):
+            return values[0]
+        compression, samples = self.read_integer(ifd, COMPRESSION) or 1, self.read_integer(ifd, SAMPLES) or 1
+        if compression in (2, 3, 4):  # fax
+            return 0
+        return 1 if samples < 3 else 6 if compression in (6, 7) else 2
+
     def strip(self, replaced: Mapping[int, tuple[int, ...]] | None = None) -> bytes:
         """Return the file with one directory at its end: the first page's, with only the tags that pixels need.
 
@@ -161,6 +170,8 @@ class Tiff:
             for tag, offset in ifd.entries.items()
             if tag in _PIXEL_TAGS and tag not in fields
         }
+        if PHOTOMETRIC not in fields:  # Pillow would take the page for its negative
+            fields[PHOTOMETRIC] = (4, 1, struct.pack(f"{self.order}L", self.read_photometric(ifd)))
         start = len(self._data) + len(self._data) % 2
         arrays, entries = bytearray(), bytearray()
         for tag, (kind, count, value) in sorted(fields.items()):
@@ -203,11 +214,12 @@ class SampleLayout:
     predictor: int
     is_planar: bool  # each sample of the pixel in strips of its own
     tile_width_px: int | None  # None for strips
+    tile_height_px: int | None
     stated_white: int | None  # MaxSampleValue
 
     @property
     def padded_width_px(self) -> int:
-        """The width of the page's tiles together."""
+        """The width of a row of the page's tiles."""
         tile = self.tile_width_px or self.width_px
         return -(-self.width_px // tile) * tile
 
@@ -235,13 +247,13 @@ def read_layout(data: bytes) -> SampleLayout | None:
         bits = tiff.read_integers(ifd, BITS) or (1,)
         formats = tiff.read_integers(ifd, SAMPLE_FORMAT) or (1,)
         extra = tiff.read_integers(ifd, EXTRA_SAMPLES)
+        photometric = tiff.read_photometric(ifd)
     except (struct.error, ValueError):
         return None
     width, height, samples = first.get(WIDTH), first.get(HEIGHT), first.get(SAMPLES) or 1
     tile_width = first.get(TILE_WIDTH) if TILE_OFFSETS in ifd.entries else None
     if not width or not height or len(set(bits)) > 1 or len(set(formats)) > 1:
         return None
-    photometric = first.get(PHOTOMETRIC)
     return SampleLayout(
         order=tiff.order,
         width_px=width,
@@ -249,11 +261,12 @@ def read_layout(data: bytes) -> SampleLayout | None:
         bits=bits[0],
         samples=samples,
         sample_format=1 if formats[0] == 4 else formats[0],  # 4: undefined
-        photometric=photometric if photometric is not None else 2 if samples >= 3 else 1,
+        photometric=photometric,
         extra=extra,
         compression=first.get(COMPRESSION) or 1,
         predictor=first.get(PREDICTOR) or 1,
         is_planar=first.get(PLANAR) == 2 and samples > 1,
-        tile_width_px=tile_width,
+        tile_width_px=tile_width or None,
+        tile_height_px=first.get(TILE_HEIGHT) if tile_width else None,
         stated_white=first.get(MAX_SAMPLE),
     )

@@ -194,6 +194,15 @@ def test_grey_with_alpha_whose_zero_is_white_is_read() -> None:
     assert decode_image(data, LIMIT)[0, :, 0].tolist() == [255, 0, 255]
 
 
+@pytest.mark.parametrize("bits", [1, 8, 16])
+def test_page_that_does_not_say_what_zero_means_is_no_negative(bits: int) -> None:
+    """The tag is required; libtiff takes zero for black without it."""
+    data = bytearray(render_tiff(2, 1, {258: bits}, [{1: b"\x40", 8: b"\0\xff", 16: b"\0\0\xff\xff"}[bits]]))
+    entry = data.index(struct.pack("<HHL", 262, 4, 1))
+    data[entry : entry + 2] = struct.pack("<H", 263)
+    assert decode_image(bytes(data), LIMIT)[0, :, 0].tolist() == [0, 255]
+
+
 # --- the rule --------------------------------------------------------------------------------------------------------
 
 
@@ -262,13 +271,18 @@ def test_samples_that_cannot_be_read_are_named(tags: dict[int, int | tuple[int, 
         decode_image(render_tiff(4, 4, tags, [bytes(128)]), LIMIT)
 
 
-def test_pixel_limit_applies_to_wide_samples_and_their_tiles() -> None:
+def test_pixel_limit_applies_to_wide_samples() -> None:
     data = render_page(np.zeros((20, 30), "u2"))
     assert decode_image(data, 600).shape == (20, 30, 3)
     with pytest.raises(ImageError, match="30 x 20 px is more than"):
         decode_image(data, 599)
-    with pytest.raises(ImageError, match="px is more than"):
-        decode_image(render_tiff(4, 4, {258: 16, 322: 2**24, 323: 16}, [bytes(512)]), LIMIT)
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize(("width", "height"), [(2**24, 16), (16, 2**24)])
+def test_huge_tiles_of_a_small_page_are_refused(width: int, height: int, bits: int) -> None:
+    with pytest.raises(ImageError, match=f"tiles of {width} x {height} px, too large for data.max_image_pixels"):
+        decode_image(render_tiff(4, 4, {258: bits, 322: width, 323: height}, [bytes(512)]), LIMIT)
 
 
 @pytest.mark.parametrize("compression", [RAW, DEFLATE])
