@@ -5,6 +5,7 @@ reject intact pages for one tag of the wrong type. Sources: EXIF 2.32, PNG (W3C,
 (RFC 9649).
 """
 
+import re
 import struct
 from collections.abc import Iterator
 
@@ -15,6 +16,7 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
 _WEBP_PIXELS = (b"VP8 ", b"VP8L", b"ALPH", b"ANIM", b"ANMF")
 _WEBP_METADATA_FLAGS = 0b0010_1100  # in a VP8X chunk: ICC profile, EXIF, XMP
+_AVIF_EXIF = re.compile(rb"(infe.{8,10})Exif", re.DOTALL)  # the entry that gives an item this type
 
 
 def read_orientation(data: bytes) -> int:
@@ -39,6 +41,8 @@ def strip_metadata(data: bytes) -> bytes:
             return _strip_webp(data)
         if is_tiff(data):
             return Tiff(data).strip()
+        if data[4:8] == b"ftyp":
+            return _AVIF_EXIF.sub(rb"\1skip", data)
     except (struct.error, ValueError):
         pass
     return data

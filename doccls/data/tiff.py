@@ -225,8 +225,8 @@ class SampleLayout:
 
 
 def is_tiff(data: bytes) -> bool:
-    """Return whether the data starts like a TIFF or BigTIFF."""
-    return data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+    """Return whether the data starts like a TIFF or BigTIFF; two common headers have the number's bytes swapped."""
+    return data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"II\0*", b"MM*\0")
 
 
 def count_tiff_pages(data: bytes) -> int:

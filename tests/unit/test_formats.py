@@ -71,6 +71,15 @@ def test_transform_of_avif_is_applied_once(orientation: int) -> None:
     assert np.abs(page[..., 0].astype(int) - np.asarray(expected)).mean() < 4
 
 
+def test_avif_with_malformed_exif_is_read() -> None:
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010F] = 6, "a maker"
+    data = encode(Image.fromarray(RAMP), "AVIF", exif=exif)
+    start = data.index(b"II*\0")
+    page = decode_image(data[:start] + b"\xff" * 4 + data[start + 4 :], LIMIT)
+    assert np.array_equal(page, decode_image(data, LIMIT)) and page.shape == (48, 64, 3)
+
+
 # --- more than 8 bits, where Pillow loses them -----------------------------------------------------------------------
 
 

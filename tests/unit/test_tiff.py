@@ -8,7 +8,9 @@ import time
 import numpy as np
 import pytest
 
-from doccls.data.images import ImageError, count_pages, decode_image, read_orientation
+from doccls.data.formats import ImageError
+from doccls.data.images import count_pages, decode_image
+from doccls.data.metadata import read_orientation
 from doccls.data.tiff import count_tiff_pages, read_layout
 
 LIMIT = 10**6
@@ -91,6 +93,13 @@ def test_orientation_is_that_of_the_page(order: str) -> None:
 def test_wide_page_behind_a_thumbnail_is_read() -> None:
     data = render_directories([THUMBNAIL, {258: 16, 256: 2, 262: 0}])
     assert decode_image(data, LIMIT).shape == (2, 2, 3)
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_header_with_swapped_number_is_accepted(order: str) -> None:
+    data = render_directories([THUMBNAIL, {}], order=order)
+    data = data[:2] + data[3:1:-1] + data[4:]
+    assert decode_image(data, LIMIT).shape == (2, 4, 3) and count_pages(data) == 1
 
 
 def test_looping_directories_end() -> None:
