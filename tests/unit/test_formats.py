@@ -75,7 +75,7 @@ def test_avif_with_malformed_exif_is_read() -> None:
     exif = Image.Exif()
     exif[0x0112], exif[0x010F] = 6, "a maker"
     data = encode(Image.fromarray(RAMP), "AVIF", exif=exif)
-    start = data.index(b"II*\0")
+    start = data.index(b"MM\0*")
     page = decode_image(data[:start] + b"\xff" * 4 + data[start + 4 :], LIMIT)
     assert np.array_equal(page, decode_image(data, LIMIT)) and page.shape == (48, 64, 3)
 
