@@ -130,7 +130,7 @@ def read_deep_page(data: bytes, bits: int) -> Image.Image | None:
     Raises:
         ImageError: see `scale_to_8_bits`.
     """
-    values = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION)
+    values = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     if values is None or values.dtype != np.uint16 or (values.ndim == 3 and values.shape[2] not in (3, 4)):
         return None
     if values.ndim == 2:
@@ -231,7 +231,15 @@ def scale_to_8_bits(values: np.ndarray, bits: int, stated_white: int | None = No
         black, white = lowest, highest if highest > lowest else lowest + 1
     if values.dtype.kind == "u" and white == 65535 and values.ndim == 3 and values.shape[2] == 3:
         return (values >> 8).astype(np.uint8)  # as Pillow reads colours of 16 bits
-    return np.rint((values.astype(np.float64) - black) * (255.0 / (white - black))).astype(np.uint8)
+    if values.dtype == np.uint16:  # a table takes a fraction of the time and memory
+        page: np.ndarray = _scale(np.arange(int(highest) + 1), black, white)[values]
+        return page
+    return _scale(values, black, white)
+
+
+def _scale(values: np.ndarray, black: float, white: float) -> np.ndarray:
+    shades: np.ndarray = np.rint((values.astype(np.float64) - black) * (255.0 / (white - black))).astype(np.uint8)
+    return shades
 
 
 def _find_white(kind: np.dtype, bits: int, highest: float, stated_white: int | None) -> float:
