@@ -48,6 +48,7 @@ _PHOTOMETRICS = {
     32803: "camera sensor", 34892: "linear raw",
 }  # fmt: skip
 _PNM_HEADER = re.compile(rb"P[2356](?:(?:\s|#[^\n]*\n)+\d+){2}(?:\s|#[^\n]*\n)+(\d{1,5})\s")
+_READABLE_BITS = {_UNSIGNED: (*range(1, 17), 32, 64), _SIGNED: (8, 16, 32, 64), _FLOAT: (16, 32, 64)}
 _MAX_SAMPLES = 8  # per pixel
 _SIGNIFICANT_BITS = (8, 10, 12, 14, 16)  # of scanners and cameras, in samples of 16 bits or more
 
@@ -77,18 +78,7 @@ def read_wide_page(data: bytes, layout: SampleLayout) -> Image.Image:
         ImageError: samples that this function can't read, or not finite. Decoders raise other exceptions too.
     """
     colours = 3 if layout.photometric == _RGB else 1
-    if (
-        layout.compression not in _BYTE_COMPRESSIONS
-        or not colours <= layout.samples <= _MAX_SAMPLES
-        or layout.sample_format not in _LETTERS
-        or not 1 <= layout.bits <= 64
-        or (layout.sample_format == _FLOAT and layout.bits not in (16, 32, 64))
-        or (layout.sample_format == _SIGNED and layout.bits not in (8, 16, 32, 64))
-        or (layout.sample_format == _UNSIGNED and layout.bits > 16 and layout.bits not in (32, 64))
-        or layout.predictor not in (1, 2, 3)
-        or (layout.predictor == 2 and layout.bits not in (8, 16, 32, 64))
-        or (layout.predictor == 3 and layout.sample_format != _FLOAT)
-    ):
+    if not _is_readable(layout, colours):
         raise ImageError(f"a TIFF of an unsupported kind: {describe_layout(layout)}")
     values = read_samples(data, layout)
     white = layout.stated_white
@@ -102,6 +92,20 @@ def read_wide_page(data: bytes, layout: SampleLayout) -> Image.Image:
         mode += "a" if alpha == 1 else "A"
     height, width = page.shape[:2]
     return Image.frombytes(mode, (width, height), np.ascontiguousarray(page).tobytes())
+
+
+def _is_readable(layout: SampleLayout, colours: int) -> bool:
+    is_predictor_known = (
+        layout.predictor == 1
+        or (layout.predictor == 2 and layout.bits in (8, 16, 32, 64))
+        or (layout.predictor == 3 and layout.sample_format == _FLOAT)
+    )
+    return (
+        is_predictor_known
+        and layout.bits in _READABLE_BITS.get(layout.sample_format, ())
+        and layout.compression in _BYTE_COMPRESSIONS
+        and colours <= layout.samples <= _MAX_SAMPLES
+    )
 
 
 def find_lost_bits(data: bytes, image: Image.Image) -> int | None:

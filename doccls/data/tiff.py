@@ -22,6 +22,7 @@ _PIXEL_TAGS = frozenset(
 # TIFF's integer types: BYTE, SHORT, LONG, IFD, and BigTIFF's LONG8 and IFD8.
 _INTEGERS = {1: "B", 3: "H", 4: "L", 13: "L", 16: "Q", 18: "Q"}
 _TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4}
+_PREDICTED = (5, 8, 32946, 34925, 50000)  # the compressions that heed the predictor: LZW, Deflate, LZMA, Zstandard
 _REDUCED, _MASK = 1, 4  # bits of NewSubfileType
 _OLD_REDUCED = 2  # of the older SubfileType
 _MAX_DIRECTORIES = 10_000
@@ -251,6 +252,7 @@ def read_layout(data: bytes) -> SampleLayout | None:
     except (struct.error, ValueError):
         return None
     width, height, samples = first.get(WIDTH), first.get(HEIGHT), first.get(SAMPLES) or 1
+    compression = first.get(COMPRESSION) or 1
     tile_width = first.get(TILE_WIDTH) if TILE_OFFSETS in ifd.entries else None
     if not width or not height or len(set(bits)) > 1 or len(set(formats)) > 1:
         return None
@@ -263,8 +265,8 @@ def read_layout(data: bytes) -> SampleLayout | None:
         sample_format=1 if formats[0] == 4 else formats[0],  # 4: undefined
         photometric=photometric,
         extra=extra,
-        compression=first.get(COMPRESSION) or 1,
-        predictor=first.get(PREDICTOR) or 1,
+        compression=compression,
+        predictor=(first.get(PREDICTOR) or 1) if compression in _PREDICTED else 1,
         is_planar=first.get(PLANAR) == 2 and samples > 1,
         tile_width_px=tile_width or None,
         tile_height_px=first.get(TILE_HEIGHT) if tile_width else None,

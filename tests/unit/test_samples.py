@@ -152,6 +152,14 @@ def test_horizontal_differences_are_undone_in_each_tile(kind: str, order: str) -
     assert layout is not None and np.array_equal(read_samples(data, layout), values)
 
 
+def test_predictor_without_compression_is_ignored_as_by_opencv() -> None:
+    values = np.arange(20, dtype="<u2").reshape(2, 10) * 3000
+    data = render_tiff(10, 2, {258: 16, 317: 2}, [values.tobytes()])
+    assert np.array_equal(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED), values)
+    layout = read_layout(data)
+    assert layout is not None and np.array_equal(read_samples(data, layout)[..., 0], values)
+
+
 @pytest.mark.parametrize("order", ["<", ">"])
 @pytest.mark.parametrize("kind", ["f2", "f4", "f8"])
 @pytest.mark.parametrize("samples", [1, 3])
@@ -263,7 +271,7 @@ def test_samples_that_are_not_finite_are_refused(bad: float, kind: str) -> None:
         ({258: 64, 339: 6}, "64-bit complex samples"),
         ({258: 24, 339: 3}, "24-bit float samples"),
         ({258: 16, 262: 32803}, "camera sensor"),
-        ({258: 16, 317: 9}, "16-bit unsigned samples"),
+        ({258: 16, 259: DEFLATE, 317: 9}, "16-bit unsigned samples"),
     ],
 )
 def test_samples_that_cannot_be_read_are_named(tags: dict[int, int | tuple[int, ...]], words: str) -> None:
