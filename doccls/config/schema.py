@@ -22,7 +22,10 @@ from pydantic_core import PydanticCustomError
 from doccls.config.local_model import PREFIX
 from doccls.config.paths import PathError, resolve_path
 
-ImageExtension = Literal[".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".gif"]
+ImageExtension = Literal[
+    ".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".gif", ".jpe", ".jfif", ".jp2", ".j2k", ".jpf", ".jpx",
+    ".avif", ".heic", ".heif", ".hif", ".ppm", ".pgm", ".pbm", ".pnm",
+]  # fmt: skip
 IMAGE_EXTENSIONS: tuple[str, ...] = get_args(ImageExtension)
 
 

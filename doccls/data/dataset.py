@@ -9,7 +9,8 @@ import torch
 from torch.utils.data import Dataset, get_worker_info
 
 from doccls.config.paths import read_regular_file
-from doccls.data.images import ImageError, load_page, pad_page, shrink_page
+from doccls.data.formats import ImageError
+from doccls.data.images import load_page, pad_page, shrink_page
 from doccls.data.sampler import BatchPlace, BatchRequest
 from doccls.data.shared_memory import describe_shared_memory
 from doccls.data.store import StoredPages

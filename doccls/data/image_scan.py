@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from doccls.config.paths import read_regular_file
-from doccls.data.images import ImageError, count_pages, decode_image, decode_reduced
+from doccls.data.formats import ImageError, MissingExtraError
+from doccls.data.images import count_pages, decode_image, decode_reduced
 from doccls.system.cores import count_cores
 
 _MAX_THREADS = 32
@@ -106,6 +107,8 @@ def _scan(path: Path, max_pixels: int, size_px: int, facts: Mapping[str, ImageFa
         return ScannedImage(ImageScan(size, time, facts[digest]))
     try:
         decoded = decode_reduced(data, max_pixels, size_px)
+    except MissingExtraError as error:  # without a digest, the scan isn't cached
+        return ScannedImage(ImageScan(size, time, ImageFact("", str(error))))
     except ImageError as error:
         return ScannedImage(ImageScan(size, time, ImageFact(digest, str(error))))
     content, pages = _digest_page(decoded.page), count_pages(data)

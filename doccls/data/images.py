@@ -1,15 +1,26 @@
 """Decoding and scaling of image files: whatever a scanner, phone or exporter wrote, to upright 8-bit RGB pages."""
 
 import io
+import struct
 import warnings
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
-from doccls.data.metadata import count_tiff_pages, is_tiff, read_orientation, strip_metadata
-from doccls.errors import UserError
+from doccls.data.formats import ImageError, choose_formats, name_other_file, name_unsupported
+from doccls.data.metadata import read_jpeg_depth, read_orientation, strip_metadata
+from doccls.data.samples import (
+    describe_layout,
+    find_lost_bits,
+    is_grey_or_rgb,
+    is_wide,
+    read_deep_page,
+    read_wide_page,
+    scale_to_8_bits,
+)
+from doccls.data.tiff import SampleLayout, count_tiff_pages, is_tiff, read_layout
 
 # Pillow warns about tags that it can't parse; nothing here reads tags through Pillow.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
@@ -17,13 +28,7 @@ warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 Image.MAX_IMAGE_PIXELS = None
 # Callers that decode many pages use a thread or process per page: OpenCV's own threads would oversubscribe the cores.
 cv2.setNumThreads(0)
-# Only the formats of IMAGE_EXTENSIONS: others (EPS, ...) start external programs. (Pillow opens MPO through JPEG.)
-_FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP", "GIF")
 WHITE = 255
-
-
-class ImageError(UserError):
-    """An image file that can't be used; the message says why, the caller adds which."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,23 +85,82 @@ def _decode_bare(data: bytes, max_pixels: int, size_px: int | None, first_error:
         raise
     except Exception:  # noqa: BLE001 (as above)
         if isinstance(first_error, UnidentifiedImageError):
-            raise ImageError(f"not an image: the file starts with {data[:12]!r}") from first_error
+            raise ImageError(_explain_unidentified(data)) from first_error
+        if _is_vague(first_error) and (layout := read_layout(data)):
+            raise ImageError(
+                f"a damaged TIFF, or one of an unsupported kind: {describe_layout(layout)}"
+            ) from first_error
         message = f"{type(first_error).__name__}: {first_error}".replace("<_io.BytesIO object", "<file")
         raise ImageError(message) from first_error
 
 
+def _is_vague(error: Exception) -> bool:
+    """Return whether a decoder's message doesn't say what is wrong."""
+    return "decoder error" in str(error) or isinstance(error, struct.error)
+
+
+def _explain_unidentified(data: bytes) -> str:
+    """Say why no decoder takes the file."""
+    if is_tiff(data):
+        layout = read_layout(data)
+        return f"a TIFF of an unsupported kind: {describe_layout(layout) if layout else 'its tags are unreadable'}"
+    if (depth := read_jpeg_depth(data)) not in (None, 8):
+        return f"a JPEG of {depth} bits per sample, which can't be read: save it with 8 bits, or as PNG"
+    if name := name_unsupported(data):
+        return f"{name}, which doccls doesn't read: convert it to PNG, JPEG or TIFF"
+    if name := name_other_file(data):
+        return f"not an image but {name}"
+    return f"not an image: the file starts with {data[:12]!r}"
+
+
 def _decode(data: bytes, max_pixels: int, size_px: int | None) -> DecodedPage:
     """Decode the page as stored, not yet upright; any exception of the decoder passes through."""
-    with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+    layout = read_layout(data) if is_tiff(data) else None
+    if layout is not None:
+        _check_layout(layout, max_pixels)
+        if is_wide(layout):
+            return _decode_wide(data, layout)
+    try:
+        image = Image.open(io.BytesIO(data), formats=choose_formats(data))
+    except UnidentifiedImageError:
+        if layout is None or not is_grey_or_rgb(layout):
+            raise
+        return _decode_wide(data, layout)
+    with image:
         width, height = image.size
-        if width * height > max_pixels:
-            raise ImageError(f"{width} x {height} px is more than data.max_image_pixels = {max_pixels}")
+        _check_size(width, height, max_pixels)
         reduced = 1
         if size_px is not None and image.format in ("JPEG", "MPO"):
             reduced = _choose_reduction(max(width, height), min(width, height), size_px)
             image.draft(None, (width // reduced, height // reduced))
         image.load()
-        return DecodedPage(np.asarray(_to_rgb(image)), reduced, height, width)
+        bits = find_lost_bits(data, image)
+        page = (read_deep_page(data, bits) if bits else None) or image
+        if page is image and bits and image.format == "JPEG2000" and not image.mode.startswith("I"):
+            raise ImageError(f"a JPEG 2000 of {bits}-bit colours that can't be read: save it with 8 bits, or as PNG")
+        if image.format == "AVIF":  # Pillow sets the orientation from the file's own transforms; those of HEIC are done
+            page = ImageOps.exif_transpose(page)
+            height, width = page.height, page.width
+        return DecodedPage(np.asarray(_to_rgb(page)), reduced, height, width)
+
+
+def _decode_wide(data: bytes, layout: SampleLayout) -> DecodedPage:
+    """Decode a TIFF's page whose samples Pillow can't read."""
+    return DecodedPage(np.asarray(_to_rgb(read_wide_page(data, layout))), 1, layout.height_px, layout.width_px)
+
+
+def _check_size(width: int, height: int, max_pixels: int) -> None:
+    if width * height > max_pixels:
+        raise ImageError(f"{width} x {height} px is more than data.max_image_pixels = {max_pixels}")
+
+
+def _check_layout(layout: SampleLayout, max_pixels: int) -> None:
+    """Refuse a TIFF whose page or tiles are too large; decoders allocate entire tiles, even for a small page."""
+    _check_size(layout.width_px, layout.height_px, max_pixels)
+    tile_px = (layout.tile_width_px or 0) * (layout.tile_height_px or 0)
+    if max(tile_px, layout.padded_width_px * layout.height_px // 4) > max_pixels:
+        size = f"{layout.tile_width_px} x {layout.tile_height_px} px"
+        raise ImageError(f"tiles of {size}, too large for data.max_image_pixels = {max_pixels}")
 
 
 def _choose_reduction(longest_px: int, shortest_px: int, size_px: int) -> int:
@@ -183,24 +247,13 @@ def shrink_page(page: np.ndarray, size_px: int) -> np.ndarray:
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "F" or image.mode.startswith("I"):
-        return Image.fromarray(_scale_to_8_bits(np.asarray(image), image.mode)).convert("RGB")
+        # Pillow has scaled JPEG 2000 and PPM by the white that they state; PNG states none below 16 bits.
+        white = None if image.format == "PNG" else 65535
+        values = np.asarray(image)
+        return Image.fromarray(scale_to_8_bits(values, 8 * values.itemsize, white)).convert("RGB")
     if image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
         if image.getchannel("A").getextrema() != (0, 0):  # an all-zero channel is unused, and would hide the page
             page = Image.new("RGBA", image.size, (WHITE, WHITE, WHITE, WHITE))
             image = Image.alpha_composite(page, image)
     return image if image.mode == "RGB" else image.convert("RGB")  # convert always copies
-
-
-def _scale_to_8_bits(values: np.ndarray, mode: str) -> np.ndarray:
-    """Scale 16-bit and wider grey to uint8. Pillow's `convert` clips at 255, which turns a 16-bit scan white."""
-    if not np.isfinite(values).all():
-        raise ImageError("the image has pixels that are not finite numbers")
-    top = float(values.max(initial=0))
-    if mode.startswith("I;16"):
-        full = 65535.0
-    elif mode == "F":
-        full = 1.0 if top <= 1 else max(255.0, top)
-    else:  # 32-bit integers have no stated range: assume the smallest usual one that fits
-        full = 255.0 if top <= 255 else max(65535.0, top)
-    return np.clip(np.rint(values.astype(np.float64) * (255.0 / full)), 0, 255).astype(np.uint8)

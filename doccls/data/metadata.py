@@ -1,113 +1,32 @@
-"""Image metadata: orientation, number of pages, and stripping of everything that pixels don't need.
+"""Image metadata: orientation, and stripping of everything that pixels don't need.
 
 Parsed from the raw bytes without ever raising: malformed metadata counts as absent. Libraries that interpret all of it
-reject intact pages for one tag of the wrong type. Sources: EXIF 2.32, TIFF 6.0, PNG (W3C, third edition), the WebP
-container (RFC 9649).
+reject intact pages for one tag of the wrong type. Sources: EXIF 2.32, PNG (W3C, third edition), the WebP container
+(RFC 9649).
 """
 
+import re
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
 
-_ORIENTATION = 0x0112
-_NEW_SUBFILE_TYPE = 0x00FE  # bit 0: a reduced-resolution copy of another page
-_INTEGERS = {1: "B", 3: "H", 4: "L"}  # TIFF's integer types: BYTE, SHORT, LONG
-# What a decoder needs: size, samples, compression and its tables, strips and tiles, colour model and palette.
-_PIXEL_TAGS = frozenset(
-    (256, 257, 258, 259, 262, 266, 273, 277, 278, 279, 284, 292, 293, 317, 320, 322, 323, 324, 325, 332, 338, 339)
-) | frozenset((347, 512, 513, 514, 515, 517, 518, 519, 520, 521, 529, 530, 532))
+from doccls.data.tiff import ORIENTATION, Tiff, is_tiff
+
+_JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
 _WEBP_PIXELS = (b"VP8 ", b"VP8L", b"ALPH", b"ANIM", b"ANMF")
 _WEBP_METADATA_FLAGS = 0b0010_1100  # in a VP8X chunk: ICC profile, EXIF, XMP
-_MAX_PAGES = 10_000
-
-
-@dataclass(frozen=True)
-class _Ifd:
-    """An image file directory of a TIFF."""
-
-    entries: dict[int, int]  # tag -> offset of its first entry
-    next: int  # offset of the next directory; 0 for none
-
-
-class _Tiff:
-    """A TIFF or BigTIFF file, or an EXIF block, which has the same structure."""
-
-    def __init__(self, data: bytes) -> None:
-        """Parse the header.
-
-        Raises:
-            struct.error, ValueError: not a TIFF.
-        """
-        self._data = data
-        self._order = {b"II": "<", b"MM": ">"}.get(data[:2], "")
-        if not self._order:
-            raise ValueError("not a TIFF")
-        self.big = self._unpack("H", 2) == 43
-        self._number, self._count = ("Q", "Q") if self.big else ("L", "H")
-        self._head = 8 if self.big else 4
-        self.first = self._unpack(self._number, self._head)
-
-    def _unpack(self, kind: str, offset: int) -> int:
-        (value,) = struct.unpack_from(self._order + kind, self._data, offset)
-        return int(value)
-
-    def read_ifd(self, start: int) -> _Ifd:
-        """Read the directory at offset `start`."""
-        count = self._unpack(self._count, start)
-        width = 20 if self.big else 12
-        start += struct.calcsize(f"={self._count}")
-        entries: dict[int, int] = {}
-        for offset in range(start, start + count * width, width):
-            entries.setdefault(self._unpack("H", offset), offset)
-        return _Ifd(entries, self._unpack(self._number, start + count * width))
-
-    def read_integer(self, ifd: _Ifd, tag: int) -> int | None:
-        """Return the tag's value if it is a single integer."""
-        offset = ifd.entries.get(tag)
-        if offset is None:
-            return None
-        kind, count = _INTEGERS.get(self._unpack("H", offset + 2)), self._unpack(self._number, offset + 4)
-        return self._unpack(kind, offset + (12 if self.big else 8)) if kind and count == 1 else None
-
-    def strip(self) -> bytes:
-        """Return the file with a new directory at its end: the first page's, with only the tags that pixels need."""
-        ifd, width = self.read_ifd(self.first), 20 if self.big else 12
-        kept = [
-            self._data[offset : offset + width] for tag, offset in sorted(ifd.entries.items()) if tag in _PIXEL_TAGS
-        ]
-        start = len(self._data) + len(self._data) % 2
-        head = self._data[: self._head] + struct.pack(self._order + self._number, start)
-        directory = struct.pack(self._order + self._count, len(kept)) + b"".join(kept) + bytes(8)
-        return head + self._data[len(head) : start].ljust(start - len(head), b"\0") + directory
+_AVIF_EXIF = re.compile(rb"(infe.{8,10})Exif", re.DOTALL)  # the entry that gives an item this type
 
 
 def read_orientation(data: bytes) -> int:
     """Return the image file's EXIF or TIFF orientation, 1 to 8; 1 (upright) if it is absent or malformed."""
     try:
-        tiff = _Tiff(_find_exif(data))
-        value = tiff.read_integer(tiff.read_ifd(tiff.first), _ORIENTATION)
+        tiff = Tiff(_find_exif(data))
+        value = tiff.read_integer(tiff.find_page() if is_tiff(data) else tiff.read_ifd(tiff.first), ORIENTATION)
     except (struct.error, ValueError):
         return 1
     return value if value is not None and 1 <= value <= 8 else 1
-
-
-def count_tiff_pages(data: bytes) -> int:
-    """Count the pages of a TIFF, without their reduced copies; return 1 where they can't be counted."""
-    seen: set[int] = set()
-    pages = 0
-    try:
-        tiff = _Tiff(data)
-        offset = tiff.first
-        while offset and offset not in seen and len(seen) < _MAX_PAGES:
-            seen.add(offset)
-            ifd = tiff.read_ifd(offset)
-            pages += not (tiff.read_integer(ifd, _NEW_SUBFILE_TYPE) or 0) & 1
-            offset = ifd.next
-    except (struct.error, ValueError):
-        pass
-    return max(1, pages)
 
 
 def strip_metadata(data: bytes) -> bytes:
@@ -121,15 +40,12 @@ def strip_metadata(data: bytes) -> bytes:
         if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
             return _strip_webp(data)
         if is_tiff(data):
-            return _Tiff(data).strip()
+            return Tiff(data).strip()
+        if data[4:8] == b"ftyp":
+            return _AVIF_EXIF.sub(rb"\1skip", data)
     except (struct.error, ValueError):
         pass
     return data
-
-
-def is_tiff(data: bytes) -> bool:
-    """Return whether the data starts like a TIFF or BigTIFF."""
-    return data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
 def _find_exif(data: bytes) -> bytes:
@@ -164,6 +80,17 @@ def _list_jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
         end = start + 2 + (struct.unpack_from(">H", data, start + 2)[0] if has_length else 0)
         yield marker, start, end
         start = end
+
+
+def read_jpeg_depth(data: bytes) -> int | None:
+    """Return a JPEG's bits per sample; None of another file, or where no frame header is found."""
+    if not data.startswith(b"\xff\xd8"):
+        return None
+    try:
+        frames = (start for kind, start, _ in _list_jpeg_segments(data) if kind in _JPEG_FRAMES)
+        return next((data[start + 4] for start in frames), None)
+    except (struct.error, IndexError):
+        return None
 
 
 def _strip_jpeg(data: bytes) -> bytes:

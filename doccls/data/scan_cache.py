@@ -13,7 +13,7 @@ from doccls.config.paths import read_regular_file
 from doccls.data.image_scan import ImageFact, ImageScan
 from doccls.system.atomic_files import write_text
 
-_FORMAT = "doccls-images-4"
+_FORMAT = "doccls-images-5"
 
 
 def read_scan_cache(file: Path, max_pixels: int, facts: Mapping[str, ImageFact]) -> dict[Path, ImageScan]:

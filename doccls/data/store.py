@@ -32,7 +32,7 @@ from doccls.system.atomic_files import replacing
 from doccls.system.disk import format_size, measure_free
 from doccls.system.lock import hold_lock
 
-_RULE = 2  # version of the pixels that `decode_reduced` and `scale_page` give: increment it when they change
+_RULE = 3  # version of the pixels that `decode_reduced` and `scale_page` give: increment it when they change
 # 20 bytes per sample: all of them go to each rank and loader worker.
 _LOCATION = np.dtype([("segment", "i4"), ("offset", "i8"), ("height", "u2"), ("width", "u2"), ("checksum", "u4")])
 _LENGTH = struct.Struct("<Q")

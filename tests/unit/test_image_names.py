@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from doccls.config.schema import IMAGE_EXTENSIONS
 from doccls.data.image_names import list_candidates, resolve_images
 
 
@@ -20,7 +21,7 @@ def test_id_with_known_extension_is_the_only_candidate(sample_id: str) -> None:
 def test_id_without_known_extension_gets_each_extension_once(sample_id: str) -> None:
     candidates = list_candidates(sample_id, ".png")
     assert candidates[0] == f"{sample_id}.png"
-    assert len(set(candidates)) == len(candidates) == 8
+    assert len(set(candidates)) == len(candidates) == len(IMAGE_EXTENSIONS)
     assert all(name.startswith(f"{sample_id}.") for name in candidates)
 
 

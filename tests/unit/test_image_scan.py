@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from doccls.data import image_scan
+from doccls.data import formats, image_scan
 from doccls.data.image_scan import scan_files
 from doccls.data.images import decode_image, scale_page
 
@@ -44,6 +44,15 @@ def test_image_above_the_pixel_limit_is_a_problem(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(make_noise())
     (fact,) = (image.fact for image in scan_files([tmp_path / "a.png"], 100, 20, {}, keep_pages=False))
     assert fact.problem is not None and "max_image_pixels" in fact.problem
+
+
+def test_scan_that_an_extra_would_change_has_no_digest_and_so_is_not_cached(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(formats, "_register_heif", lambda: False)
+    (tmp_path / "a.jpg").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
+    (image,) = scan_files([tmp_path / "a.jpg"], LIMIT, 20, {}, keep_pages=False)
+    assert image.fact.problem is not None and "doccls[heic]" in image.fact.problem and image.fact.digest == ""
 
 
 def test_number_of_files_scanned_ahead_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -171,12 +171,12 @@ def test_named_image_that_is_no_regular_file_is_bad_image(data: Path, capsys: py
         (data / "train" / f"i{row}.jpg").unlink()
         make(data / "train" / f"i{row}.jpg")
     with (data / "train.csv").open("a") as table:
-        table.write(f"{'d' * 256}/x,0\nloop/x,1\n")
+        table.write("loop/x,1\n")
     (data / "train" / "loop").symlink_to("loop")
     check_message(
-        COMMANDS["check"](write_config(data)), capsys.readouterr(), "images that can't be used: 5",
+        COMMANDS["check"](write_config(data)), capsys.readouterr(), "images that can't be used: 4",
         "i0.jpg: can't be read: not a file: it is a FIFO", "i1.jpg: can't be read: Too many levels",
-        "i2.jpg: can't be read: not a file: it is a device", "x.jpg: can't be read: File name too long",
+        "i2.jpg: can't be read: not a file: it is a device",
         "loop/x.jpg: can't be read: Too many levels",
     )  # fmt: skip
     with (data / "train.csv").open("a") as table:
