@@ -10,7 +10,7 @@ from pathlib import Path
 from doccls import predict, store_command, train
 from doccls.config import Config
 from doccls.config.arguments import add_config_arguments, load_arguments_with_warnings
-from doccls.config.files import check_files
+from doccls.config.files import check_inputs
 from doccls.config.paths import resolve_option
 from doccls.config.reference import render_keys
 from doccls.data.mixing import check_mixing
@@ -69,9 +69,8 @@ def _check(arguments: argparse.Namespace) -> int:
     if arguments.config is not None:
         loaded = load_arguments_with_warnings(arguments)
         config = loaded.config
-        for warning in loaded.warnings:
+        for warning in (*loaded.warnings, *check_inputs(config)):
             print(f"[WARNING] {warning}")
-        check_files(config)
         from doccls.model.names import check_names  # timm takes seconds to import
 
         check_names(config)

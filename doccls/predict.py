@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from doccls.config import Config
-from doccls.config.paths import check_paths, find_output_problem, is_file, leave_deleted_folder, resolve_option
+from doccls.config.paths import (
+    PathKind,
+    check_paths,
+    find_output_problem,
+    find_problem,
+    is_file,
+    leave_deleted_folder,
+    resolve_option,
+)
 from doccls.data.image_names import resolve_images
 from doccls.data.messages import format_examples
 from doccls.data.packed import PackedPaths, PackedTexts
@@ -65,9 +73,7 @@ def predict(arguments: argparse.Namespace) -> int:
         UserError: no such run, no checkpoint, checkpoints of different runs, or test data that can't be used.
     """
     paths = find_run(arguments.run)
-    for name, option in (("sample_csv", "--sample-csv"), ("image_dir", "--image-dir")):
-        if (stated := getattr(arguments, name)) is not None:
-            setattr(arguments, name, resolve_option(stated, option))
+    _resolve_inputs(arguments)
     leave_deleted_folder()
     from doccls.training.checkpoint import parse_config, read_best
     from doccls.training.distributed import can_compute_in, on_main, start_processes
@@ -88,6 +94,24 @@ def predict(arguments: argparse.Namespace) -> int:
         raise
     accelerator.end_training()
     return 0
+
+
+def _resolve_inputs(arguments: argparse.Namespace) -> None:
+    """Make the paths of --sample-csv and --image-dir absolute, in place.
+
+    Raises:
+        UserError: one can't be read; the message names the option.
+    """
+    options: tuple[tuple[str, str, PathKind], ...] = (
+        ("sample_csv", "--sample-csv", "file"),
+        ("image_dir", "--image-dir", "folder"),
+    )
+    for name, option, kind in options:
+        if (stated := getattr(arguments, name)) is not None:
+            path = resolve_option(stated, option)
+            if (problem := find_problem(path, kind)) is not None:
+                raise UserError(f"{option}: {problem}")
+            setattr(arguments, name, path)
 
 
 def _list_checkpoints(paths: RunPaths) -> list[Path]:

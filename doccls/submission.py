@@ -5,9 +5,12 @@ import io
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import PurePosixPath
 
 import numpy as np
 
+from doccls.config.paths import is_file
+from doccls.config.schema import IMAGE_EXTENSIONS
 from doccls.data.table import read_table
 from doccls.errors import UserError
 from doccls.run.paths import RunPaths
@@ -62,30 +65,39 @@ def render_submission(
 
 
 def check_replacement(paths: RunPaths, coverage: Coverage, id_col: str, ids: Sequence[str]) -> None:
-    """Check that a new submission would not replace a more complete one.
+    """Check that a new submission would not replace a more complete one that shares IDs with it.
 
     Raises:
-        UserError: no row has a usable image; or the existing submission has all IDs of the new one and more, or has the
-            same IDs and was predicted from more folds or more images.
+        UserError: no row has a usable image; or the existing submission has more rows or, by its record, was predicted
+            from more folds or more images; or it is not readable.
     """
     if not coverage.num_predicted:
         raise UserError(f"none of the {coverage.num_rows} test images can be used: there is nothing to predict")
-    existing_ids = _read_ids(paths, id_col)
-    if existing_ids is None or not existing_ids.issuperset(ids):
+    if not is_file(paths.submission):
         return
+    try:
+        existing_ids = read_table(paths.submission, "submission", [id_col]).cells.get(id_col, ())
+    except UserError as error:
+        raise UserError(f"{error}\n(rename or delete it, so that it is not replaced)") from error
+    if {_drop_extension(name) for name in ids}.isdisjoint(map(_drop_extension, existing_ids)):
+        return  # of other test images
     existing = _read_coverage(paths) or Coverage((), len(existing_ids), 0)
-    lacking = []
-    if coverage.num_rows < existing.num_rows:
-        lacking.append(f"{coverage.num_rows} rows instead of {existing.num_rows}")
-    if len(coverage.folds) < len(existing.folds):
-        lacking.append(f"{len(coverage.folds)} folds instead of {len(existing.folds)}")
-    if coverage.num_rows == existing.num_rows and coverage.num_predicted < existing.num_predicted:
-        lacking.append(f"{coverage.num_predicted} usable images instead of {existing.num_predicted}")
+    pairs = (
+        (coverage.num_rows, len(existing_ids), "rows"),
+        (len(coverage.folds), len(existing.folds), "folds"),
+        (coverage.num_predicted, existing.num_predicted, "usable images"),
+    )
+    lacking = [f"{what}: {new} instead of {old}" for new, old, what in pairs if new < old]
     if lacking:
         raise UserError(
-            f"{paths.submission} is more complete than the new submission would be, which has "
-            f"{' and '.join(lacking)}: rename or delete it to predict nevertheless"
+            f"{paths.submission} is more complete than the new submission would be ({'; '.join(lacking)}): rename or "
+            "delete it to predict nevertheless"
         )
+
+
+def _drop_extension(sample_id: str) -> str:
+    path = PurePosixPath(sample_id)
+    return str(path.with_suffix("")) if path.suffix.lower() in IMAGE_EXTENSIONS else sample_id
 
 
 def write_submission(paths: RunPaths, text: str, probs_NC: np.ndarray, coverage: Coverage) -> None:
@@ -95,20 +107,12 @@ def write_submission(paths: RunPaths, text: str, probs_NC: np.ndarray, coverage:
     write_text(paths.submission_record, json.dumps({"format": _FORMAT, **asdict(coverage)}, indent=2) + "\n")
 
 
-def _read_ids(paths: RunPaths, id_col: str) -> set[str] | None:
-    """Return the IDs of the existing submission; None if there is none, or it is not readable."""
-    try:
-        return set(read_table(paths.submission, "submission", [id_col]).cells.get(id_col, ()))
-    except UserError:
-        return None
-
-
 def _read_coverage(paths: RunPaths) -> Coverage | None:
     """Return the existing submission's record; None if there is none, or it is not readable."""
     try:
         content = json.loads(paths.submission_record.read_text(encoding="utf-8"))
-        if content.pop("format") != _FORMAT:
+        if content["format"] != _FORMAT:
             return None
-        return Coverage(tuple(content.pop("folds")), **content)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return Coverage(tuple(map(int, content["folds"])), int(content["num_rows"]), int(content["num_predicted"]))
+    except (OSError, ValueError, KeyError, TypeError):
         return None

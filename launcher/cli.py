@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from doccls.config import Config
 from doccls.config.arguments import load_arguments_with_warnings
-from doccls.config.files import check_present_files
+from doccls.config.files import check_inputs
 from doccls.config.load import LoadedConfig
 from doccls.errors import UserError
 from doccls.reporting.command import run_command, run_training
@@ -168,7 +168,7 @@ def _make_options(
 def _plan(arguments: argparse.Namespace) -> int:
     loaded = load_arguments_with_warnings(arguments)
     config = loaded.config
-    absent = tuple(check_present_files(config))  # a plan may be made on a machine without the data
+    absent = tuple(check_inputs(config, may_be_absent=True))  # a plan may be made on a machine without the data
     run_id = check_run_id(arguments.run_id or f"{config.project.version}-NEW")
     if arguments.backend == "slurm":
         return _plan_submission(arguments, config, run_id, absent)

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from doccls.config.local_model import CONFIG_FILE, find_local_folder, find_local_weights
-from doccls.config.paths import PathKind, check_paths, find_problem, is_absent
+from doccls.config.paths import PathKind, check_paths, find_output_problem, find_problem, is_absent, is_folder
 from doccls.config.schema import Config
 
 _Inputs = dict[str, tuple[Path | None, PathKind]]
@@ -16,21 +16,28 @@ def check_files(config: Config) -> None:
         UserError: some can't; the message names all of them.
     """
     check_paths(_list_inputs(config), _list_outputs(config))
-    local_model = find_local_folder(config.model.name)
-    if local_model is not None and config.model.pretrained and config.model.weights is None:
-        find_local_weights(local_model)
+    _check_local_weights(config)
 
 
-def check_present_files(config: Config) -> list[str]:
-    """Check what exists on this machine as `check_files` does; return a line for each file or folder that does not.
+def check_inputs(config: Config, may_be_absent: bool = False) -> list[str]:
+    """Check every file and folder that is read; return a line for each output folder that can't be written here.
+
+    The run may be for another machine. With `may_be_absent`, inputs that don't exist are such lines too.
 
     Raises:
-        UserError: some can't be used; the message names all of them.
+        UserError: some can't be read; the message names all of them.
     """
     inputs = _list_inputs(config)
     absent = {key: (path, kind) for key, (path, kind) in inputs.items() if path is not None and is_absent(path)}
-    check_paths({key: item for key, item in inputs.items() if key not in absent}, _list_outputs(config))
-    return [f"{key}: {find_problem(path, kind)}" for key, (path, kind) in absent.items()]
+    absent = absent if may_be_absent else {}
+    check_paths({key: item for key, item in inputs.items() if key not in absent})
+    if "model.name" not in absent:
+        _check_local_weights(config)
+    outputs = {key: find_output_problem(path) for key, path in _list_outputs(config).items()}
+    return [
+        *(f"{key}: {find_problem(path, kind)}" for key, (path, kind) in absent.items()),
+        *(f"{key}: {problem}" for key, problem in outputs.items() if problem is not None),
+    ]
 
 
 def _list_inputs(config: Config) -> _Inputs:
@@ -50,5 +57,13 @@ def _list_inputs(config: Config) -> _Inputs:
 
 def _list_outputs(config: Config) -> dict[str, Path]:
     store = config.data.store
-    outputs = {"output.logs_dir": config.output.logs_dir, "output.exp_dir": config.output.exp_dir}
+    outputs = {"output.logs_dir": config.output.logs_dir}
+    if not is_folder(config.output.exp_dir):  # only a run's own folder in it must be writable
+        outputs["output.exp_dir"] = config.output.exp_dir
     return outputs | ({"data.store": store} if isinstance(store, Path) else {})
+
+
+def _check_local_weights(config: Config) -> None:
+    local_model = find_local_folder(config.model.name)
+    if local_model is not None and config.model.pretrained and config.model.weights is None:
+        find_local_weights(local_model)

@@ -41,7 +41,7 @@ def _list_idle(config: Config) -> list[_Idleness]:
     add(model.pretrained and model.weights is not None, "model.pretrained", "model.weights is set")
 
     has_alphas = train.mixup_alpha > 0 or train.cutmix_alpha > 0
-    add(not has_alphas, "train.mix_prob", "train.mixup_alpha and train.cutmix_alpha are 0")
+    add(not has_alphas and train.mix_prob > 0, "train.mix_prob", "train.mixup_alpha and train.cutmix_alpha are 0")
     add(train.mixup_alpha > 0 and train.mix_prob == 0, "train.mixup_alpha", "train.mix_prob is 0")
     add(train.cutmix_alpha > 0 and train.mix_prob == 0, "train.cutmix_alpha", "train.mix_prob is 0")
 
@@ -57,7 +57,7 @@ def _list_idle(config: Config) -> list[_Idleness]:
     is_flat = scheduler in ("constant", "step")
     add(is_flat and train.min_lr > 0 and train.warmup_epochs == 0, "train.min_lr", f"{other}, without a warm-up")
 
-    add(augment.rotate_deg == 0, "augment.rotate_prob", "augment.rotate_deg is 0")
+    add(augment.rotate_deg == 0 and augment.rotate_prob > 0, "augment.rotate_prob", "augment.rotate_deg is 0")
     add(augment.rotate_deg > 0 and augment.rotate_prob == 0, "augment.rotate_deg", "augment.rotate_prob is 0")
 
     add(not tracking.wandb and tracking.project is not None, "tracking.project", "tracking.wandb is false")

@@ -65,8 +65,10 @@ def resolve_path(
         raise PathError(
             "the working directory no longer exists: change to another one, or state an absolute path"
         ) from error
+    if follows_broken_links or os.path.lexists(resolved):
+        return resolved
     has_broken_link = any(_is_broken_link(part) for part in (absolute, *absolute.parents))
-    return absolute if has_broken_link and not follows_broken_links else resolved
+    return absolute if has_broken_link else resolved
 
 
 def resolve_option(path: Path, option: str) -> Path:
@@ -94,7 +96,7 @@ def leave_deleted_folder() -> None:
 
 def _expand_home(stated: str) -> str:
     expanded = os.path.expanduser(stated)  # noqa: PTH111 (Path takes the `~x` of `./~x` for a user)
-    if stated.startswith("~") and expanded == stated:
+    if stated.startswith("~") and expanded == stated and not os.path.lexists(stated):
         user = stated.partition("/")[0]
         raise PathError(f"the home folder {user} is unknown" + (": the variable HOME is not set" * (user == "~")))
     return expanded

@@ -29,12 +29,12 @@ ImageExtension = Literal[
 IMAGE_EXTENSIONS: tuple[str, ...] = get_args(ImageExtension)
 
 
-# What databases, spreadsheets, C, Java, Python and R write where there is no value.
+# What databases, spreadsheets (in several languages), C, Java, Python and R write where there is no value.
 MISSING_LABELS = (
-    "", "nan", "-nan", "+nan", "nan(ind)", "-nan(ind)", "nan(snan)", "-nan(snan)", "1.#qnan", "-1.#qnan", "1.#snan",
-    "-1.#snan", "1.#ind", "-1.#ind", "nat", "none", "null", "(null)", "[null]", "<null>", "\\n", "na", "n/a", "<na>",
-    "#n/a", "#n/a n/a", "#na", "#null!", "#div/0!", "#value!", "#ref!", "#name?", "#num!", "#getting_data", "#spill!",
-    "#calc!", "#field!", "#blocked!", "#connect!", "#unknown!", "#busy!", "#error!",
+    "", "nan", "-nan", "+nan", "nan(*)", "-nan(*)", "1.#*", "-1.#*", "+1.#*", "1,#*", "-1,#*", "nat", "none", "null",
+    "(null)", "[null]", "<null>", "\\n", "na", "n/a", "<na>", "#n/*", "#na", "#nv", "#i/t", "#н/д", "#yok", "#*!",
+    "#*?", "#ref", "#value", "#div/0", "#name", "#num", "#null", "#wert", "#bezug", "#getting_data", "##*", "err:*",
+    "error 20*",
 )  # fmt: skip
 
 
@@ -130,7 +130,7 @@ class DataConfig(Section):
     stratify: bool = True
     """Keep the class proportions equal across folds."""
     missing_labels: Annotated[tuple[str, ...], Strict(False)] = MISSING_LABELS
-    """Labels that count as missing, in any case, and are an error. A class may be named `none` if the list lacks it."""
+    """Labels that count as missing, an error, in any case; `*`: any text. Without `none`, a class may be named so."""
     on_duplicate: Literal["keep", "error", "allow"] = "keep"
     """Duplicate images: `keep` all rows in one fold and warn; `error`; `allow` the `fold` column to split them."""
     on_bad_image: Literal["error", "skip"] = "error"
@@ -344,7 +344,7 @@ class Config(Section):
         if self.train.page_px is not None:
             return self.train.page_px
         size_px, augment = self.train.img_size, self.augment
-        is_resampled = augment.rotate_deg > 0 or augment.scale > 0
+        is_resampled = (augment.rotate_deg > 0 and augment.rotate_prob > 0) or augment.scale > 0
         return size_px + -(-size_px // 4) if is_resampled else size_px
 
 

@@ -10,6 +10,8 @@ from doccls.config.paths import list_entries
 from doccls.config.schema import IMAGE_EXTENSIONS
 from doccls.data.messages import format_examples, format_row
 
+_COMMON_EXTENSIONS = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".gif")
+
 
 @dataclass(frozen=True)
 class ResolvedImages:
@@ -41,19 +43,28 @@ def resolve_images(ids: Sequence[str], lines: Iterable[int], folder: Path, image
             if _leaves_folder(sample_id):
                 escaping.append(format_row(line, sample_id))
             else:
-                tried = ", ".join(str(folder / name) for name in list_candidates(sample_id, image_ext))
-                missing.append(f"{format_row(line, sample_id)}: tried {tried}")
+                missing.append(f"{format_row(line, sample_id)}: tried {_render_tried(sample_id, folder, image_ext)}")
     heading = "IDs that are empty or leave the image folder (absolute, or with `..`)"
     refused = format_examples(heading, escaping) if escaping else None
     return ResolvedImages(tuple(name_of[sample_id] for sample_id in ids), tuple(missing), refused)
 
 
 def list_candidates(sample_id: str, image_ext: str) -> tuple[str, ...]:
-    """Return the file names to try, in order. Nothing is appended to a known extension: never `x.jpg.jpg`."""
-    if PurePosixPath(sample_id).suffix.lower() in IMAGE_EXTENSIONS:
+    """Return the file names to try, in order. Nothing is appended to a common extension: never `x.jpg.jpg`.
+
+    A converter may have written `x.heic.jpg`, so the name comes first for a rarer extension, and then longer ones.
+    """
+    extension = PurePosixPath(sample_id).suffix.lower()
+    if extension in _COMMON_EXTENSIONS:
         return (sample_id,)
-    others = (extension for extension in IMAGE_EXTENSIONS if extension != image_ext)
-    return tuple(f"{sample_id}{extension}" for extension in (image_ext, *others))
+    appended = tuple(f"{sample_id}{other}" for other in dict.fromkeys((image_ext, *IMAGE_EXTENSIONS)))
+    return (sample_id, *appended) if extension in IMAGE_EXTENSIONS else appended
+
+
+def _render_tried(sample_id: str, folder: Path, image_ext: str) -> str:
+    """Render all paths that were tried, as a shell writes them: `train/x{.jpg,.png}`."""
+    endings = [name.removeprefix(sample_id) for name in list_candidates(sample_id, image_ext)]
+    return f"{folder / sample_id}{{{','.join(endings)}}}" if len(endings) > 1 else f"{folder / sample_id}"
 
 
 def _leaves_folder(sample_id: str) -> bool:

@@ -29,6 +29,9 @@ Image.MAX_IMAGE_PIXELS = None
 # Callers that decode many pages use a thread or process per page: OpenCV's own threads would oversubscribe the cores.
 cv2.setNumThreads(0)
 WHITE = 255
+# The version of the pixels that `decode_reduced` and `scale_page` give: increment it when they change. Pages in stores
+# and runs of another version are not mixed with these.
+PIXEL_RULE = 3
 
 
 @dataclass(frozen=True, eq=False)

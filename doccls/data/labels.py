@@ -2,17 +2,17 @@
 
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from decimal import Decimal
 
-_DECIMAL = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)")
-# Error values of spreadsheets in any language (#WERT!, #¿NOMBRE?, Err:502), and C's spellings of a missing number.
-_ERROR_VALUE = re.compile(r"#.*[!?]|#n/?[a-z]|err:[0-9]{3}|[+-]?1\.#[a-z]+|[+-]?nan(?:\(.*\))?", re.IGNORECASE)
-# Letters, dashes and quotation marks that most fonts draw like the ASCII character below them.
+_DECIMAL = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)")
+# Letters and marks that most fonts draw like the ASCII character below them.
 _CONFUSABLE = str.maketrans(
-    "АВЕЅІЈКМНОРСТХаеѕіјорсухΑΒΕΖΗΙΚΜΝΟΡΤΥΧο\u2010\u2011\u2012\u2013\u2212\u2018\u2019\u201c\u201d",
-    "ABESIJKMHOPCTXaesijopcyxABEZHIKMNOPTYXo-----''\"\"",
+    "АВЕЅІЈКМНОРСТУХаеѕіјорсухΑΒΕΖΗΙΚΜΝΟΡΤΥΧο\u2010\u2011\u2012\u2013\u2212\u2018\u2019\u2032\u02bc\u00b4\u201c\u201d\u2044\u2215",
+    "ABESIJKMHOPCTYXaesijopcyxABEZHIKMNOPTYXo-----'''''\"\"//",
 )
+# Characters without ink in other categories than Cc and Cf: variation selectors, joiners, fillers, the blank Braille.
+_INVISIBLE = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180d\u2800\u3164\ufe00-\ufe0f\uffa0]")
 
 
 def parse_decimal(text: str) -> Decimal | None:
@@ -24,9 +24,15 @@ def parse_decimal(text: str) -> Decimal | None:
 
 
 def find_missing_labels(labels: Iterable[str], missing_labels: Iterable[str]) -> frozenset[str]:
-    """Return the distinct labels that count as missing: those listed, in any case, and those without visible text."""
-    listed = {text.strip().casefold() for text in missing_labels}
-    return frozenset(label for label in set(labels) if label.casefold() in listed or not _reduce_to_shape(label))
+    """Return the distinct labels that count as missing: those without visible text, and those listed, in any case.
+
+    In the list, `*` stands for any text.
+    """
+    patterns = (re.escape(text.strip().casefold()).replace(r"\*", ".*") for text in missing_labels)
+    listed = re.compile("|".join(patterns), re.DOTALL)
+    return frozenset(
+        label for label in set(labels) if listed.fullmatch(label.casefold()) or not _reduce_to_shape(label)
+    )
 
 
 def order_classes(labels: Iterable[str]) -> tuple[str, ...]:
@@ -38,29 +44,43 @@ def order_classes(labels: Iterable[str]) -> tuple[str, ...]:
 
 def find_ambiguous_labels(classes: Sequence[str]) -> list[str]:
     """Describe each set of classes that a reader would take for one: the same number, or text that looks the same."""
-    numbers: dict[Decimal | None, list[str]] = {}
+    numbers = _find_same_numbers(classes) if all(parse_decimal(label) is not None for label in classes) else []
     shapes: dict[str, list[str]] = {}
     for label in classes:
-        numbers.setdefault(parse_decimal(label), []).append(label)
         shapes.setdefault(_reduce_to_shape(label), []).append(label)
-    spellings = [] if None in numbers else [same for same in numbers.values() if len(same) > 1]
     lookalikes = [same for same in shapes.values() if len(same) > 1]
     return [
-        *(f"labels {', '.join(map(repr, same))} are the same number, spelled differently" for same in spellings),
+        *(f"labels {', '.join(map(repr, same))} are the same number, spelled differently" for same in numbers),
         *(f"labels {', '.join(map(ascii, same))} look the same but differ in characters" for same in lookalikes),
     ]
 
 
-def find_error_values(counts: Mapping[str, int]) -> list[str]:
-    """Return the labels that look like an error value or a missing number, each with its count of rows."""
-    return [f"{label!r} ({count})" for label, count in counts.items() if _ERROR_VALUE.fullmatch(label)]
+def find_suspect_numbers(classes: Sequence[str]) -> list[str]:
+    """Return the sets of classes that are the same number beside others that are text, such as `'1', '1.0'`."""
+    is_mixed = any(parse_decimal(label) is None for label in classes)
+    return [", ".join(map(repr, same)) for same in _find_same_numbers(classes)] if is_mixed else []
+
+
+def _find_same_numbers(classes: Sequence[str]) -> list[list[str]]:
+    numbers: dict[Decimal, list[str]] = {}
+    for label in classes:
+        if (number := parse_decimal(label)) is not None:
+            numbers.setdefault(number, []).append(label)
+    return [same for same in numbers.values() if len(same) > 1]
 
 
 def _reduce_to_shape(label: str) -> str:
     """Return a form that is the same for labels that look the same: composed, without invisible characters."""
+    decomposed = unicodedata.normalize("NFD", label).translate(_CONFUSABLE)
+    composed = unicodedata.normalize("NFC", "".join(map(_expand_compatible, decomposed)))
     visible = (
         " " if character.isspace() else character
-        for character in unicodedata.normalize("NFC", label)
+        for character in _INVISIBLE.sub("", composed)
         if unicodedata.category(character) not in ("Cf", "Cc") or character.isspace()
     )
-    return " ".join("".join(visible).translate(_CONFUSABLE).split())
+    return " ".join("".join(visible).split())
+
+
+def _expand_compatible(character: str) -> str:
+    """Return the letters of a Latin ligature, or the Greek letter of the micro sign; others as they are."""
+    return unicodedata.normalize("NFKD", character) if character == "µ" or "ﬀ" <= character <= "ﬆ" else character

@@ -9,7 +9,7 @@ import numpy as np
 from doccls.config.paths import check_paths
 from doccls.config.schema import DataConfig
 from doccls.data.image_names import ResolvedImages, resolve_images
-from doccls.data.labels import find_ambiguous_labels, find_error_values, find_missing_labels, order_classes
+from doccls.data.labels import find_ambiguous_labels, find_missing_labels, find_suspect_numbers, order_classes
 from doccls.data.messages import format_conflict, format_examples, format_lines, format_row
 from doccls.data.packed import PackedPaths, PackedTexts
 from doccls.data.table import Table, read_table, require_columns
@@ -72,7 +72,7 @@ def read_manifest(data: DataConfig) -> Manifest:
         *_check_labels(describe, labels, missing, classes, data.target_col),
         *_check_images(images, data),
         *_check_repeated_images(table, labels, images.names, data),
-        *_check_groups(describe, groups, data.group_col),
+        *_check_groups(describe, groups, data),
     ]
     problems = [finding.message for finding in findings if finding.is_problem]
     if problems:
@@ -157,18 +157,24 @@ def _check_repeated_images(
     return [Finding(f"{message}\n  (data.on_duplicate: keep | error | allow)", data.on_duplicate == "error")]
 
 
-def _check_groups(describe: Callable[[int], str], groups: Sequence[str] | None, column: str | None) -> list[Finding]:
-    """Check for rows with an empty group."""
-    empty = [describe(row) for row, group in enumerate(groups or ()) if not group.strip()]
-    return [Finding(format_examples(f"rows with an empty {column!r}", empty))] if empty else []
+def _check_groups(describe: Callable[[int], str], groups: Sequence[str] | None, data: DataConfig) -> list[Finding]:
+    """Check for rows with an empty group, and warn of groups that read like a missing value: they form one group."""
+    if groups is None:
+        return []
+    missing = find_missing_labels((group.strip() for group in groups), data.missing_labels)
+    empty = [describe(row) for row, group in enumerate(groups) if not group.strip()]
+    suspect = [f"{describe(row)}: {group!r}" for row, group in enumerate(groups) if group.strip() in missing]
+    if empty:
+        return [Finding(format_examples(f"rows with an empty {data.group_col!r}", empty))]
+    heading = f"rows whose {data.group_col!r} reads like a missing value, which makes one group of them"
+    return [Finding(format_examples(heading, suspect), is_problem=False)] if suspect else []
 
 
 def _check_class_counts(counts: Mapping[str, int], classes: Sequence[str], num_folds: int) -> list[Finding]:
-    """Warn of classes with fewer samples than there are folds, and of error values that became classes."""
+    """Warn of classes with fewer samples than there are folds, and of one number in two classes."""
     small = [f"{label} ({counts[label]})" for label in classes if counts[label] < num_folds]
     heading = f"classes with fewer samples than the {num_folds} folds (missing from some folds)"
     findings = [format_examples(heading, small)] if small else []
-    if errors := find_error_values({label: counts[label] for label in classes}):
-        heading = "classes that look like an error value of a spreadsheet (data.missing_labels makes them missing)"
-        findings.append(format_examples(heading, errors))
+    if same := find_suspect_numbers(classes):
+        findings.append(format_examples("classes that are the same number, spelled differently", same))
     return [Finding(message, is_problem=False) for message in findings]

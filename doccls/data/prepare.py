@@ -13,6 +13,7 @@ from doccls.config.schema import Config, DataConfig
 from doccls.data.class_counts import count_classes, find_scarce, find_unseen, render_counts
 from doccls.data.folds import FoldAssignment, assign_folds, find_units, format_ids
 from doccls.data.image_scan import ImageScan
+from doccls.data.images import PIXEL_RULE
 from doccls.data.manifest import Manifest, read_manifest
 from doccls.data.messages import format_conflict, format_examples
 from doccls.data.scan import ScannedRows, scan_rows
@@ -100,7 +101,9 @@ def prepare_data(
     )
     warnings += find_unseen(manifest.classes, counts_CF)
     if units.groups is not None and data.group_col is not None:
-        group_of_N = np.unique([units.groups[row] for row in usable.tolist()], return_inverse=True)[1]
+        number_of: dict[str, int] = {}
+        groups = (units.groups[row] for row in usable.tolist())
+        group_of_N = np.asarray([number_of.setdefault(group, len(number_of)) for group in groups], dtype=np.int64)
         warnings += find_scarce(manifest.classes, manifest.targets_N[usable], group_of_N, data.group_col, data.folds)
     prepared = PreparedData(
         manifest, assignment, counts_CF, rows.skipped, _derive_digest(manifest, rows), tuple(warnings),
@@ -113,7 +116,8 @@ def prepare_data(
 def _list_idle_keys(manifest: Manifest, data: DataConfig) -> list[str]:
     """Return a warning for each key whose work the CSV's `fold` column does."""
     if manifest.folds is None:
-        return []
+        allow = "data.on_duplicate = allow acts like keep, since the CSV has no column `fold`"
+        return [allow] if data.on_duplicate == "allow" else []
     idle = [] if data.stratify else ["data.stratify = false has no effect, since the CSV's column `fold` assigns folds"]
     if data.group_col is not None:
         idle.append(
@@ -168,13 +172,13 @@ def _check_images(manifest: Manifest, rows: ScannedRows, skip_bad: bool) -> list
 
 
 def _derive_digest(manifest: Manifest, rows: ScannedRows) -> str:
-    """Return the SHA-256 of each row's file digest, label and group."""
+    """Return the SHA-256 of each row's file digest, label and group, and of the rule that makes pixels of files."""
     groups = manifest.groups or [""] * len(manifest)
     row_keys = [
         ("" if fact is None else fact.digest, manifest.classes[target], group)
         for fact, target, group in zip(rows.usable, manifest.targets_N, groups, strict=True)
     ]
-    return hashlib.sha256(json.dumps([manifest.classes, row_keys]).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([PIXEL_RULE, manifest.classes, row_keys]).encode()).hexdigest()
 
 
 def _check_folds(data: PreparedData) -> None:

@@ -27,12 +27,12 @@ from safetensors.numpy import save
 from doccls.config.paths import describe_error, list_matching
 from doccls.config.schema import Config
 from doccls.data.image_scan import ImageFact, ScannedImage
+from doccls.data.images import PIXEL_RULE
 from doccls.errors import UserError
 from doccls.system.atomic_files import replacing
 from doccls.system.disk import format_size, measure_free
 from doccls.system.lock import hold_lock
 
-_RULE = 3  # version of the pixels that `decode_reduced` and `scale_page` give: increment it when they change
 # 20 bytes per sample: all of them go to each rank and loader worker.
 _LOCATION = np.dtype([("segment", "i4"), ("offset", "i8"), ("height", "u2"), ("width", "u2"), ("checksum", "u4")])
 _LENGTH = struct.Struct("<Q")
@@ -80,7 +80,7 @@ class PageStore:
 
     def __init__(self, folder: Path, size_px: int) -> None:
         self.size_px = size_px
-        self.folder = folder / f"px{size_px}-pillow{PIL.__version__}-opencv{cv2.__version__}-{_RULE}"
+        self.folder = folder / f"px{size_px}-pillow{PIL.__version__}-opencv{cv2.__version__}-{PIXEL_RULE}"
 
     @property
     def segment_pages(self) -> int:

@@ -1,11 +1,13 @@
 """CSV files as tables of text: read exactly as written, or refused with the line and what to do."""
 
 import bz2
+import codecs
 import csv
 import gzip
 import io
 import lzma
 import re
+import sys
 import zipfile
 import zlib
 from collections import Counter
@@ -19,8 +21,19 @@ import numpy as np
 from doccls.data.messages import format_examples
 from doccls.errors import UserError
 
+# A column of text may hold entire pages; unpaired quotation marks are found at the end of the file.
+csv.field_size_limit(sys.maxsize)
+
 _LINE_BREAK = re.compile(r"\r\n|\r|\n")
 _MAX_COLUMNS_SHOWN = 20
+_COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"PK\x03\x04", b"PK\x05\x06")
+_OTHER_FORMATS = {
+    b"\x28\xb5\x2f\xfd": "a zstd file",
+    b"7z\xbc\xaf\x27\x1c": "a 7-Zip archive",
+    b"Rar!": "a RAR archive",
+    b"PAR1": "a Parquet file",
+    b"version https://git-lfs": "a Git LFS pointer (fetch the file with `git lfs pull`)",
+}
 _UNPACK = "unpack it, or name the CSV file itself"
 _SAVE = 'save the table as CSV in UTF-8 (in Excel: Save As, "CSV UTF-8 (Comma delimited)")'
 _UNCLOSED = 'close the quotation mark ("), or write it as two ("") within a quoted cell'
@@ -91,23 +104,33 @@ def decompress(data: bytes) -> bytes:
         ValueError: the archive is damaged, encrypted, or doesn't hold exactly one file.
     """
     try:
-        if data.startswith(b"\x1f\x8b"):
-            return gzip.decompress(data)
-        if data.startswith(b"BZh"):
-            return bz2.decompress(data)
-        if data.startswith(b"\xfd7zXZ\0"):
-            return lzma.decompress(data)
-        if data.startswith(b"PK\x03\x04") or data.startswith(b"PK\x05\x06"):
-            return _unzip(data)
+        content = _decompress_once(data)
     except (OSError, EOFError, ValueError, RuntimeError, zlib.error, lzma.LZMAError, zipfile.BadZipFile) as error:
         if isinstance(error, _TableError):
             raise
         kind = "zip archive or Excel workbook (xlsx)" if data.startswith(b"PK") else "compressed file"
         raise _TableError(f"a damaged or incomplete {kind} ({error}): copy or download it again") from error
-    for start, name in ((b"\x28\xb5\x2f\xfd", "zstd"), (b"7z\xbc\xaf\x27\x1c", "7-Zip"), (b"Rar!", "RAR")):
-        if data.startswith(start):
-            raise _TableError(f"compressed by {name}, which is not supported: {_UNPACK}")
-    return data
+    for start, name in _OTHER_FORMATS.items():
+        if content.startswith(start):
+            raise _TableError(f"{name}, not text: {_UNPACK}")
+    if content[:256].lstrip().lower().startswith((b"<!doctype html", b"<html")):
+        raise _TableError("a web page (HTML), such as the error page of a failed download: download the table again")
+    if content[257:262] == b"ustar":
+        raise _TableError(f"a tar archive, not text: {_UNPACK}")
+    if content is not data and content.startswith(_COMPRESSED):
+        raise _TableError(f"compressed twice: {_UNPACK}")
+    return content
+
+
+def _decompress_once(data: bytes) -> bytes:
+    gzipped, bzipped, xzipped, zipped, empty_zip = _COMPRESSED
+    if data.startswith(gzipped):
+        return gzip.decompress(data)
+    if data.startswith(bzipped):
+        return bz2.decompress(data)
+    if data.startswith(xzipped):
+        return lzma.decompress(data)
+    return _unzip(data) if data.startswith((zipped, empty_zip)) else data
 
 
 def _unzip(data: bytes) -> bytes:
@@ -131,12 +154,13 @@ def decode_text(data: bytes) -> str:
         raise _TableError(f"an Excel workbook (xls), not text: {_SAVE}")
     if data.startswith((b"\xff\xfe\0\0", b"\0\0\xfe\xff")):
         raise _TableError(f"UTF-32 text: {_SAVE}")
-    encoding = "utf-16" if data.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
+    encoding = "utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8"
+    data = data.removeprefix(codecs.BOM_UTF8)
     try:
         text = data.decode(encoding)
     except UnicodeDecodeError as error:
         line = _count_lines(data[: error.start].decode(encoding, "replace"))
-        name = encoding.removesuffix("-sig").upper()
+        name = encoding.upper()
         raise _TableError(f"line {line}: byte {data[error.start]:#04x} is not {name} text: {_SAVE}") from error
     if "\0" in text:
         line = _count_lines(text[: text.index("\0")])
@@ -169,27 +193,52 @@ def parse_table(text: str, columns: Iterable[str]) -> Table:
     lines: list[int] = []
     wrong_widths: list[_Row] = []
     broken: list[str] = []
-    multi_line: list[str] = []
+    multi_line: list[tuple[_Row, int]] = []
     for row in rows:
         if len(row.cells) != len(header):
             wrong_widths.append(row)
             continue
         if row.end > row.start:
             for position in row.find_line_breaks():
-                is_wrong = position in used or _holds_rows(row.cells[position], position, len(header))
-                (broken if is_wrong else multi_line).append(f"{row.describe()}: column {header[position]!r}")
+                if position in used:
+                    broken.append(f"{row.describe()}: column {header[position]!r}")
+                else:
+                    multi_line.append((row, position))
         lines.append(row.start)
         for position, cells in picked:
             cells.append(row.cells[position])
+    known = {position: _Known.describe(cells) for position, cells in picked}
+    harmless: list[str] = []
+    for row, position in multi_line:
+        is_wrong = _holds_rows(row.cells[position], position, len(header), known)
+        (broken if is_wrong else harmless).append(f"{row.describe()}: column {header[position]!r}")
     problems = [_describe_widths(header, wrong_widths, len(lines))] if wrong_widths else []
     if broken:
         heading = f"quoted cells with line breaks, where none may be or where whole rows are within; {_UNCLOSED}"
         problems.append(format_examples(heading, broken))
     if problems:
         raise _TableError("\n".join(problems))
-    warnings = (format_examples("quoted cells with line breaks", multi_line),) if multi_line else ()
+    warnings = (format_examples("quoted cells with line breaks", harmless),) if harmless else ()
     cells_of = {header[position]: cells for position, cells in picked}
     return Table(tuple(header), cells_of, np.asarray(lines, dtype=np.int64), warnings)
+
+
+class _Known(NamedTuple):
+    """The values of a column in the rows that were read."""
+
+    values: frozenset[str]
+    is_distinct: bool  # most rows have a value of their own, as in a column of IDs
+    has_spaces: bool
+
+    @classmethod
+    def describe(cls, cells: Sequence[str]) -> "_Known":
+        values = frozenset(cells)
+        return cls(values, 2 * len(values) > len(cells), any(" " in value for value in values))
+
+    def is_like(self, cell: str) -> bool:
+        """Return whether the cell has one of the values or, if they are distinct, is written like them."""
+        is_written_like = bool(cell) and cell == cell.strip() and (self.has_spaces or " " not in cell)
+        return cell in self.values or (self.is_distinct and is_written_like)
 
 
 class _Row(NamedTuple):
@@ -221,17 +270,13 @@ def _iterate_rows(text: str) -> Iterator[_Row]:
                 yield _Row(start, reader.line_num, cells)
             start = reader.line_num + 1
     except csv.Error as error:
-        if "field larger" in str(error):
-            reason = f"a cell of more than {csv.field_size_limit()} characters"
-        elif "end of data" in str(error):
-            reason = "a quoted cell that never ends"
-        else:
-            reason = "text after the closing quotation mark of a cell"
+        is_open = "end of data" in str(error)
+        reason = "a quoted cell that never ends" if is_open else "text after the closing quotation mark of a cell"
         raise _TableError(f"{_Row(start, reader.line_num, []).describe()}: {reason}: {_UNCLOSED}") from error
 
 
 def _check_header(row: _Row) -> None:
-    repeated = [name for name, count in Counter(row.cells).items() if count > 1]
+    repeated = [name for name, count in Counter(row.cells).items() if count > 1 and name]  # no key can name ``
     if repeated:
         listed = "; ".join(
             f"{name!r} names columns {' and '.join(str(at) for at, other in enumerate(row.cells, 1) if other == name)}"
@@ -242,14 +287,20 @@ def _check_header(row: _Row) -> None:
         raise _TableError(f"{row.describe()}: a column name with a line break: {_UNCLOSED}")
 
 
-def _holds_rows(cell: str, position: int, width: int) -> bool:
+def _holds_rows(cell: str, position: int, width: int, known: Mapping[int, _Known]) -> bool:
     """Return whether a cell with line breaks looks like two stray quotation marks with rows between them.
 
     Without the marks, its lines would be the end of a row, complete rows, and the start of a row that ends in this
-    column.
+    column; and each of their cells in a used column would look like the `known` ones of that column.
     """
-    first, *complete, last = (line.count(",") for line in _LINE_BREAK.split(cell))
-    return first == width - 1 - position and last == position and all(count == width - 1 for count in complete)
+    first, *inner, last = _LINE_BREAK.split(cell)
+    complete = [line.split(",") for line in inner if line.strip()]
+    head, tail = first.split(","), last.split(",")
+    if len(head) != width - position or len(tail) != position + 1 or any(len(cells) != width for cells in complete):
+        return False
+    hidden = [*enumerate(head[1:], position + 1), *enumerate(tail[:-1])]
+    hidden += [pair for cells in complete for pair in enumerate(cells)]
+    return all(known[at].is_like(cell) for at, cell in hidden if at in known)
 
 
 def _describe_widths(header: Sequence[str], wrong: Sequence[_Row], right: int) -> str:
@@ -260,6 +311,7 @@ def _describe_widths(header: Sequence[str], wrong: Sequence[_Row], right: int) -
         hint = f" ({header[0][:80]!r}; must be the names of the columns, in line 1)"
     elif not right and all(len(row.cells) == len(header) + 1 and not row.cells[-1] for row in wrong):
         hint = " (every row ends with a comma, and the header doesn't)"
+    hint += _describe_other_separator(header)
     return format_examples(f"rows with another number of cells than the header, which has {len(header)}{hint}", lines)
 
 

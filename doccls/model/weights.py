@@ -43,20 +43,24 @@ _MAX_DEPTH = 8  # of nested mappings; torch can store one that contains itself
 
 @dataclass(frozen=True)
 class _Fit:
-    """How tensors fit a model: those to load, and the names of the model's that are missing or of another type."""
+    """How tensors fit a model: those to load, and the names of those that are missing, of another type, or too many."""
 
     tensors: StateDict
     missing: tuple[str, ...]
     misshapen: tuple[str, ...]  # with both types
+    surplus: tuple[str, ...]  # of further blocks than the model has
     expected: int  # tensors of the model
 
     @property
     def num_problems(self) -> int:
-        return len(self.missing) + len(self.misshapen)
+        return len(self.missing) + len(self.misshapen) + len(self.surplus)
 
     def describe(self) -> str:
         """Return what does not fit."""
         kinds = ((self.missing, "are missing"), (self.misshapen, "have another shape or type"))
+        if self.surplus and not self.missing and not self.misshapen:
+            shown = ", ".join(self.surplus[:_MAX_SHOWN])
+            return f"is of a larger model: {len(self.surplus)} tensors have no place in this one, such as {shown}"
         found = [f"{len(names)} {what}, such as {', '.join(names[:_MAX_SHOWN])}" for names, what in kinds if names]
         return f"does not fit the model: of its {self.expected} tensors, {'; '.join(found)}"
 
@@ -97,6 +101,8 @@ def load_file(model: nn.Module, path: Path, name: str, new_keys: set[str], sourc
         raise UserError(f"{source}: these are not weights of {name}: {refusal}") from refusal
     prefix, fit = min(fits.items(), key=lambda item: item[1].num_problems)
     if fit.num_problems:
+        if refusal is not None and prefix:  # timm's own conversion says more than a poor match under a prefix
+            raise UserError(f"{source}: these are not weights of {name}: {refusal}") from refusal
         raise UserError(f"{source}{f' (tensors under {prefix})' if prefix else ''} {fit.describe()}")
     model.load_state_dict(fit.tensors, strict=False)
 
@@ -128,7 +134,23 @@ def _compare(model: nn.Module, state_dict: StateDict, new_keys: set[str]) -> _Fi
         f"{key} ({_format_type(stored[key])} instead of {_format_type(expected[key])})"
         for key in sorted(required & stored.keys() - fitting.keys())
     )
-    return _Fit(fitting, tuple(sorted(required - stored.keys())), tuple(misshapen), len(expected))
+    missing, surplus = tuple(sorted(required - stored.keys())), _list_surplus(model, state_dict, classifier)
+    return _Fit(fitting, missing, tuple(misshapen), surplus, len(expected))
+
+
+def _list_surplus(model: nn.Module, state_dict: StateDict, classifier: tuple[str, ...]) -> tuple[str, ...]:
+    """List the tensors of blocks that the model lacks within a part that it has, as of a deeper model.
+
+    Tensors of other parts, such as heads for other tasks, and extra tensors of a block that the model has don't count.
+    """
+    modules = dict(model.named_modules())
+    return tuple(
+        key
+        for key in state_dict
+        if not key.startswith(classifier)
+        and (block := key.rpartition(".")[0]) not in modules
+        and block.partition(".")[0] in modules
+    )
 
 
 def _list_classifiers(model: nn.Module) -> list[str]:

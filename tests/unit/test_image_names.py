@@ -70,6 +70,12 @@ def test_exact_name_wins_over_composed_name_over_other_case(tmp_path: Path) -> N
     assert resolve_images([decomposed], [2], tmp_path, ".jpg").names == (composed.upper(),)
 
 
+@pytest.mark.parametrize("file", ["IMG_1.heic", "IMG_1.heic.jpg", "IMG_1.HEIC.PNG"])
+def test_name_with_rare_extension_may_have_another_one(tmp_path: Path, file: str) -> None:
+    (tmp_path / file).touch()
+    assert resolve_images(["IMG_1.heic"], [2], tmp_path, ".png").names == (file,)
+
+
 def test_folder_in_other_case_is_found(tmp_path: Path) -> None:
     (tmp_path / "Scans" / "Deep").mkdir(parents=True)
     (tmp_path / "Scans" / "Deep" / "X.PNG").touch()

@@ -98,7 +98,14 @@ def test_listed_labels_are_missing_in_any_case(text: str, upper: bool, is_listed
     )
 
 
-@pytest.mark.parametrize("label", ["", " ", "\u200b", "\xa0", "\ufeff", "\t"])
+def test_asterisk_in_missing_labels_stands_for_any_text() -> None:
+    labels = ["x1", "X", "y.x", "*", "#a!", "a.c", "abc"]
+    assert find_missing_labels(labels, ["x*"]) == {"x1", "X"}
+    assert find_missing_labels(labels, ["#*!", "a.c"]) == {"#a!", "a.c"}
+    assert find_missing_labels(labels, []) == frozenset()
+
+
+@pytest.mark.parametrize("label", ["", " ", "\u200b", "\xa0", "\ufeff", "\t", "\u2800", "\ufe0f"])
 def test_labels_without_visible_text_are_always_missing(label: str) -> None:
     assert find_missing_labels([label, "x"], []) == {label}
 
@@ -106,7 +113,9 @@ def test_labels_without_visible_text_are_always_missing(label: str) -> None:
 @pytest.mark.parametrize(
     ("one", "other"),
     [("café", "cafe\u0301"), ("A", "\u0410"), ("x", "\u0445"), ("a b", "a\xa0b"), ("a b", "a  b"), ("a\xadb", "ab"),
-     ("1\u20132", "1-2"), ("it's", "it\u2019s"), ("영수증", "\u110b\u1167\u11bc\u1109\u116e\u110c\u1173\u11bc")],
+     ("1\u20132", "1-2"), ("5 µm", "5 μm"), ("ﬁle", "file"), ("❤", "❤\ufe0f"), ("и/о", "и\u2044о"),
+     ("а\u0301", "á"), ("it's", "it\u2019s"), ("it's", "it\u00b4s"),
+     ("영수증", "\u110b\u1167\u11bc\u1109\u116e\u110c\u1173\u11bc")],
 )  # fmt: skip
 def test_labels_that_look_the_same_are_ambiguous(one: str, other: str) -> None:
     assert find_ambiguous_labels([one, other, "z"]) == [
@@ -114,6 +123,6 @@ def test_labels_that_look_the_same_are_ambiguous(one: str, other: str) -> None:
     ]
 
 
-@pytest.mark.parametrize("labels", [("a", "A"), ("x2", "x²"), ("1", "１"), ("l", "I"), ("O", "0"), ("e", "é")])
+@pytest.mark.parametrize("labels", [("a", "A"), ("x2", "x²"), ("1", "１"), ("l", "I"), ("e", "é"), ("№1", "No1")])
 def test_labels_that_look_different_are_not_ambiguous(labels: tuple[str, str]) -> None:
     assert find_ambiguous_labels(labels) == []

@@ -99,6 +99,8 @@ def test_all_keys_are_reported_with_their_path(data: Path, capsys: pytest.Captur
             assert code == 0 and all(f"[WARNING] {key}: {reason}: {data / name}" in captured.out
                                      for key, reason in said.items())  # fmt: skip
             continue
+        if command != "train" and not captured.err.startswith(f"doccls {command}: config"):
+            said = {key: reason for key, reason in said.items() if key not in OUTPUTS}
         assert code == 1 and "Traceback" not in captured.out + captured.err
         lines = captured.err.splitlines()
         for key, reason in said.items():
@@ -277,8 +279,8 @@ def test_missing_permission_is_reported_with_key_and_path(data: Path, capsys: py
         ("data.train_csv", data / "train.csv", 0, every),
         ("data.image_dir_train", data / "train", 0o711, every),
         ("data.image_dir_train", data / "train", 0o744, every),
-        ("output.logs_dir", data / "logs", 0o555, every),
-        ("output.exp_dir", data / "experiments", 0o555, every),
+        ("output.logs_dir", data / "logs", 0o555, every[:1]),
+        ("output.exp_dir", run.parent, 0o555, every[:1]),
         ("output.exp_dir", run / "live", 0o555, (resume,)),
         ("output.exp_dir", run / "ckpt", 0o555, (resume,)),
         ("config.yaml", run / "config.yaml", 0, (resume,)),

@@ -55,7 +55,7 @@ def test_all_missing_and_bad_test_images_are_named(config: Config, tmp_path: Pat
     with pytest.raises(UserError) as caught:
         read_test_pages(config)
     message = str(caught.value)
-    assert "'007'" in message and str(tmp_path / "test" / "007.png") in message
+    assert "'007'" in message and f"tried {tmp_path}/test/007{{.jpg,.jpeg,.png," in message
     assert str(tmp_path / "test" / "b.jpg") in message and "--on-bad-image skip" in message
     skip = config.model_copy(update={"data": config.data.model_copy(update={"on_bad_image": "skip"})})
     pages = read_test_pages(skip)
@@ -150,7 +150,7 @@ def test_skipped_page_gets_class_frequencies_and_keeps_row(
     with pytest.raises(UserError, match=r"007\.jpg"):
         run_predict(str(run.root))
     before = run.submission.read_bytes()
-    with pytest.raises(UserError, match=r"more complete .* has 3 usable images instead of 4: rename or delete it"):
+    with pytest.raises(UserError, match=r"more complete .*\(usable images: 3 instead of 4\): rename or delete it"):
         run_predict(str(run.root), "--on-bad-image", "skip")
     assert run.submission.read_bytes() == before
     run.submission.unlink()
@@ -198,14 +198,14 @@ def test_partial_prediction_never_replaces_complete_one(run: RunPaths, tmp_path:
     sample = (tmp_path / "sample.csv").read_text()
     for text, reason in (
         ("ID,target\n", "sample.csv: no rows"),
-        (sample.rsplit("b,", 1)[0], "3 rows instead of 4"),
+        (sample.rsplit("b,", 1)[0], "rows: 3 instead of 4"),
     ):
         (tmp_path / "sample.csv").write_text(text)
         with pytest.raises(UserError, match=reason):
             run_predict(str(run.root))
     (tmp_path / "sample.csv").write_text(sample)
     run.best_checkpoint(1).unlink()
-    with pytest.raises(UserError, match="1 folds instead of 2"):
+    with pytest.raises(UserError, match="folds: 1 instead of 2"):
         run_predict(str(run.root))
     assert {path: path.read_bytes() for path in files} == files
 

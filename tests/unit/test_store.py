@@ -76,7 +76,7 @@ def test_other_sizes_rules_and_decoder_versions_do_not_share_pages(
     assert fill(tmp_path).read_index()
     assert PageStore(tmp_path, SIZE + 1).read_index() == {}
     for module, name, value in (
-        (store_module, "_RULE", 99),
+        (store_module, "PIXEL_RULE", 99),
         (store_module.PIL, "__version__", "0"),
         (cv2, "__version__", "0"),
     ):

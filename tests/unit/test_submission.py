@@ -57,36 +57,37 @@ def paths(tmp_path: Path) -> RunPaths:
 
 
 @pytest.mark.parametrize(
-    ("folds", "ids", "num_predicted"),
+    ("coverage", "ids"),
     [
-        ((0, 1), "abc", 2),
-        ((0, 1), "abc", 3),
-        ((3, 4), "cab", 2),
-        ((0, 1, 2), "abcd", 2),
-        ((0,), "xyz", 1),
-        ((0,), "abx", 1),
+        (((0, 1), 3, 2), "abc"),
+        (((0, 1), 3, 3), "abc"),
+        (((3, 4), 3, 2), "cab"),
+        (((0, 1, 2), 4, 2), "abcd"),
+        (((0,), 1, 1), "z"),  # of other test images
     ],
 )
-def test_as_complete_or_other_sample_may_replace(
-    paths: RunPaths, folds: tuple[int, ...], ids: str, num_predicted: int
+def test_as_complete_or_other_submission_may_replace(
+    paths: RunPaths, coverage: tuple[tuple[int, ...], int, int], ids: str
 ) -> None:
-    check_replacement(paths, Coverage(folds, len(ids), num_predicted), "ID", list(ids))
+    check_replacement(paths, Coverage(*coverage), "ID", list(ids))
 
 
 @pytest.mark.parametrize(
-    ("folds", "ids", "num_predicted", "lacking"),
+    ("coverage", "ids", "lacking"),
     [
-        ((0, 1), "ab", 2, "2 rows instead of 3"),
-        ((0,), "abc", 2, "1 folds instead of 2"),
-        ((0, 1), "abc", 1, "1 usable images instead of 2"),
-        ((4,), "c", 1, "1 rows instead of 3 and 1 folds instead of 2"),
+        (((0, 1), 2, 2), ["a", "b"], "(rows: 2 instead of 3)"),
+        (((0, 1), 2, 2), ["a", "new"], "(rows: 2 instead of 3)"),
+        (((0, 1), 2, 2), ["a.jpg", "b.PNG"], "(rows: 2 instead of 3)"),
+        (((0,), 4, 2), list("abcd"), "(folds: 1 instead of 2)"),
+        (((0, 1), 3, 1), list("abc"), "(usable images: 1 instead of 2)"),
+        (((4,), 1, 1), ["c"], "(rows: 1 instead of 3; folds: 1 instead of 2; usable images: 1 instead of 2)"),
     ],
 )
 def test_less_complete_submission_is_refused(
-    paths: RunPaths, folds: tuple[int, ...], ids: str, num_predicted: int, lacking: str
+    paths: RunPaths, coverage: tuple[tuple[int, ...], int, int], ids: list[str], lacking: str
 ) -> None:
     with pytest.raises(UserError) as caught:
-        check_replacement(paths, Coverage(folds, len(ids), num_predicted), "ID", list(ids))
+        check_replacement(paths, Coverage(*coverage), "ID", ids)
     assert lacking in str(caught.value) and str(paths.submission) in str(caught.value)
 
 
@@ -95,17 +96,28 @@ def test_submission_without_any_image_is_refused(tmp_path: Path) -> None:
         check_replacement(RunPaths(tmp_path), Coverage((0, 1), 3, 0), "ID", ["a", "b", "c"])
 
 
-@pytest.mark.parametrize("record", [None, "{", "[]", "{}", json.dumps({"format": "doccls-submission-9"})])
-def test_rows_are_compared_without_a_readable_record(paths: RunPaths, record: str | None) -> None:
+@pytest.mark.parametrize(
+    "record",
+    [
+        None,
+        "{",
+        "[]",
+        "{}",
+        json.dumps({"format": "doccls-submission-9"}),
+        '{"format": "doccls-submission-1", "folds": 3}',
+    ],
+)
+def test_rows_are_compared_without_readable_record(paths: RunPaths, record: str | None) -> None:
     if record is None:
         paths.submission_record.unlink()
     else:
         paths.submission_record.write_text(record)
     check_replacement(paths, Coverage((0,), 3, 1), "ID", ["a", "b", "c"])
-    with pytest.raises(UserError, match="2 rows instead of 3"):
+    with pytest.raises(UserError, match="rows: 2 instead of 3"):
         check_replacement(paths, Coverage((0, 1), 2, 2), "ID", ["a", "b"])
 
 
-def test_unreadable_submission_may_be_replaced(paths: RunPaths) -> None:
-    paths.submission.write_bytes(b"\xff")
-    check_replacement(paths, Coverage((0,), 1, 1), "ID", ["a"])
+def test_unreadable_submission_is_not_replaced(paths: RunPaths) -> None:
+    paths.submission.write_bytes(b"ID,target\n\xff,0\n")
+    with pytest.raises(UserError, match=r"line 2: byte 0xff is not UTF-8 text(.|\n)*rename or delete it"):
+        check_replacement(paths, Coverage((0,), 1, 1), "ID", ["a"])

@@ -58,6 +58,8 @@ def list_rows(table: Table) -> list[tuple[str, ...]]:
         ('ID,note,target\na,"one\ntwo",0\nb,"x\r\ny\rz",1\n', [("a", "0"), ("b", "1")], [2, 4]),
         ("ID,x,target\na,,0\nb\x85\u2028c,\x0b,1\n", [("a", "0"), ("b\x85\u2028c", "1")], [2, 3]),
         ("target,ID\n0,a\n", [("a", "0")], [2]),
+        ("ID,target,,\na,0,,\n", [("a", "0")], [2]),
+        (f'ID,text,target\na,"{"x" * 140_000}",0\n', [("a", "0")], [2]),
     ],
 )
 def test_cells_are_read_as_written_with_the_lines_of_the_file(
@@ -82,6 +84,14 @@ def test_line_breaks_in_other_columns_are_reported(tmp_path: Path) -> None:
     assert read(tmp_path, PLAIN).warnings == ()
 
 
+@pytest.mark.parametrize(
+    "text", ["Invoice\nACME Ltd, 5 High St, London", "Total\nx,y,z", "a\nb,9,c\nd,8,e", "a\n\nb , 0,c"]
+)
+def test_text_of_several_lines_is_no_hidden_row(tmp_path: Path, text: str) -> None:
+    rows = [f'{row},{row % 2},"{text}"' for row in range(20)]
+    assert len(read(tmp_path, "ID,target,text\n" + "\n".join(rows) + "\n")) == 20
+
+
 def test_address_of_two_lines_with_a_comma_is_no_hidden_row(tmp_path: Path) -> None:
     table = read(tmp_path, 'ID,address,target\na,"12 Main St\nSpringfield, IL",0\nb,x,1\n')
     assert table.lines_N.tolist() == [2, 4]
@@ -96,7 +106,7 @@ def test_address_of_two_lines_with_a_comma_is_no_hidden_row(tmp_path: Path) -> N
         ("", "the file is empty: its first line must name the columns"),
         ("\n \n", "the file is empty"),
         ("ID,target,ID\n", "line 1: duplicate column names: 'ID' names columns 1 and 3: rename or remove all but one"),
-        ("\nID,target,,\na,0,,\n", "line 2: duplicate column names: '' names columns 3 and 4"),
+        ("\nID,target,x,x\na,0,,\n", "line 2: duplicate column names: 'x' names columns 3 and 4"),
         ('"ID\n",target\n', "line 1 (to line 2): a column name with a line break"),
         ("ID,target\na\nb,1\n", "than the header, which has 2: 1\n    line 2: 1 cells"),
         ("ID,target\n\na,b,0\nc,d,1,2\ne,1\n", "which has 2: 2\n    line 3: 3 cells\n    line 4: 4 cells"),
@@ -110,7 +120,9 @@ def test_address_of_two_lines_with_a_comma_is_no_hidden_row(tmp_path: Path) -> N
         ('ID,target,note\na,0,"x\nb,1,y\nc,1,z"\n', "line 2 (to line 4): column 'note'"),
         ('ID,note,target\na,"x,0\nb,y",1\n', "line 2 (to line 3): column 'note'"),
         ('note,ID,target\n"x,a,0\ny",b,1\n', "line 2 (to line 3): column 'note'"),
-        (f'ID,target\na,"{"x" * 140_000}"\n', "line 2: a cell of more than 131072 characters"),
+        (f'ID,target,text\na,0,"{"x" * 140_000}\n', "line 2: a quoted cell that never ends"),
+        ('ID,target,note\na,0,"x\n\nb,1,y\n\nc,1,z"\n', "line 2 (to line 6): column 'note'"),
+        ("ID;target\na;0,5\n", "(separated by semicolons: save it with commas): 1"),
     ],
 )  # fmt: skip
 def test_text_that_is_no_table_is_refused_with_its_line(tmp_path: Path, content: str, expected: str) -> None:
@@ -125,6 +137,7 @@ def test_text_that_is_no_table_is_refused_with_its_line(tmp_path: Path, content:
             "line 2: byte 0xe9 is not UTF-8 text: save the table as CSV in UTF-8",
         ),
         ("ID,target\nx,0\nだ,0\n".encode("shift-jis"), "line 3: byte 0x82 is not UTF-8 text"),
+        (b"\xef\xbb\xbfID,target\n\xe9,x\n", "line 2: byte 0xe9 is not UTF-8 text"),
         (PLAIN.encode("utf-16")[:-1], "is not UTF-16 text"),
         (PLAIN.encode("utf-16-le"), "line 1: a NUL character: binary data, or UTF-16 without a byte order mark"),
         (PLAIN.encode("utf-32"), "UTF-32 text: save the table as CSV in UTF-8"),
@@ -215,8 +228,13 @@ def test_truncated_archive_is_refused(tmp_path: Path, packer: str, cut: int) -> 
         (make_zip(**{"train.csv": PLAIN, "__MACOSX/._train.csv": "x"}), "zip archive of 2 files ('train.csv', '__MAC"),
         (make_zip(), "a zip archive of 0 files"),
         (make_zip(**{"[Content_Types].xml": "", "xl/workbook.xml": ""}), "an Excel workbook (xlsx)"),
-        (b"\x28\xb5\x2f\xfd" + bytes(9), "compressed by zstd, which is not supported: unpack it"),
-        (b"7z\xbc\xaf\x27\x1c" + bytes(9), "compressed by 7-Zip"),
+        (b"\x28\xb5\x2f\xfd" + bytes(9), "a zstd file, not text: unpack it"),
+        (b"7z\xbc\xaf\x27\x1c" + bytes(9), "a 7-Zip archive, not text"),
+        (b"PAR1" + bytes(9), "a Parquet file, not text"),
+        (b" <!DOCTYPE html><html>", "a web page (HTML)"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a Git LFS pointer"),
+        (gzip.compress(b"train.csv".ljust(257, b"\0") + b"ustar\0" + bytes(500)), "a tar archive, not text"),
+        (gzip.compress(gzip.compress(PLAIN.encode())), "compressed twice: unpack it"),
     ],
 )  # fmt: skip
 def test_damaged_and_other_archives_are_refused_in_words(tmp_path: Path, content: bytes, expected: str) -> None:

@@ -104,6 +104,23 @@ def test_other_shape_under_prefix_is_reported_instead_of_missing_tensors(tmp_pat
     assert "1 have another shape or type, such as bn1.bias (float32 [3] instead of float32 [" in message
 
 
+@pytest.mark.parametrize("prefix", ["", "backbone."])
+def test_weights_of_deeper_model_are_refused(tmp_path: Path, prefix: str) -> None:
+    deeper = timm.create_model("resnet34", num_classes=7).state_dict()
+    torch.save({f"{prefix}{key}": value for key, value in deeper.items()}, tmp_path / "deep.pth")
+    config = ModelConfig(name="resnet18", weights=tmp_path / "deep.pth")
+    with pytest.raises(UserError, match=r"is of a larger model: 96 tensors have no place in this one"):
+        build_model(config, 2, SIZE)
+
+
+def test_heads_for_other_tasks_are_ignored(tmp_path: Path) -> None:
+    state = make_state() | {"projector.0.weight": torch.zeros(3), "aux_head.weight": torch.zeros(3)}
+    torch.save(state, tmp_path / "more.pth")
+    model = build_model(ModelConfig(name="test_resnet", weights=tmp_path / "more.pth"), 2, SIZE)
+    first = next(iter(state))
+    assert torch.equal(model.state_dict()[first], state[first])
+
+
 def test_quantized_integers_are_no_weights(tmp_path: Path) -> None:
     saved = make_state()
     torch.save(saved | {"conv1.0.weight": saved["conv1.0.weight"].to(torch.int8)}, tmp_path / "w.pth")
