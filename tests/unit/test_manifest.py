@@ -174,6 +174,15 @@ def test_data_digest_depends_on_content_and_labels_not_on_spelling(
     assert digest() != plain
 
 
+def test_data_digest_depends_on_rule_that_makes_pixels(
+    make_data: MakeData, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_data(["a", "b", "c", "d"], ["0", "1", "0", "1"])
+    digest = prepare_data(make_config(data={"folds": 2})).digest
+    monkeypatch.setattr("doccls.data.prepare.PIXEL_RULE", 99)
+    assert prepare_data(make_config(data={"folds": 2})).digest != digest
+
+
 def copy_page(folder: Path, source: str, target: str) -> None:
     (folder / "train" / target).write_bytes((folder / "train" / source).read_bytes())
 
