@@ -7,7 +7,7 @@ TIFF 6.0 and its technical notes, BigTIFF.
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 
 NEW_SUBFILE_TYPE, SUBFILE_TYPE, SUB_IFDS = 254, 255, 330
 WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC = 256, 257, 258, 259, 262
@@ -28,6 +28,7 @@ _OLD_REDUCED = 2  # of the older SubfileType
 _MAX_DIRECTORIES = 10_000
 _MAX_SUB_IFDS = 100
 _MAX_ENTRIES = 4096  # of a directory; real ones have fewer than 200
+_MAX_SAMPLES = 65_535  # per pixel
 _MAX_VALUES = 10_000_000  # of a tag; the strips of a page are far fewer
 
 
@@ -37,6 +38,7 @@ class Ifd:
 
     entries: dict[int, int]  # tag -> offset of its first entry
     next: int  # offset of the next directory; 0 for none
+    size_bytes: int = 0  # of all entries, repeated tags included
 
 
 class Tiff:
@@ -77,13 +79,13 @@ class Tiff:
         entries: dict[int, int] = {}
         for offset in range(start, start + count * width, width):
             entries.setdefault(self._unpack("H", offset), offset)
-        return Ifd(entries, self._unpack(self._number, start + count * width))
+        return Ifd(entries, self._unpack(self._number, start + count * width), count * width)
 
     def list_ifds(self) -> Iterator[Ifd]:
-        """Yield the directories of the chain, up to the first damaged or repeated one."""
+        """Yield the directories of the chain, up to the first damaged, repeated or overlapping one."""
         seen: set[int] = set()
-        offset = self.first
-        while offset and offset not in seen and len(seen) < _MAX_DIRECTORIES:
+        offset, unused_bytes = self.first, len(self._data)
+        while offset and offset not in seen and len(seen) < _MAX_DIRECTORIES and unused_bytes > 0:
             seen.add(offset)
             try:
                 ifd = self.read_ifd(offset)
@@ -91,6 +93,7 @@ class Tiff:
                 return
             yield ifd
             offset = ifd.next
+            unused_bytes -= ifd.size_bytes
 
     def find_page(self) -> Ifd:
         """Return the directory of the first page: not a reduced copy (a thumbnail) of it, nor a mask.
@@ -103,17 +106,15 @@ class Tiff:
         for ifd in self.list_ifds():
             if self.is_page(ifd):
                 return ifd
-        chain = list(self.list_ifds())
-        below = (ifd for parent in chain for ifd in self._list_sub_ifds(parent))
-        sub_pages = (ifd for ifd in islice(below, _MAX_SUB_IFDS) if self.is_page(ifd))
-        return next(sub_pages, None) or (chain[0] if chain else self.read_ifd(self.first))
-
-    def _list_sub_ifds(self, parent: Ifd) -> Iterator[Ifd]:
-        for offset in self.read_integers(parent, SUB_IFDS)[:_MAX_SUB_IFDS]:
+        parents = (self.read_integers(parent, SUB_IFDS, _MAX_SUB_IFDS) for parent in self.list_ifds())
+        for offset in islice(chain.from_iterable(parents), _MAX_SUB_IFDS):
             try:
-                yield self.read_ifd(offset)
+                ifd = self.read_ifd(offset)
             except struct.error:
                 continue
+            if self.is_page(ifd):
+                return ifd
+        return self.read_ifd(self.first)
 
     def is_page(self, ifd: Ifd) -> bool:
         """Return whether the directory is a page in full size."""
@@ -122,30 +123,27 @@ class Tiff:
 
     def read_integer(self, ifd: Ifd, tag: int) -> int | None:
         """Return the tag's value if it is a single integer."""
-        values = self.read_integers(ifd, tag)
+        values = self.read_integers(ifd, tag, 2)
         return values[0] if len(values) == 1 else None
 
-    def read_integers(self, ifd: Ifd, tag: int) -> tuple[int, ...]:
-        """Return the tag's values; none if it is absent, damaged, or not of integers."""
+    def read_integers(self, ifd: Ifd, tag: int, limit: int = _MAX_VALUES) -> tuple[int, ...]:
+        """Return the tag's values, at most the first `limit`; none if it is absent, damaged, or not of integers."""
         offset = ifd.entries.get(tag)
         if offset is None:
             return ()
         kind, count = _INTEGERS.get(self._unpack("H", offset + 2)), self._unpack(self._number, offset + 4)
         if not kind or count > _MAX_VALUES:
             return ()
-        start = offset + (12 if self.big else 8)
-        if count * struct.calcsize(f"={kind}") > (8 if self.big else 4):
+        start, size = offset + (12 if self.big else 8), count * struct.calcsize(f"={kind}")
+        if size > (8 if self.big else 4):
             start = self._unpack(self._number, start)
-        if start > len(self._data):
+        if start + size > len(self._data):
             return ()
-        try:
-            return struct.unpack_from(f"{self.order}{count}{kind}", self._data, start)
-        except struct.error:
-            return ()
+        return struct.unpack_from(f"{self.order}{min(count, limit)}{kind}", self._data, start)
 
     def read_photometric(self, ifd: Ifd) -> int:
         """Return what the page's colours mean. Where the required tag is missing, guess as libtiff does."""
-        if values := self.read_integers(ifd, PHOTOMETRIC):
+        if values := self.read_integers(ifd, PHOTOMETRIC, 1):
             return values[0]
         compression, samples = self.read_integer(ifd, COMPRESSION) or 1, self.read_integer(ifd, SAMPLES) or 1
         if compression in (2, 3, 4):  # fax
@@ -244,10 +242,10 @@ def read_layout(data: bytes) -> SampleLayout | None:
     try:
         tiff = Tiff(data)
         ifd = tiff.find_page()
-        first = {tag: (tiff.read_integers(ifd, tag) or (None,))[0] for tag in ifd.entries}
-        bits = tiff.read_integers(ifd, BITS) or (1,)
-        formats = tiff.read_integers(ifd, SAMPLE_FORMAT) or (1,)
-        extra = tiff.read_integers(ifd, EXTRA_SAMPLES)
+        first = {tag: (tiff.read_integers(ifd, tag, 1) or (None,))[0] for tag in ifd.entries}
+        bits = tiff.read_integers(ifd, BITS, _MAX_SAMPLES) or (1,)
+        formats = tiff.read_integers(ifd, SAMPLE_FORMAT, _MAX_SAMPLES) or (1,)
+        extra = tiff.read_integers(ifd, EXTRA_SAMPLES, _MAX_SAMPLES)
         photometric = tiff.read_photometric(ifd)
     except (struct.error, ValueError):
         return None
