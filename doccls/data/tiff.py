@@ -14,11 +14,12 @@ WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC = 256, 257, 258, 259, 262
 STRIP_OFFSETS, SAMPLES, STRIP_BYTES, PLANAR = 273, 277, 279, 284
 PREDICTOR, COLOUR_MAP, TILE_WIDTH, TILE_HEIGHT, TILE_OFFSETS, TILE_BYTES = 317, 320, 322, 323, 324, 325
 EXTRA_SAMPLES, SAMPLE_FORMAT, MAX_SAMPLE, ORIENTATION = 338, 339, 281, 274
+FILL_ORDER, ROWS_PER_STRIP, GDAL_NODATA = 266, 278, 42113
 
-# What a decoder needs: size, samples, compression and its tables, strips and tiles, colour model and palette.
+# What pixels need: size, samples, compression and its tables, strips and tiles, colour model, palette, missing data.
 _PIXEL_TAGS = frozenset(
     (256, 257, 258, 259, 262, 266, 273, 277, 278, 279, 281, 284, 292, 293, 317, 320, 322, 323, 324, 325, 332, 338, 339)
-) | frozenset((347, 512, 513, 514, 515, 517, 518, 519, 520, 521, 529, 530, 532))
+) | frozenset((347, 512, 513, 514, 515, 517, 518, 519, 520, 521, 529, 530, 532, 42113))
 # TIFF's integer types: BYTE, SHORT, LONG, IFD, and BigTIFF's LONG8 and IFD8.
 _INTEGERS = {1: "B", 3: "H", 4: "L", 13: "L", 16: "Q", 18: "Q"}
 _TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4}
@@ -141,6 +142,20 @@ class Tiff:
             return ()
         return struct.unpack_from(f"{self.order}{min(count, limit)}{kind}", self._data, start)
 
+    def read_number(self, ifd: Ifd, tag: int) -> float | None:
+        """Return the number that the tag's text, of at most 40 characters, states; None if it states none."""
+        offset = ifd.entries.get(tag)
+        count = self._unpack(self._number, offset + 4) if offset is not None else 0
+        if offset is None or count > 40 or self._unpack("H", offset + 2) != 2:
+            return None
+        start = offset + (12 if self.big else 8)
+        if count > (8 if self.big else 4):
+            start = self._unpack(self._number, start)
+        try:
+            return float(self._data[start : start + count].rstrip(b"\0"))
+        except ValueError:
+            return None
+
     def read_photometric(self, ifd: Ifd) -> int:
         """Return what the page's colours mean. Where the required tag is missing, guess as libtiff does."""
         if values := self.read_integers(ifd, PHOTOMETRIC, 1):
@@ -214,7 +229,9 @@ class SampleLayout:
     is_planar: bool  # each sample of the pixel in strips of its own
     tile_width_px: int | None  # None for strips
     tile_height_px: int | None
+    fill_order: int  # 2 for bytes whose bits are reversed
     stated_white: int | None  # MaxSampleValue
+    nodata: float | None  # the sample that marks missing data, possibly NaN
 
     @property
     def padded_width_px(self) -> int:
@@ -247,6 +264,7 @@ def read_layout(data: bytes) -> SampleLayout | None:
         formats = tiff.read_integers(ifd, SAMPLE_FORMAT, _MAX_SAMPLES) or (1,)
         extra = tiff.read_integers(ifd, EXTRA_SAMPLES, _MAX_SAMPLES)
         photometric = tiff.read_photometric(ifd)
+        nodata = tiff.read_number(ifd, GDAL_NODATA)
     except (struct.error, ValueError):
         return None
     width, height, samples = first.get(WIDTH), first.get(HEIGHT), first.get(SAMPLES) or 1
@@ -260,7 +278,7 @@ def read_layout(data: bytes) -> SampleLayout | None:
         height_px=height,
         bits=bits[0],
         samples=samples,
-        sample_format=1 if formats[0] == 4 else formats[0],  # 4: undefined
+        sample_format=1 if formats[0] in (0, 4) else formats[0],  # 4: undefined; 0 isn't allowed, but written
         photometric=photometric,
         extra=extra,
         compression=compression,
@@ -268,5 +286,7 @@ def read_layout(data: bytes) -> SampleLayout | None:
         is_planar=first.get(PLANAR) == 2 and samples > 1,
         tile_width_px=tile_width or None,
         tile_height_px=first.get(TILE_HEIGHT) if tile_width else None,
+        fill_order=first.get(FILL_ORDER) or 1,
         stated_white=first.get(MAX_SAMPLE),
+        nodata=nodata,
     )
