@@ -20,7 +20,7 @@ from doccls.data.samples import (
     read_wide_page,
 )
 from doccls.data.scaling import scale_to_8_bits
-from doccls.data.tiff import SampleLayout, count_tiff_pages, is_tiff, read_layout
+from doccls.data.tiff import SampleLayout, count_tiff_pages, is_tiff, is_truncated_tiff, read_layout
 
 # Pillow warns about tags that it can't parse; nothing here reads tags through Pillow.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
@@ -71,6 +71,8 @@ def decode_reduced(data: bytes, max_pixels: int, size_px: int | None) -> Decoded
     """
     if not data:
         raise ImageError("not an image: the file is empty")
+    if is_tiff(data) and is_truncated_tiff(data):  # decoders would take what `strip_metadata` appends for pixels
+        raise ImageError("the TIFF is truncated: some of its pixels lie behind the end of the file")
     try:  # a TIFF's metadata is stripped first: its tags share one list with those that pixels need
         decoded = _decode(strip_metadata(data) if is_tiff(data) else data, max_pixels, size_px)
     except ImageError:

@@ -154,6 +154,8 @@ def read_deep_page(data: bytes, bits: int) -> Image.Image | None:
     Raises:
         ImageError: see `scale_to_8_bits`.
     """
+    if data[:2] in (b"P2", b"P3"):  # OpenCV wants a line break behind the last number
+        data += b"\n"
     values = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     if values is None or values.dtype != np.uint16 or (values.ndim == 3 and values.shape[2] not in (3, 4)):
         return None

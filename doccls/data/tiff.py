@@ -24,6 +24,7 @@ _PIXEL_TAGS = frozenset(
 _INTEGERS = {1: "B", 3: "H", 4: "L", 13: "L", 16: "Q", 18: "Q"}
 _TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4}
 _PREDICTED = (5, 8, 32946, 34925, 50000)  # the compressions that heed the predictor: LZW, Deflate, LZMA, Zstandard
+_OLD_JPEG = 6  # a compression
 _REDUCED, _MASK = 1, 4  # bits of NewSubfileType
 _OLD_REDUCED = 2  # of the older SubfileType
 _MAX_DIRECTORIES = 10_000
@@ -142,6 +143,28 @@ class Tiff:
             return ()
         return struct.unpack_from(f"{self.order}{min(count, limit)}{kind}", self._data, start)
 
+    def has_truncated_pixels(self, ifd: Ifd) -> bool:
+        """Return whether a strip or tile of the page lies partly behind the end of the file.
+
+        The last strip of an uncompressed page may be stated as long as the others.
+        """
+        compression = self.read_integer(ifd, COMPRESSION) or 1
+        if compression == _OLD_JPEG:  # its strips are often stated wrongly, and aren't needed
+            return False
+        for offsets_tag, lengths_tag in ((STRIP_OFFSETS, STRIP_BYTES), (TILE_OFFSETS, TILE_BYTES)):
+            offsets, lengths = self.read_integers(ifd, offsets_tag), self.read_integers(ifd, lengths_tag)
+            if offsets_tag == STRIP_OFFSETS and compression == 1 and len(lengths) > 1:
+                lengths = (*lengths[:-1], min(lengths[-1], self._count_last_strip_bytes(ifd)))
+            if any(start + length > len(self._data) for start, length in zip(offsets, lengths, strict=False)):
+                return True
+        return False
+
+    def _count_last_strip_bytes(self, ifd: Ifd) -> int:
+        width, height, rows = (self.read_integer(ifd, tag) or 1 for tag in (WIDTH, HEIGHT, ROWS_PER_STRIP))
+        bits = self.read_integers(ifd, BITS, _MAX_SAMPLES) or (1,)
+        row_bits = width * (bits[0] if self.read_integer(ifd, PLANAR) == 2 else sum(bits))
+        return (height % rows or rows) * -(-row_bits // 8)
+
     def read_number(self, ifd: Ifd, tag: int) -> float | None:
         """Return the number that the tag's text, of at most 40 characters, states; None if it states none."""
         offset = ifd.entries.get(tag)
@@ -252,6 +275,15 @@ def count_tiff_pages(data: bytes) -> int:
         return max(1, sum(tiff.is_page(ifd) for ifd in tiff.list_ifds()))
     except (struct.error, ValueError):
         return 1
+
+
+def is_truncated_tiff(data: bytes) -> bool:
+    """Return whether pixels of a TIFF's page are missing; False where its tags are unreadable."""
+    try:
+        tiff = Tiff(data)
+        return tiff.has_truncated_pixels(tiff.find_page())
+    except (struct.error, ValueError):
+        return False
 
 
 def read_layout(data: bytes) -> SampleLayout | None:

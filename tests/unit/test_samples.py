@@ -403,3 +403,38 @@ def test_truncated_wide_page_is_refused(compression: int) -> None:
     tags = {273: 500} if compression == RAW else {279: 300}
     with pytest.raises(ImageError):
         decode_image(render_tiff(16, 16, {258: 16, 259: compression, **tags}, [strip]), LIMIT)
+
+
+def render_shifted(tags: dict[int, int | tuple[int, ...]], strips: list[bytes], missing_bytes: int) -> bytes:
+    """Render a TIFF of 16 x 16 px whose last strip lies at the end of the file, without its last bytes."""
+    length = len(render_tiff(16, 16, tags, strips))
+    offsets = tuple(8 + sum(map(len, strips[:index])) for index in range(len(strips) - 1))
+    tag = 324 if 322 in tags else 273
+    data = render_tiff(16, 16, tags | {tag: (*offsets, length)}, strips) + strips[-1]
+    return data[: len(data) - missing_bytes]
+
+
+@pytest.mark.parametrize("missing_bytes", [1, 90])
+@pytest.mark.parametrize(
+    ("tags", "strip_bytes"),
+    [
+        ({}, (256,)),
+        ({278: 10}, (160, 96)),
+        ({258: 16}, (512,)),
+        ({258: (8, 8, 8), 262: RGB, 277: 3, 284: 2}, (256, 256, 256)),
+        ({258: 12, 322: 16, 323: 16}, (384,)),
+    ],
+)
+def test_page_without_its_last_bytes_is_refused(
+    tags: dict[int, int | tuple[int, ...]], strip_bytes: tuple[int, ...], missing_bytes: int
+) -> None:
+    """The directory that `strip` appends must not be taken for pixels."""
+    strips = [bytes(length) for length in strip_bytes]
+    assert decode_image(render_shifted(tags, strips, 0), LIMIT).shape == (16, 16, 3)
+    with pytest.raises(ImageError, match="the TIFF is truncated"):
+        decode_image(render_shifted(tags, strips, missing_bytes), LIMIT)
+
+
+def test_last_strip_may_be_stated_as_long_as_the_others() -> None:
+    data = render_shifted({278: 10, 279: (160, 160)}, [bytes(160), bytes([9]) * 96], 0)
+    assert np.unique(decode_image(data, LIMIT)).tolist() == [0, 9]
