@@ -146,21 +146,22 @@ class Tiff:
     def has_truncated_pixels(self, ifd: Ifd) -> bool:
         """Return whether a strip or tile of the page lies partly behind the end of the file.
 
-        The last strip of an uncompressed page may be stated as long as the others.
+        The last strip of an uncompressed page may be stated too long, or not at all.
         """
         compression = self.read_integer(ifd, COMPRESSION) or 1
         if compression == _OLD_JPEG:  # its strips are often stated wrongly, and aren't needed
             return False
         for offsets_tag, lengths_tag in ((STRIP_OFFSETS, STRIP_BYTES), (TILE_OFFSETS, TILE_BYTES)):
             offsets, lengths = self.read_integers(ifd, offsets_tag), self.read_integers(ifd, lengths_tag)
-            if offsets_tag == STRIP_OFFSETS and compression == 1 and len(lengths) > 1:
-                lengths = (*lengths[:-1], min(lengths[-1], self._count_last_strip_bytes(ifd)))
+            if offsets_tag == STRIP_OFFSETS and compression == 1:
+                lengths = (*lengths[:-1], min([self._count_last_strip_bytes(ifd), *lengths[-1:]]))
             if any(start + length > len(self._data) for start, length in zip(offsets, lengths, strict=False)):
                 return True
         return False
 
     def _count_last_strip_bytes(self, ifd: Ifd) -> int:
-        width, height, rows = (self.read_integer(ifd, tag) or 1 for tag in (WIDTH, HEIGHT, ROWS_PER_STRIP))
+        width, height, rows = (self.read_integer(ifd, tag) or 0 for tag in (WIDTH, HEIGHT, ROWS_PER_STRIP))
+        rows = min(rows or height, height) or 1
         bits = self.read_integers(ifd, BITS, _MAX_SAMPLES) or (1,)
         row_bits = width * (bits[0] if self.read_integer(ifd, PLANAR) == 2 else sum(bits))
         return (height % rows or rows) * -(-row_bits // 8)

@@ -297,7 +297,8 @@ def test_page_of_one_sample_without_white_is_black(values: np.ndarray) -> None:
 
 @pytest.mark.parametrize("values", [np.full(3, -(2**62), "i8"), np.array([-5e-324, 0, 0], "f8")])
 def test_page_of_too_small_range_is_black(values: np.ndarray) -> None:
-    assert scale_to_8_bits(values, 64).tolist() == [0, 0, 0]
+    with np.errstate(all="raise"):
+        assert scale_to_8_bits(values, 64).tolist() == [0, 0, 0]
 
 
 @pytest.mark.parametrize("missing", [-3.4028235e38, 3.4028235e38, 1e30, -1e30])
@@ -324,6 +325,15 @@ def test_samples_that_gdal_marks_as_missing_are_black(kind: str, nodata: str, ex
 def test_unusable_marks_of_missing_data_are_ignored(nodata: str) -> None:
     values = np.array([[0, 0.5, 1]], "<f4")
     assert decode_image(render_gdal_page(values, nodata), LIMIT)[0, :, 0].tolist() == [0, 128, 255]
+
+
+@pytest.mark.parametrize("kind", [0, 1, 2, 5, 12, 99])
+@pytest.mark.parametrize("count", [0, 1, 8, 40, 2**31])
+@pytest.mark.parametrize("bits", [8, 16])
+def test_malformed_mark_of_missing_data_is_ignored(bits: int, count: int, kind: int) -> None:
+    data = render_tiff(2, 2, {258: bits, 42113: 0}, [bytes(8)])
+    data = data.replace(struct.pack("<HHLL", 42113, 4, 1, 0), struct.pack("<HHLL", 42113, kind, count, len(data) - 3))
+    assert decode_image(data, LIMIT).shape == (2, 2, 3)
 
 
 def render_gdal_page(values: np.ndarray, nodata: str) -> bytes:
@@ -435,6 +445,18 @@ def test_page_without_its_last_bytes_is_refused(
         decode_image(render_shifted(tags, strips, missing_bytes), LIMIT)
 
 
-def test_last_strip_may_be_stated_as_long_as_the_others() -> None:
-    data = render_shifted({278: 10, 279: (160, 160)}, [bytes(160), bytes([9]) * 96], 0)
-    assert np.unique(decode_image(data, LIMIT)).tolist() == [0, 9]
+@pytest.mark.parametrize(
+    ("tags", "strips"),
+    [
+        ({278: 10, 279: (160, 160)}, [bytes(160), bytes([9]) * 96]),
+        ({279: 300}, [bytes(160) + bytes([9]) * 96]),
+        ({278: 2**32 - 1, 279: 300}, [bytes(160) + bytes([9]) * 96]),
+        ({279: ()}, [bytes(160) + bytes([9]) * 96]),
+    ],
+)
+def test_last_strip_may_be_stated_too_long_or_not_at_all(
+    tags: dict[int, int | tuple[int, ...]], strips: list[bytes]
+) -> None:
+    assert np.unique(decode_image(render_shifted(tags, strips, 0), LIMIT)).tolist() == [0, 9]
+    with pytest.raises(ImageError, match="the TIFF is truncated"):
+        decode_image(render_shifted(tags, strips, 1), LIMIT)
