@@ -20,7 +20,8 @@ from doccls.data.samples import (
     read_wide_page,
 )
 from doccls.data.scaling import scale_to_8_bits
-from doccls.data.tiff import SampleLayout, count_tiff_pages, is_tiff, is_truncated_tiff, read_layout
+from doccls.data.tiff import count_tiff_pages, is_tiff, is_truncated_tiff
+from doccls.data.tiff_layout import SampleLayout, read_layout
 
 # Pillow warns about tags that it can't parse; nothing here reads tags through Pillow.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")

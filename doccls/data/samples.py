@@ -29,9 +29,9 @@ from doccls.data.tiff import (
     TILE_OFFSETS,
     TILE_WIDTH,
     WIDTH,
-    SampleLayout,
     Tiff,
 )
+from doccls.data.tiff_layout import SampleLayout
 
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB = 0, 1, 2
 _UNSIGNED, _SIGNED, _FLOAT = 1, 2, 3

@@ -1,4 +1,4 @@
-"""The structure of TIFF files: their directories, which of them is the page, and how its samples are laid out.
+"""The structure of TIFF files: their directories, which of them is the page, and where its pixels are.
 
 Parsed from the raw bytes. Libraries that interpret all tags reject intact pages for one tag of the wrong type. Sources:
 TIFF 6.0 and its technical notes, BigTIFF.
@@ -23,14 +23,13 @@ _PIXEL_TAGS = frozenset(
 # TIFF's integer types: BYTE, SHORT, LONG, IFD, and BigTIFF's LONG8 and IFD8.
 _INTEGERS = {1: "B", 3: "H", 4: "L", 13: "L", 16: "Q", 18: "Q"}
 _TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4}
-_PREDICTED = (5, 8, 32946, 34925, 50000)  # the compressions that heed the predictor: LZW, Deflate, LZMA, Zstandard
 _OLD_JPEG = 6  # a compression
 _REDUCED, _MASK = 1, 4  # bits of NewSubfileType
 _OLD_REDUCED = 2  # of the older SubfileType
 _MAX_DIRECTORIES = 10_000
 _MAX_SUB_IFDS = 100
 _MAX_ENTRIES = 4096  # of a directory; real ones have fewer than 200
-_MAX_SAMPLES = 65_535  # per pixel
+MAX_SAMPLES_PER_PIXEL = 65_535
 _MAX_VALUES = 10_000_000  # of a tag; the strips of a page are far fewer
 
 
@@ -162,7 +161,7 @@ class Tiff:
     def _count_last_strip_bytes(self, ifd: Ifd) -> int:
         width, height, rows = (self.read_integer(ifd, tag) or 0 for tag in (WIDTH, HEIGHT, ROWS_PER_STRIP))
         rows = min(rows or height, height) or 1
-        bits = self.read_integers(ifd, BITS, _MAX_SAMPLES) or (1,)
+        bits = self.read_integers(ifd, BITS, MAX_SAMPLES_PER_PIXEL) or (1,)
         row_bits = width * (bits[0] if self.read_integer(ifd, PLANAR) == 2 else sum(bits))
         return (height % rows or rows) * -(-row_bits // 8)
 
@@ -236,34 +235,6 @@ class Tiff:
         return kind, count if size else 0, self._data[start : start + size]
 
 
-@dataclass(frozen=True)
-class SampleLayout:
-    """How a TIFF's page stores its samples."""
-
-    order: str  # "<" or ">"
-    width_px: int
-    height_px: int
-    bits: int  # per sample
-    samples: int  # per pixel
-    sample_format: int  # 1 unsigned, 2 signed, 3 float
-    photometric: int  # 0 grey whose zero is white, 1 grey whose zero is black, 2 RGB, ...
-    extra: tuple[int, ...]  # samples beside the colours: 0 unspecified, 1 premultiplied alpha, 2 alpha
-    compression: int
-    predictor: int
-    is_planar: bool  # each sample of the pixel in strips of its own
-    tile_width_px: int | None  # None for strips
-    tile_height_px: int | None
-    fill_order: int  # 2 for bytes whose bits are reversed
-    stated_white: int | None  # MaxSampleValue
-    nodata: float | None  # the sample that marks missing data, possibly NaN
-
-    @property
-    def padded_width_px(self) -> int:
-        """The width of a row of the page's tiles."""
-        tile = self.tile_width_px or self.width_px
-        return -(-self.width_px // tile) * tile
-
-
 def is_tiff(data: bytes) -> bool:
     """Return whether the data starts like a TIFF or BigTIFF; two common headers have the number's bytes swapped."""
     return data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"II\0*", b"MM*\0")
@@ -285,41 +256,3 @@ def is_truncated_tiff(data: bytes) -> bool:
         return tiff.has_truncated_pixels(tiff.find_page())
     except (struct.error, ValueError):
         return False
-
-
-def read_layout(data: bytes) -> SampleLayout | None:
-    """Return the layout of a TIFF's page; None if a tag that states it is missing or contradicts another."""
-    try:
-        tiff = Tiff(data)
-        ifd = tiff.find_page()
-        first = {tag: (tiff.read_integers(ifd, tag, 1) or (None,))[0] for tag in ifd.entries}
-        bits = tiff.read_integers(ifd, BITS, _MAX_SAMPLES) or (1,)
-        formats = tiff.read_integers(ifd, SAMPLE_FORMAT, _MAX_SAMPLES) or (1,)
-        extra = tiff.read_integers(ifd, EXTRA_SAMPLES, _MAX_SAMPLES)
-        photometric = tiff.read_photometric(ifd)
-        nodata = tiff.read_number(ifd, GDAL_NODATA)
-    except (struct.error, ValueError):
-        return None
-    width, height, samples = first.get(WIDTH), first.get(HEIGHT), first.get(SAMPLES) or 1
-    compression = first.get(COMPRESSION) or 1
-    tile_width = first.get(TILE_WIDTH) if TILE_OFFSETS in ifd.entries else None
-    if not width or not height or len(set(bits)) > 1 or len(set(formats)) > 1:
-        return None
-    return SampleLayout(
-        order=tiff.order,
-        width_px=width,
-        height_px=height,
-        bits=bits[0],
-        samples=samples,
-        sample_format=1 if formats[0] in (0, 4) else formats[0],  # 4: undefined; 0 isn't allowed, but written
-        photometric=photometric,
-        extra=extra,
-        compression=compression,
-        predictor=(first.get(PREDICTOR) or 1) if compression in _PREDICTED else 1,
-        is_planar=first.get(PLANAR) == 2 and samples > 1,
-        tile_width_px=tile_width or None,
-        tile_height_px=first.get(TILE_HEIGHT) if tile_width else None,
-        fill_order=first.get(FILL_ORDER) or 1,
-        stated_white=first.get(MAX_SAMPLE),
-        nodata=nodata,
-    )

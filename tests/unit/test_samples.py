@@ -15,7 +15,7 @@ from doccls.data.formats import ImageError
 from doccls.data.images import decode_image
 from doccls.data.samples import read_samples
 from doccls.data.scaling import scale_to_8_bits
-from doccls.data.tiff import read_layout
+from doccls.data.tiff_layout import read_layout
 
 LIMIT = 10**6
 RAW, DEFLATE = 1, 8

@@ -10,7 +10,8 @@ import pytest
 from doccls.data.formats import ImageError
 from doccls.data.images import count_pages, decode_image
 from doccls.data.metadata import read_orientation
-from doccls.data.tiff import Ifd, Tiff, count_tiff_pages, read_layout
+from doccls.data.tiff import Ifd, Tiff, count_tiff_pages
+from doccls.data.tiff_layout import read_layout
 
 LIMIT = 10**6
 NEW_SUBFILE_TYPE, SUBFILE_TYPE, ORIENTATION, SUB_IFDS = 254, 255, 274, 330
