@@ -18,9 +18,10 @@ from doccls.data.samples import (
     is_wide,
     read_deep_page,
     read_wide_page,
-    scale_to_8_bits,
 )
-from doccls.data.tiff import SampleLayout, count_tiff_pages, is_tiff, read_layout
+from doccls.data.scaling import scale_to_8_bits
+from doccls.data.tiff import count_tiff_pages, is_tiff, is_truncated_tiff
+from doccls.data.tiff_layout import SampleLayout, read_layout
 
 # Pillow warns about tags that it can't parse; nothing here reads tags through Pillow.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
@@ -28,10 +29,13 @@ warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 Image.MAX_IMAGE_PIXELS = None
 # Callers that decode many pages use a thread or process per page: OpenCV's own threads would oversubscribe the cores.
 cv2.setNumThreads(0)
+# Damaged and unusual files are reported by doccls; OpenCV's own messages would garble the progress bars.
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 WHITE = 255
 # The version of the pixels that `decode_reduced` and `scale_page` give: increment it when they change. Pages in stores
 # and runs of another version are not mixed with these.
-PIXEL_RULE = 3
+PIXEL_RULE = 4
+_MAX_BYTES_PER_PIXEL = 8  # decoded, of data.max_image_pixels: RGBA of 16 bits, or grey of 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,6 +75,8 @@ def decode_reduced(data: bytes, max_pixels: int, size_px: int | None) -> Decoded
     """
     if not data:
         raise ImageError("not an image: the file is empty")
+    if is_tiff(data) and is_truncated_tiff(data):  # decoders would take what `strip_metadata` appends for pixels
+        raise ImageError("the TIFF is truncated: some of its pixels lie behind the end of the file")
     try:  # a TIFF's metadata is stripped first: its tags share one list with those that pixels need
         decoded = _decode(strip_metadata(data) if is_tiff(data) else data, max_pixels, size_px)
     except ImageError:
@@ -122,13 +128,13 @@ def _decode(data: bytes, max_pixels: int, size_px: int | None) -> DecodedPage:
     if layout is not None:
         _check_layout(layout, max_pixels)
         if is_wide(layout):
-            return _decode_wide(data, layout)
+            return _decode_wide(data, layout, max_pixels)
     try:
         image = Image.open(io.BytesIO(data), formats=choose_formats(data))
     except UnidentifiedImageError:
         if layout is None or not is_grey_or_rgb(layout):
             raise
-        return _decode_wide(data, layout)
+        return _decode_wide(data, layout, max_pixels)
     with image:
         width, height = image.size
         _check_size(width, height, max_pixels)
@@ -147,8 +153,14 @@ def _decode(data: bytes, max_pixels: int, size_px: int | None) -> DecodedPage:
         return DecodedPage(np.asarray(_to_rgb(page)), reduced, height, width)
 
 
-def _decode_wide(data: bytes, layout: SampleLayout) -> DecodedPage:
+def _decode_wide(data: bytes, layout: SampleLayout, max_pixels: int) -> DecodedPage:
     """Decode a TIFF's page whose samples Pillow can't read."""
+    size_bytes = layout.padded_width_px * layout.height_px * layout.samples * layout.bits // 8
+    if size_bytes > _MAX_BYTES_PER_PIXEL * max_pixels:
+        raise ImageError(
+            f"{describe_layout(layout)}: {layout.width_px} x {layout.height_px} px take {size_bytes} bytes, more than "
+            f"{_MAX_BYTES_PER_PIXEL} x data.max_image_pixels = {_MAX_BYTES_PER_PIXEL * max_pixels}"
+        )
     return DecodedPage(np.asarray(_to_rgb(read_wide_page(data, layout))), 1, layout.height_px, layout.width_px)
 
 
@@ -254,7 +266,9 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         white = None if image.format == "PNG" else 65535
         values = np.asarray(image)
         return Image.fromarray(scale_to_8_bits(values, 8 * values.itemsize, white)).convert("RGB")
-    if image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in image.info:
+    if image.mode == "La":  # Pillow converts it to nothing else
+        image = image.convert("LA")
+    if image.mode in ("RGBA", "RGBa", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
         if image.getchannel("A").getextrema() != (0, 0):  # an all-zero channel is unused, and would hide the page
             page = Image.new("RGBA", image.size, (WHITE, WHITE, WHITE, WHITE))

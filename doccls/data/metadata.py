@@ -20,13 +20,17 @@ _AVIF_EXIF = re.compile(rb"(infe.{8,10})Exif", re.DOTALL)  # the entry that give
 
 
 def read_orientation(data: bytes) -> int:
-    """Return the image file's EXIF or TIFF orientation, 1 to 8; 1 (upright) if it is absent or malformed."""
+    """Return the image file's EXIF or TIFF orientation, 1 to 8; 1 (upright) if it is absent or malformed.
+
+    In a TIFF it is that of the page. Cameras that store a thumbnail first state it once, beside the thumbnail.
+    """
     try:
         tiff = Tiff(_find_exif(data))
-        value = tiff.read_integer(tiff.find_page() if is_tiff(data) else tiff.read_ifd(tiff.first), ORIENTATION)
+        ifds = ([tiff.find_page()] if is_tiff(data) else []) + [tiff.read_ifd(tiff.first)]
+        values = [tiff.read_integer(ifd, ORIENTATION) for ifd in ifds]
     except (struct.error, ValueError):
         return 1
-    return value if value is not None and 1 <= value <= 8 else 1
+    return next((value for value in values if value is not None and 1 <= value <= 8), 1)
 
 
 def strip_metadata(data: bytes) -> bytes:

@@ -1,4 +1,4 @@
-"""Samples of more than 8 bits, signed and float samples: read from a TIFF, and scaled to 8 bits by one rule.
+"""Samples of more than 8 bits, signed and float samples: read from a TIFF, and other samples that Pillow can't read.
 
 Pillow and OpenCV each read some of these kinds, and clip or wrap others. So Pillow only decompresses: it reads the
 page's bytes as if each were a pixel, and NumPy takes them for what the tags say.
@@ -12,10 +12,12 @@ import numpy as np
 from PIL import Image
 
 from doccls.data.formats import ImageError
+from doccls.data.scaling import scale_to_8_bits
 from doccls.data.tiff import (
     BITS,
     COLOUR_MAP,
     EXTRA_SAMPLES,
+    GDAL_NODATA,
     PHOTOMETRIC,
     PLANAR,
     PREDICTOR,
@@ -27,9 +29,9 @@ from doccls.data.tiff import (
     TILE_OFFSETS,
     TILE_WIDTH,
     WIDTH,
-    SampleLayout,
     Tiff,
 )
+from doccls.data.tiff_layout import SampleLayout
 
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB = 0, 1, 2
 _UNSIGNED, _SIGNED, _FLOAT = 1, 2, 3
@@ -50,7 +52,8 @@ _PHOTOMETRICS = {
 _PNM_HEADER = re.compile(rb"P[2356](?:(?:\s|#[^\n]*\n)+\d+){2}(?:\s|#[^\n]*\n)+(\d{1,5})\s")
 _READABLE_BITS = {_UNSIGNED: (*range(1, 17), 32, 64), _SIGNED: (8, 16, 32, 64), _FLOAT: (16, 32, 64)}
 _MAX_SAMPLES = 8  # per pixel
-_SIGNIFICANT_BITS = (8, 10, 12, 14, 16)  # of scanners and cameras, in samples of 16 bits or more
+_ALPHAS = (1, 2)  # of ExtraSamples: premultiplied, or not
+_BLOCK_BYTES = 2**22  # of decompressed rows that are interpreted at a time
 
 
 def is_grey_or_rgb(layout: SampleLayout) -> bool:
@@ -60,7 +63,13 @@ def is_grey_or_rgb(layout: SampleLayout) -> bool:
 
 def is_wide(layout: SampleLayout) -> bool:
     """Return whether Pillow can't read the page's samples, or not without loss; False for all ordinary pages."""
-    return is_grey_or_rgb(layout) and (layout.sample_format != _UNSIGNED or layout.bits not in (1, 2, 4, 8))
+    if not is_grey_or_rgb(layout):
+        return False
+    if layout.sample_format != _UNSIGNED or layout.bits not in (1, 2, 4, 8):
+        return True
+    is_planar_with_extra = layout.is_planar and layout.samples != 3
+    is_reversed_negative = layout.fill_order == 2 and layout.photometric == _WHITE_IS_ZERO
+    return (is_planar_with_extra or is_reversed_negative) and _is_readable(layout) and layout.bits == 8
 
 
 def describe_layout(layout: SampleLayout) -> str:
@@ -77,24 +86,35 @@ def read_wide_page(data: bytes, layout: SampleLayout) -> Image.Image:
     Raises:
         ImageError: samples that this function can't read, or not finite. Decoders raise other exceptions too.
     """
-    colours = 3 if layout.photometric == _RGB else 1
-    if not _is_readable(layout, colours):
+    if not _is_readable(layout):
         raise ImageError(f"a TIFF of an unsupported kind: {describe_layout(layout)}")
-    values = read_samples(data, layout)
-    white = layout.stated_white
-    page = scale_to_8_bits(values[..., :colours], layout.bits, white)
+    colours, white = _count_colours(layout), layout.stated_white
+    alpha = _find_alpha(layout)
+    values = read_samples(data, layout, [*range(colours), *([] if alpha is None else [alpha])])
+    page = scale_to_8_bits(values[..., :colours], layout.bits, white, layout.nodata)
     if layout.photometric == _WHITE_IS_ZERO:
         page = 255 - page
     mode = "RGB" if colours == 3 else "L"
-    alpha = layout.extra[0] if layout.extra else 2 if layout.samples == 4 and colours == 3 else 0
-    if alpha in (1, 2) and layout.samples > colours:
+    if alpha is not None:
         page = np.dstack([page, scale_to_8_bits(values[..., colours], layout.bits, white)])
-        mode += "a" if alpha == 1 else "A"
+        mode += "a" if layout.extra[alpha - colours :][:1] == (1,) else "A"
     height, width = page.shape[:2]
     return Image.frombytes(mode, (width, height), np.ascontiguousarray(page).tobytes())
 
 
-def _is_readable(layout: SampleLayout, colours: int) -> bool:
+def _count_colours(layout: SampleLayout) -> int:
+    return 3 if layout.photometric == _RGB else 1
+
+
+def _find_alpha(layout: SampleLayout) -> int | None:
+    """Return which sample of each pixel is its alpha: the first one that is stated, or the fourth of an RGB page."""
+    colours = _count_colours(layout)
+    kinds = layout.extra or ((2,) if colours == 3 and layout.samples == 4 else ())
+    alphas = (colours + index for index, kind in enumerate(kinds) if kind in _ALPHAS)
+    return next((alpha for alpha in alphas if alpha < layout.samples), None)
+
+
+def _is_readable(layout: SampleLayout) -> bool:
     is_predictor_known = (
         layout.predictor == 1
         or (layout.predictor == 2 and layout.bits in (8, 16, 32, 64))
@@ -104,7 +124,7 @@ def _is_readable(layout: SampleLayout, colours: int) -> bool:
         is_predictor_known
         and layout.bits in _READABLE_BITS.get(layout.sample_format, ())
         and layout.compression in _BYTE_COMPRESSIONS
-        and colours <= layout.samples <= _MAX_SAMPLES
+        and _count_colours(layout) <= layout.samples <= _MAX_SAMPLES
     )
 
 
@@ -134,6 +154,8 @@ def read_deep_page(data: bytes, bits: int) -> Image.Image | None:
     Raises:
         ImageError: see `scale_to_8_bits`.
     """
+    if data[:2] in (b"P2", b"P3"):  # OpenCV wants a line break behind the last number
+        data += b"\n"
     values = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     if values is None or values.dtype != np.uint16 or (values.ndim == 3 and values.shape[2] not in (3, 4)):
         return None
@@ -145,21 +167,29 @@ def read_deep_page(data: bytes, bits: int) -> Image.Image | None:
     return Image.fromarray(np.ascontiguousarray(page))
 
 
-def read_samples(data: bytes, layout: SampleLayout) -> np.ndarray:
-    """Return a page's samples, (height, width, samples), in the machine's byte order."""
-    planes = layout.samples if layout.is_planar else 1
-    values = [_read_plane(data, layout, plane) for plane in range(planes)]
-    return values[0] if planes == 1 else np.dstack(values)
+def read_samples(data: bytes, layout: SampleLayout, kept: list[int]) -> np.ndarray:
+    """Return those samples of each pixel that `kept` lists, (height, width, kept), in the machine's byte order."""
+    if not layout.is_planar:
+        return _read_plane(data, layout, 0, kept)
+    first = _read_plane(data, layout, kept[0], [0])
+    values = np.empty((*first.shape[:2], len(kept)), first.dtype)
+    values[..., :1] = first
+    for index, plane in enumerate(kept[1:], start=1):
+        values[..., index : index + 1] = _read_plane(data, layout, plane, [0])
+    return values
 
 
-def _read_plane(data: bytes, layout: SampleLayout, plane: int) -> np.ndarray:
-    """Return (height, width, n): all samples of a chunky page, or one of a planar one."""
+def _read_plane(data: bytes, layout: SampleLayout, plane: int, kept: list[int]) -> np.ndarray:
+    """Return the `kept` samples of a chunky page's only plane, or the only one of a planar page's: (height, width, n).
+
+    The rows are interpreted in blocks, so that a page takes little more memory than its bytes and its kept samples.
+    """
     samples = 1 if layout.is_planar else layout.samples
     block_px = layout.tile_width_px or layout.width_px
     blocks = -(-layout.width_px // block_px)
     block_bytes = -(-block_px * samples * layout.bits // 8)
     replaced: dict[int, tuple[int, ...]] = {
-        WIDTH: (blocks * block_bytes,), BITS: (8,), PHOTOMETRIC: (1,), SAMPLES: (1,),
+        WIDTH: (blocks * block_bytes,), BITS: (8,), PHOTOMETRIC: (1,), SAMPLES: (1,), GDAL_NODATA: (),
         PLANAR: (), PREDICTOR: (), SAMPLE_FORMAT: (), EXTRA_SAMPLES: (), COLOUR_MAP: (),
     }  # fmt: skip
     if layout.tile_width_px:
@@ -172,10 +202,20 @@ def _read_plane(data: bytes, layout: SampleLayout, plane: int) -> np.ndarray:
             count = len(parts) // layout.samples
             if parts:
                 replaced[tag] = parts[plane * count : (plane + 1) * count]
+    rows = max(1, _BLOCK_BYTES // (blocks * block_bytes))
+    page: np.ndarray | None = None
     with Image.open(io.BytesIO(tiff.strip(replaced)), formats=("TIFF",)) as image:
-        raw = np.asarray(image).reshape(layout.height_px, blocks, block_bytes)
-    values = _undo_predictor(_interpret(raw, layout, block_px * samples), layout, samples)
-    return values.reshape(layout.height_px, blocks * block_px, samples)[:, : layout.width_px]
+        for top in range(0, layout.height_px, rows):
+            bottom = min(top + rows, layout.height_px)
+            raw = np.asarray(image.crop((0, top, blocks * block_bytes, bottom))).reshape(-1, blocks, block_bytes)
+            values = _undo_predictor(_interpret(raw, layout, block_px * samples), layout, samples)
+            values = values.reshape(bottom - top, blocks * block_px, samples)[:, : layout.width_px]
+            if page is None:
+                page = np.empty((layout.height_px, layout.width_px, len(kept)), values.dtype)
+            for index, sample in enumerate(kept):
+                page[top:bottom, :, index] = values[..., sample]
+    assert page is not None
+    return page
 
 
 def _interpret(raw: np.ndarray, layout: SampleLayout, count: int) -> np.ndarray:
@@ -183,9 +223,8 @@ def _interpret(raw: np.ndarray, layout: SampleLayout, count: int) -> np.ndarray:
     if layout.predictor == 3:  # the row's most significant bytes come first, then the next ones, in any byte order
         size = layout.bits // 8
         planes = _accumulate(raw, 1 if layout.is_planar else layout.samples).reshape(*raw.shape[:2], size, count)
-        return (
-            np.ascontiguousarray(planes.swapaxes(2, 3)).view(f">f{size}").reshape(*raw.shape[:2], count).astype("=f8")
-        )
+        values = np.ascontiguousarray(planes.swapaxes(2, 3)).view(f">f{size}").reshape(*raw.shape[:2], count)
+        return values.astype(f"=f{size}")
     if layout.bits in (8, 16, 32, 64):
         # Differences are taken of whole numbers, floats too.
         letter = "u" if layout.predictor == 2 else _LETTERS[layout.sample_format]
@@ -210,49 +249,3 @@ def _accumulate(values: np.ndarray, samples: int) -> np.ndarray:
     """Add up each sample along its row, (rows, blocks, row), wrapping as the values' type does."""
     pixels = values.reshape(*values.shape[:2], -1, samples)
     return np.cumsum(pixels, axis=2, dtype=values.dtype).reshape(values.shape)
-
-
-def scale_to_8_bits(values: np.ndarray, bits: int, stated_white: int | None = None) -> np.ndarray:
-    """Scale samples to uint8, linearly, by a range that holds them all: nothing is clipped.
-
-    With a negative sample, black is the smallest and white the largest. Else black is 0, and white is
-
-    - of packed samples of fewer than 16 bits: the largest value of their type;
-    - of wider integers: `stated_white` if that is plausible, else the smallest of 2^8-1, 2^10-1, 2^12-1, 2^14-1 and
-      2^16-1 that holds the largest sample, since scanners store 10 to 14 bits in 16; above that, the largest sample;
-    - of floats: 1, 255 or the largest sample, the smallest that holds all.
-
-    Raises:
-        ImageError: samples that are not finite numbers.
-    """
-    if not values.size:
-        return np.zeros(values.shape, np.uint8)
-    lowest, highest = float(values.min()), float(values.max())
-    if not np.isfinite(highest - lowest):
-        raise ImageError("the image has pixels that are not finite numbers")
-    black, white = 0.0, _find_white(values.dtype, bits, highest, stated_white)
-    if lowest < 0:
-        black, white = lowest, highest if highest > lowest else lowest + 1
-    if values.dtype.kind == "u" and white == 65535 and values.ndim == 3 and values.shape[2] == 3:
-        return (values >> 8).astype(np.uint8)  # as Pillow reads colours of 16 bits
-    if values.dtype == np.uint16:  # a table takes a fraction of the time and memory
-        page: np.ndarray = _scale(np.arange(int(highest) + 1), black, white)[values]
-        return page
-    return _scale(values, black, white)
-
-
-def _scale(values: np.ndarray, black: float, white: float) -> np.ndarray:
-    shades: np.ndarray = np.rint((values.astype(np.float64) - black) * (255.0 / (white - black))).astype(np.uint8)
-    return shades
-
-
-def _find_white(kind: np.dtype, bits: int, highest: float, stated_white: int | None) -> float:
-    if kind.kind == "f":
-        return 1.0 if highest <= 1 else max(255.0, highest)
-    largest = float(2 ** (bits - (kind.kind == "i")) - 1)
-    if bits < 16:
-        return largest
-    if stated_white is not None and max(255.0, highest) <= stated_white <= largest:
-        return float(stated_white)
-    whites = (min(2.0**significant - 1, largest) for significant in _SIGNIFICANT_BITS)
-    return next((white for white in whites if highest <= white), highest)

@@ -1,4 +1,4 @@
-"""The structure of TIFF files: their directories, which of them is the page, and how its samples are laid out.
+"""The structure of TIFF files: their directories, which of them is the page, and where its pixels are.
 
 Parsed from the raw bytes. Libraries that interpret all tags reject intact pages for one tag of the wrong type. Sources:
 TIFF 6.0 and its technical notes, BigTIFF.
@@ -7,27 +7,29 @@ TIFF 6.0 and its technical notes, BigTIFF.
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 
 NEW_SUBFILE_TYPE, SUBFILE_TYPE, SUB_IFDS = 254, 255, 330
 WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC = 256, 257, 258, 259, 262
 STRIP_OFFSETS, SAMPLES, STRIP_BYTES, PLANAR = 273, 277, 279, 284
 PREDICTOR, COLOUR_MAP, TILE_WIDTH, TILE_HEIGHT, TILE_OFFSETS, TILE_BYTES = 317, 320, 322, 323, 324, 325
 EXTRA_SAMPLES, SAMPLE_FORMAT, MAX_SAMPLE, ORIENTATION = 338, 339, 281, 274
+FILL_ORDER, ROWS_PER_STRIP, GDAL_NODATA = 266, 278, 42113
 
-# What a decoder needs: size, samples, compression and its tables, strips and tiles, colour model and palette.
+# What pixels need: size, samples, compression and its tables, strips and tiles, colour model, palette, missing data.
 _PIXEL_TAGS = frozenset(
     (256, 257, 258, 259, 262, 266, 273, 277, 278, 279, 281, 284, 292, 293, 317, 320, 322, 323, 324, 325, 332, 338, 339)
-) | frozenset((347, 512, 513, 514, 515, 517, 518, 519, 520, 521, 529, 530, 532))
+) | frozenset((347, 512, 513, 514, 515, 517, 518, 519, 520, 521, 529, 530, 532, 42113))
 # TIFF's integer types: BYTE, SHORT, LONG, IFD, and BigTIFF's LONG8 and IFD8.
 _INTEGERS = {1: "B", 3: "H", 4: "L", 13: "L", 16: "Q", 18: "Q"}
 _TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4}
-_PREDICTED = (5, 8, 32946, 34925, 50000)  # the compressions that heed the predictor: LZW, Deflate, LZMA, Zstandard
+_OLD_JPEG = 6  # a compression
 _REDUCED, _MASK = 1, 4  # bits of NewSubfileType
 _OLD_REDUCED = 2  # of the older SubfileType
 _MAX_DIRECTORIES = 10_000
 _MAX_SUB_IFDS = 100
 _MAX_ENTRIES = 4096  # of a directory; real ones have fewer than 200
+MAX_SAMPLES_PER_PIXEL = 65_535
 _MAX_VALUES = 10_000_000  # of a tag; the strips of a page are far fewer
 
 
@@ -37,6 +39,7 @@ class Ifd:
 
     entries: dict[int, int]  # tag -> offset of its first entry
     next: int  # offset of the next directory; 0 for none
+    size_bytes: int = 0  # of all entries, repeated tags included
 
 
 class Tiff:
@@ -77,13 +80,13 @@ class Tiff:
         entries: dict[int, int] = {}
         for offset in range(start, start + count * width, width):
             entries.setdefault(self._unpack("H", offset), offset)
-        return Ifd(entries, self._unpack(self._number, start + count * width))
+        return Ifd(entries, self._unpack(self._number, start + count * width), count * width)
 
     def list_ifds(self) -> Iterator[Ifd]:
-        """Yield the directories of the chain, up to the first damaged or repeated one."""
+        """Yield the directories of the chain, up to the first damaged, repeated or overlapping one."""
         seen: set[int] = set()
-        offset = self.first
-        while offset and offset not in seen and len(seen) < _MAX_DIRECTORIES:
+        offset, unused_bytes = self.first, len(self._data)
+        while offset and offset not in seen and len(seen) < _MAX_DIRECTORIES and unused_bytes > 0:
             seen.add(offset)
             try:
                 ifd = self.read_ifd(offset)
@@ -91,6 +94,7 @@ class Tiff:
                 return
             yield ifd
             offset = ifd.next
+            unused_bytes -= ifd.size_bytes
 
     def find_page(self) -> Ifd:
         """Return the directory of the first page: not a reduced copy (a thumbnail) of it, nor a mask.
@@ -103,17 +107,15 @@ class Tiff:
         for ifd in self.list_ifds():
             if self.is_page(ifd):
                 return ifd
-        chain = list(self.list_ifds())
-        below = (ifd for parent in chain for ifd in self._list_sub_ifds(parent))
-        sub_pages = (ifd for ifd in islice(below, _MAX_SUB_IFDS) if self.is_page(ifd))
-        return next(sub_pages, None) or (chain[0] if chain else self.read_ifd(self.first))
-
-    def _list_sub_ifds(self, parent: Ifd) -> Iterator[Ifd]:
-        for offset in self.read_integers(parent, SUB_IFDS)[:_MAX_SUB_IFDS]:
+        parents = (self.read_integers(parent, SUB_IFDS, _MAX_SUB_IFDS) for parent in self.list_ifds())
+        for offset in islice(chain.from_iterable(parents), _MAX_SUB_IFDS):
             try:
-                yield self.read_ifd(offset)
+                ifd = self.read_ifd(offset)
             except struct.error:
                 continue
+            if self.is_page(ifd):
+                return ifd
+        return self.read_ifd(self.first)
 
     def is_page(self, ifd: Ifd) -> bool:
         """Return whether the directory is a page in full size."""
@@ -122,30 +124,64 @@ class Tiff:
 
     def read_integer(self, ifd: Ifd, tag: int) -> int | None:
         """Return the tag's value if it is a single integer."""
-        values = self.read_integers(ifd, tag)
+        values = self.read_integers(ifd, tag, 2)
         return values[0] if len(values) == 1 else None
 
-    def read_integers(self, ifd: Ifd, tag: int) -> tuple[int, ...]:
-        """Return the tag's values; none if it is absent, damaged, or not of integers."""
+    def read_integers(self, ifd: Ifd, tag: int, limit: int = _MAX_VALUES) -> tuple[int, ...]:
+        """Return the tag's values, at most the first `limit`; none if it is absent, damaged, or not of integers."""
         offset = ifd.entries.get(tag)
         if offset is None:
             return ()
         kind, count = _INTEGERS.get(self._unpack("H", offset + 2)), self._unpack(self._number, offset + 4)
         if not kind or count > _MAX_VALUES:
             return ()
-        start = offset + (12 if self.big else 8)
-        if count * struct.calcsize(f"={kind}") > (8 if self.big else 4):
+        start, size = offset + (12 if self.big else 8), count * struct.calcsize(f"={kind}")
+        if size > (8 if self.big else 4):
             start = self._unpack(self._number, start)
-        if start > len(self._data):
+        if start + size > len(self._data):
             return ()
+        return struct.unpack_from(f"{self.order}{min(count, limit)}{kind}", self._data, start)
+
+    def has_truncated_pixels(self, ifd: Ifd) -> bool:
+        """Return whether a strip or tile of the page lies partly behind the end of the file.
+
+        The last strip of an uncompressed page may be stated too long, or not at all.
+        """
+        compression = self.read_integer(ifd, COMPRESSION) or 1
+        if compression == _OLD_JPEG:  # its strips are often stated wrongly, and aren't needed
+            return False
+        for offsets_tag, lengths_tag in ((STRIP_OFFSETS, STRIP_BYTES), (TILE_OFFSETS, TILE_BYTES)):
+            offsets, lengths = self.read_integers(ifd, offsets_tag), self.read_integers(ifd, lengths_tag)
+            if offsets_tag == STRIP_OFFSETS and compression == 1:
+                lengths = (*lengths[:-1], min([self._count_last_strip_bytes(ifd), *lengths[-1:]]))
+            if any(start + length > len(self._data) for start, length in zip(offsets, lengths, strict=False)):
+                return True
+        return False
+
+    def _count_last_strip_bytes(self, ifd: Ifd) -> int:
+        width, height, rows = (self.read_integer(ifd, tag) or 0 for tag in (WIDTH, HEIGHT, ROWS_PER_STRIP))
+        rows = min(rows or height, height) or 1
+        bits = self.read_integers(ifd, BITS, MAX_SAMPLES_PER_PIXEL) or (1,)
+        row_bits = width * (bits[0] if self.read_integer(ifd, PLANAR) == 2 else sum(bits))
+        return (height % rows or rows) * -(-row_bits // 8)
+
+    def read_number(self, ifd: Ifd, tag: int) -> float | None:
+        """Return the number that the tag's text, of at most 40 characters, states; None if it states none."""
+        offset = ifd.entries.get(tag)
+        count = self._unpack(self._number, offset + 4) if offset is not None else 0
+        if offset is None or count > 40 or self._unpack("H", offset + 2) != 2:
+            return None
+        start = offset + (12 if self.big else 8)
+        if count > (8 if self.big else 4):
+            start = self._unpack(self._number, start)
         try:
-            return struct.unpack_from(f"{self.order}{count}{kind}", self._data, start)
-        except struct.error:
-            return ()
+            return float(self._data[start : start + count].rstrip(b"\0"))
+        except ValueError:
+            return None
 
     def read_photometric(self, ifd: Ifd) -> int:
         """Return what the page's colours mean. Where the required tag is missing, guess as libtiff does."""
-        if values := self.read_integers(ifd, PHOTOMETRIC):
+        if values := self.read_integers(ifd, PHOTOMETRIC, 1):
             return values[0]
         compression, samples = self.read_integer(ifd, COMPRESSION) or 1, self.read_integer(ifd, SAMPLES) or 1
         if compression in (2, 3, 4):  # fax
@@ -199,32 +235,6 @@ class Tiff:
         return kind, count if size else 0, self._data[start : start + size]
 
 
-@dataclass(frozen=True)
-class SampleLayout:
-    """How a TIFF's page stores its samples."""
-
-    order: str  # "<" or ">"
-    width_px: int
-    height_px: int
-    bits: int  # per sample
-    samples: int  # per pixel
-    sample_format: int  # 1 unsigned, 2 signed, 3 float
-    photometric: int  # 0 grey whose zero is white, 1 grey whose zero is black, 2 RGB, ...
-    extra: tuple[int, ...]  # samples beside the colours: 0 unspecified, 1 premultiplied alpha, 2 alpha
-    compression: int
-    predictor: int
-    is_planar: bool  # each sample of the pixel in strips of its own
-    tile_width_px: int | None  # None for strips
-    tile_height_px: int | None
-    stated_white: int | None  # MaxSampleValue
-
-    @property
-    def padded_width_px(self) -> int:
-        """The width of a row of the page's tiles."""
-        tile = self.tile_width_px or self.width_px
-        return -(-self.width_px // tile) * tile
-
-
 def is_tiff(data: bytes) -> bool:
     """Return whether the data starts like a TIFF or BigTIFF; two common headers have the number's bytes swapped."""
     return data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"II\0*", b"MM*\0")
@@ -239,36 +249,10 @@ def count_tiff_pages(data: bytes) -> int:
         return 1
 
 
-def read_layout(data: bytes) -> SampleLayout | None:
-    """Return the layout of a TIFF's page; None if a tag that states it is missing or contradicts another."""
+def is_truncated_tiff(data: bytes) -> bool:
+    """Return whether pixels of a TIFF's page are missing; False where its tags are unreadable."""
     try:
         tiff = Tiff(data)
-        ifd = tiff.find_page()
-        first = {tag: (tiff.read_integers(ifd, tag) or (None,))[0] for tag in ifd.entries}
-        bits = tiff.read_integers(ifd, BITS) or (1,)
-        formats = tiff.read_integers(ifd, SAMPLE_FORMAT) or (1,)
-        extra = tiff.read_integers(ifd, EXTRA_SAMPLES)
-        photometric = tiff.read_photometric(ifd)
+        return tiff.has_truncated_pixels(tiff.find_page())
     except (struct.error, ValueError):
-        return None
-    width, height, samples = first.get(WIDTH), first.get(HEIGHT), first.get(SAMPLES) or 1
-    compression = first.get(COMPRESSION) or 1
-    tile_width = first.get(TILE_WIDTH) if TILE_OFFSETS in ifd.entries else None
-    if not width or not height or len(set(bits)) > 1 or len(set(formats)) > 1:
-        return None
-    return SampleLayout(
-        order=tiff.order,
-        width_px=width,
-        height_px=height,
-        bits=bits[0],
-        samples=samples,
-        sample_format=1 if formats[0] == 4 else formats[0],  # 4: undefined
-        photometric=photometric,
-        extra=extra,
-        compression=compression,
-        predictor=(first.get(PREDICTOR) or 1) if compression in _PREDICTED else 1,
-        is_planar=first.get(PLANAR) == 2 and samples > 1,
-        tile_width_px=tile_width or None,
-        tile_height_px=first.get(TILE_HEIGHT) if tile_width else None,
-        stated_white=first.get(MAX_SAMPLE),
-    )
+        return False

@@ -48,6 +48,8 @@ def test_newer_formats_are_read(mode: str, kind: str, options: dict[str, object]
         (b"P5 3 1 4095\n" + struct.pack(">3H", 0, 1365, 4095), [0, 85, 255]),
         (b"P5 3 1 65535\n" + struct.pack(">3H", 0, 21845, 65535), [0, 85, 255]),
         (b"P5 3 1 65535\n" + struct.pack(">3H", 0, 1365, 4095), [0, 85, 255]),
+        (b"P2 3 1 65535 0 1365 4095", [0, 85, 255]),
+        (b"P3 2 1 65535 341 341 341 1023 1023 1023", [85, 255]),
         (b"P6 1 1 1023\n" + struct.pack(">3H", 341, 341, 341), [85]),
         (b"P6 2 1 65535\n" + struct.pack(">6H", 341, 341, 341, 1023, 1023, 1023), [85, 255]),
     ],
@@ -102,9 +104,12 @@ def test_dark_colours_with_alpha_are_blended_with_white() -> None:
     assert np.abs(decode_image(data.tobytes(), LIMIT)[0, :, 0].astype(int) - [128, 0, 255]).max() <= 1
 
 
-def test_white_of_16_bit_jpeg_2000_colours_does_not_wrap_to_black() -> None:
-    _, data = cv2.imencode(".jp2", np.full((128, 128, 3), 65535, np.uint16))
-    assert decode_image(data.tobytes(), LIMIT).min() >= 254
+def test_white_of_16_bit_jpeg_2000_colours_does_not_wrap_to_black(capfd: pytest.CaptureFixture[str]) -> None:
+    data = encode(Image.fromarray(np.full((16, 16), 65535, np.uint16)), "JPEG2000", no_jp2=True)
+    assert decode_image(data, LIMIT).min() >= 254
+    _, colours = cv2.imencode(".jp2", np.full((128, 128, 3), 65535, np.uint16))
+    assert decode_image(colours.tobytes(), LIMIT).min() >= 254
+    assert capfd.readouterr().err == ""  # OpenCV would report an unknown colour space
 
 
 # --- HEIC ------------------------------------------------------------------------------------------------------------

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import struct
+import tracemalloc
 import zlib
 
 import cv2
 import numpy as np
 import pytest
 
+from doccls.data import samples, scaling
 from doccls.data.formats import ImageError
 from doccls.data.images import decode_image
-from doccls.data.samples import read_samples, scale_to_8_bits
-from doccls.data.tiff import read_layout
+from doccls.data.samples import read_samples
+from doccls.data.scaling import scale_to_8_bits
+from doccls.data.tiff_layout import read_layout
 
 LIMIT = 10**6
 RAW, DEFLATE = 1, 8
@@ -128,7 +131,7 @@ def test_samples_are_those_that_opencv_reads(shape: tuple[int, ...], compression
     reference = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     layout = read_layout(data)
     assert layout is not None
-    samples = read_samples(data, layout)
+    samples = read_samples(data, layout, list(range(layout.samples)))
     assert samples.dtype == reference.dtype
     assert np.array_equal(samples, reference[..., ::-1] if len(shape) == 3 else reference[..., None])
 
@@ -149,7 +152,7 @@ def test_horizontal_differences_are_undone_in_each_tile(kind: str, order: str) -
     tags = {258: 8 * values.itemsize, 259: DEFLATE, 317: 2, 322: 16, 323: 16, 339: FORMATS[kind[0]]}
     data = render_tiff(40, 20, tags, tiles, order)
     layout = read_layout(data)
-    assert layout is not None and np.array_equal(read_samples(data, layout), values)
+    assert layout is not None and np.array_equal(read_samples(data, layout, list(range(layout.samples))), values)
 
 
 def test_predictor_without_compression_is_ignored_as_by_opencv() -> None:
@@ -157,7 +160,9 @@ def test_predictor_without_compression_is_ignored_as_by_opencv() -> None:
     data = render_tiff(10, 2, {258: 16, 317: 2}, [values.tobytes()])
     assert np.array_equal(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED), values)
     layout = read_layout(data)
-    assert layout is not None and np.array_equal(read_samples(data, layout)[..., 0], values)
+    assert layout is not None and np.array_equal(
+        read_samples(data, layout, list(range(layout.samples)))[..., 0], values
+    )
 
 
 @pytest.mark.parametrize("order", ["<", ">"])
@@ -175,7 +180,7 @@ def test_float_differences_are_undone(samples: int, kind: str, order: str) -> No
     tags = {258: (8 * size,) * samples, 259: DEFLATE, 262: GREY if samples == 1 else RGB, 277: samples}
     data = render_tiff(10, 6, tags | {278: 4, 317: 3, 339: (FLOAT,) * samples}, strips, order)
     layout = read_layout(data)
-    assert layout is not None and np.array_equal(read_samples(data, layout), values)
+    assert layout is not None and np.array_equal(read_samples(data, layout, list(range(layout.samples))), values)
 
 
 @pytest.mark.parametrize("compression", [RAW, DEFLATE])
@@ -200,6 +205,40 @@ def test_alpha_of_16_bits_is_blended_with_white(alpha: int, expected: list[int])
 def test_grey_with_alpha_whose_zero_is_white_is_read() -> None:
     data = render_tiff(3, 1, {258: (8, 8), 262: GREY_WHITE_IS_ZERO, 277: 2, 338: 2}, [bytes([0, 255, 255, 255, 9, 0])])
     assert decode_image(data, LIMIT)[0, :, 0].tolist() == [255, 0, 255]
+
+
+@pytest.mark.parametrize("is_planar", [False, True])
+@pytest.mark.parametrize("kind", ["u1", "u2"])
+@pytest.mark.parametrize(
+    ("pixel", "extra", "photometric", "expected"),
+    [
+        ([100, 128], (2,), GREY, [177] * 3),
+        ([100, 128], (1,), GREY, [227] * 3),
+        ([100, 128], (0,), GREY, [100] * 3),
+        ([100, 0, 128, 128], (1,), RGB, [227, 127, 255]),
+        ([100, 0, 200, 128], (2,), RGB, [177, 127, 227]),
+        ([100, 0, 200, 9, 128], (0, 2), RGB, [177, 127, 227]),
+        ([100, 9, 128], (0, 1), GREY, [227] * 3),
+    ],
+)
+def test_stated_alpha_is_blended_with_white_wherever_it_is_stored(
+    pixel: list[int], extra: tuple[int, ...], photometric: int, expected: list[int], kind: str, is_planar: bool
+) -> None:
+    values = np.array([pixel, [255] * len(pixel)]).astype(kind) * (257 if kind == "u2" else 1)
+    strips = [plane.tobytes() for plane in values.T] if is_planar else [values.tobytes()]
+    tags = {258: (8 * values.itemsize,) * len(pixel), 262: photometric, 277: len(pixel), 338: extra}
+    page = decode_image(render_tiff(2, 1, tags | ({284: 2} if is_planar else {}), strips), LIMIT)
+    assert np.abs(page[0, 0].astype(int) - expected).max() <= 1 and page[0, 1].tolist() == [255] * 3
+
+
+def test_reversed_bits_of_8_bit_negative_are_read() -> None:
+    data = render_tiff(3, 1, {262: GREY_WHITE_IS_ZERO, 266: 2}, [bytes([0, 0b10000000, 0b00001111])])
+    assert decode_image(data, LIMIT)[0, :, 0].tolist() == [255, 254, 15]
+
+
+def test_sample_format_0_means_unsigned() -> None:
+    data = render_tiff(3, 1, {258: 16, 339: 0}, [np.array([0, 20000, 65535], "<u2").tobytes()])
+    assert decode_image(data, LIMIT)[0, :, 0].tolist() == [0, 78, 255]
 
 
 @pytest.mark.parametrize("bits", [1, 8, 16])
@@ -244,7 +283,7 @@ def test_stated_white_counts_where_it_holds_the_page(stated: int | None, white: 
     [
         np.array([-1, 0, 1], "f4"), np.array([-0.5, 0, 0.5], "f8"), np.array([-1000, 0, 1000], "i2"),
         np.array([-1000, 0, 1000], "i4"), np.array([-(2**31), -1, 2**31 - 1], "i4"), np.array([-9, -7, -5], "i1"),
-        np.array([-3e38, 0, 3e38], "f4"),
+        np.array([-9e29, 0, 9e29], "f4"),
     ],
 )  # fmt: skip
 def test_negative_samples_are_stretched_from_smallest_to_largest(values: np.ndarray) -> None:
@@ -254,6 +293,57 @@ def test_negative_samples_are_stretched_from_smallest_to_largest(values: np.ndar
 @pytest.mark.parametrize("values", [np.full(3, -5, "i2"), np.full(3, 0, "u2"), np.full(3, -0.5, "f4")])
 def test_page_of_one_sample_without_white_is_black(values: np.ndarray) -> None:
     assert scale_to_8_bits(values, 8 * values.itemsize).tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("values", [np.full(3, -(2**62), "i8"), np.array([-5e-324, 0, 0], "f8")])
+def test_page_of_too_small_range_is_black(values: np.ndarray) -> None:
+    with np.errstate(all="raise"):
+        assert scale_to_8_bits(values, 64).tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("missing", [-3.4028235e38, 3.4028235e38, 1e30, -1e30])
+def test_floats_that_mark_missing_data_are_black_and_leave_the_range(missing: float) -> None:
+    values = np.array([[missing, 0, 0.5, 1], [missing, 0, 0, 0.25]], "<f4")
+    assert decode_image(render_page(values), LIMIT)[..., 0].tolist() == [[0, 0, 128, 255], [0, 0, 0, 64]]
+    assert not decode_image(render_page(np.full((4, 4), missing, "<f4")), LIMIT).any()
+
+
+@pytest.mark.parametrize(
+    ("kind", "nodata", "expected"),
+    [
+        ("f4", "-9999", [0, 0, 128, 255]), ("f8", "nan", [0, 0, 128, 255]), ("i2", "-32768", [0, 0, 0, 1]),
+        ("u2", "65535", [0, 0, 0, 1]), ("i4", "-9999 ", [0, 0, 0, 1]),
+    ],
+)  # fmt: skip
+def test_samples_that_gdal_marks_as_missing_are_black(kind: str, nodata: str, expected: list[int]) -> None:
+    values = np.array([[float(nodata), 0, 0.5, 1]])
+    data = render_gdal_page(values.astype(f"<{kind}"), nodata)
+    assert decode_image(data, LIMIT)[0, :, 0].tolist() == expected
+
+
+@pytest.mark.parametrize("nodata", ["", "none", "1e999", "7" * 99, "0,5"])
+def test_unusable_marks_of_missing_data_are_ignored(nodata: str) -> None:
+    values = np.array([[0, 0.5, 1]], "<f4")
+    assert decode_image(render_gdal_page(values, nodata), LIMIT)[0, :, 0].tolist() == [0, 128, 255]
+
+
+@pytest.mark.parametrize("kind", [0, 1, 2, 5, 12, 99])
+@pytest.mark.parametrize("count", [0, 1, 8, 40, 2**31])
+@pytest.mark.parametrize("bits", [8, 16])
+def test_malformed_mark_of_missing_data_is_ignored(bits: int, count: int, kind: int) -> None:
+    data = render_tiff(2, 2, {258: bits, 42113: 0}, [bytes(8)])
+    data = data.replace(struct.pack("<HHLL", 42113, 4, 1, 0), struct.pack("<HHLL", 42113, kind, count, len(data) - 3))
+    assert decode_image(data, LIMIT).shape == (2, 2, 3)
+
+
+def render_gdal_page(values: np.ndarray, nodata: str) -> bytes:
+    """Render a grey page of one row with the text tag GDAL_NODATA."""
+    text, pixels = nodata.encode() + bytes(8), values.tobytes()
+    tags = {258: 8 * values.itemsize, 339: FORMATS[values.dtype.kind], 279: len(pixels), 42113: 0}
+    data = render_tiff(values.shape[1], 1, tags, [pixels + text])
+    start = 8 + len(pixels)
+    value = struct.pack("<L", start) if len(nodata) >= 4 else text[:4]
+    return data.replace(struct.pack("<HHLL", 42113, 4, 1, 0), struct.pack("<HHL", 42113, 2, len(nodata) + 1) + value)
 
 
 @pytest.mark.parametrize("kind", ["f2", "f4", "f8"])
@@ -286,6 +376,28 @@ def test_pixel_limit_applies_to_wide_samples() -> None:
         decode_image(data, 599)
 
 
+def test_limit_of_decoded_bytes_is_eight_per_pixel() -> None:
+    assert decode_image(render_page(np.zeros((20, 30), "f8")), 600).shape == (20, 30, 3)
+    with pytest.raises(ImageError, match=r"30 x 20 px take 7200 bytes, more than 8 x data\.max_image_pixels = 4800"):
+        decode_image(render_page(np.zeros((20, 30, 3), "f4")), 600)
+
+
+@pytest.mark.parametrize("kind", ["u2", "i4", "f4", "f8"])
+def test_page_needs_little_more_memory_than_its_samples(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow holds all 8 samples of a pixel; NumPy's arrays, which tracemalloc counts, only the one that is used."""
+    monkeypatch.setattr(samples, "_BLOCK_BYTES", 2**16)
+    monkeypatch.setattr(scaling, "_BLOCK_SAMPLES", 2**13)
+    values = np.zeros((300, 400, 8), kind)
+    data = render_page(values, compression=DEFLATE, photometric=GREY)
+    tracemalloc.start()
+    try:
+        page = decode_image(data, LIMIT)
+        peak_bytes = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert page.shape == (300, 400, 3) and peak_bytes < 300 * 400 * (2 * values.itemsize + 10)
+
+
 @pytest.mark.parametrize("bits", [8, 16])
 @pytest.mark.parametrize(("width", "height"), [(2**24, 16), (16, 2**24)])
 def test_huge_tiles_of_a_small_page_are_refused(width: int, height: int, bits: int) -> None:
@@ -301,3 +413,50 @@ def test_truncated_wide_page_is_refused(compression: int) -> None:
     tags = {273: 500} if compression == RAW else {279: 300}
     with pytest.raises(ImageError):
         decode_image(render_tiff(16, 16, {258: 16, 259: compression, **tags}, [strip]), LIMIT)
+
+
+def render_shifted(tags: dict[int, int | tuple[int, ...]], strips: list[bytes], missing_bytes: int) -> bytes:
+    """Render a TIFF of 16 x 16 px whose last strip lies at the end of the file, without its last bytes."""
+    length = len(render_tiff(16, 16, tags, strips))
+    offsets = tuple(8 + sum(map(len, strips[:index])) for index in range(len(strips) - 1))
+    tag = 324 if 322 in tags else 273
+    data = render_tiff(16, 16, tags | {tag: (*offsets, length)}, strips) + strips[-1]
+    return data[: len(data) - missing_bytes]
+
+
+@pytest.mark.parametrize("missing_bytes", [1, 90])
+@pytest.mark.parametrize(
+    ("tags", "strip_bytes"),
+    [
+        ({}, (256,)),
+        ({278: 10}, (160, 96)),
+        ({258: 16}, (512,)),
+        ({258: (8, 8, 8), 262: RGB, 277: 3, 284: 2}, (256, 256, 256)),
+        ({258: 12, 322: 16, 323: 16}, (384,)),
+    ],
+)
+def test_page_without_its_last_bytes_is_refused(
+    tags: dict[int, int | tuple[int, ...]], strip_bytes: tuple[int, ...], missing_bytes: int
+) -> None:
+    """The directory that `strip` appends must not be taken for pixels."""
+    strips = [bytes(length) for length in strip_bytes]
+    assert decode_image(render_shifted(tags, strips, 0), LIMIT).shape == (16, 16, 3)
+    with pytest.raises(ImageError, match="the TIFF is truncated"):
+        decode_image(render_shifted(tags, strips, missing_bytes), LIMIT)
+
+
+@pytest.mark.parametrize(
+    ("tags", "strips"),
+    [
+        ({278: 10, 279: (160, 160)}, [bytes(160), bytes([9]) * 96]),
+        ({279: 300}, [bytes(160) + bytes([9]) * 96]),
+        ({278: 2**32 - 1, 279: 300}, [bytes(160) + bytes([9]) * 96]),
+        ({279: ()}, [bytes(160) + bytes([9]) * 96]),
+    ],
+)
+def test_last_strip_may_be_stated_too_long_or_not_at_all(
+    tags: dict[int, int | tuple[int, ...]], strips: list[bytes]
+) -> None:
+    assert np.unique(decode_image(render_shifted(tags, strips, 0), LIMIT)).tolist() == [0, 9]
+    with pytest.raises(ImageError, match="the TIFF is truncated"):
+        decode_image(render_shifted(tags, strips, 1), LIMIT)

@@ -10,7 +10,8 @@ import pytest
 from doccls.data.formats import ImageError
 from doccls.data.images import count_pages, decode_image
 from doccls.data.metadata import read_orientation
-from doccls.data.tiff import count_tiff_pages, read_layout
+from doccls.data.tiff import Ifd, Tiff, count_tiff_pages
+from doccls.data.tiff_layout import read_layout
 
 LIMIT = 10**6
 NEW_SUBFILE_TYPE, SUBFILE_TYPE, ORIENTATION, SUB_IFDS = 254, 255, 274, 330
@@ -89,6 +90,18 @@ def test_orientation_is_that_of_the_page(order: str) -> None:
     assert read_orientation(data) == 6 and decode_image(data, LIMIT).shape == (4, 2, 3)
 
 
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize(("stated", "expected"), [({}, 6), ({ORIENTATION: 1}, 1), ({ORIENTATION: 9}, 6)])
+@pytest.mark.parametrize("is_below", [False, True])
+def test_orientation_of_the_thumbnail_counts_where_the_page_has_none(
+    is_below: bool, stated: Tags, expected: int, order: str
+) -> None:
+    thumbnail = THUMBNAIL | {ORIENTATION: 6}
+    data = render_directories([thumbnail], [stated], order) if is_below else render_directories([thumbnail, stated])
+    assert read_orientation(data) == expected
+    assert decode_image(data, LIMIT).shape == ((4, 2, 3) if expected == 6 else (2, 4, 3))
+
+
 def test_wide_page_behind_a_thumbnail_is_read() -> None:
     data = render_directories([THUMBNAIL, {258: 16, 256: 2, 262: 0}])
     assert decode_image(data, LIMIT).shape == (2, 2, 3)
@@ -120,6 +133,46 @@ def test_directories_of_impossible_length_are_not_read() -> None:
     """The first one claims 65,535 entries; thousands of such, overlapping, would take minutes."""
     data = b"II*\0\x08\0\0\0" + b"\xff" * 2_000_000
     assert count_tiff_pages(data) == 1 and read_layout(data) is None
+
+
+class CountingTiff(Tiff):
+    """A TIFF that counts the directory entries and values that are read from it."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(data)
+        self.read = 0
+
+    def read_ifd(self, start: int) -> Ifd:
+        self.read += 1
+        return super().read_ifd(start)
+
+    def read_integers(self, ifd: Ifd, tag: int, limit: int = 10**7) -> tuple[int, ...]:
+        values = super().read_integers(ifd, tag, limit)
+        self.read += len(values)
+        return values
+
+
+def test_work_of_finding_a_page_is_bounded() -> None:
+    """Each of 25 directories claims a million sub-directories, all of them damaged, and types of a million values."""
+    data = bytearray(render_directories([THUMBNAIL] * 25))
+    entry = struct.pack("<HHL", NEW_SUBFILE_TYPE, 4, 1)
+    for start in [index for index in range(len(data)) if data.startswith(entry, index)]:
+        struct.pack_into("<HHLL", data, start + 12, SUB_IFDS, 3, 10**6, len(data))
+    tiff = CountingTiff(bytes(data) + b"\xff" * 2 * 10**6)
+    assert tiff.find_page() == tiff.read_ifd(tiff.first) and tiff.read < 2_000
+    types = bytes(data).replace(entry, struct.pack("<HHL", NEW_SUBFILE_TYPE, 3, 10**6))
+    tiff = CountingTiff(types + b"\xff" * 2 * 10**6)
+    assert tiff.find_page() == tiff.read_ifd(tiff.first) and tiff.read < 2_000
+
+
+def test_overlapping_directories_end() -> None:
+    """Each of 10,000 directories in 110 kB claims 4000 entries, 40 million together."""
+    starts = [8 + 6 * index for index in range(10_000)]
+    data = bytearray(b"II*\0\x08\0\0\0" + bytes(6 * 10_000 + 48_008))
+    for start in starts:
+        struct.pack_into("<H", data, start, 4000)
+        struct.pack_into("<L", data, start + 2 + 12 * 4000, start + 6)
+    assert len(list(Tiff(bytes(data)).list_ifds())) <= 3
 
 
 @pytest.mark.parametrize("order", ["<", ">"])
