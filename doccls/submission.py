@@ -73,7 +73,7 @@ def check_replacement(paths: RunPaths, coverage: Coverage, id_col: str, ids: Seq
     """
     if not coverage.num_predicted:
         raise UserError(f"none of the {coverage.num_rows} test images can be used: there is nothing to predict")
-    if not is_file(paths.submission):
+    if not is_file(paths.submission) or not paths.submission.stat().st_size:
         return
     try:
         existing_ids = read_table(paths.submission, "submission", [id_col]).cells.get(id_col, ())

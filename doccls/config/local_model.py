@@ -53,8 +53,8 @@ def read_architecture(folder: Path) -> tuple[str, bool | None]:
     """
     path = folder / CONFIG_FILE
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        architecture, pretrained = content["architecture"], content.get("pretrained_cfg", content)
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        architecture, pretrained = content["architecture"], content.get("pretrained_cfg") or content
         fixed = pretrained.get("fixed_input_size")
         if not isinstance(architecture, str):
             raise TypeError("not a string")

@@ -52,9 +52,9 @@ def resolve_path(
     """
     if "\0" in stated:
         raise PathError("a path can't contain a NUL character")
-    expanded = _expand_home(stated)
+    expanded = _expand_home(stated, base)
     if variables is not None:
-        expanded = _expand_home(_expand_variables(expanded, base, variables))
+        expanded = _expand_home(_expand_variables(expanded, base, variables), base)
     try:
         absolute = Path(os.path.abspath(expanded if base is None else base / expanded))  # noqa: PTH100 (collapses `..`)
         resolved = Path(os.path.realpath(expanded if base is None else base / expanded))
@@ -94,9 +94,9 @@ def leave_deleted_folder() -> None:
         os.chdir("/")
 
 
-def _expand_home(stated: str) -> str:
+def _expand_home(stated: str, base: Path | None) -> str:
     expanded = os.path.expanduser(stated)  # noqa: PTH111 (Path takes the `~x` of `./~x` for a user)
-    if stated.startswith("~") and expanded == stated and not os.path.lexists(stated):
+    if stated.startswith("~") and expanded == stated and not os.path.lexists(stated if base is None else base / stated):
         user = stated.partition("/")[0]
         raise PathError(f"the home folder {user} is unknown" + (": the variable HOME is not set" * (user == "~")))
     return expanded

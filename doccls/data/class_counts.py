@@ -7,6 +7,7 @@ import numpy as np
 from doccls.data.messages import format_examples
 
 _MAX_CLASSES_SHOWN = 200
+_MAX_NAME_LENGTH = 60
 
 
 def count_classes(targets_N: np.ndarray, fold_of_N: np.ndarray, num_classes: int, num_folds: int) -> np.ndarray:
@@ -18,11 +19,12 @@ def count_classes(targets_N: np.ndarray, fold_of_N: np.ndarray, num_classes: int
 
 def render_counts(classes: Sequence[str], counts_CF: np.ndarray) -> list[str]:
     """Render one line per class with its sample counts in fold 0, 1, ..., for at most 200 classes."""
-    name_width = max(len(name) for name in classes[:_MAX_CLASSES_SHOWN])
+    names = [name if len(name) <= _MAX_NAME_LENGTH else f"{name[:_MAX_NAME_LENGTH]}..." for name in classes]
+    name_width = max(len(name) for name in names[:_MAX_CLASSES_SHOWN])
     width = len(str(counts_CF.max()))
     lines = [
         f"{name:{name_width}} : {' '.join(f'{count:{width}}' for count in counts)}"
-        for name, counts in zip(classes[:_MAX_CLASSES_SHOWN], counts_CF.tolist(), strict=False)
+        for name, counts in zip(names[:_MAX_CLASSES_SHOWN], counts_CF.tolist(), strict=False)
     ]
     num_hidden = len(classes) - _MAX_CLASSES_SHOWN
     return [*lines, f"... and {num_hidden} more classes"] if num_hidden > 0 else lines

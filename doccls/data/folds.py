@@ -167,17 +167,21 @@ def _read_fold_column(
     empty = sorted(allowed - set(fold_of_N.tolist()))
     if empty:
         raise UserError(f"column `fold`: no row is in fold {', '.join(map(str, empty))} (data.folds = {num_folds})")
-    split = np.flatnonzero(fold_of_N != fold_of_N[units.first_N])
-    if len(split) and not allow_split:
-        pairs = ((int(units.first_N[row]), row) for row in split.tolist())
-        examples = [f"lines {manifest.format_lines(pair)}: {format_ids(manifest, pair)}" for pair in pairs]
+    is_split = np.isin(units.first_N, units.first_N[fold_of_N != fold_of_N[units.first_N]])
+    rows_of: dict[int, list[int]] = {}
+    for row in np.flatnonzero(is_split).tolist():
+        rows_of.setdefault(int(units.first_N[row]), []).append(row)
+    if rows_of and not allow_split:
+        examples = [
+            f"lines {manifest.format_lines(rows)}: {format_ids(manifest, rows)}, folds {fold_of_N[rows].tolist()}"
+            for rows in rows_of.values()
+        ]
         raise UserError(
             f"{format_examples('images in two folds of the `fold` column', examples)}\n"
             "(correct the column, or remove it so that doccls assigns the folds; data.on_duplicate: allow keeps it as "
             "it is, with scores that are too high)"
         )
     _check_groups(manifest.groups or (), fold_of_N.tolist())
-    is_split = np.isin(units.first_N, units.first_N[split])
     return FoldAssignment(fold_of_N, num_folds, frozenset(np.flatnonzero(is_split).tolist()))
 
 

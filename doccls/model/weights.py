@@ -43,21 +43,25 @@ _MAX_DEPTH = 8  # of nested mappings; torch can store one that contains itself
 
 @dataclass(frozen=True)
 class _Fit:
-    """How tensors fit a model: those to load, and the names of those that are missing, of another type, or too many."""
+    """How tensors fit a model: those to load, and the names of those that don't fit."""
 
     tensors: StateDict
     missing: tuple[str, ...]
     misshapen: tuple[str, ...]  # with both types
     surplus: tuple[str, ...]  # of further blocks than the model has
+    non_finite: tuple[str, ...]
     expected: int  # tensors of the model
 
     @property
     def num_problems(self) -> int:
-        return len(self.missing) + len(self.misshapen) + len(self.surplus)
+        return len(self.missing) + len(self.misshapen) + len(self.surplus) + len(self.non_finite)
 
     def describe(self) -> str:
         """Return what does not fit."""
         kinds = ((self.missing, "are missing"), (self.misshapen, "have another shape or type"))
+        if self.non_finite:
+            shown = ", ".join(self.non_finite[:_MAX_SHOWN])
+            return f"is damaged: {len(self.non_finite)} tensors hold NaN or infinity, such as {shown}"
         if self.surplus and not self.missing and not self.misshapen:
             shown = ", ".join(self.surplus[:_MAX_SHOWN])
             return f"is of a larger model: {len(self.surplus)} tensors have no place in this one, such as {shown}"
@@ -135,7 +139,8 @@ def _compare(model: nn.Module, state_dict: StateDict, new_keys: set[str]) -> _Fi
         for key in sorted(required & stored.keys() - fitting.keys())
     )
     missing, surplus = tuple(sorted(required - stored.keys())), _list_surplus(model, state_dict, classifier)
-    return _Fit(fitting, missing, tuple(misshapen), surplus, len(expected))
+    non_finite = tuple(key for key, value in fitting.items() if not value.isfinite().all())
+    return _Fit(fitting, missing, tuple(misshapen), surplus, non_finite, len(expected))
 
 
 def _list_surplus(model: nn.Module, state_dict: StateDict, classifier: tuple[str, ...]) -> tuple[str, ...]:

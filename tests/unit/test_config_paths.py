@@ -16,6 +16,7 @@ from doccls.config.paths import (
     list_entries,
     list_matching,
     read_regular_file,
+    resolve_option,
     resolve_path,
 )
 from doccls.errors import UserError
@@ -213,6 +214,24 @@ def test_missing_permission_is_reported_with_folder_at_fault(tmp_path: Path) -> 
         None,
         f"no permission to write into {tmp_path / 'fine'}",
     ]
+
+
+def test_existing_name_that_begins_with_tilde_is_taken_as_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "~runs4711").mkdir()
+    assert resolve_path("~runs4711", tmp_path) == tmp_path / "~runs4711"
+    monkeypatch.chdir(tmp_path)
+    assert resolve_option(Path("~runs4711"), "RUN") == tmp_path / "~runs4711"
+
+
+def test_parent_of_link_is_that_of_its_target(tmp_path: Path) -> None:
+    (tmp_path / "real" / "data").mkdir(parents=True)
+    (tmp_path / "real" / "data" / "t.csv").touch()
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "link").symlink_to("../real/data")
+    (tmp_path / "a" / "data").symlink_to("/nowhere4711")
+    assert resolve_path("a/link/../data/t.csv", tmp_path) == tmp_path / "real" / "data" / "t.csv"
 
 
 def test_listings_survive_entries_of_every_kind(places: Path) -> None:

@@ -167,8 +167,14 @@ def test_fold_column_that_splits_an_image_is_rejected() -> None:
     with pytest.raises(UserError) as caught:
         assign(manifest, 2, True, 0)
     message = str(caught.value)
-    assert "images in two folds of the `fold` column: 1\n    lines 2 and 4: IDs 'id0', 'id2'" in message
+    assert "images in two folds of the `fold` column: 1\n    lines 2 and 4: IDs 'id0', 'id2', folds [0, 1]\n" in message
     assert "data.on_duplicate: allow keeps it" in message
+
+
+def test_image_in_three_rows_is_one_split_image() -> None:
+    manifest = make_manifest([0, 1, 0, 1], folds=["0", "1", "1", "0"], images=["a.jpg", "a.jpg", "a.jpg", "c.jpg"])
+    with pytest.raises(UserError, match=r"column: 1\n    lines 2 and 3 and 4: .*, folds \[0, 1, 1\]\n"):
+        assign(manifest, 2, True, 0)
 
 
 def test_fold_column_may_split_an_image_if_allowed() -> None:

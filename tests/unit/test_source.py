@@ -64,6 +64,16 @@ def test_weights_of_former_name_are_fetched_by_current_name(monkeypatch: pytest.
     assert fetched == ["vit_tiny_patch16_224.augreg_in21k"]
 
 
+@pytest.mark.parametrize(
+    "content", [b'{"architecture": "test_vit", "pretrained_cfg": null}', b'{"architecture": "test_vit"}']
+)
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+def test_config_of_folder_needs_only_an_architecture(tmp_path: Path, content: bytes, mark: bytes) -> None:
+    (tmp_path / "config.json").write_bytes(mark + content)
+    check_model_name(f"local-dir:{tmp_path}")
+    assert has_fixed_input_size(f"local-dir:{tmp_path}") == has_fixed_input_size("test_vit")
+
+
 # --- folders ---------------------------------------------------------------------------------------------------------
 
 

@@ -117,6 +117,11 @@ def test_rows_are_compared_without_readable_record(paths: RunPaths, record: str 
         check_replacement(paths, Coverage((0, 1), 2, 2), "ID", ["a", "b"])
 
 
+def test_empty_submission_may_be_replaced(paths: RunPaths) -> None:
+    paths.submission.write_bytes(b"")
+    check_replacement(paths, Coverage((0,), 1, 1), "ID", ["a"])
+
+
 def test_unreadable_submission_is_not_replaced(paths: RunPaths) -> None:
     paths.submission.write_bytes(b"ID,target\n\xff,0\n")
     with pytest.raises(UserError, match=r"line 2: byte 0xff is not UTF-8 text(.|\n)*rename or delete it"):

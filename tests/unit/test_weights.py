@@ -113,6 +113,16 @@ def test_weights_of_deeper_model_are_refused(tmp_path: Path, prefix: str) -> Non
         build_model(config, 2, SIZE)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(tmp_path: Path, value: float) -> None:
+    state = make_state()
+    damaged = next(iter(state))
+    state[damaged].view(-1)[0] = value
+    torch.save(state, tmp_path / "damaged.pth")
+    with pytest.raises(UserError, match=rf"is damaged: 1 tensors hold NaN or infinity, such as {damaged}"):
+        build_model(ModelConfig(name="test_resnet", weights=tmp_path / "damaged.pth"), 2, SIZE)
+
+
 def test_heads_for_other_tasks_are_ignored(tmp_path: Path) -> None:
     state = make_state() | {"projector.0.weight": torch.zeros(3), "aux_head.weight": torch.zeros(3)}
     torch.save(state, tmp_path / "more.pth")
