@@ -209,7 +209,7 @@ def test_fold_column_that_splits_duplicates_is_refused_or_kept_with_a_warning(
 ) -> None:
     make_data([f"i{n}" for n in range(6)], ["0", "1"] * 3, extra={"fold": ["0.0", "1.0"] * 3})
     copy_page(tmp_path, "i2.jpg", "i3.jpg")
-    with pytest.raises(UserError, match=r"lines 4 and 5: IDs 'i2', 'i3'\n.*data.on_duplicate: allow keeps it"):
+    with pytest.raises(UserError, match=r"lines 4 and 5: .*, folds \[0, 1\]\n.*data.on_duplicate: allow keeps it"):
         prepare_data(make_config(data={"folds": 2}))
     prepared = prepare_data(make_config(data={"folds": 2, "on_duplicate": "allow"}))
     assert prepared.assignment.fold_of_N.tolist() == [0, 1] * 3 and prepared.assignment.split == {2, 3}
