@@ -79,11 +79,12 @@ def check_replacement(paths: RunPaths, coverage: Coverage, id_col: str, ids: Seq
         existing_ids = read_table(paths.submission, "submission", [id_col]).cells.get(id_col, ())
     except UserError as error:
         raise UserError(f"{error}\n(rename or delete it, so that it is not replaced)") from error
-    if {_drop_extension(name) for name in ids}.isdisjoint(map(_drop_extension, existing_ids)):
+    if set(map(_find_stem, ids)).isdisjoint(map(_find_stem, existing_ids)):
         return  # of other test images
     existing = _read_coverage(paths) or Coverage((), len(existing_ids), 0)
     pairs = (
         (coverage.num_rows, len(existing_ids), "rows"),
+        (len(set(ids)), len(set(existing_ids)), "distinct IDs"),
         (len(coverage.folds), len(existing.folds), "folds"),
         (coverage.num_predicted, existing.num_predicted, "usable images"),
     )
@@ -95,9 +96,10 @@ def check_replacement(paths: RunPaths, coverage: Coverage, id_col: str, ids: Seq
         )
 
 
-def _drop_extension(sample_id: str) -> str:
+def _find_stem(sample_id: str) -> str:
+    """Return the ID's file name without folder and image extension, in lower case."""
     path = PurePosixPath(sample_id)
-    return str(path.with_suffix("")) if path.suffix.lower() in IMAGE_EXTENSIONS else sample_id
+    return (path.stem if path.suffix.lower() in IMAGE_EXTENSIONS else path.name).lower()
 
 
 def write_submission(paths: RunPaths, text: str, probs_NC: np.ndarray, coverage: Coverage) -> None:

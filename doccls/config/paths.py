@@ -57,7 +57,8 @@ def resolve_path(
         expanded = _expand_home(_expand_variables(expanded, base, variables), base)
     try:
         absolute = Path(os.path.abspath(expanded if base is None else base / expanded))  # noqa: PTH100 (collapses `..`)
-        resolved = Path(os.path.realpath(expanded if base is None else base / expanded))
+        str(absolute).encode()
+        resolved = _follow_links(expanded if base is None else base / expanded, absolute)
         str(resolved).encode()
     except UnicodeEncodeError as error:
         raise PathError("not valid UTF-8, and files of a run record paths as UTF-8: rename that folder") from error
@@ -114,6 +115,14 @@ def _expand_variables(stated: str, base: Path | None, variables: Mapping[str, st
             name = _VARIABLE.sub(lambda match: _find_value(match, variables), name)
         expanded = prefix + name
     return expanded
+
+
+def _follow_links(path: str | Path, absolute: Path) -> Path:
+    """Return the path without links; `absolute` if a link on the way may not be read, which a check then reports."""
+    try:
+        return Path(os.path.realpath(path))
+    except PermissionError:
+        return absolute
 
 
 def _is_broken_link(path: Path) -> bool:

@@ -17,6 +17,7 @@ from doccls.data.samples import (
     is_grey_or_rgb,
     is_wide,
     read_deep_page,
+    read_short_palette,
     read_wide_page,
 )
 from doccls.data.scaling import scale_to_8_bits
@@ -34,7 +35,7 @@ cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 WHITE = 255
 # The version of the pixels that `decode_reduced` and `scale_page` give: increment it when they change. Pages in stores
 # and runs of another version are not mixed with these.
-PIXEL_RULE = 4
+PIXEL_RULE = 5
 _MAX_BYTES_PER_PIXEL = 8  # decoded, of data.max_image_pixels: RGBA of 16 bits, or grey of 64
 
 
@@ -143,6 +144,8 @@ def _decode(data: bytes, max_pixels: int, size_px: int | None) -> DecodedPage:
             reduced = _choose_reduction(max(width, height), min(width, height), size_px)
             image.draft(None, (width // reduced, height // reduced))
         image.load()
+        if image.format == "TIFF" and image.mode == "P" and (palette := read_short_palette(data)):
+            image.putpalette(palette)
         bits = find_lost_bits(data, image)
         page = (read_deep_page(data, bits) if bits else None) or image
         if page is image and bits and image.format == "JPEG2000" and not image.mode.startswith("I"):

@@ -148,6 +148,19 @@ def find_lost_bits(data: bytes, image: Image.Image) -> int | None:
     return None
 
 
+def read_short_palette(data: bytes) -> list[int] | None:
+    """Return the palette of a TIFF (R, G, B, R, ...) if its 16-bit entries hold 8 bits, as of old writers; else None.
+
+    As in libtiff, a palette without any entry above 255 is of this kind. Pillow takes it for black.
+    """
+    tiff = Tiff(data)
+    values = tiff.read_integers(tiff.find_page(), COLOUR_MAP)
+    if not values or len(values) % 3 or max(values) > 255:
+        return None
+    third = len(values) // 3
+    return [values[colour * third + entry] for entry in range(third) for colour in range(3)]
+
+
 def read_deep_page(data: bytes, bits: int) -> Image.Image | None:
     """Return a file of more than 8 bits per sample as an 8-bit image of mode L, RGB or RGBA; None if OpenCV can't.
 

@@ -24,7 +24,7 @@ def scale_to_8_bits(
     - of wider integers: `stated_white` if that is plausible, else the smallest of 2^8-1, 2^10-1, 2^12-1, 2^14-1 and
       2^16-1 (of signed 16-bit samples 2^15-1) that holds the largest sample, since scanners store 10 to 14 bits in 16;
       above that, the largest sample;
-    - of floats: 1, 255 or the largest sample, the smallest that holds all.
+    - of floats: 1 if no sample is larger, 255 if the largest is from 128 to 255, else the largest.
 
     Raises:
         ImageError: samples that are not finite numbers.
@@ -79,7 +79,7 @@ def _scale(values: np.ndarray, black: float, white: float) -> np.ndarray:
 
 def _find_white(kind: np.dtype, bits: int, highest: float, stated_white: int | None) -> float:
     if kind.kind == "f":
-        return 1.0 if highest <= 1 else max(255.0, highest)
+        return 1.0 if highest <= 1 else 255.0 if 128 <= highest <= 255 else highest
     largest = float(2 ** (bits - (kind.kind == "i")) - 1)
     if bits < 16:
         return largest

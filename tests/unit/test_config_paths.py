@@ -225,6 +225,14 @@ def test_existing_name_that_begins_with_tilde_is_taken_as_written(
     assert resolve_option(Path("~runs4711"), "RUN") == tmp_path / "~runs4711"
 
 
+def test_link_that_may_not_be_read_is_left_to_the_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: str) -> str:
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr("doccls.config.paths.os.path.realpath", refuse)
+    assert resolve_path("a/../b", tmp_path) == tmp_path / "b"
+
+
 def test_parent_of_link_is_that_of_its_target(tmp_path: Path) -> None:
     (tmp_path / "real" / "data").mkdir(parents=True)
     (tmp_path / "real" / "data" / "t.csv").touch()

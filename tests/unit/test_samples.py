@@ -250,6 +250,15 @@ def test_page_that_does_not_say_what_zero_means_is_no_negative(bits: int) -> Non
     assert decode_image(bytes(data), LIMIT)[0, :, 0].tolist() == [0, 255]
 
 
+@pytest.mark.parametrize("scale", [1, 257])
+def test_palette_of_8_bits_in_16_is_read_as_such(scale: int) -> None:
+    palette = np.zeros((3, 256), int)
+    palette[:, 1], palette[:, 2] = (10, 200, 255), (255, 255, 255)
+    tags = {258: 8, 262: 3, 320: tuple((palette * scale).ravel().tolist())}
+    page = decode_image(render_tiff(3, 1, tags, [b"\0\1\2"]), LIMIT)
+    assert page[0].tolist() == [[0, 0, 0], [10, 200, 255], [255, 255, 255]]
+
+
 # --- the rule --------------------------------------------------------------------------------------------------------
 
 
@@ -259,7 +268,8 @@ def test_page_that_does_not_say_what_zero_means_is_no_negative(bits: int) -> Non
         ("u2", 200, 255), ("u2", 256, 1023), ("u2", 1023, 1023), ("u2", 1024, 4095), ("u2", 3900, 4095),
         ("u2", 16383, 16383), ("u2", 16384, 65535), ("i2", 3900, 4095), ("i2", 20000, 32767), ("i1", 100, 127),
         ("u4", 4000, 4095), ("u4", 65536, 65536), ("u4", 4_000_000_000, 4_000_000_000), ("i4", 255, 255),
-        ("u1", 100, 255), ("f4", 0.25, 1), ("f4", 1.0, 1), ("f4", 1.5, 255), ("f4", 300, 300), ("f2", 0.5, 1),
+        ("u1", 100, 255), ("f4", 0.25, 1), ("f4", 1.0, 1), ("f4", 1.5, 1.5), ("f4", 300, 300), ("f2", 0.5, 1),
+        ("f4", 1.0625, 1.0625), ("f4", 100, 100), ("f4", 130, 255), ("f4", 255, 255),
     ],
 )  # fmt: skip
 def test_white_is_the_smallest_usual_one_that_holds_the_page(kind: str, largest: float, white: float) -> None:

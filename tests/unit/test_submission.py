@@ -75,12 +75,15 @@ def test_as_complete_or_other_submission_may_replace(
 @pytest.mark.parametrize(
     ("coverage", "ids", "lacking"),
     [
-        (((0, 1), 2, 2), ["a", "b"], "(rows: 2 instead of 3)"),
-        (((0, 1), 2, 2), ["a", "new"], "(rows: 2 instead of 3)"),
-        (((0, 1), 2, 2), ["a.jpg", "b.PNG"], "(rows: 2 instead of 3)"),
+        (((0, 1), 2, 2), ["a", "b"], "(rows: 2 instead of 3; distinct IDs: 2 instead of 3)"),
+        (((0, 1), 2, 2), ["a", "new"], "(rows: 2 instead of 3; distinct IDs: 2 instead of 3)"),
+        (((0, 1), 2, 2), ["a.jpg", "b.PNG"], "(rows: 2 instead of 3; distinct IDs: 2 instead of 3)"),
+        (((0, 1), 1, 2), ["./a"], "(rows: 1 instead of 3"),
+        (((0, 1), 1, 2), ["img/A"], "(rows: 1 instead of 3"),
+        (((0, 1), 12, 12), ["a", "b"] * 6, "(distinct IDs: 2 instead of 3)"),
         (((0,), 4, 2), list("abcd"), "(folds: 1 instead of 2)"),
         (((0, 1), 3, 1), list("abc"), "(usable images: 1 instead of 2)"),
-        (((4,), 1, 1), ["c"], "(rows: 1 instead of 3; folds: 1 instead of 2; usable images: 1 instead of 2)"),
+        (((4,), 1, 1), ["c"], "folds: 1 instead of 2; usable images: 1 instead of 2)"),
     ],
 )
 def test_less_complete_submission_is_refused(

@@ -236,6 +236,7 @@ def test_truncated_archive_is_refused(tmp_path: Path, packer: str, cut: int) -> 
         (gzip.compress(b"train.csv".ljust(257, b"\0") + b"ustar\0" + bytes(500)), "a tar archive, not text"),
         (gzip.compress(gzip.compress(PLAIN.encode())), "compressed twice: unpack it"),
     ],
+    ids=lambda value: value[:30] if isinstance(value, str) else "bytes",  # archives hold the time
 )  # fmt: skip
 def test_damaged_and_other_archives_are_refused_in_words(tmp_path: Path, content: bytes, expected: str) -> None:
     assert expected in reject(tmp_path, content)
