@@ -275,8 +275,12 @@ class TrainConfig(Section):
 
 
 class AugmentConfig(Section):
-    """Training augmentation, applied to the padded page. Every `_prob` is the probability per page."""
+    """Training augmentation. Every `_prob` is the probability per page."""
 
+    strength: Probability = 1.0
+    """Factor for the whole recipe: every probability, angle, zoom, shift, brightness, and the damage."""
+    damage_prob: Probability = 0.0
+    """Probability that a page is damaged like a scan or photo (docs/accuracy.md), instead of what the keys below do."""
     rotate_deg: Annotated[float, Field(ge=0, le=180)] = 0.0
     """Maximum rotation angle in degrees, in either direction."""
     rotate_prob: Probability = 1.0
@@ -303,6 +307,11 @@ class AugmentConfig(Section):
     """Probability of strong JPEG compression."""
     brightness: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Maximum change of contrast and of brightness (darkening more than brightening), as a fraction."""
+
+    def scale_by_strength(self) -> Self:
+        """Return the recipe with every key multiplied by the strength, and a strength of 1."""
+        scaled = {key: value * self.strength for key, value in self if key != "strength"}
+        return type(self)(**scaled)
 
 
 class TrackingConfig(Section):
@@ -344,7 +353,8 @@ class Config(Section):
         if self.train.page_px is not None:
             return self.train.page_px
         size_px, augment = self.train.img_size, self.augment
-        is_resampled = (augment.rotate_deg > 0 and augment.rotate_prob > 0) or augment.scale > 0
+        is_rotated = (augment.rotate_deg > 0 and augment.rotate_prob > 0) or augment.damage_prob > 0
+        is_resampled = (is_rotated or augment.scale > 0) and augment.strength > 0
         return size_px + -(-size_px // 4) if is_resampled else size_px
 
 

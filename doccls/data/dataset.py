@@ -70,7 +70,7 @@ class DocClsDataset(Dataset[tuple[np.ndarray, int, int]]):
         else:
             assert self._augmentation is not None
             stream = derive_stream(self._seed, Purpose.AUGMENTATION, augmentation.fold, augmentation.epoch, index)
-            page = self._augmentation.apply(pad_page(page, pages.page_px), stream)
+            page = self._augmentation.apply(page, stream)
         return page, int(pages.targets_N[index]), index
 
     def __getitems__(self, request: BatchRequest) -> "LoadedSamples":

@@ -12,28 +12,46 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # otherwise the import a
 import albumentations as A
 
 from doccls.config.schema import AugmentConfig
-from doccls.data.images import WHITE
+from doccls.data import effects
+from doccls.data.damage import damage_page
+from doccls.data.images import WHITE, pad_page
 
 
 class Augmentation:
-    """The augmentation pipeline of an AugmentConfig.
+    """The augmentation of training pages: most are damaged like scans and photos, the others only moved and relit.
 
     In albumentations 2.0.8, `Compose.set_random_seed` gives every transform the same stream. `set_random_state` with
     fresh generators for each page does not, and makes each draw independent of earlier ones.
     """
 
     def __init__(self, config: AugmentConfig, size_px: int) -> None:
-        self._compose = A.Compose(_list_transforms(config, size_px))
+        self._config, self._size_px = config, size_px
+        self._compose = A.Compose(_list_transforms(config.scale_by_strength(), size_px))
 
     def apply(self, page: np.ndarray, stream: np.random.SeedSequence) -> np.ndarray:
-        """Augment (page_px, page_px, 3) uint8 to (size_px, size_px, 3) uint8: a pure function of page and stream."""
-        numpy_stream, python_stream = stream.spawn(2)
+        """Augment a page (h, w, 3) uint8 to (size_px, size_px, 3) uint8: a pure function of page and stream."""
+        numpy_stream, python_stream, choice_stream, damage_stream = stream.spawn(4)
+        config = self._config
+        if np.random.Generator(np.random.PCG64(choice_stream)).random() < config.damage_prob * config.strength:
+            return damage_page(page, self._size_px, config.strength, damage_stream)
         self._compose.set_random_state(
             np.random.Generator(np.random.PCG64(numpy_stream)),
             random.Random(int(python_stream.generate_state(1, np.uint64)[0])),
         )
-        augmented: np.ndarray = self._compose(image=page)["image"]
+        augmented: np.ndarray = self._compose(image=pad_page(page, max(page.shape[:2])))["image"]
         return augmented
+
+
+class _Defect(A.ImageOnlyTransform):  # type: ignore[misc]  # albumentations is untyped
+    """A defect of `effects` at full strength. Those of albumentations take up to 100 times as long."""
+
+    def __init__(self, effect: effects.Effect, p: float = 1.0) -> None:
+        super().__init__(p=p)
+        self._effect = effect
+
+    def apply(self, img: np.ndarray, **params: Any) -> np.ndarray:
+        """Apply the defect; called by albumentations."""
+        return self._effect(img.copy(), 1.0, self.random_generator)
 
 
 class _ScalingAffine(A.Affine):  # type: ignore[misc]  # albumentations is untyped
@@ -79,21 +97,16 @@ def _list_transforms(config: AugmentConfig, size_px: int) -> list[A.BasicTransfo
     if config.perspective_prob:
         transforms.append(A.Perspective(scale=(0.03, 0.1), p=config.perspective_prob, **flat))
     if config.shadow_prob:
-        edge = A.RandomShadow(
-            (0, 0, 1, 1), num_shadows_limit=(1, 1), shadow_dimension=4, shadow_intensity_range=(0.2, 0.5)
-        )
-        shadows = [edge, A.PlasmaShadow()]
+        shadows = [_Defect(effects.shade), _Defect(effects.cast_shadow)]
         transforms.append(A.OneOf(shadows, p=config.shadow_prob))
     if config.brightness:
         # Paper is nearly white already: much more brightness would only wash out the ink.
         light, contrast = (-config.brightness, config.brightness / 4), (-config.brightness, config.brightness)
         transforms.append(A.RandomBrightnessContrast(light, contrast, p=1))
     if config.blur_prob:
-        blurs = [A.MotionBlur(blur_limit=(3, 7)), A.GaussianBlur(sigma_limit=(0.5, 1.5)), A.Defocus(radius=(1, 3))]
-        transforms.append(A.OneOf(blurs, p=config.blur_prob))
+        transforms.append(_Defect(effects.blur, config.blur_prob))
     if config.noise_prob:
-        noises = [A.GaussNoise(std_range=(0.02, 0.1)), A.ISONoise(), A.ShotNoise(scale_range=(0.01, 0.08))]
-        transforms.append(A.OneOf(noises, p=config.noise_prob))
+        transforms.append(_Defect(effects.add_noise, config.noise_prob))
     if config.jpeg_prob:
         transforms.append(A.ImageCompression(quality_range=(20, 70), p=config.jpeg_prob))
     return transforms

@@ -10,13 +10,14 @@ import pytest
 
 from doccls.config.load import read_mode
 from doccls.config.schema import AugmentConfig
+from doccls.data.damage import damage_page
 from doccls.data.transforms import Augmentation
 from doccls.randomness import Purpose, derive_stream
 
 SINGLE_KEYS = {
     "rotate_deg": 180.0, "quarter_turn_prob": 1.0, "hflip_prob": 1.0, "vflip_prob": 1.0, "scale": 0.3, "shift": 0.2,
     "perspective_prob": 1.0, "blur_prob": 1.0, "noise_prob": 1.0, "shadow_prob": 1.0, "jpeg_prob": 1.0,
-    "brightness": 0.5,
+    "brightness": 0.5, "damage_prob": 1.0,
 }  # fmt: skip
 
 
@@ -39,7 +40,7 @@ def read_augment(mode: str) -> AugmentConfig:
 
 
 def test_single_keys_cover_every_transform() -> None:
-    assert set(SINGLE_KEYS) == set(AugmentConfig.model_fields) - {"rotate_prob"}
+    assert set(SINGLE_KEYS) == set(AugmentConfig.model_fields) - {"rotate_prob", "strength"}
 
 
 def test_default_config_is_the_identity() -> None:
@@ -57,6 +58,34 @@ def test_single_key_gives_no_warning_and_changes_the_page(key: str) -> None:
     assert all(page.shape == (64, 64, 3) and page.dtype == np.uint8 for page in pages)
     changed = [not np.array_equal(page, make_page()) for page in pages]
     assert sum(changed) >= (6 if key == "quarter_turn_prob" else 10)  # a quarter turn may be by 0 degrees
+
+
+@pytest.mark.parametrize("key", SINGLE_KEYS)
+def test_strength_scales_every_key(key: str) -> None:
+    config = AugmentConfig(**{key: SINGLE_KEYS[key]})
+    weak = config.model_copy(update={"strength": 0.25})
+    assert getattr(weak.scale_by_strength(), key) == SINGLE_KEYS[key] / 4
+
+    def measure_change(config: AugmentConfig) -> float:
+        augmentation, page = Augmentation(config, 64), make_page()
+        return float(np.mean([np.abs(augmentation.apply(page, stream(n)).astype(int) - page) for n in range(60)]))
+
+    assert 0 < measure_change(weak) < 0.8 * measure_change(config)
+    assert measure_change(config.model_copy(update={"strength": 0.0})) == 0
+
+
+@pytest.mark.parametrize("prob", [0.0, 0.3, 1.0])
+def test_damage_prob_is_the_fraction_of_damaged_pages(prob: float) -> None:
+    augmentation = Augmentation(AugmentConfig(damage_prob=prob), 64)
+    damaged = [not np.array_equal(augmentation.apply(make_page(), stream(n)), make_page()) for n in range(300)]
+    assert abs(np.mean(damaged) - prob) < 0.08
+
+
+def test_damaged_pages_are_those_of_damage_page() -> None:
+    page = make_page(80)[:, :60]
+    for number in range(5):
+        expected = damage_page(page, 64, 1.0, stream(number).spawn(4)[3])
+        assert np.array_equal(Augmentation(AugmentConfig(damage_prob=1.0), 64).apply(page, stream(number)), expected)
 
 
 @pytest.mark.parametrize("mode", ["basic", "highperf"])
@@ -116,8 +145,8 @@ def test_transforms_draw_independently() -> None:
 @pytest.mark.parametrize("key", [(0, 0, 1), (0, 1, 0), (1, 0, 0)])
 def test_fold_epoch_and_sample_each_change_the_draw(key: tuple[int, ...]) -> None:
     augmentation = Augmentation(read_augment("highperf"), 64)
-    pages = [augmentation.apply(make_page(), stream(0, 0, 0)), augmentation.apply(make_page(), stream(*key))]
-    assert not np.array_equal(*pages)
+    first = augmentation.apply(make_page(), stream(0, 0, 0))
+    assert not np.array_equal(first, augmentation.apply(make_page(), stream(*key)))
 
 
 @pytest.mark.parametrize("key", ["rotate_deg", "shift", "scale", "perspective_prob"])
