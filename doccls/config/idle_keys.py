@@ -41,9 +41,17 @@ def _list_idle(config: Config) -> list[_Idleness]:
     add(model.pretrained and model.weights is not None, "model.pretrained", "model.weights is set")
 
     has_alphas = train.mixup_alpha > 0 or train.cutmix_alpha > 0
-    add(not has_alphas and train.mix_prob > 0, "train.mix_prob", "train.mixup_alpha and train.cutmix_alpha are 0")
+    no_alphas = "train.mixup_alpha and train.cutmix_alpha are 0"
+    add(not has_alphas and train.mix_prob > 0, "train.mix_prob", no_alphas)
+    add(not has_alphas and train.unmixed_epochs > 0, "train.unmixed_epochs", no_alphas)
     add(train.mixup_alpha > 0 and train.mix_prob == 0, "train.mixup_alpha", "train.mix_prob is 0")
     add(train.cutmix_alpha > 0 and train.mix_prob == 0, "train.cutmix_alpha", "train.mix_prob is 0")
+
+    is_never_mixed = train.unmixed_epochs >= train.epochs
+    unmixed = f"the last train.unmixed_epochs = {train.unmixed_epochs} of {train.epochs} epochs are not mixed"
+    add(train.mixup_alpha > 0 and is_never_mixed, "train.mixup_alpha", unmixed)
+    add(train.cutmix_alpha > 0 and is_never_mixed, "train.cutmix_alpha", unmixed)
+    add(has_alphas and train.mix_prob > 0 and is_never_mixed, "train.mix_prob", unmixed)
 
     scheduler, other = train.scheduler, f"train.scheduler is {train.scheduler}"
     add(scheduler != "step", "train.decay_epochs", other)

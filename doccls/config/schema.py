@@ -200,6 +200,8 @@ class TrainConfig(Section):
     """`linear`, `sqrt`: lr and min_lr are for a batch of 32, and are scaled by batch_size / 32 or its square root."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     """Weight decay; not applied to biases and normalization layers."""
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Factor on the learning rate from each layer to the one before it (0.7 to 0.9 for transformers); 1: off."""
     optimizer: Annotated[str, Field(min_length=1)] = "adamw"
     """Any timm optimizer name (adam, adamw, sgd, lamb, ...), case-insensitive."""
     scheduler: Literal["cosine", "tanh", "poly", "step", "constant"] = "cosine"
@@ -224,6 +226,8 @@ class TrainConfig(Section):
     """CutMix alpha; 0: off. If both are on, each batch uses one of them."""
     mix_prob: Probability = 1.0
     """Probability of applying Mixup or CutMix to a batch."""
+    unmixed_epochs: Annotated[int, Field(ge=0)] = 0
+    """Final epochs without Mixup and CutMix; a run of no more epochs than this is not mixed at all."""
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | Literal["auto"] | None = None
     """Decay of the EMA of the weights, which is validated too; `auto`: it spans 5 % of the steps; null: off."""
     sync_bn: bool = False
@@ -266,7 +270,8 @@ class TrainConfig(Section):
     @property
     def has_mixing(self) -> bool:
         """Whether Mixup or CutMix is on."""
-        return self.mix_prob > 0 and (self.mixup_alpha > 0 or self.cutmix_alpha > 0)
+        has_alpha = self.mixup_alpha > 0 or self.cutmix_alpha > 0
+        return has_alpha and self.mix_prob > 0 and self.unmixed_epochs < self.epochs
 
     @property
     def is_deterministic(self) -> bool:

@@ -106,9 +106,9 @@ def train_epoch(
 
 
 def _set_lr(engine: Engine, step: int) -> float:
-    """Set the step's learning rate and return it."""
+    """Set the step's learning rate and return it: with layer decay, that of the classifier."""
     engine.scheduler.step_update(step)
-    return float(engine.optimizer.param_groups[0]["lr"])
+    return max(float(group["lr"]) for group in engine.optimizer.param_groups)
 
 
 def _log_step(engine: Engine, meter: LossMeter, epoch: int, done: int, lr: float) -> None:
@@ -174,7 +174,7 @@ def _take_step(engine: Engine, batches: Iterator[Batch], step: int) -> torch.Ten
         assert (place.phase, place.fold, place.step) == ("train", plan.fold, step)
         _seed_step(plan, place, accelerator.process_index)
         images = engine.normalize(batch.images_NHWC.to(accelerator.device, non_blocking=True))
-        images, targets = _mix(engine, images, batch.targets_N.to(accelerator.device, non_blocking=True))
+        images, targets = _mix(engine, images, batch.targets_N.to(accelerator.device, non_blocking=True), place.epoch)
         with nullcontext() if is_last else accelerator.no_sync(engine.model):
             with accelerator.autocast():
                 logits = engine.model(images)
@@ -198,11 +198,12 @@ def _seed_step(plan: BatchPlan, place: BatchPlace, rank: int) -> None:
     np.random.seed(seed)  # noqa: NPY002 (timm's Mixup uses no other)
 
 
-def _mix(engine: Engine, images: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _mix(engine: Engine, images: torch.Tensor, targets: torch.Tensor, epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Apply Mixup or CutMix. timm pairs a batch with its reverse, so an odd batch's last image stays unmixed."""
     if engine.mixup is None:
         return images, targets
-    even = len(images) // 2 * 2
+    is_mixed = epoch < engine.config.epochs - engine.config.unmixed_epochs
+    even = len(images) // 2 * 2 if is_mixed else 0
     if even == len(images):
         mixed: tuple[torch.Tensor, torch.Tensor] = engine.mixup(images, targets)
         return mixed

@@ -23,6 +23,11 @@ def warn(folder: Path, text: str = "", *overrides: str, mode: str | None = None)
 IDLE = [
     (["model.pretrained=true", "model.weights=w.pth"], ["model.pretrained"], "model.weights is set"),
     (["train.mix_prob=0.5"], ["train.mix_prob"], "train.mixup_alpha and train.cutmix_alpha are 0"),
+    (["train.unmixed_epochs=2"], ["train.unmixed_epochs"], "train.mixup_alpha and train.cutmix_alpha are 0"),
+    (["train.mixup_alpha=0.4", "train.mix_prob=0.9", "train.unmixed_epochs=10", "train.epochs=8"],
+     ["train.mixup_alpha", "train.mix_prob"], "the last train.unmixed_epochs = 10 of 8 epochs are not mixed"),
+    (["train.cutmix_alpha=0.4", "train.unmixed_epochs=8", "train.epochs=8"],
+     ["train.cutmix_alpha"], "the last train.unmixed_epochs = 8 of 8 epochs are not mixed"),
     (["train.mixup_alpha=0.4", "train.mix_prob=0"], ["train.mixup_alpha"], "train.mix_prob is 0"),
     (["train.cutmix_alpha=0.4", "train.mix_prob=0"], ["train.cutmix_alpha"], "train.mix_prob is 0"),
     (["train.decay_epochs=2"], ["train.decay_epochs"], "train.scheduler is cosine"),
@@ -43,6 +48,8 @@ IDLE = [
 USED = [
     ["model.pretrained=false", "model.weights=w.pth"],
     ["train.mix_prob=0.5", "train.cutmix_alpha=1"],
+    ["train.mixup_alpha=0.5", "train.unmixed_epochs=3", "train.epochs=4"],
+    ["train.mixup_alpha=0", "train.cutmix_alpha=0", "train.mix_prob=0", "train.unmixed_epochs=0"],
     ["train.mixup_alpha=0", "train.cutmix_alpha=0"],
     ["train.mix_prob=0", "train.mixup_alpha=0.4", "train.mixup_alpha=0", "train.cutmix_alpha=1", "train.mix_prob=1"],
     ["train.decay_rate=0.5", "train.scheduler=poly"],

@@ -40,7 +40,8 @@ def test_odd_images_are_counted(batch_size: int, world_size: int, keys: dict[str
 @pytest.mark.parametrize(
     ("batch_size", "world_size", "keys"),
     [(8, 1, {}), (8, 2, {}), (8, 1, {"micro_batch_size": 2}), (12, 3, {"micro_batch_size": 2}),
-     (1, 1, {"mixup_alpha": 0.0}), (8, 8, {"mix_prob": 0.0}), (5, 1, {"mixup_alpha": 0.0})],
+     (1, 1, {"mixup_alpha": 0.0}), (8, 8, {"mix_prob": 0.0}), (5, 1, {"mixup_alpha": 0.0}),
+     (5, 1, {"unmixed_epochs": 10})],
 )  # fmt: skip
 def test_even_images_and_batches_without_mixing_pass(batch_size: int, world_size: int, keys: dict[str, Any]) -> None:
     assert check(batch_size, world_size, **keys) is None

@@ -146,6 +146,28 @@ def test_biases_and_norms_get_no_weight_decay() -> None:
     assert {0.0, 0.3} == set(decay.values())
 
 
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit"])
+def test_layer_decay_lowers_lr_from_classifier_to_input(name: str) -> None:
+    model = timm.create_model(name, num_classes=3)
+    train = config(layer_decay=0.5, scheduler="constant", weight_decay=0.3)
+    optimizer = build_optimizer(train, model, CPU)
+    build_scheduler(train, optimizer, STEPS).step_update(3)
+    lr = {id(weight): group["lr"] for group in optimizer.param_groups for weight in group["params"]}
+    names = [name for name, _ in model.named_parameters()]
+    lrs = [lr[id(weight)] for weight in model.parameters()]
+    classifier = [number for number, name in enumerate(names) if name.startswith(("fc", "head"))]
+    assert all(lrs[number] == pytest.approx(0.1) for number in classifier)
+    assert lrs[0] == min(lrs) < 0.1 * 0.5**2
+    assert all(any(value == pytest.approx(0.1 * 0.5**power) for power in range(20)) for value in lrs)
+    decay = {id(weight): group["weight_decay"] for group in optimizer.param_groups for weight in group["params"]}
+    assert all(decay[id(weight)] == 0.0 for weight in model.parameters() if weight.ndim <= 1)
+
+
+def test_without_layer_decay_all_layers_learn_alike() -> None:
+    optimizer = build_optimizer(config(), timm.create_model("test_resnet", num_classes=3), CPU)
+    assert {group["lr"] for group in optimizer.param_groups} == {0.1}
+
+
 # --- losses, Mixup, EMA ----------------------------------------------------------------------------------------------
 
 

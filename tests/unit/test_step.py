@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
@@ -100,6 +101,13 @@ def train(engine: Engine, epochs: int = 2, checkpointer: Any = None, batches: An
     batches, checkpointer = batches or load(engine), checkpointer or FakeCheckpointer()
     bar = ProgressBar(None)
     return [train_epoch(engine, batches, epoch, FoldProgress(), checkpointer, bar) for epoch in range(epochs)]
+
+
+def test_reported_lr_is_that_of_classifier() -> None:
+    model = timm.create_model("test_resnet", num_classes=CLASSES)
+    engine = make_engine(model, layer_decay=0.5, scheduler="constant")
+    pages = torch.zeros(COUNT, 32, 32, 3, dtype=torch.uint8)
+    assert train(engine, 1, batches=load(engine, pages))[0].lr == pytest.approx(0.1)
 
 
 def flatten(model: nn.Module) -> torch.Tensor:
@@ -393,7 +401,7 @@ def test_batch_of_any_size_is_mixed_except_an_odd_last_page(count: int, keys: di
     engine = make_engine(label_smoothing=0.1, **keys)
     images, targets = torch.rand(count, 3, SIDE, SIDE), TARGETS[:count]
     before = images.clone()
-    mixed, soft = _mix(engine, images, targets)
+    mixed, soft = _mix(engine, images, targets, 0)
     assert mixed.shape == before.shape and soft.shape == (count, CLASSES)
     torch.testing.assert_close(soft.sum(dim=1), torch.ones(count))
     if count % 2:
@@ -406,13 +414,31 @@ def test_batch_of_any_size_is_mixed_except_an_odd_last_page(count: int, keys: di
 @pytest.mark.parametrize("count", [2, 3, 8])
 def test_mixed_images_keep_their_layout(count: int) -> None:
     images = torch.rand(count, 3, SIDE, SIDE).to(memory_format=torch.channels_last)
-    mixed, _ = _mix(make_engine(mixup_alpha=0.5), images, TARGETS[:count])
+    mixed, _ = _mix(make_engine(mixup_alpha=0.5), images, TARGETS[:count], 0)
     assert mixed.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize(("epoch", "is_mixed"), [(0, True), (2, True), (3, False), (4, False)])
+def test_final_epochs_are_not_mixed(epoch: int, is_mixed: bool) -> None:
+    engine = make_engine(epochs=5, mixup_alpha=0.5, unmixed_epochs=2, label_smoothing=0.1)
+    images = torch.rand(4, 3, SIDE, SIDE)
+    mixed, soft = _mix(engine, images.clone(), TARGETS[:4], epoch)
+    assert torch.equal(mixed, images) != is_mixed
+    hard = torch.full((4, CLASSES), 0.1 / CLASSES)
+    hard[torch.arange(4), TARGETS[:4]] += 0.9
+    assert torch.allclose(soft, hard) != is_mixed
+
+
+def test_run_of_unmixed_epochs_only_trains_as_without_mixup() -> None:
+    first = make_engine(mixup_alpha=0.5, unmixed_epochs=2)
+    second = make_engine()
+    assert first.mixup is None
+    assert train(first) == train(second)
 
 
 def test_batch_is_unchanged_without_mixup() -> None:
     images = torch.rand(3, 3, SIDE, SIDE)
-    mixed, targets = _mix(make_engine(), images, TARGETS[:3])
+    mixed, targets = _mix(make_engine(), images, TARGETS[:3], 0)
     assert mixed is images and targets.tolist() == [0, 1, 2]
 
 
