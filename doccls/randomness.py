@@ -17,6 +17,7 @@ class Purpose(IntEnum):
     ORDER = 3
     AUGMENTATION = 4
     STEP = 5
+    DAMAGE = 6
 
 
 def derive_stream(seed: int, purpose: Purpose, *coordinates: int) -> np.random.SeedSequence:
