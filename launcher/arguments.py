@@ -229,7 +229,7 @@ def make_plan(
         run_folder=str(paths.root),
         finished=tuple(fold for fold in folds if fold in finished),
         waves=plan_waves(missing, slots, make_workload(arguments, config, run_id)),
-        files=_list_files(paths, missing, config.data.valid_fold == "all"),
+        files=_list_files(paths, missing, config),
         batch_size=config.train.batch_size,
         images_at_a_time=BatchDivision.derive(config.train, len(slots[0].devices)).images_at_a_time,
         warnings=(*warnings, *warn_of_threads(slots, len(missing), config.train.cpu_threads, cores)),
@@ -278,7 +278,9 @@ def render_resume_command(argv: Sequence[str], run_id: str) -> str:
     return shlex.join([*program, *map(redact_argument, options), *([] if has_run_id else ["--run-id", run_id])])
 
 
-def _list_files(paths: RunPaths, folds: Sequence[int], is_merged: bool) -> tuple[str, ...]:
+def _list_files(paths: RunPaths, folds: Sequence[int], config: Config) -> tuple[str, ...]:
     files = [file for fold in folds for file in (paths.best_checkpoint(fold), paths.predictions(fold))]
-    files += [paths.oof_logits, paths.oof_targets, paths.oof_csv, paths.summary] if is_merged else []
+    if config.data.valid_fold == "all":
+        damaged = [paths.oof_logits_damaged] if config.valid.has_damage else []
+        files += [paths.oof_logits, *damaged, paths.oof_targets, paths.oof_csv, paths.summary]
     return tuple(str(file.relative_to(paths.root)) for file in [*files, paths.metrics])

@@ -43,6 +43,7 @@ class FoldStatus:
     fold: int
     state: State
     macro_f1: float | None = None
+    macro_f1_damaged: float | None = None  # on damaged copies of the pages, if there are any
     slot: str | None = None
     attempts: int = 0
     since: str | None = None  # start, UTC
@@ -67,6 +68,7 @@ class FoldEvidence:
     """The facts about a fold from its files and Slurm's queue."""
 
     macro_f1: float | None = None  # of its predictions, if they are valid
+    macro_f1_damaged: float | None = None
     damage: str | None = None  # why its predictions are invalid
     attempts: tuple[Attempt, ...] = ()
     beats: tuple[Beat, ...] = ()
@@ -94,6 +96,7 @@ def describe_fold(fold: int, evidence: FoldEvidence, ledger: Ledger | None, laun
         fold=fold,
         state=state,
         macro_f1=evidence.macro_f1,
+        macro_f1_damaged=evidence.macro_f1_damaged,
         slot=last.slot if last else None,
         attempts=len(evidence.attempts),
         since=last.started if last else None,
@@ -150,8 +153,10 @@ def render_status(status: RunStatus, now: datetime) -> str:
     """Render the status for people; `now` needs a time zone."""
     lines = [f"[STATUS] run {status.run_folder}"]
     lines += [f"[STATUS] {launcher}" for launcher in status.launchers] or ["[STATUS] no launcher is active"]
-    rows: list[tuple[str, ...]] = [("fold", "state", "on", "attempt", "macro_f1", "")]
-    rows += [_render_row(fold, now) for fold in status.folds]
+    has_damaged = any(fold.macro_f1_damaged is not None for fold in status.folds)
+    scores = ("macro_f1", "damaged") if has_damaged else ("macro_f1",)
+    rows: list[tuple[str, ...]] = [("fold", "state", "on", "attempt", *scores, "")]
+    rows += [_render_row(fold, now, has_damaged) for fold in status.folds]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
     for row in rows:
         cells = [text.ljust(width) for text, width in zip(row, widths, strict=False)]
@@ -163,12 +168,13 @@ def render_status(status: RunStatus, now: datetime) -> str:
     return "\n".join(lines)
 
 
-def _render_row(fold: FoldStatus, now: datetime) -> tuple[str, ...]:
+def _render_row(fold: FoldStatus, now: datetime, has_damaged: bool) -> tuple[str, ...]:
     remark = (fold.remark or "").partition("\n")[0]
     if fold.state is State.RUNNING and fold.since is not None:
         remark += f", started {format_duration((now - datetime.fromisoformat(fold.since)).total_seconds())} ago"
-    score = "" if fold.macro_f1 is None else f"{fold.macro_f1:.5f}"
-    return str(fold.fold), str(fold.state), fold.slot or "", str(fold.attempts or ""), score, remark
+    scores = [fold.macro_f1, fold.macro_f1_damaged] if has_damaged else [fold.macro_f1]
+    cells = ["" if score is None else f"{score:.5f}" for score in scores]
+    return str(fold.fold), str(fold.state), fold.slot or "", str(fold.attempts or ""), *cells, remark
 
 
 def list_unfinished(status: RunStatus) -> list[str]:
@@ -280,6 +286,7 @@ def _describe(
         owner = None  # it still holds the fold's lock, but no longer trains
     evidence = FoldEvidence(
         macro_f1=predictions.macro_f1 if isinstance(predictions, PredictionsInfo) else None,
+        macro_f1_damaged=predictions.macro_f1_damaged if isinstance(predictions, PredictionsInfo) else None,
         damage=predictions if isinstance(predictions, str) else None,
         attempts=tuple(attempts),
         beats=beats,

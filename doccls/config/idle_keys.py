@@ -32,6 +32,7 @@ def find_idle_keys(config: Config, where_stated: Mapping[str, str]) -> list[str]
 def _list_idle(config: Config) -> list[_Idleness]:
     """List the keys that have no effect, whoever set them. A key whose value turns something off is not idle."""
     model, train, augment, tracking = config.model, config.train, config.augment, config.tracking
+    valid = config.valid
     found: list[_Idleness] = []
 
     def add(is_idle: bool, keys: str, reason: str) -> None:
@@ -64,6 +65,8 @@ def _list_idle(config: Config) -> list[_Idleness]:
     )
     is_flat = scheduler in ("constant", "step")
     add(is_flat and train.min_lr > 0 and train.warmup_epochs == 0, "train.min_lr", f"{other}, without a warm-up")
+
+    add(not valid.has_damage and valid.select is not None, "valid.select", "valid.damage is none")
 
     add(augment.rotate_deg == 0 and augment.rotate_prob > 0, "augment.rotate_prob", "augment.rotate_deg is 0")
     add(augment.rotate_deg > 0 and augment.rotate_prob == 0, "augment.rotate_deg", "augment.rotate_prob is 0")

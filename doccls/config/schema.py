@@ -279,6 +279,29 @@ class TrainConfig(Section):
         return self.speed == "reproducible" if self.deterministic is None else self.deterministic
 
 
+class ValidConfig(Section):
+    damage: Literal["none", "light", "scan"] = "none"
+    """Also validate on copies of the pages with the damage of phones and scanners; the level is its strength."""
+    select: Literal["clean", "damaged"] | None = None
+    """The score that selects the best epoch; null: `damaged` if there are damaged copies, else `clean`."""
+
+    @model_validator(mode="after")
+    def _check_select(self) -> Self:
+        if self.select == "damaged" and self.damage == "none":
+            _refuse({"select": "clean or null, since valid.damage is none"})
+        return self
+
+    @property
+    def has_damage(self) -> bool:
+        """Whether each validation also scores damaged copies of the pages."""
+        return self.damage != "none"
+
+    @property
+    def selects_damaged(self) -> bool:
+        """Whether epochs are compared by their score on the damaged copies."""
+        return self.has_damage and self.select != "clean"
+
+
 class AugmentConfig(Section):
     """Training augmentation. Every `_prob` is the probability per page."""
 
@@ -346,6 +369,7 @@ class Config(Section):
     data: Annotated[DataConfig, Operational()]
     model: ModelConfig = ModelConfig()
     train: TrainConfig = TrainConfig()
+    valid: ValidConfig = ValidConfig()
     augment: AugmentConfig = AugmentConfig()
     tracking: Annotated[TrackingConfig, Operational()] = TrackingConfig()
     output: Annotated[OutputConfig, Operational()] = Field(default_factory=OutputConfig)

@@ -9,6 +9,7 @@ import torch
 from torch.utils.data import Dataset, get_worker_info
 
 from doccls.config.paths import read_regular_file
+from doccls.data.damage import damage_page
 from doccls.data.formats import ImageError
 from doccls.data.images import load_page, pad_page, shrink_page
 from doccls.data.sampler import BatchPlace, BatchRequest
@@ -17,6 +18,10 @@ from doccls.data.store import StoredPages
 from doccls.data.transforms import Augmentation
 from doccls.errors import RankLocalError
 from doccls.randomness import Purpose, derive_stream
+
+# Of the damage, in every run: the damaged copy of a sample must not depend on project.seed, so that scores can be
+# compared, and logits blended, between runs.
+_DAMAGE_SEED = 0
 
 
 class AugmentationKey(NamedTuple):
@@ -27,10 +32,11 @@ class AugmentationKey(NamedTuple):
 
 
 class SampleKey(NamedTuple):
-    """The index of a sample and its augmentation key; without a key it is not augmented."""
+    """The index of a sample and its augmentation key; without a key it is not augmented, but may be damaged."""
 
     sample: int
     augmentation: AugmentationKey | None = None
+    is_damaged: bool = False
 
 
 class Batch(NamedTuple):
@@ -55,17 +61,31 @@ class Pages(NamedTuple):
 
 
 class DocClsDataset(Dataset[tuple[np.ndarray, int, int]]):
-    """A map from `SampleKey` to (page (size, size, 3) uint8, target, index), augmented if the key says so."""
+    """A map from `SampleKey` to (page (size, size, 3) uint8, target, index), augmented or damaged if the key says so.
 
-    def __init__(self, pages: Pages, augmentation: Augmentation | None = None, seed: int = 0) -> None:
+    A page's augmentation depends on `seed` and the entire key, its damage only on the sample and `damage_strength`.
+    """
+
+    def __init__(
+        self,
+        pages: Pages,
+        augmentation: Augmentation | None = None,
+        seed: int = 0,
+        damage_strength: float | None = None,
+    ) -> None:
         self._pages = pages
         self._augmentation = augmentation
         self._seed = seed
+        self._damage_strength = damage_strength
 
     def __getitem__(self, key: SampleKey) -> tuple[np.ndarray, int, int]:
-        index, augmentation = key
+        index, augmentation, is_damaged = key
         page, pages = self._read(index), self._pages
-        if augmentation is None:
+        if is_damaged:
+            assert self._damage_strength is not None and augmentation is None
+            stream = derive_stream(_DAMAGE_SEED, Purpose.DAMAGE, index)
+            page = damage_page(page, pages.img_size, self._damage_strength, stream)
+        elif augmentation is None:
             page = pad_page(shrink_page(page, pages.img_size), pages.img_size)
         else:
             assert self._augmentation is not None
@@ -74,7 +94,7 @@ class DocClsDataset(Dataset[tuple[np.ndarray, int, int]]):
         return page, int(pages.targets_N[index]), index
 
     def __getitems__(self, request: BatchRequest) -> "LoadedSamples":
-        """Return all samples of a batch, augmented in training steps. Called by torch's DataLoader."""
+        """Return all samples of a batch, as its phase requires. Called by torch's DataLoader."""
         return LoadedSamples(request.place, [self[key] for key in list_keys(request)])
 
     @property
@@ -129,10 +149,10 @@ class LoadedSamples(NamedTuple):
 
 
 def list_keys(request: BatchRequest) -> list[SampleKey]:
-    """Return the keys of a batch's samples; only training batches have an augmentation key."""
+    """Return the keys of a batch's samples; its phase decides whether they are augmented or damaged."""
     place = request.place
     augmentation = AugmentationKey(place.fold, place.epoch) if place.phase == "train" else None
-    return [SampleKey(index, augmentation) for index in request.indices]
+    return [SampleKey(index, augmentation, place.phase == "validate_damaged") for index in request.indices]
 
 
 def collate_batch(loaded: LoadedSamples) -> Batch:

@@ -14,7 +14,7 @@ from doccls.randomness import Purpose, derive_stream
 class BatchPlace(NamedTuple):
     """The purpose of a batch and its position in the fold."""
 
-    phase: Literal["train", "validate", "predict"]
+    phase: Literal["train", "validate", "validate_damaged", "predict"]
     fold: int
     epoch: int = 0  # 0-based
     step: int = 0  # optimizer step of the fold (0-based, over all epochs); in a validation, the number of steps done
@@ -119,15 +119,25 @@ def list_evaluation(place: BatchPlace, samples: np.ndarray, division: BatchDivis
 
 
 def iterate_fold(
-    plan: BatchPlan, valid: np.ndarray, division: BatchDivision, rank: int, from_step: int = 0
+    plan: BatchPlan,
+    valid: np.ndarray,
+    division: BatchDivision,
+    rank: int,
+    from_step: int = 0,
+    with_damage: bool = False,
 ) -> Iterator[BatchRequest]:
-    """Yield one rank's batches of a fold from `from_step` on: an epoch's steps, its validation, the next epoch, ..."""
+    """Yield one rank's batches of a fold from `from_step` on: an epoch's steps, its validation, the next epoch, ...
+
+    With `with_damage`, each validation has the same batches a second time, with damaged pages.
+    """
     for epoch in range(find_epoch(from_step, plan), plan.epochs):
         for step in plan.list_steps(epoch):
             if step >= from_step:
                 yield from list_step(plan, step, division, rank)
-        done = plan.list_steps(epoch).stop
-        yield from list_evaluation(BatchPlace("validate", plan.fold, epoch, done), valid, division, rank)
+        place = BatchPlace("validate", plan.fold, epoch, plan.list_steps(epoch).stop)
+        yield from list_evaluation(place, valid, division, rank)
+        if with_damage:
+            yield from list_evaluation(place._replace(phase="validate_damaged"), valid, division, rank)
 
 
 def find_epoch(step: int, plan: BatchPlan) -> int:

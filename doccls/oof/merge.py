@@ -28,21 +28,27 @@ class MergedOof:
     classes: tuple[str, ...]
     skipped: tuple[int, ...]  # rows without a usable image, excluded from every metric
     groups: tuple[str, ...] | None = None  # of each row, if data.group_col is set
+    damaged_logits_NC: np.ndarray | None = None  # like `logits_NC`, of damaged copies of the pages (valid.damage)
 
 
 def merge_run(paths: RunPaths) -> Summary:
     """Merge the run's folds: write metrics.jsonl, oof_logits.npy, oof_targets.npy, oof.csv and, last, summary.json.
 
+    With `valid.damage`, there is oof_logits_damaged.npy too.
+
     Raises:
         UserError: fold predictions are missing, damaged, from another run or overlapping.
     """
     merged, summary = load_merged(paths)
-    for path in (paths.metrics, paths.oof_logits, paths.oof_targets, paths.oof_csv, paths.summary):
+    written = (paths.oof_logits, paths.oof_logits_damaged, paths.oof_targets, paths.oof_csv, paths.summary)
+    for path in (paths.metrics, *written):
         remove_leftovers(path)  # left by a merge that was killed
     # A fold that was killed right after writing its predictions still has its resume checkpoints.
     remove_resume_checkpoints(paths, sorted(set(merged.folds_N.tolist())))
     summary = replace(summary, notes=(*summary.notes, *write_metrics(paths)))
     write_array(paths.oof_logits, merged.logits_NC)
+    if merged.damaged_logits_NC is not None:
+        write_array(paths.oof_logits_damaged, merged.damaged_logits_NC)
     write_array(paths.oof_targets, merged.targets_N)
     write_text(paths.oof_csv, render_csv(merged))
     write_text(paths.summary, render_summary(summary))
@@ -75,6 +81,8 @@ def load_merged(paths: RunPaths) -> tuple[MergedOof, Summary]:
         merged.classes,
         merged.groups,
         (*note_micro_batches(fold_predictions), *note_split_images(fold_predictions)),
+        merged.damaged_logits_NC,
+        fold_predictions[0].info.selected_by,
     )
     return merged, summary
 
@@ -83,12 +91,14 @@ def merge_predictions(fold_predictions: Sequence[FoldPredictions]) -> MergedOof:
     """Take each row from the one fold that predicted it; pure.
 
     Raises:
-        UserError: fingerprints or class orders differ, or folds or rows are missing or repeated (with their counts).
+        UserError: fingerprints or class orders differ, only some have damaged copies, or folds or rows are missing or
+            repeated (with their counts).
     """
     _check_compatible(fold_predictions)
     first = fold_predictions[0].info
     count = first.num_samples
     logits = np.full((count, len(first.classes)), np.nan, dtype=np.float32)
+    damaged = None if fold_predictions[0].damaged_logits_NC is None else np.full_like(logits, np.nan)
     targets = np.full(count, -1, dtype=np.int64)
     folds = np.full(count, -1, dtype=np.int64)
     ids, groups = np.empty(count, dtype=object), np.empty(count, dtype=object)
@@ -98,6 +108,8 @@ def merge_predictions(fold_predictions: Sequence[FoldPredictions]) -> MergedOof:
         logits[rows], targets[rows], folds[rows] = predictions.logits_NC, predictions.targets_N, predictions.info.fold
         ids[rows], groups[rows] = predictions.info.ids, predictions.info.groups
         seen[rows] += 1
+        if damaged is not None:
+            damaged[rows] = predictions.damaged_logits_NC
     if np.any(seen != 1):
         missing, repeated = np.flatnonzero(seen == 0), np.flatnonzero(seen > 1)
         raise UserError(
@@ -112,6 +124,7 @@ def merge_predictions(fold_predictions: Sequence[FoldPredictions]) -> MergedOof:
         classes=first.classes,
         skipped=tuple(sorted(row for predictions in fold_predictions for row in predictions.info.skipped)),
         groups=None if first.groups is None else tuple(groups),
+        damaged_logits_NC=damaged,
     )
 
 
@@ -165,6 +178,7 @@ def _check_compatible(fold_predictions: Sequence[FoldPredictions]) -> None:
         ("precision", "the precision"),
         ("num_folds", "the number of folds"),
         ("num_samples", "the number of rows"),
+        ("selected_by", "the score that selected their epochs (valid.select)"),
     ):
         values: dict[object, list[int]] = {}
         for predictions in fold_predictions:
@@ -173,6 +187,12 @@ def _check_compatible(fold_predictions: Sequence[FoldPredictions]) -> None:
             listed = "; ".join(f"folds {folds}: {_shorten(value)}" for value, folds in values.items())
             problems.append(f"the folds differ in {what}: {listed}")
     folds = [predictions.info.fold for predictions in fold_predictions]
+    damaged = [item.info.fold for item in fold_predictions if item.damaged_logits_NC is not None]
+    if 0 < len(damaged) < len(folds):
+        clean = [fold for fold in folds if fold not in damaged]
+        problems.append(
+            f"folds {damaged} were validated on damaged copies of their pages too (valid.damage), folds {clean} not"
+        )
     missing = sorted(set(range(first.num_folds)) - set(folds))
     repeated = sorted({fold for fold in folds if folds.count(fold) > 1})
     unknown = sorted(set(folds) - set(range(first.num_folds)))

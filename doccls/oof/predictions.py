@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from doccls.run.paths import RunPaths
 from doccls.system.atomic_files import remove_leftovers
 from doccls.system.tensor_file import OtherVersionError, TensorFileError, read_tensor_file, write_tensor_file
 
-_FORMAT = "doccls-fold-predictions-4"
+_FORMAT = "doccls-fold-predictions-5"
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,8 @@ class PredictionsInfo:
     micro_batch_size: int | None = None  # None: the entire per-rank batch
     groups: tuple[str, ...] | None = None  # one per row of this file, if data.group_col is set
     num_split: int = 0  # rows of this fold whose image is in another fold too (only with data.on_duplicate: allow)
+    macro_f1_damaged: float | None = None  # on damaged copies of the pages, if there are any (valid.damage)
+    selected_by: Literal["clean", "damaged"] = "clean"  # the pages or copies whose score selected the best epoch
 
 
 @dataclass(frozen=True)
@@ -43,12 +45,15 @@ class FoldPredictions:
     indices_N: np.ndarray  # (n,) int64, ascending: rows of train.csv
     logits_NC: np.ndarray  # (n, classes) float32
     targets_N: np.ndarray  # (n,) int64
+    damaged_logits_NC: np.ndarray | None = None  # (n, classes) float32, of damaged copies of the pages (valid.damage)
 
 
 def write_predictions(path: Path, predictions: FoldPredictions) -> None:
     """Write the predictions atomically; equal predictions give equal bytes."""
     _check(predictions, f"predictions for {path}")
     arrays = {"indices": predictions.indices_N, "logits": predictions.logits_NC, "targets": predictions.targets_N}
+    if predictions.damaged_logits_NC is not None:
+        arrays["damaged_logits"] = predictions.damaged_logits_NC
     write_tensor_file(path, _FORMAT, asdict(predictions.info), arrays)
 
 
@@ -132,7 +137,11 @@ def _parse(description: dict[str, Any], arrays: dict[str, np.ndarray], source: s
     for name in ("classes", "ids", "skipped", "groups"):
         description[name] = None if description[name] is None else tuple(description[name])
     predictions = FoldPredictions(
-        PredictionsInfo(**description), arrays["indices"], arrays["logits"], arrays["targets"]
+        PredictionsInfo(**description),
+        arrays["indices"],
+        arrays["logits"],
+        arrays["targets"],
+        arrays.get("damaged_logits"),
     )
     _check(predictions, source)
     return predictions
@@ -140,10 +149,13 @@ def _parse(description: dict[str, Any], arrays: dict[str, np.ndarray], source: s
 
 def _check(predictions: FoldPredictions, source: str) -> None:
     info, rows = predictions.info, len(predictions.indices_N)
-    dtypes = [array.dtype.name for array in (predictions.indices_N, predictions.logits_NC, predictions.targets_N)]
+    logits = {"logits": predictions.logits_NC}
+    if predictions.damaged_logits_NC is not None:
+        logits["damaged logits"] = predictions.damaged_logits_NC
     if (
-        dtypes != ["int64", "float32", "int64"]
-        or predictions.logits_NC.shape != (rows, len(info.classes))
+        [array.dtype.name for array in (predictions.indices_N, predictions.targets_N)] != ["int64", "int64"]
+        or any(array.dtype.name != "float32" for array in logits.values())
+        or any(array.shape != (rows, len(info.classes)) for array in logits.values())
         or (predictions.indices_N.ndim != 1 or predictions.targets_N.ndim != 1)
     ):
         raise TensorFileError(f"{source}: arrays have the wrong dtype or shape")
@@ -159,8 +171,11 @@ def _check(predictions: FoldPredictions, source: str) -> None:
         raise TensorFileError(f"{source}: fold {info.fold} is outside 0 to {info.num_folds - 1}")
     if np.any((predictions.targets_N < 0) | (predictions.targets_N >= len(info.classes))):
         raise TensorFileError(f"{source}: targets outside 0 to {len(info.classes) - 1}")
-    non_finite = set(predictions.indices_N[~np.isfinite(predictions.logits_NC).all(axis=1)].tolist()) - set(
-        info.skipped
-    )
-    if non_finite:
-        raise TensorFileError(f"{source}: {len(non_finite)} rows have non-finite logits, such as row {min(non_finite)}")
+    if ("damaged logits" in logits) != (info.macro_f1_damaged is not None):
+        raise TensorFileError(f"{source}: damaged logits without their score, or a score without them")
+    for name, logits_NC in logits.items():
+        non_finite = set(predictions.indices_N[~np.isfinite(logits_NC).all(axis=1)].tolist()) - set(info.skipped)
+        if non_finite:
+            raise TensorFileError(
+                f"{source}: {len(non_finite)} rows have non-finite {name}, such as row {min(non_finite)}"
+            )

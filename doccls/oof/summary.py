@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import Literal
 
 import numpy as np
 from sklearn.metrics import precision_recall_fscore_support
@@ -14,6 +15,10 @@ LEVEL = 0.95
 _SELECTION = (
     "each fold's best epoch was selected by its score on these same rows, so the scores are optimistic: expect "
     "somewhat lower ones on unseen pages"
+)
+_SELECTION_BY_DAMAGED = (
+    "each fold's best epoch was selected by its score on damaged copies of these same rows, so the scores are "
+    "optimistic, most of all the damaged ones: expect somewhat lower ones on unseen pages"
 )
 
 
@@ -39,6 +44,23 @@ class ClassMetrics:
 
 
 @dataclass(frozen=True)
+class DamagedMetrics:
+    """The metrics on damaged copies of the pages, by the same epochs' weights, and how far they are below.
+
+    Intervals as in `Summary`.
+    """
+
+    macro_f1: float
+    macro_f1_low: float
+    macro_f1_high: float
+    gap: float  # macro-F1 of the pages minus that of their damaged copies
+    gap_low: float
+    gap_high: float
+    accuracy: float
+    folds: tuple[FoldMetrics, ...]
+
+
+@dataclass(frozen=True)
 class Summary:
     """The metrics over all rows that have a prediction.
 
@@ -59,6 +81,7 @@ class Summary:
     classes: tuple[ClassMetrics, ...]
     notes: tuple[str, ...] = ()  # caveats for comparing folds
     selection: str = _SELECTION  # how the epochs were selected, and how that biases the scores
+    damaged: DamagedMetrics | None = None  # with valid.damage
 
 
 def summarize(
@@ -69,10 +92,13 @@ def summarize(
     classes: Sequence[str],
     groups: Sequence[str] | None = None,
     notes: tuple[str, ...] = (),
+    damaged_logits_NC: np.ndarray | None = None,
+    selected_by: Literal["clean", "damaged"] = "clean",
 ) -> Summary:
     """Compute the metrics of out-of-fold logits (n, classes), with their targets (n,) and the fold of each row (n,).
 
-    With `groups` (one name per row) the interval comes from resampling groups, else from resampling rows.
+    With `groups` (one name per row) the intervals come from resampling groups, else from resampling rows. The best
+    epochs were selected by the score of the pages (`clean`) or of their damaged copies.
     """
     used = np.setdiff1d(np.arange(len(targets_N)), skipped)
     targets, logits, folds = targets_N[used], logits_NC[used], folds_N[used]
@@ -91,15 +117,50 @@ def summarize(
         interval_resamples=RESAMPLES,
         interval_units="rows" if groups is None else "groups",
         accuracy=float(hits.mean()),
-        folds=tuple(
-            FoldMetrics(int(fold), int(rows.sum()), macro_f1(targets[rows], logits[rows]), float(hits[rows].mean()))
-            for fold, rows in ((fold, folds == fold) for fold in np.unique(folds))
-        ),
+        folds=_measure_folds(targets, logits, folds),
         classes=tuple(
             ClassMetrics(label, int(support), float(precision), float(recall), float(f1))
             for label, precision, recall, f1, support in zip(classes, *per_class, strict=True)
         ),
         notes=notes,
+        selection=_SELECTION if selected_by == "clean" else _SELECTION_BY_DAMAGED,
+        damaged=(
+            None
+            if damaged_logits_NC is None
+            else _measure_damaged(targets, logits, damaged_logits_NC[used], folds, len(classes), unit_N)
+        ),
+    )
+
+
+def _measure_folds(targets_N: np.ndarray, logits_NC: np.ndarray, folds_N: np.ndarray) -> tuple[FoldMetrics, ...]:
+    hits = logits_NC.argmax(axis=1) == targets_N
+    return tuple(
+        FoldMetrics(int(fold), int(rows.sum()), macro_f1(targets_N[rows], logits_NC[rows]), float(hits[rows].mean()))
+        for fold, rows in ((fold, folds_N == fold) for fold in np.unique(folds_N))
+    )
+
+
+def _measure_damaged(
+    targets_N: np.ndarray,
+    logits_NC: np.ndarray,
+    damaged_NC: np.ndarray,
+    folds_N: np.ndarray,
+    num_classes: int,
+    unit_N: np.ndarray | None,
+) -> DamagedMetrics:
+    predictions, damaged = logits_NC.argmax(axis=1), damaged_NC.argmax(axis=1)
+    low, high = bootstrap_macro_f1(targets_N, damaged, num_classes, unit_N)
+    gap_low, gap_high = bootstrap_gap(targets_N, predictions, damaged, num_classes, unit_N)
+    score = macro_f1(targets_N, damaged_NC)
+    return DamagedMetrics(
+        macro_f1=score,
+        macro_f1_low=low,
+        macro_f1_high=high,
+        gap=macro_f1(targets_N, logits_NC) - score,
+        gap_low=gap_low,
+        gap_high=gap_high,
+        accuracy=float((damaged == targets_N).mean()),
+        folds=_measure_folds(targets_N, damaged_NC, folds_N),
     )
 
 
@@ -121,33 +182,78 @@ def bootstrap_macro_f1(
     Resampling n of n rows is one multinomial draw over the cells of the confusion matrix (Efron & Tibshirani, An
     Introduction to the Bootstrap, ch. 6 and 13), so its cost does not grow with n.
     """
-    cells, cell_N, rows_K = np.unique(targets_N * num_classes + predictions_N, return_inverse=True, return_counts=True)
-    true, predicted = np.divmod(cells, num_classes)
+    (scores,) = _resample(targets_N, [predictions_N], num_classes, unit_N)
+    return _find_interval(scores)
+
+
+def bootstrap_gap(
+    targets_N: np.ndarray,
+    predictions_N: np.ndarray,
+    damaged_N: np.ndarray,
+    num_classes: int,
+    unit_N: np.ndarray | None = None,
+) -> tuple[float, float]:
+    """Return the bootstrap percentile interval of the macro-F1 of `predictions_N` minus that of `damaged_N`.
+
+    Both are scored on the same resamples, since they predict the same rows: the interval of the difference is narrower
+    than those of the two scores suggest. Units as in `bootstrap_macro_f1`.
+    """
+    scores, damaged_scores = _resample(targets_N, [predictions_N, damaged_N], num_classes, unit_N)
+    return _find_interval(scores - damaged_scores)
+
+
+def _resample(
+    targets_N: np.ndarray, predictions: Sequence[np.ndarray], num_classes: int, unit_N: np.ndarray | None
+) -> list[np.ndarray]:
+    """Return the macro-F1 of each of `predictions` (n,) on each resample, as arrays (resamples,)."""
+    # A cell holds the rows of one target and one prediction (of each kind); rows of a cell are interchangeable.
+    code_N = targets_N
+    for predictions_N in predictions:
+        code_N = code_N * num_classes + predictions_N
+    _, first_K, cell_N, rows_K = np.unique(code_N, return_index=True, return_inverse=True, return_counts=True)
+    true_K, predicted = targets_N[first_K], [predictions_N[first_K] for predictions_N in predictions]
     count = 0 if unit_N is None else int(unit_N.max()) + 1
     rng = np.random.Generator(np.random.PCG64(0))
-    scores = np.empty(RESAMPLES)
+    scores = [np.empty(RESAMPLES) for _ in predictions]
     for number in range(RESAMPLES):
         if unit_N is None:
-            drawn = rng.multinomial(rows_K.sum(), rows_K / rows_K.sum())
+            drawn_K = rng.multinomial(rows_K.sum(), rows_K / rows_K.sum())
         else:
             times_U = np.bincount(rng.integers(0, count, count), minlength=count)
-            drawn = np.bincount(cell_N, times_U[unit_N], len(cells))
-        in_target = np.bincount(true, drawn, num_classes)
-        in_prediction = np.bincount(predicted, drawn, num_classes)
-        hits = np.bincount(true[true == predicted], drawn[true == predicted], num_classes)
-        present = in_target + in_prediction > 0  # as in `macro_f1`, an absent class is ignored
-        scores[number] = np.mean(2 * hits[present] / (in_target + in_prediction)[present])
+            drawn_K = np.bincount(cell_N, times_U[unit_N], len(rows_K))
+        for own_scores, predicted_K in zip(scores, predicted, strict=True):
+            own_scores[number] = _score_cells(true_K, predicted_K, drawn_K, num_classes)
+    return scores
+
+
+def _score_cells(true_K: np.ndarray, predicted_K: np.ndarray, rows_K: np.ndarray, num_classes: int) -> float:
+    """Return the macro-F1 of cells of rows with equal target and prediction; absent classes count as in `macro_f1`."""
+    in_target = np.bincount(true_K, rows_K, num_classes)
+    in_prediction = np.bincount(predicted_K, rows_K, num_classes)
+    is_hit = true_K == predicted_K
+    hits = np.bincount(true_K[is_hit], rows_K[is_hit], num_classes)
+    present = in_target + in_prediction > 0
+    return float(np.mean(2 * hits[present] / (in_target + in_prediction)[present]))
+
+
+def _find_interval(scores: np.ndarray) -> tuple[float, float]:
     low, high = np.quantile(scores, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
 
 
 def render_summary(summary: Summary) -> str:
-    """Return summary.json; equal summaries give equal bytes."""
-    return json.dumps(asdict(summary), indent=2, ensure_ascii=False) + "\n"
+    """Return summary.json, which has `damaged` only with damaged copies; equal summaries give equal bytes."""
+    values = asdict(summary)
+    if summary.damaged is None:
+        del values["damaged"]
+    return json.dumps(values, indent=2, ensure_ascii=False) + "\n"
 
 
 def list_scores(summary: Summary) -> list[str]:
-    """Format the summary as log lines: one per class, one per fold, the notes, and last the overall scores."""
+    """Format the summary as log lines: one per class, one per fold, the notes, and last the overall scores.
+
+    Scores on damaged copies follow those of the pages.
+    """
     width = max(len("class"), *(len(row.label) for row in summary.classes))
     lines = [f"{'class':<{width}}  {'rows':>6}  precision  recall       f1"]
     lines += [
@@ -158,10 +264,24 @@ def list_scores(summary: Summary) -> list[str]:
         f"fold={row.fold} macro_f1={row.macro_f1:.5f} accuracy={row.accuracy:.5f} rows={row.num_samples}"
         for row in summary.folds
     ]
+    damaged = summary.damaged
+    if damaged is not None:
+        lines += [
+            f"fold={row.fold}, damaged pages macro_f1={row.macro_f1:.5f} accuracy={row.accuracy:.5f} "
+            f"rows={row.num_samples}"
+            for row in damaged.folds
+        ]
     lines += [f"note: {note}" for note in summary.notes]
-    interval = f"[{summary.macro_f1_low:.3f}, {summary.macro_f1_high:.3f}]"
+    level = f"{summary.interval_level:.0%} interval"
     lines.append(
-        f"all folds macro_f1={summary.macro_f1:.5f} {summary.interval_level:.0%} interval {interval} "
+        f"all folds macro_f1={summary.macro_f1:.5f} {level} [{summary.macro_f1_low:.3f}, {summary.macro_f1_high:.3f}] "
         f"accuracy={summary.accuracy:.5f} rows={summary.num_samples}"
     )
+    if damaged is not None:
+        lines += [
+            f"all folds, damaged pages macro_f1={damaged.macro_f1:.5f} "
+            f"{level} [{damaged.macro_f1_low:.3f}, {damaged.macro_f1_high:.3f}] "
+            f"accuracy={damaged.accuracy:.5f} rows={summary.num_samples}",
+            f"clean minus damaged macro_f1={damaged.gap:.5f} {level} [{damaged.gap_low:.3f}, {damaged.gap_high:.3f}]",
+        ]
     return [f"[OOF] {line}" for line in lines]

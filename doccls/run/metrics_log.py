@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from doccls.run.paths import RunPaths
 from doccls.system.atomic_files import remove_leftovers, write_text
@@ -23,6 +24,7 @@ class EpochMetrics:
     # None in files of earlier versions:
     selection_f1: float | None = None  # the score that selects the best epoch (`doccls.oof.metrics.selection_f1`)
     weights: str | None = None  # the weights that were validated: `raw` or `ema`
+    macro_f1_damaged: float | None = None  # on damaged copies of the pages; without them, the line lacks the key
 
 
 def write_fold_metrics(paths: RunPaths, rows: Sequence[EpochMetrics]) -> list[str]:
@@ -73,8 +75,14 @@ def write_metrics(paths: RunPaths, writer: str = "merge") -> list[str]:
 
 def _render_rows(rows: Sequence[EpochMetrics]) -> str:
     """Return the rows as JSON lines, with null for NaN, which JSON lacks."""
-    values = [{name: None if value != value else value for name, value in asdict(row).items()} for row in rows]
-    return "".join(json.dumps(row) + "\n" for row in values)
+    return "".join(json.dumps(_describe_row(row)) + "\n" for row in rows)
+
+
+def _describe_row(row: EpochMetrics) -> dict[str, Any]:
+    values = {name: None if value != value else value for name, value in asdict(row).items()}
+    if row.macro_f1_damaged is None:
+        del values["macro_f1_damaged"]
+    return values
 
 
 def _parse_row(line: str) -> EpochMetrics | None:

@@ -154,6 +154,11 @@ class RunPaths:
         return self.root / "oof" / "oof_logits.npy"
 
     @property
+    def oof_logits_damaged(self) -> Path:
+        """The same, predicted from damaged copies of the pages; only with valid.damage."""
+        return self.root / "oof" / "oof_logits_damaged.npy"
+
+    @property
     def oof_targets(self) -> Path:
         """(n_samples,) int64 class indices."""
         return self.root / "oof" / "oof_targets.npy"

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 from accelerate import Accelerator
 
+from doccls.data.damage import STRENGTHS
 from doccls.data.dataset import Batch, DocClsDataset, Pages, list_keys
 from doccls.data.loader import loading
 from doccls.data.sampler import BatchDivision, BatchRequest, iterate_fold
@@ -61,7 +62,8 @@ def load_folds(
         config.data.max_image_pixels,
         experiment.data.stored,
     )
-    dataset = DocClsDataset(pages, Augmentation(config.augment, config.train.img_size), config.project.seed)
+    augmentation = Augmentation(config.augment, config.train.img_size)
+    dataset = DocClsDataset(pages, augmentation, config.project.seed, STRENGTHS.get(config.valid.damage))
     requests = (
         request
         for fold in folds
@@ -95,7 +97,8 @@ def _iterate_requests(
     """Iterate over this rank's batch requests for one fold, from where it resumes."""
     division = BatchDivision.derive(experiment.config.train, accelerator.num_processes)
     valid, step = experiment.data.list_valid(fold), 0 if resume_point is None else resume_point.step
-    return iterate_fold(experiment.plan(fold), valid, division, accelerator.process_index, step)
+    with_damage = experiment.config.valid.has_damage
+    return iterate_fold(experiment.plan(fold), valid, division, accelerator.process_index, step, with_damage)
 
 
 def advise_on_waiting(share: float, workers: int, cores: int, stored: bool) -> str:

@@ -32,7 +32,7 @@ from doccls.system.tensor_file import (
 )
 
 _BEST_FORMAT = "doccls-best-4"
-_RESUME_FORMAT = "doccls-resume-3"
+_RESUME_FORMAT = "doccls-resume-4"
 _MOMENTS = 2  # per trained weight, with most optimizers; the actual number shows only at the first step
 _DISK_MARGIN = 2
 # The dtypes that NumPy lacks, and those as which their bytes are stored.
@@ -144,6 +144,9 @@ class BestEpoch:
     weights: str  # `raw`, or `ema` (the exponential moving average)
     indices_N: np.ndarray
     logits_NC: np.ndarray
+    # None without damaged copies (valid.damage):
+    macro_f1_damaged: float | None = None
+    damaged_logits_NC: np.ndarray | None = None  # rows as in `logits_NC`
 
 
 @dataclass(frozen=True)

@@ -4,17 +4,15 @@ import gc
 import os
 import time
 from functools import partial
-from itertools import islice
 
 import numpy as np
 import psutil
 import torch
 from accelerate import Accelerator
 
-from doccls.data.sampler import BatchPlace, find_epoch, list_evaluation
+from doccls.data.sampler import find_epoch
 from doccls.errors import UserError
 from doccls.experiment import Experiment
-from doccls.oof.metrics import cross_entropy, macro_f1, selection_f1
 from doccls.oof.predictions import FoldPredictions, PredictionsInfo, remove_resume_checkpoints, write_predictions
 from doccls.reporting.tracking import track_fold
 from doccls.run.heartbeat import Heartbeat
@@ -29,9 +27,9 @@ from doccls.training.checkpoint import BestEpoch, BestWeights, ResumePoint, desc
 from doccls.training.distributed import agree_on_stop, has_scaler, on_main
 from doccls.training.engine import Engine, FoldProgress, LossMeter, RunContext, build_engine
 from doccls.training.error_hints import translate_error
-from doccls.training.evaluate import predict_logits
 from doccls.training.resume import Checkpointer, average_buffers, copy_to_cpu, describe_resume, restore
 from doccls.training.step import TrainedEpoch, group_gradients, train_epoch
+from doccls.training.validation import validate_epoch
 
 _MAX_DATA_WAIT = 0.1  # the share of an epoch's time above which the log advises what to change
 
@@ -74,7 +72,7 @@ def train_fold(context: RunContext, fold: int, resume_point: ResumePoint | None,
             raise translated from error
         predictions = _make_predictions(experiment, fold, best, accelerator.mixed_precision)
         on_main(accelerator, lambda: _save_predictions(experiment.paths, fold, predictions, context.owner))
-        log.line(f"[FOLD {fold}] done | best epoch={best.epoch} macro_f1={best.macro_f1:.5f}")
+        log.line(f"[FOLD {fold}] done | best epoch={best.epoch} {_format_scores(best)}")
 
 
 def _log_disk(engine: Engine, paths: RunPaths) -> None:
@@ -130,7 +128,7 @@ def _fit(
             )
             engine.log.line(f"[DATA] {advice}")
         try:
-            validated, valid_loss = _validate(context.experiment, engine, batches, epoch)
+            validated, valid_loss = validate_epoch(context.experiment, engine, batches, epoch)
         except Interrupted:  # raised on all ranks at the same point
             engine.heartbeat.beat(phase="stopping")
             checkpointer.save(progress, wait=True)
@@ -147,6 +145,7 @@ def _fit(
             mem_MiB=measure_memory(engine.accelerator),
             selection_f1=validated.selection_f1,
             weights=validated.weights,
+            macro_f1_damaged=validated.macro_f1_damaged,
         )
         _log_validation(engine, row)
         progress.rows.append(row)
@@ -166,15 +165,24 @@ def _fit(
 
 
 def _log_validation(engine: Engine, row: EpochMetrics) -> None:
-    notes = f"selection_f1={row.selection_f1:.5f} " if row.selection_f1 != row.macro_f1 else ""
+    is_new = row.selection_f1 not in (row.macro_f1, row.macro_f1_damaged)
+    notes = f"selection_f1={row.selection_f1:.5f} " if is_new else ""
     notes += "" if engine.ema is None else f"weights={row.weights} "
     engine.log.line(
-        f"[EPOCH {row.epoch}] fold={row.fold} valid_loss={row.valid_loss:.5f} macro_f1={row.macro_f1:.5f} "
+        f"[EPOCH {row.epoch}] fold={row.fold} valid_loss={row.valid_loss:.5f} {_format_scores(row)} "
         f"{notes}time_s={row.time_s:.1f}"
     )
     assert row.selection_f1 is not None
     values = {"valid/loss": row.valid_loss, "valid/macro_f1": row.macro_f1, "valid/selection_f1": row.selection_f1}
+    if row.macro_f1_damaged is not None:
+        values["valid/macro_f1_damaged"] = row.macro_f1_damaged
     engine.tracker.log(values, row.epoch * engine.plan.steps_per_epoch)
+
+
+def _format_scores(scores: EpochMetrics | BestEpoch) -> str:
+    """Return the score as `key=value` and, with damaged copies, the score on those."""
+    damaged = "" if scores.macro_f1_damaged is None else f" macro_f1_damaged={scores.macro_f1_damaged:.5f}"
+    return f"macro_f1={scores.macro_f1:.5f}{damaged}"
 
 
 def _train(
@@ -195,37 +203,6 @@ def _train(
         f"data_wait={data_wait:.0%}"
     )
     return trained, data_wait
-
-
-def _validate(experiment: Experiment, engine: Engine, batches: TimedBatches, epoch: int) -> tuple[BestEpoch, float]:
-    """Validate the raw and the averaged weights; return the result and loss of the better ones (if equal, averaged).
-
-    Raises:
-        UserError: a logit is not finite.
-        Interrupted: a signal asked this rank or another one to stop.
-    """
-    manifest, fold, modules = experiment.data.manifest, engine.plan.fold, engine.modules
-    place = BatchPlace("validate", fold, epoch)
-    requests = list_evaluation(
-        place, experiment.data.list_valid(fold), engine.division, engine.accelerator.process_index
-    )
-    indices, logits_MNC = predict_logits(
-        list(modules.values()),
-        engine.heartbeat.watch(islice(batches, len(requests)), "validate"),
-        engine.normalize,
-        engine.num_classes,
-        engine.accelerator,
-    )
-    is_finite_N = np.isfinite(logits_MNC).all(axis=(0, 2))
-    if not is_finite_N.all():
-        ids = [manifest.ids[index] for index in indices[~is_finite_N]]
-        raise UserError(f"fold {fold} epoch {epoch + 1}: {len(ids)} samples have non-finite logits, such as {ids[:5]}")
-    targets = manifest.targets_N[indices]
-    scores = [selection_f1(targets, logits) for logits in logits_MNC]
-    better = int(np.argmax(scores))
-    logits, weights = logits_MNC[better], list(modules)[better]
-    validated = BestEpoch(epoch + 1, macro_f1(targets, logits), scores[better], weights, indices, logits)
-    return validated, cross_entropy(targets, logits)
 
 
 def _record_epoch(
@@ -261,11 +238,11 @@ def _capture_best(experiment: Experiment, engine: Engine, best: BestEpoch) -> Be
 
 
 def _make_predictions(experiment: Experiment, fold: int, best: BestEpoch, precision: str) -> FoldPredictions:
-    """Return the best epoch's logits as the fold's predictions; rows without a usable image are NaN."""
+    """Return the best epoch's logits as the fold's predictions."""
     manifest, assignment = experiment.data.manifest, experiment.data.assignment
     rows = assignment.list_valid(fold)
-    logits = np.full((len(rows), len(manifest.classes)), np.nan, dtype=np.float32)
-    logits[np.searchsorted(rows, best.indices_N)] = best.logits_NC
+    logits = _spread(best.logits_NC, best.indices_N, rows)
+    damaged = None if best.damaged_logits_NC is None else _spread(best.damaged_logits_NC, best.indices_N, rows)
     info = PredictionsInfo(
         fingerprint=experiment.fingerprint,
         fold=fold,
@@ -280,8 +257,17 @@ def _make_predictions(experiment: Experiment, fold: int, best: BestEpoch, precis
         micro_batch_size=experiment.config.train.micro_batch_size,
         groups=None if manifest.groups is None else tuple(manifest.groups[row] for row in rows.tolist()),
         num_split=len(assignment.split.intersection(rows.tolist())),
+        macro_f1_damaged=best.macro_f1_damaged,
+        selected_by="damaged" if experiment.config.valid.selects_damaged else "clean",
     )
-    return FoldPredictions(info, rows.astype(np.int64), logits, manifest.targets_N[rows])
+    return FoldPredictions(info, rows.astype(np.int64), logits, manifest.targets_N[rows], damaged)
+
+
+def _spread(logits_NC: np.ndarray, indices_N: np.ndarray, rows_M: np.ndarray) -> np.ndarray:
+    """Return the logits of samples `indices_N` at their places in `rows_M`; rows without a usable image are NaN."""
+    spread_MC = np.full((len(rows_M), logits_NC.shape[1]), np.nan, dtype=np.float32)
+    spread_MC[np.searchsorted(rows_M, indices_N)] = logits_NC
+    return spread_MC
 
 
 def measure_memory(accelerator: Accelerator) -> float:

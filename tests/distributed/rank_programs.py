@@ -22,6 +22,7 @@ from doccls.system.rank import MEETING_FILE
 from doccls.train import main
 from doccls.training import distributed as distributed_module
 from doccls.training import trainer as trainer_module
+from doccls.training import validation as validation_module
 from doccls.training.distributed import agree_on_stop, await_all, on_main, start_processes
 from doccls.training.engine import RunContext
 from doccls.training.evaluate import Normalizer, predict_logits
@@ -112,7 +113,7 @@ def record_weights(argv: list[str]) -> int:
         return predict(models, *arguments)
 
     _wrap(trainer_module, "train_epoch", after_training)
-    _wrap(trainer_module, "predict_logits", before_validation)
+    _wrap(validation_module, "predict_logits", before_validation)
     code = main(argv)
     _record(digests)
     return code

@@ -24,7 +24,7 @@ from doccls.train import main
 from doccls.training import engine as engine_module
 from doccls.training import resume as resume_module
 from doccls.training import step as step_module
-from doccls.training import trainer as trainer_module
+from doccls.training import validation as validation_module
 from tests.unit.test_signals import WRITES, disturb_write
 
 _T = TypeVar("_T")
@@ -37,7 +37,7 @@ FORKS = "forks.txt"  # PID and number of threads at each fork
 def improve_each_epoch(argv: list[str]) -> int:
     """Train with a score that improves each epoch, so that each epoch writes a checkpoint."""
     scores = itertools.count(1)
-    trainer_module.selection_f1 = lambda *arguments: next(scores) / 1e6  # type: ignore[attr-defined]
+    validation_module.selection_f1 = lambda *arguments: next(scores) / 1e6  # type: ignore[attr-defined]
     return main(argv)
 
 

@@ -20,10 +20,10 @@ from doccls.run.heartbeat import read_beat
 # For each number of processes:
 KILLS = int(os.environ.get("DOCCLS_TEST_KILLS", "3"))
 STOPS = int(os.environ.get("DOCCLS_TEST_RESUMED_STOPS", "1"))
-# RICH with BatchNorm, gradient accumulation, and a resume checkpoint after each step.
+# RICH with BatchNorm, gradient accumulation, damaged pages, and a resume checkpoint after each step.
 EVERYTHING = (
     *RICH, "model.name=test_resnet", "train.optimizer=adamw", "train.micro_batch_size=3", "train.epochs=3",
-    "train.checkpoint_interval_s=0.001", "train.log_interval=1",
+    "train.checkpoint_interval_s=0.001", "train.log_interval=1", "valid.damage=scan",
 )  # fmt: skip
 
 
@@ -71,8 +71,8 @@ def clear(reference: Reference) -> Path:
 def read_results(run: Run) -> dict[str, bytes]:
     """Read all results that must be the same: all but the times in metrics.jsonl."""
     files = [*run.root.glob("oof/**/*.*"), *run.root.glob("ckpt/*"), run.root / "summary.json"]
-    rows = [{key: row[key] for key in ("fold", "epoch", "train_loss", "valid_loss", "macro_f1", "lr")}
-            for row in run.read_metrics()]  # fmt: skip
+    keys = ("fold", "epoch", "train_loss", "valid_loss", "macro_f1", "macro_f1_damaged", "lr")
+    rows = [{key: row[key] for key in keys} for row in run.read_metrics()]
     contents = {str(file.relative_to(run.root)): file.read_bytes() for file in files if file.is_file()}
     return contents | {"metrics": json.dumps(rows).encode()}
 

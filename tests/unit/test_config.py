@@ -186,6 +186,7 @@ def test_wrong_mode_is_reported_with_its_line(tmp_path: Path) -> None:
         ("train: {epochs: 3, warmup_epochs: 3}", "train.warmup_epochs", "less than train.epochs, which is 3"),
         ("train: {lr: 0.1, min_lr: 0.2}", "train.min_lr", "at most train.lr, which is 0.1"),
         ("train: {batch_size: 2, num_processes: 3}", "train.num_processes", "at most train.batch_size, which is 2"),
+        ("valid: {select: damaged}", "valid.select", "clean or null, since valid.damage is none"),
     ],
 )
 def test_contradicting_keys_are_reported(tmp_path: Path, text: str, key: str, allowed: str) -> None:

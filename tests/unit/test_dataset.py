@@ -9,11 +9,13 @@ import pytest
 import torch
 
 from doccls.config.schema import AugmentConfig
+from doccls.data.damage import damage_page
 from doccls.data.dataset import AugmentationKey, DocClsDataset, LoadedSamples, Pages, SampleKey, collate_batch
-from doccls.data.images import decode_image, fit_page
+from doccls.data.images import decode_image, fit_page, load_page
 from doccls.data.sampler import BatchPlace, BatchRequest
 from doccls.data.transforms import Augmentation
 from doccls.errors import RankLocalError
+from doccls.randomness import Purpose, derive_stream
 
 AUGMENT = AugmentConfig(rotate_deg=20, hflip_prob=0.5, noise_prob=0.5)
 
@@ -57,6 +59,50 @@ def test_only_training_batches_are_augmented(pages: Pages) -> None:
         for (page, target, index), sample in zip(loaded.samples, (4, 1), strict=True):
             expected = dataset[SampleKey(sample, augmentation)]
             assert np.array_equal(page, expected[0]) and (target, index) == expected[1:]
+
+
+def test_only_damaged_validation_batches_are_damaged(pages: Pages) -> None:
+    dataset = DocClsDataset(pages, Augmentation(AUGMENT, 16), 1, damage_strength=0.5)
+    clean, damaged = (
+        dataset.__getitems__(BatchRequest(BatchPlace(phase, 2, 1), (4, 1))).samples
+        for phase in ("validate", "validate_damaged")
+    )  # type: ignore[arg-type]
+    assert [sample[1:] for sample in damaged] == [sample[1:] for sample in clean]
+    for (page, _, index), (clean_page, _, _) in zip(damaged, clean, strict=True):
+        assert page.shape == (16, 16, 3) and page.dtype == np.uint8 and not np.array_equal(page, clean_page)
+        assert np.array_equal(page, dataset[SampleKey(index, is_damaged=True)][0])
+
+
+def test_damage_gets_the_unpadded_page_and_a_stream_of_the_sample_alone(
+    pages: Pages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+
+    def record(page: np.ndarray, size_px: int, strength: float, stream: np.random.SeedSequence) -> np.ndarray:
+        calls.append((page.shape, size_px, strength, tuple(stream.generate_state(4))))
+        return np.zeros((size_px, size_px, 3), np.uint8)
+
+    monkeypatch.setattr("doccls.data.dataset.damage_page", record)
+    for seed, epoch in ((0, 0), (7, 3)):
+        dataset = DocClsDataset(pages, seed=seed, damage_strength=0.5)
+        dataset.__getitems__(BatchRequest(BatchPlace("validate_damaged", seed, epoch), (3, 5)))
+    assert calls[:2] == calls[2:] and calls[0][3] != calls[1][3]
+    path = pages.paths[3]
+    assert path is not None
+    height, width = decode_image(path.read_bytes(), 10**6).shape[:2]
+    assert calls[0][0][0] / calls[0][0][1] == pytest.approx(height / width, rel=0.1) and height != width
+    assert max(calls[0][0]) == pages.page_px and calls[0][1:3] == (pages.img_size, 0.5)
+
+
+def test_damage_never_changes(pages: Pages) -> None:
+    """Runs are compared, and their logits blended, on the same damaged pages."""
+    stream = derive_stream(0, Purpose.DAMAGE, 3)
+    assert Purpose.DAMAGE == 6
+    page = DocClsDataset(pages, seed=5, damage_strength=1.0)[SampleKey(3, is_damaged=True)][0]
+    path = pages.paths[3]
+    assert path is not None
+    expected = damage_page(load_page(path.read_bytes(), 10**6, pages.page_px), pages.img_size, 1.0, stream)
+    assert np.array_equal(page, expected)
 
 
 def test_unreadable_image_error_names_id_and_path(pages: Pages) -> None:

@@ -38,7 +38,7 @@ OPERATIONAL = {
 EVERY = [(section, key) for section, model in SECTIONS.items() for key in model.model_fields]
 CANDIDATES: tuple[Any, ...] = (
     True, False, 0.25, 0.5, 1, 2, 7, 40, "x9", "poly", "fp16", ".png", (0.1, 0.2, 0.3), "all", 1e-5, "error", "skip",
-    "stop", 512, "linear", "fast", "auto", ("?",),
+    "stop", 512, "linear", "fast", "auto", ("?",), "scan", "clean",
 )  # fmt: skip
 
 

@@ -24,6 +24,8 @@ FOLD_OF = np.array([2, 0, 1, 0, 2, 1, 1, 0, 2, 0, 1])
 TARGETS = np.arange(COUNT) % 3
 LOGITS = np.random.default_rng(0).normal(0, 2, (COUNT, 3)).astype(np.float32)
 
+DAMAGED = np.random.default_rng(1).normal(0, 2, (COUNT, 3)).astype(np.float32)
+
 
 def make_predictions(fold: int, **changes: Any) -> FoldPredictions:
     rows = np.flatnonzero(fold == FOLD_OF)
@@ -31,6 +33,11 @@ def make_predictions(fold: int, **changes: Any) -> FoldPredictions:
         "fingerprint-0123456789", fold, FOLDS, COUNT, CLASSES, tuple(IDS[row] for row in rows), (), 1, fold / 10
     )
     return FoldPredictions(dataclasses.replace(info, **changes), rows, LOGITS[rows], TARGETS[rows])
+
+
+def add_damage(predictions: FoldPredictions) -> FoldPredictions:
+    info = dataclasses.replace(predictions.info, macro_f1_damaged=0.25, selected_by="damaged")
+    return dataclasses.replace(predictions, info=info, damaged_logits_NC=DAMAGED[predictions.indices_N])
 
 
 def refuse(*fold_predictions: FoldPredictions) -> str:
@@ -70,6 +77,22 @@ def test_merge_writes_logits_and_targets(run: RunPaths) -> None:
     assert np.array_equal(targets, TARGETS) and targets.dtype == np.int64
 
 
+def test_merge_writes_damaged_logits_in_rows_of_the_csv(run: RunPaths) -> None:
+    merge_run(run)
+    plain = {path: path.read_bytes() for path in list_outputs(run)}
+    assert not run.oof_logits_damaged.exists() and "damaged" not in json.loads(run.summary.read_text())
+    for fold in range(FOLDS):
+        write_predictions(run.predictions(fold), add_damage(make_predictions(fold)))
+    summary = merge_run(run)
+    damaged = np.load(run.oof_logits_damaged)
+    assert np.array_equal(damaged, DAMAGED) and damaged.dtype == np.float32
+    for path in (run.oof_logits, run.oof_targets, run.oof_csv):
+        assert path.read_bytes() == plain[path]
+    assert summary.damaged is not None and summary.damaged.macro_f1 == macro_f1(TARGETS, DAMAGED)
+    assert json.loads(run.summary.read_text())["damaged"]["macro_f1"] == summary.damaged.macro_f1
+    assert "selected by its score on damaged copies" in summary.selection
+
+
 def test_merging_twice_gives_the_same_bytes(run: RunPaths) -> None:
     merge_run(run)
     first = [path.read_bytes() for path in list_outputs(run)]
@@ -104,9 +127,8 @@ def test_skipped_rows_are_nan_in_the_logits_empty_in_the_csv_and_excluded_from_m
     logits = predictions.logits_NC.copy()
     logits[1] = np.nan
     row = int(predictions.indices_N[1])
-    predictions = FoldPredictions(
-        dataclasses.replace(predictions.info, skipped=(row,)), predictions.indices_N, logits, predictions.targets_N
-    )
+    info = dataclasses.replace(predictions.info, skipped=(row,))
+    predictions = FoldPredictions(info, predictions.indices_N, logits, predictions.targets_N)
     merged = merge_predictions([make_predictions(0), predictions, make_predictions(2)])
     assert merged.skipped == (row,) and np.isnan(merged.logits_NC[row]).all()
     others = np.arange(COUNT) != row
@@ -151,6 +173,11 @@ def test_incompatible_folds_are_listed_with_what_differs(changes: dict[str, Any]
     message = refuse(make_predictions(0), make_predictions(1, **changes), make_predictions(2))
     assert f"the folds differ in {difference}" in message
     assert "folds [0, 2]" in message and "folds [1]" in message
+
+
+def test_folds_with_and_without_damaged_pages_are_named() -> None:
+    message = refuse(add_damage(make_predictions(0)), make_predictions(1), add_damage(make_predictions(2)))
+    assert "folds [0, 2] were validated on damaged copies of their pages too (valid.damage), folds [1] not" in message
 
 
 def test_all_problems_are_reported_at_once() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,13 @@ def test_rows_are_json_lines_with_contract_keys(tmp_path: Path) -> None:
     contract = ["fold", "epoch", "train_loss", "valid_loss", "macro_f1", "lr", "time_s", "mem_MiB"]
     assert list(row) == [*contract, "selection_f1", "weights"]
     assert row["epoch"] == 1 and isinstance(row["epoch"], int) and row["lr"] == 1e-3
+
+
+def test_score_on_damaged_pages_is_a_key_only_where_there_is_one(tmp_path: Path) -> None:
+    paths = RunPaths(tmp_path)
+    write_fold_metrics(paths, [make_row(0, 1), replace(make_row(0, 2), macro_f1_damaged=0.25)])
+    plain, damaged = read(paths)
+    assert damaged == plain | {"epoch": 2, "macro_f1_damaged": 0.25} and "macro_f1_damaged" not in plain
 
 
 def test_rows_are_sorted_numerically_by_fold_and_epoch(tmp_path: Path) -> None:

@@ -18,11 +18,12 @@ def test_file_names_follow_the_contract() -> None:
     assert paths.run_id == "v087-8c206e"
     found = [
         paths.snapshot, paths.metrics, paths.best_checkpoint(0), paths.best_checkpoint(11), paths.oof_logits,
-        paths.oof_targets, paths.oof_csv, paths.submission, paths.test_probabilities,
+        paths.oof_targets, paths.oof_csv, paths.submission, paths.test_probabilities, paths.oof_logits_damaged,
     ]  # fmt: skip
     assert [str(path.relative_to(paths.root)) for path in found] == [
         "config.yaml", "metrics.jsonl", "ckpt/best_fold0.pth", "ckpt/best_fold11.pth", "oof/oof_logits.npy",
         "oof/oof_targets.npy", "oof/oof.csv", "submission.csv", "test_probabilities.npy",
+        "oof/oof_logits_damaged.npy",
     ]  # fmt: skip
     assert paths.predictions(3).parent == paths.predictions_dir and paths.fold_metrics(3).parent == paths.metrics_dir
     assert paths.predictions(1) != paths.predictions(11)

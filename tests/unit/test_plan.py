@@ -250,6 +250,8 @@ def test_new_run_is_planned_without_reading_data(write_config: Callable[..., Pat
     assert plan.finished == ()
     assert plan.run_folder.startswith(str(tmp_path / "exp")) and plan.run_folder.endswith("/v001-abc")
     assert {"oof/oof_logits.npy", "ckpt/best_fold4.pth", "oof/parts/fold0.safetensors"} <= set(plan.files)
+    assert "oof/oof_logits_damaged.npy" not in plan.files
+    assert "oof/oof_logits_damaged.npy" in plan_run(write_config(valid={"damage": "light"})).files
     assert plan.warnings == ("2 processes x 2 threads (train.cpu_threads) on 2 cores: they will wait for each other",)
     assert [file.name for file in tmp_path.iterdir()] == ["c.yaml"], "a plan writes nothing"
 

@@ -24,6 +24,8 @@ from doccls.oof.predictions import (
 from doccls.run.paths import RunPaths
 from doccls.system.tensor_file import TensorFileError, write_tensor_file
 
+DAMAGED = -np.arange(6, dtype=np.float32).reshape(3, 2)
+
 
 def make_predictions(**changes: Any) -> FoldPredictions:
     """Rows 1, 4, 6 of 8; `changes` replace fields of the info or arrays, by name."""
@@ -36,9 +38,11 @@ def make_predictions(**changes: Any) -> FoldPredictions:
         "fingerprint": "abc", "fold": 1, "num_folds": 3, "num_samples": 8, "classes": ("x", "y"),
         "ids": ("i1", 'i,"4', "ü6"), "skipped": (), "best_epoch": 2, "macro_f1": 0.5, "groups": ("a", "b", "a"),
     }  # fmt: skip
+    optional = {"damaged_logits_NC": changes["damaged_logits_NC"]} if "damaged_logits_NC" in changes else {}
+    more = {name: changes[name] for name in ("macro_f1_damaged", "selected_by") if name in changes}
     arrays |= {name: value for name, value in changes.items() if name in arrays}
     info |= {name: value for name, value in changes.items() if name in info}
-    return FoldPredictions(PredictionsInfo(**info), **arrays)
+    return FoldPredictions(PredictionsInfo(**info, **more), **arrays, **optional)
 
 
 def refuse(path: Path) -> str:
@@ -56,6 +60,16 @@ def test_predictions_survive_a_round_trip(tmp_path: Path) -> None:
     for name in ("indices_N", "logits_NC", "targets_N"):
         assert np.array_equal(getattr(restored, name), getattr(predictions, name))
         assert getattr(restored, name).dtype == getattr(predictions, name).dtype
+
+
+def test_damaged_logits_survive_a_round_trip(tmp_path: Path) -> None:
+    predictions = make_predictions(damaged_logits_NC=DAMAGED, macro_f1_damaged=0.25, selected_by="damaged")
+    write_predictions(tmp_path / "p", predictions)
+    restored = read_predictions(tmp_path / "p")
+    assert restored.info == predictions.info and restored.damaged_logits_NC is not None
+    assert np.array_equal(restored.damaged_logits_NC, DAMAGED) and restored.damaged_logits_NC.dtype == np.float32
+    write_predictions(tmp_path / "p", make_predictions())
+    assert read_predictions(tmp_path / "p").damaged_logits_NC is None
 
 
 def test_bytes_depend_on_content_alone(tmp_path: Path) -> None:
@@ -116,7 +130,7 @@ ARRAYS = {
     "logits": make_predictions().logits_NC,
     "targets": make_predictions().targets_N,
 }
-FORMAT, INFO = "doccls-fold-predictions-4", dataclasses.asdict(make_predictions().info)
+FORMAT, INFO = "doccls-fold-predictions-5", dataclasses.asdict(make_predictions().info)
 
 
 @pytest.mark.parametrize("content", ["text", "foreign", "other format", "missing array", "no info"])
@@ -128,7 +142,7 @@ def test_file_of_another_kind_is_rejected(tmp_path: Path, content: str) -> None:
         save_file(ARRAYS, path)
     elif content == "other format":
         write_tensor_file(path, "doccls-oof-part-2", INFO, ARRAYS)
-        assert "its format is doccls-oof-part-2; this version reads doccls-fold-predictions-4" in refuse(path)
+        assert "its format is doccls-oof-part-2; this version reads doccls-fold-predictions-5" in refuse(path)
     elif content == "missing array":
         write_tensor_file(path, FORMAT, INFO, {"logits": ARRAYS["logits"]})
     else:
@@ -170,6 +184,11 @@ def test_damaged_description_is_rejected(tmp_path: Path, info: dict[str, Any]) -
         {"logits_NC": np.array([[0, 1], [np.nan, 0], [1, 2]], np.float32)},
         {"logits_NC": np.array([[0, 1], [np.inf, 0], [1, 2]], np.float32)},
         {"logits_NC": np.array([[0, 1], [np.nan, 0], [1, 2]], np.float32), "skipped": (1,)},
+        {"damaged_logits_NC": DAMAGED},
+        {"macro_f1_damaged": 0.25},
+        {"damaged_logits_NC": DAMAGED.astype(np.float64), "macro_f1_damaged": 0.25},
+        {"damaged_logits_NC": DAMAGED[:2], "macro_f1_damaged": 0.25},
+        {"damaged_logits_NC": DAMAGED * np.float32(np.nan), "macro_f1_damaged": 0.25},
         {"targets_N": np.array([0, 1, 2])},
         {"targets_N": np.array([0, 1, -1])},
         {"fold": 3},
@@ -185,6 +204,15 @@ def test_nan_is_allowed_in_skipped_rows(tmp_path: Path) -> None:
     predictions = make_predictions(logits_NC=np.array([[0, 1], [np.nan, np.nan], [1, 2]], np.float32), skipped=(4,))
     write_predictions(tmp_path / "p", predictions)
     assert np.isnan(read_predictions(tmp_path / "p").logits_NC[1]).all()
+
+
+def test_non_finite_damaged_rows_are_named_unless_skipped(tmp_path: Path) -> None:
+    damaged = DAMAGED.copy()
+    damaged[1] = np.nan
+    changes: dict[str, Any] = {"damaged_logits_NC": damaged, "macro_f1_damaged": 0.25}
+    with pytest.raises(TensorFileError, match="1 rows have non-finite damaged logits, such as row 4"):
+        write_predictions(tmp_path / "p", make_predictions(**changes))
+    write_predictions(tmp_path / "p", make_predictions(**changes, skipped=(4,)))
 
 
 def test_non_finite_rows_are_counted(tmp_path: Path) -> None:

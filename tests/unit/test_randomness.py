@@ -11,7 +11,7 @@ from doccls.randomness import Purpose, derive_seed, derive_stream
 
 def test_purpose_numbers_never_change() -> None:
     assert {purpose.name: purpose.value for purpose in Purpose} == {
-        "FOLDS": 1, "INITIAL_WEIGHTS": 2, "ORDER": 3, "AUGMENTATION": 4, "STEP": 5
+        "FOLDS": 1, "INITIAL_WEIGHTS": 2, "ORDER": 3, "AUGMENTATION": 4, "STEP": 5, "DAMAGE": 6
     }  # fmt: skip
 
 

@@ -147,7 +147,8 @@ def checkpoint(tmp_path: Path) -> ResumeCheckpoint:
     """Return a checkpoint of fold 3, whose best weights exist."""
     write_best_weights(tmp_path)
     generator = torch.Generator().manual_seed(0)
-    best = BestEpoch(2, 0.625, 0.75, "ema", np.array([1, 4, 7]), np.array([[0.5, -1], [2, 3], [4, 5]], np.float32))
+    logits = np.array([[0.5, -1], [2, 3], [4, 5]], np.float32)
+    best = BestEpoch(2, 0.625, 0.75, "ema", np.array([1, 4, 7]), logits, 0.375, -logits)
     row = EpochMetrics(0, 1, 0.1, 0.2, 0.3, 1e-3, 4.5, 100.0)
     return ResumeCheckpoint(
         fingerprint=FINGERPRINT, fold=3, world_size=2, precision="fp16", saved_s=1234.5,
@@ -177,6 +178,8 @@ def test_checkpoint_survives_a_round_trip(checkpoint: ResumeCheckpoint, tmp_path
     assert (best.epoch, best.macro_f1, best.selection_f1, best.weights) == (2, 0.625, 0.75, "ema")
     assert np.array_equal(best.indices_N, saved_best.indices_N)
     assert np.array_equal(best.logits_NC, saved_best.logits_NC)
+    assert best.macro_f1_damaged == 0.375 and best.damaged_logits_NC is not None
+    assert np.array_equal(best.damaged_logits_NC, -best.logits_NC)
     for name, weights in checkpoint.model.items():
         for key, tensor in weights.items():
             assert torch.equal(restored.model[name][key], tensor) and restored.model[name][key].dtype == tensor.dtype
@@ -185,6 +188,14 @@ def test_checkpoint_survives_a_round_trip(checkpoint: ResumeCheckpoint, tmp_path
     assert own["none"] is None and own["more"][1] == 3 and torch.equal(own["more"][0], saved["more"][0])
     assert all(torch.equal(own[name], saved[name]) for name in ("step", "exp_avg"))
     assert restored.optimizer["param_groups"][0] == {**checkpoint.optimizer["param_groups"][0], "betas": [0.9, 0.999]}
+
+
+def test_checkpoint_without_damaged_pages_survives_a_round_trip(checkpoint: ResumeCheckpoint, tmp_path: Path) -> None:
+    assert checkpoint.best is not None
+    best = replace(checkpoint.best, macro_f1_damaged=None, damaged_logits_NC=None)
+    write_resume(tmp_path / "last", replace(checkpoint, best=best))
+    restored = read_resume(tmp_path / "last").best
+    assert restored is not None and restored.macro_f1_damaged is restored.damaged_logits_NC is None
 
 
 def test_same_checkpoint_gives_the_same_bytes(checkpoint: ResumeCheckpoint, tmp_path: Path) -> None:

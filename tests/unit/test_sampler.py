@@ -134,14 +134,30 @@ def test_fold_is_epochs_of_steps_followed_by_validation() -> None:
     assert stream[5:] == [("train", 1, 2)] * 2 + [("train", 1, 3)] * 2 + [("validate", 1, 4)]
 
 
-@given(plans, st.integers(1, 3), st.data())
-def test_resumed_fold_gets_the_remaining_batches(plan: BatchPlan, world_size: int, data: st.DataObject) -> None:
+@given(plans, st.integers(1, 3), st.none() | st.integers(1, 3))
+def test_each_validation_is_repeated_on_damaged_pages(plan: BatchPlan, world_size: int, micro: int | None) -> None:
+    division, valid = BatchDivision(plan.batch_size, world_size, micro), np.arange(7) * 3
+    for rank in range(world_size):
+        plain = list(iterate_fold(plan, valid, division, rank))
+        both = list(iterate_fold(plan, valid, division, rank, with_damage=True))
+        assert [request for request in both if request.place.phase != "validate_damaged"] == plain
+        for epoch in range(plan.epochs):
+            clean = [request for request in plain if request.place[:3] == ("validate", plan.fold, epoch)]
+            start = both.index(clean[-1]) + 1 if clean else 0
+            damaged = [(place._replace(phase="validate_damaged"), samples) for place, samples in clean]
+            assert both[start : start + len(damaged)] == damaged
+
+
+@given(plans, st.integers(1, 3), st.booleans(), st.data())
+def test_resumed_fold_gets_the_remaining_batches(
+    plan: BatchPlan, world_size: int, with_damage: bool, data: st.DataObject
+) -> None:
     """At an epoch's end, the validation is still to be done."""
     step = data.draw(st.integers(0, plan.total_steps))
     division = BatchDivision(plan.batch_size, world_size, 3)
     valid = np.arange(7)
-    requests = list(iterate_fold(plan, valid, division, 0))
-    remaining = list(iterate_fold(plan, valid, division, 0, step))
+    requests = list(iterate_fold(plan, valid, division, 0, with_damage=with_damage))
+    remaining = list(iterate_fold(plan, valid, division, 0, step, with_damage))
     num_skipped = len(requests) - len(remaining)
     assert remaining == requests[num_skipped:]
     first = requests[num_skipped].place

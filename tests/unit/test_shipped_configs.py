@@ -28,5 +28,5 @@ def test_shipped_config_resolves_to_the_mode_alone(name: str, mode: str, tmp_pat
     """Spelling out the recipe changes no value, whether stated as a number or as text such as 5e-4."""
     bare = tmp_path / name
     bare.write_text(f"mode: {mode}\ndata: {{train_csv: a.csv, image_dir_train: a}}\n")
-    for section in ("model", "train", "augment", "tracking"):
+    for section in ("model", "train", "valid", "augment", "tracking"):
         assert getattr(load_config(CONFIGS / name), section) == getattr(load_config(bare), section)

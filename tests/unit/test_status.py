@@ -40,13 +40,17 @@ def paths(tmp_path: Path) -> RunPaths:
     return paths
 
 
-def finish(paths: RunPaths, fold: int, fingerprint: str = "id", name: int | None = None) -> None:
+def finish(
+    paths: RunPaths, fold: int, fingerprint: str = "id", name: int | None = None, macro_f1_damaged: float | None = None
+) -> None:
     info = PredictionsInfo(
         fingerprint=fingerprint, fold=fold, num_folds=4, num_samples=8, classes=("x", "y"), ids=("a", "b"), skipped=(),
-        best_epoch=1, macro_f1=0.75,
+        best_epoch=1, macro_f1=0.75, macro_f1_damaged=macro_f1_damaged,
     )  # fmt: skip
     rows = np.array([2 * fold, 2 * fold + 1])
-    predictions = FoldPredictions(info, rows, np.zeros((2, 2), np.float32), np.zeros(2, np.int64))
+    logits = np.zeros((2, 2), np.float32)
+    damaged = None if macro_f1_damaged is None else logits
+    predictions = FoldPredictions(info, rows, logits, np.zeros(2, np.int64), damaged)
     write_predictions(paths.predictions(fold if name is None else name), predictions)
 
 
@@ -188,6 +192,17 @@ def test_invalid_predictions_are_reported(paths: RunPaths, damage: str, message:
     assert fold.state is State.MISSING and message in str(fold.remark)
 
 
+def test_score_on_damaged_pages_has_a_column_where_there_is_one(paths: RunPaths) -> None:
+    write_ledger(paths.ledger(), LEDGER)
+    finish(paths, 0, macro_f1_damaged=0.5)
+    lines = render_status(read_status(paths), datetime(2026, 1, 2, tzinfo=UTC)).splitlines()
+    assert lines[2:5] == [
+        "fold  state    on  attempt  macro_f1  damaged",
+        "0     done                  0.75000   0.50000",
+        "1     missing",
+    ]
+
+
 # --- the command -----------------------------------------------------------------------------------------------------
 
 
@@ -197,8 +212,8 @@ def test_json_status(paths: RunPaths, capsys: pytest.CaptureFixture[str]) -> Non
     status = json.loads(capsys.readouterr().out)
     assert (status["launchers"], status["merged"], status["resume_command"]) == ([], False, LEDGER.resume_command)
     assert status["folds"][1] == {
-        "fold": 1, "state": "failed", "macro_f1": None, "slot": "gpu 0", "attempts": 1, "since": LATER,
-        "remark": FAILED.message, "log": None,
+        "fold": 1, "state": "failed", "macro_f1": None, "macro_f1_damaged": None, "slot": "gpu 0", "attempts": 1,
+        "since": LATER, "remark": FAILED.message, "log": None,
     }  # fmt: skip
 
 

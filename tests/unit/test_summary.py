@@ -11,7 +11,7 @@ import pytest
 from sklearn.metrics import accuracy_score, f1_score, precision_score, recall_score
 
 from doccls.oof import summary as summary_module
-from doccls.oof.summary import Summary, bootstrap_macro_f1, list_scores, render_summary, summarize
+from doccls.oof.summary import Summary, bootstrap_gap, bootstrap_macro_f1, list_scores, render_summary, summarize
 
 LABELS = ("cat", 'do"g', "ü", "never")  # the last is never a target or a prediction below
 
@@ -204,6 +204,81 @@ def test_interval_does_not_depend_on_global_random_state_or_row_order() -> None:
     assert bootstrap_macro_f1(targets[order], logits.argmax(axis=1)[order], 4) == first
 
 
+# --- damaged copies --------------------------------------------------------------------------------------------------
+
+
+def damage(logits: np.ndarray, share: float = 0.4) -> np.ndarray:
+    """Return logits that predict another class in some of the rows."""
+    is_wrong = np.random.default_rng(2).random(len(logits)) < share
+    damaged = logits.copy()
+    damaged[is_wrong] = np.roll(damaged[is_wrong][:, :3], 1, axis=1)[:, [0, 1, 2, 2]] * [1, 1, 1, 0]
+    return damaged
+
+
+def test_damaged_metrics_match_those_of_a_run_with_these_logits() -> None:
+    targets, logits, folds = draw_run()
+    damaged_logits = damage(logits)
+    names = [f"g{row // 6}" for row in range(120)]
+    for groups in (None, names):
+        summary = summarize(targets, logits, folds, (3,), LABELS, groups, (), damaged_logits, "damaged")
+        damaged, expected = summary.damaged, summarize(targets, damaged_logits, folds, (3,), LABELS, groups)
+        assert damaged is not None
+        for name in ("macro_f1", "macro_f1_low", "macro_f1_high", "accuracy", "folds"):
+            assert getattr(damaged, name) == getattr(expected, name)
+        plain = summarize(targets, logits, folds, (3,), LABELS, groups)
+        assert damaged.gap == plain.macro_f1 - expected.macro_f1 > 0.1
+        assert damaged.gap_low < damaged.gap < damaged.gap_high
+        assert replace(summary, damaged=None, selection=plain.selection) == plain
+        assert "damaged copies of these same rows" in summary.selection
+
+
+@pytest.mark.slow
+def test_gap_interval_matches_resampling_pairs_row_by_row() -> None:
+    targets, logits, _ = draw_run(300)
+    predictions, damaged = logits.argmax(axis=1), damage(logits, 0.1).argmax(axis=1)
+    rng, gaps = np.random.default_rng(1), []
+    for _ in range(2000):
+        rows = rng.integers(0, 300, 300)
+        gaps.append(score(targets[rows], predictions[rows]) - score(targets[rows], damaged[rows]))
+    interval = bootstrap_gap(targets, predictions, damaged, 4)
+    assert interval == pytest.approx(np.quantile(gaps, [0.025, 0.975]).tolist(), abs=0.4 * float(np.std(gaps)))
+    clean_low, clean_high = bootstrap_macro_f1(targets, predictions, 4)
+    assert interval[1] - interval[0] < clean_high - clean_low, "paired: rows that are hard in both cancel"
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_gap_of_equal_predictions_is_zero_in_every_resample(grouped: bool) -> None:
+    targets, logits, _ = draw_run()
+    unit_N = np.arange(120) // 6 if grouped else None
+    predictions = logits.argmax(axis=1)
+    assert bootstrap_gap(targets, predictions, predictions, 4, unit_N) == (0.0, 0.0)
+
+
+def test_scores_on_damaged_pages_follow_those_of_pages() -> None:
+    targets, logits, folds = draw_run()
+    plain = summarize(targets, logits, folds, (), LABELS)
+    summary = summarize(targets, logits, folds, (), LABELS, damaged_logits_NC=damage(logits))
+    damaged, lines = summary.damaged, list_scores(summary)
+    assert damaged is not None and summary.selection == plain.selection
+    assert [line for line in lines if "damaged" not in line] == list_scores(plain)
+    own = [line for line in lines if "damaged" in line]
+    assert own[:3] == [
+        f"[OOF] fold={row.fold}, damaged pages macro_f1={row.macro_f1:.5f} accuracy={row.accuracy:.5f} "
+        f"rows={row.num_samples}"
+        for row in damaged.folds
+    ]
+    assert (
+        own[3:]
+        == lines[-2:]
+        == [
+            f"[OOF] all folds, damaged pages macro_f1={damaged.macro_f1:.5f} 95% interval "
+            f"[{damaged.macro_f1_low:.3f}, {damaged.macro_f1_high:.3f}] accuracy={damaged.accuracy:.5f} rows=120",
+            f"[OOF] clean minus damaged macro_f1={damaged.gap:.5f} 95% interval "
+            f"[{damaged.gap_low:.3f}, {damaged.gap_high:.3f}]",
+        ]
+    )
+
+
 # --- file and log lines ----------------------------------------------------------------------------------------------
 
 
@@ -223,7 +298,9 @@ def test_same_predictions_give_the_same_bytes() -> None:
 def test_json_holds_every_metric() -> None:
     summary = make_summary()
     parsed = json.loads(render_summary(summary))
-    assert parsed == json.loads(json.dumps(asdict(summary)))
+    expected = asdict(summary)
+    assert expected.pop("damaged") is None, "without damaged copies, there is no key"
+    assert parsed == json.loads(json.dumps(expected))
     assert parsed["classes"][1]["label"] == 'do"g' and parsed["num_skipped"] == 1
     assert {type(value) for value in parsed["folds"][0].values()} == {int, float}
 
