@@ -38,6 +38,10 @@ MISSING_LABELS = (
 )  # fmt: skip
 
 
+DAMAGE_VERSION = 1
+"""Version of the damage to pages, a part of the fingerprint: raise it with every change of the damaged pixels."""
+
+
 class Operational:
     """A mark for keys that change how a run executes but not what it computes; the fingerprint excludes them."""
 
@@ -375,6 +379,12 @@ class Config(Section):
     output: Annotated[OutputConfig, Operational()] = Field(default_factory=OutputConfig)
     provenance: Annotated[dict[str, Any] | None, Operational()] = None
     """Written into snapshots (versions, commit, command, digests, class order) for information; ignored when read."""
+
+    @property
+    def damage_version(self) -> int | None:
+        """The version of the damage to validation or training pages; None without any."""
+        is_damaged = self.valid.has_damage or self.augment.damage_prob > 0
+        return DAMAGE_VERSION if is_damaged else None
 
     @property
     def page_px(self) -> int:

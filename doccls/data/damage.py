@@ -18,6 +18,23 @@ from doccls.data.images import shrink_page
 
 STRENGTHS = {"light": 0.5, "scan": 1.0}  # of the levels of `valid.damage`
 _WHITE = (255, 255, 255)
+# Probabilities at full strength. A change of these, of the geometry or of an effect needs a new
+# `config.schema.DAMAGE_VERSION`.
+_PAPER_DEFECTS: tuple[tuple[float, effects.Effect], ...] = (
+    (0.15, effects.show_through),
+    (0.5, effects.recolour),
+)
+_PHOTO_DEFECTS: tuple[tuple[float, effects.Effect], ...] = (
+    (0.15, effects.lay_sheet),
+    (0.25, effects.turn_grey),
+    (0.5, effects.shade),
+    (0.25, effects.cast_shadow),
+    (0.35, effects.blur),
+    (0.4, effects.add_noise),
+    (0.25, effects.sprinkle),
+    (0.2, effects.occlude),
+    (0.25, effects.compress),
+)
 
 
 def damage_page(page: np.ndarray, size_px: int, strength: float, stream: np.random.SeedSequence) -> np.ndarray:
@@ -33,13 +50,17 @@ def damage_page(page: np.ndarray, size_px: int, strength: float, stream: np.rand
         (size_px, size_px, 3) uint8, the page fitted into a square with a border of any shade.
     """
     rng = np.random.Generator(np.random.PCG64(stream))
-    page = shrink_page(page, min(max(page.shape[:2]), size_px * 5 // 4))  # the warp's bilinear filter skips pixels else
-    if rng.random() < 0.15 * strength:
-        page = effects.show_through(page, strength, rng)
-    if rng.random() < 0.5 * strength:
-        page = effects.recolour(page, strength, rng)
+    # From a larger page, the bilinear filter of the warp would skip pixels.
+    page = shrink_page(page, min(max(page.shape[:2]), math.ceil(size_px * 5 / 4)))
+    page = _apply(_PAPER_DEFECTS, page, strength, rng)
     page = _warp(page, size_px, strength, rng)
-    for prob, defect in _DEFECTS:
+    return _apply(_PHOTO_DEFECTS, page, strength, rng)
+
+
+def _apply(
+    defects: tuple[tuple[float, effects.Effect], ...], page: np.ndarray, strength: float, rng: np.random.Generator
+) -> np.ndarray:
+    for prob, defect in defects:
         if rng.random() < prob * strength:
             page = defect(page, strength, rng)
     return page
@@ -64,7 +85,7 @@ def _warp(page: np.ndarray, size_px: int, strength: float, rng: np.random.Genera
 
 
 def _draw_corners(height: int, width: int, strength: float, rng: np.random.Generator) -> np.ndarray:
-    """Return where the page's corners (4, 2) go: around the origin, as far apart as on the page."""
+    """Return the page's corners (4, 2) after stretching, tilting, mirroring and turning it about the origin."""
     half_w, half_h = width / 2, height / 2
     corners = np.array([[-half_w, -half_h], [half_w, -half_h], [half_w, half_h], [-half_w, half_h]])
     if rng.random() < 0.3 * strength:
@@ -112,15 +133,3 @@ def _draw_border(strength: float, rng: np.random.Generator) -> tuple[int, ...]:
     if kind < 0.55 * strength:
         return (grey, grey, grey)
     return tuple(int(np.clip(grey + shift, 0, 255)) for shift in rng.integers(-50, 51, 3))
-
-
-_DEFECTS: tuple[tuple[float, effects.Effect], ...] = (
-    (0.25, effects.turn_grey),
-    (0.5, effects.shade),
-    (0.25, effects.cast_shadow),
-    (0.35, effects.blur),
-    (0.4, effects.add_noise),
-    (0.25, effects.sprinkle),
-    (0.2, effects.occlude),
-    (0.25, effects.compress),
-)

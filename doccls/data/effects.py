@@ -1,7 +1,8 @@
 """Defects of scanned and photographed pages, one function each, on OpenCV and NumPy.
 
 Each function takes a page (height, width, 3) uint8 RGB, a strength from 0 to 1 that scales the magnitude, and a
-generator, and returns a page of the same shape. Lengths are relative to the side, so a page looks alike at every size.
+generator, and returns a page of the same shape. Lengths are relative to the side, and the number of draws does not
+depend on it, so a page looks alike at every size.
 The functions may change the page that they are given.
 """
 
@@ -16,6 +17,7 @@ Effect = Callable[[np.ndarray, float, np.random.Generator], np.ndarray]
 
 _NOISE_SIDE_PX = 512
 _NOISE_SD = 24.0  # of the noise field, whose values are stored around 128
+_SHEET_LINES = 6  # of print, on a sheet that covers part of the page
 _GAIN_PX = 24  # side of the coarse map of light, which is smooth
 _PAPERS = ((1.0, 1.0, 1.0), (0.95, 0.96, 1.0), (1.0, 0.97, 0.88), (1.0, 0.93, 0.8), (0.95, 1.0, 0.95))  # RGB
 
@@ -33,6 +35,7 @@ def show_through(page: np.ndarray, strength: float, rng: np.random.Generator) ->
 
 
 def turn_grey(page: np.ndarray, strength: float, rng: np.random.Generator) -> np.ndarray:
+    """Remove the colour."""
     grey: np.ndarray = cv2.cvtColor(cv2.cvtColor(page, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
     return grey
 
@@ -86,6 +89,29 @@ def _multiply(page: np.ndarray, gain: np.ndarray) -> np.ndarray:
     fine = cv2.resize(coarse, page.shape[1::-1], interpolation=cv2.INTER_LINEAR)
     darkened: np.ndarray = cv2.multiply(page, cv2.cvtColor(fine, cv2.COLOR_GRAY2RGB), scale=1 / 255)
     return darkened
+
+
+def lay_sheet(page: np.ndarray, strength: float, rng: np.random.Generator) -> np.ndarray:
+    """Lay another sheet over one edge of the page: paper with a dark edge and a few lines of print."""
+    edge, depth = int(rng.integers(4)), strength * rng.uniform(0.05, 0.3)
+    tilt, paper, ink = strength * rng.uniform(-0.12, 0.12), int(rng.integers(150, 256)), int(rng.integers(0, 100))
+    starts, ends = rng.uniform(0, 0.4, _SHEET_LINES).tolist(), rng.uniform(0.5, 1, _SHEET_LINES).tolist()
+
+    def place(along: float, offset: float) -> tuple[int, int]:
+        """Return the pixel at `along` the sheet's edge, and `offset` inside the sheet; both relative to the side."""
+        x, y = along, 1 - depth + tilt * (along - 0.5) + offset
+        for _ in range(edge):
+            x, y = y, 1 - x
+        return round(x * page.shape[1]), round(y * page.shape[0])
+
+    corners = np.array([place(0, 0), place(1, 0), place(1, 1), place(0, 1)], np.int32)
+    thickness = max(1, round(max(page.shape[:2]) / 200))
+    cv2.fillConvexPoly(page, corners, (paper,) * 3, cv2.LINE_AA)
+    cv2.line(page, place(0, 0), place(1, 0), (paper // 2,) * 3, thickness, cv2.LINE_AA)
+    for number, (start, end) in enumerate(zip(starts, ends, strict=True), start=1):
+        offset = 0.04 * number
+        cv2.line(page, place(start, offset), place(end, offset), (ink,) * 3, thickness, cv2.LINE_AA)
+    return page
 
 
 # --- lens, sensor and file -------------------------------------------------------------------------------------------
@@ -144,7 +170,9 @@ def sprinkle(page: np.ndarray, strength: float, rng: np.random.Generator) -> np.
     """Set up to 1.5 % of the pixels to black or white (salt and pepper)."""
     height, width = page.shape[:2]
     count = round(height * width * strength * rng.uniform(0.001, 0.015))
-    rows, columns = rng.integers(0, height, count), rng.integers(0, width, count)
+    # A generator of their own: the later draws of `rng` must not depend on the number of pixels.
+    grains = np.random.Generator(np.random.PCG64(int(rng.integers(2**32))))
+    rows, columns = grains.integers(0, height, count), grains.integers(0, width, count)
     page[rows, columns] = 0
     page[rows[: count // 2], columns[: count // 2]] = 255
     return page

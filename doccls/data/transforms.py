@@ -18,22 +18,24 @@ from doccls.data.images import WHITE, pad_page
 
 
 class Augmentation:
-    """The augmentation of training pages: most are damaged like scans and photos, the others only moved and relit.
+    """The augmentation of training pages: `damage_prob` of them are damaged, the others go through albumentations.
 
     In albumentations 2.0.8, `Compose.set_random_seed` gives every transform the same stream. `set_random_state` with
     fresh generators for each page does not, and makes each draw independent of earlier ones.
     """
 
     def __init__(self, config: AugmentConfig, size_px: int) -> None:
-        self._config, self._size_px = config, size_px
-        self._compose = A.Compose(_list_transforms(config.scale_by_strength(), size_px))
+        self._size_px, self._strength = size_px, config.strength
+        self._damage_prob = config.damage_prob * config.strength
+        self._compose = A.Compose(_list_transforms(config.scale_by_strength(), size_px, config.strength))
 
     def apply(self, page: np.ndarray, stream: np.random.SeedSequence) -> np.ndarray:
         """Augment a page (h, w, 3) uint8 to (size_px, size_px, 3) uint8: a pure function of page and stream."""
-        numpy_stream, python_stream, choice_stream, damage_stream = stream.spawn(4)
-        config = self._config
-        if np.random.Generator(np.random.PCG64(choice_stream)).random() < config.damage_prob * config.strength:
-            return damage_page(page, self._size_px, config.strength, damage_stream)
+        numpy_stream, python_stream = stream.spawn(2)
+        if self._damage_prob > 0:
+            choice_stream, damage_stream = stream.spawn(2)
+            if np.random.Generator(np.random.PCG64(choice_stream)).random() < self._damage_prob:
+                return damage_page(page, self._size_px, self._strength, damage_stream)
         self._compose.set_random_state(
             np.random.Generator(np.random.PCG64(numpy_stream)),
             random.Random(int(python_stream.generate_state(1, np.uint64)[0])),
@@ -43,15 +45,15 @@ class Augmentation:
 
 
 class _Defect(A.ImageOnlyTransform):  # type: ignore[misc]  # albumentations is untyped
-    """A defect of `effects` at full strength. Those of albumentations take up to 100 times as long."""
+    """A defect of `effects`. Those of albumentations take up to 100 times as long."""
 
-    def __init__(self, effect: effects.Effect, p: float = 1.0) -> None:
+    def __init__(self, effect: effects.Effect, strength: float, p: float = 1.0) -> None:
         super().__init__(p=p)
-        self._effect = effect
+        self._effect, self._strength = effect, strength
 
     def apply(self, img: np.ndarray, **params: Any) -> np.ndarray:
         """Apply the defect; called by albumentations."""
-        return self._effect(img.copy(), 1.0, self.random_generator)
+        return self._effect(img.copy(), self._strength, self.random_generator)
 
 
 class _ScalingAffine(A.Affine):  # type: ignore[misc]  # albumentations is untyped
@@ -83,8 +85,11 @@ def _list_affines(config: AugmentConfig, size_px: int) -> list[A.BasicTransform 
     return [A.OneOf([*rotated, *upright], p=1)] if rotated and upright else [*rotated, *upright]
 
 
-def _list_transforms(config: AugmentConfig, size_px: int) -> list[A.BasicTransform | A.BaseCompose]:
-    """List the transforms in the order of a photo: turn, affine, perspective, light, blur, noise, compression."""
+def _list_transforms(config: AugmentConfig, size_px: int, strength: float) -> list[A.BasicTransform | A.BaseCompose]:
+    """List the transforms in the order of a photo: turn, affine, perspective, light, blur, noise, compression.
+
+    The probabilities of `config` are final; `strength` scales the magnitudes that have no key.
+    """
     flat = {"fill": WHITE, "border_mode": cv2.BORDER_CONSTANT, "interpolation": cv2.INTER_LINEAR}
     transforms: list[A.BasicTransform | A.BaseCompose] = []
     if config.quarter_turn_prob:
@@ -95,18 +100,18 @@ def _list_transforms(config: AugmentConfig, size_px: int) -> list[A.BasicTransfo
         transforms.append(A.VerticalFlip(p=config.vflip_prob))
     transforms += _list_affines(config, size_px)
     if config.perspective_prob:
-        transforms.append(A.Perspective(scale=(0.03, 0.1), p=config.perspective_prob, **flat))
+        transforms.append(A.Perspective(scale=(0.03 * strength, 0.1 * strength), p=config.perspective_prob, **flat))
     if config.shadow_prob:
-        shadows = [_Defect(effects.shade), _Defect(effects.cast_shadow)]
+        shadows = [_Defect(effects.shade, strength), _Defect(effects.cast_shadow, strength)]
         transforms.append(A.OneOf(shadows, p=config.shadow_prob))
     if config.brightness:
         # Paper is nearly white already: much more brightness would only wash out the ink.
         light, contrast = (-config.brightness, config.brightness / 4), (-config.brightness, config.brightness)
         transforms.append(A.RandomBrightnessContrast(light, contrast, p=1))
     if config.blur_prob:
-        transforms.append(_Defect(effects.blur, config.blur_prob))
+        transforms.append(_Defect(effects.blur, strength, config.blur_prob))
     if config.noise_prob:
-        transforms.append(_Defect(effects.add_noise, config.noise_prob))
+        transforms.append(_Defect(effects.add_noise, strength, config.noise_prob))
     if config.jpeg_prob:
-        transforms.append(A.ImageCompression(quality_range=(20, 70), p=config.jpeg_prob))
+        transforms.append(_Defect(effects.compress, strength, config.jpeg_prob))
     return transforms

@@ -17,7 +17,10 @@ from doccls.system.atomic_files import write_once
 
 
 def derive_fingerprint(config: Config, data_digest: str, folds_digest: str, weights_digest: str | None) -> str:
-    """Return the SHA-256 of the config keys that change results, the data, the folds and the initial weights."""
+    """Return the SHA-256 of the config keys that change results, the data, the folds and the initial weights.
+
+    With damaged pages, it also covers the version of the damage.
+    """
     recipe = config.model_dump(mode="json")
     for section, *key in operational_keys():
         if key:
@@ -26,7 +29,10 @@ def derive_fingerprint(config: Config, data_digest: str, folds_digest: str, weig
             del recipe[section]
     if find_local_folder(config.model.name) is not None:
         recipe["model"]["name"] = PREFIX  # its content is in `weights_digest`, so that the folder can be moved
-    return digest_json({"recipe": recipe, "data": data_digest, "folds": folds_digest, "weights": weights_digest})
+    parts = {"recipe": recipe, "data": data_digest, "folds": folds_digest, "weights": weights_digest}
+    if config.damage_version is not None:
+        parts["damage"] = config.damage_version
+    return digest_json(parts)
 
 
 def digest_json(value: Any) -> str:
