@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from doccls.config.schema import Config
+from doccls.config.schema import AugmentConfig, Config
 
 
 @dataclass(frozen=True)
@@ -71,9 +71,25 @@ def _list_idle(config: Config) -> list[_Idleness]:
     add(augment.rotate_deg == 0 and augment.rotate_prob > 0, "augment.rotate_prob", "augment.rotate_deg is 0")
     add(augment.rotate_deg > 0 and augment.rotate_prob == 0, "augment.rotate_deg", "augment.rotate_prob is 0")
 
+    found += _list_idle_augmentation(augment)
+
     add(not tracking.wandb and tracking.project is not None, "tracking.project", "tracking.wandb is false")
     add(not tracking.wandb and tracking.entity is not None, "tracking.entity", "tracking.wandb is false")
     return found
+
+
+def _list_idle_augmentation(augment: AugmentConfig) -> list[_Idleness]:
+    """List the keys that strength or damage make idle."""
+    scaled = [key for key in AugmentConfig.model_fields if key not in ("strength", "rotate_prob")]
+    used = tuple(f"augment.{key}" for key in scaled if getattr(augment, key) > 0)
+    milder = tuple(key for key in used if key != "augment.damage_prob")
+    if augment.strength == 0:
+        return [_Idleness(used, "augment.strength is 0")]
+    if not used and augment.strength < 1:
+        return [_Idleness(("augment.strength",), "there is no augmentation that it could scale")]
+    if augment.damage_prob * augment.strength == 1:
+        return [_Idleness(milder, "augment.damage_prob is 1: every page is damaged instead")]
+    return []
 
 
 def _get(config: Config, key: str) -> Any:

@@ -29,7 +29,7 @@ def derive_fingerprint(config: Config, data_digest: str, folds_digest: str, weig
             del recipe[section]
     if find_local_folder(config.model.name) is not None:
         recipe["model"]["name"] = PREFIX  # its content is in `weights_digest`, so that the folder can be moved
-    parts = {"recipe": recipe, "data": data_digest, "folds": folds_digest, "weights": weights_digest}
+    parts: dict[str, Any] = {"recipe": recipe, "data": data_digest, "folds": folds_digest, "weights": weights_digest}
     if config.damage_version is not None:
         parts["damage"] = config.damage_version
     return digest_json(parts)

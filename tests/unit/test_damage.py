@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from doccls.config.schema import DAMAGE_VERSION
 from doccls.data.damage import STRENGTHS, damage_page
 from doccls.data.images import pad_page, shrink_page
 from doccls.randomness import Purpose, derive_stream
@@ -102,9 +103,11 @@ def test_page_is_damaged_alike_at_every_size(factor: int) -> None:
         gaps.append(np.abs(small - mean).mean())
         others.append(np.abs(damage_page(make_page(), 48, 1.0, stream(sample + 1)) - mean).mean())
     assert np.median(gaps) < 0.25 * np.median(others)
+    assert np.quantile(gaps, 0.95) < 0.5 * np.median(others), "no page gets other defects"
 
 
 def test_damage_of_a_level_never_changes() -> None:
-    """Runs, blends and reports compare scores on the same damaged pages. Means tolerate other roundings."""
+    """Scores of runs are only comparable on the same damaged pages. Means tolerate other roundings."""
     means = [damage_page(make_page(), 96, 1.0, stream(sample)).mean() for sample in range(4)]
-    assert means == pytest.approx([157.0, 82.6, 98.1, 66.8], abs=0.5)
+    expected = {1: [141.4, 94.2, 69.9, 90.0]}
+    assert means == pytest.approx(expected[DAMAGE_VERSION], abs=0.5), "a new damage needs a new DAMAGE_VERSION"

@@ -12,8 +12,8 @@ from doccls.data import effects
 
 Effect = Callable[[np.ndarray, float, np.random.Generator], np.ndarray]
 EFFECTS: tuple[Effect, ...] = (
-    effects.show_through, effects.recolour, effects.turn_grey, effects.shade, effects.cast_shadow, effects.blur,
-    effects.add_noise, effects.sprinkle, effects.occlude, effects.compress,
+    effects.show_through, effects.recolour, effects.lay_sheet, effects.turn_grey, effects.shade, effects.cast_shadow,
+    effects.blur, effects.add_noise, effects.sprinkle, effects.occlude, effects.compress,
 )  # fmt: skip
 
 
@@ -52,6 +52,16 @@ def test_effect_depends_only_on_generator(effect: Effect) -> None:
     assert np.array_equal(first, second)
     if effect is not effects.turn_grey:
         assert not np.array_equal(first, other)
+
+
+@pytest.mark.parametrize("effect", EFFECTS, ids=lambda effect: effect.__name__)
+def test_number_of_draws_does_not_depend_on_size(effect: Effect) -> None:
+    """Otherwise a page would get other defects after this one at other sizes."""
+    for number in range(20):
+        small, large = rng(number), rng(number)
+        effect(make_page(96, 64), 1.0, small)
+        effect(make_page(288, 192), 1.0, large)
+        assert small.bit_generator.state == large.bit_generator.state
 
 
 @pytest.mark.parametrize("effect", [effect for effect in EFFECTS if effect is not effects.turn_grey])
@@ -133,6 +143,16 @@ def test_salt_and_pepper_sets_few_pixels_to_black_and_white() -> None:
     for result in apply_often(effects.sprinkle, make_paper(128, 128)):
         assert set(np.unique(result)) == {0, 128, 255}
         assert 0.0005 < (result[..., 0] != 128).mean() <= 0.015
+
+
+def test_sheet_covers_part_of_one_edge() -> None:
+    edges = set()
+    for result in apply_often(effects.lay_sheet, make_paper(100, 0)):
+        covered = result[..., 0] > 0
+        assert 0 < covered.mean() < 0.4 and not covered[40:60, 40:60].any()
+        borders = {"top": covered[0], "bottom": covered[-1], "left": covered[:, 0], "right": covered[:, -1]}
+        edges.add(max(borders, key=lambda name: borders[name].mean()))
+    assert edges == {"top", "bottom", "left", "right"}
 
 
 def test_occlusion_covers_rectangles_of_one_shade() -> None:

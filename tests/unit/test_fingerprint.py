@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from doccls.config import Config
+from doccls.config import Config, schema
 from doccls.config.load import operational_keys
 from doccls.config.schema import SECTIONS
 from doccls.errors import UserError
@@ -86,6 +86,17 @@ def test_data_folds_and_weights_change_fingerprint_and_are_not_confused(make_con
     ]  # fmt: skip
     assert len(set(found)) == len(found)
     assert identify(config) == found[0] and len(found[0]) == 64
+
+
+def test_version_of_damage_changes_fingerprint_of_runs_with_damaged_pages(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, validated = make_config(), make_config(valid={"damage": "light"})
+    trained = make_config(augment={"damage_prob": 0.1})
+    before = [identify(config) for config in (plain, validated, trained)]
+    monkeypatch.setattr(schema, "DAMAGE_VERSION", schema.DAMAGE_VERSION + 1)
+    after = [identify(config) for config in (plain, validated, trained)]
+    assert [old == new for old, new in zip(before, after, strict=True)] == [True, False, False]
 
 
 def test_path_of_weights_does_not_change_fingerprint(make_config: MakeConfig) -> None:

@@ -43,6 +43,12 @@ IDLE = [
     (["valid.select=clean"], ["valid.select"], "valid.damage is none"),
     (["augment.rotate_prob=0.5", "augment.rotate_deg=0"], ["augment.rotate_prob"], "augment.rotate_deg is 0"),
     (["augment.rotate_prob=0", "augment.rotate_deg=5"], ["augment.rotate_deg"], "augment.rotate_prob is 0"),
+    (["augment.strength=0", "augment.blur_prob=0.5"], ["augment.blur_prob"], "augment.strength is 0"),
+    (["augment.strength=0", "augment.damage_prob=0.5"], ["augment.damage_prob"], "augment.strength is 0"),
+    (["augment.strength=0.5", "augment.rotate_deg=0", "augment.scale=0", "augment.shift=0", "augment.brightness=0"],
+     ["augment.strength"], "there is no augmentation that it could scale"),
+    (["augment.damage_prob=1", "augment.hflip_prob=0.5"],
+     ["augment.hflip_prob"], "augment.damage_prob is 1: every page is damaged instead"),
     (["tracking.project=x"], ["tracking.project"], "tracking.wandb is false"),
     (["tracking.entity=x", "tracking.wandb=false"], ["tracking.entity"], "tracking.wandb is false"),
 ]  # fmt: skip
@@ -61,6 +67,9 @@ USED = [
     ["valid.select=null"],
     ["augment.rotate_prob=0.5", "augment.rotate_deg=5"],
     ["augment.rotate_deg=0"],
+    ["augment.strength=0"],
+    ["augment.strength=0.5", "augment.damage_prob=1", "augment.hflip_prob=0.5"],
+    ["augment.damage_prob=0.9", "augment.hflip_prob=0.5"],
     ["tracking.project=x", "tracking.entity=y", "tracking.wandb=true"],
     ["tracking.project=null"],
 ]

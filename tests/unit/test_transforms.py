@@ -74,6 +74,18 @@ def test_strength_scales_every_key(key: str) -> None:
     assert measure_change(config.model_copy(update={"strength": 0.0})) == 0
 
 
+@pytest.mark.parametrize("key", ["blur_prob", "noise_prob", "shadow_prob", "jpeg_prob", "perspective_prob"])
+def test_strength_scales_magnitude_of_defects(key: str) -> None:
+    """Not only how many pages have the defect."""
+    changes = []
+    for strength in (0.25, 1.0):
+        augmentation = Augmentation(AugmentConfig(**{key: 1.0}, strength=strength), 64)
+        pages = [augmentation.apply(make_page(), stream(number)).astype(int) for number in range(200)]
+        changed = [np.abs(page - make_page()).mean() for page in pages if not np.array_equal(page, make_page())]
+        changes.append(np.mean(changed))
+    assert changes[0] < 0.7 * changes[1]
+
+
 @pytest.mark.parametrize("prob", [0.0, 0.3, 1.0])
 def test_damage_prob_is_the_fraction_of_damaged_pages(prob: float) -> None:
     augmentation = Augmentation(AugmentConfig(damage_prob=prob), 64)
