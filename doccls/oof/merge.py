@@ -10,7 +10,7 @@ import numpy as np
 from doccls.errors import UserError
 from doccls.oof.metrics import probabilities
 from doccls.oof.predictions import FoldPredictions, read_predictions, remove_resume_checkpoints
-from doccls.oof.summary import Summary, render_summary, summarize
+from doccls.oof.summary import DamagedCopies, Summary, render_summary, summarize
 from doccls.run.metrics_log import write_metrics
 from doccls.run.paths import RunPaths
 from doccls.system.atomic_files import remove_leftovers, write_array, write_text
@@ -72,7 +72,10 @@ def load_merged(paths: RunPaths) -> tuple[MergedOof, Summary]:
             problems.append(str(error))
     if problems:
         raise UserError("\n".join(problems))
-    merged = merge_predictions(fold_predictions)
+    merged, first = merge_predictions(fold_predictions), fold_predictions[0].info
+    damaged = None
+    if merged.damaged_logits_NC is not None:
+        damaged = DamagedCopies(first.damage, merged.damaged_logits_NC, first.selected_by == "damaged")
     summary = summarize(
         merged.targets_N,
         merged.logits_NC,
@@ -81,8 +84,7 @@ def load_merged(paths: RunPaths) -> tuple[MergedOof, Summary]:
         merged.classes,
         merged.groups,
         (*note_micro_batches(fold_predictions), *note_split_images(fold_predictions)),
-        merged.damaged_logits_NC,
-        fold_predictions[0].info.selected_by,
+        damaged,
     )
     return merged, summary
 

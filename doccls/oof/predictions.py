@@ -13,7 +13,7 @@ from doccls.run.paths import RunPaths
 from doccls.system.atomic_files import remove_leftovers
 from doccls.system.tensor_file import OtherVersionError, TensorFileError, read_tensor_file, write_tensor_file
 
-_FORMAT = "doccls-fold-predictions-5"
+_FORMAT = "doccls-fold-predictions-6"
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,8 @@ class PredictionsInfo:
     micro_batch_size: int | None = None  # None: the entire per-rank batch
     groups: tuple[str, ...] | None = None  # one per row of this file, if data.group_col is set
     num_split: int = 0  # rows of this fold whose image is in another fold too (only with data.on_duplicate: allow)
-    macro_f1_damaged: float | None = None  # on damaged copies of the pages, if there are any (valid.damage)
+    damage: Literal["none", "light", "scan"] = "none"  # the level of the damaged copies (valid.damage)
+    macro_f1_damaged: float | None = None  # on damaged copies of the pages, if there are any
     selected_by: Literal["clean", "damaged"] = "clean"  # the pages or copies whose score selected the best epoch
 
 
@@ -171,8 +172,8 @@ def _check(predictions: FoldPredictions, source: str) -> None:
         raise TensorFileError(f"{source}: fold {info.fold} is outside 0 to {info.num_folds - 1}")
     if np.any((predictions.targets_N < 0) | (predictions.targets_N >= len(info.classes))):
         raise TensorFileError(f"{source}: targets outside 0 to {len(info.classes) - 1}")
-    if ("damaged logits" in logits) != (info.macro_f1_damaged is not None):
-        raise TensorFileError(f"{source}: damaged logits without their score, or a score without them")
+    if {"damaged logits" in logits, info.damage != "none"} != {info.macro_f1_damaged is not None}:
+        raise TensorFileError(f"{source}: the damaged logits, their score and their level don't belong together")
     for name, logits_NC in logits.items():
         non_finite = set(predictions.indices_N[~np.isfinite(logits_NC).all(axis=1)].tolist()) - set(info.skipped)
         if non_finite:

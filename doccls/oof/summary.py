@@ -2,8 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 from sklearn.metrics import precision_recall_fscore_support
@@ -44,12 +43,22 @@ class ClassMetrics:
 
 
 @dataclass(frozen=True)
+class DamagedCopies:
+    """The predictions for damaged copies of all pages."""
+
+    level: str  # of the damage: `light` or `scan`
+    logits_NC: np.ndarray  # (n, classes), rows as those of the pages
+    has_selected: bool  # whether the best epochs were selected by the score on these copies, not on the pages
+
+
+@dataclass(frozen=True)
 class DamagedMetrics:
     """The metrics on damaged copies of the pages, by the same epochs' weights, and how far they are below.
 
     Intervals as in `Summary`.
     """
 
+    level: str  # of the damage: `light` or `scan`
     macro_f1: float
     macro_f1_low: float
     macro_f1_high: float
@@ -92,16 +101,17 @@ def summarize(
     classes: Sequence[str],
     groups: Sequence[str] | None = None,
     notes: tuple[str, ...] = (),
-    damaged_logits_NC: np.ndarray | None = None,
-    selected_by: Literal["clean", "damaged"] = "clean",
+    copies: DamagedCopies | None = None,
 ) -> Summary:
     """Compute the metrics of out-of-fold logits (n, classes), with their targets (n,) and the fold of each row (n,).
 
-    With `groups` (one name per row) the intervals come from resampling groups, else from resampling rows. The best
-    epochs were selected by the score of the pages (`clean`) or of their damaged copies.
+    With `groups` (one name per row) the intervals come from resampling groups, else from resampling rows. With damaged
+    copies, the summary also measures those.
     """
     used = np.setdiff1d(np.arange(len(targets_N)), skipped)
     targets, logits, folds = targets_N[used], logits_NC[used], folds_N[used]
+    if copies is not None:
+        copies = replace(copies, logits_NC=copies.logits_NC[used])
     hits = logits.argmax(axis=1) == targets
     unit_N = None if groups is None else _encode_groups([groups[row] for row in used.tolist()])
     low, high = bootstrap_macro_f1(targets, logits.argmax(axis=1), len(classes), unit_N)
@@ -123,12 +133,8 @@ def summarize(
             for label, precision, recall, f1, support in zip(classes, *per_class, strict=True)
         ),
         notes=notes,
-        selection=_SELECTION if selected_by == "clean" else _SELECTION_BY_DAMAGED,
-        damaged=(
-            None
-            if damaged_logits_NC is None
-            else _measure_damaged(targets, logits, damaged_logits_NC[used], folds, len(classes), unit_N)
-        ),
+        selection=_SELECTION_BY_DAMAGED if copies is not None and copies.has_selected else _SELECTION,
+        damaged=None if copies is None else _measure_damaged(targets, logits, copies, folds, len(classes), unit_N),
     )
 
 
@@ -143,16 +149,17 @@ def _measure_folds(targets_N: np.ndarray, logits_NC: np.ndarray, folds_N: np.nda
 def _measure_damaged(
     targets_N: np.ndarray,
     logits_NC: np.ndarray,
-    damaged_NC: np.ndarray,
+    copies: DamagedCopies,
     folds_N: np.ndarray,
     num_classes: int,
     unit_N: np.ndarray | None,
 ) -> DamagedMetrics:
-    predictions, damaged = logits_NC.argmax(axis=1), damaged_NC.argmax(axis=1)
+    predictions, damaged = logits_NC.argmax(axis=1), copies.logits_NC.argmax(axis=1)
     low, high = bootstrap_macro_f1(targets_N, damaged, num_classes, unit_N)
     gap_low, gap_high = bootstrap_gap(targets_N, predictions, damaged, num_classes, unit_N)
-    score = macro_f1(targets_N, damaged_NC)
+    score = macro_f1(targets_N, copies.logits_NC)
     return DamagedMetrics(
+        level=copies.level,
         macro_f1=score,
         macro_f1_low=low,
         macro_f1_high=high,
@@ -160,7 +167,7 @@ def _measure_damaged(
         gap_low=gap_low,
         gap_high=gap_high,
         accuracy=float((damaged == targets_N).mean()),
-        folds=_measure_folds(targets_N, damaged_NC, folds_N),
+        folds=_measure_folds(targets_N, copies.logits_NC, folds_N),
     )
 
 

@@ -257,6 +257,7 @@ def _make_predictions(experiment: Experiment, fold: int, best: BestEpoch, precis
         micro_batch_size=experiment.config.train.micro_batch_size,
         groups=None if manifest.groups is None else tuple(manifest.groups[row] for row in rows.tolist()),
         num_split=len(assignment.split.intersection(rows.tolist())),
+        damage=experiment.config.valid.damage,
         macro_f1_damaged=best.macro_f1_damaged,
         selected_by="damaged" if experiment.config.valid.selects_damaged else "clean",
     )

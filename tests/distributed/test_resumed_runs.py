@@ -20,10 +20,12 @@ from doccls.run.heartbeat import read_beat
 # For each number of processes:
 KILLS = int(os.environ.get("DOCCLS_TEST_KILLS", "3"))
 STOPS = int(os.environ.get("DOCCLS_TEST_RESUMED_STOPS", "1"))
-# RICH with BatchNorm, gradient accumulation, damaged pages, and a resume checkpoint after each step.
+# RICH with BatchNorm, gradient accumulation, damaged pages, layer decay, a final epoch without Mixup, and a resume
+# checkpoint after each step.
 EVERYTHING = (
     *RICH, "model.name=test_resnet", "train.optimizer=adamw", "train.micro_batch_size=3", "train.epochs=3",
     "train.checkpoint_interval_s=0.001", "train.log_interval=1", "valid.damage=scan",
+    "augment.damage_prob=0.5", "augment.strength=0.8", "train.layer_decay=0.9", "train.unmixed_epochs=1",
 )  # fmt: skip
 
 

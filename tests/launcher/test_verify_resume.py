@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 from launches import Launch, assert_none_left, finish, start_command
 from tiny_runs import PLAIN, RICH, Trainer
 
@@ -29,13 +30,18 @@ def verify(
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_killed_ranks_resume_to_same_bytes_and_leave_no_files(trainer: Trainer, ranks: int) -> None:
     sets = (*RICH, f"train.num_processes={ranks}", "train.checkpoint_interval_s=0.001", "train.log_interval=1")
-    done = verify(trainer, sets, "--slots", str(ranks), "--kills", "1", "--set", "data.valid_fold=2")
+    long_run = yaml.safe_load(trainer.config.read_text(encoding="utf-8"))
+    long_run["train"] |= {"epochs": 10, "unmixed_epochs": 3}
+    config = trainer.config.with_name("long_run.yaml")
+    config.write_text(yaml.safe_dump(long_run), encoding="utf-8")
+    words = ("--slots", str(ranks), "--kills", "1", "--set", "data.valid_fold=2", "--config", str(config))
+    done = verify(trainer, sets, *words)
     assert done.code == 0, done.out + done.err
     scanned, filled, first, undisturbed, heading, row, last = done.out.splitlines()
     assert scanned.startswith("[DATA] 48 images to ") and filled.endswith(" holds 48, of which 48 were decoded now")
     cpus = ",".join(map(str, range(ranks)))
     assert first.startswith(f"[VERIFY] fold 2 on cpu {cpus}, trained 3 times, with train.epochs=2 ")
-    assert " train.warmup_epochs=0.0 " in first
+    assert " train.warmup_epochs=0.0 " in first and " train.unmixed_epochs=1 " in first
     assert "train.checkpoint_interval_s=0.001; files: " in first
     assert re.fullmatch(r"\[VERIFY\] undisturbed: \d+ steps in [0-9.]+ s", undisturbed)
     assert heading.split("  ")[0] == "kill" and re.match(r"   1  (train|validate) step \d+, epoch [12]  ", row)

@@ -36,7 +36,7 @@ def make_predictions(fold: int, **changes: Any) -> FoldPredictions:
 
 
 def add_damage(predictions: FoldPredictions) -> FoldPredictions:
-    info = dataclasses.replace(predictions.info, macro_f1_damaged=0.25, selected_by="damaged")
+    info = dataclasses.replace(predictions.info, damage="scan", macro_f1_damaged=0.25, selected_by="damaged")
     return dataclasses.replace(predictions, info=info, damaged_logits_NC=DAMAGED[predictions.indices_N])
 
 

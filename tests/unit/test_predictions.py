@@ -39,7 +39,7 @@ def make_predictions(**changes: Any) -> FoldPredictions:
         "ids": ("i1", 'i,"4', "ü6"), "skipped": (), "best_epoch": 2, "macro_f1": 0.5, "groups": ("a", "b", "a"),
     }  # fmt: skip
     optional = {"damaged_logits_NC": changes["damaged_logits_NC"]} if "damaged_logits_NC" in changes else {}
-    more = {name: changes[name] for name in ("macro_f1_damaged", "selected_by") if name in changes}
+    more = {name: changes[name] for name in ("damage", "macro_f1_damaged", "selected_by") if name in changes}
     arrays |= {name: value for name, value in changes.items() if name in arrays}
     info |= {name: value for name, value in changes.items() if name in info}
     return FoldPredictions(PredictionsInfo(**info, **more), **arrays, **optional)
@@ -63,7 +63,9 @@ def test_predictions_survive_a_round_trip(tmp_path: Path) -> None:
 
 
 def test_damaged_logits_survive_a_round_trip(tmp_path: Path) -> None:
-    predictions = make_predictions(damaged_logits_NC=DAMAGED, macro_f1_damaged=0.25, selected_by="damaged")
+    predictions = make_predictions(
+        damaged_logits_NC=DAMAGED, damage="light", macro_f1_damaged=0.25, selected_by="damaged"
+    )
     write_predictions(tmp_path / "p", predictions)
     restored = read_predictions(tmp_path / "p")
     assert restored.info == predictions.info and restored.damaged_logits_NC is not None
@@ -130,7 +132,7 @@ ARRAYS = {
     "logits": make_predictions().logits_NC,
     "targets": make_predictions().targets_N,
 }
-FORMAT, INFO = "doccls-fold-predictions-5", dataclasses.asdict(make_predictions().info)
+FORMAT, INFO = "doccls-fold-predictions-6", dataclasses.asdict(make_predictions().info)
 
 
 @pytest.mark.parametrize("content", ["text", "foreign", "other format", "missing array", "no info"])
@@ -142,7 +144,7 @@ def test_file_of_another_kind_is_rejected(tmp_path: Path, content: str) -> None:
         save_file(ARRAYS, path)
     elif content == "other format":
         write_tensor_file(path, "doccls-oof-part-2", INFO, ARRAYS)
-        assert "its format is doccls-oof-part-2; this version reads doccls-fold-predictions-5" in refuse(path)
+        assert "its format is doccls-oof-part-2; this version reads doccls-fold-predictions-6" in refuse(path)
     elif content == "missing array":
         write_tensor_file(path, FORMAT, INFO, {"logits": ARRAYS["logits"]})
     else:
@@ -186,9 +188,12 @@ def test_damaged_description_is_rejected(tmp_path: Path, info: dict[str, Any]) -
         {"logits_NC": np.array([[0, 1], [np.nan, 0], [1, 2]], np.float32), "skipped": (1,)},
         {"damaged_logits_NC": DAMAGED},
         {"macro_f1_damaged": 0.25},
-        {"damaged_logits_NC": DAMAGED.astype(np.float64), "macro_f1_damaged": 0.25},
-        {"damaged_logits_NC": DAMAGED[:2], "macro_f1_damaged": 0.25},
-        {"damaged_logits_NC": DAMAGED * np.float32(np.nan), "macro_f1_damaged": 0.25},
+        {"damage": "scan"},
+        {"damaged_logits_NC": DAMAGED, "macro_f1_damaged": 0.25},
+        {"damaged_logits_NC": DAMAGED, "damage": "scan"},
+        {"damaged_logits_NC": DAMAGED.astype(np.float64), "macro_f1_damaged": 0.25, "damage": "scan"},
+        {"damaged_logits_NC": DAMAGED[:2], "macro_f1_damaged": 0.25, "damage": "scan"},
+        {"damaged_logits_NC": DAMAGED * np.float32(np.nan), "macro_f1_damaged": 0.25, "damage": "scan"},
         {"targets_N": np.array([0, 1, 2])},
         {"targets_N": np.array([0, 1, -1])},
         {"fold": 3},
@@ -209,7 +214,7 @@ def test_nan_is_allowed_in_skipped_rows(tmp_path: Path) -> None:
 def test_non_finite_damaged_rows_are_named_unless_skipped(tmp_path: Path) -> None:
     damaged = DAMAGED.copy()
     damaged[1] = np.nan
-    changes: dict[str, Any] = {"damaged_logits_NC": damaged, "macro_f1_damaged": 0.25}
+    changes: dict[str, Any] = {"damaged_logits_NC": damaged, "macro_f1_damaged": 0.25, "damage": "scan"}
     with pytest.raises(TensorFileError, match="1 rows have non-finite damaged logits, such as row 4"):
         write_predictions(tmp_path / "p", make_predictions(**changes))
     write_predictions(tmp_path / "p", make_predictions(**changes, skipped=(4,)))

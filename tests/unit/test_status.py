@@ -46,6 +46,7 @@ def finish(
     info = PredictionsInfo(
         fingerprint=fingerprint, fold=fold, num_folds=4, num_samples=8, classes=("x", "y"), ids=("a", "b"), skipped=(),
         best_epoch=1, macro_f1=0.75, macro_f1_damaged=macro_f1_damaged,
+        damage="none" if macro_f1_damaged is None else "scan",
     )  # fmt: skip
     rows = np.array([2 * fold, 2 * fold + 1])
     logits = np.zeros((2, 2), np.float32)

@@ -11,7 +11,15 @@ import pytest
 from sklearn.metrics import accuracy_score, f1_score, precision_score, recall_score
 
 from doccls.oof import summary as summary_module
-from doccls.oof.summary import Summary, bootstrap_gap, bootstrap_macro_f1, list_scores, render_summary, summarize
+from doccls.oof.summary import (
+    DamagedCopies,
+    Summary,
+    bootstrap_gap,
+    bootstrap_macro_f1,
+    list_scores,
+    render_summary,
+    summarize,
+)
 
 LABELS = ("cat", 'do"g', "ü", "never")  # the last is never a target or a prediction below
 
@@ -220,9 +228,11 @@ def test_damaged_metrics_match_those_of_a_run_with_these_logits() -> None:
     damaged_logits = damage(logits)
     names = [f"g{row // 6}" for row in range(120)]
     for groups in (None, names):
-        summary = summarize(targets, logits, folds, (3,), LABELS, groups, (), damaged_logits, "damaged")
+        summary = summarize(
+            targets, logits, folds, (3,), LABELS, groups, (), DamagedCopies("light", damaged_logits, True)
+        )
         damaged, expected = summary.damaged, summarize(targets, damaged_logits, folds, (3,), LABELS, groups)
-        assert damaged is not None
+        assert damaged is not None and damaged.level == "light"
         for name in ("macro_f1", "macro_f1_low", "macro_f1_high", "accuracy", "folds"):
             assert getattr(damaged, name) == getattr(expected, name)
         plain = summarize(targets, logits, folds, (3,), LABELS, groups)
@@ -257,7 +267,9 @@ def test_gap_of_equal_predictions_is_zero_in_every_resample(grouped: bool) -> No
 def test_scores_on_damaged_pages_follow_those_of_pages() -> None:
     targets, logits, folds = draw_run()
     plain = summarize(targets, logits, folds, (), LABELS)
-    summary = summarize(targets, logits, folds, (), LABELS, damaged_logits_NC=damage(logits))
+    summary = summarize(
+        targets, logits, folds, (), LABELS, copies=DamagedCopies("scan", damage(logits), has_selected=False)
+    )
     damaged, lines = summary.damaged, list_scores(summary)
     assert damaged is not None and summary.selection == plain.selection
     assert [line for line in lines if "damaged" not in line] == list_scores(plain)
