@@ -1,4 +1,4 @@
-"""`doccls demo | check | train | predict | store | verify-resume`, also `python -m doccls`."""
+"""`doccls demo | check | preview | train | predict | store | verify-resume`, also `python -m doccls`."""
 
 import argparse
 import functools
@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from doccls import predict, store_command, train
+from doccls import predict, preview, store_command, train
 from doccls.config import Config
 from doccls.config.arguments import add_config_arguments, load_arguments_with_warnings
 from doccls.config.files import check_inputs
@@ -35,6 +35,9 @@ def build_parser() -> argparse.ArgumentParser:
         "--schema", nargs="?", const=Path("-"), type=Path, metavar="FILE", help="write the JSON schema of the config"
     )
     check.add_argument("--keys", action="store_true", help="print every config key, its default and its meaning")
+    preview.add_arguments(
+        commands.add_parser("preview", help="draw twelve pages as the model sees them: clean, augmented, damaged")
+    )
     commands.add_parser("train", help="train; same as python -m doccls.train", add_help=False)
     predict.add_arguments(commands.add_parser("predict", help="average a run's folds on the test images"))
     store_command.add_arguments(commands.add_parser("store", help="show or clear the store of decoded pages"))
@@ -95,6 +98,7 @@ def render_schema() -> str:
 _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "demo": demo.demo,
     "check": _check,
+    "preview": preview.preview,
     "predict": predict.predict,
     "store": store_command.store,
     "verify-resume": verify.verify,

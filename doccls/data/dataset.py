@@ -9,9 +9,11 @@ import torch
 from torch.utils.data import Dataset, get_worker_info
 
 from doccls.config.paths import read_regular_file
-from doccls.data.damage import damage_page
+from doccls.config.schema import Config
+from doccls.data.damage import STRENGTHS, damage_page
 from doccls.data.formats import ImageError
 from doccls.data.images import load_page, pad_page, shrink_page
+from doccls.data.manifest import Manifest
 from doccls.data.sampler import BatchPlace, BatchRequest
 from doccls.data.shared_memory import describe_shared_memory
 from doccls.data.store import StoredPages
@@ -119,6 +121,21 @@ class DocClsDataset(Dataset[tuple[np.ndarray, int, int]]):
             raise RankLocalError(
                 f"image of ID {self._pages.ids[index]!r} can no longer be read: {path}: {error}"
             ) from error
+
+
+def build_dataset(config: Config, manifest: Manifest, stored: StoredPages | None = None) -> DocClsDataset:
+    """Build the dataset of a run's training and validation pages; `doccls preview` shows the same."""
+    pages = Pages(
+        manifest.ids,
+        manifest.paths,
+        manifest.targets_N,
+        config.train.img_size,
+        config.page_px,
+        config.data.max_image_pixels,
+        stored,
+    )
+    augmentation = Augmentation(config.augment, config.train.img_size)
+    return DocClsDataset(pages, augmentation, config.project.seed, STRENGTHS.get(config.valid.damage))
 
 
 class TrackedDataset(Dataset["LoadedSamples"]):

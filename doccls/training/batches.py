@@ -8,12 +8,10 @@ from contextlib import contextmanager
 
 from accelerate import Accelerator
 
-from doccls.data.damage import STRENGTHS
-from doccls.data.dataset import Batch, DocClsDataset, Pages, list_keys
+from doccls.data.dataset import Batch, DocClsDataset, build_dataset, list_keys
 from doccls.data.loader import loading
 from doccls.data.sampler import BatchDivision, BatchRequest, iterate_fold
 from doccls.data.shared_memory import plan_loader
-from doccls.data.transforms import Augmentation
 from doccls.experiment import Experiment
 from doccls.training.checkpoint import ResumePoint
 from doccls.training.engine import RunContext
@@ -52,18 +50,8 @@ def load_folds(
         RankLocalError: this machine has too little shared memory for them.
     """
     experiment, accelerator = context.experiment, context.accelerator
-    config, manifest = experiment.config, experiment.data.manifest
-    pages = Pages(
-        manifest.ids,
-        manifest.paths,
-        manifest.targets_N,
-        config.train.img_size,
-        config.page_px,
-        config.data.max_image_pixels,
-        experiment.data.stored,
-    )
-    augmentation = Augmentation(config.augment, config.train.img_size)
-    dataset = DocClsDataset(pages, augmentation, config.project.seed, STRENGTHS.get(config.valid.damage))
+    config = experiment.config
+    dataset = build_dataset(config, experiment.data.manifest, experiment.data.stored)
     requests = (
         request
         for fold in folds

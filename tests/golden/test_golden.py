@@ -38,6 +38,7 @@ HELPS = {
     "doccls_train": (doccls, "train", "--help"),
     "doccls_predict": (doccls, "predict", "--help"),
     "doccls_check": (doccls, "check", "--help"),
+    "doccls_preview": (doccls, "preview", "--help"),
     "doccls_demo": (doccls, "demo", "--help"),
     "doccls_store": (doccls, "store", "--help"),
     "doccls_store_info": (doccls, "store", "info", "--help"),

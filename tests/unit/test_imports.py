@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # Top to bottom; a module may import its own package and those of lower layers.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("doccls.__main__",),
-    ("doccls.demo.command", "doccls.train", "doccls.predict", "doccls.store_command", "launcher"),
+    ("doccls.demo.command", "doccls.train", "doccls.predict", "doccls.preview", "doccls.store_command", "launcher"),
     ("doccls.training",),
     ("doccls.experiment", "doccls.submission"),
     ("doccls.model",),
