@@ -5,6 +5,8 @@ from __future__ import annotations
 import faulthandler
 import json
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -69,6 +71,21 @@ def test_sigusr2_dumps_stacks_or_requests_stop(capfd: pytest.CaptureFixture[str]
         signal.raise_signal(signal.SIGUSR2)  # shows where a process hangs while it exits
         assert "most recent call first" in capfd.readouterr().err
     faulthandler.unregister(signal.SIGUSR2)
+
+
+def test_sigusr2_dumps_stacks_in_second_command_of_a_process() -> None:
+    """The first command leaves it registered; in a process of its own, since a default handler would end this one."""
+    program = """
+import signal
+from doccls.system.signals import handling_signals, ignore_signals
+with handling_signals():
+    ignore_signals()
+signal.signal(signal.SIGUSR2, signal.SIG_DFL)
+with handling_signals():
+    signal.raise_signal(signal.SIGUSR2)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0 and "most recent call first" in done.stderr
 
 
 def test_handlers_and_recorded_signal_are_reset() -> None:
