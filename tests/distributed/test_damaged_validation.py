@@ -117,7 +117,7 @@ def test_epochs_and_weights_are_selected_by_the_damaged_copies(selecting_run: Ru
         own = [row for row in rows if row["fold"] == fold]
         best = max(own, key=lambda row: (row["selection_f1"], row["epoch"]))
         assert (info.best_epoch, info.macro_f1_damaged) == (best["epoch"], best["macro_f1_damaged"])
-        assert (info.selected_by, info.damage) == ("damaged", "scan")
+        assert (info.selected_by, info.damage) == ("damaged", "light")
     # All classes are in these folds, so that both scores average over the same ones.
     assert [row["selection_f1"] for row in rows] == [row["macro_f1_damaged"] for row in rows]
     assert [row["selection_f1"] for row in rows] != [row["macro_f1"] for row in rows]
