@@ -3,7 +3,7 @@
 import argparse
 import io
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,14 @@ from PIL.PngImagePlugin import PngInfo
 from doccls.config import Config
 from doccls.config.arguments import add_config_arguments, load_arguments_with_warnings
 from doccls.config.files import check_inputs
-from doccls.config.paths import find_output_problem, find_problem, format_path, is_absent, resolve_option
+from doccls.config.paths import (
+    describe_error,
+    find_output_problem,
+    find_problem,
+    format_path,
+    is_absent,
+    resolve_option,
+)
 from doccls.data.image_scan import scan_files
 from doccls.data.manifest import Manifest, read_manifest
 from doccls.errors import UserError
@@ -31,10 +38,10 @@ _FONTS = (
 )  # fmt: skip
 _FONT_PX = 14
 _MAX_CHARACTERS = 200
-# Only files with this mark are replaced, so that no picture can take the place of a page.
+# Only files with this mark at their start are replaced, so that no picture can take the place of a page.
 _MARK = "Written by doccls preview"
-_MARK_END_BYTES = 1024
-_FORMATS = {".png": ("PNG", b"\x89PNG"), ".jpg": ("JPEG", b"\xff\xd8\xff"), ".jpeg": ("JPEG", b"\xff\xd8\xff")}
+_MARK_SEARCH_BYTES = 1024
+_PNG_START = b"\x89PNG"
 
 _Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
@@ -49,11 +56,11 @@ class Heading:
 
 @dataclass(frozen=True, eq=False)
 class PreviewRow:
-    """A page in all its forms, one per column, with its label and ID."""
+    """The variants of a page, one per column, with its label and ID."""
 
     label: str
     sample_id: str
-    forms: tuple[np.ndarray, ...]  # each (size, size, 3) uint8
+    variants: tuple[np.ndarray, ...]  # each (size, size, 3) uint8
 
 
 @dataclass(frozen=True)
@@ -98,12 +105,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config_arguments(parser)
     parser.add_argument(
         "--output", type=Path, default=Path("preview.png"), metavar="FILE",
-        help="the picture, .png or .jpg (default: preview.png); only an earlier preview is replaced",
+        help="the picture, a .png file (default: preview.png); only an earlier preview is replaced",
     )  # fmt: skip
 
 
 def preview(arguments: argparse.Namespace) -> int:
-    """Write the picture and return the exit code. Only the pages that it shows are read.
+    """Write the picture and return the exit code. Only pages that it may show are read.
 
     Raises:
         UserError: the config or its data can't be used, or the picture can't be written there.
@@ -113,9 +120,7 @@ def preview(arguments: argparse.Namespace) -> int:
     config = loaded.config
     for warning in (*loaded.warnings, *check_inputs(config)):
         print(f"[WARNING] {warning}")
-    problem = find_refusal(output, config)
-    if problem is not None:
-        raise UserError(f"--output: {problem}")
+    _check_output(output, [folder for folder in (config.data.image_dir_train, config.data.image_dir_test) if folder])
     manifest = read_manifest(config.data)
     for warning in manifest.warnings:
         print(f"[WARNING] {warning}")
@@ -123,35 +128,49 @@ def preview(arguments: argparse.Namespace) -> int:
     if not samples:
         raise UserError(f"{config.data.train_csv}: no row has a usable image")
     rows = draw_rows(config, manifest, samples)
-    write_bytes(output, encode_picture(render_picture(rows, list_headings(config)), output))
+    content = encode_picture(render_picture(rows, list_headings(config)))
+    _check_output(output, {path.resolve().parent for path in manifest.paths if path is not None})
+    try:
+        write_bytes(output, content)
+    except OSError as error:
+        raise UserError(f"--output: {describe_error(error, output, 'file')}") from error
     print(f"[PREVIEW] {len(rows)} {'page' if len(rows) == 1 else 'pages'}: {format_path(output)}")
     return 0
 
 
-def find_refusal(output: Path, config: Config) -> str | None:
-    """Return why the picture may not be written to the path; None if it may."""
+def _check_output(output: Path, image_folders: Iterable[Path]) -> None:
+    """Check that the picture may be written to the path: never among the images, nor over a foreign file.
+
+    Raises:
+        UserError: it may not.
+    """
+    problem = _find_output_problem(output, image_folders)
+    if problem is not None:
+        raise UserError(f"--output: {problem}")
+
+
+def _find_output_problem(output: Path, image_folders: Iterable[Path]) -> str | None:
     shown = format_path(output)
-    if output.suffix.lower() not in _FORMATS:
-        return f"the picture's name must end in .png or .jpg: {shown}"
+    if output.suffix.lower() != ".png":
+        return f"the picture's name must end in .png: {shown}"
     problem = find_problem(output.parent, "folder") or find_output_problem(output.parent)
     if problem is not None:
         return problem
-    for key in ("image_dir_train", "image_dir_test"):
-        folder: Path | None = getattr(config.data, key)
-        if folder is not None and any(parent.samefile(folder) for parent in output.parents):
-            return f"{shown} is in the folder of the images, data.{key}: choose another folder"
+    for folder in image_folders:
+        if any(parent.samefile(folder) for parent in output.parents):
+            return f"{shown} is in a folder of the images, {format_path(folder)}: choose another folder"
     if is_absent(output):
         return None
     problem = find_problem(output, "file")
     if problem is None and not _is_earlier_preview(output):
-        problem = f"{shown} exists and is no earlier {output.suffix.lower()} preview: remove it or choose another name"
+        problem = f"{shown} exists and is no earlier preview: remove it or choose another name"
     return problem
 
 
 def _is_earlier_preview(path: Path) -> bool:
     with path.open("rb") as file:
-        start = file.read(_MARK_END_BYTES)
-    return start.startswith(_FORMATS[path.suffix.lower()][1]) and _MARK.encode() in start
+        start = file.read(_MARK_SEARCH_BYTES)
+    return start.startswith(_PNG_START) and _MARK.encode() in start
 
 
 # --- pages -----------------------------------------------------------------------------------------------------------
@@ -243,7 +262,7 @@ def _find_level(config: Config) -> str:
 
 def render_picture(rows: Sequence[PreviewRow], headings: Sequence[Heading]) -> Image.Image:
     """Render the rows under the headings, each with its label and ID over it."""
-    layout = Layout(len(rows), len(headings), find_cell_px(rows[0].forms[0].shape[0]))
+    layout = Layout(len(rows), len(headings), find_cell_px(rows[0].variants[0].shape[0]))
     picture = Image.new("RGB", layout.size_px, _BACKGROUND)
     draw, font = ImageDraw.Draw(picture), _load_font()
     for first in range(0, len(rows), _PAGES_PER_BLOCK):
@@ -259,8 +278,8 @@ def render_picture(rows: Sequence[PreviewRow], headings: Sequence[Heading]) -> I
         used_px = int(font.getlength(label)) + 3 * _GAP_PX
         sample_id = shorten(row.sample_id, layout.block_px - 2 * _GAP_PX - used_px, font)
         draw.text((left + used_px, top - 5), sample_id, _FAINT_INK, font, anchor="ls")
-        for column, form in enumerate(row.forms):
-            picture.paste(Image.fromarray(resize_form(form, layout.cell_px)), layout.locate(number, column))
+        for column, variant in enumerate(row.variants):
+            picture.paste(Image.fromarray(resize_variant(variant, layout.cell_px)), layout.locate(number, column))
     return picture
 
 
@@ -269,10 +288,10 @@ def find_cell_px(size_px: int) -> int:
     return size_px * max(1, round(_CELL_PX / size_px)) if size_px <= 1.25 * _CELL_PX else _CELL_PX
 
 
-def resize_form(form: np.ndarray, cell_px: int) -> np.ndarray:
+def resize_variant(variant: np.ndarray, cell_px: int) -> np.ndarray:
     """Resize a page to the cell's side."""
-    interpolation = cv2.INTER_AREA if cell_px < form.shape[0] else cv2.INTER_NEAREST
-    resized: np.ndarray = cv2.resize(form, (cell_px, cell_px), interpolation=interpolation)
+    interpolation = cv2.INTER_AREA if cell_px < variant.shape[0] else cv2.INTER_NEAREST
+    resized: np.ndarray = cv2.resize(variant, (cell_px, cell_px), interpolation=interpolation)
     return resized
 
 
@@ -307,14 +326,9 @@ def _load_font() -> _Font:
     return ImageFont.load_default(_FONT_PX)
 
 
-def encode_picture(picture: Image.Image, path: Path) -> bytes:
-    """Encode the picture in the format of the path's extension, with the mark of a preview at its start."""
-    name, _ = _FORMATS[path.suffix.lower()]
-    file = io.BytesIO()
-    if name == "PNG":
-        mark = PngInfo()
-        mark.add_text("Software", _MARK)
-        picture.save(file, name, pnginfo=mark)
-    else:
-        picture.save(file, name, quality=92, comment=_MARK)
+def encode_picture(picture: Image.Image) -> bytes:
+    """Encode the picture as PNG, with the mark of a preview at its start."""
+    file, mark = io.BytesIO(), PngInfo()
+    mark.add_text("Software", _MARK)
+    picture.save(file, "PNG", pnginfo=mark)
     return file.getvalue()

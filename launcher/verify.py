@@ -157,7 +157,7 @@ def _shorten(arguments: argparse.Namespace) -> list[str]:
         "train.warmup_epochs": min(config.train.warmup_epochs, epochs / 2),
         "train.checkpoint_interval_s": _INTERVAL_S,
     }
-    if epochs <= config.train.unmixed_epochs < config.train.epochs:
+    if config.train.has_mixing and epochs <= config.train.unmixed_epochs:
         defaults["train.unmixed_epochs"] = epochs - 1  # the mixing of the long run is verified too
     own = [f"{key}={value}" for key, value in defaults.items() if key not in stated]
     arguments.overrides = [*own, *arguments.overrides, "tracking.wandb=false"]

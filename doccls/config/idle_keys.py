@@ -80,15 +80,17 @@ def _list_idle(config: Config) -> list[_Idleness]:
 
 def _list_idle_augmentation(augment: AugmentConfig) -> list[_Idleness]:
     """List the keys that strength or damage make idle."""
-    scaled = [key for key in AugmentConfig.model_fields if key not in ("strength", "rotate_prob")]
+    is_rotated = augment.rotate_deg > 0 and augment.rotate_prob > 0
+    unused = ("strength",) if is_rotated else ("strength", "rotate_deg", "rotate_prob")
+    scaled = [key for key in AugmentConfig.model_fields if key not in unused]
     used = tuple(f"augment.{key}" for key in scaled if getattr(augment, key) > 0)
-    milder = tuple(key for key in used if key != "augment.damage_prob")
+    replaced = tuple(key for key in used if key != "augment.damage_prob")
     if augment.strength == 0:
         return [_Idleness(used, "augment.strength is 0")]
     if not used and augment.strength < 1:
         return [_Idleness(("augment.strength",), "there is no augmentation that it could scale")]
     if augment.damage_prob * augment.strength == 1:
-        return [_Idleness(milder, "augment.damage_prob is 1: every page is damaged instead")]
+        return [_Idleness(replaced, "augment.damage_prob is 1: every page is damaged instead")]
     return []
 
 

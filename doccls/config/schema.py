@@ -310,7 +310,7 @@ class AugmentConfig(Section):
     """Training augmentation. Every `_prob` is the probability per page."""
 
     strength: Probability = 1.0
-    """Factor for the whole recipe: every probability, angle, zoom, shift, brightness, and the damage."""
+    """Factor for the whole recipe: how many pages each transform changes, and by how much."""
     damage_prob: Probability = 0.0
     """Probability that a page is damaged like a scan or photo (docs/accuracy.md), instead of what the keys below do."""
     rotate_deg: Annotated[float, Field(ge=0, le=180)] = 0.0
@@ -330,11 +330,11 @@ class AugmentConfig(Section):
     perspective_prob: Probability = 0.0
     """Probability of a perspective warp."""
     blur_prob: Probability = 0.0
-    """Probability of motion, defocus or Gaussian blur."""
+    """Probability of blur: out of focus, moved, or of a lower resolution."""
     noise_prob: Probability = 0.0
     """Probability of sensor noise."""
     shadow_prob: Probability = 0.0
-    """Probability of a soft shadow over part of the page."""
+    """Probability of uneven light or a soft shadow."""
     jpeg_prob: Probability = 0.0
     """Probability of strong JPEG compression."""
     brightness: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -382,9 +382,10 @@ class Config(Section):
 
     @property
     def damage_version(self) -> int | None:
-        """The version of the damage to validation or training pages; None without any."""
-        is_damaged = self.valid.has_damage or self.augment.damage_prob > 0
-        return DAMAGE_VERSION if is_damaged else None
+        """The version of the damage to validation pages and of the defects of training pages; None without any."""
+        augment = self.augment
+        defects = (augment.damage_prob, augment.blur_prob, augment.noise_prob, augment.shadow_prob, augment.jpeg_prob)
+        return DAMAGE_VERSION if self.valid.has_damage or max(defects) > 0 else None
 
     @property
     def page_px(self) -> int:

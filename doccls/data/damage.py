@@ -4,8 +4,9 @@
 which a fold is also validated (`valid.damage`), and the damaged pages among the training pages (`augment.damage_prob`);
 the two have streams of their own. The order is that of a photo: page, geometry, light, lens, sensor, file.
 
-Lengths are relative to the side of the result, so a page is damaged alike at every size. Each defect has a probability
-and a magnitude, and both are multiplied by the strength, from 0 (nothing but scaling) to 1.
+Lengths are relative to the side of the result, so a page has the same defects in the same places at every size. The
+grain of noise is a pixel and JPEG's block eight, so these two are milder at larger sizes. Each defect has a
+probability, and most have a magnitude: both are multiplied by the strength, from 0 (nothing but scaling) to 1.
 """
 
 import math

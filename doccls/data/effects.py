@@ -1,9 +1,9 @@
 """Defects of scanned and photographed pages, one function each, on OpenCV and NumPy.
 
 Each function takes a page (height, width, 3) uint8 RGB, a strength from 0 to 1 that scales the magnitude, and a
-generator, and returns a page of the same shape. Lengths are relative to the side, and the number of draws does not
-depend on it, so a page looks alike at every size.
-The functions may change the page that they are given.
+generator, and returns a page of the same shape. Lengths are relative to the side, except for the grain of noise and the
+blocks of JPEG, and the number of draws does not depend on it. So a page has the same defects in the same places at
+every size. The functions may change the page that they are given.
 """
 
 import math
@@ -98,7 +98,7 @@ def lay_sheet(page: np.ndarray, strength: float, rng: np.random.Generator) -> np
     starts, ends = rng.uniform(0, 0.4, _SHEET_LINES).tolist(), rng.uniform(0.5, 1, _SHEET_LINES).tolist()
 
     def place(along: float, offset: float) -> tuple[int, int]:
-        """Return the pixel at `along` the sheet's edge, and `offset` inside the sheet; both relative to the side."""
+        """Return the pixel at the fraction `along` of the sheet's edge, `offset` sides inside the sheet."""
         x, y = along, 1 - depth + tilt * (along - 0.5) + offset
         for _ in range(edge):
             x, y = y, 1 - x

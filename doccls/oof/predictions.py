@@ -172,7 +172,7 @@ def _check(predictions: FoldPredictions, source: str) -> None:
         raise TensorFileError(f"{source}: fold {info.fold} is outside 0 to {info.num_folds - 1}")
     if np.any((predictions.targets_N < 0) | (predictions.targets_N >= len(info.classes))):
         raise TensorFileError(f"{source}: targets outside 0 to {len(info.classes) - 1}")
-    if {"damaged logits" in logits, info.damage != "none"} != {info.macro_f1_damaged is not None}:
+    if len({"damaged logits" in logits, info.damage != "none", info.macro_f1_damaged is not None}) > 1:
         raise TensorFileError(f"{source}: the damaged logits, their score and their level don't belong together")
     for name, logits_NC in logits.items():
         non_finite = set(predictions.indices_N[~np.isfinite(logits_NC).all(axis=1)].tolist()) - set(info.skipped)

@@ -64,7 +64,7 @@ def handling_signals() -> Iterator[None]:
     handled = [number for number in STOP_SIGNALS if number != _STACKS and number not in ignored]
     earlier = {number: signal.signal(number, _record) for number in handled}
     if _STACKS is not None:
-        # If an earlier command left it registered, and its handler was replaced since, registering would do nothing.
+        # `register` does nothing for a signal that is already registered, even if its handler was replaced since.
         faulthandler.unregister(_STACKS)
         earlier[_STACKS] = signal.getsignal(_STACKS)
         faulthandler.register(_STACKS, file=2)  # shows where a hanging process is

@@ -15,6 +15,7 @@ from pydantic import BaseModel
 from doccls.__main__ import render_schema
 from doccls.config import Config, Override, load_config, parse_override, render_snapshot
 from doccls.config.load import SECRET_NAME, list_values, redact_argument
+from doccls.config.reference import render_keys
 from doccls.config.schema import SECTIONS
 from doccls.errors import UserError
 
@@ -480,6 +481,10 @@ def test_list_values_lists_dotted_keys_without_provenance(tmp_path: Path) -> Non
 
 def test_committed_schema_is_up_to_date() -> None:
     assert (CONFIGS / "config.schema.json").read_text(encoding="utf-8") == render_schema()
+
+
+def test_committed_list_of_keys_is_up_to_date() -> None:
+    assert (CONFIGS.parent / "docs" / "config.md").read_text(encoding="utf-8") == render_keys()
 
 
 @pytest.mark.parametrize("name", ["train.yaml", "train_highperf.yaml"])

@@ -103,7 +103,7 @@ def test_page_is_damaged_alike_at_every_size(factor: int) -> None:
         gaps.append(np.abs(small - mean).mean())
         others.append(np.abs(damage_page(make_page(), 48, 1.0, stream(sample + 1)) - mean).mean())
     assert np.median(gaps) < 0.25 * np.median(others)
-    assert np.quantile(gaps, 0.95) < 0.5 * np.median(others), "no page gets other defects"
+    assert max(gaps) < 0.6 * np.median(others), "no page gets other defects"
 
 
 def test_damage_of_a_level_never_changes() -> None:

@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
+from doccls.config.schema import DAMAGE_VERSION
 from doccls.data import effects
 
 Effect = Callable[[np.ndarray, float, np.random.Generator], np.ndarray]
@@ -70,6 +71,24 @@ def test_effect_grows_with_strength(effect: Effect) -> None:
     change = [np.mean([np.abs(result - page).mean() for result in apply_often(effect, make_page(), strength)])
               for strength in (0.1, 0.5, 1.0)]  # fmt: skip
     assert change[0] < change[1] < change[2]
+
+
+# The mean change of the page by each effect. A new effect needs a new DAMAGE_VERSION.
+VERSIONS = {
+    1: {
+        effects.show_through: 3.34, effects.recolour: 65.45, effects.lay_sheet: 16.85, effects.turn_grey: 6.50,
+        effects.shade: 43.79, effects.cast_shadow: 34.86, effects.blur: 16.87, effects.add_noise: 5.53,
+        effects.sprinkle: 1.07, effects.occlude: 8.41, effects.compress: 6.19,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("effect", EFFECTS, ids=lambda effect: effect.__name__)
+def test_effect_of_a_version_never_changes(effect: Effect) -> None:
+    results = np.stack(apply_often(effect, make_page(), count=8)).astype(int)
+    assert np.abs(results - make_page()).mean() == pytest.approx(VERSIONS[DAMAGE_VERSION][effect], rel=0.02), (
+        "a new effect needs a new DAMAGE_VERSION"
+    )
 
 
 def test_show_through_darkens_paper_with_mirrored_print() -> None:

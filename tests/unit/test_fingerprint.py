@@ -91,12 +91,13 @@ def test_data_folds_and_weights_change_fingerprint_and_are_not_confused(make_con
 def test_version_of_damage_changes_fingerprint_of_runs_with_damaged_pages(
     make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain, validated = make_config(), make_config(valid={"damage": "light"})
-    trained = make_config(augment={"damage_prob": 0.1})
-    before = [identify(config) for config in (plain, validated, trained)]
+    plain, validated = make_config(augment={"rotate_deg": 5}), make_config(valid={"damage": "light"})
+    keys = ("damage_prob", "blur_prob", "noise_prob", "shadow_prob", "jpeg_prob")
+    trained = [make_config(augment={key: 0.1}) for key in keys]
+    before = [identify(config) for config in (plain, validated, *trained)]
     monkeypatch.setattr(schema, "DAMAGE_VERSION", schema.DAMAGE_VERSION + 1)
-    after = [identify(config) for config in (plain, validated, trained)]
-    assert [old == new for old, new in zip(before, after, strict=True)] == [True, False, False]
+    after = [identify(config) for config in (plain, validated, *trained)]
+    assert [old == new for old, new in zip(before, after, strict=True)] == [True, *[False] * 6]
 
 
 def test_path_of_weights_does_not_change_fingerprint(make_config: MakeConfig) -> None:

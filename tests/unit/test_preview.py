@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import cv2
@@ -103,23 +104,23 @@ def test_headings_name_the_fold_the_epochs_and_the_level(write_config: Callable[
 @pytest.mark.parametrize(("size_px", "cell_px"), [(32, 160), (64, 128), (96, 192), (160, 160), (200, 200), (384, 160)])
 def test_large_pages_are_shrunk_and_small_ones_enlarged_by_whole_factors(size_px: int, cell_px: int) -> None:
     assert find_cell_px(size_px) == cell_px
-    form = np.random.default_rng(0).integers(0, 256, (size_px, size_px, 3), dtype=np.uint8)
-    resized = preview.resize_form(form, cell_px)
+    variant = np.random.default_rng(0).integers(0, 256, (size_px, size_px, 3), dtype=np.uint8)
+    resized = preview.resize_variant(variant, cell_px)
     if size_px > cell_px:
-        assert np.array_equal(resized, cv2.resize(form, (cell_px, cell_px), interpolation=cv2.INTER_AREA))
+        assert np.array_equal(resized, cv2.resize(variant, (cell_px, cell_px), interpolation=cv2.INTER_AREA))
     else:
         factor = cell_px // size_px
-        assert np.array_equal(resized, form.repeat(factor, axis=0).repeat(factor, axis=1))
+        assert np.array_equal(resized, variant.repeat(factor, axis=0).repeat(factor, axis=1))
 
 
-@pytest.mark.parametrize("name", ["again.png", "again.jpg", "again.JPEG"])
+@pytest.mark.parametrize("name", ["again.png", "again.PNG"])
 def test_equal_configs_give_equal_bytes_and_replace_an_earlier_preview(
     name: str, write_config: Callable[..., Path], run_preview: RunPreview, tmp_path: Path
 ) -> None:
     path = write_config(["a", "b", "c"])
     assert run_preview(path, "--output", name)[0] == 0
     first = (tmp_path / name).read_bytes()
-    assert Image.open(io.BytesIO(first)).format == ("PNG" if name.endswith("png") else "JPEG")
+    assert Image.open(io.BytesIO(first)).format == "PNG"
     assert run_preview(path, "--output", name)[0] == 0
     assert (tmp_path / name).read_bytes() == first
     assert run_preview(path, "--output", name, "--set", "project.seed=1")[0] == 0
@@ -199,21 +200,21 @@ def test_bad_images_are_an_error_or_skipped_with_a_warning(
 @pytest.mark.parametrize(
     ("output", "message"),
     [
-        ("train/i0.jpg", "data.image_dir_train"),
-        ("train/new.png", "data.image_dir_train"),
-        ("train/deeper/new.png", "data.image_dir_train"),
-        ("link to train/new.png", "data.image_dir_train"),
-        ("link to image.jpg", "data.image_dir_train"),
-        ("test/new.png", "data.image_dir_test"),
-        ("train.csv", "must end in .png or .jpg"),
-        ("preview", "must end in .png or .jpg"),
-        ("table.png", "is no earlier .png preview"),
-        ("photo.jpg", "is no earlier .jpg preview"),
-        ("linked by an image.jpg", "is no earlier .jpg preview"),
-        ("a JPEG.png", "is no earlier .png preview"),
+        ("train/new.png", "is in a folder of the images"),
+        ("train/deeper/new.png", "is in a folder of the images"),
+        ("link to train/new.png", "is in a folder of the images"),
+        ("link to image.png", "must end in .png"),
+        ("test/new.png", "is in a folder of the images"),
+        ("linked by train/new.png", "is in a folder of the images"),
+        ("train.csv", "must end in .png"),
+        ("preview", "must end in .png"),
+        ("preview.jpg", "must end in .png"),
+        ("table.png", "is no earlier preview"),
+        ("photo.png", "is no earlier preview"),
+        ("a JPEG.png", "is no earlier preview"),
         ("folder.png", "it is a folder"),
         ("missing/preview.png", "no such folder"),
-        ("photo.jpg/preview.png", "is a file"),
+        ("photo.png/preview.png", "is a file"),
         ("broken.png", "does not exist"),
         ("x" * 300 + ".png", "too long"),
     ],
@@ -223,21 +224,44 @@ def test_refuses_in_words_and_leaves_all_files_as_they_are(
 ) -> None:
     path = write_config(["a", "b"], {"image_dir_test": "test", "train_csv": "table.png"})
     (tmp_path / "train.csv").rename(tmp_path / "table.png")
-    for folder in ("test", "folder.png", "train/deeper"):
+    for folder in ("test", "folder.png", "train/deeper", "linked by train"):
         (tmp_path / folder).mkdir()
     (tmp_path / "link to train").symlink_to(tmp_path / "train")
-    (tmp_path / "link to image.jpg").symlink_to(tmp_path / "train" / "i0.jpg")
+    (tmp_path / "link to image.png").symlink_to(tmp_path / "train" / "i0.jpg")
     (tmp_path / "broken.png").symlink_to(tmp_path / "nowhere.png")
-    Image.new("RGB", (9, 9)).save(tmp_path / "photo.jpg")
-    Image.new("RGB", (9, 9)).save(tmp_path / "linked by an image.jpg")
-    (tmp_path / "train" / "i1.jpg").unlink()
-    (tmp_path / "train" / "i1.jpg").symlink_to(tmp_path / "linked by an image.jpg")
+    Image.new("RGB", (9, 9)).save(tmp_path / "photo.png")
+    (tmp_path / "train" / "i1.jpg").rename(tmp_path / "linked by train" / "i1.jpg")
+    (tmp_path / "train" / "i1.jpg").symlink_to(tmp_path / "linked by train" / "i1.jpg")
     Image.new("RGB", (9, 9)).save(tmp_path / "a JPEG.png", "JPEG", comment=preview._MARK)
     before = snapshot_files(tmp_path)
     code, out, err = run_preview(path, "--output", output)
     assert code == 1 and err.startswith("doccls preview: --output: ") and message in err
     assert "Traceback" not in err and "[PREVIEW]" not in out
     assert snapshot_files(tmp_path) == before
+
+
+def test_file_that_appears_meanwhile_is_not_replaced(
+    write_config: Callable[..., Path], run_preview: RunPreview, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def render(rows: Sequence[PreviewRow], headings: Sequence[Heading]) -> Image.Image:
+        (tmp_path / "preview.png").write_bytes(b"of another program")
+        return Image.new("RGB", (9, 9))
+
+    monkeypatch.setattr(preview, "render_picture", render)
+    code, _, err = run_preview(write_config(["a", "b"]))
+    assert code == 1 and "is no earlier preview" in err
+    assert (tmp_path / "preview.png").read_bytes() == b"of another program"
+
+
+def test_failed_write_is_an_error_in_words(
+    write_config: Callable[..., Path], run_preview: RunPreview, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(path: Path, content: bytes) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(preview, "write_bytes", fail)
+    code, _, err = run_preview(write_config(["a", "b"]))
+    assert code == 1 and err.startswith("doccls preview: --output: ") and "Input/output error" in err
 
 
 def test_warnings_of_the_config_and_the_table_are_printed(
