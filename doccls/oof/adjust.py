@@ -1,0 +1,99 @@
+"""What a run's out-of-fold predictions teach about its probabilities for new pages: a temperature, and thresholds."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from doccls.config.paths import is_file
+from doccls.oof.bootstrap import encode_groups
+from doccls.oof.calibrate import OofRows, cross_fit, temper
+from doccls.oof.predictions import FoldPredictions, read_predictions
+from doccls.oof.thresholds import Thresholds, choose_classes, find_thresholds
+from doccls.run.paths import RunPaths
+from doccls.system.tensor_file import TensorFileError
+
+
+@dataclass(frozen=True)
+class Adjustment:
+    """How probabilities of new pages are to be calibrated, and which class is to be their label."""
+
+    temperature: float
+    thresholds: Thresholds
+    folds: tuple[int, ...]  # whose predictions it was learned from
+    learned_from: str  # `clean` or `damaged`: the logits that selected the epochs
+
+
+def adjust(probs_NC: np.ndarray, adjustment: Adjustment | None) -> tuple[np.ndarray, np.ndarray]:
+    """Return calibrated probabilities (n, classes), and the class (n,) of each row, by thresholds if they are used.
+
+    Without thresholds the class is the most probable one before calibration, so that not even rounding changes it.
+    """
+    most_probable_N = probs_NC.argmax(axis=1)
+    if adjustment is None:
+        return probs_NC, most_probable_N
+    calibrated_NC = temper(probs_NC, adjustment.temperature)
+    if adjustment.thresholds.offsets is None:
+        return calibrated_NC, most_probable_N
+    return calibrated_NC, choose_classes(calibrated_NC, adjustment.thresholds.offsets)
+
+
+def read_adjustment(paths: RunPaths, fingerprint: str, num_folds: int) -> tuple[Adjustment | None, tuple[str, ...]]:
+    """Learn from the predictions of all folds that have any; also return what is wrong with files that can't be used.
+
+    None if there are no predictions. With those of all folds, the figures are those of summary.json.
+    """
+    fold_predictions, problems = [], []
+    for fold in range(num_folds):
+        path = paths.predictions(fold)
+        if not is_file(path):
+            continue
+        try:
+            predictions = read_predictions(path)
+        except TensorFileError as error:
+            problems.append(str(error))
+            continue
+        if (predictions.info.fingerprint, predictions.info.fold) == (fingerprint, fold):
+            fold_predictions.append(predictions)
+        else:
+            problems.append(f"{path}: predictions of another run or fold than the checkpoints")
+    return learn_adjustment(fold_predictions), tuple(problems)
+
+
+def learn_adjustment(fold_predictions: Sequence[FoldPredictions]) -> Adjustment | None:
+    """Learn from the fold predictions of one run, of some folds or all; None if they have no usable row; pure."""
+    used = [predictions for predictions in fold_predictions if len(_list_used(predictions))]
+    if not used:
+        return None
+    rows = _gather_rows(used)
+    fit = cross_fit(rows)
+    return Adjustment(
+        temperature=fit.temperature,
+        thresholds=find_thresholds(rows, fit),
+        folds=tuple(predictions.info.fold for predictions in used),
+        learned_from=used[0].info.selected_by,
+    )
+
+
+def _gather_rows(fold_predictions: Sequence[FoldPredictions]) -> OofRows:
+    """Return the usable rows of all folds, in the order of train.csv, with the logits that selected the epochs."""
+    places = [_list_used(predictions) for predictions in fold_predictions]
+    order = np.argsort(np.concatenate([item.indices_N[own] for item, own in zip(fold_predictions, places, strict=True)]))
+    groups: list[str] = []
+    targets, logits, folds = [], [], []
+    for predictions, own in zip(fold_predictions, places, strict=True):
+        info = predictions.info
+        selecting = predictions.damaged_logits_NC if info.selected_by == "damaged" else predictions.logits_NC
+        assert selecting is not None
+        targets.append(predictions.targets_N[own])
+        logits.append(selecting[own])
+        folds.append(np.full(len(own), info.fold))
+        if info.groups is not None:
+            groups += [info.groups[place] for place in own.tolist()]
+    unit_N = encode_groups([groups[place] for place in order.tolist()]) if groups else None
+    return OofRows(np.concatenate(targets)[order], np.concatenate(logits)[order], np.concatenate(folds)[order], unit_N)
+
+
+def _list_used(predictions: FoldPredictions) -> np.ndarray:
+    """Return the places in this file of the rows with a usable image, as (n,) int64."""
+    return np.flatnonzero(~np.isin(predictions.indices_N, predictions.info.skipped))
