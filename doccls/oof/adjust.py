@@ -62,38 +62,39 @@ def read_adjustment(paths: RunPaths, fingerprint: str, num_folds: int) -> tuple[
 
 def learn_adjustment(fold_predictions: Sequence[FoldPredictions]) -> Adjustment | None:
     """Learn from the fold predictions of one run, of some folds or all; None if they have no usable row; pure."""
-    used = [predictions for predictions in fold_predictions if len(_list_used(predictions))]
-    if not used:
+    rows = _gather_rows(fold_predictions) if fold_predictions else None
+    if rows is None or not len(rows.targets_N):
         return None
-    rows = _gather_rows(used)
     fit = cross_fit(rows)
     return Adjustment(
         temperature=fit.temperature,
         thresholds=find_thresholds(rows, fit),
-        folds=tuple(predictions.info.fold for predictions in used),
-        learned_from=used[0].info.selected_by,
+        folds=tuple(np.unique(rows.folds_N).tolist()),
+        learned_from=fold_predictions[0].info.selected_by,
     )
 
 
 def _gather_rows(fold_predictions: Sequence[FoldPredictions]) -> OofRows:
     """Return the usable rows of all folds, in the order of train.csv, with the logits that selected the epochs."""
-    places = [_list_used(predictions) for predictions in fold_predictions]
-    order = np.argsort(np.concatenate([item.indices_N[own] for item, own in zip(fold_predictions, places, strict=True)]))
-    groups: list[str] = []
-    targets, logits, folds = [], [], []
-    for predictions, own in zip(fold_predictions, places, strict=True):
-        info = predictions.info
-        selecting = predictions.damaged_logits_NC if info.selected_by == "damaged" else predictions.logits_NC
-        assert selecting is not None
-        targets.append(predictions.targets_N[own])
-        logits.append(selecting[own])
-        folds.append(np.full(len(own), info.fold))
-        if info.groups is not None:
-            groups += [info.groups[place] for place in own.tolist()]
-    unit_N = encode_groups([groups[place] for place in order.tolist()]) if groups else None
-    return OofRows(np.concatenate(targets)[order], np.concatenate(logits)[order], np.concatenate(folds)[order], unit_N)
+    indices = np.concatenate([predictions.indices_N for predictions in fold_predictions])
+    skipped = [row for predictions in fold_predictions for row in predictions.info.skipped]
+    order = np.argsort(indices)
+    order = order[~np.isin(indices[order], skipped)]
+    groups = [group for predictions in fold_predictions for group in predictions.info.groups or ()]
+    return OofRows(
+        targets_N=np.concatenate([predictions.targets_N for predictions in fold_predictions])[order],
+        logits_NC=np.concatenate([_get_selecting_logits(predictions) for predictions in fold_predictions])[order],
+        folds_N=np.repeat(
+            [predictions.info.fold for predictions in fold_predictions],
+            [len(predictions.indices_N) for predictions in fold_predictions],
+        )[order],
+        unit_N=encode_groups([groups[place] for place in order.tolist()]) if groups else None,
+    )
 
 
-def _list_used(predictions: FoldPredictions) -> np.ndarray:
-    """Return the places in this file of the rows with a usable image, as (n,) int64."""
-    return np.flatnonzero(~np.isin(predictions.indices_N, predictions.info.skipped))
+def _get_selecting_logits(predictions: FoldPredictions) -> np.ndarray:
+    """Return the logits whose score selected the best epoch."""
+    if predictions.info.selected_by == "clean":
+        return predictions.logits_NC
+    assert predictions.damaged_logits_NC is not None
+    return predictions.damaged_logits_NC

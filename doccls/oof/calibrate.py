@@ -41,7 +41,8 @@ class CrossFit:
     @property
     def temperature_N(self) -> np.ndarray:
         """The temperature of each row (n,), fitted without it."""
-        return np.asarray(self.temperatures)[self.parts_N]
+        temperature_N: np.ndarray = np.asarray(self.temperatures)[self.parts_N]
+        return temperature_N
 
 
 @dataclass(frozen=True)

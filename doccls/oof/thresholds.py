@@ -17,7 +17,7 @@ MAX_OFFSET = 1.5  # in nats: the odds of a class change by a factor of 4.5 at mo
 MIN_STEP_GAIN = 5e-4  # of the macro-F1: smaller steps mostly fit noise
 PENALTY = 0.05  # an offset of 1 has to raise the F1s of all classes together by this much, one of 0.5 by a quarter
 MAX_ROUNDS = 5
-MAX_WORK = 200_000_000  # rows times squared classes; about half a minute
+MAX_WORK = 400_000_000  # rows times squared classes; about half a minute
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def fit_offsets(targets_N: np.ndarray, scores_NC: np.ndarray) -> np.ndarray:
     leaders = _find_leaders(shifted_CN)
     for _ in range(MAX_ROUNDS):
         has_moved = False
-        for label in np.flatnonzero(in_target_C):
+        for label in np.flatnonzero(in_target_C).tolist():
             move = _find_move(label, targets_N, shifted_CN[label], leaders, in_target_C, offsets_C[label])
             if move is not None:
                 offsets_C[label] += move
@@ -157,7 +157,7 @@ def _find_move(
     possible = np.flatnonzero(edges[1:] > edges[:-1])
     total -= PENALTY * (offset + places) ** 2
     best = possible[np.argmax(total[possible])]
-    current = int(np.searchsorted(distance_K, 0.0))
+    current = np.count_nonzero(is_own[contested])
     if total[best] - total[current] < MIN_STEP_GAIN * np.count_nonzero(in_target_C):
         return None
     return float(places[best])
@@ -174,9 +174,10 @@ def _sum_losses(
     left_before, hits_left_before = np.arange(len(rival)) - starts, hits_before - hits_before[starts]
 
     def compute_f1(left: np.ndarray, hits_left: np.ndarray) -> np.ndarray:
-        return 2 * (hits_C[rival] - hits_left) / np.maximum(predicted_C[rival] - left + in_target_C[rival], 1)
+        f1: np.ndarray = 2 * (hits_C[rival] - hits_left) / np.maximum(predicted_C[rival] - left + in_target_C[rival], 1)
+        return f1
 
     losses = np.empty(len(rival_K))
-    losses[by_rival] = compute_f1(left_before, hits_left_before) - compute_f1(left_before + 1, hits_left_before + is_hit)
+    f1_before = compute_f1(left_before, hits_left_before)
+    losses[by_rival] = f1_before - compute_f1(left_before + 1, hits_left_before + is_hit)
     return losses
-
