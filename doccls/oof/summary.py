@@ -253,6 +253,6 @@ def _format_thresholds(thresholds: Thresholds, level: str) -> str:
         return f"per-class thresholds: {thresholds.reason}"
     use = "not used" if thresholds.offsets is None else "used by predict"
     return (
-        f"per-class thresholds: macro_f1 {thresholds.gain:+.4f} {level} "
-        f"[{thresholds.gain_low:+.3f}, {thresholds.gain_high:+.3f}] (cross-fitted), {use}"
+        f"per-class thresholds: macro_f1 changes by {thresholds.gain:+.4f}, {level} "
+        f"[{thresholds.gain_low:+.3f}, {thresholds.gain_high:+.3f}] (cross-fitted): {use}"
     )

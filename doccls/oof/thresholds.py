@@ -139,17 +139,8 @@ def _find_move(
     if not len(contested):
         return None
     contested = contested[np.argsort(distance_N[contested], kind="stable")]
-    distance_K, rival_K, target_K = distance_N[contested], rival_N[contested], targets_N[contested]
-
-    # At the lowest offset all contested rows are with their rivals.
-    starting_N = np.where(is_always, label, rival_N)
-    predicted_C = np.bincount(starting_N, minlength=len(in_target_C))
-    hits_C = np.bincount(starting_N[starting_N == targets_N], minlength=len(in_target_C))
-    num_moved = np.arange(len(contested) + 1)
-    own_hits = np.concatenate([[0], np.cumsum(target_K == label)]) + hits_C[label]
-    own_f1 = 2 * own_hits / (predicted_C[label] + num_moved + in_target_C[label])
-    lost_K = _sum_losses(rival_K, target_K, predicted_C, hits_C, in_target_C)
-    total = own_f1 - np.concatenate([[0], np.cumsum(lost_K)])
+    distance_K = distance_N[contested]
+    total = _sum_f1s(label, targets_N, np.where(is_always, label, rival_N), contested, in_target_C)
 
     # Between two distances, all offsets give the same labels; the middle is the farthest from changing one.
     edges = np.concatenate([[-MAX_OFFSET - offset], distance_K, [MAX_OFFSET - offset]])
@@ -163,7 +154,25 @@ def _find_move(
     return float(places[best])
 
 
-def _sum_losses(
+def _sum_f1s(
+    label: int, targets_N: np.ndarray, predictions_N: np.ndarray, moving: np.ndarray, in_target_C: np.ndarray
+) -> np.ndarray:
+    """Return the sum of all F1s, up to a constant, after 0, 1, ... of the rows `moving` (k,) went over to the class.
+
+    The array is (k + 1,). `predictions_N` (n,) holds the classes before any has moved.
+    """
+    rival_K, target_K = predictions_N[moving], targets_N[moving]
+    predicted_C = np.bincount(predictions_N, minlength=len(in_target_C))
+    hits_C = np.bincount(predictions_N[predictions_N == targets_N], minlength=len(in_target_C))
+    num_moved = np.arange(len(moving) + 1)
+    own_hits = np.concatenate([[0], np.cumsum(target_K == label)]) + hits_C[label]
+    own_f1 = 2 * own_hits / (predicted_C[label] + num_moved + in_target_C[label])
+    losses = np.cumsum(_list_losses(rival_K, target_K, predicted_C, hits_C, in_target_C))
+    total: np.ndarray = own_f1 - np.concatenate([[0], losses])
+    return total
+
+
+def _list_losses(
     rival_K: np.ndarray, target_K: np.ndarray, predicted_C: np.ndarray, hits_C: np.ndarray, in_target_C: np.ndarray
 ) -> np.ndarray:
     """Return how much F1 the rival of each row (k,) loses as the rows leave their rivals in this order."""
