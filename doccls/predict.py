@@ -26,6 +26,7 @@ from doccls.data.messages import format_examples
 from doccls.data.packed import PackedPaths, PackedTexts
 from doccls.data.table import read_table, require_columns
 from doccls.errors import UserError
+from doccls.oof.adjust import Adjustment, adjust, read_adjustment
 from doccls.oof.metrics import probabilities
 from doccls.reporting.log import RunLog
 from doccls.reporting.progress import ConsoleReporter
@@ -81,14 +82,16 @@ def predict(arguments: argparse.Namespace) -> int:
     files = _list_checkpoints(paths)
     first = read_best(files[0])
     config, classes, precision = _with_arguments(parse_config(first), arguments), first.classes, first.precision
+    fingerprint = first.fingerprint
     del first
     accelerator = start_processes(_with_precision(config, precision if can_compute_in(precision) else "no"))
     try:
         pages, coverage = on_main(accelerator, lambda: _check_inputs(paths, files, config))
+        adjustment = on_main(accelerator, lambda: _read_adjustment(paths, fingerprint, config.data.folds))
         if accelerator.is_main_process and accelerator.mixed_precision != precision:
             print(f"[WARNING] validated in {precision}, which this device does not support: predicting in float32")
         probs = _predict_folds(files, config, pages, accelerator)
-        on_main(accelerator, lambda: _write_results(paths, config, classes, pages, probs, coverage))
+        on_main(accelerator, lambda: _write_results(paths, config, classes, pages, probs, coverage, adjustment))
     except UserError:
         accelerator.end_training()  # every rank reaches this
         raise
@@ -152,6 +155,29 @@ def _check_inputs(paths: RunPaths, files: Sequence[Path], config: Config) -> tup
     return pages, coverage
 
 
+def _read_adjustment(paths: RunPaths, fingerprint: str, num_folds: int) -> Adjustment | None:
+    """Learn from the run's OOF predictions, and print what follows for the files. Only the main process may call."""
+    adjustment, problems = read_adjustment(paths, fingerprint, num_folds)
+    for problem in problems:
+        print(f"[WARNING] not used for calibration: {problem}")
+    if adjustment is None:
+        print("[WARNING] probabilities are not calibrated: no finished fold has predictions to learn from")
+        return None
+    folds = ", ".join(map(str, adjustment.folds))
+    print(
+        f"[PREDICT] temperature={adjustment.temperature:.3f} calibrates the probabilities and changes no label "
+        f"(from OOF predictions of {adjustment.learned_from} pages, folds {folds} of {num_folds})"
+    )
+    thresholds = adjustment.thresholds
+    if thresholds.offsets is not None:
+        print(
+            "[PREDICT] labels are chosen by per-class thresholds on the calibrated probabilities (cross-fitted gain in "
+            f"macro_f1 {thresholds.gain:+.4f} [{thresholds.gain_low:+.3f}, {thresholds.gain_high:+.3f}]): "
+            "some are not the most probable class"
+        )
+    return adjustment
+
+
 def _write_results(
     paths: RunPaths,
     config: Config,
@@ -159,12 +185,17 @@ def _write_results(
     pages: TestPages,
     probs: np.ndarray,
     coverage: Coverage,
+    adjustment: Adjustment | None,
 ) -> None:
-    """Write the probabilities and the submission. Only the main process may call."""
+    """Write the calibrated probabilities and the submission. Only the main process may call."""
     missing = pages.paths.find_missing()
+    predicted = np.setdiff1d(np.arange(len(pages.ids)), missing)
+    chosen = np.zeros(len(pages.ids), dtype=np.int64)
+    probs[predicted], chosen[predicted] = adjust(probs[predicted], adjustment)
     if len(missing):
         probs[missing] = _read_class_frequencies(config, classes)
-    text = render_submission(pages.columns, config.data.id_col, pages.ids, classes, probs)
+        chosen[missing] = probs[missing].argmax(axis=1)
+    text = render_submission(pages.columns, config.data.id_col, pages.ids, classes, probs, chosen)
     write_submission(paths, text, probs, coverage)
     print(f"[PREDICT] {paths.submission}\n[PREDICT] {paths.test_probabilities} {probs.shape}")
 

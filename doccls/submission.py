@@ -44,16 +44,23 @@ def check_columns(columns: Sequence[str], id_col: str, classes: Sequence[str]) -
 
 
 def render_submission(
-    columns: Sequence[str], id_col: str, ids: Sequence[str], classes: Sequence[str], probs_NC: np.ndarray
+    columns: Sequence[str],
+    id_col: str,
+    ids: Sequence[str],
+    classes: Sequence[str],
+    probs_NC: np.ndarray,
+    chosen_N: np.ndarray,
 ) -> str:
     """Render a CSV with the sample's columns, IDs and order, and either one label column or one probability per class.
+
+    The labels are the classes of `chosen_N` (n,).
 
     Raises:
         UserError: the sample's columns fit neither form.
     """
     others = check_columns(columns, id_col, classes)
     if len(others) == 1:
-        cells = {others[0]: [classes[best] for best in probs_NC.argmax(axis=1)]}
+        cells = {others[0]: [classes[chosen] for chosen in chosen_N.tolist()]}
     else:
         cells = {label: [f"{prob:.8f}" for prob in probs_NC[:, column]] for column, label in enumerate(classes)}
     cells[id_col] = list(ids)

@@ -10,7 +10,12 @@ def macro_f1(targets_N: np.ndarray, logits_NC: np.ndarray) -> float:
 
     A class that is neither a target nor a prediction is ignored; one without a true positive counts as 0.
     """
-    return float(f1_score(targets_N, logits_NC.argmax(axis=1), average="macro", zero_division=0))
+    return score_labels(targets_N, logits_NC.argmax(axis=1))
+
+
+def score_labels(targets_N: np.ndarray, predictions_N: np.ndarray) -> float:
+    """Return the macro-F1 of predicted classes (n,), as `macro_f1`."""
+    return float(f1_score(targets_N, predictions_N, average="macro", zero_division=0))
 
 
 def selection_f1(targets_N: np.ndarray, logits_NC: np.ndarray) -> float:

@@ -7,10 +7,11 @@ from dataclasses import asdict, dataclass, replace
 import numpy as np
 from sklearn.metrics import precision_recall_fscore_support
 
+from doccls.oof.bootstrap import LEVEL, RESAMPLES, bootstrap_gap, bootstrap_macro_f1, encode_groups
+from doccls.oof.calibrate import Calibration, OofRows, cross_fit, measure_calibration
 from doccls.oof.metrics import macro_f1
+from doccls.oof.thresholds import Thresholds, find_thresholds
 
-RESAMPLES = 1000
-LEVEL = 0.95
 _SELECTION = (
     "each fold's best epoch was selected by its score on these same rows, so the scores are optimistic: expect "
     "somewhat lower ones on unseen pages"
@@ -88,6 +89,8 @@ class Summary:
     accuracy: float
     folds: tuple[FoldMetrics, ...]
     classes: tuple[ClassMetrics, ...]
+    calibration: dict[str, Calibration]  # `clean` and, with valid.damage, `damaged`
+    thresholds: Thresholds  # learned from the score that selected the epochs
     notes: tuple[str, ...] = ()  # caveats for comparing folds
     selection: str = _SELECTION  # how the epochs were selected, and how that biases the scores
     damaged: DamagedMetrics | None = None  # with valid.damage
@@ -113,8 +116,9 @@ def summarize(
     if copies is not None:
         copies = replace(copies, logits_NC=copies.logits_NC[used])
     hits = logits.argmax(axis=1) == targets
-    unit_N = None if groups is None else _encode_groups([groups[row] for row in used.tolist()])
+    unit_N = None if groups is None else encode_groups([groups[row] for row in used.tolist()])
     low, high = bootstrap_macro_f1(targets, logits.argmax(axis=1), len(classes), unit_N)
+    calibration, thresholds = _calibrate(OofRows(targets, logits, folds, unit_N), copies)
     labels = np.arange(len(classes))
     per_class = precision_recall_fscore_support(targets, logits.argmax(axis=1), labels=labels, zero_division=0)
     return Summary(
@@ -132,6 +136,8 @@ def summarize(
             ClassMetrics(label, int(support), float(precision), float(recall), float(f1))
             for label, precision, recall, f1, support in zip(classes, *per_class, strict=True)
         ),
+        calibration=calibration,
+        thresholds=thresholds,
         notes=notes,
         selection=_SELECTION_BY_DAMAGED if copies is not None and copies.has_selected else _SELECTION,
         damaged=None if copies is None else _measure_damaged(targets, logits, copies, folds, len(classes), unit_N),
@@ -144,6 +150,17 @@ def _measure_folds(targets_N: np.ndarray, logits_NC: np.ndarray, folds_N: np.nda
         FoldMetrics(int(fold), int(rows.sum()), macro_f1(targets_N[rows], logits_NC[rows]), float(hits[rows].mean()))
         for fold, rows in ((fold, folds_N == fold) for fold in np.unique(folds_N))
     )
+
+
+def _calibrate(rows: OofRows, copies: DamagedCopies | None) -> tuple[dict[str, Calibration], Thresholds]:
+    """Measure the calibration of all logits, and find thresholds for those that selected the epochs."""
+    both = {"clean": rows}
+    if copies is not None:
+        both["damaged"] = replace(rows, logits_NC=copies.logits_NC)
+    fits = {name: cross_fit(own) for name, own in both.items()}
+    selecting = "damaged" if copies is not None and copies.has_selected else "clean"
+    calibration = {name: measure_calibration(own, fits[name]) for name, own in both.items()}
+    return calibration, find_thresholds(both[selecting], fits[selecting])
 
 
 def _measure_damaged(
@@ -171,83 +188,6 @@ def _measure_damaged(
     )
 
 
-def _encode_groups(groups: Sequence[str]) -> np.ndarray:
-    """Encode group names as (n,) int64, numbered from 0 in order of first appearance."""
-    numbers: dict[str, int] = {}
-    return np.array([numbers.setdefault(group, len(numbers)) for group in groups], dtype=np.int64)
-
-
-def bootstrap_macro_f1(
-    targets_N: np.ndarray, predictions_N: np.ndarray, num_classes: int, unit_N: np.ndarray | None = None
-) -> tuple[float, float]:
-    """Return the bootstrap percentile interval of macro-F1, from a fixed seed.
-
-    The units that are resampled with replacement are rows, or, with `unit_N` ((n,) int64 from 0), the groups of rows
-    with equal numbers: pages of one document tend to be right or wrong together, so resampling single pages would give
-    too narrow an interval (Davison & Hinkley, Bootstrap Methods and their Application, 1997, sec. 3.8).
-
-    Resampling n of n rows is one multinomial draw over the cells of the confusion matrix (Efron & Tibshirani, An
-    Introduction to the Bootstrap, ch. 6 and 13), so its cost does not grow with n.
-    """
-    (scores,) = _resample(targets_N, [predictions_N], num_classes, unit_N)
-    return _find_interval(scores)
-
-
-def bootstrap_gap(
-    targets_N: np.ndarray,
-    predictions_N: np.ndarray,
-    damaged_N: np.ndarray,
-    num_classes: int,
-    unit_N: np.ndarray | None = None,
-) -> tuple[float, float]:
-    """Return the bootstrap percentile interval of the macro-F1 of `predictions_N` minus that of `damaged_N`.
-
-    Both are scored on the same resamples, since they predict the same rows: the interval of the difference is narrower
-    than those of the two scores suggest. Units as in `bootstrap_macro_f1`.
-    """
-    scores, damaged_scores = _resample(targets_N, [predictions_N, damaged_N], num_classes, unit_N)
-    return _find_interval(scores - damaged_scores)
-
-
-def _resample(
-    targets_N: np.ndarray, predictions: Sequence[np.ndarray], num_classes: int, unit_N: np.ndarray | None
-) -> list[np.ndarray]:
-    """Return the macro-F1 of each of `predictions` (n,) on each resample, as arrays (resamples,)."""
-    # A cell holds the rows of one target and one prediction (of each kind); rows of a cell are interchangeable.
-    code_N = targets_N
-    for predictions_N in predictions:
-        code_N = code_N * num_classes + predictions_N
-    _, first_K, cell_N, rows_K = np.unique(code_N, return_index=True, return_inverse=True, return_counts=True)
-    true_K, predicted = targets_N[first_K], [predictions_N[first_K] for predictions_N in predictions]
-    count = 0 if unit_N is None else int(unit_N.max()) + 1
-    rng = np.random.Generator(np.random.PCG64(0))
-    scores = [np.empty(RESAMPLES) for _ in predictions]
-    for number in range(RESAMPLES):
-        if unit_N is None:
-            drawn_K = rng.multinomial(rows_K.sum(), rows_K / rows_K.sum())
-        else:
-            times_U = np.bincount(rng.integers(0, count, count), minlength=count)
-            drawn_K = np.bincount(cell_N, times_U[unit_N], len(rows_K))
-        for own_scores, predicted_K in zip(scores, predicted, strict=True):
-            own_scores[number] = _score_cells(true_K, predicted_K, drawn_K, num_classes)
-    return scores
-
-
-def _score_cells(true_K: np.ndarray, predicted_K: np.ndarray, rows_K: np.ndarray, num_classes: int) -> float:
-    """Return the macro-F1 of cells of rows with equal target and prediction; absent classes count as in `macro_f1`."""
-    in_target = np.bincount(true_K, rows_K, num_classes)
-    in_prediction = np.bincount(predicted_K, rows_K, num_classes)
-    is_hit = true_K == predicted_K
-    hits = np.bincount(true_K[is_hit], rows_K[is_hit], num_classes)
-    present = in_target + in_prediction > 0
-    return float(np.mean(2 * hits[present] / (in_target + in_prediction)[present]))
-
-
-def _find_interval(scores: np.ndarray) -> tuple[float, float]:
-    low, high = np.quantile(scores, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return float(low), float(high)
-
-
 def render_summary(summary: Summary) -> str:
     """Return summary.json, which has `damaged` only with damaged copies; equal summaries give equal bytes."""
     values = asdict(summary)
@@ -257,7 +197,7 @@ def render_summary(summary: Summary) -> str:
 
 
 def list_scores(summary: Summary) -> list[str]:
-    """Format the summary as log lines: one per class, one per fold, the notes, and last the overall scores.
+    """Format the summary as log lines: per class, per fold, calibration, the notes, and last the overall scores.
 
     Scores on damaged copies follow those of the pages.
     """
@@ -278,8 +218,10 @@ def list_scores(summary: Summary) -> list[str]:
             f"rows={row.num_samples}"
             for row in damaged.folds
         ]
-    lines += [f"note: {note}" for note in summary.notes]
     level = f"{summary.interval_level:.0%} interval"
+    lines += [_format_calibration(name, calibration) for name, calibration in summary.calibration.items()]
+    lines.append(_format_thresholds(summary.thresholds, level))
+    lines += [f"note: {note}" for note in summary.notes]
     lines.append(
         f"all folds macro_f1={summary.macro_f1:.5f} {level} [{summary.macro_f1_low:.3f}, {summary.macro_f1_high:.3f}] "
         f"accuracy={summary.accuracy:.5f} rows={summary.num_samples}"
@@ -292,3 +234,25 @@ def list_scores(summary: Summary) -> list[str]:
             f"clean minus damaged macro_f1={damaged.gap:.5f} {level} [{damaged.gap_low:.3f}, {damaged.gap_high:.3f}]",
         ]
     return [f"[OOF] {line}" for line in lines]
+
+
+def _format_calibration(name: str, calibration: Calibration) -> str:
+    changes = ", ".join(
+        f"{what} {before:.3f} -> {after:.3f}"
+        for what, before, after in (
+            ("nll", calibration.nll, calibration.nll_calibrated),
+            ("ece", calibration.ece, calibration.ece_calibrated),
+            ("brier", calibration.brier, calibration.brier_calibrated),
+        )
+    )
+    return f"temperature={calibration.temperature:.3f} {changes} ({name} pages; cross-fitted)"
+
+
+def _format_thresholds(thresholds: Thresholds, level: str) -> str:
+    if thresholds.gain is None:
+        return f"per-class thresholds: {thresholds.reason}"
+    use = "not used" if thresholds.offsets is None else "used by predict"
+    return (
+        f"per-class thresholds: macro_f1 changes by {thresholds.gain:+.4f}, {level} "
+        f"[{thresholds.gain_low:+.3f}, {thresholds.gain_high:+.3f}] (cross-fitted): {use}"
+    )

@@ -30,7 +30,7 @@ _SLURM = (
     "--at-once", "1", "--sbatch-arg=--qos=high", "--hang-timeout", "1h",
 )  # fmt: skip
 _ROOT = Path(__file__).resolve().parents[2]
-_FIGURE = re.compile(r"((?:loss|macro_f1|F1)=)(\d+\.\d+)")
+_FIGURE = re.compile(r"((?:loss|macro_f1|F1|temperature)=|\b(?:nll|ece|brier) |-> )(\d+\.\d+)")
 _TOLERANCE = 0.002  # another order of sums, on another processor, changes a loss by about 1e-6 per step
 
 HELPS = {

@@ -16,7 +16,10 @@ from doccls.config import Config
 from doccls.data.table import read_table
 from doccls.errors import UserError
 from doccls.model.build import build_model
+from doccls.oof.adjust import read_adjustment
+from doccls.oof.merge import load_merged
 from doccls.oof.metrics import probabilities
+from doccls.oof.predictions import FoldPredictions, PredictionsInfo, read_predictions, write_predictions
 from doccls.predict import add_arguments, predict, read_test_pages
 from doccls.run.paths import RunPaths
 from doccls.training.checkpoint import BestWeights, write_best
@@ -168,6 +171,106 @@ def test_sample_and_folder_can_be_replaced(config: Config, run: RunPaths, tmp_pa
         == 0
     )
     assert read_table(run.submission, "x", ["ID"]).cells["ID"] == ["t1", "t0"]
+
+
+# --- calibration -----------------------------------------------------------------------------------------------------
+
+
+def write_oof(run: RunPaths, folds: tuple[int, ...] = (0, 1), bias: float = 0.0, count: int = 200) -> np.ndarray:
+    """Write fold predictions whose logits claim three times too much, and prefer the last class by `bias`.
+
+    Return the logits of these folds.
+    """
+    rng = np.random.default_rng(0)
+    targets, fold_of = rng.integers(0, 3, count), np.arange(count) % 2
+    evidence = rng.normal(0, 1, (count, 3)) + 2 * np.eye(3)[targets]
+    logits = (3 * (2 * evidence + bias * np.eye(3)[2])).astype(np.float32)
+    for fold in folds:
+        rows = np.flatnonzero(fold_of == fold)
+        info = PredictionsInfo("fingerprint", fold, 2, count, CLASSES, tuple(map(str, rows)), (), 1, 0.5)
+        write_predictions(run.predictions(fold), FoldPredictions(info, rows, logits[rows], targets[rows]))
+    return logits[np.isin(fold_of, folds)]
+
+
+def test_probabilities_are_calibrated_after_averaging_and_labels_stay(
+    run: RunPaths, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_predict(str(run.root)) == 0
+    assert "[WARNING] probabilities are not calibrated: no finished fold has predictions" in capsys.readouterr().out
+    plain, labels = np.load(run.test_probabilities).astype(float), run.submission.read_bytes()
+    write_oof(run)
+    assert run_predict(str(run.root)) == 0
+    out = capsys.readouterr().out
+    temperature = load_merged(run)[1].calibration["clean"].temperature
+    assert 2 < temperature < 4
+    assert (
+        f"[PREDICT] temperature={temperature:.3f} calibrates the probabilities and changes no label "
+        "(from OOF predictions of clean pages, folds 0, 1 of 2)"
+    ) in out
+    assert "not calibrated" not in out and "thresholds" not in out
+    expected = plain ** (1 / temperature)
+    expected /= expected.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(np.load(run.test_probabilities), expected, rtol=1e-5)
+    assert np.abs(expected - plain).max() > 0.01
+    assert run.submission.read_bytes() == labels
+
+
+def test_calibrated_probabilities_are_in_the_columns_of_the_submission(run: RunPaths, tmp_path: Path) -> None:
+    write_oof(run)
+    (tmp_path / "sample.csv").write_text('"x,y",ID,2,10\n0,z.jpg,0,0\n0,007,0,0\n0,NA,0,0\n0,b,0,0\n')
+    assert run_predict(str(run.root)) == 0
+    cells = read_table(run.submission, "x", list(CLASSES)).cells
+    written = np.array([[float(value) for value in cells[label]] for label in CLASSES]).T
+    np.testing.assert_allclose(written, np.load(run.test_probabilities), atol=1e-6)
+    np.testing.assert_allclose(written.sum(axis=1), 1, atol=1e-6)
+
+
+def test_temperature_comes_from_the_folds_that_are_finished(run: RunPaths, capsys: pytest.CaptureFixture[str]) -> None:
+    logits = write_oof(run, folds=(1,))
+    assert len(logits) == 100
+    assert run_predict(str(run.root)) == 0
+    out = capsys.readouterr().out
+    adjustment = read_adjustment(run, "fingerprint", 2)[0]
+    assert adjustment is not None and f"[PREDICT] temperature={adjustment.temperature:.3f} " in out
+    assert "clean pages, folds 1 of 2)" in out and "[WARNING] fold 0 is not finished" in out
+
+
+def test_predictions_of_another_run_do_not_calibrate(run: RunPaths, capsys: pytest.CaptureFixture[str]) -> None:
+    write_oof(run)
+    for fold in range(2):
+        predictions = read_predictions(run.predictions(fold))
+        info = dataclasses.replace(predictions.info, fingerprint="other")
+        write_predictions(run.predictions(fold), dataclasses.replace(predictions, info=info))
+    assert run_predict(str(run.root)) == 0
+    out = capsys.readouterr().out
+    assert out.count("[WARNING] not used for calibration: ") == 2 and "probabilities are not calibrated" in out
+
+
+def test_class_frequencies_of_a_missing_page_are_not_calibrated(run: RunPaths, tmp_path: Path) -> None:
+    write_oof(run)
+    (tmp_path / "test" / "007.jpg").write_bytes(b"torn")
+    assert run_predict(str(run.root), "--on-bad-image", "skip") == 0
+    np.testing.assert_allclose(np.load(run.test_probabilities)[1], [0.5, 0.25, 0.25])
+
+
+def test_thresholds_choose_labels_but_not_those_of_missing_pages(
+    run: RunPaths, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The OOF logits prefer `x,y`, the class of all test pages, so much that some of these get another label."""
+    write_oof(run, bias=2.0, count=600)
+    thresholds = load_merged(run)[1].thresholds
+    assert thresholds.offsets is not None and thresholds.offsets[2] == min(thresholds.offsets) < 0
+    (tmp_path / "test" / "007.jpg").write_bytes(b"torn")
+    assert run_predict(str(run.root), "--on-bad-image", "skip") == 0
+    assert "[PREDICT] labels are chosen by per-class thresholds on the calibrated prob" in capsys.readouterr().out
+    probs = np.load(run.test_probabilities).astype(float)
+    expected = [CLASSES[best] for best in (np.log(probs) + thresholds.offsets).argmax(axis=1)]
+    expected[1] = "2"  # the most frequent class
+    assert read_table(run.submission, "x", ["target"]).cells["target"] == expected
+    assert expected != [CLASSES[best] for best in probs.argmax(axis=1)]
+
+
+# --- what is refused -------------------------------------------------------------------------------------------------
 
 
 def test_missing_run_and_missing_checkpoint_are_reported(tmp_path: Path) -> None:

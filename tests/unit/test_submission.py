@@ -16,6 +16,7 @@ from doccls.submission import Coverage, check_replacement, render_submission, wr
 
 CLASSES = ("2", "10", "x,y")
 PROBS = np.array([[0.1, 0.7, 0.2], [0.5, 0.2, 0.3], [0.0, 0.25, 0.75]])
+CHOSEN = PROBS.argmax(axis=1)
 
 
 def parse(text: str) -> list[list[str]]:
@@ -23,19 +24,24 @@ def parse(text: str) -> list[list[str]]:
 
 
 def test_single_column_gets_label() -> None:
-    assert parse(render_submission(["ID", "target"], "ID", ["007", "NA", 'a,"b'], CLASSES, PROBS)) == [
+    assert parse(render_submission(["ID", "target"], "ID", ["007", "NA", 'a,"b'], CLASSES, PROBS, CHOSEN)) == [
         ["ID", "target"], ["007", "10"], ["NA", "2"], ['a,"b', "x,y"]
     ]  # fmt: skip
 
 
+def test_labels_are_the_chosen_classes_and_not_the_most_probable_ones() -> None:
+    text = render_submission(["ID", "target"], "ID", ["a", "b", "c"], CLASSES, PROBS, np.array([2, 1, 0]))
+    assert [row[1] for row in parse(text)[1:]] == ["x,y", "10", "2"]
+
+
 def test_columns_and_rows_keep_order_of_sample() -> None:
-    assert parse(render_submission(["label", "image"], "image", ["c", "a", "b"], CLASSES, PROBS)) == [
+    assert parse(render_submission(["label", "image"], "image", ["c", "a", "b"], CLASSES, PROBS, CHOSEN)) == [
         ["label", "image"], ["10", "c"], ["2", "a"], ["x,y", "b"]
     ]  # fmt: skip
 
 
 def test_columns_per_class_get_probabilities_by_name() -> None:
-    rows = parse(render_submission(["x,y", "ID", "2", "10"], "ID", ["c", "a", "b"], CLASSES, PROBS))
+    rows = parse(render_submission(["x,y", "ID", "2", "10"], "ID", ["c", "a", "b"], CLASSES, PROBS, CHOSEN))
     assert rows[0] == ["x,y", "ID", "2", "10"]
     assert [row[1] for row in rows[1:]] == ["c", "a", "b"]
     np.testing.assert_allclose([[float(row[i]) for i in (2, 3, 0)] for row in rows[1:]], PROBS, atol=1e-8)
@@ -44,14 +50,14 @@ def test_columns_per_class_get_probabilities_by_name() -> None:
 @pytest.mark.parametrize("columns", [["ID", "a", "b"], ["ID", "2", "10"], ["ID"], ["ID", "2", "10", "x,y", "more"]])
 def test_other_columns_are_rejected_naming_both_forms(columns: list[str]) -> None:
     with pytest.raises(UserError, match="one column for the label or exactly one column per class"):
-        render_submission(columns, "ID", ["a", "b", "c"], CLASSES, PROBS)
+        render_submission(columns, "ID", ["a", "b", "c"], CLASSES, PROBS, CHOSEN)
 
 
 @pytest.fixture
 def paths(tmp_path: Path) -> RunPaths:
     """Return a run with a submission of two folds for the rows a, b and c, one of which had no image."""
     paths = RunPaths(tmp_path)
-    text = render_submission(["ID", "target"], "ID", ["a", "b", "c"], CLASSES, PROBS)
+    text = render_submission(["ID", "target"], "ID", ["a", "b", "c"], CLASSES, PROBS, CHOSEN)
     write_submission(paths, text, PROBS, Coverage((0, 1), 3, 2))
     return paths
 

@@ -1,4 +1,4 @@
-"""Metrics of a merged run match scikit-learn, and their interval matches resampling row by row."""
+"""Metrics of a merged run match scikit-learn, and are reported in full."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, f1_score, precision_score, recall_score
 
-from doccls.oof import summary as summary_module
+from doccls.oof.bootstrap import bootstrap_macro_f1
+from doccls.oof.calibrate import Calibration, OofRows, cross_fit, measure_calibration
 from doccls.oof.summary import (
     DamagedCopies,
     Summary,
-    bootstrap_gap,
-    bootstrap_macro_f1,
     list_scores,
     render_summary,
     summarize,
 )
+from doccls.oof.thresholds import Thresholds, find_thresholds
 
 LABELS = ("cat", 'do"g', "ü", "never")  # the last is never a target or a prediction below
 
@@ -37,18 +37,6 @@ def draw_run(count: int = 120, skill: float = 0.8, seed: int = 0) -> tuple[np.nd
 
 def score(targets: np.ndarray, predictions: np.ndarray) -> float:
     return float(f1_score(targets, predictions, average="macro", zero_division=0))
-
-
-class FixedGenerator:
-    """A random generator that returns given draws."""
-
-    def __init__(self, draws: list[list[int]]) -> None:
-        self._draws = iter(draws)
-
-    def multinomial(self, count: int, shares: np.ndarray) -> np.ndarray:
-        drawn = np.array(next(self._draws))
-        assert drawn.sum() == count and drawn.shape == shares.shape and shares.sum() == pytest.approx(1)
-        return drawn
 
 
 # --- the metrics -----------------------------------------------------------------------------------------------------
@@ -112,75 +100,6 @@ def test_fold_with_only_skipped_rows_is_left_out() -> None:
 # --- the interval ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("count", "skill"), [(60, 0.6), (300, 0.8), (300, 0.97)])
-def test_interval_matches_resampling_row_by_row(count: int, skill: float) -> None:
-    targets, logits, _ = draw_run(count, skill)
-    predictions, rng = logits.argmax(axis=1), np.random.default_rng(1)
-    scores = []
-    for _ in range(2000):
-        rows = rng.integers(0, count, count)
-        scores.append(score(targets[rows], predictions[rows]))
-    low, high = np.quantile(scores, [0.025, 0.975])
-    interval_low, interval_high = bootstrap_macro_f1(targets, predictions, 4)
-    # A 2.5 % quantile of 1000 (and 2000) draws errs by about a tenth (and less) of their standard deviation.
-    tolerance = 0.4 * np.std(scores)
-    assert interval_low == pytest.approx(low, abs=tolerance)
-    assert interval_high == pytest.approx(high, abs=tolerance)
-    assert interval_high - interval_low == pytest.approx(high - low, rel=0.2)
-
-
-CELLS = [[5, 2, 0], [1, 7, 3], [0, 0, 4]]
-
-
-@pytest.mark.parametrize(
-    "drawn",
-    [
-        [5, 2, 1, 7, 3, 4], [22, 0, 0, 0, 0, 0], [0, 22, 0, 0, 0, 0], [0, 11, 11, 0, 0, 0], [0, 0, 0, 0, 22, 0],
-        [1, 1, 1, 1, 9, 9], [0, 3, 3, 0, 16, 0],
-    ],
-)  # fmt: skip
-def test_resample_score_matches_scikit_learn_even_with_absent_classes(
-    monkeypatch: pytest.MonkeyPatch, drawn: list[int]
-) -> None:
-    true, predicted = np.nonzero(CELLS)
-    targets, predictions = (np.repeat(axis, np.array(CELLS)[true, predicted]) for axis in (true, predicted))
-    monkeypatch.setattr(summary_module, "RESAMPLES", 1)
-    with monkeypatch.context() as patched:
-        patched.setattr(np.random, "Generator", lambda _: FixedGenerator([drawn]))
-        low, high = bootstrap_macro_f1(targets, predictions, 3)
-    expected = score(np.repeat(true, drawn), np.repeat(predicted, drawn))
-    assert low == high == pytest.approx(expected, rel=1e-12)
-
-
-def test_interval_holds_the_middle_95_of_100_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
-    hits = list(range(1, 101))
-    monkeypatch.setattr(summary_module, "RESAMPLES", len(hits))
-    targets, predictions = np.array([0] * 200), np.array([0, 1] * 100)  # macro-F1 rises with the hits drawn
-    with monkeypatch.context() as patched:
-        patched.setattr(np.random, "Generator", lambda _: FixedGenerator([[hit, 200 - hit] for hit in reversed(hits)]))
-        interval = bootstrap_macro_f1(targets, predictions, 2)
-    scores = [score(np.zeros(200), np.arange(200) >= hit) for hit in hits]
-    assert interval == pytest.approx(np.quantile(scores, [0.025, 0.975]).tolist())
-
-
-@pytest.mark.slow
-def test_group_interval_matches_resampling_groups_and_is_wider() -> None:
-    """Pages of a document are right or wrong together."""
-    rng = np.random.default_rng(0)
-    group_N = np.repeat(np.arange(60), rng.integers(1, 9, 60))
-    targets = rng.integers(0, 3, 60)[group_N]
-    predictions = np.where((rng.random(60) < 0.7)[group_N], targets, (targets + 1) % 3)
-    scores = []
-    for _ in range(2000):
-        rows = np.concatenate([np.flatnonzero(group_N == group) for group in rng.integers(0, 60, 60)])
-        scores.append(score(targets[rows], predictions[rows]))
-    low, high = bootstrap_macro_f1(targets, predictions, 3, group_N)
-    assert [low, high] == pytest.approx(np.quantile(scores, [0.025, 0.975]).tolist(), abs=0.4 * float(np.std(scores)))
-    by_row = bootstrap_macro_f1(targets, predictions, 3)
-    assert high - low > 1.5 * (by_row[1] - by_row[0])
-
-
 def test_groups_are_resampled_if_given_whatever_their_names() -> None:
     targets, logits, folds = draw_run()
     names = [f"g{row // 6}" for row in range(120)]
@@ -190,26 +109,6 @@ def test_groups_are_resampled_if_given_whatever_their_names() -> None:
     renamed = summarize(targets, logits, folds, (3,), LABELS, [f"{row // 6:03d}" for row in range(120)])
     assert (renamed.macro_f1_low, renamed.macro_f1_high) == (grouped.macro_f1_low, grouped.macro_f1_high)
     assert "selected by its score on these same rows" in plain.selection
-
-
-@pytest.mark.parametrize("right", [True, False])
-def test_interval_of_identical_rows_is_a_point(right: bool) -> None:
-    targets = np.zeros(9, dtype=np.int64)
-    assert bootstrap_macro_f1(targets, targets if right else targets + 1, 3) == ((1.0, 1.0) if right else (0.0, 0.0))
-
-
-def test_single_row_has_an_interval() -> None:
-    assert bootstrap_macro_f1(np.array([1]), np.array([1]), 3) == (1.0, 1.0)
-
-
-def test_interval_does_not_depend_on_global_random_state_or_row_order() -> None:
-    targets, logits, _ = draw_run()
-    first = bootstrap_macro_f1(targets, logits.argmax(axis=1), 4)
-    np.random.default_rng().random(3)
-    np.random.seed(5)  # noqa: NPY002 (the global generator)
-    assert bootstrap_macro_f1(targets, logits.argmax(axis=1), 4) == first
-    order = np.random.default_rng(1).permutation(len(targets))
-    assert bootstrap_macro_f1(targets[order], logits.argmax(axis=1)[order], 4) == first
 
 
 # --- damaged copies --------------------------------------------------------------------------------------------------
@@ -238,30 +137,11 @@ def test_damaged_metrics_match_those_of_a_run_with_these_logits() -> None:
         plain = summarize(targets, logits, folds, (3,), LABELS, groups)
         assert damaged.gap == plain.macro_f1 - expected.macro_f1 > 0.1
         assert damaged.gap_low < damaged.gap < damaged.gap_high
-        assert replace(summary, damaged=None, selection=plain.selection) == plain
+        assert summary.calibration == plain.calibration | {"damaged": expected.calibration["clean"]}
+        assert summary.thresholds == expected.thresholds != plain.thresholds, "of the score that selected the epochs"
+        own = {"selection": plain.selection, "calibration": plain.calibration, "thresholds": plain.thresholds}
+        assert replace(summary, damaged=None, **own) == plain
         assert "damaged copies of these same rows" in summary.selection
-
-
-@pytest.mark.slow
-def test_gap_interval_matches_resampling_pairs_row_by_row() -> None:
-    targets, logits, _ = draw_run(300)
-    predictions, damaged = logits.argmax(axis=1), damage(logits, 0.1).argmax(axis=1)
-    rng, gaps = np.random.default_rng(1), []
-    for _ in range(2000):
-        rows = rng.integers(0, 300, 300)
-        gaps.append(score(targets[rows], predictions[rows]) - score(targets[rows], damaged[rows]))
-    interval = bootstrap_gap(targets, predictions, damaged, 4)
-    assert interval == pytest.approx(np.quantile(gaps, [0.025, 0.975]).tolist(), abs=0.4 * float(np.std(gaps)))
-    clean_low, clean_high = bootstrap_macro_f1(targets, predictions, 4)
-    assert interval[1] - interval[0] < clean_high - clean_low, "paired: rows that are hard in both cancel"
-
-
-@pytest.mark.parametrize("grouped", [False, True])
-def test_gap_of_equal_predictions_is_zero_in_every_resample(grouped: bool) -> None:
-    targets, logits, _ = draw_run()
-    unit_N = np.arange(120) // 6 if grouped else None
-    predictions = logits.argmax(axis=1)
-    assert bootstrap_gap(targets, predictions, predictions, 4, unit_N) == (0.0, 0.0)
 
 
 def test_scores_on_damaged_pages_follow_those_of_pages() -> None:
@@ -272,8 +152,14 @@ def test_scores_on_damaged_pages_follow_those_of_pages() -> None:
     )
     damaged, lines = summary.damaged, list_scores(summary)
     assert damaged is not None and summary.selection == plain.selection
+    assert summary.thresholds == plain.thresholds
     assert [line for line in lines if "damaged" not in line] == list_scores(plain)
     own = [line for line in lines if "damaged" in line]
+    assert own.pop(3) == (
+        f"[OOF] temperature={summary.calibration['damaged'].temperature:.3f} "
+        + format_calibration(summary.calibration["damaged"])
+        + " (damaged pages; cross-fitted)"
+    )
     assert own[:3] == [
         f"[OOF] fold={row.fold}, damaged pages macro_f1={row.macro_f1:.5f} accuracy={row.accuracy:.5f} "
         f"rows={row.num_samples}"
@@ -289,6 +175,53 @@ def test_scores_on_damaged_pages_follow_those_of_pages() -> None:
             f"[{damaged.gap_low:.3f}, {damaged.gap_high:.3f}]",
         ]
     )
+
+
+# --- calibration -----------------------------------------------------------------------------------------------------
+
+
+def format_calibration(calibration: Calibration) -> str:
+    return (
+        f"nll {calibration.nll:.3f} -> {calibration.nll_calibrated:.3f}, "
+        f"ece {calibration.ece:.3f} -> {calibration.ece_calibrated:.3f}, "
+        f"brier {calibration.brier:.3f} -> {calibration.brier_calibrated:.3f}"
+    )
+
+
+def test_calibration_and_thresholds_are_those_of_the_used_rows_and_their_groups() -> None:
+    targets, logits, folds = draw_run()
+    logits[[3, 50]] = np.nan
+    used = np.setdiff1d(np.arange(120), [3, 50])
+    names = [f"g{row // 6}" for row in range(120)]
+    for groups in (None, names):
+        summary = summarize(targets, logits, folds, (3, 50), LABELS, groups)
+        rows = OofRows(targets[used], logits[used], folds[used], None if groups is None else used // 6)
+        fit = cross_fit(rows)
+        assert summary.calibration == {"clean": measure_calibration(rows, fit)}
+        assert summary.thresholds == find_thresholds(rows, fit)
+
+
+def test_calibration_is_a_line_of_its_own_before_the_scores() -> None:
+    summary = make_summary()
+    calibration = Calibration(1.2345, 1.71, 1.52, 0.12, 0.03, 0.55, 0.51)
+    thresholds = Thresholds(None, -0.00321, -0.012, 0.004, "the gain may be noise: its interval is not above 0")
+    lines = list_scores(replace(summary, calibration={"clean": calibration}, thresholds=thresholds, notes=("a note",)))
+    assert lines[-4:-1] == [
+        "[OOF] temperature=1.234 nll 1.710 -> 1.520, ece 0.120 -> 0.030, brier 0.550 -> 0.510 "
+        "(clean pages; cross-fitted)",
+        "[OOF] per-class thresholds: macro_f1 changes by -0.0032, 95% interval [-0.012, +0.004] (cross-fitted): not used",
+        "[OOF] note: a note",
+    ]
+    used = Thresholds((0.5, -0.25, 0.0), 0.01234, 0.002, 0.021)
+    assert list_scores(replace(summary, thresholds=used))[-2] == (
+        "[OOF] per-class thresholds: macro_f1 changes by +0.0123, 95% interval [+0.002, +0.021] (cross-fitted): used by predict"
+    )
+    untried = Thresholds(None, None, None, None, "not tried: 9 rows of 8 classes take too long")
+    assert list_scores(replace(summary, thresholds=untried))[-2] == (
+        "[OOF] per-class thresholds: not tried: 9 rows of 8 classes take too long"
+    )
+    parsed = json.loads(render_summary(replace(summary, thresholds=used)))
+    assert parsed["thresholds"]["offsets"] == [0.5, -0.25, 0.0] and parsed["thresholds"]["reason"] is None
 
 
 # --- file and log lines ----------------------------------------------------------------------------------------------
@@ -321,11 +254,8 @@ def test_log_lines_are_a_table_of_classes_a_line_per_fold_and_overall_scores() -
     summary = make_summary()
     lines = list_scores(summary)
     assert all(line.startswith("[OOF] ") for line in lines)
-    class_lines, fold_lines, overall = (
-        lines[1 : -len(summary.folds) - 1],
-        lines[-len(summary.folds) - 1 : -1],
-        lines[-1],
-    )
+    class_lines, fold_lines, overall = lines[1:5], lines[5 : 5 + len(summary.folds)], lines[-1]
+    assert len(lines) == 5 + len(summary.folds) + 3, "then calibration, thresholds and the overall scores"
     assert lines[0].split() == ["[OOF]", "class", "rows", "precision", "recall", "f1"]
     for row, line in zip(summary.classes, class_lines, strict=True):
         assert line.split()[-4:] == [

@@ -1,0 +1,100 @@
+"""What a run's out-of-fold predictions teach about its probabilities for new pages: a temperature, and thresholds."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from doccls.config.paths import is_file
+from doccls.oof.bootstrap import encode_groups
+from doccls.oof.calibrate import OofRows, cross_fit, temper
+from doccls.oof.predictions import FoldPredictions, read_predictions
+from doccls.oof.thresholds import Thresholds, choose_classes, find_thresholds
+from doccls.run.paths import RunPaths
+from doccls.system.tensor_file import TensorFileError
+
+
+@dataclass(frozen=True)
+class Adjustment:
+    """How probabilities of new pages are to be calibrated, and which class is to be their label."""
+
+    temperature: float
+    thresholds: Thresholds
+    folds: tuple[int, ...]  # whose predictions it was learned from
+    learned_from: str  # `clean` or `damaged`: the logits that selected the epochs
+
+
+def adjust(probs_NC: np.ndarray, adjustment: Adjustment | None) -> tuple[np.ndarray, np.ndarray]:
+    """Return calibrated probabilities (n, classes), and the class (n,) of each row, by thresholds if they are used.
+
+    Without thresholds the class is the most probable one before calibration, so that not even rounding changes it.
+    """
+    most_probable_N = probs_NC.argmax(axis=1)
+    if adjustment is None:
+        return probs_NC, most_probable_N
+    calibrated_NC = temper(probs_NC, adjustment.temperature)
+    if adjustment.thresholds.offsets is None:
+        return calibrated_NC, most_probable_N
+    return calibrated_NC, choose_classes(calibrated_NC, adjustment.thresholds.offsets)
+
+
+def read_adjustment(paths: RunPaths, fingerprint: str, num_folds: int) -> tuple[Adjustment | None, tuple[str, ...]]:
+    """Learn from the predictions of all folds that have any; also return what is wrong with files that can't be used.
+
+    None if there are no predictions. With those of all folds, the figures are those of summary.json.
+    """
+    fold_predictions, problems = [], []
+    for fold in range(num_folds):
+        path = paths.predictions(fold)
+        if not is_file(path):
+            continue
+        try:
+            predictions = read_predictions(path)
+        except TensorFileError as error:
+            problems.append(str(error))
+            continue
+        if (predictions.info.fingerprint, predictions.info.fold) == (fingerprint, fold):
+            fold_predictions.append(predictions)
+        else:
+            problems.append(f"{path}: predictions of another run or fold than the checkpoints")
+    return learn_adjustment(fold_predictions), tuple(problems)
+
+
+def learn_adjustment(fold_predictions: Sequence[FoldPredictions]) -> Adjustment | None:
+    """Learn from the fold predictions of one run, of some folds or all; None if they have no usable row; pure."""
+    rows = _gather_rows(fold_predictions) if fold_predictions else None
+    if rows is None or not len(rows.targets_N):
+        return None
+    fit = cross_fit(rows)
+    return Adjustment(
+        temperature=fit.temperature,
+        thresholds=find_thresholds(rows, fit),
+        folds=tuple(np.unique(rows.folds_N).tolist()),
+        learned_from=fold_predictions[0].info.selected_by,
+    )
+
+
+def _gather_rows(fold_predictions: Sequence[FoldPredictions]) -> OofRows:
+    """Return the usable rows of all folds, in the order of train.csv, with the logits that selected the epochs."""
+    indices = np.concatenate([predictions.indices_N for predictions in fold_predictions])
+    skipped = [row for predictions in fold_predictions for row in predictions.info.skipped]
+    order = np.argsort(indices)
+    order = order[~np.isin(indices[order], skipped)]
+    groups = [group for predictions in fold_predictions for group in predictions.info.groups or ()]
+    return OofRows(
+        targets_N=np.concatenate([predictions.targets_N for predictions in fold_predictions])[order],
+        logits_NC=np.concatenate([_get_selecting_logits(predictions) for predictions in fold_predictions])[order],
+        folds_N=np.repeat(
+            [predictions.info.fold for predictions in fold_predictions],
+            [len(predictions.indices_N) for predictions in fold_predictions],
+        )[order],
+        unit_N=encode_groups([groups[place] for place in order.tolist()]) if groups else None,
+    )
+
+
+def _get_selecting_logits(predictions: FoldPredictions) -> np.ndarray:
+    """Return the logits whose score selected the best epoch."""
+    if predictions.info.selected_by == "clean":
+        return predictions.logits_NC
+    assert predictions.damaged_logits_NC is not None
+    return predictions.damaged_logits_NC
