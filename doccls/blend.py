@@ -252,7 +252,7 @@ def _stack_probabilities(logits: Sequence[np.ndarray], used: np.ndarray) -> np.n
 def _summarize(runs: Sequence[FinishedRun], merged: MergedOof, best: Candidate) -> Summary:
     copies = None
     if merged.damaged_logits_NC is not None and runs[0].damage is not None:
-        copies = DamagedCopies(runs[0].damage, merged.damaged_logits_NC, has_selected=False)
+        copies = DamagedCopies(runs[0].damage, merged.damaged_logits_NC, has_selected=True)  # the weights
     notes = [
         f"a blend of {len(runs)} runs ({_TITLES[best.name]}); the weights of each fold's rows were chosen on the other "
         "folds",
