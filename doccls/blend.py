@@ -23,7 +23,7 @@ from doccls.oof.blend import (
 from doccls.oof.blend_record import BlendMember, read_members, render_record
 from doccls.oof.merge import MergedOof, load_merged, write_merged
 from doccls.oof.metrics import probabilities
-from doccls.oof.summary import DamagedCopies, Summary, summarize
+from doccls.oof.summary import LEVEL, DamagedCopies, Summary, summarize
 from doccls.run.fingerprint import digest_json, read_provenance
 from doccls.run.paths import RunPaths, check_run_id, find_run
 from doccls.system.atomic_files import remove_leftovers, write_text
@@ -285,24 +285,26 @@ def list_results(members: Sequence[BlendMember], result: BlendResult) -> list[st
     ]
     lines = [f"{name:<{width}}  {clean:<22}  {damaged}".rstrip() for name, clean, damaged in rows]
     weights = ", ".join(f"{_name_member(member)} {member.weight:.2f}" for member in members)
-    return [*lines, f"used: {explain_choice(result)}", f"weights: {weights}"]
+    return [*lines, *explain_choice(result), f"weights: {weights}"]
 
 
-def explain_choice(result: BlendResult) -> str:
-    """Return which candidate is used, and why."""
-    gains = {
-        candidate.name: f"{score.gain:+.5f} [{score.gain_low:+.3f}, {score.gain_high:+.3f}]"
-        for candidate in result.candidates
+def explain_choice(result: BlendResult) -> list[str]:
+    """Format the gains that decide, and which candidate is used and why."""
+    gains = [
+        f"{_TITLES[candidate.name]} {score.gain:+.5f} [{score.gain_low:+.3f}, {score.gain_high:+.3f}]"
+        for candidate in (result.selection, result.single)
         for score in (result.find_deciding_score(candidate),)
+    ]
+    interval = f"{LEVEL:.0%} interval lies above 0"
+    reasons = {
+        "selection": f"since its gain's {interval}",
+        "single": f"since only its gain's {interval}",
+        "equal": f"since neither gain's {interval}",
     }
-    pages = "damaged pages" if result.decided_by == "damaged" else "clean pages"
-    listed = f"on {pages}, selection minus equal weights is {gains['selection']}"
-    if result.used == "selection":
-        return f"selection; {listed}: above 0"
-    listed += f", and the best single run minus equal weights is {gains['single']}"
-    if result.used == "single":
-        return f"best single run; {listed}: only the latter is above 0"
-    return f"equal weights; {listed}: neither is above 0 by its interval"
+    return [
+        f"gain over equal weights, {result.decided_by} pages: {', '.join(gains)}",
+        f"used: {_TITLES[result.used]}, {reasons[result.used]}",
+    ]
 
 
 def _name_member(member: BlendMember) -> str:

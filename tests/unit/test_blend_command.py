@@ -373,8 +373,11 @@ def test_console_shows_runs_candidates_choice_weights_and_next_command(
             for score in (candidate["clean"], candidate["damaged"])
         ]
         assert line.split("  ")[0] == title and [cell for cell in line.split("  ") if cell.strip()][1:] == cells
-    assert table[6].startswith("used: equal weights; on damaged pages, selection minus equal weights is ")
+    single, _, selection = (candidate["damaged"]["gain"] for candidate in record["candidates"])
+    assert table[6].startswith(f"gain over equal weights, damaged pages: selection {selection:+.5f} [")
+    assert f"], best single run {single:+.5f} [" in table[6]
     assert table[7:] == [
+        "used: equal weights, since neither gain's 95% interval lies above 0",
         "weights: v1-abc 0.50, v2-abc 0.50", str(paths.root), f"next: doccls predict {paths.root}"
     ]  # fmt: skip
 
@@ -383,14 +386,15 @@ def test_choice_is_explained() -> None:
     def make(name: CandidateName, low: float) -> Candidate:
         return Candidate(name, (0.5, 0.5), (), CandidateScore(0.5, 0.4, 0.6, low + 0.01, low, low + 0.02), None)
 
-    def explain(used: CandidateName, single: float, selection: float) -> str:
-        result = BlendResult(make("single", single), make("equal", 0), make("selection", selection), used, "clean")
-        return explain_choice(result)
+    def explain(used: CandidateName, single: float, selection: float) -> list[str]:
+        return explain_choice(
+            BlendResult(make("single", single), make("equal", 0), make("selection", selection), used, "clean")
+        )
 
-    selection = "selection minus equal weights is +0.02000 [+0.010, +0.030]"
-    assert explain("selection", -0.05, 0.01) == f"selection; on clean pages, {selection}: above 0"
-    text = explain("single", 0.02, -0.01)
-    assert text.startswith("best single run; ") and text.endswith(
-        "is +0.03000 [+0.020, +0.040]: only the latter is above 0"
-    )
-    assert explain("equal", -0.01, -0.01).endswith("neither is above 0 by its interval")
+    assert explain("selection", -0.05, 0.01) == [
+        "gain over equal weights, clean pages: selection +0.02000 [+0.010, +0.030], "
+        "best single run -0.04000 [-0.050, -0.030]",
+        "used: selection, since its gain's 95% interval lies above 0",
+    ]
+    assert explain("single", 0.02, -0.01)[1] == "used: best single run, since only its gain's 95% interval lies above 0"
+    assert explain("equal", -0.01, -0.01)[1] == "used: equal weights, since neither gain's 95% interval lies above 0"
