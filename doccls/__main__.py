@@ -1,4 +1,4 @@
-"""`doccls demo | check | preview | train | predict | store | verify-resume`, also `python -m doccls`."""
+"""`doccls demo | check | preview | train | blend | predict | store | verify-resume`, also `python -m doccls`."""
 
 import argparse
 import functools
@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from doccls import predict, preview, store_command, train
+from doccls import blend, predict, preview, store_command, train
 from doccls.config import Config
 from doccls.config.arguments import add_config_arguments, load_arguments_with_warnings
 from doccls.config.files import check_inputs
@@ -39,6 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
         commands.add_parser("preview", help="draw twelve pages as the model sees them: clean, augmented, damaged")
     )
     commands.add_parser("train", help="train; same as python -m doccls.train", add_help=False)
+    blend.add_arguments(commands.add_parser("blend", help="choose the weights by which several runs predict together"))
     predict.add_arguments(commands.add_parser("predict", help="average a run's folds on the test images"))
     store_command.add_arguments(commands.add_parser("store", help="show or clear the store of decoded pages"))
     verify.add_arguments(
@@ -99,6 +100,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "demo": demo.demo,
     "check": _check,
     "preview": preview.preview,
+    "blend": blend.blend,
     "predict": predict.predict,
     "store": store_command.store,
     "verify-resume": verify.verify,

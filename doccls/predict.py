@@ -1,4 +1,7 @@
-"""`doccls predict RUN`: a run's checkpoints -> test probabilities -> a submission in the format of the sample."""
+"""`doccls predict RUN`: a run's checkpoints -> test probabilities -> a submission in the format of the sample.
+
+RUN may be a blend (`doccls blend`), whose members' probabilities are averaged by weight; a run is a blend of one.
+"""
 
 import argparse
 import os
@@ -27,6 +30,7 @@ from doccls.data.packed import PackedPaths, PackedTexts
 from doccls.data.table import read_table, require_columns
 from doccls.errors import UserError
 from doccls.oof.adjust import Adjustment, adjust, read_adjustment
+from doccls.oof.blend_record import BlendMember, read_record
 from doccls.oof.metrics import probabilities
 from doccls.reporting.log import RunLog
 from doccls.reporting.progress import ConsoleReporter
@@ -53,9 +57,32 @@ class TestPages:
     stored: "StoredPages | None" = None  # their decoded pages, if there is a store
 
 
+@dataclass(frozen=True)
+class Member:
+    """A run whose folds are averaged, as a member of a blend or by itself."""
+
+    paths: RunPaths
+    files: tuple[Path, ...]  # the checkpoints of its folds
+    config: Config  # of its training, with the arguments of the command
+    fingerprint: str
+    classes: tuple[str, ...]
+    precision: str  # in which it was validated: no (float32), fp16 or bf16
+    recorded: BlendMember | None = None  # in the blend; None for a run by itself
+
+    @property
+    def weight(self) -> float:
+        """The weight of its probabilities."""
+        return 1.0 if self.recorded is None else self.recorded.weight
+
+    @property
+    def label(self) -> str:
+        """What messages about it start with."""
+        return "" if self.recorded is None else f"{self.paths.run_id}: "
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `doccls predict`."""
-    parser.add_argument("run", type=Path, metavar="RUN", help="run folder: <exp_dir>/YYYYMMDD/<run_id>")
+    parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run or a blend: <exp_dir>/YYYYMMDD/<run_id>")
     parser.add_argument("--sample-csv", type=Path, metavar="FILE", help="replaces the run's data.sample_csv")
     parser.add_argument("--image-dir", type=Path, metavar="DIR", help="replaces the run's data.image_dir_test")
     parser.add_argument(
@@ -68,30 +95,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def predict(arguments: argparse.Namespace) -> int:
-    """Predict the test images of a run. All ranks must call; the main process checks the data and writes the files.
+    """Predict the test images of a run or a blend. All ranks must call; the main process checks and writes files.
 
     Raises:
-        UserError: no such run, no checkpoint, checkpoints of different runs, or test data that can't be used.
+        UserError: no such run, no checkpoint, checkpoints of different runs, members of a blend that were moved or
+            changed, or test data that can't be used.
     """
     paths = find_run(arguments.run)
     _resolve_inputs(arguments)
     leave_deleted_folder()
-    from doccls.training.checkpoint import parse_config, read_best
     from doccls.training.distributed import can_compute_in, on_main, start_processes
 
-    files = _list_checkpoints(paths)
-    first = read_best(files[0])
-    config, classes, precision = _with_arguments(parse_config(first), arguments), first.classes, first.precision
-    fingerprint = first.fingerprint
-    del first
+    members = _list_members(paths, arguments)
+    config, precision = members[0].config, _choose_precision(members)
     accelerator = start_processes(_with_precision(config, precision if can_compute_in(precision) else "no"))
     try:
-        pages, coverage = on_main(accelerator, lambda: _check_inputs(paths, files, config))
-        adjustment = on_main(accelerator, lambda: _read_adjustment(paths, fingerprint, config.data.folds))
+        pages, coverage = on_main(accelerator, lambda: _check_inputs(paths, members))
+        adjustment = on_main(accelerator, lambda: _read_adjustment(paths, members))
         if accelerator.is_main_process and accelerator.mixed_precision != precision:
             print(f"[WARNING] validated in {precision}, which this device does not support: predicting in float32")
-        probs = _predict_folds(files, config, pages, accelerator)
-        on_main(accelerator, lambda: _write_results(paths, config, classes, pages, probs, coverage, adjustment))
+        probs = _predict_members(members, pages, accelerator)
+        classes = members[0].classes
+        on_main(accelerator, lambda: _write_results(paths, config, classes, pages[0], probs, coverage, adjustment))
     except UserError:
         accelerator.end_training()  # every rank reaches this
         raise
@@ -117,6 +142,51 @@ def _resolve_inputs(arguments: argparse.Namespace) -> None:
             setattr(arguments, name, path)
 
 
+def _list_members(paths: RunPaths, arguments: argparse.Namespace) -> list[Member]:
+    """Return the run, or the members of a blend that have weight; all members predict the images of the first.
+
+    Raises:
+        UserError: a member is not where the blend recorded it, or has no checkpoint; or the members' configs state
+            different test images, and the arguments state none.
+    """
+    if not is_file(paths.blend):
+        return [_open_member(paths, arguments, None)]
+    members = []
+    for recorded in read_record(paths).members:
+        root = Path(os.path.normpath(paths.root / recorded.path))
+        if recorded.weight == 0:
+            continue
+        problem = find_problem(root, "run folder")
+        if problem is not None:
+            raise UserError(
+                f"{paths.blend}: member {recorded.path}: {problem}. If it was moved, move it back (members are found "
+                "relative to the blend), or blend the runs again"
+            )
+        members.append(_open_member(RunPaths(root), arguments, recorded))
+    for key, option in (("sample_csv", "--sample-csv"), ("image_dir_test", "--image-dir")):
+        stated = {member.paths.run_id: getattr(member.config.data, key) for member in members}
+        if len(set(stated.values())) > 1:
+            listed = ", ".join(f"{run_id}: {path}" for run_id, path in stated.items())
+            raise UserError(f"the members of the blend differ in data.{key} ({listed}): state it by {option}")
+    data = members[0].config.data
+    return [replace(member, config=member.config.model_copy(update={"data": data})) for member in members]
+
+
+def _open_member(paths: RunPaths, arguments: argparse.Namespace, recorded: BlendMember | None) -> Member:
+    from doccls.training.checkpoint import parse_config, read_best
+
+    files = _list_checkpoints(paths)
+    first = read_best(files[0])
+    config = _with_arguments(parse_config(first), arguments)
+    return Member(paths, tuple(files), config, first.fingerprint, first.classes, first.precision, recorded)
+
+
+def _choose_precision(members: Sequence[Member]) -> str:
+    """Return the precision of all members; float32 if they differ, since a process computes in one."""
+    precisions = {member.precision for member in members}
+    return precisions.pop() if len(precisions) == 1 else "no"
+
+
 def _list_checkpoints(paths: RunPaths) -> list[Path]:
     files = paths.list_best_checkpoints()
     if not files:
@@ -124,40 +194,82 @@ def _list_checkpoints(paths: RunPaths) -> list[Path]:
     return files
 
 
-def _check_inputs(paths: RunPaths, files: Sequence[Path], config: Config) -> tuple[TestPages, Coverage]:
-    """Check the checkpoints, one at a time, and the test pages, and print a summary. Only the main process may call."""
-    from doccls.training.checkpoint import read_best
+def _check_inputs(paths: RunPaths, members: Sequence[Member]) -> tuple[tuple[TestPages, ...], Coverage]:
+    """Check the checkpoints, one at a time, and the test pages, and print a summary. Only the main process may call.
 
-    fingerprints, unfinished = {}, []
-    for file in files:
-        best = read_best(file)
-        fingerprints[best.fold] = best.fingerprint
-        if not is_file(paths.predictions(best.fold)):
-            unfinished.append(best.fold)
-    if len(set(fingerprints.values())) > 1:
-        listed = ", ".join(f"fold {fold}: {fingerprint[:12]}" for fold, fingerprint in fingerprints.items())
-        raise UserError(f"the checkpoints belong to different runs ({listed}): probabilities can't be averaged")
+    Returns:
+        The test pages, decoded for each member's image size, and what will be predicted.
+    """
+    folds, warnings = [], []
+    for member in members:
+        own_folds, own_warnings = _check_checkpoints(member)
+        folds += own_folds
+        warnings += own_warnings
+    if len({member.precision for member in members}) > 1:
+        listed = ", ".join(f"{member.label}{member.precision}" for member in members)
+        warnings.append(f"the runs were validated in different precisions ({listed}): predicting in float32")
     problem = find_output_problem(paths.root)
     if problem is not None:
         raise UserError(f"RUN: {problem}")
-    pages = read_test_pages(config, _choose_store(paths, config))
-    check_columns(pages.columns, config.data.id_col, best.classes)
+    config = members[0].config
+    by_size = {}
+    for member in members:
+        if member.config.page_px not in by_size:
+            by_size[member.config.page_px] = read_test_pages(member.config, _choose_store(member.paths, member.config))
+    pages = by_size[config.page_px]
+    check_columns(pages.columns, config.data.id_col, members[0].classes)
     num_predicted = len(pages.ids) - len(pages.paths.find_missing())
-    coverage = Coverage(tuple(fingerprints), len(pages.ids), num_predicted)
+    coverage = Coverage(tuple(folds), len(pages.ids), num_predicted)
     check_replacement(paths, coverage, config.data.id_col, pages.ids)
-    if len(files) < config.data.folds:
-        print(f"[WARNING] {len(files)} of {config.data.folds} folds have a checkpoint; averaging over those")
-    for fold in unfinished:
-        print(f"[WARNING] fold {fold} is not finished: using its best epoch so far")
-    for problem in pages.problems:
-        print(f"[WARNING] {problem}")
-    print(f"[PREDICT] {len(pages.ids)} test images x {len(files)} folds", flush=True)
-    return pages, coverage
+    for warning in (*warnings, *pages.problems):
+        print(f"[WARNING] {warning}")
+    of_runs = "" if len(members) == 1 else f" of {len(members)} runs"
+    print(f"[PREDICT] {len(pages.ids)} test images x {len(folds)} folds{of_runs}", flush=True)
+    return tuple(by_size[member.config.page_px] for member in members), coverage
 
 
-def _read_adjustment(paths: RunPaths, fingerprint: str, num_folds: int) -> Adjustment | None:
-    """Learn from the run's OOF predictions, and print what follows for the files. Only the main process may call."""
-    adjustment, problems = read_adjustment(paths, fingerprint, num_folds)
+def _check_checkpoints(member: Member) -> tuple[list[int], list[str]]:
+    """Return the folds of a member's checkpoints, and warnings.
+
+    Raises:
+        UserError: they belong to different runs, or to another than the blend was made of.
+    """
+    from doccls.training.checkpoint import read_best
+
+    fingerprints, unfinished = {}, []
+    for file in member.files:
+        best = read_best(file)
+        fingerprints[best.fold] = best.fingerprint
+        if not is_file(member.paths.predictions(best.fold)):
+            unfinished.append(best.fold)
+    if len(set(fingerprints.values())) > 1:
+        listed = ", ".join(f"fold {fold}: {fingerprint[:12]}" for fold, fingerprint in fingerprints.items())
+        raise UserError(
+            f"{member.label}the checkpoints belong to different runs ({listed}): probabilities can't be averaged"
+        )
+    found = next(iter(fingerprints.values()))
+    if member.recorded is not None and found != member.recorded.fingerprint:
+        raise UserError(
+            f"{member.paths.root} is another run than the one that was blended (fingerprint {found[:12]} instead of "
+            f"{member.recorded.fingerprint[:12]}): its weight means nothing for this one; blend the runs again"
+        )
+    num_files, num_folds = len(member.files), member.config.data.folds
+    warnings = []
+    if num_files < num_folds:
+        warnings.append(f"{member.label}{num_files} of {num_folds} folds have a checkpoint; averaging over those")
+    warnings += [f"{member.label}fold {fold} is not finished: using its best epoch so far" for fold in unfinished]
+    return list(fingerprints), warnings
+
+
+def _read_adjustment(paths: RunPaths, members: Sequence[Member]) -> Adjustment | None:
+    """Learn from the OOF predictions, and print what follows for the files. Only the main process may call."""
+    num_folds = members[0].config.data.folds
+    adjustment: Adjustment | None
+    problems: tuple[str, ...] = ()
+    if is_file(paths.blend):
+        adjustment = read_record(paths).adjustment
+    else:
+        adjustment, problems = read_adjustment(paths, members[0].fingerprint, num_folds)
     for problem in problems:
         print(f"[WARNING] not used for calibration: {problem}")
     if adjustment is None:
@@ -239,6 +351,19 @@ def read_test_pages(config: Config, store: "StoreChoice | None" = None) -> TestP
     usable = (None if scan is None else name for name, scan in zip(images.names, rows.usable, strict=True))
     paths = PackedPaths(data.image_dir_test, usable)
     return TestPages(table.columns, PackedTexts(ids), paths, (*table.warnings, *problems), rows.stored)
+
+
+def _predict_members(members: Sequence[Member], pages: Sequence[TestPages], accelerator: "Accelerator") -> np.ndarray:
+    """Return probabilities (n, classes) float64, the weighted mean over members. All ranks must call.
+
+    `pages` are those of each member: the same, in its image size.
+    """
+    total = np.zeros((len(pages[0].ids), len(members[0].classes)))
+    for member, own_pages in zip(members, pages, strict=True):
+        if member.recorded is not None and accelerator.is_main_process:
+            print(f"[PREDICT] run={member.paths.run_id} weight={member.weight:.2f}", flush=True)
+        total += member.weight * _predict_folds(member.files, member.config, own_pages, accelerator)
+    return total
 
 
 def _predict_folds(files: Sequence[Path], config: Config, pages: TestPages, accelerator: "Accelerator") -> np.ndarray:

@@ -27,6 +27,7 @@ class MergedOof:
     ids: tuple[str, ...]
     classes: tuple[str, ...]
     skipped: tuple[int, ...]  # rows without a usable image, excluded from every metric
+    fingerprint: str  # of the run
     groups: tuple[str, ...] | None = None  # of each row, if data.group_col is set
     damaged_logits_NC: np.ndarray | None = None  # like `logits_NC`, of damaged copies of the pages (valid.damage)
 
@@ -40,19 +41,25 @@ def merge_run(paths: RunPaths) -> Summary:
         UserError: fold predictions are missing, damaged, from another run or overlapping.
     """
     merged, summary = load_merged(paths)
-    written = (paths.oof_logits, paths.oof_logits_damaged, paths.oof_targets, paths.oof_csv, paths.summary)
-    for path in (paths.metrics, *written):
-        remove_leftovers(path)  # left by a merge that was killed
+    remove_leftovers(paths.metrics)  # left by a merge that was killed
     # A fold that was killed right after writing its predictions still has its resume checkpoints.
     remove_resume_checkpoints(paths, sorted(set(merged.folds_N.tolist())))
     summary = replace(summary, notes=(*summary.notes, *write_metrics(paths)))
+    write_merged(paths, merged, summary)
+    return summary
+
+
+def write_merged(paths: RunPaths, merged: MergedOof, summary: Summary) -> None:
+    """Write the files in `oof/`, oof_logits_damaged.npy only if there are such logits, and, last, summary.json."""
+    written = (paths.oof_logits, paths.oof_logits_damaged, paths.oof_targets, paths.oof_csv, paths.summary)
+    for path in written:
+        remove_leftovers(path)  # left by a merge that was killed
     write_array(paths.oof_logits, merged.logits_NC)
     if merged.damaged_logits_NC is not None:
         write_array(paths.oof_logits_damaged, merged.damaged_logits_NC)
     write_array(paths.oof_targets, merged.targets_N)
     write_text(paths.oof_csv, render_csv(merged))
     write_text(paths.summary, render_summary(summary))
-    return summary
 
 
 def load_merged(paths: RunPaths) -> tuple[MergedOof, Summary]:
@@ -125,6 +132,7 @@ def merge_predictions(fold_predictions: Sequence[FoldPredictions]) -> MergedOof:
         ids=tuple(ids),
         classes=first.classes,
         skipped=tuple(sorted(row for predictions in fold_predictions for row in predictions.info.skipped)),
+        fingerprint=first.fingerprint,
         groups=None if first.groups is None else tuple(groups),
         damaged_logits_NC=damaged,
     )

@@ -72,7 +72,7 @@ def check_snapshot(paths: RunPaths, fingerprint: str) -> None:
     Raises:
         UserError: the run was started with another fingerprint.
     """
-    provenance = _read_provenance(paths)
+    provenance = read_provenance(paths)
     if provenance is not None and provenance["fingerprint"] != fingerprint:
         raise UserError(_format_difference(paths, provenance["fingerprint"], fingerprint))
 
@@ -101,7 +101,7 @@ def find_fingerprint(paths: RunPaths, config: Config) -> str | None:
     Raises:
         UserError: the config differs from the run's in a key that changes results, or in its weights.
     """
-    provenance = _read_provenance(paths)
+    provenance = read_provenance(paths)
     if provenance is None:
         return None
     weights = digest_weights(config.model)
@@ -111,7 +111,12 @@ def find_fingerprint(paths: RunPaths, config: Config) -> str | None:
     return fingerprint
 
 
-def _read_provenance(paths: RunPaths) -> dict[str, str] | None:
+def read_provenance(paths: RunPaths) -> dict[str, str] | None:
+    """Return the run's fingerprint, data_digest and folds_digest by its snapshot; None without one.
+
+    Raises:
+        UserError: the snapshot can't be read, is damaged, or is of an earlier version.
+    """
     if not is_file(paths.snapshot):
         return None
     try:

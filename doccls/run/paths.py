@@ -174,6 +174,11 @@ class RunPaths:
         return self.root / "summary.json"
 
     @property
+    def blend(self) -> Path:
+        """The members and weights of a blend; only in the folder of a blend."""
+        return self.root / "blend.json"
+
+    @property
     def submission(self) -> Path:
         return self.root / "submission.csv"
 

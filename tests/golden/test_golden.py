@@ -36,6 +36,7 @@ _TOLERANCE = 0.002  # another order of sums, on another processor, changes a los
 HELPS = {
     "doccls": (doccls, "--help"),
     "doccls_train": (doccls, "train", "--help"),
+    "doccls_blend": (doccls, "blend", "--help"),
     "doccls_predict": (doccls, "predict", "--help"),
     "doccls_check": (doccls, "check", "--help"),
     "doccls_preview": (doccls, "preview", "--help"),

@@ -14,7 +14,10 @@ ROOT = Path(__file__).resolve().parents[2]
 # Top to bottom; a module may import its own package and those of lower layers.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("doccls.__main__",),
-    ("doccls.demo.command", "doccls.train", "doccls.predict", "doccls.preview", "doccls.store_command", "launcher"),
+    (
+        "doccls.demo.command", "doccls.train", "doccls.predict", "doccls.preview", "doccls.blend",
+        "doccls.store_command", "launcher",
+    ),
     ("doccls.training",),
     ("doccls.experiment", "doccls.submission"),
     ("doccls.model",),
@@ -25,7 +28,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("doccls.system",),
     ("doccls.config",),
     ("doccls.randomness", "doccls.errors"),
-)
+)  # fmt: skip
 # Allowed imports within a layer.
 SIDEWAYS = {("doccls.demo.command", "doccls.train"), ("doccls.demo.command", "doccls.predict")}
 

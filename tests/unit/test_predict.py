@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -361,3 +363,144 @@ def test_prediction_uses_validation_precision_if_device_supports_it(
         AcceleratorState._reset_state(reset_partial_state=True)
     assert used == [precision if supported and precision != "no" else False]
     assert ("[WARNING] validated in bf16, which this device does not" in capsys.readouterr().out) == warned
+
+
+# --- blends ----------------------------------------------------------------------------------------------------------
+
+
+def write_member(paths: RunPaths, config: Config, seed: int, **changes: str) -> RunPaths:
+    """Write the checkpoints of a run with two folds."""
+    for fold in range(2):
+        torch.manual_seed(10 * seed + fold)
+        model = build_model(config.model, 3, config.train.img_size)
+        best = BestWeights(
+            {name: value.clone() for name, value in model.state_dict().items()},
+            f"fingerprint{seed}", fold, 1, 0.5, "raw", CLASSES, (0.5,) * 3, (0.25,) * 3, "no",
+            config.model_dump(mode="json", exclude={"provenance"}),
+        )  # fmt: skip
+        write_best(paths.best_checkpoint(fold), dataclasses.replace(best, **changes))  # type: ignore[arg-type]
+    return paths
+
+
+def resize(config: Config, size_px: int) -> Config:
+    return config.model_copy(update={"train": config.train.model_copy(update={"img_size": size_px})})
+
+
+@pytest.fixture
+def members(config: Config, tmp_path: Path) -> list[RunPaths]:
+    """Write three runs, two of them with other image sizes."""
+    return [
+        write_member(RunPaths(tmp_path / "runs" / f"v{seed}"), resize(config, size_px), seed)
+        for seed, size_px in ((1, 32), (2, 48), (3, 40))
+    ]
+
+
+def write_blend(
+    members: list[RunPaths],
+    weights: tuple[float, ...],
+    temperature: float = 1.0,
+    offsets: tuple[float, ...] | None = None,
+) -> RunPaths:
+    paths = RunPaths(members[0].root.parent / "blend-abc")
+    recorded = [
+        {"path": f"../{member.run_id}", "fingerprint": f"fingerprint{seed}", "weight": weight,
+         "macro_f1": 0.5, "macro_f1_damaged": None}
+        for seed, (member, weight) in enumerate(zip(members, weights, strict=True), 1)
+    ]  # fmt: skip
+    paths.root.mkdir(parents=True, exist_ok=True)
+    thresholds = {"offsets": offsets, "gain": 0.1, "gain_low": 0.01, "gain_high": 0.2, "reason": None}
+    record = {"format": "doccls-blend-1", "members": recorded, "decided_by": "clean", "folds": [0, 1]}
+    paths.blend.write_text(json.dumps(record | {"temperature": temperature, "thresholds": thresholds}))
+    return paths
+
+
+def test_blend_averages_its_members_by_weight(members: list[RunPaths], capsys: pytest.CaptureFixture[str]) -> None:
+    for member in members:
+        run_predict(str(member.root))
+    own = [np.load(member.test_probabilities).astype(np.float64) for member in members]
+    paths = write_blend(members, (0.75, 0.25, 0))
+    shutil.rmtree(members[2].root)  # without weight, it is not needed
+    capsys.readouterr()
+    assert run_predict(str(paths.root)) == 0
+    out = capsys.readouterr().out
+    assert "[PREDICT] 4 test images x 4 folds of 2 runs\n" in out and "[WARNING] v2: fold 1 is not finished" in out
+    assert "[PREDICT] run=v1 weight=0.75\n[PREDICT] fold=0 " in out and "run=v3" not in out
+    probs = np.load(paths.test_probabilities)
+    expected = 0.75 * own[0] + 0.25 * own[1]
+    assert probs.dtype == np.float32
+    np.testing.assert_allclose(probs, expected, atol=1e-6)
+    assert np.abs(own[0] - own[1]).max() > 1e-3, "the members must differ"
+    table = read_table(paths.submission, "x", ["ID", "target"])
+    assert table.cells["target"] == [CLASSES[best] for best in expected.argmax(axis=1)]
+    assert json.loads(paths.submission_record.read_text())["folds"] == [0, 1, 0, 1]
+    members[1].best_checkpoint(1).unlink()
+    with pytest.raises(UserError, match="folds: 3 instead of 4"):
+        run_predict(str(paths.root))
+
+
+def test_blend_with_all_weight_on_a_run_gives_the_bytes_of_that_run(members: list[RunPaths]) -> None:
+    run_predict(str(members[1].root))
+    paths = write_blend(members, (0, 1, 0))
+    run_predict(str(paths.root))
+    for name in ("submission", "test_probabilities", "submission_record"):
+        assert getattr(paths, name).read_bytes() == getattr(members[1], name).read_bytes()
+
+
+def test_blend_is_adjusted_by_its_own_temperature_and_thresholds(
+    members: list[RunPaths], capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain = write_blend(members, (0.5, 0.5, 0))
+    run_predict(str(plain.root))
+    probs = np.load(plain.test_probabilities).astype(np.float64)
+    paths = write_blend(members, (0.5, 0.5, 0), temperature=2.0, offsets=(0.0, 0.0, 50.0))
+    capsys.readouterr()
+    run_predict(str(paths.root))
+    out = capsys.readouterr().out
+    assert "[PREDICT] temperature=2.000 " in out and "chosen by per-class thresholds" in out
+    expected = np.sqrt(probs) / np.sqrt(probs).sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(np.load(paths.test_probabilities), expected, atol=1e-6)
+    assert set(read_table(paths.submission, "x", ["ID", "target"]).cells["target"]) == {CLASSES[2]}
+
+
+def test_skipped_page_of_a_blend_gets_class_frequencies(members: list[RunPaths], tmp_path: Path) -> None:
+    (tmp_path / "test" / "007.jpg").write_bytes(b"torn")
+    paths = write_blend(members, (0.5, 0.25, 0.25))
+    run_predict(str(paths.root), "--on-bad-image", "skip")
+    np.testing.assert_allclose(np.load(paths.test_probabilities)[1], [0.5, 0.25, 0.25])
+
+
+def test_blend_and_runs_can_be_moved_together(members: list[RunPaths], tmp_path: Path) -> None:
+    paths = write_blend(members, (0.5, 0.5, 0))
+    (tmp_path / "runs").rename(tmp_path / "moved")
+    assert run_predict(str(tmp_path / "moved" / paths.run_id)) == 0
+
+
+def test_members_that_moved_or_changed_are_refused_by_name(
+    config: Config, members: list[RunPaths], tmp_path: Path
+) -> None:
+    paths = write_blend(members, (0.5, 0.5, 0))
+    write_member(members[1], resize(config, 48), 2, fingerprint="trained again")
+    with pytest.raises(UserError, match=r"v2 is another run .*\(fingerprint trained agai instead of fingerprint2\)"):
+        run_predict(str(paths.root))
+    members[1].root.rename(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match=r"member \.\./v2: no such run folder.*move it back"):
+        run_predict(str(paths.root))
+    assert not paths.submission.exists()
+
+
+def test_members_with_other_test_images_need_an_option(config: Config, members: list[RunPaths], tmp_path: Path) -> None:
+    data = config.data.model_copy(update={"sample_csv": tmp_path / "other.csv"})
+    write_member(members[1], config.model_copy(update={"data": data}), 2)
+    paths = write_blend(members, (0.5, 0.5, 0))
+    with pytest.raises(UserError, match=r"differ in data\.sample_csv \(v1: .*: state it by --sample-csv"):
+        run_predict(str(paths.root))
+    assert run_predict(str(paths.root), "--sample-csv", str(tmp_path / "sample.csv")) == 0
+
+
+def test_members_of_different_precisions_are_predicted_in_float32(
+    config: Config, members: list[RunPaths], capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_member(members[1], resize(config, 48), 2, precision="bf16")
+    run_predict(str(write_blend(members, (0.5, 0.5, 0)).root))
+    out = capsys.readouterr().out
+    assert "different precisions (v1: no, v2: bf16): predicting in float32" in out and "does not support" not in out
