@@ -16,8 +16,11 @@ from typing import Any, TypeVar
 
 import pytest
 
+from doccls import experiment as experiment_module
 from doccls.data import scan as scan_module
+from doccls.oof.summary import Summary
 from doccls.run.heartbeat import Heartbeat
+from doccls.run.paths import RunPaths
 from doccls.system.rank import rank_by_environment
 from doccls.system.signals import handling_signals
 from doccls.train import main
@@ -111,6 +114,18 @@ def stop_in_validation(argv: list[str]) -> int:
         beat(heartbeat, **changes)
 
     Heartbeat.beat = signal_and_beat  # type: ignore[method-assign]
+    return main(argv)
+
+
+def stop_in_merge(argv: list[str]) -> int:
+    """Train; the main process receives SIGTERM while it merges the folds."""
+    merge_run = experiment_module.merge_run
+
+    def signal_and_merge(paths: RunPaths) -> Summary:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return merge_run(paths)
+
+    experiment_module.merge_run = signal_and_merge  # type: ignore[attr-defined]
     return main(argv)
 
 

@@ -15,7 +15,7 @@ import psutil
 import pytest
 from rank_launcher import REPOSITORY, clean_environment, find_free_port, launch_ranks, start_ranks
 from signal_programs import FORKS, GO, HELD
-from tiny_runs import RICH, Run, Trainer
+from tiny_runs import PLAIN, RICH, Run, Trainer
 
 from doccls.run.heartbeat import read_beat
 from tests.unit.test_signals import WRITES, count_writes
@@ -203,6 +203,17 @@ def test_all_ranks_stop_together_whichever_was_signalled(trainer: Trainer, signa
     assert_ended_cleanly(folder, 143)
     assert select_exit_lines((folder / "console" / "rank0.err").read_text()) == expected_exit_lines(signal.SIGTERM)
     assert (folder / "console" / "rank1.err").read_text() == ""
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_stop_during_merge_lets_the_run_finish(trainer: Trainer, world_size: int) -> None:
+    """Nothing else is left to do; other ranks wait for the merge, and would fail if the main process exited."""
+    folder = trainer.new_folder()
+    argv = trainer.arguments((*PLAIN, "train.epochs=1"), folder, "r")
+    ranks = launch_ranks("signal_programs:stop_in_merge", argv, folder / "console", world_size)
+    assert [rank.code for rank in ranks] == [0] * world_size, ranks[0].stderr
+    (log,) = folder.glob("logs/*.log")
+    assert "[EXIT] TRAINING SUCCESS code=0" in log.read_text() and list(folder.glob("experiments/*/r/summary.json"))
 
 
 def test_ranks_with_slow_steps_stop_between_log_lines(trainer: Trainer) -> None:
