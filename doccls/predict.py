@@ -30,9 +30,10 @@ from doccls.data.packed import PackedPaths, PackedTexts
 from doccls.data.table import read_table, require_columns
 from doccls.data.views import IDENTITY, View, parse_views, render_views
 from doccls.errors import UserError
-from doccls.oof.adjust import Adjustment, adjust, read_adjustment
+from doccls.oof.adjust import Adjustment, adjust, learn_adjustment, read_own_predictions
 from doccls.oof.blend_record import BlendMember, read_record
 from doccls.oof.metrics import mean_probabilities
+from doccls.oof.view_logits import average_stored
 from doccls.reporting.log import RunLog
 from doccls.reporting.progress import ConsoleReporter
 from doccls.run.paths import RunPaths, find_run
@@ -94,8 +95,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--views", default="none", metavar="VIEWS",
-        help="mirrored, turned and scaled copies of each page, whose probabilities are averaged: none (default), or a "
-        "comma-separated list, such as id,hflip,rot180,rot90+hflip,scale0.9",
+        help="mirrored, turned and scaled copies of each page, whose probabilities are averaged: none (default), "
+        "auto (those that gain on the OOF predictions; needs the training data once), or a comma-separated list, such "
+        "as id,hflip,rot180,rot90+hflip,scale0.9",
     )  # fmt: skip
 
 
@@ -106,9 +108,9 @@ def predict(arguments: argparse.Namespace) -> int:
         UserError: no such run, no checkpoint, checkpoints of different runs, members of a blend that were moved or
             changed, or test data that can't be used.
     """
-    views = _parse_views(arguments.views)
+    stated = _parse_views(arguments.views)
     paths = find_run(arguments.run)
-    if views != (IDENTITY,) and is_file(paths.blend):
+    if stated != (IDENTITY,) and is_file(paths.blend):
         raise UserError(
             f"--views {arguments.views}: {paths.root} is a blend, and views are for single runs: predict it without "
             "--views, or predict one of its members"
@@ -122,6 +124,7 @@ def predict(arguments: argparse.Namespace) -> int:
     accelerator = start_processes(_with_precision(config, precision if can_compute_in(precision) else "no"))
     try:
         pages, coverage = on_main(accelerator, lambda: _check_inputs(paths, members))
+        views = _choose_views(members[0], accelerator) if stated is None else stated
         coverage = replace(coverage, views=tuple(view.name for view in views))
         adjustment = on_main(accelerator, lambda: _read_adjustment(paths, members, views))
         if accelerator.is_main_process and views != (IDENTITY,):
@@ -138,8 +141,10 @@ def predict(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _parse_views(text: str) -> tuple[View, ...]:
-    """Return the views of --views; those of `none` are the page itself."""
+def _parse_views(text: str) -> tuple[View, ...] | None:
+    """Return the views of --views: None for `auto`, the page itself for `none`."""
+    if text == "auto":
+        return None
     return (IDENTITY,) if text == "none" else parse_views(text)
 
 
@@ -280,18 +285,30 @@ def _check_checkpoints(member: Member) -> tuple[list[int], list[str]]:
     return list(fingerprints), warnings
 
 
+def _choose_views(member: Member, accelerator: "Accelerator") -> tuple[View, ...]:
+    """Return the views that the run's OOF predictions recommend. All ranks must call."""
+    from doccls.training.oof_views import choose_run_views
+
+    paths, config = member.paths, member.config
+    return choose_run_views(paths, config, member.fingerprint, _choose_store(paths, config), accelerator)
+
+
 def _read_adjustment(paths: RunPaths, members: Sequence[Member], views: Sequence[View]) -> Adjustment | None:
     """Learn from the OOF predictions, and print what follows for the files. Only the main process may call."""
     num_folds = members[0].config.data.folds
-    if views != (IDENTITY,):
-        print("[WARNING] probabilities are not calibrated: there are no OOF predictions of these views")
-        return None
     adjustment: Adjustment | None
     problems: tuple[str, ...] = ()
+    names = tuple(view.name for view in views)
     if is_file(paths.blend):
         adjustment = read_record(paths).adjustment
     else:
-        adjustment, problems = read_adjustment(paths, members[0].fingerprint, num_folds)
+        fold_predictions, problems = read_own_predictions(paths, members[0].fingerprint, num_folds)
+        if views != (IDENTITY,):
+            fold_predictions, lacking = average_stored(paths, fold_predictions, names)
+            problems += tuple(
+                f"fold {fold} has no OOF logits of these views (--views auto stores some)" for fold in lacking
+            )
+        adjustment = learn_adjustment(fold_predictions)
     for problem in problems:
         print(f"[WARNING] not used for calibration: {problem}")
     if adjustment is None:

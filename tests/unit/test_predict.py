@@ -19,7 +19,7 @@ from doccls.config import Config
 from doccls.data.table import read_table
 from doccls.errors import UserError
 from doccls.model.build import build_model
-from doccls.oof.adjust import read_adjustment
+from doccls.oof.adjust import learn_adjustment, read_own_predictions
 from doccls.oof.merge import load_merged
 from doccls.oof.metrics import probabilities
 from doccls.oof.predictions import FoldPredictions, PredictionsInfo, read_predictions, write_predictions
@@ -233,7 +233,7 @@ def test_temperature_comes_from_the_folds_that_are_finished(run: RunPaths, capsy
     assert len(logits) == 100
     assert run_predict(str(run.root)) == 0
     out = capsys.readouterr().out
-    adjustment = read_adjustment(run, "fingerprint", 2)[0]
+    adjustment = learn_adjustment(read_own_predictions(run, "fingerprint", 2)[0])
     assert adjustment is not None and f"[PREDICT] temperature={adjustment.temperature:.3f} " in out
     assert "clean pages, folds 1 of 2)" in out and "[WARNING] fold 0 is not finished" in out
 
