@@ -122,7 +122,12 @@ def _prepare(
 def _compute(paths: RunPaths, work: _Work, accelerator: Accelerator, reporter: Reporter) -> None:
     """Compute and store the logits of all views of each fold in `work`. All ranks must call."""
     dataset = build_dataset(work.config, work.data.manifest, work.data.stored)
-    requests = [request for predictions in work.missing for request in _list_requests(work, predictions, accelerator)]
+    requests = [
+        request
+        for predictions in work.missing
+        for own_requests in _list_passes(work, predictions.info.fold, accelerator)
+        for request in own_requests
+    ]
     is_stored = work.data.stored is not None
     with load_batches(dataset, requests, work.config, is_stored, accelerator, reporter) as batches:
         for predictions in work.missing:
@@ -130,17 +135,14 @@ def _compute(paths: RunPaths, work: _Work, accelerator: Accelerator, reporter: R
             on_main(accelerator, partial(write_views, paths.views(views.info.fold), views))
 
 
-def _list_requests(work: _Work, predictions: FoldPredictions, accelerator: Accelerator) -> list[BatchRequest]:
-    """Return this rank's batches of a fold: its pages and, with valid.damage, their damaged copies."""
-    fold = predictions.info.fold
+def _list_passes(work: _Work, fold: int, accelerator: Accelerator) -> list[list[BatchRequest]]:
+    """Return this rank's batches of a fold's pages and, with valid.damage, those of their damaged copies."""
     division = BatchDivision.derive(work.config.train, accelerator.num_processes)
     places = [BatchPlace("validate", fold)]
     if work.config.valid.has_damage:
         places.append(BatchPlace("validate_damaged", fold))
     rows = work.data.list_valid(fold)
-    return [
-        request for place in places for request in list_evaluation(place, rows, division, accelerator.process_index)
-    ]
+    return [list_evaluation(place, rows, division, accelerator.process_index) for place in places]
 
 
 def _compute_fold(
@@ -155,16 +157,13 @@ def _compute_fold(
     fold = predictions.info.fold
     best = read_best(paths.best_checkpoint(fold))
     model = load_model(best, work.config, accelerator)
-    requests = _list_requests(work, predictions, accelerator)
     logits = []
-    with reporter.progress(f"views of fold {fold}", len(requests)) as bar:
-        watched = bar.watch(islice(batches, len(requests)))
-        for phase in ("validate", "validate_damaged")[: 1 + work.config.valid.has_damage]:
-            count = sum(request.place.phase == phase for request in requests)
-            own = islice(watched, count)
-            indices, logits_VNC = predict_views(model, best, own, accelerator, CANDIDATES)
-            logits.append(logits_VNC)
-    assert np.array_equal(indices, list_usable(predictions))
+    for requests in _list_passes(work, fold, accelerator):
+        with reporter.progress(f"views of fold {fold}", len(requests)) as bar:
+            own_batches = bar.watch(islice(batches, len(requests)))
+            indices, logits_VNC = predict_views(model, best, own_batches, accelerator, CANDIDATES)
+        assert np.array_equal(indices, list_usable(predictions))
+        logits.append(logits_VNC)
     views = FoldViews(
         describe_views(paths, predictions, _NAMES), indices, logits[0], logits[1] if len(logits) > 1 else None
     )
@@ -204,8 +203,7 @@ def _choose(paths: RunPaths, config: Config, fingerprint: str, reporter: Reporte
     folds = []
     for predictions in _list_finished(paths, config, fingerprint):
         views = find_views(paths, predictions, _NAMES)
-        assert views is not None
-        if len(views.indices_N):
+        if views is not None and len(views.indices_N):  # None if the fold was finished only now, by a training process
             folds.append((predictions, views))
     if not folds:
         reporter.line("[WARNING] --views auto: no finished fold has predictions to choose by: predicting without views")

@@ -135,6 +135,17 @@ def test_smallest_set_close_to_the_best_is_selected() -> None:
     assert select_views(targets, probs[:2]) == (0,)
 
 
+def test_view_that_gains_less_than_it_costs_is_not_selected() -> None:
+    """The page is wrong in 21 of 4000 rows; one view mends 20 of them, another one the last."""
+    targets = np.arange(4000) % CLASSES
+    page = 0.5 + np.eye(CLASSES)[targets]
+    page[:21] = 0.5 + np.eye(CLASSES)[(targets[:21] + 1) % CLASSES]
+    most, last = np.zeros((2, *page.shape))
+    most[:20], last[20] = 2 * np.eye(CLASSES)[targets[:20]], 2 * np.eye(CLASSES)[targets[20]]
+    assert select_views(targets, np.stack([page, last, most])) == (0, 2)
+    assert select_views(targets, np.stack([page, last])) == (0,)
+
+
 def test_views_that_help_only_together_are_found() -> None:
     """Each of two views turns right labels into wrong ones; their mean with the page is right."""
     targets = np.arange(90) % 3
