@@ -28,15 +28,16 @@ from doccls.data.image_names import resolve_images
 from doccls.data.messages import format_examples
 from doccls.data.packed import PackedPaths, PackedTexts
 from doccls.data.table import read_table, require_columns
+from doccls.data.views import IDENTITY, View, parse_views, render_views
 from doccls.errors import UserError
-from doccls.oof.adjust import Adjustment, adjust, read_adjustment
+from doccls.oof.adjust import Adjustment, adjust, learn_adjustment, read_own_predictions
 from doccls.oof.blend_record import BlendMember, read_record
-from doccls.oof.metrics import probabilities
+from doccls.oof.metrics import mean_probabilities
+from doccls.oof.view_logits import average_stored
 from doccls.reporting.log import RunLog
 from doccls.reporting.progress import ConsoleReporter
 from doccls.run.paths import RunPaths, find_run
 from doccls.submission import Coverage, check_columns, check_replacement, render_submission, write_submission
-from doccls.system.allocator import keep_freed_memory
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -92,6 +93,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--on-bad-image", choices=("error", "skip"), default="error",
         help="missing or bad test images: fail (default), or give their rows the training class frequencies",
     )  # fmt: skip
+    parser.add_argument(
+        "--views", default="none", metavar="VIEWS",
+        help="mirrored, turned and scaled copies of each page, whose probabilities are averaged: none (default), "
+        "auto (those that gain on the OOF predictions; needs the training data once), or a comma-separated list, such "
+        "as id,hflip,rot180,rot90+hflip,scale0.9",
+    )  # fmt: skip
 
 
 def predict(arguments: argparse.Namespace) -> int:
@@ -101,7 +108,13 @@ def predict(arguments: argparse.Namespace) -> int:
         UserError: no such run, no checkpoint, checkpoints of different runs, members of a blend that were moved or
             changed, or test data that can't be used.
     """
+    stated = _parse_views(arguments.views)
     paths = find_run(arguments.run)
+    if stated != (IDENTITY,) and is_file(paths.blend):
+        raise UserError(
+            f"--views {arguments.views}: {paths.root} is a blend, and views are for single runs: predict it without "
+            "--views, or predict one of its members"
+        )
     _resolve_inputs(arguments)
     leave_deleted_folder()
     from doccls.training.distributed import can_compute_in, on_main, start_processes
@@ -111,10 +124,14 @@ def predict(arguments: argparse.Namespace) -> int:
     accelerator = start_processes(_with_precision(config, precision if can_compute_in(precision) else "no"))
     try:
         pages, coverage = on_main(accelerator, lambda: _check_inputs(paths, members))
-        adjustment = on_main(accelerator, lambda: _read_adjustment(paths, members))
+        views = _choose_views(members[0], accelerator) if stated is None else stated
+        coverage = replace(coverage, views=tuple(view.name for view in views))
+        adjustment = on_main(accelerator, lambda: _read_adjustment(paths, members, views))
+        if accelerator.is_main_process and views != (IDENTITY,):
+            print(f"[PREDICT] mean over {len(views)} views: {render_views(views)}", flush=True)
         if accelerator.is_main_process and accelerator.mixed_precision != precision:
             print(f"[WARNING] validated in {precision}, which this device does not support: predicting in float32")
-        probs = _predict_members(members, pages, accelerator)
+        probs = _predict_members(members, pages, accelerator, views)
         classes = members[0].classes
         on_main(accelerator, lambda: _write_results(paths, config, classes, pages[0], probs, coverage, adjustment))
     except UserError:
@@ -122,6 +139,13 @@ def predict(arguments: argparse.Namespace) -> int:
         raise
     accelerator.end_training()
     return 0
+
+
+def _parse_views(text: str) -> tuple[View, ...] | None:
+    """Return the views of --views: None for `auto`, the page itself for `none`."""
+    if text == "auto":
+        return None
+    return (IDENTITY,) if text == "none" else parse_views(text)
 
 
 def _resolve_inputs(arguments: argparse.Namespace) -> None:
@@ -261,15 +285,30 @@ def _check_checkpoints(member: Member) -> tuple[list[int], list[str]]:
     return list(fingerprints), warnings
 
 
-def _read_adjustment(paths: RunPaths, members: Sequence[Member]) -> Adjustment | None:
+def _choose_views(member: Member, accelerator: "Accelerator") -> tuple[View, ...]:
+    """Return the views that the run's OOF predictions recommend. All ranks must call."""
+    from doccls.training.oof_views import choose_run_views
+
+    paths, config = member.paths, member.config
+    return choose_run_views(paths, config, member.fingerprint, _choose_store(paths, config), accelerator)
+
+
+def _read_adjustment(paths: RunPaths, members: Sequence[Member], views: Sequence[View]) -> Adjustment | None:
     """Learn from the OOF predictions, and print what follows for the files. Only the main process may call."""
     num_folds = members[0].config.data.folds
     adjustment: Adjustment | None
     problems: tuple[str, ...] = ()
+    names = tuple(view.name for view in views)
     if is_file(paths.blend):
         adjustment = read_record(paths).adjustment
     else:
-        adjustment, problems = read_adjustment(paths, members[0].fingerprint, num_folds)
+        fold_predictions, problems = read_own_predictions(paths, members[0].fingerprint, num_folds)
+        if views != (IDENTITY,):
+            fold_predictions, lacking = average_stored(paths, fold_predictions, names)
+            problems += tuple(
+                f"fold {fold} has no OOF logits of these views (--views auto stores some)" for fold in lacking
+            )
+        adjustment = learn_adjustment(fold_predictions)
     for problem in problems:
         print(f"[WARNING] not used for calibration: {problem}")
     if adjustment is None:
@@ -353,7 +392,9 @@ def read_test_pages(config: Config, store: "StoreChoice | None" = None) -> TestP
     return TestPages(table.columns, PackedTexts(ids), paths, (*table.warnings, *problems), rows.stored)
 
 
-def _predict_members(members: Sequence[Member], pages: Sequence[TestPages], accelerator: "Accelerator") -> np.ndarray:
+def _predict_members(
+    members: Sequence[Member], pages: Sequence[TestPages], accelerator: "Accelerator", views: Sequence[View]
+) -> np.ndarray:
     """Return probabilities (n, classes) float64, the weighted mean over members. All ranks must call.
 
     `pages` are those of each member: the same, in its image size.
@@ -362,20 +403,22 @@ def _predict_members(members: Sequence[Member], pages: Sequence[TestPages], acce
     for member, own_pages in zip(members, pages, strict=True):
         if member.recorded is not None and accelerator.is_main_process:
             print(f"[PREDICT] run={member.paths.run_id} weight={member.weight:.2f}", flush=True)
-        total += member.weight * _predict_folds(member.files, member.config, own_pages, accelerator)
+        total += member.weight * _predict_folds(member.files, member.config, own_pages, accelerator, views)
     return total
 
 
-def _predict_folds(files: Sequence[Path], config: Config, pages: TestPages, accelerator: "Accelerator") -> np.ndarray:
+def _predict_folds(
+    files: Sequence[Path], config: Config, pages: TestPages, accelerator: "Accelerator", views: Sequence[View]
+) -> np.ndarray:
     """Return probabilities (n, classes) float64, the mean over folds; rows without an image are 0. All ranks must call.
 
-    Only one fold's weights are loaded at a time; one set of workers loads the pages for all folds.
+    Those of a fold are the mean over the views. Only one fold's weights are loaded at a time; one set of workers loads
+    the pages for all folds.
     """
     from doccls.data.dataset import DocClsDataset, Pages
-    from doccls.data.loader import loading
     from doccls.data.sampler import BatchDivision, BatchPlace, list_evaluation
-    from doccls.data.shared_memory import plan_loader
     from doccls.training.checkpoint import read_best
+    from doccls.training.prediction import load_batches
 
     rows = np.setdiff1d(np.arange(len(pages.ids)), pages.paths.find_missing())
     division = BatchDivision.derive(config.train, accelerator.num_processes)
@@ -392,47 +435,34 @@ def _predict_folds(files: Sequence[Path], config: Config, pages: TestPages, acce
     )
     probs = []
     all_requests = (request for _ in files for request in requests)
-    pin_memory = accelerator.device.type == "cuda"
-    dataset = DocClsDataset(unlabelled_pages)
-    plan = plan_loader(
-        config.data.num_workers,
-        division.images_at_a_time * dataset.page_bytes,
-        pin_memory,
-        pages.stored is not None,
-    )
+    dataset, is_stored = DocClsDataset(unlabelled_pages), pages.stored is not None
     reporter = ConsoleReporter() if accelerator.is_main_process else RunLog(None)
-    for remark in plan.remarks:
-        reporter.line(f"[PREDICT] {remark}")
-    if not pin_memory:
-        keep_freed_memory(os.environ)
-    with loading(dataset, all_requests, plan.workers, pin_memory, plan.prefetch) as batches:
+    with load_batches(dataset, all_requests, config, is_stored, accelerator, reporter) as batches:
         for file in files:
             best = read_best(file)
             with reporter.progress(f"fold {best.fold}", len(requests)) as bar:
                 fold_batches = bar.watch(islice(batches, len(requests)))
-                probs.append(_predict_fold(best, config, fold_batches, len(pages.ids), accelerator))
+                probs.append(_predict_fold(best, config, fold_batches, len(pages.ids), accelerator, views))
+                reporter.line(f"[PREDICT] fold={best.fold} best epoch={best.epoch} macro_f1={best.macro_f1:.5f}")
     mean: np.ndarray = np.mean(probs, axis=0)
     return mean
 
 
 def _predict_fold(
-    best: "BestWeights", config: Config, batches: "Iterable[Batch]", count: int, accelerator: "Accelerator"
+    best: "BestWeights",
+    config: Config,
+    batches: "Iterable[Batch]",
+    count: int,
+    accelerator: "Accelerator",
+    views: Sequence[View],
 ) -> np.ndarray:
     """Return probabilities (count, classes) float64 of one fold's model; rows without an image are 0."""
-    import torch
+    from doccls.training.prediction import load_model, predict_views
 
-    from doccls.model.build import build_model
-    from doccls.training.evaluate import Normalizer, predict_logits
-
-    model = build_model(config.model, len(best.classes), config.train.img_size, fetch=False)
-    model.load_state_dict(best.state_dict)
-    model.to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    normalize = Normalizer(best.mean, best.std, accelerator.device)
-    indices, logits = predict_logits([model], batches, normalize, len(best.classes), accelerator)
+    model = load_model(best, config, accelerator)
+    indices, logits_VNC = predict_views(model, best, batches, accelerator, views)
     probs = np.zeros((count, len(best.classes)))
-    probs[indices] = probabilities(logits[0])
-    if accelerator.is_main_process:
-        print(f"[PREDICT] fold={best.fold} best epoch={best.epoch} macro_f1={best.macro_f1:.5f}", flush=True)
+    probs[indices] = mean_probabilities(logits_VNC)
     return probs
 
 

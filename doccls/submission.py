@@ -26,6 +26,7 @@ class Coverage:
     folds: tuple[int, ...]  # whose models were averaged
     num_rows: int  # of the sample submission
     num_predicted: int  # rows with a usable image; the others got the class frequencies
+    views: tuple[str, ...] = ("id",)  # whose probabilities were averaged
 
 
 def check_columns(columns: Sequence[str], id_col: str, classes: Sequence[str]) -> list[str]:
@@ -113,7 +114,10 @@ def write_submission(paths: RunPaths, text: str, probs_NC: np.ndarray, coverage:
     """Write the probabilities (n, classes) as float32, the submission, and last its record."""
     write_array(paths.test_probabilities, probs_NC.astype(np.float32))
     write_text(paths.submission, text)
-    write_text(paths.submission_record, json.dumps({"format": _FORMAT, **asdict(coverage)}, indent=2) + "\n")
+    record = {"format": _FORMAT, **asdict(coverage)}
+    if coverage.views == ("id",):  # as before there were views
+        del record["views"]
+    write_text(paths.submission_record, json.dumps(record, indent=2) + "\n")
 
 
 def _read_coverage(paths: RunPaths) -> Coverage | None:

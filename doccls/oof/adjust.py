@@ -38,11 +38,10 @@ def adjust(probs_NC: np.ndarray, adjustment: Adjustment | None) -> tuple[np.ndar
     return calibrated_NC, choose_classes(calibrated_NC, adjustment.thresholds.offsets)
 
 
-def read_adjustment(paths: RunPaths, fingerprint: str, num_folds: int) -> tuple[Adjustment | None, tuple[str, ...]]:
-    """Learn from the predictions of all folds that have any; also return what is wrong with files that can't be used.
-
-    None if there are no predictions. With those of all folds, the figures are those of summary.json.
-    """
+def read_own_predictions(
+    paths: RunPaths, fingerprint: str, num_folds: int
+) -> tuple[list[FoldPredictions], tuple[str, ...]]:
+    """Read the predictions of all folds that have any; also return what is wrong with files that can't be used."""
     fold_predictions, problems = [], []
     for fold in range(num_folds):
         path = paths.predictions(fold)
@@ -57,11 +56,14 @@ def read_adjustment(paths: RunPaths, fingerprint: str, num_folds: int) -> tuple[
             fold_predictions.append(predictions)
         else:
             problems.append(f"{path}: predictions of another run or fold than the checkpoints")
-    return learn_adjustment(fold_predictions), tuple(problems)
+    return fold_predictions, tuple(problems)
 
 
 def learn_adjustment(fold_predictions: Sequence[FoldPredictions]) -> Adjustment | None:
-    """Learn from the fold predictions of one run, of some folds or all; None if they have no usable row; pure."""
+    """Learn from the fold predictions of one run, of some folds or all; None if they have no usable row; pure.
+
+    With those of all folds, the figures are those of summary.json.
+    """
     rows = _gather_rows(fold_predictions) if fold_predictions else None
     if rows is None or not len(rows.targets_N):
         return None

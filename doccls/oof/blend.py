@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 
 from doccls.oof.bootstrap import bootstrap_gap, bootstrap_macro_f1
+from doccls.oof.metrics import count_macro_f1
 
 CandidateName = Literal["single", "equal", "selection"]
 ROUNDS = 25  # of the greedy selection; more would only refine the weights beyond what OOF scores can tell apart
@@ -115,10 +116,10 @@ def _score_candidates(
     targets_N: np.ndarray, predictions: dict[CandidateName, np.ndarray], num_classes: int, unit_N: np.ndarray | None
 ) -> dict[CandidateName, CandidateScore]:
     equal_N = predictions["equal"]
-    equal_score = _score_predictions(targets_N, equal_N, num_classes)
+    equal_score = count_macro_f1(targets_N, equal_N, num_classes)
     scores = {}
     for name, own_N in predictions.items():
-        score = _score_predictions(targets_N, own_N, num_classes)
+        score = count_macro_f1(targets_N, own_N, num_classes)
         interval = bootstrap_macro_f1(targets_N, own_N, num_classes, unit_N)
         is_equal = np.array_equal(own_N, equal_N)
         gain = (0.0, 0.0) if is_equal else bootstrap_gap(targets_N, own_N, equal_N, num_classes, unit_N)
@@ -199,19 +200,10 @@ def _find_best_addition(
     for probs_NC in probs_RNC:
         sums_NC = total_NC + probs_NC
         of_target_N = np.take_along_axis(sums_NC, target_N, axis=1)[:, 0] / size
-        score = _score_predictions(targets_N, sums_NC.argmax(axis=1), num_classes)
+        score = count_macro_f1(targets_N, sums_NC.argmax(axis=1), num_classes)
         ratings.append((score, float(np.log(np.maximum(of_target_N, _TINIEST)).mean())))
     best = max(range(len(ratings)), key=ratings.__getitem__)
     return best, ratings[best]
-
-
-def _score_predictions(targets_N: np.ndarray, predictions_N: np.ndarray, num_classes: int) -> float:
-    """Return macro-F1 as `doccls.oof.metrics.macro_f1` does, from counts: it is computed thousands of times."""
-    confusion_CC = np.bincount(targets_N * num_classes + predictions_N, minlength=num_classes**2)
-    confusion_CC = confusion_CC.reshape(num_classes, num_classes)
-    occurrences_C = confusion_CC.sum(axis=0) + confusion_CC.sum(axis=1)
-    present_C = occurrences_C > 0
-    return float(np.mean(2 * confusion_CC.diagonal()[present_C] / occurrences_C[present_C]))
 
 
 _CHOICES: dict[CandidateName, Callable[[np.ndarray, np.ndarray], tuple[float, ...]]] = {

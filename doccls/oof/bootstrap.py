@@ -36,6 +36,7 @@ def bootstrap_gap(
     others_N: np.ndarray,
     num_classes: int,
     unit_N: np.ndarray | None = None,
+    level: float = LEVEL,
 ) -> tuple[float, float]:
     """Return the bootstrap percentile interval of the macro-F1 of `predictions_N` minus that of `others_N`.
 
@@ -43,7 +44,7 @@ def bootstrap_gap(
     than those of the two scores suggest. Units as in `bootstrap_macro_f1`.
     """
     scores, other_scores = _resample(targets_N, [predictions_N, others_N], num_classes, unit_N)
-    return _find_interval(scores - other_scores)
+    return _find_interval(scores - other_scores, level)
 
 
 def _resample(
@@ -80,6 +81,6 @@ def _score_cells(true_K: np.ndarray, predicted_K: np.ndarray, rows_K: np.ndarray
     return float(np.mean(2 * hits[present] / (in_target + in_prediction)[present]))
 
 
-def _find_interval(scores: np.ndarray) -> tuple[float, float]:
-    low, high = np.quantile(scores, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+def _find_interval(scores: np.ndarray, level: float = LEVEL) -> tuple[float, float]:
+    low, high = np.quantile(scores, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)

@@ -148,6 +148,15 @@ class RunPaths:
         """Return the fold predictions of all finished folds, sorted by name."""
         return list_matching(self.predictions_dir, rf"{_FOLD}\.safetensors")
 
+    def views(self, fold: int) -> Path:
+        """Return the OOF logits of the fold in several views; `doccls predict --views auto` writes them."""
+        return self.root / "oof" / "views" / f"fold{fold}.safetensors"
+
+    @property
+    def views_record(self) -> Path:
+        """The views that `doccls predict --views auto` chose, and the figures that decided."""
+        return self.root / "views.json"
+
     @property
     def oof_logits(self) -> Path:
         """(n_samples, n_classes) float32, row i = row i of train.csv."""

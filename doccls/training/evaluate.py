@@ -8,8 +8,10 @@ from accelerate import Accelerator
 from torch import nn
 
 from doccls.data.dataset import Batch
+from doccls.data.views import IDENTITY, View
 from doccls.system.signals import check_stop
 from doccls.training.distributed import encode_stop, raise_stop
+from doccls.training.views import apply_view
 
 
 class Normalizer:
@@ -33,13 +35,16 @@ def predict_logits(
     normalize: Normalizer,
     num_classes: int,
     accelerator: Accelerator,
+    views: Sequence[View] = (IDENTITY,),
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return each model's logits of every sample in all ranks' `batches`, on every rank. All ranks must call.
 
     `models` are bare modules: DDP's forward may run collectives, and ranks may have different numbers of batches.
+    Each batch is loaded once and passes the models in every view, one view at a time.
 
     Returns:
-        (indices (n,) int64 ascending, logits (models, n, num_classes) float32 in that order).
+        (indices (n,) int64 ascending, logits (views * models, n, num_classes) float32 in that order): all models in
+        the first view, then all in the second, ...
 
     Raises:
         Interrupted: a signal asked for a stop; with several ranks, all raise it when they exchange their logits.
@@ -53,15 +58,19 @@ def predict_logits(
     for batch in batches:
         if accelerator.num_processes == 1:
             check_stop()
-        images = normalize(batch.images_NHWC.to(accelerator.device, non_blocking=True))
-        with accelerator.autocast():
-            outputs = [model(images) for model in models]
+        pages = batch.images_NHWC.to(accelerator.device, non_blocking=True)
+        outputs = []
+        for view in views:
+            images = normalize(apply_view(pages, view))
+            with accelerator.autocast():
+                outputs += [model(images) for model in models]
         indices.append(batch.indices_N)  # on the CPU until the exchange, so that no batch waits for the device
         logits.append(torch.cat([output.float() for output in outputs], dim=1))
     own_indices = torch.cat([torch.empty(0, dtype=torch.int64), *indices])
-    own_logits = torch.cat([torch.empty(0, len(models) * num_classes, device=accelerator.device), *logits])
+    count = len(views) * len(models)
+    own_logits = torch.cat([torch.empty(0, count * num_classes, device=accelerator.device), *logits])
     rows, columns = _exchange(own_indices, own_logits, accelerator)
-    return rows, np.ascontiguousarray(columns.reshape(len(rows), len(models), num_classes).swapaxes(0, 1))
+    return rows, np.ascontiguousarray(columns.reshape(len(rows), count, num_classes).swapaxes(0, 1))
 
 
 def _exchange(

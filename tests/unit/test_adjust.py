@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy.special import softmax
 
-from doccls.oof.adjust import Adjustment, adjust, learn_adjustment, read_adjustment
+from doccls.oof.adjust import Adjustment, adjust, learn_adjustment, read_own_predictions
 from doccls.oof.calibrate import OofRows, cross_fit, fit_temperature
 from doccls.oof.merge import load_merged
 from doccls.oof.predictions import FoldPredictions, PredictionsInfo, write_predictions
@@ -40,6 +40,11 @@ def make_predictions(fold: int, damaged: bool = False, **changes: Any) -> FoldPr
     )
     predictions.logits_NC[np.isin(rows, predictions.info.skipped)] = np.nan
     return predictions
+
+
+def read_adjustment(paths: RunPaths, fingerprint: str, num_folds: int) -> tuple[Adjustment | None, tuple[str, ...]]:
+    fold_predictions, problems = read_own_predictions(paths, fingerprint, num_folds)
+    return learn_adjustment(fold_predictions), problems
 
 
 @pytest.fixture

@@ -197,15 +197,6 @@ def test_probability_of_zero_is_no_infinite_loss() -> None:
         assert sum(select_greedily(targets, probs)) == 1
 
 
-def test_score_from_counts_is_macro_f1_even_with_absent_classes() -> None:
-    rng = np.random.default_rng(0)
-    for _ in range(20):
-        targets, logits = rng.integers(0, 4, 12), rng.normal(size=(12, 6))
-        assert blend_module._score_predictions(targets, logits.argmax(axis=1), 6) == pytest.approx(
-            macro_f1(targets, logits), rel=1e-12
-        )
-
-
 def test_rows_of_a_single_fold_are_split() -> None:
     targets, _, probs = draw_runs((0.8, 1.2))
     result = compare(targets, np.zeros(len(targets), dtype=np.int64), probs)

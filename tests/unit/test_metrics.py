@@ -9,7 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import f1_score
 
-from doccls.oof.metrics import cross_entropy, macro_f1, probabilities, selection_f1
+from doccls.oof.metrics import (
+    count_macro_f1,
+    cross_entropy,
+    macro_f1,
+    mean_probabilities,
+    probabilities,
+    selection_f1,
+)
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=40))
@@ -58,3 +65,17 @@ def test_probabilities_sum_to_one_in_float64() -> None:
     probs = probabilities(np.random.default_rng(1).normal(0, 3, (20, 7)).astype(np.float32))
     assert probs.dtype == np.float64
     np.testing.assert_allclose(probs.sum(axis=1), 1.0, rtol=1e-12)
+
+
+def test_score_from_counts_is_macro_f1_even_with_absent_classes() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        targets, logits = rng.integers(0, 4, 12), rng.normal(size=(12, 6))
+        assert count_macro_f1(targets, logits.argmax(axis=1), 6) == pytest.approx(macro_f1(targets, logits), rel=1e-12)
+
+
+def test_mean_over_views_is_of_probabilities_not_of_logits() -> None:
+    logits = np.array([[[0.0, 2.0], [1.0, 1.0]], [[5.0, 0.0], [-3.0, 0.0]]], dtype=np.float32)
+    expected = (np.exp(logits) / np.exp(logits).sum(axis=2, keepdims=True)).mean(axis=0)
+    np.testing.assert_allclose(mean_probabilities(logits), expected, rtol=1e-6)
+    assert np.array_equal(mean_probabilities(logits[:1]), probabilities(logits[0]))

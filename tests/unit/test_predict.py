@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from PIL import Image
 
 from doccls.config import Config
 from doccls.data.table import read_table
 from doccls.errors import UserError
 from doccls.model.build import build_model
-from doccls.oof.adjust import read_adjustment
+from doccls.oof.adjust import learn_adjustment, read_own_predictions
 from doccls.oof.merge import load_merged
 from doccls.oof.metrics import probabilities
 from doccls.oof.predictions import FoldPredictions, PredictionsInfo, read_predictions, write_predictions
@@ -232,7 +233,7 @@ def test_temperature_comes_from_the_folds_that_are_finished(run: RunPaths, capsy
     assert len(logits) == 100
     assert run_predict(str(run.root)) == 0
     out = capsys.readouterr().out
-    adjustment = read_adjustment(run, "fingerprint", 2)[0]
+    adjustment = learn_adjustment(read_own_predictions(run, "fingerprint", 2)[0])
     assert adjustment is not None and f"[PREDICT] temperature={adjustment.temperature:.3f} " in out
     assert "clean pages, folds 1 of 2)" in out and "[WARNING] fold 0 is not finished" in out
 
@@ -270,6 +271,86 @@ def test_thresholds_choose_labels_but_not_those_of_missing_pages(
     expected[1] = "2"  # the most frequent class
     assert read_table(run.submission, "x", ["target"]).cells["target"] == expected
     assert expected != [CLASSES[best] for best in probs.argmax(axis=1)]
+
+
+# --- views -----------------------------------------------------------------------------------------------------------
+
+
+def draw_test_pages(folder: Path) -> None:
+    """Replace the test pages by noise, whose views look different to a network."""
+    for number, path in enumerate(sorted(folder.iterdir())):
+        pixels = np.random.default_rng(number).integers(0, 256, (8, 8, 3), dtype=np.uint8).repeat(4, 0).repeat(4, 1)
+        Image.fromarray(pixels).save(path, quality=95)
+
+
+def test_views_are_averaged_as_probabilities_within_each_fold(
+    run: RunPaths, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    draw_test_pages(tmp_path / "test")
+    write_oof(run)
+    alone = []
+    for view in ("id", "rot90", "hflip+scale0.9"):
+        assert run_predict(str(run.root), "--views", view) == 0
+        alone.append(np.load(run.test_probabilities).astype(float))
+    assert np.abs(alone[0] - alone[1]).max() > 1e-3 and np.abs(alone[0] - alone[2]).max() > 1e-3
+    for fold in range(2):
+        run.predictions(fold).unlink()  # the views have no OOF predictions, so only `id` was calibrated
+    assert run_predict(str(run.root)) == 0
+    alone[0] = np.load(run.test_probabilities).astype(float)
+    capsys.readouterr()
+    assert run_predict(str(run.root), "--views", "id, rot90,hflip+scale0.9") == 0
+    np.testing.assert_allclose(np.load(run.test_probabilities), np.mean(alone, axis=0), atol=1e-6)
+    assert "[PREDICT] mean over 3 views: id,rot90,hflip+scale0.9" in capsys.readouterr().out
+    record = json.loads(run.submission_record.read_text())
+    assert record["views"] == ["id", "rot90", "hflip+scale0.9"] and record["folds"] == [0, 1]
+
+
+def test_view_is_that_of_the_turned_files(run: RunPaths, tmp_path: Path) -> None:
+    draw_test_pages(tmp_path / "test")
+    for path in (tmp_path / "test").iterdir():
+        Image.open(path).save(path.with_suffix(".png"))
+        path.unlink()
+    (tmp_path / "sample.csv").write_text("ID,target\nz.png,0\n007,0\nNA,0\nb,0\n")
+    assert run_predict(str(run.root), "--views", "rot90") == 0
+    seen = np.load(run.test_probabilities)
+    for path in (tmp_path / "test").iterdir():
+        Image.open(path).transpose(Image.Transpose.ROTATE_90).save(path)
+    assert run_predict(str(run.root)) == 0
+    np.testing.assert_allclose(np.load(run.test_probabilities), seen, atol=1e-6)
+
+
+def test_views_none_and_id_give_the_bytes_of_no_option(run: RunPaths, capsys: pytest.CaptureFixture[str]) -> None:
+    write_oof(run)
+    files = (run.submission, run.test_probabilities, run.submission_record)
+    assert run_predict(str(run.root)) == 0
+    plain, out = [path.read_bytes() for path in files], capsys.readouterr().out.split("[PREDICT] ")[1:]
+    assert "views" not in "".join(out).replace(str(run.root), "") and "views" not in json.loads(
+        run.submission_record.read_text()
+    )
+    for views in ("none", "id"):
+        assert run_predict(str(run.root), "--views", views) == 0
+        assert [path.read_bytes() for path in files] == plain
+        assert capsys.readouterr().out.split("[PREDICT] ")[1:] == out
+
+
+def test_views_without_oof_predictions_of_them_are_not_calibrated(
+    run: RunPaths, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_oof(run)
+    assert run_predict(str(run.root), "--views", "id,hflip") == 0
+    out = capsys.readouterr().out
+    assert "[WARNING] probabilities are not calibrated" in out and "temperature=" not in out
+
+
+def test_wrong_view_is_refused_before_anything_is_read(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--views: no view 'flip': allowed are auto, none"):
+        run_predict(str(tmp_path / "gone"), "--views", "id,flip")
+
+
+def test_views_of_a_blend_are_refused(run: RunPaths) -> None:
+    run.blend.write_text("{}")
+    with pytest.raises(UserError, match=r"--views id,hflip: .*v1-abc is a blend, and views are for single runs"):
+        run_predict(str(run.root), "--views", "id,hflip")
 
 
 # --- what is refused -------------------------------------------------------------------------------------------------

@@ -1,0 +1,164 @@
+"""One fold's out-of-fold logits in several views, `oof/views/fold{n}.safetensors`: computed once, then read."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.special import log_softmax, logsumexp
+
+from doccls.config.paths import is_file
+from doccls.oof.predictions import FoldPredictions
+from doccls.run.fingerprint import digest_file
+from doccls.run.paths import RunPaths
+from doccls.system.tensor_file import TensorFileError, read_tensor_file, write_tensor_file
+
+_FORMAT = "doccls-fold-views-1"
+
+
+@dataclass(frozen=True)
+class ViewsInfo:
+    """What the logits of a fold's views belong to."""
+
+    fingerprint: str  # of the run
+    fold: int
+    checkpoint: str  # SHA-256 of the file of the weights
+    views: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class FoldViews:
+    """The logits of the usable validation pages of a fold in each view, and of their damaged copies, if there are."""
+
+    info: ViewsInfo
+    indices_N: np.ndarray  # (n,) int64, ascending: rows of train.csv
+    logits_VNC: np.ndarray  # (views, n, classes) float32
+    damaged_logits_VNC: np.ndarray | None = None
+
+
+def write_views(path: Path, views: FoldViews) -> None:
+    """Write the logits atomically; equal logits give equal bytes."""
+    _check(views, f"views for {path}")
+    arrays = {"indices": views.indices_N, "logits": views.logits_VNC}
+    if views.damaged_logits_VNC is not None:
+        arrays["damaged_logits"] = views.damaged_logits_VNC
+    write_tensor_file(path, _FORMAT, asdict(views.info), arrays)
+
+
+def read_views(path: Path) -> FoldViews:
+    """Read and verify the logits.
+
+    Raises:
+        TensorFileError: the file is missing, truncated or of another format, or its content does not match its digest
+            or its metadata.
+    """
+    return read_tensor_file(path, _FORMAT, lambda description, arrays: _parse(description, arrays, str(path)))
+
+
+def describe_views(paths: RunPaths, predictions: FoldPredictions, views: tuple[str, ...]) -> ViewsInfo:
+    """Return the metadata of these views of the fold whose predictions these are.
+
+    Raises:
+        UserError: the fold's checkpoint can't be read.
+    """
+    info = predictions.info
+    return ViewsInfo(info.fingerprint, info.fold, digest_file(paths.best_checkpoint(info.fold)), views)
+
+
+def find_views(paths: RunPaths, predictions: FoldPredictions, views: tuple[str, ...]) -> FoldViews | None:
+    """Return the stored logits of these views, in that order, of the fold whose predictions these are.
+
+    None if they are not those of the fold's present checkpoint and pages, lack a view, are damaged, or don't exist.
+
+    Raises:
+        UserError: the fold's checkpoint can't be read.
+    """
+    if not is_file(paths.best_checkpoint(predictions.info.fold)):
+        return None
+    try:
+        stored = read_views(paths.views(predictions.info.fold))
+    except TensorFileError:
+        return None
+    wanted, damaged = describe_views(paths, predictions, views), stored.damaged_logits_VNC
+    if (
+        replace(stored.info, views=views) != wanted
+        or not set(views) <= set(stored.info.views)
+        or not np.array_equal(stored.indices_N, list_usable(predictions))
+        or (damaged is None) != (predictions.damaged_logits_NC is None)
+    ):
+        return None
+    places = [stored.info.views.index(view) for view in views]
+    return FoldViews(wanted, stored.indices_N, stored.logits_VNC[places], None if damaged is None else damaged[places])
+
+
+def list_usable(predictions: FoldPredictions) -> np.ndarray:
+    """Return the rows (n,) with a usable image, ascending."""
+    indices = predictions.indices_N
+    return indices[~np.isin(indices, predictions.info.skipped)]
+
+
+def average_stored(
+    paths: RunPaths, fold_predictions: Sequence[FoldPredictions], views: tuple[str, ...]
+) -> tuple[list[FoldPredictions], list[int]]:
+    """Return the predictions of the mean over these views, of the folds that have them stored, and the other folds.
+
+    Raises:
+        UserError: a fold's checkpoint can't be read.
+    """
+    averaged, lacking = [], []
+    for predictions in fold_predictions:
+        stored = find_views(paths, predictions, views)
+        if stored is None:
+            lacking.append(predictions.info.fold)
+        else:
+            averaged.append(average_views(predictions, stored))
+    return averaged, lacking
+
+
+def average_views(predictions: FoldPredictions, views: FoldViews) -> FoldPredictions:
+    """Return the fold predictions of the mean over all views: logits whose softmax is the mean of probabilities.
+
+    Rows without a usable image keep their logits, NaN.
+    """
+    rows_N = np.searchsorted(predictions.indices_N, views.indices_N)
+
+    def average(logits_NC: np.ndarray, views_VNC: np.ndarray) -> np.ndarray:
+        averaged_NC = logits_NC.copy()
+        averaged_NC[rows_N] = average_logits(views_VNC)
+        return averaged_NC
+
+    damaged = None
+    if predictions.damaged_logits_NC is not None:
+        assert views.damaged_logits_VNC is not None
+        damaged = average(predictions.damaged_logits_NC, views.damaged_logits_VNC)
+    return replace(predictions, logits_NC=average(predictions.logits_NC, views.logits_VNC), damaged_logits_NC=damaged)
+
+
+def average_logits(logits_VNC: np.ndarray) -> np.ndarray:
+    """Return the logarithm of the mean over views of the probabilities: (n, classes) float64, finite."""
+    logs_VNC = log_softmax(logits_VNC.astype(np.float64), axis=2)
+    mean_NC: np.ndarray = logsumexp(logs_VNC, axis=0) - np.log(len(logits_VNC))
+    return mean_NC
+
+
+def _parse(description: dict[str, Any], arrays: dict[str, np.ndarray], source: str) -> FoldViews:
+    description["views"] = tuple(description["views"])
+    views = FoldViews(ViewsInfo(**description), arrays["indices"], arrays["logits"], arrays.get("damaged_logits"))
+    _check(views, source)
+    return views
+
+
+def _check(views: FoldViews, source: str) -> None:
+    logits = [array for array in (views.logits_VNC, views.damaged_logits_VNC) if array is not None]
+    if (
+        views.indices_N.dtype.name != "int64"
+        or views.indices_N.ndim != 1
+        or np.any(np.diff(views.indices_N) <= 0)
+        or any(array.dtype.name != "float32" or array.ndim != 3 for array in logits)
+        or any(array.shape[:2] != (len(views.info.views), len(views.indices_N)) for array in logits)
+        or len({array.shape for array in logits}) > 1
+    ):
+        raise TensorFileError(f"{source}: arrays have the wrong dtype or shape, or rows are not ascending")
+    if not all(np.isfinite(array).all() for array in logits):
+        raise TensorFileError(f"{source}: logits are not finite")

@@ -1,0 +1,297 @@
+"""`doccls predict --views auto`: the OOF logits of all views are right, stored once, and computed anew if stale."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from doccls.config import Config
+from doccls.data.dataset import SampleKey, build_dataset
+from doccls.data.prepare import PreparedData, prepare_data
+from doccls.data.views import CANDIDATES
+from doccls.errors import UserError
+from doccls.model.build import build_model
+from doccls.oof.adjust import learn_adjustment
+from doccls.oof.calibrate import temper
+from doccls.oof.metrics import probabilities
+from doccls.oof.predictions import FoldPredictions, PredictionsInfo, read_predictions, write_predictions
+from doccls.oof.view_logits import average_stored, read_views, write_views
+from doccls.predict import add_arguments, predict
+from doccls.run.fingerprint import derive_fingerprint
+from doccls.run.paths import RunPaths
+from doccls.training import oof_views
+from doccls.training.checkpoint import BestWeights, read_best, write_best
+
+MakeConfig = Callable[..., Config]
+MakeData = Callable[..., Path]
+NAMES = tuple(view.name for view in CANDIDATES)
+COUNT, CLASSES = 12, ("a", "b", "c")
+TURNS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "id": lambda page: page,
+    "rot90": np.rot90,
+    "rot180": lambda page: np.rot90(page, 2),
+    "rot270": lambda page: np.rot90(page, 3),
+    "hflip": np.fliplr,
+    "vflip": np.flipud,
+    "transpose": lambda page: page.transpose(1, 0, 2),
+    "transverse": lambda page: np.rot90(page, 2).transpose(1, 0, 2),
+}
+
+
+@pytest.fixture
+def config(make_data: MakeData, make_config: MakeConfig, tmp_path: Path) -> Config:
+    make_data([f"t{number}" for number in range(3)], ["a"] * 3, table="sample.csv", folder="test")
+    make_data([f"i{number}" for number in range(COUNT)], [CLASSES[number % 3] for number in range(COUNT)])
+    rng = np.random.default_rng(0)
+    for path in sorted((tmp_path / "train").iterdir()) + sorted((tmp_path / "test").iterdir()):
+        pixels = rng.integers(0, 256, (8, 6, 3), dtype=np.uint8).repeat(4, 0).repeat(4, 1)
+        Image.fromarray(pixels).save(path, quality=95)
+    return make_config(
+        data={"sample_csv": "sample.csv", "image_dir_test": "test", "folds": 2, "num_workers": 0},
+        model={"name": "test_resnet", "pretrained": False},
+        train={"img_size": 32, "batch_size": 4, "amp": False, "cpu_threads": 1},
+        valid={"damage": "light"},
+    )
+
+
+@pytest.fixture
+def data(config: Config) -> PreparedData:
+    return prepare_data(config)
+
+
+def predict_page(best: BestWeights, config: Config, page: np.ndarray) -> np.ndarray:
+    """Return the logits (classes,) of one page (size, size, 3) uint8."""
+    model = build_model(config.model, 3, 32).eval()
+    model.load_state_dict(best.state_dict)
+    pixels = torch.from_numpy(((page / 255 - 0.5) / 0.25).astype(np.float32)).permute(2, 0, 1)[None]
+    with torch.no_grad():
+        logits: np.ndarray = model(pixels)[0].numpy()
+    return logits
+
+
+def write_checkpoint(run: RunPaths, config: Config, data: PreparedData, fold: int, seed: int) -> BestWeights:
+    torch.manual_seed(seed)
+    model = build_model(config.model, 3, 32)
+    fingerprint = derive_fingerprint(config, data.digest, data.assignment.digest(), None)
+    best = BestWeights(
+        {name: value.clone() for name, value in model.state_dict().items()},
+        fingerprint, fold, 1, 0.5, "raw", CLASSES, (0.5,) * 3, (0.25,) * 3, "no",
+        config.model_dump(mode="json", exclude={"provenance"}),
+    )  # fmt: skip
+    write_best(run.best_checkpoint(fold), best)
+    return best
+
+
+def compute_logits(config: Config, data: PreparedData, best: BestWeights, view: str, is_damaged: bool) -> np.ndarray:
+    """Return the logits (n, classes) of a fold's pages, or of their damaged copies, in a view, page by page."""
+    dataset = build_dataset(config, data.manifest)
+    pages = [dataset[SampleKey(row, None, is_damaged)][0] for row in data.list_valid(best.fold).tolist()]
+    return np.stack([predict_page(best, config, TURNS[view](page)) for page in pages])
+
+
+@pytest.fixture
+def run(config: Config, data: PreparedData, tmp_path: Path) -> RunPaths:
+    """Return a run of two finished folds, as training leaves it."""
+    paths = RunPaths(tmp_path / "runs" / "20260101" / "v1-abc")
+    for fold in range(2):
+        best = write_checkpoint(paths, config, data, fold, seed=fold)
+        rows = data.list_valid(fold)
+        info = PredictionsInfo(
+            best.fingerprint, fold, 2, COUNT, CLASSES, tuple(data.manifest.ids[row] for row in rows), (), 1, 0.5,
+            damage="light", macro_f1_damaged=0.5, selected_by="damaged",
+        )  # fmt: skip
+        logits, damaged = (compute_logits(config, data, best, "id", is_damaged) for is_damaged in (False, True))
+        predictions = FoldPredictions(info, rows, logits, data.manifest.targets_N[rows], damaged)
+        write_predictions(paths.predictions(fold), predictions)
+    return paths
+
+
+def run_predict(run: RunPaths, *args: str) -> None:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    assert predict(parser.parse_args([str(run.root), *args])) == 0
+
+
+def plant_gain(run: RunPaths) -> None:
+    """Replace the stored logits by ones with which hflip is right and the page itself, mostly, is not."""
+    for fold in range(2):
+        stored, predictions = read_views(run.views(fold)), read_predictions(run.predictions(fold))
+        right = 6 * np.eye(3, dtype=np.float32)[predictions.targets_N]
+        noise = np.random.default_rng(fold).normal(0, 1, (len(NAMES), *right.shape)).astype(np.float32)
+        noise[NAMES.index("hflip")] += right
+        write_views(run.views(fold), dataclasses.replace(stored, logits_VNC=noise, damaged_logits_VNC=noise + 0.1))
+
+
+# --- the logits ------------------------------------------------------------------------------------------------------
+
+
+def test_logits_of_each_view_are_stored_for_pages_and_copies(
+    config: Config, data: PreparedData, run: RunPaths, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_predict(run, "--views", "auto", "--on-bad-image", "skip")
+    for fold in range(2):
+        stored, best = read_views(run.views(fold)), read_best(run.best_checkpoint(fold))
+        assert stored.info.views == NAMES and np.array_equal(stored.indices_N, data.list_valid(fold))
+        assert stored.damaged_logits_VNC is not None
+        for view in TURNS:
+            for logits, is_damaged in ((stored.logits_VNC, False), (stored.damaged_logits_VNC, True)):
+                expected = compute_logits(config, data, best, view, is_damaged)
+                np.testing.assert_allclose(logits[NAMES.index(view)], expected, atol=1e-4)
+    lines = capsys.readouterr().out.splitlines()
+    assert not [line for line in lines if line.startswith("[WARNING]")]
+    assert any(line.startswith("[PREDICT] views by the damaged OOF predictions of folds 0, 1: ") for line in lines)
+    assert sum(line.startswith("[PREDICT] view ") for line in lines) == len(NAMES) - 1
+    assert json.loads(run.views_record.read_text())["decided_by"] == "damaged"
+
+
+def test_clean_pages_decide_without_damaged_copies(
+    config: Config, run: RunPaths, make_config: MakeConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clean = config.model_copy(update={"valid": type(config.valid)()})
+    data = prepare_data(clean)
+    for fold in range(2):
+        best = write_checkpoint(run, clean, data, fold, seed=fold)
+        predictions = read_predictions(run.predictions(fold))
+        info = dataclasses.replace(
+            predictions.info, fingerprint=best.fingerprint, damage="none", macro_f1_damaged=None, selected_by="clean"
+        )
+        write_predictions(run.predictions(fold), dataclasses.replace(predictions, info=info, damaged_logits_NC=None))
+    run_predict(run, "--views", "auto")
+    assert "views by the clean OOF predictions" in capsys.readouterr().out
+    assert read_views(run.views(0)).damaged_logits_VNC is None
+
+
+def test_stored_logits_are_read_without_the_training_data(run: RunPaths, tmp_path: Path) -> None:
+    run_predict(run, "--views", "auto")
+    before = {path: path.stat() for path in (run.views(0), run.views(1))}
+    files = [path.read_bytes() for path in (run.submission, run.test_probabilities, run.views_record)]
+    (tmp_path / "train.csv").unlink()
+    run_predict(run, "--views", "auto")
+    assert {path: path.stat() for path in before} == before
+    assert [path.read_bytes() for path in (run.submission, run.test_probabilities, run.views_record)] == files
+
+
+def test_only_stale_and_damaged_files_are_computed_anew(
+    config: Config, data: PreparedData, run: RunPaths, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_predict(run, "--views", "auto")
+    files, kept = [run.views(fold).read_bytes() for fold in range(2)], run.views(0).stat()
+    capsys.readouterr()
+    best = write_checkpoint(run, config, data, 1, seed=7)
+    run_predict(run, "--views", "auto")
+    assert run.views(0).stat() == kept and run.views(1).read_bytes() != files[1]
+    expected = compute_logits(config, data, best, "hflip", False)
+    np.testing.assert_allclose(read_views(run.views(1)).logits_VNC[NAMES.index("hflip")], expected, atol=1e-4)
+    # The fold's validation was of other weights:
+    assert "[WARNING] fold 1: its probabilities differ from those of its validation by 0." in capsys.readouterr().out
+    run.views(0).write_bytes(files[0][:-9])
+    run_predict(run, "--views", "auto")
+    assert run.views(0).read_bytes() == files[0]
+
+
+def test_changed_and_missing_training_data_is_refused(run: RunPaths, tmp_path: Path) -> None:
+    page = tmp_path / "train" / "i3.jpg"
+    kept = page.read_bytes()
+    Image.new("RGB", (24, 32), "red").save(page)
+    with pytest.raises(
+        UserError, match=r"training data, folds or initial weights of run v1-abc have changed .*Restore"
+    ):
+        run_predict(run, "--views", "auto")
+    page.write_bytes(kept)
+    (tmp_path / "train.csv").rename(tmp_path / "gone.csv")
+    with pytest.raises(UserError, match=r"(?s)data.train_csv: .*--views auto needs the training data once"):
+        run_predict(run, "--views", "auto")
+    assert not run.views(0).exists() and not run.submission.exists()
+
+
+def test_non_finite_logits_of_a_view_are_refused(run: RunPaths, monkeypatch: pytest.MonkeyPatch) -> None:
+    from doccls.training.prediction import predict_views as real
+
+    def overflow(*args: object) -> tuple[np.ndarray, np.ndarray]:
+        indices, logits = real(*args)  # type: ignore[arg-type]
+        logits[NAMES.index("scale1.1"), 0, 0] = np.inf
+        return indices, logits
+
+    monkeypatch.setattr(oof_views, "predict_views", overflow)
+    with pytest.raises(UserError, match=r"fold 0: .*non-finite logits in view scale1.1"):
+        run_predict(run, "--views", "auto")
+
+
+# --- the choice ------------------------------------------------------------------------------------------------------
+
+
+def test_chosen_views_predict_and_their_oof_logits_calibrate(run: RunPaths, capsys: pytest.CaptureFixture[str]) -> None:
+    run_predict(run, "--views", "auto")
+    plant_gain(run)
+    alone = []
+    for fold in range(2):  # not calibrated, since without predictions
+        run.predictions(fold).rename(run.root / f"{fold}")
+    for view in ("id", "hflip"):
+        run_predict(run, "--views", view)
+        alone.append(np.load(run.test_probabilities).astype(float))
+    for fold in range(2):
+        (run.root / f"{fold}").rename(run.predictions(fold))
+    capsys.readouterr()
+    run_predict(run, "--views", "auto")
+    out = capsys.readouterr().out
+    choice = json.loads(run.views_record.read_text())
+    assert choice["views"] == ["id", "hflip"] and choice["gain_low"] > 0
+    assert "[PREDICT] mean over 2 views: id,hflip" in out
+    assert json.loads(run.submission_record.read_text())["views"] == ["id", "hflip"]
+    predictions = [read_predictions(run.predictions(fold)) for fold in range(2)]
+    averaged, lacking = average_stored(run, predictions, ("id", "hflip"))
+    adjustment, plain = learn_adjustment(averaged), learn_adjustment(predictions)
+    assert not lacking and adjustment is not None and plain is not None
+    assert adjustment.temperature != pytest.approx(plain.temperature, rel=0.01)
+    for each, views in ((predictions[fold], read_views(run.views(fold))) for fold in range(2)):
+        assert views.damaged_logits_VNC is not None
+        expected = np.mean([probabilities(views.damaged_logits_VNC[NAMES.index(name)]) for name in ("id", "hflip")], 0)
+        own = averaged[each.info.fold].damaged_logits_NC
+        assert own is not None
+        np.testing.assert_allclose(probabilities(own), expected, rtol=1e-5)
+    assert f"[PREDICT] temperature={adjustment.temperature:.3f} " in out
+    expected = temper(np.mean(alone, axis=0), adjustment.temperature)
+    np.testing.assert_allclose(np.load(run.test_probabilities), expected, rtol=1e-4)
+    files = [path.read_bytes() for path in (run.submission, run.test_probabilities, run.submission_record)]
+    run_predict(run, "--views", "id,hflip")
+    assert [path.read_bytes() for path in (run.submission, run.test_probabilities, run.submission_record)] == files
+
+
+def test_list_of_other_views_is_not_calibrated_fold_by_fold(run: RunPaths, capsys: pytest.CaptureFixture[str]) -> None:
+    run_predict(run, "--views", "auto")
+    run.views(1).unlink()
+    capsys.readouterr()
+    run_predict(run, "--views", "rot90,id")
+    out = capsys.readouterr().out
+    assert "[WARNING] not used for calibration: fold 1 has no OOF logits of these views" in out
+    assert "folds 0 of 2)" in out
+    run_predict(run, "--views", "scale0.7,id")
+    out = capsys.readouterr().out
+    assert out.count("not used for calibration: fold ") == 2 and "probabilities are not calibrated" in out
+
+
+def test_without_real_gain_the_files_are_those_of_no_views(run: RunPaths, capsys: pytest.CaptureFixture[str]) -> None:
+    run_predict(run)
+    files = [path.read_bytes() for path in (run.submission, run.test_probabilities, run.submission_record)]
+    run_predict(run, "--views", "auto")
+    assert json.loads(run.views_record.read_text())["views"] == ["id"]
+    assert [path.read_bytes() for path in (run.submission, run.test_probabilities, run.submission_record)] == files
+    assert "mean over" not in capsys.readouterr().out
+
+
+def test_run_without_finished_fold_is_predicted_without_views(
+    run: RunPaths, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for fold in range(2):
+        run.predictions(fold).unlink()
+    run_predict(run, "--views", "auto")
+    assert "[WARNING] --views auto: no finished fold has predictions to choose by" in capsys.readouterr().out
+    assert not run.views_record.exists() and run.submission.exists()

@@ -1,0 +1,224 @@
+"""The choice of views: no gain where there is none, a real one found, and scores that no own row has chosen."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+
+from doccls.oof import bootstrap
+from doccls.oof import views as views_module
+from doccls.oof.metrics import macro_f1, probabilities
+from doccls.oof.predictions import FoldPredictions, PredictionsInfo
+from doccls.oof.view_logits import FoldViews, ViewsInfo
+from doccls.oof.views import ViewRows, choose_views, describe_choice, gather_rows, render_choice, select_views
+
+NAMES = ("id", "rot90", "rot180", "hflip", "vflip", "scale0.9", "scale1.1")
+CLASSES = 4
+
+
+@pytest.fixture
+def fewer_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Resample 200 times: enough for an interval, in a fifth of the time."""
+    monkeypatch.setattr(bootstrap, "RESAMPLES", 200)
+
+
+def draw_equal_views(seed: int, count: int = 300, folds: int = 3) -> ViewRows:
+    """Draw views of equal skill, alone or averaged: every view knows two thirds of the rows, and no view the others."""
+    rng = np.random.default_rng(seed)
+    targets = rng.integers(0, CLASSES, count)
+    logits = rng.normal(0, 1, (len(NAMES), count, CLASSES))
+    is_easy = rng.random(count) < 2 / 3
+    logits[:, is_easy] += 9 * np.eye(CLASSES)[targets[is_easy]]
+    return make_rows(logits, targets, folds)
+
+
+def draw_helpful_views(seed: int, count: int = 400, folds: int = 3) -> ViewRows:
+    """Draw views of which rot180 and scale0.9 have evidence of their own, like the page itself; others have none."""
+    rng = np.random.default_rng(seed)
+    targets = rng.integers(0, CLASSES, count)
+    logits = rng.normal(0, 1, (len(NAMES), count, CLASSES))
+    logits[[0, 2, 5]] += np.eye(CLASSES)[targets]
+    return make_rows(logits, targets, folds)
+
+
+def make_rows(logits_VNC: np.ndarray, targets: np.ndarray, folds: int) -> ViewRows:
+    return ViewRows(NAMES[: len(logits_VNC)], probabilities_of(logits_VNC), targets, np.arange(len(targets)) % folds)
+
+
+def probabilities_of(logits_VNC: np.ndarray) -> np.ndarray:
+    return np.stack([probabilities(logits) for logits in logits_VNC])
+
+
+def find_false_gains(draws: int) -> list[int]:
+    """Return the draws in which more than the page itself is used; every seventh has a single fold."""
+    return [
+        seed
+        for seed in range(draws)
+        if choose_views(draw_equal_views(seed, folds=3 if seed % 7 else 1), "clean").views != ("id",)
+    ]
+
+
+def leak(part_N: np.ndarray, part: int) -> np.ndarray:
+    """Return all rows, those of the part as well."""
+    return np.arange(len(part_N))
+
+
+# --- false and real gains --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("fewer_resamples")
+def test_false_gains_are_rare() -> None:
+    assert len(find_false_gains(200)) <= 10
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("fewer_resamples")
+def test_views_chosen_on_the_rows_that_score_them_would_give_false_gains(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(views_module, "_list_other_rows", leak)
+    assert len(find_false_gains(200)) > 20, "the test above must be able to fail"
+
+
+@pytest.mark.usefixtures("fewer_resamples")
+@pytest.mark.parametrize("folds", [1, 3])
+def test_real_gain_is_found(folds: int) -> None:
+    choice = choose_views(draw_helpful_views(0, folds=folds), "damaged")
+    assert set(choice.views) == {"id", "rot180", "scale0.9"} and choice.views == choice.selected
+    assert choice.gain_low > 0 and choice.gain > 0.05 and len(choice.part_views) == (5 if folds == 1 else 3)
+    assert choice.decided_by == "damaged" and choice.folds == tuple(range(folds))
+
+
+@pytest.mark.usefixtures("fewer_resamples")
+def test_gain_within_its_interval_is_not_used() -> None:
+    """As many views as above help, but too few rows show it."""
+    choice = choose_views(draw_helpful_views(3, 36), "clean")
+    assert choice.gain_low <= 0 < choice.gain < choice.gain_high
+    assert choice.selected != ("id",) and choice.views == ("id",)
+
+
+# --- the figures -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("fewer_resamples")
+def test_figures_are_those_of_labels_that_other_folds_chose() -> None:
+    rows = draw_helpful_views(1, 150)
+    choice = choose_views(rows, "clean")
+    labels = np.empty(150, dtype=np.int64)
+    for fold, names in enumerate(choice.part_views):
+        own = np.arange(150) % 3 == fold
+        places = select_views(rows.targets_N[~own], rows.probs_VNC[:, ~own])
+        assert names == tuple(NAMES[place] for place in places)
+        labels[own] = rows.probs_VNC[list(places)].mean(axis=0)[own].argmax(axis=1)
+    plain = rows.probs_VNC[0].argmax(axis=1)
+    own_f1, plain_f1 = (macro_f1(rows.targets_N, np.eye(CLASSES)[each]) for each in (labels, plain))
+    assert choice.macro_f1 == pytest.approx(plain_f1) and choice.gain == pytest.approx(own_f1 - plain_f1)
+    low, high = bootstrap.bootstrap_gap(rows.targets_N, labels, plain, CLASSES, level=0.99)
+    assert (choice.gain_low, choice.gain_high) == (low, high)
+    for score, probs in zip(choice.scores, rows.probs_VNC, strict=True):
+        assert score.macro_f1 == pytest.approx(macro_f1(rows.targets_N, probs))
+        both = macro_f1(rows.targets_N, rows.probs_VNC[0] + probs)
+        assert score.gain == pytest.approx(both - plain_f1)
+    assert choice.scores[0].view == "id" and choice.scores[0].gain == 0
+
+
+def test_smallest_set_close_to_the_best_is_selected() -> None:
+    """A copy of the page gains nothing, and a copy of the helpful view nothing more."""
+    rng = np.random.default_rng(0)
+    targets = rng.integers(0, CLASSES, 400)
+    page, other = rng.normal(0, 1, (2, 400, CLASSES)) + np.eye(CLASSES)[targets]
+    probs = probabilities_of(np.stack([page, page, other, other]))
+    assert select_views(targets, probs) == (0, 2)
+    assert select_views(targets, probs[:2]) == (0,)
+
+
+def test_view_that_gains_less_than_it_costs_is_not_selected() -> None:
+    """The page is wrong in 21 of 4000 rows; one view mends 20 of them, another one the last."""
+    targets = np.arange(4000) % CLASSES
+    page = 0.5 + np.eye(CLASSES)[targets]
+    page[:21] = 0.5 + np.eye(CLASSES)[(targets[:21] + 1) % CLASSES]
+    most, last = np.zeros((2, *page.shape))
+    most[:20], last[20] = 2 * np.eye(CLASSES)[targets[:20]], 2 * np.eye(CLASSES)[targets[20]]
+    assert select_views(targets, np.stack([page, last, most])) == (0, 2)
+    assert select_views(targets, np.stack([page, last])) == (0,)
+
+
+def test_views_that_help_only_together_are_found() -> None:
+    """Each of two views turns right labels into wrong ones; their mean with the page is right."""
+    targets = np.arange(90) % 3
+    page, first, second = np.full((3, 90, 3), 1 / 3)
+    right, wrong = np.eye(3)[targets], np.eye(3)[(targets + 1) % 3]
+    # In half of the rows the page is just wrong, and both views together know it; else one of them misleads.
+    is_hard = np.arange(90) % 2 == 0
+    page = page + np.where(is_hard[:, None], 0.10 * wrong, 0.10 * right)
+    first = first + np.where(is_hard[:, None], 0.06 * right, 0.15 * wrong)
+    second = second + np.where(is_hard[:, None], 0.06 * right, 0.15 * right)
+    probs = np.stack([page, first])
+    assert select_views(targets, probs) == (0,)
+    assert select_views(targets, np.stack([page, second, first])) == (0, 1, 2)
+
+
+def test_no_other_rows_give_the_page_itself() -> None:
+    rows = make_rows(np.random.default_rng(0).normal(size=(3, 1, CLASSES)), np.array([1]), 1)
+    choice = choose_views(rows, "clean")
+    assert choice.views == ("id",) and choice.part_views == (("id",),)
+
+
+def test_groups_are_resampled_together() -> None:
+    rows = draw_helpful_views(2, 200)
+    apart = choose_views(rows, "clean")
+    # Pages of one document are copies: a tenth of the rows, ten times each, give a wider interval.
+    copies = np.repeat(np.arange(20), 10)
+    grouped = ViewRows(NAMES, rows.probs_VNC[:, copies], rows.targets_N[copies], copies % 2, copies)
+    together = choose_views(grouped, "clean")
+    assert together.gain_high - together.gain_low > 2 * (apart.gain_high - apart.gain_low)
+
+
+def test_choice_is_described_and_rendered() -> None:
+    choice = choose_views(draw_helpful_views(0), "damaged")
+    lines = describe_choice(choice)
+    assert lines[0] == f"views by the damaged OOF predictions of folds 0, 1, 2: macro_f1={choice.macro_f1:.5f} of id"
+    assert [line.split(":")[0] for line in lines[1:-1]] == [f"view {name}" for name in NAMES[1:]]
+    assert lines[-1].startswith(f"views {','.join(choice.views)}: macro_f1 changes by +")
+    assert "99% interval" in lines[-1] and lines[-1].endswith("used")
+    unused = dataclasses.replace(choice, views=("id",), gain_low=-0.01)
+    assert describe_choice(unused)[-1].endswith("not used: the gain may be noise, its interval is not above 0")
+    record = json.loads(render_choice(choice))
+    assert record["gain_level"] == 0.99
+    assert record["format"] == "doccls-views-1" and tuple(record["views"]) == choice.views
+    assert record["scores"][2] == {"view": "rot180"} | {
+        name: getattr(choice.scores[2], name) for name in ("macro_f1", "gain")
+    }
+
+
+# --- the rows --------------------------------------------------------------------------------------------------------
+
+
+def test_rows_of_all_folds_are_in_the_order_of_the_table() -> None:
+    rng = np.random.default_rng(0)
+    logits, damaged = rng.normal(size=(2, 2, 9, CLASSES)).astype(np.float32)
+    targets, fold_of = rng.integers(0, CLASSES, 9), np.array([0, 1, 0, 0, 1, 1, 0, 1, 0])
+    groups = tuple("aabbccdde")
+
+    def make_fold(fold: int, **changes: Any) -> tuple[FoldPredictions, FoldViews]:
+        indices = np.flatnonzero(fold_of == fold)
+        skipped = (4,) if fold == 1 else ()
+        info = PredictionsInfo(
+            "print", fold, 2, 9, tuple("wxyz"), tuple(map(str, indices)), skipped, 1, 0.5,
+            groups=tuple(groups[index] for index in indices),
+            damage="scan", macro_f1_damaged=0.1, **changes,
+        )  # fmt: skip
+        usable = indices[~np.isin(indices, skipped)]
+        views = FoldViews(ViewsInfo("print", fold, "c", NAMES[:2]), usable, logits[:, usable], damaged[:, usable])
+        return FoldPredictions(info, indices, logits[0, indices], targets[indices], damaged[0, indices]), views
+
+    usable = np.delete(np.arange(9), 4)
+    for selected_by, expected in (("clean", logits), ("damaged", damaged)):
+        rows = gather_rows([make_fold(fold, selected_by=selected_by) for fold in (1, 0)])
+        assert rows.views == NAMES[:2]
+        np.testing.assert_allclose(rows.probs_VNC, probabilities_of(expected[:, usable]))
+        assert np.array_equal(rows.targets_N, targets[usable]) and np.array_equal(rows.folds_N, fold_of[usable])
+        assert rows.unit_N is not None and rows.unit_N.tolist() == [0, 0, 1, 1, 2, 3, 3, 4]
