@@ -18,7 +18,7 @@ from doccls.oof.blend import (
     blend_parts,
     compare_blends,
 )
-from doccls.oof.blend_record import BlendMember, read_record, render_record
+from doccls.oof.blend_record import NO_THRESHOLDS, BlendMember, read_record, render_record
 from doccls.oof.bootstrap import LEVEL, encode_groups
 from doccls.oof.calibrate import assign_parts
 from doccls.oof.merge import MergedOof, load_merged, write_merged
@@ -155,7 +155,7 @@ def _check_comparable(runs: Sequence[FinishedRun]) -> None:
         earlier = named.setdefault(run.merged.fingerprint, run.paths)
         if earlier is not run.paths:
             what = "is named twice" if earlier == run.paths else f"is the same run as {earlier.root}, or a copy of it"
-            raise UserError(f"RUN {run.paths.root} {what}: a blend needs different runs (another seed, model, ...)")
+            raise UserError(f"RUN {run.paths.root} {what}: a blend needs different runs (another model, size, ...)")
     first, *others = runs
     problems = [
         f"{run.paths.root}: {problem}"
@@ -165,7 +165,9 @@ def _check_comparable(runs: Sequence[FinishedRun]) -> None:
     if problems:
         listed = "\n".join(f"- {problem}" for problem in problems)
         raise UserError(
-            f"only runs on the same rows, labels and folds can be blended; compared with {first.paths.root}:\n{listed}"
+            f"only runs on the same rows, labels and folds can be blended; compared with {first.paths.root}:\n"
+            f"{listed}\n(folds follow project.seed, unless train.csv has a column `fold`: for runs with other seeds, "
+            "copy that of the first run's oof.csv)"
         )
 
 
@@ -268,7 +270,8 @@ def _summarize(runs: Sequence[FinishedRun], merged: MergedOof, best: Candidate) 
         tuple(notes),
         copies,
     )
-    return replace(summary, selection="; ".join(dict.fromkeys(run.summary.selection for run in runs)))
+    selection = "; ".join(dict.fromkeys(run.summary.selection for run in runs))
+    return replace(summary, selection=selection, thresholds=NO_THRESHOLDS)
 
 
 # --- results in words ------------------------------------------------------------------------------------------------

@@ -133,7 +133,7 @@ def predict(arguments: argparse.Namespace) -> int:
             print(f"[WARNING] validated in {precision}, which this device does not support: predicting in float32")
         probs = _predict_members(members, pages, accelerator, views)
         classes = members[0].classes
-        on_main(accelerator, lambda: _write_results(paths, config, classes, pages[0], probs, coverage, adjustment))
+        on_main(accelerator, lambda: _write_results(paths, config, classes, pages[0], *probs, coverage, adjustment))
     except UserError:
         accelerator.end_training()  # every rank reaches this
         raise
@@ -312,7 +312,8 @@ def _read_adjustment(paths: RunPaths, members: Sequence[Member], views: Sequence
     for problem in problems:
         print(f"[WARNING] not used for calibration: {problem}")
     if adjustment is None:
-        print("[WARNING] probabilities are not calibrated: no finished fold has predictions to learn from")
+        what = "predictions" if views == (IDENTITY,) else "OOF predictions of these views"
+        print(f"[WARNING] probabilities are not calibrated: no finished fold has {what} to learn from")
         return None
     folds = ", ".join(map(str, adjustment.folds))
     print(
@@ -322,7 +323,7 @@ def _read_adjustment(paths: RunPaths, members: Sequence[Member], views: Sequence
     thresholds = adjustment.thresholds
     if thresholds.offsets is not None:
         print(
-            "[PREDICT] labels are chosen by per-class thresholds on the calibrated probabilities (cross-fitted gain in "
+            "[PREDICT] labels are chosen by per-class thresholds on each fold's probabilities (cross-fitted gain in "
             f"macro_f1 {thresholds.gain:+.4f} [{thresholds.gain_low:+.3f}, {thresholds.gain_high:+.3f}]): "
             "some are not the most probable class"
         )
@@ -335,6 +336,7 @@ def _write_results(
     classes: Sequence[str],
     pages: TestPages,
     probs: np.ndarray,
+    fold_probs: Sequence[np.ndarray],
     coverage: Coverage,
     adjustment: Adjustment | None,
 ) -> None:
@@ -342,7 +344,8 @@ def _write_results(
     missing = pages.paths.find_missing()
     predicted = np.setdiff1d(np.arange(len(pages.ids)), missing)
     chosen = np.zeros(len(pages.ids), dtype=np.int64)
-    probs[predicted], chosen[predicted] = adjust(probs[predicted], adjustment)
+    own = [fold_NC[predicted] for fold_NC in fold_probs]
+    probs[predicted], chosen[predicted] = adjust(probs[predicted], own, adjustment)
     if len(missing):
         probs[missing] = _read_class_frequencies(config, classes)
         chosen[missing] = probs[missing].argmax(axis=1)
@@ -394,23 +397,27 @@ def read_test_pages(config: Config, store: "StoreChoice | None" = None) -> TestP
 
 def _predict_members(
     members: Sequence[Member], pages: Sequence[TestPages], accelerator: "Accelerator", views: Sequence[View]
-) -> np.ndarray:
-    """Return probabilities (n, classes) float64, the weighted mean over members. All ranks must call.
+) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Return probabilities (n, classes) float64, the weighted mean over members, and those of each fold.
 
-    `pages` are those of each member: the same, in its image size.
+    `pages` are those of each member: the same, in its image size. Of a blend, whose labels don't need them, the folds'
+    probabilities are not kept. All ranks must call.
     """
-    total = np.zeros((len(pages[0].ids), len(members[0].classes)))
+    total, fold_probs = np.zeros((len(pages[0].ids), len(members[0].classes))), []
     for member, own_pages in zip(members, pages, strict=True):
         if member.recorded is not None and accelerator.is_main_process:
             print(f"[PREDICT] run={member.paths.run_id} weight={member.weight:.2f}", flush=True)
-        total += member.weight * _predict_folds(member.files, member.config, own_pages, accelerator, views)
-    return total
+        own = _predict_folds(member.files, member.config, own_pages, accelerator, views)
+        total += member.weight * np.mean(own, axis=0)
+        if member.recorded is None:
+            fold_probs = own
+    return total, fold_probs
 
 
 def _predict_folds(
     files: Sequence[Path], config: Config, pages: TestPages, accelerator: "Accelerator", views: Sequence[View]
-) -> np.ndarray:
-    """Return probabilities (n, classes) float64, the mean over folds; rows without an image are 0. All ranks must call.
+) -> list[np.ndarray]:
+    """Return each fold's probabilities (n, classes) float64; rows without an image are 0. All ranks must call.
 
     Those of a fold are the mean over the views. Only one fold's weights are loaded at a time; one set of workers loads
     the pages for all folds.
@@ -444,8 +451,7 @@ def _predict_folds(
                 fold_batches = bar.watch(islice(batches, len(requests)))
                 probs.append(_predict_fold(best, config, fold_batches, len(pages.ids), accelerator, views))
                 reporter.line(f"[PREDICT] fold={best.fold} best epoch={best.epoch} macro_f1={best.macro_f1:.5f}")
-    mean: np.ndarray = np.mean(probs, axis=0)
-    return mean
+    return probs
 
 
 def _predict_fold(

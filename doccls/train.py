@@ -103,7 +103,7 @@ def _train(arguments: argparse.Namespace, log: RunLog) -> None:
                 log.line(f"[ARTIFACTS] {run.experiment.paths.root}")
                 context = RunContext(run.experiment, accelerator, log, heartbeat, owner)
                 _train_folds(context, run.finished, arguments.allow_world_size_change)
-            with stopping_gracefully():  # a stop finds nothing left to do but the merge, which takes seconds
+            with stopping_gracefully():  # nothing is left to stop but the merge, which mostly takes seconds
                 on_main(accelerator, lambda: close_run(run.experiment, log))
     accelerator.end_training()
 

@@ -9,7 +9,7 @@ from doccls.config.paths import is_file
 from doccls.oof.bootstrap import encode_groups
 from doccls.oof.calibrate import OofRows, cross_fit, temper
 from doccls.oof.predictions import FoldPredictions, read_predictions
-from doccls.oof.thresholds import Thresholds, choose_classes, find_thresholds
+from doccls.oof.thresholds import Thresholds, find_thresholds, shift
 from doccls.run.paths import RunPaths
 from doccls.system.tensor_file import TensorFileError
 
@@ -24,18 +24,26 @@ class Adjustment:
     learned_from: str  # `clean` or `damaged`: the logits that selected the epochs
 
 
-def adjust(probs_NC: np.ndarray, adjustment: Adjustment | None) -> tuple[np.ndarray, np.ndarray]:
+def adjust(
+    probs_NC: np.ndarray, fold_probs: Sequence[np.ndarray], adjustment: Adjustment | None
+) -> tuple[np.ndarray, np.ndarray]:
     """Return calibrated probabilities (n, classes), and the class (n,) of each row, by thresholds if they are used.
 
-    Without thresholds the class is the most probable one before calibration, so that not even rounding changes it.
+    `probs_NC` is the mean of `fold_probs`, the probabilities (n, classes) of each fold, which only thresholds need.
+    Thresholds act on each fold's probabilities, by which they were learned: the mean of several folds is less certain,
+    and the same offsets would override clear decisions. Without thresholds the class is the most probable one before
+    calibration, so that not even rounding changes it.
     """
-    most_probable_N = probs_NC.argmax(axis=1)
     if adjustment is None:
-        return probs_NC, most_probable_N
+        return probs_NC, probs_NC.argmax(axis=1)
     calibrated_NC = temper(probs_NC, adjustment.temperature)
-    if adjustment.thresholds.offsets is None:
-        return calibrated_NC, most_probable_N
-    return calibrated_NC, choose_classes(calibrated_NC, adjustment.thresholds.offsets)
+    offsets = adjustment.thresholds.offsets
+    if offsets is None:
+        return calibrated_NC, probs_NC.argmax(axis=1)
+    total_NC = np.zeros_like(probs_NC)
+    for own_NC in fold_probs:
+        total_NC += shift(temper(own_NC, adjustment.temperature), offsets)
+    return calibrated_NC, total_NC.argmax(axis=1)
 
 
 def read_own_predictions(

@@ -19,6 +19,10 @@ _FORMAT = "doccls-blend-1"
 _REMEDY = "delete its folder and blend the runs again, or choose another --run-id"
 
 
+# They are learned for one run, and act on its folds.
+NO_THRESHOLDS = Thresholds(None, None, None, None, "not tried for a blend")
+
+
 @dataclass(frozen=True)
 class BlendMember:
     """A run of a blend."""
@@ -51,7 +55,6 @@ def render_record(members: Sequence[BlendMember], result: BlendResult, summary: 
         "candidates": [asdict(candidate) for candidate in result.candidates],
         "folds": [row.fold for row in summary.folds],
         "temperature": summary.calibration[result.decided_by].temperature,
-        "thresholds": asdict(summary.thresholds),
     }
     return json.dumps(values, indent=2, ensure_ascii=False) + "\n"
 
@@ -90,12 +93,9 @@ def _parse_member(values: dict[str, Any]) -> BlendMember:
 
 
 def _parse_adjustment(content: dict[str, Any]) -> Adjustment:
-    thresholds = dict(content["thresholds"])
-    if thresholds["offsets"] is not None:
-        thresholds["offsets"] = tuple(map(float, thresholds["offsets"]))
     return Adjustment(
         temperature=float(content["temperature"]),
-        thresholds=Thresholds(**thresholds),
+        thresholds=NO_THRESHOLDS,
         folds=tuple(map(int, content["folds"])),
         learned_from=str(content["decided_by"]),
     )

@@ -8,6 +8,7 @@ Maximize F1 Measure, 2014).
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.special import softmax
 
 from doccls.oof.bootstrap import bootstrap_gap
 from doccls.oof.calibrate import CrossFit, OofRows
@@ -59,11 +60,11 @@ def predict_crossfitted(rows: OofRows, fit: CrossFit) -> np.ndarray:
     return chosen_N
 
 
-def choose_classes(probs_NC: np.ndarray, offsets: tuple[float, ...]) -> np.ndarray:
-    """Return the class (n,) with the largest sum of log-probability and offset."""
-    with np.errstate(divide="ignore"):
-        chosen_N: np.ndarray = (np.log(probs_NC) + np.asarray(offsets)).argmax(axis=1)
-    return chosen_N
+def shift(probs_NC: np.ndarray, offsets: tuple[float, ...]) -> np.ndarray:
+    """Return the probabilities (n, classes) with offsets added to their logarithms, renormalised, as float64."""
+    with np.errstate(divide="ignore"):  # the logarithm of 0 is -inf, whose softmax is 0 again
+        shifted: np.ndarray = softmax(np.log(probs_NC.astype(np.float64)) + np.asarray(offsets), axis=1)
+    return shifted
 
 
 def fit_offsets(targets_N: np.ndarray, scores_NC: np.ndarray) -> np.ndarray:

@@ -13,8 +13,9 @@ from scipy.special import softmax
 from doccls.oof.adjust import Adjustment, adjust, learn_adjustment, read_own_predictions
 from doccls.oof.calibrate import OofRows, cross_fit, fit_temperature
 from doccls.oof.merge import load_merged
+from doccls.oof.metrics import score_labels
 from doccls.oof.predictions import FoldPredictions, PredictionsInfo, write_predictions
-from doccls.oof.thresholds import Thresholds, find_thresholds
+from doccls.oof.thresholds import Thresholds, find_thresholds, shift
 from doccls.run.paths import RunPaths
 
 COUNT, FOLDS, CLASSES = 90, 3, ("cat", "dog", "fish")
@@ -116,7 +117,7 @@ def test_files_that_can_not_be_used_are_named_and_left_out(paths: RunPaths) -> N
 def test_temperature_changes_no_label(temperature: float) -> None:
     probs = softmax(np.random.default_rng(0).normal(0, 3, (2000, 5)), axis=1)
     probs[0] = [0.2, 0.2, 0.2, 0.2, np.nextafter(0.2, 1)]  # the power of these is the same number
-    calibrated, chosen = adjust(probs, Adjustment(temperature, NOT_USED, (0,), "clean"))
+    calibrated, chosen = adjust(probs, [probs], Adjustment(temperature, NOT_USED, (0,), "clean"))
     np.testing.assert_array_equal(chosen, probs.argmax(axis=1))
     np.testing.assert_allclose(calibrated.sum(axis=1), 1)
     expected = probs ** (1 / temperature)
@@ -125,7 +126,7 @@ def test_temperature_changes_no_label(temperature: float) -> None:
 
 def test_without_adjustment_probabilities_are_the_same() -> None:
     probs = softmax(LOGITS.astype(float), axis=1)
-    same, chosen = adjust(probs, None)
+    same, chosen = adjust(probs, [probs], None)
     np.testing.assert_array_equal(same, probs)
     np.testing.assert_array_equal(chosen, LOGITS.argmax(axis=1))
 
@@ -133,8 +134,33 @@ def test_without_adjustment_probabilities_are_the_same() -> None:
 def test_thresholds_act_on_calibrated_probabilities_and_do_not_change_them() -> None:
     probs = np.array([[0.5, 0.4, 0.1], [0.8, 0.15, 0.05]])
     thresholds = Thresholds((0.0, 0.3, 0.0), 0.1, 0.05, 0.15)
-    plain, _ = adjust(probs, Adjustment(2.0, NOT_USED, (0,), "clean"))
-    calibrated, chosen = adjust(probs, Adjustment(2.0, thresholds, (0,), "clean"))
+    plain, _ = adjust(probs, [probs], Adjustment(2.0, NOT_USED, (0,), "clean"))
+    calibrated, chosen = adjust(probs, [probs], Adjustment(2.0, thresholds, (0,), "clean"))
     np.testing.assert_array_equal(calibrated, plain)
     assert chosen.tolist() == [1, 0]  # log(0.5 / 0.4) / 2 is 0.11
-    assert adjust(probs, Adjustment(0.5, thresholds, (0,), "clean"))[1].tolist() == [0, 0]  # ... times 2: 0.45
+    colder = Adjustment(0.5, thresholds, (0,), "clean")
+    assert adjust(probs, [probs], colder)[1].tolist() == [0, 0]  # ... times 2: 0.45
+
+
+def test_thresholds_do_not_override_what_folds_agree_on() -> None:
+    """Folds that err in different ways have a mean of little certainty: offsets of the mean would make it worse."""
+    rng = np.random.default_rng(1)
+    classes, count, bias = 6, 3000, np.array([-1.5, -1.0, 0.0, 0.0, 1.0, 1.5])
+
+    def draw(targets: np.ndarray) -> np.ndarray:
+        return 2.5 * np.eye(classes)[targets] + bias + rng.normal(0, 2.2, (len(targets), classes))
+
+    targets = rng.integers(0, classes, count)
+    logits, folds = draw(targets).astype(np.float32), np.arange(count) % 5
+    rows = OofRows(targets, logits, folds)
+    fit = cross_fit(rows)
+    thresholds = find_thresholds(rows, fit)
+    assert thresholds.offsets is not None
+    new = rng.integers(0, classes, 6000)
+    fold_probs = [softmax(draw(new), axis=1) for _ in range(5)]
+    mean = np.mean(fold_probs, axis=0)
+    adjustment = Adjustment(fit.temperature, thresholds, (0, 1, 2, 3, 4), "clean")
+    chosen = adjust(mean, fold_probs, adjustment)[1]
+    of_mean = shift(adjust(mean, [], dataclasses.replace(adjustment, thresholds=NOT_USED))[0], thresholds.offsets)
+    assert score_labels(new, chosen) > score_labels(new, mean.argmax(axis=1)) + 0.005
+    assert score_labels(new, chosen) > score_labels(new, of_mean.argmax(axis=1))

@@ -23,6 +23,7 @@ from doccls.oof.adjust import learn_adjustment, read_own_predictions
 from doccls.oof.merge import load_merged
 from doccls.oof.metrics import probabilities
 from doccls.oof.predictions import FoldPredictions, PredictionsInfo, read_predictions, write_predictions
+from doccls.oof.thresholds import shift
 from doccls.predict import add_arguments, predict, read_test_pages
 from doccls.run.paths import RunPaths
 from doccls.training.checkpoint import BestWeights, write_best
@@ -263,11 +264,20 @@ def test_thresholds_choose_labels_but_not_those_of_missing_pages(
     write_oof(run, bias=2.0, count=600)
     thresholds = load_merged(run)[1].thresholds
     assert thresholds.offsets is not None and thresholds.offsets[2] == min(thresholds.offsets) < 0
+    total = np.zeros((4, 3))
+    for fold in range(2):
+        other = run.best_checkpoint(1 - fold)
+        other.rename(other.with_suffix(".away"))
+        assert run_predict(str(run.root)) == 0
+        total += shift(np.load(run.test_probabilities), thresholds.offsets)
+        other.with_suffix(".away").rename(other)
+        run.submission.unlink()
+    capsys.readouterr()
     (tmp_path / "test" / "007.jpg").write_bytes(b"torn")
     assert run_predict(str(run.root), "--on-bad-image", "skip") == 0
-    assert "[PREDICT] labels are chosen by per-class thresholds on the calibrated prob" in capsys.readouterr().out
+    assert "[PREDICT] labels are chosen by per-class thresholds on each fold's prob" in capsys.readouterr().out
     probs = np.load(run.test_probabilities).astype(float)
-    expected = [CLASSES[best] for best in (np.log(probs) + thresholds.offsets).argmax(axis=1)]
+    expected = [CLASSES[best] for best in total.argmax(axis=1)]
     expected[1] = "2"  # the most frequent class
     assert read_table(run.submission, "x", ["target"]).cells["target"] == expected
     assert expected != [CLASSES[best] for best in probs.argmax(axis=1)]
@@ -480,7 +490,6 @@ def write_blend(
     members: list[RunPaths],
     weights: tuple[float, ...],
     temperature: float = 1.0,
-    offsets: tuple[float, ...] | None = None,
 ) -> RunPaths:
     paths = RunPaths(members[0].root.parent / "blend-abc")
     recorded = [
@@ -489,9 +498,8 @@ def write_blend(
         for seed, (member, weight) in enumerate(zip(members, weights, strict=True), 1)
     ]  # fmt: skip
     paths.root.mkdir(parents=True, exist_ok=True)
-    thresholds = {"offsets": offsets, "gain": 0.1, "gain_low": 0.01, "gain_high": 0.2, "reason": None}
     record = {"format": "doccls-blend-1", "members": recorded, "decided_by": "clean", "folds": [0, 1]}
-    paths.blend.write_text(json.dumps(record | {"temperature": temperature, "thresholds": thresholds}))
+    paths.blend.write_text(json.dumps(record | {"temperature": temperature}))
     return paths
 
 
@@ -527,20 +535,20 @@ def test_blend_with_all_weight_on_a_run_gives_the_bytes_of_that_run(members: lis
         assert getattr(paths, name).read_bytes() == getattr(members[1], name).read_bytes()
 
 
-def test_blend_is_adjusted_by_its_own_temperature_and_thresholds(
+def test_blend_is_calibrated_by_its_own_temperature(
     members: list[RunPaths], capsys: pytest.CaptureFixture[str]
 ) -> None:
     plain = write_blend(members, (0.5, 0.5, 0))
     run_predict(str(plain.root))
     probs = np.load(plain.test_probabilities).astype(np.float64)
-    paths = write_blend(members, (0.5, 0.5, 0), temperature=2.0, offsets=(0.0, 0.0, 50.0))
+    paths = write_blend(members, (0.5, 0.5, 0), temperature=2.0)
     capsys.readouterr()
     run_predict(str(paths.root))
-    out = capsys.readouterr().out
-    assert "[PREDICT] temperature=2.000 " in out and "chosen by per-class thresholds" in out
+    assert "[PREDICT] temperature=2.000 " in capsys.readouterr().out
     expected = np.sqrt(probs) / np.sqrt(probs).sum(axis=1, keepdims=True)
     np.testing.assert_allclose(np.load(paths.test_probabilities), expected, atol=1e-6)
-    assert set(read_table(paths.submission, "x", ["ID", "target"]).cells["target"]) == {CLASSES[2]}
+    labels = read_table(paths.submission, "x", ["ID", "target"]).cells["target"]
+    assert labels == [CLASSES[best] for best in probs.argmax(axis=1)]
 
 
 def test_skipped_page_of_a_blend_gets_class_frequencies(members: list[RunPaths], tmp_path: Path) -> None:

@@ -16,10 +16,10 @@ from doccls.oof.thresholds import (
     MAX_OFFSET,
     MIN_STEP_GAIN,
     PENALTY,
-    choose_classes,
     find_thresholds,
     fit_offsets,
     predict_crossfitted,
+    shift,
 )
 
 
@@ -209,5 +209,5 @@ def test_too_many_rows_are_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_class_with_largest_log_probability_plus_offset_is_chosen() -> None:
     probs = np.array([[0.5, 0.3, 0.2], [0.9, 0.1, 0.0], [0.0, 0.0, 1.0]])
-    assert choose_classes(probs, (0.0, 0.0, 0.0)).tolist() == [0, 0, 2]
-    assert choose_classes(probs, (0.0, float(np.log(2)), 0.0)).tolist() == [1, 0, 2]
+    assert shift(probs, (0.0, 0.0, 0.0)).argmax(axis=1).tolist() == [0, 0, 2]
+    assert shift(probs, (0.0, float(np.log(2)), 0.0)).argmax(axis=1).tolist() == [1, 0, 2]
