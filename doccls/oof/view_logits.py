@@ -24,17 +24,39 @@ class ViewsInfo:
     fingerprint: str  # of the run
     fold: int
     checkpoint: str  # SHA-256 of the file of the weights
-    views: tuple[str, ...]
+    views: tuple[str, ...]  # in the file, the first one is the page itself
 
 
 @dataclass(frozen=True)
 class FoldViews:
-    """The logits of the usable validation pages of a fold in each view, and of their damaged copies, if there are."""
+    """The logits of the usable validation pages of a fold in each view, and of their damaged copies, if there are.
+
+    Those of the page itself are finite. Other views may not be: an overflow there is no reason to compute all anew.
+    """
 
     info: ViewsInfo
     indices_N: np.ndarray  # (n,) int64, ascending: rows of train.csv
     logits_VNC: np.ndarray  # (views, n, classes) float32
     damaged_logits_VNC: np.ndarray | None = None
+
+    def take(self, views: tuple[str, ...]) -> "FoldViews":
+        """Return only these views, in this order."""
+        places, damaged = [self.info.views.index(view) for view in views], self.damaged_logits_VNC
+        return FoldViews(
+            replace(self.info, views=views),
+            self.indices_N,
+            self.logits_VNC[places],
+            None if damaged is None else damaged[places],
+        )
+
+    def list_finite(self) -> tuple[str, ...]:
+        """Return the views of which all logits are finite, those of the damaged copies as well."""
+        logits = [array for array in (self.logits_VNC, self.damaged_logits_VNC) if array is not None]
+        return tuple(
+            view
+            for place, view in enumerate(self.info.views)
+            if all(np.isfinite(logits_VNC[place]).all() for logits_VNC in logits)
+        )
 
 
 def write_views(path: Path, views: FoldViews) -> None:
@@ -88,8 +110,7 @@ def find_views(paths: RunPaths, predictions: FoldPredictions, views: tuple[str, 
         or (damaged is None) != (predictions.damaged_logits_NC is None)
     ):
         return None
-    places = [stored.info.views.index(view) for view in views]
-    return FoldViews(wanted, stored.indices_N, stored.logits_VNC[places], None if damaged is None else damaged[places])
+    return stored.take(views)
 
 
 def list_usable(predictions: FoldPredictions) -> np.ndarray:
@@ -103,13 +124,15 @@ def average_stored(
 ) -> tuple[list[FoldPredictions], list[int]]:
     """Return the predictions of the mean over these views, of the folds that have them stored, and the other folds.
 
+    A view with logits that are not finite counts as not stored.
+
     Raises:
         UserError: a fold's checkpoint can't be read.
     """
     averaged, lacking = [], []
     for predictions in fold_predictions:
         stored = find_views(paths, predictions, views)
-        if stored is None:
+        if stored is None or stored.list_finite() != views:
             lacking.append(predictions.info.fold)
         else:
             averaged.append(average_views(predictions, stored))
@@ -160,5 +183,5 @@ def _check(views: FoldViews, source: str) -> None:
         or len({array.shape for array in logits}) > 1
     ):
         raise TensorFileError(f"{source}: arrays have the wrong dtype or shape, or rows are not ascending")
-    if not all(np.isfinite(array).all() for array in logits):
-        raise TensorFileError(f"{source}: logits are not finite")
+    if not all(np.isfinite(array[:1]).all() for array in logits):
+        raise TensorFileError(f"{source}: logits of the page itself are not finite")

@@ -184,6 +184,8 @@ def describe_choice(choice: ViewChoice) -> list[str]:
         f"view {score.view}: macro_f1={score.macro_f1:.5f} alone, {score.gain:+.4f} by averaging it with id"
         for score in choice.scores[1:]
     ]
+    if choice.selected == choice.views[:1]:
+        return [*lines, f"no view is selected: none, nor several together, raise macro_f1 by more than {TOLERANCE}"]
     gain = f"{choice.gain:+.4f}, {GAIN_LEVEL:.0%} interval [{choice.gain_low:+.3f}, {choice.gain_high:+.3f}]"
     decision = "used" if choice.gain_low > 0 else "not used: the gain may be noise, its interval is not above 0"
     selected = ",".join(choice.selected)

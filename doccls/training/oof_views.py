@@ -1,6 +1,6 @@
 """The out-of-fold logits of all candidate views, computed once per fold, and the views that they recommend."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
@@ -9,7 +9,7 @@ import numpy as np
 from accelerate import Accelerator
 
 from doccls.config import Config
-from doccls.config.paths import check_paths, is_file
+from doccls.config.paths import check_paths, find_output_problem, is_file
 from doccls.data.dataset import Batch, build_dataset
 from doccls.data.prepare import PreparedData, prepare_data
 from doccls.data.sampler import BatchDivision, BatchPlace, BatchRequest, list_evaluation
@@ -55,7 +55,8 @@ def choose_run_views(
     call.
 
     Raises:
-        UserError: the training data is not there any more, or is not what it was.
+        UserError: the training data is not there any more, or is not what it was; the logits can't be stored; those of
+            a page itself are not finite.
     """
     reporter: Reporter = ConsoleReporter() if accelerator.is_main_process else RunLog(None)
     work = on_main(accelerator, lambda: _find_work(paths, config, fingerprint, store, reporter))
@@ -79,11 +80,21 @@ def _list_finished(paths: RunPaths, config: Config, fingerprint: str) -> list[Fo
 def _find_work(
     paths: RunPaths, config: Config, fingerprint: str, store: StoreChoice | None, reporter: Reporter
 ) -> _Work | None:
-    """Return what is missing, with the run's training data if anything is. Only the main process may call."""
+    """Return what is missing, with the run's training data if anything is. Only the main process may call.
+
+    Raises:
+        UserError: the training data is missing or has changed, or the logits can't be stored.
+    """
     finished = _list_finished(paths, config, fingerprint)
     missing = tuple(predictions for predictions in finished if find_views(paths, predictions, _NAMES) is None)
     if not missing:
         return None
+    problem = find_output_problem(paths.views(0).parent)
+    if problem is not None:  # known before the passes, which take long
+        raise UserError(
+            f"--views auto can't store the logits of the views: {problem}. Make it a writable folder, or predict "
+            "with --views none or a list of views"
+        )
     # Not the prediction's, whose options, such as --on-bad-image, are for the test pages.
     training = parse_config(read_best(paths.best_checkpoint(missing[0].info.fold)))
     data = training.data.model_copy(update={"num_workers": config.data.num_workers})
@@ -175,7 +186,7 @@ def _check_logits(views: FoldViews, predictions: FoldPredictions, accelerator: A
     """Warn if the page itself has other logits than when the fold was validated.
 
     Raises:
-        UserError: a logit is not finite.
+        UserError: its logits are not finite. (Another view with such logits is stored, and is no candidate.)
     """
     fold, usable = predictions.info.fold, np.isin(predictions.indices_N, views.indices_N)
     computed = [(views.logits_VNC, predictions.logits_NC)]
@@ -183,9 +194,8 @@ def _check_logits(views: FoldViews, predictions: FoldPredictions, accelerator: A
         computed.append((views.damaged_logits_VNC, predictions.damaged_logits_NC))
     half = {predictions.info.precision, accelerator.mixed_precision} != {"no"}
     for logits_VNC, validated_NC in computed:
-        for view, logits_NC in zip(CANDIDATES, logits_VNC, strict=True):
-            if not np.isfinite(logits_NC).all():
-                raise UserError(f"fold {fold}: pages have non-finite logits in view {view.name}: use --views none")
+        if not np.isfinite(logits_VNC[0]).all():
+            raise UserError(f"fold {fold}: pages have non-finite logits even as they are: use --views none")
         own_NC, validated_NC = probabilities(logits_VNC[0]), probabilities(validated_NC[usable])
         difference = float(np.abs(own_NC - validated_NC).mean())
         if difference > (_CLOSE_IN_HALF_PRECISION if half else _CLOSE):
@@ -206,10 +216,27 @@ def _choose(paths: RunPaths, config: Config, fingerprint: str, reporter: Reporte
         if views is not None and len(views.indices_N):  # None if the fold was finished only now, by a training process
             folds.append((predictions, views))
     if not folds:
+        paths.views_record.unlink(missing_ok=True)  # of an earlier prediction, from folds that are not there any more
         reporter.line("[WARNING] --views auto: no finished fold has predictions to choose by: predicting without views")
         return (IDENTITY,)
-    choice = choose_views(gather_rows(folds), folds[0][0].info.selected_by)
+    choice = choose_views(gather_rows(_keep_finite(folds, reporter)), folds[0][0].info.selected_by)
     for line in describe_choice(choice):
         reporter.line(f"[PREDICT] {line}")
     write_text(paths.views_record, render_choice(choice))
     return tuple(parse_view(name) for name in choice.views)
+
+
+def _keep_finite(
+    folds: Sequence[tuple[FoldPredictions, FoldViews]], reporter: Reporter
+) -> list[tuple[FoldPredictions, FoldViews]]:
+    """Keep the views whose logits are finite in every fold, and warn of the others."""
+    kept = _NAMES
+    for _, views in folds:
+        finite = views.list_finite()
+        for name in _NAMES:
+            if name not in finite:
+                reporter.line(
+                    f"[WARNING] view {name} is not tried: its logits are not all finite in fold {views.info.fold}"
+                )
+        kept = tuple(name for name in kept if name in finite)
+    return [(predictions, views.take(kept)) for predictions, views in folds]

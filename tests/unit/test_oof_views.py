@@ -212,16 +212,52 @@ def test_changed_and_missing_training_data_is_refused(run: RunPaths, tmp_path: P
     assert not run.views(0).exists() and not run.submission.exists()
 
 
-def test_non_finite_logits_of_a_view_are_refused(run: RunPaths, monkeypatch: pytest.MonkeyPatch) -> None:
+def spoil(monkeypatch: pytest.MonkeyPatch, *views: str) -> None:
+    """Make one logit of each pass and view infinite."""
     from doccls.training.prediction import predict_views as real
 
     def overflow(*args: object) -> tuple[np.ndarray, np.ndarray]:
         indices, logits = real(*args)  # type: ignore[arg-type]
-        logits[NAMES.index("scale1.1"), 0, 0] = np.inf
+        logits[[NAMES.index(view) for view in views], 0, 0] = np.inf
         return indices, logits
 
     monkeypatch.setattr(oof_views, "predict_views", overflow)
-    with pytest.raises(UserError, match=r"fold 0: .*non-finite logits in view scale1.1"):
+
+
+def test_non_finite_logits_of_the_page_itself_are_refused(run: RunPaths, monkeypatch: pytest.MonkeyPatch) -> None:
+    spoil(monkeypatch, "id")
+    with pytest.raises(UserError, match="fold 0: pages have non-finite logits even as they are"):
+        run_predict(run, "--views", "auto")
+
+
+def test_view_with_non_finite_logits_is_stored_and_left_out(
+    run: RunPaths, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_predict(run, "--views", "auto")
+    plant_gain(run)
+    kept = run.views(0).stat()
+    run.views(1).unlink()
+    spoil(monkeypatch, "hflip", "scale1.1")
+    for _ in range(2):  # the second time, nothing is computed
+        capsys.readouterr()
+        run_predict(run, "--views", "auto")
+        warnings = [line for line in capsys.readouterr().out.splitlines() if line.startswith("[WARNING] view ")]
+        assert warnings == [
+            f"[WARNING] view {view} is not tried: its logits are not all finite in fold 1"
+            for view in ("hflip", "scale1.1")
+        ]
+        # Not even of the other fold, in which hflip is right:
+        scores = json.loads(run.views_record.read_text())["scores"]
+        assert [score["view"] for score in scores] == [name for name in NAMES if name not in ("hflip", "scale1.1")]
+        assert run.views(0).stat() == kept
+        assert np.isinf(read_views(run.views(1)).logits_VNC[NAMES.index("hflip"), 0, 0])
+        monkeypatch.setattr(oof_views, "_compute", None)
+
+
+def test_unwritable_folder_is_refused_before_the_passes(run: RunPaths, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(oof_views, "_compute", None)
+    run.views(0).parent.write_text("a file")
+    with pytest.raises(UserError, match=r"--views auto can't store the logits of the views: not a folder: .*views "):
         run_predict(run, "--views", "auto")
 
 
@@ -290,6 +326,7 @@ def test_without_real_gain_the_files_are_those_of_no_views(run: RunPaths, capsys
 def test_run_without_finished_fold_is_predicted_without_views(
     run: RunPaths, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    run.views_record.write_text("of an earlier prediction")
     for fold in range(2):
         run.predictions(fold).unlink()
     run_predict(run, "--views", "auto")

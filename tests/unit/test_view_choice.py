@@ -186,6 +186,10 @@ def test_choice_is_described_and_rendered() -> None:
     assert "99% interval" in lines[-1] and lines[-1].endswith("used")
     unused = dataclasses.replace(choice, views=("id",), gain_low=-0.01)
     assert describe_choice(unused)[-1].endswith("not used: the gain may be noise, its interval is not above 0")
+    plain = dataclasses.replace(choice, views=("id",), selected=("id",), gain_low=-0.01)
+    assert describe_choice(plain) == [
+        *lines[:-1], "no view is selected: none, nor several together, raise macro_f1 by more than 0.002"
+    ]  # fmt: skip
     record = json.loads(render_choice(choice))
     assert record["gain_level"] == 0.99
     assert record["format"] == "doccls-views-1" and tuple(record["views"]) == choice.views

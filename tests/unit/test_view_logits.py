@@ -97,13 +97,30 @@ def test_views_of_other_weights_or_pages_are_not_found(run: RunPaths) -> None:
         ({"logits_VNC": LOGITS[:2, :3]}, "wrong dtype or shape"),
         ({"damaged_logits_VNC": LOGITS[:, :3, :1]}, "wrong dtype or shape"),
         ({"indices_N": np.array([1, 7, 4])}, "rows are not ascending"),
-        ({"logits_VNC": np.full_like(LOGITS[:, :3], np.inf)}, "not finite"),
+        ({"logits_VNC": np.full_like(LOGITS[:, :3], np.inf)}, "page itself are not finite"),
+        ({"damaged_logits_VNC": np.full_like(LOGITS[:, :3], np.nan)}, "page itself are not finite"),
     ],
 )
 def test_malformed_views_are_neither_written_nor_read(run: RunPaths, changes: Any, message: str) -> None:
     with pytest.raises(TensorFileError, match=message):
         write_views(run.views(1), make_views(**changes))
     assert not run.views(1).exists()
+
+
+def test_non_finite_logits_of_another_view_are_stored_but_not_averaged(run: RunPaths) -> None:
+    clean, damaged = LOGITS[:, :3].copy(), DAMAGED[:, :3].copy()
+    clean[1, 0, 0], damaged[2, 1, 1] = np.nan, np.inf
+    write_views(run.views(1), make_views(logits_VNC=clean, damaged_logits_VNC=damaged))
+    predictions = make_predictions()
+    found = find_views(run, predictions, NAMES)
+    assert found is not None and found.damaged_logits_VNC is not None and found.list_finite() == ("id",)
+    assert np.array_equal(found.logits_VNC, clean, equal_nan=True)
+    assert np.array_equal(found.damaged_logits_VNC, damaged)
+    assert found.take(("rot90", "id")).info.views == ("rot90", "id")
+    assert make_views().list_finite() == NAMES
+    for views, lacking in ((("id", "hflip"), [1]), (("rot90", "id"), [1]), (("id",), [])):
+        averaged, own_lacking = average_stored(run, [predictions], views)
+        assert own_lacking == lacking and len(averaged) == 1 - len(lacking)
 
 
 def test_average_is_of_probabilities_and_keeps_skipped_rows(run: RunPaths) -> None:
