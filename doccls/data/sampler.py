@@ -118,6 +118,18 @@ def list_evaluation(place: BatchPlace, samples: np.ndarray, division: BatchDivis
     return _number_batches(place, [tuple(own[start : start + size]) for start in range(0, len(own), size)])
 
 
+def list_prediction(
+    place: BatchPlace, samples: np.ndarray, batch_size: int, world_size: int, rank: int
+) -> list[BatchRequest]:
+    """Return one rank's batches of a prediction: every world_size-th of those of `samples` (n,), without padding.
+
+    The batches are the same for any number of ranks: the logits of a page may depend, in their last bits, on how many
+    others are in its batch. Ranks may get different numbers of batches, including none.
+    """
+    starts = range(0, len(samples), batch_size)[rank::world_size]
+    return _number_batches(place, [tuple(samples[start : start + batch_size].tolist()) for start in starts])
+
+
 def iterate_fold(
     plan: BatchPlan,
     valid: np.ndarray,

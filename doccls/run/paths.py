@@ -188,6 +188,22 @@ class RunPaths:
         return self.root / "blend.json"
 
     @property
+    def results(self) -> "ResultPaths":
+        """The files of a prediction of the test images."""
+        return ResultPaths(self.root)
+
+    def folder_results(self, name: str) -> "ResultPaths":
+        """Return the files of a prediction of all images of a folder of that name."""
+        return ResultPaths(self.root / "predictions" / name)
+
+
+@dataclass(frozen=True)
+class ResultPaths:
+    """The folder of a prediction's results, and the files in it."""
+
+    root: Path
+
+    @property
     def submission(self) -> Path:
         return self.root / "submission.csv"
 
@@ -200,6 +216,21 @@ class RunPaths:
     def test_probabilities(self) -> Path:
         """(n_test, n_classes) float32, row i = row i of the sample submission."""
         return self.root / "test_probabilities.npy"
+
+    @property
+    def predictions(self) -> Path:
+        """Each page's label and its probability, in the order of the pages."""
+        return self.root / "predictions.csv"
+
+    @property
+    def predictions_record(self) -> Path:
+        """The folder and the folds that the predictions of `--images` are of."""
+        return self.root / "predictions.json"
+
+    @property
+    def review(self) -> Path:
+        """The pages whose label is less probable than `--min-confidence`, the least certain first."""
+        return self.root / "review.csv"
 
 
 def _name_launch(task: int | None) -> str:

@@ -25,9 +25,9 @@ from doccls.oof.metrics import probabilities
 from doccls.oof.predictions import FoldPredictions, PredictionsInfo, read_predictions, write_predictions
 from doccls.oof.view_logits import average_stored, read_views, write_views
 from doccls.predict import add_arguments, predict
+from doccls.prediction import oof_views
 from doccls.run.fingerprint import derive_fingerprint
 from doccls.run.paths import RunPaths
-from doccls.training import oof_views
 from doccls.training.checkpoint import BestWeights, read_best, write_best
 
 MakeConfig = Callable[..., Config]
@@ -172,11 +172,13 @@ def test_clean_pages_decide_without_damaged_copies(
 def test_stored_logits_are_read_without_the_training_data(run: RunPaths, tmp_path: Path) -> None:
     run_predict(run, "--views", "auto")
     before = {path: path.stat() for path in (run.views(0), run.views(1))}
-    files = [path.read_bytes() for path in (run.submission, run.test_probabilities, run.views_record)]
+    files = [path.read_bytes() for path in (run.results.submission, run.results.test_probabilities, run.views_record)]
     (tmp_path / "train.csv").unlink()
     run_predict(run, "--views", "auto")
     assert {path: path.stat() for path in before} == before
-    assert [path.read_bytes() for path in (run.submission, run.test_probabilities, run.views_record)] == files
+    assert [
+        path.read_bytes() for path in (run.results.submission, run.results.test_probabilities, run.views_record)
+    ] == files
 
 
 def test_only_stale_and_damaged_files_are_computed_anew(
@@ -209,12 +211,12 @@ def test_changed_and_missing_training_data_is_refused(run: RunPaths, tmp_path: P
     (tmp_path / "train.csv").rename(tmp_path / "gone.csv")
     with pytest.raises(UserError, match=r"(?s)data.train_csv: .*--views auto needs the training data once"):
         run_predict(run, "--views", "auto")
-    assert not run.views(0).exists() and not run.submission.exists()
+    assert not run.views(0).exists() and not run.results.submission.exists()
 
 
 def spoil(monkeypatch: pytest.MonkeyPatch, *views: str) -> None:
     """Make one logit of each pass and view infinite."""
-    from doccls.training.prediction import predict_views as real
+    from doccls.prediction.passes import predict_views as real
 
     def overflow(*args: object) -> tuple[np.ndarray, np.ndarray]:
         indices, logits = real(*args)  # type: ignore[arg-type]
@@ -272,7 +274,7 @@ def test_chosen_views_predict_and_their_oof_logits_calibrate(run: RunPaths, caps
         run.predictions(fold).rename(run.root / f"{fold}")
     for view in ("id", "hflip"):
         run_predict(run, "--views", view)
-        alone.append(np.load(run.test_probabilities).astype(float))
+        alone.append(np.load(run.results.test_probabilities).astype(float))
     for fold in range(2):
         (run.root / f"{fold}").rename(run.predictions(fold))
     capsys.readouterr()
@@ -281,7 +283,7 @@ def test_chosen_views_predict_and_their_oof_logits_calibrate(run: RunPaths, caps
     choice = json.loads(run.views_record.read_text())
     assert choice["views"] == ["id", "hflip"] and choice["gain_low"] > 0
     assert "[PREDICT] mean over 2 views: id,hflip" in out
-    assert json.loads(run.submission_record.read_text())["views"] == ["id", "hflip"]
+    assert json.loads(run.results.submission_record.read_text())["views"] == ["id", "hflip"]
     predictions = [read_predictions(run.predictions(fold)) for fold in range(2)]
     averaged, lacking = average_stored(run, predictions, ("id", "hflip"))
     adjustment, plain = learn_adjustment(averaged), learn_adjustment(predictions)
@@ -295,10 +297,16 @@ def test_chosen_views_predict_and_their_oof_logits_calibrate(run: RunPaths, caps
         np.testing.assert_allclose(probabilities(own), expected, rtol=1e-5)
     assert f"[PREDICT] temperature={adjustment.temperature:.3f} " in out
     expected = temper(np.mean(alone, axis=0), adjustment.temperature)
-    np.testing.assert_allclose(np.load(run.test_probabilities), expected, rtol=1e-4)
-    files = [path.read_bytes() for path in (run.submission, run.test_probabilities, run.submission_record)]
+    np.testing.assert_allclose(np.load(run.results.test_probabilities), expected, rtol=1e-4)
+    files = [
+        path.read_bytes()
+        for path in (run.results.submission, run.results.test_probabilities, run.results.submission_record)
+    ]
     run_predict(run, "--views", "id,hflip")
-    assert [path.read_bytes() for path in (run.submission, run.test_probabilities, run.submission_record)] == files
+    assert [
+        path.read_bytes()
+        for path in (run.results.submission, run.results.test_probabilities, run.results.submission_record)
+    ] == files
 
 
 def test_list_of_other_views_is_not_calibrated_fold_by_fold(run: RunPaths, capsys: pytest.CaptureFixture[str]) -> None:
@@ -316,10 +324,16 @@ def test_list_of_other_views_is_not_calibrated_fold_by_fold(run: RunPaths, capsy
 
 def test_without_real_gain_the_files_are_those_of_no_views(run: RunPaths, capsys: pytest.CaptureFixture[str]) -> None:
     run_predict(run)
-    files = [path.read_bytes() for path in (run.submission, run.test_probabilities, run.submission_record)]
+    files = [
+        path.read_bytes()
+        for path in (run.results.submission, run.results.test_probabilities, run.results.submission_record)
+    ]
     run_predict(run, "--views", "auto")
     assert json.loads(run.views_record.read_text())["views"] == ["id"]
-    assert [path.read_bytes() for path in (run.submission, run.test_probabilities, run.submission_record)] == files
+    assert [
+        path.read_bytes()
+        for path in (run.results.submission, run.results.test_probabilities, run.results.submission_record)
+    ] == files
     assert "mean over" not in capsys.readouterr().out
 
 
@@ -331,4 +345,4 @@ def test_run_without_finished_fold_is_predicted_without_views(
         run.predictions(fold).unlink()
     run_predict(run, "--views", "auto")
     assert "[WARNING] --views auto: no finished fold has predictions to choose by" in capsys.readouterr().out
-    assert not run.views_record.exists() and run.submission.exists()
+    assert not run.views_record.exists() and run.results.submission.exists()

@@ -18,7 +18,8 @@ def test_file_names_follow_the_contract() -> None:
     assert paths.run_id == "v087-8c206e"
     found = [
         paths.snapshot, paths.metrics, paths.best_checkpoint(0), paths.best_checkpoint(11), paths.oof_logits,
-        paths.oof_targets, paths.oof_csv, paths.submission, paths.test_probabilities, paths.oof_logits_damaged,
+        paths.oof_targets, paths.oof_csv, paths.results.submission, paths.results.test_probabilities,
+        paths.oof_logits_damaged,
     ]  # fmt: skip
     assert [str(path.relative_to(paths.root)) for path in found] == [
         "config.yaml", "metrics.jsonl", "ckpt/best_fold0.pth", "ckpt/best_fold11.pth", "oof/oof_logits.npy",

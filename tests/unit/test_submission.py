@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from doccls.errors import UserError
-from doccls.run.paths import RunPaths
-from doccls.submission import Coverage, check_replacement, render_submission, write_submission
+from doccls.prediction.submission import Coverage, check_replacement, render_submission, write_submission
+from doccls.run.paths import ResultPaths
 
 CLASSES = ("2", "10", "x,y")
 PROBS = np.array([[0.1, 0.7, 0.2], [0.5, 0.2, 0.3], [0.0, 0.25, 0.75]])
@@ -54,9 +54,9 @@ def test_other_columns_are_rejected_naming_both_forms(columns: list[str]) -> Non
 
 
 @pytest.fixture
-def paths(tmp_path: Path) -> RunPaths:
+def paths(tmp_path: Path) -> ResultPaths:
     """Return a run with a submission of two folds for the rows a, b and c, one of which had no image."""
-    paths = RunPaths(tmp_path)
+    paths = ResultPaths(tmp_path)
     text = render_submission(["ID", "target"], "ID", ["a", "b", "c"], CLASSES, PROBS, CHOSEN)
     write_submission(paths, text, PROBS, Coverage((0, 1), 3, 2))
     return paths
@@ -73,7 +73,7 @@ def paths(tmp_path: Path) -> RunPaths:
     ],
 )
 def test_as_complete_or_other_submission_may_replace(
-    paths: RunPaths, coverage: tuple[tuple[int, ...], int, int], ids: str
+    paths: ResultPaths, coverage: tuple[tuple[int, ...], int, int], ids: str
 ) -> None:
     check_replacement(paths, Coverage(*coverage), "ID", list(ids))
 
@@ -93,7 +93,7 @@ def test_as_complete_or_other_submission_may_replace(
     ],
 )
 def test_less_complete_submission_is_refused(
-    paths: RunPaths, coverage: tuple[tuple[int, ...], int, int], ids: list[str], lacking: str
+    paths: ResultPaths, coverage: tuple[tuple[int, ...], int, int], ids: list[str], lacking: str
 ) -> None:
     with pytest.raises(UserError) as caught:
         check_replacement(paths, Coverage(*coverage), "ID", ids)
@@ -102,7 +102,7 @@ def test_less_complete_submission_is_refused(
 
 def test_submission_without_any_image_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="none of the 3 test images"):
-        check_replacement(RunPaths(tmp_path), Coverage((0, 1), 3, 0), "ID", ["a", "b", "c"])
+        check_replacement(ResultPaths(tmp_path), Coverage((0, 1), 3, 0), "ID", ["a", "b", "c"])
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def test_submission_without_any_image_is_refused(tmp_path: Path) -> None:
         '{"format": "doccls-submission-1", "folds": 3}',
     ],
 )
-def test_rows_are_compared_without_readable_record(paths: RunPaths, record: str | None) -> None:
+def test_rows_are_compared_without_readable_record(paths: ResultPaths, record: str | None) -> None:
     if record is None:
         paths.submission_record.unlink()
     else:
@@ -126,12 +126,12 @@ def test_rows_are_compared_without_readable_record(paths: RunPaths, record: str 
         check_replacement(paths, Coverage((0, 1), 2, 2), "ID", ["a", "b"])
 
 
-def test_empty_submission_may_be_replaced(paths: RunPaths) -> None:
+def test_empty_submission_may_be_replaced(paths: ResultPaths) -> None:
     paths.submission.write_bytes(b"")
     check_replacement(paths, Coverage((0,), 1, 1), "ID", ["a"])
 
 
-def test_unreadable_submission_is_not_replaced(paths: RunPaths) -> None:
+def test_unreadable_submission_is_not_replaced(paths: ResultPaths) -> None:
     paths.submission.write_bytes(b"ID,target\n\xff,0\n")
     with pytest.raises(UserError, match=r"line 2: byte 0xff is not UTF-8 text(.|\n)*rename or delete it"):
         check_replacement(paths, Coverage((0,), 1, 1), "ID", ["a"])

@@ -1,4 +1,4 @@
-"""The submission of a run: its text, and the record by which a partial one never replaces a complete one."""
+"""The submission: its text, and the record by which a partial one never replaces a complete one."""
 
 import csv
 import io
@@ -13,7 +13,7 @@ from doccls.config.paths import is_file
 from doccls.config.schema import IMAGE_EXTENSIONS
 from doccls.data.table import read_table
 from doccls.errors import UserError
-from doccls.run.paths import RunPaths
+from doccls.run.paths import ResultPaths
 from doccls.system.atomic_files import write_array, write_text
 
 _FORMAT = "doccls-submission-1"
@@ -72,7 +72,7 @@ def render_submission(
     return text.getvalue()
 
 
-def check_replacement(paths: RunPaths, coverage: Coverage, id_col: str, ids: Sequence[str]) -> None:
+def check_replacement(paths: ResultPaths, coverage: Coverage, id_col: str, ids: Sequence[str]) -> None:
     """Check that a new submission would not replace a more complete one that shares IDs with it.
 
     Raises:
@@ -81,6 +81,10 @@ def check_replacement(paths: RunPaths, coverage: Coverage, id_col: str, ids: Seq
     """
     if not coverage.num_predicted:
         raise UserError(f"none of the {coverage.num_rows} test images can be used: there is nothing to predict")
+    if is_file(paths.predictions_record):
+        raise UserError(
+            f"{paths.root} has the predictions of a folder of images (--images): choose another folder by --output"
+        )
     if not is_file(paths.submission) or not paths.submission.stat().st_size:
         return
     try:
@@ -110,7 +114,7 @@ def _find_stem(sample_id: str) -> str:
     return (path.stem if path.suffix.lower() in IMAGE_EXTENSIONS else path.name).lower()
 
 
-def write_submission(paths: RunPaths, text: str, probs_NC: np.ndarray, coverage: Coverage) -> None:
+def write_submission(paths: ResultPaths, text: str, probs_NC: np.ndarray, coverage: Coverage) -> None:
     """Write the probabilities (n, classes) as float32, the submission, and last its record."""
     write_array(paths.test_probabilities, probs_NC.astype(np.float32))
     write_text(paths.submission, text)
@@ -120,7 +124,7 @@ def write_submission(paths: RunPaths, text: str, probs_NC: np.ndarray, coverage:
     write_text(paths.submission_record, json.dumps(record, indent=2) + "\n")
 
 
-def _read_coverage(paths: RunPaths) -> Coverage | None:
+def _read_coverage(paths: ResultPaths) -> Coverage | None:
     """Return the existing submission's record; None if there is none, or it is not readable."""
     try:
         content = json.loads(paths.submission_record.read_text(encoding="utf-8"))

@@ -12,7 +12,7 @@ from doccls.config import Config
 from doccls.config.paths import check_paths, find_output_problem, is_file
 from doccls.data.dataset import Batch, build_dataset
 from doccls.data.prepare import PreparedData, prepare_data
-from doccls.data.sampler import BatchDivision, BatchPlace, BatchRequest, list_evaluation
+from doccls.data.sampler import BatchPlace, BatchRequest
 from doccls.data.scan_cache import read_scan_cache
 from doccls.data.store import StoreChoice
 from doccls.data.views import CANDIDATES, IDENTITY, View, parse_view
@@ -22,6 +22,7 @@ from doccls.oof.metrics import probabilities
 from doccls.oof.predictions import FoldPredictions
 from doccls.oof.view_logits import FoldViews, describe_views, find_views, list_usable, write_views
 from doccls.oof.views import choose_views, describe_choice, gather_rows, render_choice
+from doccls.prediction.passes import list_requests, load_batches, load_model, predict_views
 from doccls.reporting.log import RunLog
 from doccls.reporting.progress import ConsoleReporter, Reporter
 from doccls.run.fingerprint import derive_fingerprint, digest_weights
@@ -29,7 +30,6 @@ from doccls.run.paths import RunPaths
 from doccls.system.atomic_files import write_text
 from doccls.training.checkpoint import parse_config, read_best
 from doccls.training.distributed import on_main
-from doccls.training.prediction import load_batches, load_model, predict_views
 
 _NAMES = tuple(view.name for view in CANDIDATES)
 # Of the mean absolute difference of probabilities between two computations of the same logits, by precision.
@@ -148,12 +148,11 @@ def _compute(paths: RunPaths, work: _Work, accelerator: Accelerator, reporter: R
 
 def _list_passes(work: _Work, fold: int, accelerator: Accelerator) -> list[list[BatchRequest]]:
     """Return this rank's batches of a fold's pages and, with valid.damage, those of their damaged copies."""
-    division = BatchDivision.derive(work.config.train, accelerator.num_processes)
     places = [BatchPlace("validate", fold)]
     if work.config.valid.has_damage:
         places.append(BatchPlace("validate_damaged", fold))
     rows = work.data.list_valid(fold)
-    return [list_evaluation(place, rows, division, accelerator.process_index) for place in places]
+    return [list_requests(place, rows, work.config, accelerator) for place in places]
 
 
 def _compute_fold(

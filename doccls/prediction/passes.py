@@ -1,4 +1,4 @@
-"""Predict pages with the best weights of folds, after their training."""
+"""Passes of pages through the best model of a fold, in batches that are the same for any number of processes."""
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from doccls.config import Config
 from doccls.data.dataset import Batch, DocClsDataset
 from doccls.data.loader import loading
-from doccls.data.sampler import BatchDivision, BatchRequest
+from doccls.data.sampler import BatchDivision, BatchPlace, BatchRequest, list_prediction
 from doccls.data.shared_memory import plan_loader
 from doccls.data.views import IDENTITY, View
 from doccls.model.build import build_model
@@ -19,6 +19,19 @@ from doccls.reporting.progress import Reporter
 from doccls.system.allocator import keep_freed_memory
 from doccls.training.checkpoint import BestWeights
 from doccls.training.evaluate import Normalizer, predict_logits
+
+_MAX_BATCH_SIZE = 64  # of a prediction; larger batches are hardly faster, and one process may have to hold them
+
+
+def choose_batch_size(config: Config) -> int:
+    """Return how many pages pass the model at once, whatever the number of processes."""
+    return min(BatchDivision.derive(config.train, 1).images_at_a_time, _MAX_BATCH_SIZE)
+
+
+def list_requests(place: BatchPlace, rows: np.ndarray, config: Config, accelerator: Accelerator) -> list[BatchRequest]:
+    """Return this rank's batches of a prediction of `rows` (n,)."""
+    world_size, rank = accelerator.num_processes, accelerator.process_index
+    return list_prediction(place, rows, choose_batch_size(config), world_size, rank)
 
 
 @contextmanager
@@ -32,8 +45,8 @@ def load_batches(
 ) -> Iterator[Iterator[Batch]]:
     """Yield this rank's batches from one set of workers; `is_stored` says whether the pages are in a store."""
     pin_memory = accelerator.device.type == "cuda"
-    images_at_a_time = BatchDivision.derive(config.train, accelerator.num_processes).images_at_a_time
-    plan = plan_loader(config.data.num_workers, images_at_a_time * dataset.page_bytes, pin_memory, is_stored)
+    batch_bytes = choose_batch_size(config) * dataset.page_bytes
+    plan = plan_loader(config.data.num_workers, batch_bytes, pin_memory, is_stored)
     for remark in plan.remarks:
         reporter.line(f"[PREDICT] {remark}")
     if not pin_memory:

@@ -1,0 +1,1 @@
+"""Predictions of new pages by the models of a run's folds."""

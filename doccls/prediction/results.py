@@ -1,0 +1,133 @@
+"""`predictions.csv` and `review.csv`: each page's label and its certainty, and the pages a person should look at."""
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from doccls.config.paths import is_file
+from doccls.errors import UserError
+from doccls.prediction.submission import Coverage
+from doccls.run.paths import ResultPaths
+from doccls.system.atomic_files import write_text
+
+_FORMAT = "doccls-predictions-1"
+
+
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """The predicted pages, in order."""
+
+    ids: Sequence[str]
+    classes: tuple[str, ...]
+    probs_NC: np.ndarray  # (n, classes) calibrated probabilities; of no meaning for rows without an image
+    chosen_N: np.ndarray  # (n,) int64: each page's class, which thresholds may choose instead of the most probable one
+    has_image_N: np.ndarray  # (n,) bool
+
+    @property
+    def confidence_N(self) -> np.ndarray:
+        """The probability (n,) of each page's label."""
+        confidence_N: np.ndarray = self.probs_NC[np.arange(len(self.chosen_N)), self.chosen_N]
+        return confidence_N
+
+    def list_uncertain(self, min_confidence: float) -> np.ndarray:
+        """Return the rows (m,) without an image, then those with a lower confidence, the least certain first."""
+        is_uncertain = self.has_image_N & (self.confidence_N < min_confidence)
+        uncertain = np.flatnonzero(is_uncertain)
+        by_confidence = np.argsort(self.confidence_N[uncertain], kind="stable")
+        return np.concatenate([np.flatnonzero(~self.has_image_N), uncertain[by_confidence]])
+
+
+def render_predictions(predictions: Predictions, with_probabilities: bool) -> str:
+    """Render predictions.csv; only the ID is given for a page without a usable image."""
+    header = ["ID", "prediction", "confidence"]
+    if with_probabilities:
+        header += [f"prob_{label}" for label in predictions.classes]
+    confidence_N, empty = predictions.confidence_N, [""] * (len(header) - 1)
+
+    def render_row(row: int) -> list[str]:
+        if not predictions.has_image_N[row]:
+            return empty
+        cells = [predictions.classes[predictions.chosen_N[row]], _format(confidence_N[row])]
+        return [*cells, *map(_format, predictions.probs_NC[row])] if with_probabilities else cells
+
+    return _render_csv(header, ([sample_id, *render_row(row)] for row, sample_id in enumerate(predictions.ids)))
+
+
+def render_review(predictions: Predictions, min_confidence: float) -> str:
+    """Render review.csv: the uncertain pages, with the label and the most probable other class."""
+    header = ["ID", "prediction", "confidence", "alternative", "alternative_confidence"]
+    confidence_N = predictions.confidence_N
+
+    def render_row(row: int) -> list[str]:
+        chosen = int(predictions.chosen_N[row])
+        if not predictions.has_image_N[row]:
+            return [predictions.ids[row], "", "", "", ""]
+        others_C = predictions.probs_NC[row].copy()
+        others_C[chosen] = -1
+        other = int(others_C.argmax())
+        cells = [predictions.ids[row], predictions.classes[chosen], _format(confidence_N[row])]
+        return [*cells, predictions.classes[other], _format(others_C[other])]
+
+    return _render_csv(header, map(render_row, predictions.list_uncertain(min_confidence).tolist()))
+
+
+def write_predictions(
+    paths: ResultPaths, predictions: Predictions, with_probabilities: bool, min_confidence: float | None
+) -> None:
+    """Write predictions.csv and, with `min_confidence`, review.csv; an earlier review.csv doesn't remain."""
+    paths.review.unlink(missing_ok=True)
+    write_text(paths.predictions, render_predictions(predictions, with_probabilities))
+    if min_confidence is not None:
+        write_text(paths.review, render_review(predictions, min_confidence))
+
+
+def write_folder_record(paths: ResultPaths, folder: Path, coverage: Coverage) -> None:
+    """Write which images, folds and views the predictions of a folder come from."""
+    record = {"format": _FORMAT, "images": str(folder), **asdict(coverage)}
+    write_text(paths.predictions_record, json.dumps(record, indent=2) + "\n")
+
+
+def check_folder_replacement(paths: ResultPaths, folder: Path, coverage: Coverage) -> None:
+    """Check that the predictions of a folder replace only those of the same folder, by no more folds.
+
+    Raises:
+        UserError: they would replace others; or no image can be used.
+    """
+    if not coverage.num_predicted:
+        raise UserError(f"--images {folder}: none of the {coverage.num_rows} images can be used")
+    if not is_file(paths.predictions):
+        return
+    remedy = "choose another folder by --output, or rename or delete it"
+    try:
+        record = json.loads(paths.predictions_record.read_text(encoding="utf-8"))
+        known = record["format"] == _FORMAT
+        images, num_folds = str(record["images"]), len(record["folds"])
+    except (OSError, ValueError, KeyError, TypeError):
+        known = False
+    if not known:
+        raise UserError(
+            f"{paths.predictions} exists, but {paths.predictions_record.name} doesn't say of which images: {remedy}"
+        )
+    if images != str(folder):
+        raise UserError(f"{paths.predictions} has the predictions of {images}: {remedy}")
+    if num_folds > len(coverage.folds):
+        raise UserError(
+            f"{paths.predictions} was predicted by {num_folds} folds, not by {len(coverage.folds)}: {remedy}"
+        )
+
+
+def _render_csv(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _format(prob: float) -> str:
+    return f"{prob:.6f}"
