@@ -23,11 +23,12 @@ from doccls.config.paths import (
     resolve_option,
 )
 from doccls.data.table import read_table, require_columns
-from doccls.data.views import IDENTITY, View, parse_views, render_views
 from doccls.errors import UserError
 from doccls.oof.adjust import Adjustment, adjust, learn_adjustment, read_own_predictions
 from doccls.oof.blend_record import read_record
 from doccls.oof.view_logits import average_stored
+from doccls.oof.views import Setting
+from doccls.prediction.candidates import Candidates, parse_candidates
 from doccls.prediction.results import Predictions, check_folder_replacement, write_folder_record, write_predictions
 from doccls.prediction.submission import (
     Coverage,
@@ -41,8 +42,6 @@ from doccls.run.paths import ResultPaths, RunPaths, find_run
 from doccls.system.rank import rank_by_environment
 
 if TYPE_CHECKING:  # torch takes seconds to import
-    from accelerate import Accelerator
-
     from doccls.prediction.members import Member
     from doccls.prediction.pages import TestPages
 
@@ -54,7 +53,7 @@ class Task:
     paths: RunPaths
     results: ResultPaths
     images: Path | None  # a folder of images to predict instead of the rows of the sample submission
-    views: tuple[View, ...] | None  # None: choose them
+    candidates: Candidates  # how the models may be applied
     with_probabilities: bool  # in predictions.csv
     min_confidence: float | None  # below which a page is listed for review
 
@@ -96,6 +95,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "auto (those that gain on the OOF predictions; needs the training data once), or a comma-separated list, such "
         "as id,hflip,rot180,rot90+hflip,scale0.9",
     )  # fmt: skip
+    parser.add_argument(
+        "--adapt-bn", default="off", metavar="N",
+        help="mix the BatchNorm statistics of the pages into those of the training, which count as N pages: off "
+        "(default), auto (where it gains on damaged OOF predictions; needs the training data once), or a number, such "
+        "as 256",
+    )  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -121,6 +126,7 @@ def predict(arguments: argparse.Namespace) -> int:
     leave_deleted_folder()
     from doccls.prediction.folds import predict_members
     from doccls.prediction.members import ConfigChanges, choose_precision, list_members, unify_test_data
+    from doccls.prediction.oof_views import choose_run_setting
     from doccls.training.distributed import can_compute_in, on_main, start_processes
 
     changes = ConfigChanges(arguments.sample_csv, arguments.image_dir, arguments.num_workers, arguments.on_bad_image)
@@ -131,14 +137,15 @@ def predict(arguments: argparse.Namespace) -> int:
     accelerator = start_processes(_with_precision(config, precision if can_compute_in(precision) else "no"))
     try:
         pages, coverage = on_main(accelerator, lambda: _check_inputs(task, members))
-        views = _choose_views(members[0], accelerator) if task.views is None else task.views
-        adjustment = on_main(accelerator, lambda: _read_adjustment(task.paths, members, views))
-        if accelerator.is_main_process and views != (IDENTITY,):
-            print(f"[PREDICT] mean over {len(views)} views: {render_views(views)}", flush=True)
+        setting = choose_run_setting(members[0], task.candidates, coverage.num_predicted, accelerator)
+        adjustment = on_main(accelerator, lambda: _read_adjustment(task.paths, members, setting))
+        if accelerator.is_main_process and setting != Setting(("id",)):
+            print(f"[PREDICT] predicting with {setting.text}", flush=True)
         if accelerator.is_main_process and accelerator.mixed_precision != precision:
             print(f"[WARNING] validated in {precision}, which this device does not support: predicting in float32")
-        probs = predict_members(members, pages, accelerator, views)
-        on_main(accelerator, lambda: _write_results(task, members[0], pages[0], *probs, coverage, views, adjustment))
+        probs = predict_members(members, pages, accelerator, setting)
+        coverage = replace(coverage, views=setting.views, adapt_bn=setting.prior)
+        on_main(accelerator, lambda: _write_results(task, members[0], pages[0], *probs, coverage, adjustment))
     except UserError:
         accelerator.end_training()  # every rank reaches this
         raise
@@ -159,12 +166,12 @@ def _parse_task(arguments: argparse.Namespace) -> Task:
     Raises:
         UserError: there is no such run or views, a path can't be read or written, or options exclude each other.
     """
-    views = _parse_views(arguments.views)
+    candidates = parse_candidates(arguments.views, arguments.adapt_bn)
     paths = find_run(arguments.run)
-    if views != (IDENTITY,) and is_file(paths.blend):
+    if not (candidates.is_single and candidates.plain == Setting(("id",))) and is_file(paths.blend):
         raise UserError(
-            f"--views {arguments.views}: {paths.root} is a blend, and views are for single runs: predict it without "
-            "--views, or predict one of its members"
+            f"--views {arguments.views} --adapt-bn {arguments.adapt_bn}: {paths.root} is a blend, and these options "
+            "are for single runs: predict it without them, or predict one of its members"
         )
     kinds: dict[str, PathKind] = {"sample_csv": "file", "image_dir": "folder", "images": "folder"}
     for name, kind in kinds.items():
@@ -182,14 +189,7 @@ def _parse_task(arguments: argparse.Namespace) -> Task:
         results = ResultPaths(resolve_option(arguments.output, "--output"))
     if (problem := find_output_problem(results.root)) is not None:
         raise UserError(f"{'RUN' if arguments.output is None else '--output'}: {problem}")
-    return Task(paths, results, arguments.images, views, arguments.probabilities, arguments.min_confidence)
-
-
-def _parse_views(text: str) -> tuple[View, ...] | None:
-    """Return the views of --views: None for `auto`, the page itself for `none`."""
-    if text == "auto":
-        return None
-    return (IDENTITY,) if text == "none" else parse_views(text)
+    return Task(paths, results, arguments.images, candidates, arguments.probabilities, arguments.min_confidence)
 
 
 def _with_precision(config: Config, precision: str) -> Config:
@@ -207,6 +207,7 @@ def _check_inputs(task: Task, members: "Sequence[Member]") -> tuple[tuple["TestP
         The pages, decoded for each member's image size, and what will be predicted.
     """
     from doccls.prediction.members import check_checkpoints, choose_member_store
+    from doccls.prediction.oof_views import check_batch_norm
     from doccls.prediction.pages import read_folder_pages, read_sample_pages
 
     folds, warnings = [], []
@@ -237,41 +238,34 @@ def _check_inputs(task: Task, members: "Sequence[Member]") -> tuple[tuple["TestP
         check_replacement(task.results, coverage, id_col, first.ids)
     for warning in (*warnings, *first.problems):
         print(f"[WARNING] {warning}")
+    if task.candidates.priors[0] is not None:
+        check_batch_norm(members[0], coverage.num_predicted)
     of_runs = "" if len(members) == 1 else f" of {len(members)} runs"
     what = "test images" if task.images is None else f"images of {task.images}"
     print(f"[PREDICT] {len(first.ids)} {what} x {len(folds)} folds{of_runs}", flush=True)
     return pages, coverage
 
 
-def _choose_views(member: "Member", accelerator: "Accelerator") -> tuple[View, ...]:
-    """Return the views that the run's OOF predictions recommend. All ranks must call."""
-    from doccls.prediction.members import choose_member_store
-    from doccls.prediction.oof_views import choose_run_views
-
-    store = choose_member_store(member)
-    return choose_run_views(member.paths, member.config, member.fingerprint, store, accelerator)
-
-
-def _read_adjustment(paths: RunPaths, members: "Sequence[Member]", views: Sequence[View]) -> Adjustment | None:
+def _read_adjustment(paths: RunPaths, members: "Sequence[Member]", setting: Setting) -> Adjustment | None:
     """Learn from the OOF predictions, and print what follows for the files. Only the main process may call."""
     num_folds = members[0].config.data.folds
     adjustment: Adjustment | None
     problems: tuple[str, ...] = ()
-    names = tuple(view.name for view in views)
+    is_plain = setting == Setting(("id",))
     if is_file(paths.blend):
         adjustment = read_record(paths).adjustment
     else:
         fold_predictions, problems = read_own_predictions(paths, members[0].fingerprint, num_folds)
-        if views != (IDENTITY,):
-            fold_predictions, lacking = average_stored(paths, fold_predictions, names)
+        if not is_plain:
+            fold_predictions, lacking = average_stored(paths, fold_predictions, setting.views, setting.prior)
             problems += tuple(
-                f"fold {fold} has no OOF logits of these views (--views auto stores some)" for fold in lacking
+                f"fold {fold} has no finite OOF logits of {setting.text} (`auto` stores some)" for fold in lacking
             )
         adjustment = learn_adjustment(fold_predictions)
     for problem in problems:
         print(f"[WARNING] not used for calibration: {problem}")
     if adjustment is None:
-        what = "predictions" if views == (IDENTITY,) else "OOF predictions of these views"
+        what = "predictions" if is_plain else f"OOF predictions of {setting.text}"
         print(f"[WARNING] probabilities are not calibrated: no finished fold has {what} to learn from")
         return None
     folds = ", ".join(map(str, adjustment.folds))
@@ -299,14 +293,12 @@ def _write_results(
     probs_NC: np.ndarray,
     fold_probs: Sequence[np.ndarray],
     coverage: Coverage,
-    views: Sequence[View],
     adjustment: Adjustment | None,
 ) -> None:
     """Write the calibrated probabilities, the labels and, if there is a sample, the submission.
 
     `member` is the first one, whose training data and classes stand for all. Only the main process may call.
     """
-    coverage = replace(coverage, views=tuple(view.name for view in views))
     missing = pages.paths.find_missing()
     has_image_N = np.ones(len(pages.ids), dtype=bool)
     has_image_N[missing] = False

@@ -93,18 +93,10 @@ def _gather_rows(fold_predictions: Sequence[FoldPredictions]) -> OofRows:
     groups = [group for predictions in fold_predictions for group in predictions.info.groups or ()]
     return OofRows(
         targets_N=np.concatenate([predictions.targets_N for predictions in fold_predictions])[order],
-        logits_NC=np.concatenate([_get_selecting_logits(predictions) for predictions in fold_predictions])[order],
+        logits_NC=np.concatenate([predictions.selecting_logits_NC for predictions in fold_predictions])[order],
         folds_N=np.repeat(
             [predictions.info.fold for predictions in fold_predictions],
             [len(predictions.indices_N) for predictions in fold_predictions],
         )[order],
         unit_N=encode_groups([groups[place] for place in order.tolist()]) if groups else None,
     )
-
-
-def _get_selecting_logits(predictions: FoldPredictions) -> np.ndarray:
-    """Return the logits whose score selected the best epoch."""
-    if predictions.info.selected_by == "clean":
-        return predictions.logits_NC
-    assert predictions.damaged_logits_NC is not None
-    return predictions.damaged_logits_NC

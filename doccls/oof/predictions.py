@@ -48,6 +48,14 @@ class FoldPredictions:
     targets_N: np.ndarray  # (n,) int64
     damaged_logits_NC: np.ndarray | None = None  # (n, classes) float32, of damaged copies of the pages (valid.damage)
 
+    @property
+    def selecting_logits_NC(self) -> np.ndarray:
+        """The logits whose score selected the best epoch: of the pages, or of their damaged copies."""
+        if self.info.selected_by == "clean":
+            return self.logits_NC
+        assert self.damaged_logits_NC is not None
+        return self.damaged_logits_NC
+
 
 def write_predictions(path: Path, predictions: FoldPredictions) -> None:
     """Write the predictions atomically; equal predictions give equal bytes."""

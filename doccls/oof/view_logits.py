@@ -1,9 +1,9 @@
-"""One fold's out-of-fold logits in several views, `oof/views/fold{n}.safetensors`: computed once, then read."""
+"""One fold's out-of-fold logits in several views, `oof/views/fold{n}*.safetensors`: computed once, then read."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from scipy.special import log_softmax, logsumexp
@@ -14,7 +14,7 @@ from doccls.run.fingerprint import digest_file
 from doccls.run.paths import RunPaths
 from doccls.system.tensor_file import TensorFileError, read_tensor_file, write_tensor_file
 
-_FORMAT = "doccls-fold-views-1"
+_FORMAT = "doccls-fold-views-2"
 
 
 @dataclass(frozen=True)
@@ -24,12 +24,14 @@ class ViewsInfo:
     fingerprint: str  # of the run
     fold: int
     checkpoint: str  # SHA-256 of the file of the weights
+    pages: Literal["clean", "damaged"]  # which are shown: those whose score selected the epochs
+    prior: int | None  # strength of the training's BatchNorm statistics beside those of the pages; None: no others
     views: tuple[str, ...]  # in the file, the first one is the page itself
 
 
 @dataclass(frozen=True)
 class FoldViews:
-    """The logits of the usable validation pages of a fold in each view, and of their damaged copies, if there are.
+    """The logits of the usable validation pages of a fold, or of their damaged copies, in each view.
 
     Those of the page itself are finite. Other views may not be: an overflow there is no reason to compute all anew.
     """
@@ -37,25 +39,18 @@ class FoldViews:
     info: ViewsInfo
     indices_N: np.ndarray  # (n,) int64, ascending: rows of train.csv
     logits_VNC: np.ndarray  # (views, n, classes) float32
-    damaged_logits_VNC: np.ndarray | None = None
 
     def take(self, views: tuple[str, ...]) -> "FoldViews":
         """Return only these views, in this order."""
-        places, damaged = [self.info.views.index(view) for view in views], self.damaged_logits_VNC
-        return FoldViews(
-            replace(self.info, views=views),
-            self.indices_N,
-            self.logits_VNC[places],
-            None if damaged is None else damaged[places],
-        )
+        places = [self.info.views.index(view) for view in views]
+        return FoldViews(replace(self.info, views=views), self.indices_N, self.logits_VNC[places])
 
     def list_finite(self) -> tuple[str, ...]:
-        """Return the views of which all logits are finite, those of the damaged copies as well."""
-        logits = [array for array in (self.logits_VNC, self.damaged_logits_VNC) if array is not None]
+        """Return the views of which all logits are finite."""
         return tuple(
             view
-            for place, view in enumerate(self.info.views)
-            if all(np.isfinite(logits_VNC[place]).all() for logits_VNC in logits)
+            for view, logits_NC in zip(self.info.views, self.logits_VNC, strict=True)
+            if np.isfinite(logits_NC).all()
         )
 
 
@@ -63,8 +58,6 @@ def write_views(path: Path, views: FoldViews) -> None:
     """Write the logits atomically; equal logits give equal bytes."""
     _check(views, f"views for {path}")
     arrays = {"indices": views.indices_N, "logits": views.logits_VNC}
-    if views.damaged_logits_VNC is not None:
-        arrays["damaged_logits"] = views.damaged_logits_VNC
     write_tensor_file(path, _FORMAT, asdict(views.info), arrays)
 
 
@@ -78,17 +71,22 @@ def read_views(path: Path) -> FoldViews:
     return read_tensor_file(path, _FORMAT, lambda description, arrays: _parse(description, arrays, str(path)))
 
 
-def describe_views(paths: RunPaths, predictions: FoldPredictions, views: tuple[str, ...]) -> ViewsInfo:
+def describe_views(
+    paths: RunPaths, predictions: FoldPredictions, views: tuple[str, ...], prior: int | None = None
+) -> ViewsInfo:
     """Return the metadata of these views of the fold whose predictions these are.
 
     Raises:
         UserError: the fold's checkpoint can't be read.
     """
     info = predictions.info
-    return ViewsInfo(info.fingerprint, info.fold, digest_file(paths.best_checkpoint(info.fold)), views)
+    checkpoint = digest_file(paths.best_checkpoint(info.fold))
+    return ViewsInfo(info.fingerprint, info.fold, checkpoint, info.selected_by, prior, views)
 
 
-def find_views(paths: RunPaths, predictions: FoldPredictions, views: tuple[str, ...]) -> FoldViews | None:
+def find_views(
+    paths: RunPaths, predictions: FoldPredictions, views: tuple[str, ...], prior: int | None = None
+) -> FoldViews | None:
     """Return the stored logits of these views, in that order, of the fold whose predictions these are.
 
     None if they are not those of the fold's present checkpoint and pages, lack a view, are damaged, or don't exist.
@@ -99,15 +97,13 @@ def find_views(paths: RunPaths, predictions: FoldPredictions, views: tuple[str, 
     if not is_file(paths.best_checkpoint(predictions.info.fold)):
         return None
     try:
-        stored = read_views(paths.views(predictions.info.fold))
+        stored = read_views(paths.views(predictions.info.fold, prior))
     except TensorFileError:
         return None
-    wanted, damaged = describe_views(paths, predictions, views), stored.damaged_logits_VNC
     if (
-        replace(stored.info, views=views) != wanted
+        replace(stored.info, views=views) != describe_views(paths, predictions, views, prior)
         or not set(views) <= set(stored.info.views)
         or not np.array_equal(stored.indices_N, list_usable(predictions))
-        or (damaged is None) != (predictions.damaged_logits_NC is None)
     ):
         return None
     return stored.take(views)
@@ -120,7 +116,7 @@ def list_usable(predictions: FoldPredictions) -> np.ndarray:
 
 
 def average_stored(
-    paths: RunPaths, fold_predictions: Sequence[FoldPredictions], views: tuple[str, ...]
+    paths: RunPaths, fold_predictions: Sequence[FoldPredictions], views: tuple[str, ...], prior: int | None = None
 ) -> tuple[list[FoldPredictions], list[int]]:
     """Return the predictions of the mean over these views, of the folds that have them stored, and the other folds.
 
@@ -131,7 +127,7 @@ def average_stored(
     """
     averaged, lacking = [], []
     for predictions in fold_predictions:
-        stored = find_views(paths, predictions, views)
+        stored = find_views(paths, predictions, views, prior)
         if stored is None or stored.list_finite() != views:
             lacking.append(predictions.info.fold)
         else:
@@ -140,22 +136,16 @@ def average_stored(
 
 
 def average_views(predictions: FoldPredictions, views: FoldViews) -> FoldPredictions:
-    """Return the fold predictions of the mean over all views: logits whose softmax is the mean of probabilities.
+    """Return the predictions with the mean over all views: logits whose softmax is the mean of probabilities.
 
-    Rows without a usable image keep their logits, NaN.
+    Only the logits that selected the epochs are replaced: of the pages, or of their damaged copies. Rows without a
+    usable image keep theirs, NaN.
     """
-    rows_N = np.searchsorted(predictions.indices_N, views.indices_N)
-
-    def average(logits_NC: np.ndarray, views_VNC: np.ndarray) -> np.ndarray:
-        averaged_NC = logits_NC.copy()
-        averaged_NC[rows_N] = average_logits(views_VNC)
-        return averaged_NC
-
-    damaged = None
-    if predictions.damaged_logits_NC is not None:
-        assert views.damaged_logits_VNC is not None
-        damaged = average(predictions.damaged_logits_NC, views.damaged_logits_VNC)
-    return replace(predictions, logits_NC=average(predictions.logits_NC, views.logits_VNC), damaged_logits_NC=damaged)
+    averaged_NC = predictions.selecting_logits_NC.copy()
+    averaged_NC[np.searchsorted(predictions.indices_N, views.indices_N)] = average_logits(views.logits_VNC)
+    if views.info.pages == "clean":
+        return replace(predictions, logits_NC=averaged_NC)
+    return replace(predictions, damaged_logits_NC=averaged_NC)
 
 
 def average_logits(logits_VNC: np.ndarray) -> np.ndarray:
@@ -167,21 +157,20 @@ def average_logits(logits_VNC: np.ndarray) -> np.ndarray:
 
 def _parse(description: dict[str, Any], arrays: dict[str, np.ndarray], source: str) -> FoldViews:
     description["views"] = tuple(description["views"])
-    views = FoldViews(ViewsInfo(**description), arrays["indices"], arrays["logits"], arrays.get("damaged_logits"))
+    views = FoldViews(ViewsInfo(**description), arrays["indices"], arrays["logits"])
     _check(views, source)
     return views
 
 
 def _check(views: FoldViews, source: str) -> None:
-    logits = [array for array in (views.logits_VNC, views.damaged_logits_VNC) if array is not None]
     if (
         views.indices_N.dtype.name != "int64"
         or views.indices_N.ndim != 1
         or np.any(np.diff(views.indices_N) <= 0)
-        or any(array.dtype.name != "float32" or array.ndim != 3 for array in logits)
-        or any(array.shape[:2] != (len(views.info.views), len(views.indices_N)) for array in logits)
-        or len({array.shape for array in logits}) > 1
+        or views.logits_VNC.dtype.name != "float32"
+        or views.logits_VNC.ndim != 3
+        or views.logits_VNC.shape[:2] != (len(views.info.views), len(views.indices_N))
     ):
         raise TensorFileError(f"{source}: arrays have the wrong dtype or shape, or rows are not ascending")
-    if not all(np.isfinite(array[:1]).all() for array in logits):
+    if not np.isfinite(views.logits_VNC[:1]).all():
         raise TensorFileError(f"{source}: logits of the page itself are not finite")

@@ -1,13 +1,14 @@
-"""The choice of views from out-of-fold predictions, made only where its cross-fitted gain is real; pure.
+"""The choice of views and of BatchNorm statistics from out-of-fold predictions, where its gain is real; pure.
 
-Averaging views of a page helps a model that was not trained to see them as one page, and harms another. So the views
-of a fold's rows are chosen on the rows of the other folds: no score has seen its own rows.
+Averaging views of a page helps a model that was not trained to see them as one page, and harms another; statistics of
+damaged pages likewise. So the setting of a fold's rows is chosen on the rows of the other folds: no score has seen its
+own rows.
 """
 
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -17,7 +18,7 @@ from doccls.oof.metrics import count_macro_f1, probabilities
 from doccls.oof.predictions import FoldPredictions
 from doccls.oof.view_logits import FoldViews, list_usable
 
-_FORMAT = "doccls-views-1"
+_FORMAT = "doccls-views-2"
 # Of the gain's interval. Each part's rows score one choice and make the others, so the parts' gains are correlated, and
 # the bootstrap, which keeps the choices, gives too narrow an interval. Where nothing gains, one of level 0.95 is above
 # 0 in up to 5.6 % of draws instead of 2.5 %, and one of 0.99 in 2.4 % (500 draws each, as in test_view_choice.py).
@@ -26,100 +27,144 @@ TOLERANCE = 0.002  # of macro-F1: each view costs a pass over the pages, so a la
 
 
 @dataclass(frozen=True)
+class Setting:
+    """How models predict a page: the views that are averaged, and the BatchNorm statistics."""
+
+    views: tuple[str, ...]
+    prior: int | None = None  # strength of the training's statistics beside those of the pages; None: no others
+
+    @property
+    def text(self) -> str:
+        """The setting in words."""
+        views = f"views {','.join(self.views)}" if len(self.views) > 1 else self.views[0]
+        return views if self.prior is None else f"{views} with BatchNorm statistics of prior {self.prior}"
+
+
+@dataclass(frozen=True)
 class ViewRows:
-    """Rows with the probabilities of each view, of models that were not trained on them."""
+    """Rows with the probabilities of each view and each kind of BatchNorm statistics, of models not trained on them."""
 
     views: tuple[str, ...]  # the first one is the page itself
-    probs_VNC: np.ndarray  # (views, n, classes)
+    priors: tuple[int | None, ...]  # as in Setting
+    probs_PVNC: np.ndarray  # (priors, views, n, classes)
     targets_N: np.ndarray  # (n,) int64
     folds_N: np.ndarray  # (n,) int64: of which fold a row is
     unit_N: np.ndarray | None = None  # (n,) int64 from 0: the group of a row, if there are groups
 
+    def name(self, places: "_Places") -> Setting:
+        """Return the setting at these places."""
+        prior, views = places
+        return Setting(tuple(self.views[place] for place in views), self.priors[prior])
+
+
+_Places = tuple[int, tuple[int, ...]]  # of a prior and of views, in ViewRows
+
 
 @dataclass(frozen=True)
-class ViewScore:
-    """One view by itself, on all rows."""
+class CandidateScore:
+    """One candidate by itself, on all rows."""
 
-    view: str
-    macro_f1: float  # of its probabilities alone
-    gain: float  # of their mean with those of the page itself, over the page itself
+    setting: Setting
+    macro_f1: float
+    gain: float  # of a view: of its mean with the page itself; else of the candidate; over the plain setting
 
 
 @dataclass(frozen=True)
-class ViewChoice:
-    """The views to use, and the figures that decided."""
+class SettingChoice:
+    """The setting to use, and the figures that decided."""
 
-    views: tuple[str, ...]  # to use
-    selected: tuple[str, ...]  # on all rows; used if their gain is real
-    part_views: tuple[tuple[str, ...], ...]  # selected for each part of the rows, on the rows of the other parts
-    macro_f1: float  # of the page itself
-    gain: float  # of `part_views` over the page itself, with its interval by paired bootstrap
+    used: Setting
+    plain: Setting  # which is used if nothing else gains
+    selected: Setting  # on all rows; used if its gain is real
+    part_selected: tuple[Setting, ...]  # for each part of the rows, on the rows of the other parts
+    macro_f1: float  # of the plain setting
+    gain: float  # of `part_selected` over the plain setting, with its interval by paired bootstrap
     gain_low: float
     gain_high: float
-    scores: tuple[ViewScore, ...]  # of each candidate
+    scores: tuple[CandidateScore, ...]
     decided_by: Literal["clean", "damaged"]
     folds: tuple[int, ...]  # whose predictions decided
 
 
-def gather_rows(folds: Sequence[tuple[FoldPredictions, FoldViews]]) -> ViewRows:
-    """Return the usable rows of all folds, in the order of train.csv, of the pages or copies that selected the epochs.
+def gather_rows(
+    folds: Sequence[tuple[FoldPredictions, Sequence[FoldViews]]], priors: tuple[int | None, ...]
+) -> ViewRows:
+    """Return the usable rows of all folds, in the order of train.csv; a fold has its views with each of `priors`.
 
     There must be a row.
     """
     indices, targets, numbers, probs, groups = [], [], [], [], []
-    for predictions, views in folds:
+    for predictions, by_prior in folds:
         usable = np.isin(predictions.indices_N, list_usable(predictions))
-        assert np.array_equal(predictions.indices_N[usable], views.indices_N)
-        logits_VNC = views.logits_VNC if predictions.info.selected_by == "clean" else views.damaged_logits_VNC
-        assert logits_VNC is not None
-        indices.append(views.indices_N)
+        assert all(np.array_equal(predictions.indices_N[usable], views.indices_N) for views in by_prior)
+        indices.append(predictions.indices_N[usable])
         targets.append(predictions.targets_N[usable])
-        numbers.append(np.full(len(views.indices_N), predictions.info.fold))
-        probs.append(np.stack([probabilities(logits_NC) for logits_NC in logits_VNC]))
+        numbers.append(np.full(np.count_nonzero(usable), predictions.info.fold))
+        probs.append(np.stack([[probabilities(logits_NC) for logits_NC in views.logits_VNC] for views in by_prior]))
         if predictions.info.groups is not None:
             groups += [predictions.info.groups[place] for place in np.flatnonzero(usable).tolist()]
     order = np.argsort(np.concatenate(indices))
     return ViewRows(
-        views=folds[0][1].info.views,
-        probs_VNC=np.concatenate(probs, axis=1)[:, order],
+        views=folds[0][1][0].info.views,
+        priors=priors,
+        probs_PVNC=np.concatenate(probs, axis=2)[:, :, order],
         targets_N=np.concatenate(targets)[order],
         folds_N=np.concatenate(numbers)[order],
         unit_N=encode_groups([groups[place] for place in order.tolist()]) if groups else None,
     )
 
 
-def choose_views(rows: ViewRows, decided_by: Literal["clean", "damaged"]) -> ViewChoice:
-    """Choose the views to average: the page itself and others, or the page alone if the others' gain may be noise.
+def choose_setting(rows: ViewRows, decided_by: Literal["clean", "damaged"], keeps_views: bool = False) -> SettingChoice:
+    """Choose the setting to use: the plain one if the gain of the selected one may be noise.
 
-    There is one test, of the cross-fitted gain of the whole procedure, so that many candidates are no more likely to
-    seem better by chance than one.
+    The plain setting is the page itself, or all views if `keeps_views`, with the first prior. There is one test, of the
+    cross-fitted gain of the whole procedure, so that many candidates are no more likely to seem better by chance than
+    one.
     """
-    targets_N, num_classes = rows.targets_N, rows.probs_VNC.shape[2]
+    targets_N, num_classes = rows.targets_N, rows.probs_PVNC.shape[3]
     part_N = assign_parts(rows.folds_N, rows.unit_N)
-    part_places = []
+    part_selected = []
     chosen_N = np.empty(len(targets_N), dtype=np.int64)
     for part in range(int(part_N.max()) + 1):
         others, own = _list_other_rows(part_N, part), np.flatnonzero(part_N == part)
-        places = select_views(targets_N[others], rows.probs_VNC[:, others])
-        chosen_N[own] = _predict(rows.probs_VNC[:, own], places)
-        part_places.append(places)
-    plain_N = rows.probs_VNC[0].argmax(axis=1)
+        places = select_setting(targets_N[others], rows.probs_PVNC[:, :, others], keeps_views)
+        chosen_N[own] = _predict(rows.probs_PVNC[:, :, own], places)
+        part_selected.append(rows.name(places))
+    plain = _find_plain(rows, keeps_views)
+    plain_N = _predict(rows.probs_PVNC, plain)
     macro_f1 = count_macro_f1(targets_N, plain_N, num_classes)
     gain = count_macro_f1(targets_N, chosen_N, num_classes) - macro_f1
     low, high = bootstrap_gap(targets_N, chosen_N, plain_N, num_classes, rows.unit_N, GAIN_LEVEL)
-    selected = _name(rows.views, select_views(targets_N, rows.probs_VNC))
-    return ViewChoice(
-        views=selected if low > 0 else rows.views[:1],
+    selected = rows.name(select_setting(targets_N, rows.probs_PVNC, keeps_views))
+    return SettingChoice(
+        used=selected if low > 0 else rows.name(plain),
+        plain=rows.name(plain),
         selected=selected,
-        part_views=tuple(_name(rows.views, places) for places in part_places),
+        part_selected=tuple(part_selected),
         macro_f1=macro_f1,
         gain=gain,
         gain_low=low,
         gain_high=high,
-        scores=_score_views(rows, macro_f1),
+        scores=_score_candidates(rows, plain, macro_f1),
         decided_by=decided_by,
         folds=tuple(np.unique(rows.folds_N).tolist()),
     )
+
+
+def select_setting(targets_N: np.ndarray, probs_PVNC: np.ndarray, keeps_views: bool = False) -> _Places:
+    """Return the places of the prior and views with a high macro-F1: views are selected for each prior, or all kept.
+
+    Of the priors, the first within TOLERANCE of the best wins: the training's own statistics, if possible.
+    """
+    candidates = [
+        (prior, tuple(range(len(probs_VNC))) if keeps_views else select_views(targets_N, probs_VNC))
+        for prior, probs_VNC in enumerate(probs_PVNC)
+    ]
+    if not len(targets_N):
+        return candidates[0]
+    num_classes = probs_PVNC.shape[3]
+    scores = [count_macro_f1(targets_N, _predict(probs_PVNC, places), num_classes) for places in candidates]
+    return candidates[int(np.argmax(np.asarray(scores) >= max(scores) - TOLERANCE))]
 
 
 def select_views(targets_N: np.ndarray, probs_VNC: np.ndarray) -> tuple[int, ...]:
@@ -151,47 +196,60 @@ def _list_other_rows(part_N: np.ndarray, part: int) -> np.ndarray:
     return np.flatnonzero(part_N != part)
 
 
-def _predict(probs_VNC: np.ndarray, places: Sequence[int]) -> np.ndarray:
+def _find_plain(rows: ViewRows, keeps_views: bool) -> _Places:
+    return 0, tuple(range(len(rows.views))) if keeps_views else (0,)
+
+
+def _predict(probs_PVNC: np.ndarray, places: _Places) -> np.ndarray:
     """Return the most probable class (n,) by the mean over these views, summed in the order of selection."""
-    total_NC = np.zeros(probs_VNC.shape[1:])
-    for place in places:
-        total_NC += probs_VNC[place]
+    prior, views = places
+    total_NC = np.zeros(probs_PVNC.shape[2:])
+    for place in views:
+        total_NC += probs_PVNC[prior, place]
     classes_N: np.ndarray = total_NC.argmax(axis=1)
     return classes_N
 
 
-def _score_views(rows: ViewRows, macro_f1: float) -> tuple[ViewScore, ...]:
-    num_classes = rows.probs_VNC.shape[2]
+def _score_candidates(rows: ViewRows, plain: _Places, macro_f1: float) -> tuple[CandidateScore, ...]:
+    """Score each view, if they are selected, and each prior by itself."""
+
+    def score(places: _Places) -> float:
+        return count_macro_f1(rows.targets_N, _predict(rows.probs_PVNC, places), rows.probs_PVNC.shape[3])
+
+    _, plain_views = plain
+    views = range(1, len(rows.views)) if len(plain_views) == 1 else ()
     scores = []
-    for place, view in enumerate(rows.views):
-        alone, both = (
-            count_macro_f1(rows.targets_N, _predict(rows.probs_VNC, places), num_classes)
-            for places in ((place,), (0, place))
-        )
-        scores.append(ViewScore(view, alone, both - macro_f1))
+    for place in views:
+        alone, both = score((0, (place,))), score((0, (0, place)))
+        scores.append(CandidateScore(rows.name((0, (place,))), alone, both - macro_f1))
+    for prior in range(1, len(rows.priors)):
+        alone = score((prior, plain_views))
+        scores.append(CandidateScore(rows.name((prior, plain_views)), alone, alone - macro_f1))
     return tuple(scores)
 
 
-def _name(views: Sequence[str], places: Sequence[int]) -> tuple[str, ...]:
-    return tuple(views[place] for place in places)
-
-
-def describe_choice(choice: ViewChoice) -> list[str]:
-    """Return lines that say what each view gains, what is used, and why."""
-    folds = ", ".join(map(str, choice.folds))
-    lines = [f"views by the {choice.decided_by} OOF predictions of folds {folds}: macro_f1={choice.macro_f1:.5f} of id"]
-    lines += [
-        f"view {score.view}: macro_f1={score.macro_f1:.5f} alone, {score.gain:+.4f} by averaging it with id"
-        for score in choice.scores[1:]
-    ]
-    if choice.selected == choice.views[:1]:
-        return [*lines, f"no view is selected: none, nor several together, raise macro_f1 by more than {TOLERANCE}"]
+def describe_choice(choice: SettingChoice) -> list[str]:
+    """Return lines that say what each candidate gains, what is used, and why."""
+    folds, plain = ", ".join(map(str, choice.folds)), choice.plain.text
+    lines = [f"by the {choice.decided_by} OOF predictions of folds {folds}: macro_f1={choice.macro_f1:.5f} of {plain}"]
+    for score in choice.scores:
+        if score.setting.prior == choice.plain.prior:
+            name, how = f"view {score.setting.text} alone", f"{score.gain:+.4f} by averaging it with {plain}"
+        else:
+            name, how = score.setting.text, f"{score.gain:+.4f}"
+        lines.append(f"{name}: macro_f1={score.macro_f1:.5f}, {how}")
+    if choice.selected == choice.plain:
+        return [*lines, f"nothing is selected: no candidate, nor several, raise macro_f1 by more than {TOLERANCE}"]
     gain = f"{choice.gain:+.4f}, {GAIN_LEVEL:.0%} interval [{choice.gain_low:+.3f}, {choice.gain_high:+.3f}]"
     decision = "used" if choice.gain_low > 0 else "not used: the gain may be noise, its interval is not above 0"
-    selected = ",".join(choice.selected)
-    return [*lines, f"views {selected}: macro_f1 changes by {gain} (cross-fitted): {decision}"]
+    return [*lines, f"{choice.selected.text}: macro_f1 changes by {gain} (cross-fitted): {decision}"]
 
 
-def render_choice(choice: ViewChoice) -> str:
+def render_choice(choice: SettingChoice) -> str:
     """Render views.json."""
-    return json.dumps({"format": _FORMAT, **asdict(choice), "gain_level": GAIN_LEVEL}, indent=2) + "\n"
+    return json.dumps({"format": _FORMAT, **list_figures(choice)}, indent=2) + "\n"
+
+
+def list_figures(choice: SettingChoice) -> dict[str, Any]:
+    """Return the choice as JSON values, for views.json and summary.json."""
+    return {**asdict(choice), "gain_level": GAIN_LEVEL}

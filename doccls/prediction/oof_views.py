@@ -1,9 +1,8 @@
-"""The out-of-fold logits of all candidate views, computed once per fold, and the views that they recommend."""
+"""The out-of-fold logits of candidate settings, computed once per fold, and the setting that they recommend."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import islice
 
 import numpy as np
 from accelerate import Accelerator
@@ -12,17 +11,18 @@ from doccls.config import Config
 from doccls.config.paths import check_paths, find_output_problem, is_file
 from doccls.data.dataset import Batch, build_dataset
 from doccls.data.prepare import PreparedData, prepare_data
-from doccls.data.sampler import BatchPlace, BatchRequest
+from doccls.data.sampler import BatchPlace
 from doccls.data.scan_cache import read_scan_cache
-from doccls.data.store import StoreChoice
-from doccls.data.views import CANDIDATES, IDENTITY, View, parse_view
 from doccls.errors import UserError
 from doccls.oof.adjust import read_own_predictions
 from doccls.oof.metrics import probabilities
 from doccls.oof.predictions import FoldPredictions
 from doccls.oof.view_logits import FoldViews, describe_views, find_views, list_usable, write_views
-from doccls.oof.views import choose_views, describe_choice, gather_rows, render_choice
-from doccls.prediction.passes import list_requests, load_batches, load_model, predict_views
+from doccls.oof.views import Setting, choose_setting, describe_choice, gather_rows, render_choice
+from doccls.prediction.batch_norm import MIN_PAGES, has_batch_norm
+from doccls.prediction.candidates import Candidates
+from doccls.prediction.members import Member, choose_member_store
+from doccls.prediction.passes import Pass, load_batches, plan_pass, predict_fold
 from doccls.reporting.log import RunLog
 from doccls.reporting.progress import ConsoleReporter, Reporter
 from doccls.run.fingerprint import derive_fingerprint, digest_weights
@@ -31,152 +31,181 @@ from doccls.system.atomic_files import write_text
 from doccls.training.checkpoint import parse_config, read_best
 from doccls.training.distributed import on_main
 
-_NAMES = tuple(view.name for view in CANDIDATES)
 # Of the mean absolute difference of probabilities between two computations of the same logits, by precision.
 _CLOSE, _CLOSE_IN_HALF_PRECISION = 1e-3, 1e-2
 
 
 @dataclass(frozen=True, eq=False)
 class _Work:
-    """The folds whose views are to be computed, and the pages they are computed from."""
+    """The logits that are to be computed, and the pages they are computed from."""
 
     config: Config
     data: PreparedData
-    missing: tuple[FoldPredictions, ...]
+    missing: tuple[tuple[FoldPredictions, int | None], ...]  # with the prior
 
 
-def choose_run_views(
-    paths: RunPaths, config: Config, fingerprint: str, store: StoreChoice | None, accelerator: Accelerator
-) -> tuple[View, ...]:
-    """Return the views whose gain on the run's OOF predictions is real; the page itself without such predictions.
+def choose_run_setting(member: Member, candidates: Candidates, num_pages: int, accelerator: Accelerator) -> Setting:
+    """Return the setting whose gain on the run's OOF predictions is real; the plain one without such predictions.
 
     The logits of all candidates are computed and stored for each finished fold that has none of its present checkpoint.
-    Also prints, and writes to views.json, what was chosen and why. `config` is that of the prediction. All ranks must
-    call.
+    Also prints, and writes to views.json, what was chosen and why. `num_pages` are to be predicted with it. All ranks
+    must call.
 
     Raises:
         UserError: the training data is not there any more, or is not what it was; the logits can't be stored; those of
             a page itself are not finite.
     """
     reporter: Reporter = ConsoleReporter() if accelerator.is_main_process else RunLog(None)
-    work = on_main(accelerator, lambda: _find_work(paths, config, fingerprint, store, reporter))
+    candidates = on_main(accelerator, lambda: _keep_possible(member, candidates, num_pages, reporter))
+    if candidates.is_single:
+        return candidates.plain
+    work = on_main(accelerator, lambda: _find_work(member, candidates, reporter))
     if work is not None:
-        _compute(paths, work, accelerator, reporter)
-    return on_main(accelerator, lambda: _choose(paths, config, fingerprint, reporter))
+        _compute(member.paths, candidates, work, accelerator, reporter)
+    return on_main(accelerator, lambda: _choose(member, candidates, reporter))
 
 
-def _list_finished(paths: RunPaths, config: Config, fingerprint: str) -> list[FoldPredictions]:
+def _keep_possible(member: Member, candidates: Candidates, num_pages: int, reporter: Reporter) -> Candidates:
+    """Leave out BatchNorm statistics of the pages, and say why, where they can't be tried."""
+    if len(candidates.priors) == 1:
+        return candidates
+    finished = _list_finished(member)
+    fewest = min([num_pages, *(len(list_usable(predictions)) for predictions in finished)])
+    reason = _find_batch_norm_problem(member, fewest)
+    if any(predictions.info.selected_by == "clean" for predictions in finished):
+        reason = "the run's epochs were not selected on damaged pages (valid.damage, valid.select)"
+    if reason is None:
+        return candidates
+    reporter.line(f"[WARNING] --adapt-bn auto: BatchNorm statistics stay those of the training: {reason}")
+    return replace(candidates, priors=candidates.priors[:1])
+
+
+def check_batch_norm(member: Member, num_pages: int) -> None:
+    """Check that a model's BatchNorm statistics can be mixed with those of `num_pages`.
+
+    Raises:
+        UserError: it has none, or there are too few pages.
+    """
+    reason = _find_batch_norm_problem(member, num_pages)
+    if reason is not None:
+        raise UserError(f"--adapt-bn: {reason}: predict with --adapt-bn off")
+
+
+def _find_batch_norm_problem(member: Member, num_pages: int) -> str | None:
+    if not has_batch_norm(read_best(member.files[0]).state_dict):
+        return f"model {member.config.model.name} has no BatchNorm layers"
+    if num_pages < MIN_PAGES:
+        return f"statistics of {num_pages} pages say too little; at least {MIN_PAGES} are needed"
+    return None
+
+
+def _list_finished(member: Member) -> list[FoldPredictions]:
     """Return the predictions of the folds that have them and a checkpoint.
 
     That of an unfinished fold may still be replaced, and has no OOF logits with which to compare.
     """
-    found, _ = read_own_predictions(paths, fingerprint, config.data.folds)
-    return [predictions for predictions in found if is_file(paths.best_checkpoint(predictions.info.fold))]
+    found, _ = read_own_predictions(member.paths, member.fingerprint, member.config.data.folds)
+    return [predictions for predictions in found if is_file(member.paths.best_checkpoint(predictions.info.fold))]
 
 
 # --- the logits ------------------------------------------------------------------------------------------------------
 
 
-def _find_work(
-    paths: RunPaths, config: Config, fingerprint: str, store: StoreChoice | None, reporter: Reporter
-) -> _Work | None:
+def _find_work(member: Member, candidates: Candidates, reporter: Reporter) -> _Work | None:
     """Return what is missing, with the run's training data if anything is. Only the main process may call.
 
     Raises:
         UserError: the training data is missing or has changed, or the logits can't be stored.
     """
-    finished = _list_finished(paths, config, fingerprint)
-    missing = tuple(predictions for predictions in finished if find_views(paths, predictions, _NAMES) is None)
+    paths = member.paths
+    missing = tuple(
+        (predictions, prior)
+        for predictions in _list_finished(member)
+        for prior in candidates.priors
+        if find_views(paths, predictions, candidates.names, prior) is None
+    )
     if not missing:
         return None
     problem = find_output_problem(paths.views(0).parent)
     if problem is not None:  # known before the passes, which take long
         raise UserError(
-            f"--views auto can't store the logits of the views: {problem}. Make it a writable folder, or predict "
-            "with --views none or a list of views"
+            f"{candidates.options} can't store the OOF logits that it chooses by: {problem}. Make it a writable "
+            "folder, or predict without it"
         )
     # Not the prediction's, whose options, such as --on-bad-image, are for the test pages.
-    training = parse_config(read_best(paths.best_checkpoint(missing[0].info.fold)))
-    data = training.data.model_copy(update={"num_workers": config.data.num_workers})
+    training = parse_config(read_best(paths.best_checkpoint(missing[0][0].info.fold)))
+    data = training.data.model_copy(update={"num_workers": member.config.data.num_workers})
     training = training.model_copy(update={"data": data})
-    return _Work(training, _prepare(training, paths, fingerprint, store, reporter), missing)
+    return _Work(training, _prepare(training, member, candidates, reporter), missing)
 
 
-def _prepare(
-    config: Config, paths: RunPaths, fingerprint: str, store: StoreChoice | None, reporter: Reporter
-) -> PreparedData:
+def _prepare(config: Config, member: Member, candidates: Candidates, reporter: Reporter) -> PreparedData:
     """Return the data of the training.
 
     Raises:
         UserError: it is missing, or something has changed since.
     """
     data = config.data
-    hint = "(--views auto needs the training data once, to learn what views gain; --views none and a list don't)"
+    hint = f"({candidates.options} needs the training data once, to learn what gains; other settings don't)"
     try:
         check_paths(
             {"data.train_csv": (data.train_csv, "file"), "data.image_dir_train": (data.image_dir_train, "folder")}
         )
-        cache = read_scan_cache(paths.images, data.max_image_pixels, {})
-        prepared = prepare_data(config, cache, store, reporter)
+        cache = read_scan_cache(member.paths.images, data.max_image_pixels, {})
+        prepared = prepare_data(config, cache, choose_member_store(member), reporter)
         found = derive_fingerprint(config, prepared.digest, prepared.assignment.digest(), digest_weights(config.model))
     except UserError as error:
         raise UserError(f"{error}\n{hint}") from error
-    if found != fingerprint:
+    if found != member.fingerprint:
         raise UserError(
-            f"the training data, folds or initial weights of run {paths.run_id} have changed since its training "
-            f"(fingerprint {found[:12]} instead of {fingerprint[:12]}): its models may have been trained on the rows "
-            f"that would choose the views. Restore {data.train_csv}, {data.image_dir_train} and the weights\n{hint}"
+            f"the training data, folds or initial weights of run {member.paths.run_id} have changed since its training "
+            f"(fingerprint {found[:12]} instead of {member.fingerprint[:12]}): its models may have been trained on the "
+            f"rows that would choose. Restore {data.train_csv}, {data.image_dir_train} and the weights\n{hint}"
         )
     return replace(prepared, scans={})
 
 
-def _compute(paths: RunPaths, work: _Work, accelerator: Accelerator, reporter: Reporter) -> None:
-    """Compute and store the logits of all views of each fold in `work`. All ranks must call."""
+def _compute(
+    paths: RunPaths, candidates: Candidates, work: _Work, accelerator: Accelerator, reporter: Reporter
+) -> None:
+    """Compute and store the missing logits. All ranks must call."""
     dataset = build_dataset(work.config, work.data.manifest, work.data.stored)
-    requests = [
-        request
-        for predictions in work.missing
-        for own_requests in _list_passes(work, predictions.info.fold, accelerator)
-        for request in own_requests
-    ]
+    passes = [_plan(work, predictions, prior, accelerator) for predictions, prior in work.missing]
+    requests = (request for each in passes for request in each.requests)
     is_stored = work.data.stored is not None
     with load_batches(dataset, requests, work.config, is_stored, accelerator, reporter) as batches:
-        for predictions in work.missing:
-            views = _compute_fold(paths, work, predictions, batches, accelerator, reporter)
-            on_main(accelerator, partial(write_views, paths.views(views.info.fold), views))
+        for (predictions, prior), own_pass in zip(work.missing, passes, strict=True):
+            views = _compute_fold(paths, candidates, work.config, predictions, own_pass, batches, accelerator, reporter)
+            on_main(accelerator, partial(write_views, paths.views(views.info.fold, prior), views))
 
 
-def _list_passes(work: _Work, fold: int, accelerator: Accelerator) -> list[list[BatchRequest]]:
-    """Return this rank's batches of a fold's pages and, with valid.damage, those of their damaged copies."""
-    places = [BatchPlace("validate", fold)]
-    if work.config.valid.has_damage:
-        places.append(BatchPlace("validate_damaged", fold))
-    rows = work.data.list_valid(fold)
-    return [list_requests(place, rows, work.config, accelerator) for place in places]
+def _plan(work: _Work, predictions: FoldPredictions, prior: int | None, accelerator: Accelerator) -> Pass:
+    """Plan a pass of a fold's pages, or of their damaged copies: those whose score selected its epoch."""
+    fold = predictions.info.fold
+    is_clean = predictions.info.selected_by == "clean"
+    place = BatchPlace("validate" if is_clean else "validate_damaged", fold)
+    return plan_pass(place, work.data.list_valid(fold), work.config, accelerator, prior)
 
 
 def _compute_fold(
     paths: RunPaths,
-    work: _Work,
+    candidates: Candidates,
+    config: Config,
     predictions: FoldPredictions,
+    own_pass: Pass,
     batches: Iterator[Batch],
     accelerator: Accelerator,
     reporter: Reporter,
 ) -> FoldViews:
-    """Return the logits of all candidates of one fold. All ranks must call."""
-    fold = predictions.info.fold
+    """Return the logits of all views of one fold, with one prior. All ranks must call."""
+    fold, prior, computed = predictions.info.fold, own_pass.prior, candidates.computed
     best = read_best(paths.best_checkpoint(fold))
-    model = load_model(best, work.config, accelerator)
-    logits = []
-    for requests in _list_passes(work, fold, accelerator):
-        with reporter.progress(f"views of fold {fold}", len(requests)) as bar:
-            own_batches = bar.watch(islice(batches, len(requests)))
-            indices, logits_VNC = predict_views(model, best, own_batches, accelerator, CANDIDATES)
-        assert np.array_equal(indices, list_usable(predictions))
-        logits.append(logits_VNC)
-    views = FoldViews(
-        describe_views(paths, predictions, _NAMES), indices, logits[0], logits[1] if len(logits) > 1 else None
-    )
+    what = f"views of fold {fold}" if prior is None else f"statistics of fold {fold}, prior {prior}"
+    with reporter.progress(what, len(own_pass.requests)) as bar:
+        indices, logits_VNC = predict_fold(best, config, own_pass, bar.watch(batches), accelerator, computed)
+    assert np.array_equal(indices, list_usable(predictions))
+    names = tuple(view.name for view in computed)
+    views = FoldViews(describe_views(paths, predictions, names, prior), indices, logits_VNC)
     _check_logits(views, predictions, accelerator, reporter)
     return views
 
@@ -188,54 +217,63 @@ def _check_logits(views: FoldViews, predictions: FoldPredictions, accelerator: A
         UserError: its logits are not finite. (Another view with such logits is stored, and is no candidate.)
     """
     fold, usable = predictions.info.fold, np.isin(predictions.indices_N, views.indices_N)
-    computed = [(views.logits_VNC, predictions.logits_NC)]
-    if views.damaged_logits_VNC is not None and predictions.damaged_logits_NC is not None:
-        computed.append((views.damaged_logits_VNC, predictions.damaged_logits_NC))
+    if not np.isfinite(views.logits_VNC[0]).all():
+        raise UserError(f"fold {fold}: pages have non-finite logits even as they are: use --views none --adapt-bn off")
+    if views.info.prior is not None:
+        return  # other statistics give other logits
+    own_NC, validated_NC = probabilities(views.logits_VNC[0]), probabilities(predictions.selecting_logits_NC[usable])
+    difference = float(np.abs(own_NC - validated_NC).mean())
     half = {predictions.info.precision, accelerator.mixed_precision} != {"no"}
-    for logits_VNC, validated_NC in computed:
-        if not np.isfinite(logits_VNC[0]).all():
-            raise UserError(f"fold {fold}: pages have non-finite logits even as they are: use --views none")
-        own_NC, validated_NC = probabilities(logits_VNC[0]), probabilities(validated_NC[usable])
-        difference = float(np.abs(own_NC - validated_NC).mean())
-        if difference > (_CLOSE_IN_HALF_PRECISION if half else _CLOSE):
-            reporter.line(
-                f"[WARNING] fold {fold}: its probabilities differ from those of its validation by {difference:.4f} on "
-                "average: other library versions, or another checkpoint? The views are chosen by the new ones"
-            )
+    if difference > (_CLOSE_IN_HALF_PRECISION if half else _CLOSE):
+        reporter.line(
+            f"[WARNING] fold {fold}: its probabilities differ from those of its validation by {difference:.4f} on "
+            "average: other library versions, or another checkpoint? The new ones decide"
+        )
 
 
 # --- the choice ------------------------------------------------------------------------------------------------------
 
 
-def _choose(paths: RunPaths, config: Config, fingerprint: str, reporter: Reporter) -> tuple[View, ...]:
-    """Choose, print and record the views. Only the main process may call."""
-    folds = []
-    for predictions in _list_finished(paths, config, fingerprint):
-        views = find_views(paths, predictions, _NAMES)
-        if views is not None and len(views.indices_N):  # None if the fold was finished only now, by a training process
-            folds.append((predictions, views))
+def _choose(member: Member, candidates: Candidates, reporter: Reporter) -> Setting:
+    """Choose, print and record the setting. Only the main process may call."""
+    paths, folds = member.paths, []
+    for predictions in _list_finished(member):
+        by_prior = [find_views(paths, predictions, candidates.names, prior) for prior in candidates.priors]
+        found = [views for views in by_prior if views is not None and len(views.indices_N)]
+        if len(found) == len(by_prior):  # if not, the fold was finished only now, by a training process
+            folds.append((predictions, found))
     if not folds:
         paths.views_record.unlink(missing_ok=True)  # of an earlier prediction, from folds that are not there any more
-        reporter.line("[WARNING] --views auto: no finished fold has predictions to choose by: predicting without views")
-        return (IDENTITY,)
-    choice = choose_views(gather_rows(_keep_finite(folds, reporter)), folds[0][0].info.selected_by)
+        reporter.line(
+            f"[WARNING] {candidates.options}: no finished fold has predictions to choose by: predicting with "
+            f"{candidates.plain.text}"
+        )
+        return candidates.plain
+    rows = gather_rows(_keep_finite(folds, candidates, reporter), candidates.priors)
+    choice = choose_setting(rows, folds[0][0].info.selected_by, candidates.keeps_views)
     for line in describe_choice(choice):
         reporter.line(f"[PREDICT] {line}")
     write_text(paths.views_record, render_choice(choice))
-    return tuple(parse_view(name) for name in choice.views)
+    return choice.used
 
 
 def _keep_finite(
-    folds: Sequence[tuple[FoldPredictions, FoldViews]], reporter: Reporter
-) -> list[tuple[FoldPredictions, FoldViews]]:
-    """Keep the views whose logits are finite in every fold, and warn of the others."""
-    kept = _NAMES
-    for _, views in folds:
-        finite = views.list_finite()
-        for name in _NAMES:
-            if name not in finite:
-                reporter.line(
-                    f"[WARNING] view {name} is not tried: its logits are not all finite in fold {views.info.fold}"
-                )
-        kept = tuple(name for name in kept if name in finite)
-    return [(predictions, views.take(kept)) for predictions, views in folds]
+    folds: Sequence[tuple[FoldPredictions, Sequence[FoldViews]]], candidates: Candidates, reporter: Reporter
+) -> list[tuple[FoldPredictions, list[FoldViews]]]:
+    """Keep the views whose logits are finite in every fold, with every prior, and warn of the others.
+
+    Raises:
+        UserError: one of the views that are averaged anyway is not finite.
+    """
+    kept = candidates.names
+    for _, by_prior in folds:
+        for views in by_prior:
+            finite = views.list_finite()
+            for name in kept:
+                if name not in finite:
+                    where = f"its logits are not all finite in fold {views.info.fold}"
+                    if candidates.keeps_views:
+                        raise UserError(f"--views: view {name} can't be used: {where}")
+                    reporter.line(f"[WARNING] view {name} is not tried: {where}")
+            kept = tuple(name for name in kept if name in finite)
+    return [(predictions, [views.take(kept) for views in by_prior]) for predictions, by_prior in folds]

@@ -3,6 +3,8 @@
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import torch
@@ -15,6 +17,7 @@ from doccls.data.sampler import BatchDivision, BatchPlace, BatchRequest, list_pr
 from doccls.data.shared_memory import plan_loader
 from doccls.data.views import IDENTITY, View
 from doccls.model.build import build_model
+from doccls.prediction.batch_norm import adapt_batch_norm, choose_pages
 from doccls.reporting.progress import Reporter
 from doccls.system.allocator import keep_freed_memory
 from doccls.training.checkpoint import BestWeights
@@ -28,10 +31,32 @@ def choose_batch_size(config: Config) -> int:
     return min(BatchDivision.derive(config.train, 1).images_at_a_time, _MAX_BATCH_SIZE)
 
 
-def list_requests(place: BatchPlace, rows: np.ndarray, config: Config, accelerator: Accelerator) -> list[BatchRequest]:
-    """Return this rank's batches of a prediction of `rows` (n,)."""
-    world_size, rank = accelerator.num_processes, accelerator.process_index
-    return list_prediction(place, rows, choose_batch_size(config), world_size, rank)
+@dataclass(frozen=True)
+class Pass:
+    """One rank's batches of one fold's pages: those that adapt its BatchNorm statistics, if any, and then all."""
+
+    prior: int | None  # as in Setting
+    num_adapting: int  # pages of all ranks that give the statistics
+    adapting: tuple[BatchRequest, ...]
+    predicting: tuple[BatchRequest, ...]
+
+    @property
+    def requests(self) -> tuple[BatchRequest, ...]:
+        """The batches in the order in which they are needed."""
+        return self.adapting + self.predicting
+
+
+def plan_pass(
+    place: BatchPlace, rows: np.ndarray, config: Config, accelerator: Accelerator, prior: int | None = None
+) -> Pass:
+    """Plan this rank's part of a prediction of `rows` (n,), with BatchNorm statistics of these pages if `prior` is."""
+
+    def list_requests(rows: np.ndarray) -> tuple[BatchRequest, ...]:
+        world_size, rank = accelerator.num_processes, accelerator.process_index
+        return tuple(list_prediction(place, rows, choose_batch_size(config), world_size, rank))
+
+    adapting = choose_pages(rows[:0] if prior is None else rows)
+    return Pass(prior, len(adapting), list_requests(adapting), list_requests(rows))
 
 
 @contextmanager
@@ -55,21 +80,27 @@ def load_batches(
         yield batches
 
 
-def load_model(best: BestWeights, config: Config, accelerator: Accelerator) -> torch.nn.Module:
-    """Return the fold's model on this process's device."""
-    model = build_model(config.model, len(best.classes), config.train.img_size, fetch=False)
-    model.load_state_dict(best.state_dict)
-    model.to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return model
-
-
-def predict_views(
-    model: torch.nn.Module,
+def predict_fold(
     best: BestWeights,
-    batches: Iterable[Batch],
+    config: Config,
+    work: Pass,
+    batches: Iterator[Batch],
     accelerator: Accelerator,
     views: Sequence[View] = (IDENTITY,),
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return (indices (n,), logits (views, n, classes) float32), as `predict_logits`. All ranks must call."""
+    """Return (indices (n,), logits (views, n, classes) float32) of a fold's model, as `predict_logits`.
+
+    The next of `batches` are those of `work.requests`. All ranks must call.
+
+    Raises:
+        UserError: BatchNorm statistics can't be adapted.
+    """
+    model = build_model(config.model, len(best.classes), config.train.img_size, fetch=False)
+    model.load_state_dict(best.state_dict)
+    model.to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     normalize = Normalizer(best.mean, best.std, accelerator.device)
-    return predict_logits([model], batches, normalize, len(best.classes), accelerator, views)
+    if work.prior is not None:
+        adapting = islice(batches, len(work.adapting))
+        adapt_batch_norm(model, adapting, normalize, accelerator, work.num_adapting, work.prior)
+    predicting = islice(batches, len(work.predicting))
+    return predict_logits([model], predicting, normalize, len(best.classes), accelerator, views)

@@ -4,14 +4,14 @@ import csv
 import io
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from doccls.config.paths import is_file
 from doccls.errors import UserError
-from doccls.prediction.submission import Coverage
+from doccls.prediction.submission import Coverage, list_values
 from doccls.run.paths import ResultPaths
 from doccls.system.atomic_files import write_text
 
@@ -88,7 +88,7 @@ def write_predictions(
 
 def write_folder_record(paths: ResultPaths, folder: Path, coverage: Coverage) -> None:
     """Write which images, folds and views the predictions of a folder come from."""
-    record = {"format": _FORMAT, "images": str(folder), **asdict(coverage)}
+    record = {"format": _FORMAT, "images": str(folder), **list_values(coverage)}
     write_text(paths.predictions_record, json.dumps(record, indent=2) + "\n")
 
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import PurePosixPath
+from typing import Any
 
 import numpy as np
 
@@ -27,6 +28,7 @@ class Coverage:
     num_rows: int  # of the sample submission
     num_predicted: int  # rows with a usable image; the others got the class frequencies
     views: tuple[str, ...] = ("id",)  # whose probabilities were averaged
+    adapt_bn: int | None = None  # strength of the training's BatchNorm statistics beside those of the pages
 
 
 def check_columns(columns: Sequence[str], id_col: str, classes: Sequence[str]) -> list[str]:
@@ -118,10 +120,17 @@ def write_submission(paths: ResultPaths, text: str, probs_NC: np.ndarray, covera
     """Write the probabilities (n, classes) as float32, the submission, and last its record."""
     write_array(paths.test_probabilities, probs_NC.astype(np.float32))
     write_text(paths.submission, text)
-    record = {"format": _FORMAT, **asdict(coverage)}
-    if coverage.views == ("id",):  # as before there were views
-        del record["views"]
-    write_text(paths.submission_record, json.dumps(record, indent=2) + "\n")
+    write_text(paths.submission_record, json.dumps({"format": _FORMAT, **list_values(coverage)}, indent=2) + "\n")
+
+
+def list_values(coverage: Coverage) -> dict[str, Any]:
+    """Return the coverage as JSON values, without options that were not used."""
+    values = asdict(coverage)
+    if coverage.views == ("id",):
+        del values["views"]
+    if coverage.adapt_bn is None:
+        del values["adapt_bn"]
+    return values
 
 
 def _read_coverage(paths: ResultPaths) -> Coverage | None:

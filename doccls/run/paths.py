@@ -148,9 +148,13 @@ class RunPaths:
         """Return the fold predictions of all finished folds, sorted by name."""
         return list_matching(self.predictions_dir, rf"{_FOLD}\.safetensors")
 
-    def views(self, fold: int) -> Path:
-        """Return the OOF logits of the fold in several views; `doccls predict --views auto` writes them."""
-        return self.root / "oof" / "views" / f"fold{fold}.safetensors"
+    def views(self, fold: int, prior: int | None = None) -> Path:
+        """Return the OOF logits of the fold in several views, which `doccls predict` writes to choose by them.
+
+        With `prior`, they are those with BatchNorm statistics of the fold's pages, mixed with this prior strength.
+        """
+        suffix = "" if prior is None else f"_bn{prior}"
+        return self.root / "oof" / "views" / f"fold{fold}{suffix}.safetensors"
 
     @property
     def views_record(self) -> Path:

@@ -69,26 +69,35 @@ def predict_logits(
     own_indices = torch.cat([torch.empty(0, dtype=torch.int64), *indices])
     count = len(views) * len(models)
     own_logits = torch.cat([torch.empty(0, count * num_classes, device=accelerator.device), *logits])
-    rows, columns = _exchange(own_indices, own_logits, accelerator)
+    rows, columns = gather_rows(own_indices, own_logits, accelerator)
     return rows, np.ascontiguousarray(columns.reshape(len(rows), count, num_classes).swapaxes(0, 1))
 
 
-def _exchange(
-    indices_N: torch.Tensor, logits_NC: torch.Tensor, accelerator: Accelerator
+def gather_rows(
+    indices_N: torch.Tensor, values_NC: torch.Tensor, accelerator: Accelerator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Exchange lengths and stop requests, then gather all ranks' rows, padded to one length with index -1."""
+    """Return the rows of all ranks, by ascending index, on every rank. All ranks must call.
+
+    Args:
+        indices_N: (n,) int64, on the CPU; no two rows of any ranks have the same.
+        values_NC: (n, columns) on the device; the same dtype and columns on all ranks.
+        accelerator: The ranks.
+
+    Raises:
+        Interrupted: a signal asked for a stop; with several ranks, all raise it.
+    """
     if accelerator.num_processes > 1:
-        device = logits_NC.device
+        device = values_NC.device
         own = torch.cat([torch.tensor([len(indices_N)], device=device), encode_stop(device).long()])
         exchanged_RS = accelerator.gather(own[None])
         raise_stop(exchanged_RS[:, 1:].sum(0))
         length = int(exchanged_RS[:, 0].max())
-        padding = length - len(indices_N)
+        padding = length - len(indices_N)  # with index -1
         indices_N = accelerator.gather(nn.functional.pad(indices_N, (0, padding), value=-1).to(device))
-        logits_NC = accelerator.gather(nn.functional.pad(logits_NC, (0, 0, 0, padding)).contiguous())
-    indices, logits = indices_N.cpu().numpy(), logits_NC.cpu().numpy()
+        values_NC = accelerator.gather(nn.functional.pad(values_NC, (0, 0, 0, padding)).contiguous())
+    indices, values = indices_N.cpu().numpy(), values_NC.cpu().numpy()
     real = indices >= 0
     order = np.argsort(indices[real], kind="stable")
-    indices, logits = indices[real][order], logits[real][order]
+    indices, values = indices[real][order], values[real][order]
     assert np.all(np.diff(indices) > 0), "a sample was evaluated twice"
-    return indices, logits
+    return indices, values

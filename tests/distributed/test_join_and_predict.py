@@ -157,9 +157,7 @@ def test_predict_uses_the_image_of_each_row(trainer: Trainer, joined: Joined, tm
     np.testing.assert_allclose(np.load(other.root / "test_probabilities.npy")[::-1], expected, rtol=1e-4, atol=1e-6)
 
 
-def test_predict_with_two_processes_gives_the_same_probabilities(
-    trainer: Trainer, joined: Joined, tmp_path: Path
-) -> None:
+def test_predict_with_two_processes_gives_the_same_bytes(trainer: Trainer, joined: Joined, tmp_path: Path) -> None:
     run, other = _copy(joined.run, tmp_path / "first"), _copy(joined.run, tmp_path / "other")
     assert _predict(trainer, run)[0].code == 0
     ranks = _predict(trainer, other, world_size=2)

@@ -6,16 +6,19 @@ import argparse
 import dataclasses
 import json
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from PIL import Image
 
 from doccls.config import Config
-from doccls.data.dataset import SampleKey, build_dataset
+from doccls.data.dataset import Batch, SampleKey, build_dataset
 from doccls.data.prepare import PreparedData, prepare_data
+from doccls.data.sampler import BatchPlace
 from doccls.data.views import CANDIDATES
 from doccls.errors import UserError
 from doccls.model.build import build_model
@@ -26,9 +29,12 @@ from doccls.oof.predictions import FoldPredictions, PredictionsInfo, read_predic
 from doccls.oof.view_logits import average_stored, read_views, write_views
 from doccls.predict import add_arguments, predict
 from doccls.prediction import oof_views
+from doccls.prediction.batch_norm import adapt_batch_norm
+from doccls.prediction.candidates import PRIORS
 from doccls.run.fingerprint import derive_fingerprint
 from doccls.run.paths import RunPaths
 from doccls.training.checkpoint import BestWeights, read_best, write_best
+from doccls.training.evaluate import Normalizer
 
 MakeConfig = Callable[..., Config]
 MakeData = Callable[..., Path]
@@ -127,27 +133,25 @@ def plant_gain(run: RunPaths) -> None:
         right = 6 * np.eye(3, dtype=np.float32)[predictions.targets_N]
         noise = np.random.default_rng(fold).normal(0, 1, (len(NAMES), *right.shape)).astype(np.float32)
         noise[NAMES.index("hflip")] += right
-        write_views(run.views(fold), dataclasses.replace(stored, logits_VNC=noise, damaged_logits_VNC=noise + 0.1))
+        write_views(run.views(fold), dataclasses.replace(stored, logits_VNC=noise))
 
 
 # --- the logits ------------------------------------------------------------------------------------------------------
 
 
-def test_logits_of_each_view_are_stored_for_pages_and_copies(
+def test_logits_of_each_view_of_damaged_copies_are_stored(
     config: Config, data: PreparedData, run: RunPaths, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run_predict(run, "--views", "auto", "--on-bad-image", "skip")
     for fold in range(2):
         stored, best = read_views(run.views(fold)), read_best(run.best_checkpoint(fold))
         assert stored.info.views == NAMES and np.array_equal(stored.indices_N, data.list_valid(fold))
-        assert stored.damaged_logits_VNC is not None
         for view in TURNS:
-            for logits, is_damaged in ((stored.logits_VNC, False), (stored.damaged_logits_VNC, True)):
-                expected = compute_logits(config, data, best, view, is_damaged)
-                np.testing.assert_allclose(logits[NAMES.index(view)], expected, atol=1e-4)
+            expected = compute_logits(config, data, best, view, True)
+            np.testing.assert_allclose(stored.logits_VNC[NAMES.index(view)], expected, atol=1e-4)
     lines = capsys.readouterr().out.splitlines()
     assert not [line for line in lines if line.startswith("[WARNING]")]
-    assert any(line.startswith("[PREDICT] views by the damaged OOF predictions of folds 0, 1: ") for line in lines)
+    assert any(line.startswith("[PREDICT] by the damaged OOF predictions of folds 0, 1: ") for line in lines)
     assert sum(line.startswith("[PREDICT] view ") for line in lines) == len(NAMES) - 1
     assert json.loads(run.views_record.read_text())["decided_by"] == "damaged"
 
@@ -165,8 +169,9 @@ def test_clean_pages_decide_without_damaged_copies(
         )
         write_predictions(run.predictions(fold), dataclasses.replace(predictions, info=info, damaged_logits_NC=None))
     run_predict(run, "--views", "auto")
-    assert "views by the clean OOF predictions" in capsys.readouterr().out
-    assert read_views(run.views(0)).damaged_logits_VNC is None
+    assert "by the clean OOF predictions" in capsys.readouterr().out
+    stored, best = read_views(run.views(0)), read_best(run.best_checkpoint(0))
+    np.testing.assert_allclose(stored.logits_VNC[4], compute_logits(clean, data, best, NAMES[4], False), atol=1e-4)
 
 
 def test_stored_logits_are_read_without_the_training_data(run: RunPaths, tmp_path: Path) -> None:
@@ -190,7 +195,7 @@ def test_only_stale_and_damaged_files_are_computed_anew(
     best = write_checkpoint(run, config, data, 1, seed=7)
     run_predict(run, "--views", "auto")
     assert run.views(0).stat() == kept and run.views(1).read_bytes() != files[1]
-    expected = compute_logits(config, data, best, "hflip", False)
+    expected = compute_logits(config, data, best, "hflip", True)
     np.testing.assert_allclose(read_views(run.views(1)).logits_VNC[NAMES.index("hflip")], expected, atol=1e-4)
     # The fold's validation was of other weights:
     assert "[WARNING] fold 1: its probabilities differ from those of its validation by 0." in capsys.readouterr().out
@@ -216,14 +221,14 @@ def test_changed_and_missing_training_data_is_refused(run: RunPaths, tmp_path: P
 
 def spoil(monkeypatch: pytest.MonkeyPatch, *views: str) -> None:
     """Make one logit of each pass and view infinite."""
-    from doccls.prediction.passes import predict_views as real
+    from doccls.prediction.passes import predict_fold as real
 
     def overflow(*args: object) -> tuple[np.ndarray, np.ndarray]:
         indices, logits = real(*args)  # type: ignore[arg-type]
         logits[[NAMES.index(view) for view in views], 0, 0] = np.inf
         return indices, logits
 
-    monkeypatch.setattr(oof_views, "predict_views", overflow)
+    monkeypatch.setattr(oof_views, "predict_fold", overflow)
 
 
 def test_non_finite_logits_of_the_page_itself_are_refused(run: RunPaths, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -250,7 +255,8 @@ def test_view_with_non_finite_logits_is_stored_and_left_out(
         ]
         # Not even of the other fold, in which hflip is right:
         scores = json.loads(run.views_record.read_text())["scores"]
-        assert [score["view"] for score in scores] == [name for name in NAMES if name not in ("hflip", "scale1.1")]
+        names = [name for name in NAMES[1:] if name not in ("hflip", "scale1.1")]
+        assert [score["setting"]["views"] for score in scores] == [[name] for name in names]
         assert run.views(0).stat() == kept
         assert np.isinf(read_views(run.views(1)).logits_VNC[NAMES.index("hflip"), 0, 0])
         monkeypatch.setattr(oof_views, "_compute", None)
@@ -259,7 +265,9 @@ def test_view_with_non_finite_logits_is_stored_and_left_out(
 def test_unwritable_folder_is_refused_before_the_passes(run: RunPaths, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(oof_views, "_compute", None)
     run.views(0).parent.write_text("a file")
-    with pytest.raises(UserError, match=r"--views auto can't store the logits of the views: not a folder: .*views "):
+    with pytest.raises(
+        UserError, match=r"--views auto can't store the OOF logits that it chooses by: not a folder: .*views "
+    ):
         run_predict(run, "--views", "auto")
 
 
@@ -281,8 +289,8 @@ def test_chosen_views_predict_and_their_oof_logits_calibrate(run: RunPaths, caps
     run_predict(run, "--views", "auto")
     out = capsys.readouterr().out
     choice = json.loads(run.views_record.read_text())
-    assert choice["views"] == ["id", "hflip"] and choice["gain_low"] > 0
-    assert "[PREDICT] mean over 2 views: id,hflip" in out
+    assert choice["used"]["views"] == ["id", "hflip"] and choice["gain_low"] > 0
+    assert "[PREDICT] predicting with views id,hflip\n" in out
     assert json.loads(run.results.submission_record.read_text())["views"] == ["id", "hflip"]
     predictions = [read_predictions(run.predictions(fold)) for fold in range(2)]
     averaged, lacking = average_stored(run, predictions, ("id", "hflip"))
@@ -290,8 +298,7 @@ def test_chosen_views_predict_and_their_oof_logits_calibrate(run: RunPaths, caps
     assert not lacking and adjustment is not None and plain is not None
     assert adjustment.temperature != pytest.approx(plain.temperature, rel=0.01)
     for each, views in ((predictions[fold], read_views(run.views(fold))) for fold in range(2)):
-        assert views.damaged_logits_VNC is not None
-        expected = np.mean([probabilities(views.damaged_logits_VNC[NAMES.index(name)]) for name in ("id", "hflip")], 0)
+        expected = np.mean([probabilities(views.logits_VNC[NAMES.index(name)]) for name in ("id", "hflip")], 0)
         own = averaged[each.info.fold].damaged_logits_NC
         assert own is not None
         np.testing.assert_allclose(probabilities(own), expected, rtol=1e-5)
@@ -315,7 +322,10 @@ def test_list_of_other_views_is_not_calibrated_fold_by_fold(run: RunPaths, capsy
     capsys.readouterr()
     run_predict(run, "--views", "rot90,id")
     out = capsys.readouterr().out
-    assert "[WARNING] not used for calibration: fold 1 has no OOF logits of these views" in out
+    assert (
+        "[WARNING] not used for calibration: fold 1 has no finite OOF logits of views rot90,id (`auto` stores some)"
+        in out
+    )
     assert "folds 0 of 2)" in out
     run_predict(run, "--views", "scale0.7,id")
     out = capsys.readouterr().out
@@ -329,12 +339,12 @@ def test_without_real_gain_the_files_are_those_of_no_views(run: RunPaths, capsys
         for path in (run.results.submission, run.results.test_probabilities, run.results.submission_record)
     ]
     run_predict(run, "--views", "auto")
-    assert json.loads(run.views_record.read_text())["views"] == ["id"]
+    assert json.loads(run.views_record.read_text())["used"] == {"views": ["id"], "prior": None}
     assert [
         path.read_bytes()
         for path in (run.results.submission, run.results.test_probabilities, run.results.submission_record)
     ] == files
-    assert "mean over" not in capsys.readouterr().out
+    assert "predicting with" not in capsys.readouterr().out
 
 
 def test_run_without_finished_fold_is_predicted_without_views(
@@ -346,3 +356,112 @@ def test_run_without_finished_fold_is_predicted_without_views(
     run_predict(run, "--views", "auto")
     assert "[WARNING] --views auto: no finished fold has predictions to choose by" in capsys.readouterr().out
     assert not run.views_record.exists() and run.results.submission.exists()
+
+
+# --- BatchNorm statistics --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def few_pages_suffice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(oof_views, "MIN_PAGES", 2)
+
+
+def compute_adapted(config: Config, data: PreparedData, best: BestWeights, prior: int) -> np.ndarray:
+    """Return the logits (n, classes) of a fold's damaged copies with their statistics: the mean of two batches'."""
+    model = build_model(config.model, 3, 32).eval()
+    model.load_state_dict(best.state_dict)
+    dataset, rows = build_dataset(config, data.manifest), data.list_valid(best.fold).tolist()
+    pages = np.stack([dataset[SampleKey(row, None, True)][0] for row in rows])
+    inputs = torch.from_numpy(((pages / 255 - 0.5) / 0.25).astype(np.float32)).permute(0, 3, 1, 2)
+    accelerator, batch_size = Accelerator(cpu=True), config.train.batch_size
+    batches = [
+        Batch(
+            torch.from_numpy(pages[start : start + batch_size]), torch.tensor([0]),
+            torch.tensor(rows[start : start + batch_size]), BatchPlace("predict", 0, number=number),
+        )
+        for number, start in enumerate(range(0, len(rows), batch_size))
+    ]  # fmt: skip
+    normalize = Normalizer(best.mean, best.std, accelerator.device)
+    adapt_batch_norm(model, batches, normalize, accelerator, len(rows), prior)
+    with torch.no_grad():
+        logits: np.ndarray = model(inputs).numpy()
+    return logits
+
+
+@pytest.mark.usefixtures("few_pages_suffice")
+def test_logits_with_statistics_of_the_damaged_copies_decide(
+    config: Config, data: PreparedData, run: RunPaths, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_predict(run)
+    plain = np.load(run.results.test_probabilities)
+    run_predict(run, "--adapt-bn", "auto")
+    for fold, prior in product(range(2), PRIORS):
+        stored, best = read_views(run.views(fold, prior)), read_best(run.best_checkpoint(fold))
+        assert stored.info.views == ("id",) and stored.info.prior == prior
+        expected = compute_adapted(config, data, best, prior)
+        np.testing.assert_allclose(stored.logits_VNC[0], expected, atol=1e-5)
+        assert np.abs(stored.logits_VNC - read_views(run.views(fold)).logits_VNC).max() > 3e-4
+    for fold in range(2):  # as if prior 64 were right and the training's statistics were not
+        stored, predictions = read_views(run.views(fold, 64)), read_predictions(run.predictions(fold))
+        right = 6 * np.eye(3, dtype=np.float32)[predictions.targets_N][None]
+        write_views(run.views(fold, 64), dataclasses.replace(stored, logits_VNC=right))
+    capsys.readouterr()
+    run_predict(run, "--adapt-bn", "auto")
+    out = capsys.readouterr().out
+    assert json.loads(run.views_record.read_text())["used"] == {"views": ["id"], "prior": 64}
+    assert "[PREDICT] predicting with id with BatchNorm statistics of prior 64\n" in out
+    record = json.loads(run.results.submission_record.read_text())
+    assert record["adapt_bn"] == 64 and "views" not in record
+    assert "folds 0, 1 of 2)" in out and "not used for calibration" not in out
+    files = [path.read_bytes() for path in (run.results.submission, run.results.test_probabilities)]
+    assert np.abs(np.load(run.results.test_probabilities) - plain).max() > 1e-3
+    run_predict(run, "--adapt-bn", "64", "--num-workers", "1")
+    assert [path.read_bytes() for path in (run.results.submission, run.results.test_probabilities)] == files
+
+
+@pytest.mark.usefixtures("few_pages_suffice")
+def test_views_and_statistics_are_tried_together(run: RunPaths) -> None:
+    run_predict(run, "--views", "auto", "--adapt-bn", "auto")
+    assert all(read_views(run.views(fold, prior)).info.views == NAMES for fold in range(2) for prior in (None, *PRIORS))
+    scores = json.loads(run.views_record.read_text())["scores"]
+    assert len(scores) == len(NAMES) - 1 + len(PRIORS)
+    run_predict(run, "--views", "rot90,id", "--adapt-bn", "auto")
+    assert json.loads(run.views_record.read_text())["plain"] == {"views": ["rot90", "id"], "prior": None}
+
+
+def test_statistics_are_not_tried_with_too_few_pages(run: RunPaths, capsys: pytest.CaptureFixture[str]) -> None:
+    run_predict(run, "--adapt-bn", "auto")
+    message = "--adapt-bn auto: BatchNorm statistics stay those of the training: statistics of 3 pages say too little"
+    assert message in capsys.readouterr().out
+    assert not run.views(0).exists() and not run.views_record.exists() and run.results.submission.exists()
+    with pytest.raises(UserError, match=r"--adapt-bn: statistics of 3 pages .* at least 32 are needed"):
+        run_predict(run, "--adapt-bn", "64")
+
+
+@pytest.mark.usefixtures("few_pages_suffice")
+def test_statistics_are_not_tried_if_clean_pages_selected_the_epochs(
+    run: RunPaths, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for fold in range(2):
+        predictions = read_predictions(run.predictions(fold))
+        info = dataclasses.replace(predictions.info, selected_by="clean")
+        write_predictions(run.predictions(fold), dataclasses.replace(predictions, info=info))
+    run_predict(run, "--adapt-bn", "auto")
+    assert "the run's epochs were not selected on damaged pages (valid.damage, valid.select)" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("few_pages_suffice")
+def test_model_without_batch_norm_keeps_its_statistics(
+    run: RunPaths, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(oof_views, "has_batch_norm", lambda state_dict: False)
+    run_predict(run, "--adapt-bn", "auto")
+    assert "model test_resnet has no BatchNorm layers" in capsys.readouterr().out
+    with pytest.raises(UserError, match="--adapt-bn: model test_resnet has no BatchNorm layers: predict with --adapt-"):
+        run_predict(run, "--adapt-bn", "0")
+
+
+@pytest.mark.parametrize("value", ["-1", "1.5", "on", ""])
+def test_prior_strength_is_a_whole_number(run: RunPaths, value: str) -> None:
+    with pytest.raises(UserError, match=f"--adapt-bn: '{value}' is not allowed: auto, off, or"):
+        run_predict(run, f"--adapt-bn={value}")

@@ -313,7 +313,7 @@ def test_views_are_averaged_as_probabilities_within_each_fold(
     capsys.readouterr()
     assert run_predict(str(run.root), "--views", "id, rot90,hflip+scale0.9") == 0
     np.testing.assert_allclose(np.load(run.results.test_probabilities), np.mean(alone, axis=0), atol=1e-6)
-    assert "[PREDICT] mean over 3 views: id,rot90,hflip+scale0.9" in capsys.readouterr().out
+    assert "[PREDICT] predicting with views id,rot90,hflip+scale0.9\n" in capsys.readouterr().out
     record = json.loads(run.results.submission_record.read_text())
     assert record["views"] == ["id", "rot90", "hflip+scale0.9"] and record["folds"] == [0, 1]
 
@@ -362,7 +362,9 @@ def test_wrong_view_is_refused_before_anything_is_read(tmp_path: Path) -> None:
 
 def test_views_of_a_blend_are_refused(run: RunPaths) -> None:
     run.blend.write_text("{}")
-    with pytest.raises(UserError, match=r"--views id,hflip: .*v1-abc is a blend, and views are for single runs"):
+    with pytest.raises(
+        UserError, match=r"--views id,hflip --adapt-bn off: .*v1-abc is a blend, and these options are for single runs"
+    ):
         run_predict(str(run.root), "--views", "id,hflip")
 
 

@@ -14,10 +14,20 @@ from doccls.oof import views as views_module
 from doccls.oof.metrics import macro_f1, probabilities
 from doccls.oof.predictions import FoldPredictions, PredictionsInfo
 from doccls.oof.view_logits import FoldViews, ViewsInfo
-from doccls.oof.views import ViewRows, choose_views, describe_choice, gather_rows, render_choice, select_views
+from doccls.oof.views import (
+    Setting,
+    ViewRows,
+    choose_setting,
+    describe_choice,
+    gather_rows,
+    render_choice,
+    select_setting,
+    select_views,
+)
 
 NAMES = ("id", "rot90", "rot180", "hflip", "vflip", "scale0.9", "scale1.1")
 CLASSES = 4
+PLAIN = Setting(("id",))
 
 
 @pytest.fixture
@@ -46,7 +56,8 @@ def draw_helpful_views(seed: int, count: int = 400, folds: int = 3) -> ViewRows:
 
 
 def make_rows(logits_VNC: np.ndarray, targets: np.ndarray, folds: int) -> ViewRows:
-    return ViewRows(NAMES[: len(logits_VNC)], probabilities_of(logits_VNC), targets, np.arange(len(targets)) % folds)
+    views, folds_N = NAMES[: len(logits_VNC)], np.arange(len(targets)) % folds
+    return ViewRows(views, (None,), probabilities_of(logits_VNC)[None], targets, folds_N)
 
 
 def probabilities_of(logits_VNC: np.ndarray) -> np.ndarray:
@@ -58,7 +69,7 @@ def find_false_gains(draws: int) -> list[int]:
     return [
         seed
         for seed in range(draws)
-        if choose_views(draw_equal_views(seed, folds=3 if seed % 7 else 1), "clean").views != ("id",)
+        if choose_setting(draw_equal_views(seed, folds=3 if seed % 7 else 1), "clean").used != PLAIN
     ]
 
 
@@ -86,18 +97,18 @@ def test_views_chosen_on_the_rows_that_score_them_would_give_false_gains(monkeyp
 @pytest.mark.usefixtures("fewer_resamples")
 @pytest.mark.parametrize("folds", [1, 3])
 def test_real_gain_is_found(folds: int) -> None:
-    choice = choose_views(draw_helpful_views(0, folds=folds), "damaged")
-    assert set(choice.views) == {"id", "rot180", "scale0.9"} and choice.views == choice.selected
-    assert choice.gain_low > 0 and choice.gain > 0.05 and len(choice.part_views) == (5 if folds == 1 else 3)
+    choice = choose_setting(draw_helpful_views(0, folds=folds), "damaged")
+    assert set(choice.used.views) == {"id", "rot180", "scale0.9"} and choice.used == choice.selected
+    assert choice.gain_low > 0 and choice.gain > 0.05 and len(choice.part_selected) == (5 if folds == 1 else 3)
     assert choice.decided_by == "damaged" and choice.folds == tuple(range(folds))
 
 
 @pytest.mark.usefixtures("fewer_resamples")
 def test_gain_within_its_interval_is_not_used() -> None:
     """As many views as above help, but too few rows show it."""
-    choice = choose_views(draw_helpful_views(3, 36), "clean")
+    choice = choose_setting(draw_helpful_views(3, 36), "clean")
     assert choice.gain_low <= 0 < choice.gain < choice.gain_high
-    assert choice.selected != ("id",) and choice.views == ("id",)
+    assert choice.selected != PLAIN and choice.used == choice.plain == PLAIN
 
 
 # --- the figures -----------------------------------------------------------------------------------------------------
@@ -106,23 +117,23 @@ def test_gain_within_its_interval_is_not_used() -> None:
 @pytest.mark.usefixtures("fewer_resamples")
 def test_figures_are_those_of_labels_that_other_folds_chose() -> None:
     rows = draw_helpful_views(1, 150)
-    choice = choose_views(rows, "clean")
+    choice = choose_setting(rows, "clean")
     labels = np.empty(150, dtype=np.int64)
-    for fold, names in enumerate(choice.part_views):
+    for fold, setting in enumerate(choice.part_selected):
         own = np.arange(150) % 3 == fold
-        places = select_views(rows.targets_N[~own], rows.probs_VNC[:, ~own])
-        assert names == tuple(NAMES[place] for place in places)
-        labels[own] = rows.probs_VNC[list(places)].mean(axis=0)[own].argmax(axis=1)
-    plain = rows.probs_VNC[0].argmax(axis=1)
+        places = select_views(rows.targets_N[~own], rows.probs_PVNC[0][:, ~own])
+        assert setting == Setting(tuple(NAMES[place] for place in places))
+        labels[own] = rows.probs_PVNC[0][list(places)].mean(axis=0)[own].argmax(axis=1)
+    plain = rows.probs_PVNC[0][0].argmax(axis=1)
     own_f1, plain_f1 = (macro_f1(rows.targets_N, np.eye(CLASSES)[each]) for each in (labels, plain))
     assert choice.macro_f1 == pytest.approx(plain_f1) and choice.gain == pytest.approx(own_f1 - plain_f1)
     low, high = bootstrap.bootstrap_gap(rows.targets_N, labels, plain, CLASSES, level=0.99)
     assert (choice.gain_low, choice.gain_high) == (low, high)
-    for score, probs in zip(choice.scores, rows.probs_VNC, strict=True):
+    for name, score, probs in zip(NAMES[1:], choice.scores, rows.probs_PVNC[0, 1:], strict=True):
+        assert score.setting == Setting((name,))
         assert score.macro_f1 == pytest.approx(macro_f1(rows.targets_N, probs))
-        both = macro_f1(rows.targets_N, rows.probs_VNC[0] + probs)
+        both = macro_f1(rows.targets_N, rows.probs_PVNC[0][0] + probs)
         assert score.gain == pytest.approx(both - plain_f1)
-    assert choice.scores[0].view == "id" and choice.scores[0].gain == 0
 
 
 def test_smallest_set_close_to_the_best_is_selected() -> None:
@@ -163,39 +174,94 @@ def test_views_that_help_only_together_are_found() -> None:
 
 def test_no_other_rows_give_the_page_itself() -> None:
     rows = make_rows(np.random.default_rng(0).normal(size=(3, 1, CLASSES)), np.array([1]), 1)
-    choice = choose_views(rows, "clean")
-    assert choice.views == ("id",) and choice.part_views == (("id",),)
+    choice = choose_setting(rows, "clean")
+    assert choice.used == PLAIN and set(choice.part_selected) == {PLAIN}
 
 
 def test_groups_are_resampled_together() -> None:
     rows = draw_helpful_views(2, 200)
-    apart = choose_views(rows, "clean")
+    apart = choose_setting(rows, "clean")
     # Pages of one document are copies: a tenth of the rows, ten times each, give a wider interval.
     copies = np.repeat(np.arange(20), 10)
-    grouped = ViewRows(NAMES, rows.probs_VNC[:, copies], rows.targets_N[copies], copies % 2, copies)
-    together = choose_views(grouped, "clean")
+    grouped = ViewRows(NAMES, (None,), rows.probs_PVNC[:, :, copies], rows.targets_N[copies], copies % 2, copies)
+    together = choose_setting(grouped, "clean")
     assert together.gain_high - together.gain_low > 2 * (apart.gain_high - apart.gain_low)
 
 
 def test_choice_is_described_and_rendered() -> None:
-    choice = choose_views(draw_helpful_views(0), "damaged")
+    choice = choose_setting(draw_helpful_views(0), "damaged")
     lines = describe_choice(choice)
-    assert lines[0] == f"views by the damaged OOF predictions of folds 0, 1, 2: macro_f1={choice.macro_f1:.5f} of id"
-    assert [line.split(":")[0] for line in lines[1:-1]] == [f"view {name}" for name in NAMES[1:]]
-    assert lines[-1].startswith(f"views {','.join(choice.views)}: macro_f1 changes by +")
+    assert lines[0] == f"by the damaged OOF predictions of folds 0, 1, 2: macro_f1={choice.macro_f1:.5f} of id"
+    assert [line.split(":")[0] for line in lines[1:-1]] == [f"view {name} alone" for name in NAMES[1:]]
+    assert lines[-1].startswith(f"views {','.join(choice.used.views)}: macro_f1 changes by +")
     assert "99% interval" in lines[-1] and lines[-1].endswith("used")
-    unused = dataclasses.replace(choice, views=("id",), gain_low=-0.01)
+    unused = dataclasses.replace(choice, used=PLAIN, gain_low=-0.01)
     assert describe_choice(unused)[-1].endswith("not used: the gain may be noise, its interval is not above 0")
-    plain = dataclasses.replace(choice, views=("id",), selected=("id",), gain_low=-0.01)
+    plain = dataclasses.replace(choice, used=PLAIN, selected=PLAIN, gain_low=-0.01)
     assert describe_choice(plain) == [
-        *lines[:-1], "no view is selected: none, nor several together, raise macro_f1 by more than 0.002"
+        *lines[:-1], "nothing is selected: no candidate, nor several, raise macro_f1 by more than 0.002"
     ]  # fmt: skip
     record = json.loads(render_choice(choice))
     assert record["gain_level"] == 0.99
-    assert record["format"] == "doccls-views-1" and tuple(record["views"]) == choice.views
-    assert record["scores"][2] == {"view": "rot180"} | {
-        name: getattr(choice.scores[2], name) for name in ("macro_f1", "gain")
-    }
+    assert record["format"] == "doccls-views-2"
+    assert record["used"] == {"views": list(choice.used.views), "prior": None}
+    assert (
+        record["scores"][1]["setting"]["views"] == ["rot180"] and record["scores"][1]["gain"] == choice.scores[1].gain
+    )
+
+
+# --- BatchNorm statistics --------------------------------------------------------------------------------------------
+
+
+def draw_helpful_statistics(seed: int, count: int = 400, gain: float = 1.0) -> ViewRows:
+    """Draw logits of three views; those with prior 64 have `gain` more evidence."""
+    rng = np.random.default_rng(seed)
+    targets = rng.integers(0, CLASSES, count)
+    logits = rng.normal(0, 1, (3, 3, count, CLASSES)) + np.eye(CLASSES)[targets]
+    logits[1] += gain * np.eye(CLASSES)[targets]
+    probs = np.stack([probabilities_of(logits_VNC) for logits_VNC in logits])
+    return ViewRows(NAMES[:3], (None, 64, 256), probs, targets, np.arange(count) % 3)
+
+
+@pytest.mark.usefixtures("fewer_resamples")
+def test_statistics_and_views_are_chosen_together() -> None:
+    rows = draw_helpful_statistics(0)
+    choice = choose_setting(rows, "damaged")
+    assert choice.used == choice.selected and choice.used.prior == 64 and len(choice.used.views) > 1
+    assert choice.plain == PLAIN and choice.macro_f1 == pytest.approx(macro_f1(rows.targets_N, rows.probs_PVNC[0, 0]))
+    scores = {score.setting: score for score in choice.scores}
+    assert set(scores) == {Setting((name,)) for name in NAMES[1:3]} | {Setting(("id",), prior) for prior in (64, 256)}
+    adapted = scores[Setting(("id",), 64)]
+    assert adapted.macro_f1 == pytest.approx(macro_f1(rows.targets_N, rows.probs_PVNC[1, 0]))
+    assert adapted.gain == pytest.approx(adapted.macro_f1 - choice.macro_f1)
+    lines = describe_choice(choice)
+    assert lines[3].startswith("id with BatchNorm statistics of prior 64: macro_f1=0.")
+    assert lines[-1].startswith(f"views {','.join(choice.used.views)} with BatchNorm statistics of prior 64: macro_f1 ")
+
+
+@pytest.mark.usefixtures("fewer_resamples")
+def test_views_that_are_given_are_kept_whatever_the_statistics() -> None:
+    rows = draw_helpful_statistics(1)
+    choice = choose_setting(rows, "damaged", keeps_views=True)
+    assert choice.plain == Setting(NAMES[:3]) and choice.used == Setting(NAMES[:3], 64)
+    assert [score.setting.prior for score in choice.scores] == [64, 256]
+    mean = rows.probs_PVNC[0].mean(axis=0)
+    assert choice.macro_f1 == pytest.approx(macro_f1(rows.targets_N, mean))
+
+
+def test_statistics_of_the_training_win_if_others_hardly_gain() -> None:
+    rows = draw_helpful_statistics(2)
+    same = np.stack([rows.probs_PVNC[1], rows.probs_PVNC[1], rows.probs_PVNC[0]])
+    assert select_setting(rows.targets_N, same)[0] == 0
+    assert select_setting(rows.targets_N, same[::-1])[0] == 1
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("fewer_resamples")
+def test_false_gains_of_statistics_are_rare() -> None:
+    """Three kinds of statistics of equal skill: none is to be preferred."""
+    used = [choose_setting(draw_helpful_statistics(seed, 300, 0.0), "damaged", True).used.prior for seed in range(200)]
+    assert sum(prior is not None for prior in used) <= 10
 
 
 # --- the rows --------------------------------------------------------------------------------------------------------
@@ -207,7 +273,7 @@ def test_rows_of_all_folds_are_in_the_order_of_the_table() -> None:
     targets, fold_of = rng.integers(0, CLASSES, 9), np.array([0, 1, 0, 0, 1, 1, 0, 1, 0])
     groups = tuple("aabbccdde")
 
-    def make_fold(fold: int, **changes: Any) -> tuple[FoldPredictions, FoldViews]:
+    def make_fold(fold: int, **changes: Any) -> tuple[FoldPredictions, list[FoldViews]]:
         indices = np.flatnonzero(fold_of == fold)
         skipped = (4,) if fold == 1 else ()
         info = PredictionsInfo(
@@ -216,13 +282,17 @@ def test_rows_of_all_folds_are_in_the_order_of_the_table() -> None:
             damage="scan", macro_f1_damaged=0.1, **changes,
         )  # fmt: skip
         usable = indices[~np.isin(indices, skipped)]
-        views = FoldViews(ViewsInfo("print", fold, "c", NAMES[:2]), usable, logits[:, usable], damaged[:, usable])
-        return FoldPredictions(info, indices, logits[0, indices], targets[indices], damaged[0, indices]), views
+        shown = logits if info.selected_by == "clean" else damaged
+        views = FoldViews(ViewsInfo("print", fold, "c", info.selected_by, None, NAMES[:2]), usable, shown[:, usable])
+        adapted = dataclasses.replace(views, logits_VNC=-views.logits_VNC)
+        predictions = FoldPredictions(info, indices, logits[0, indices], targets[indices], damaged[0, indices])
+        return predictions, [views, adapted]
 
     usable = np.delete(np.arange(9), 4)
     for selected_by, expected in (("clean", logits), ("damaged", damaged)):
-        rows = gather_rows([make_fold(fold, selected_by=selected_by) for fold in (1, 0)])
-        assert rows.views == NAMES[:2]
-        np.testing.assert_allclose(rows.probs_VNC, probabilities_of(expected[:, usable]))
+        rows = gather_rows([make_fold(fold, selected_by=selected_by) for fold in (1, 0)], (None, 64))
+        assert rows.views == NAMES[:2] and rows.priors == (None, 64)
+        for probs_VNC, sign in zip(rows.probs_PVNC, (1, -1), strict=True):
+            np.testing.assert_allclose(probs_VNC, probabilities_of(sign * expected[:, usable]))
         assert np.array_equal(rows.targets_N, targets[usable]) and np.array_equal(rows.folds_N, fold_of[usable])
         assert rows.unit_N is not None and rows.unit_N.tolist() == [0, 0, 1, 1, 2, 3, 3, 4]

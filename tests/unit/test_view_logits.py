@@ -42,17 +42,18 @@ def run(tmp_path: Path) -> RunPaths:
 def make_predictions(**changes: Any) -> FoldPredictions:
     """Return predictions of four rows, of which one has no usable image."""
     info = PredictionsInfo(
-        "print", 1, 2, 9, ("a", "b"), tuple("wxyz"), (SKIPPED,), 1, 0.5, damage="scan", macro_f1_damaged=0.5
-    )
+        "print", 1, 2, 9, ("a", "b"), tuple("wxyz"), (SKIPPED,), 1, 0.5,
+        damage="scan", macro_f1_damaged=0.5, selected_by="damaged",
+    )  # fmt: skip
     logits, damaged = LOGITS[0].copy(), DAMAGED[0].copy()
     logits[ROWS == SKIPPED] = damaged[ROWS == SKIPPED] = np.nan
     return FoldPredictions(dataclasses.replace(info, **changes), ROWS, logits, np.array([0, 1, 1, 0]), damaged)
 
 
 def make_views(**changes: Any) -> FoldViews:
-    info = ViewsInfo("print", 1, hashlib.sha256(b"weights").hexdigest(), NAMES)
+    info = ViewsInfo("print", 1, hashlib.sha256(b"weights").hexdigest(), "damaged", None, NAMES)
     usable = ROWS != SKIPPED
-    views = FoldViews(info, ROWS[usable], LOGITS[:, usable], DAMAGED[:, usable])
+    views = FoldViews(info, ROWS[usable], DAMAGED[:, usable])
     return dataclasses.replace(views, **changes)
 
 
@@ -62,10 +63,20 @@ def test_stored_views_are_found_in_the_wanted_order(run: RunPaths) -> None:
     read = read_views(run.views(1))
     assert read.info == make_views().info == describe_views(run, make_predictions(), NAMES)
     found, usable = find_views(run, make_predictions(), ("rot90", "id")), ROWS != SKIPPED
-    assert found is not None and found.damaged_logits_VNC is not None
+    assert found is not None
     assert found.info.views == ("rot90", "id") and np.array_equal(found.indices_N, ROWS[usable])
-    assert np.array_equal(found.logits_VNC, LOGITS[[2, 0]][:, usable])
-    assert np.array_equal(found.damaged_logits_VNC, DAMAGED[[2, 0]][:, usable])
+    assert np.array_equal(found.logits_VNC, DAMAGED[[2, 0]][:, usable])
+
+
+def test_logits_with_other_statistics_are_kept_apart(run: RunPaths) -> None:
+    write_views(run.views(1), make_views())
+    adapted = make_views(info=dataclasses.replace(make_views().info, prior=64), logits_VNC=LOGITS[:, :3])
+    write_views(run.views(1, 64), adapted)
+    for prior, expected in ((None, make_views().logits_VNC), (64, LOGITS[:, :3])):
+        found = find_views(run, make_predictions(), NAMES, prior)
+        assert found is not None and found.info.prior == prior and np.array_equal(found.logits_VNC, expected)
+    assert find_views(run, make_predictions(), NAMES, 256) is None
+    assert average_stored(run, [make_predictions()], NAMES, 256) == ([], [1])
 
 
 def test_views_of_other_weights_or_pages_are_not_found(run: RunPaths) -> None:
@@ -76,7 +87,8 @@ def test_views_of_other_weights_or_pages_are_not_found(run: RunPaths) -> None:
         {"info": dataclasses.replace(info, checkpoint="other")},
         {"info": dataclasses.replace(info, views=("id", "hflip", "vflip"))},
         {"indices_N": np.array([1, 4, 8])},
-        {"damaged_logits_VNC": None},
+        {"info": dataclasses.replace(info, pages="clean")},
+        {"info": dataclasses.replace(info, prior=64)},
     ]
     for changes in others:
         write_views(run.views(1), make_views(**changes))
@@ -95,10 +107,9 @@ def test_views_of_other_weights_or_pages_are_not_found(run: RunPaths) -> None:
     [
         ({"logits_VNC": LOGITS.astype(np.float64)[:, :3]}, "wrong dtype or shape"),
         ({"logits_VNC": LOGITS[:2, :3]}, "wrong dtype or shape"),
-        ({"damaged_logits_VNC": LOGITS[:, :3, :1]}, "wrong dtype or shape"),
         ({"indices_N": np.array([1, 7, 4])}, "rows are not ascending"),
         ({"logits_VNC": np.full_like(LOGITS[:, :3], np.inf)}, "page itself are not finite"),
-        ({"damaged_logits_VNC": np.full_like(LOGITS[:, :3], np.nan)}, "page itself are not finite"),
+        ({"logits_VNC": np.full_like(LOGITS[:, :3], np.nan)}, "page itself are not finite"),
     ],
 )
 def test_malformed_views_are_neither_written_nor_read(run: RunPaths, changes: Any, message: str) -> None:
@@ -108,14 +119,13 @@ def test_malformed_views_are_neither_written_nor_read(run: RunPaths, changes: An
 
 
 def test_non_finite_logits_of_another_view_are_stored_but_not_averaged(run: RunPaths) -> None:
-    clean, damaged = LOGITS[:, :3].copy(), DAMAGED[:, :3].copy()
-    clean[1, 0, 0], damaged[2, 1, 1] = np.nan, np.inf
-    write_views(run.views(1), make_views(logits_VNC=clean, damaged_logits_VNC=damaged))
+    damaged = DAMAGED[:, :3].copy()
+    damaged[1, 0, 0], damaged[2, 1, 1] = np.nan, np.inf
+    write_views(run.views(1), make_views(logits_VNC=damaged))
     predictions = make_predictions()
     found = find_views(run, predictions, NAMES)
-    assert found is not None and found.damaged_logits_VNC is not None and found.list_finite() == ("id",)
-    assert np.array_equal(found.logits_VNC, clean, equal_nan=True)
-    assert np.array_equal(found.damaged_logits_VNC, damaged)
+    assert found is not None and found.list_finite() == ("id",)
+    assert np.array_equal(found.logits_VNC, damaged, equal_nan=True)
     assert found.take(("rot90", "id")).info.views == ("rot90", "id")
     assert make_views().list_finite() == NAMES
     for views, lacking in ((("id", "hflip"), [1]), (("rot90", "id"), [1]), (("id",), [])):
@@ -124,12 +134,17 @@ def test_non_finite_logits_of_another_view_are_stored_but_not_averaged(run: RunP
 
 
 def test_average_is_of_probabilities_and_keeps_skipped_rows(run: RunPaths) -> None:
-    averaged = average_views(make_predictions(), make_views())
-    assert averaged.damaged_logits_NC is not None
     usable = ROWS != SKIPPED
-    for own, expected in ((averaged.logits_NC, LOGITS), (averaged.damaged_logits_NC, DAMAGED)):
-        np.testing.assert_allclose(probabilities(own[usable]), mean_probabilities(expected[:, usable]), rtol=1e-5)
+    for pages in ("clean", "damaged"):
+        views = make_views(info=dataclasses.replace(make_views().info, pages=pages))
+        predictions = make_predictions(selected_by=pages)
+        averaged = average_views(predictions, views)
+        own = averaged.selecting_logits_NC
+        np.testing.assert_allclose(probabilities(own[usable]), mean_probabilities(DAMAGED[:, usable]), rtol=1e-5)
         assert own.dtype == np.float32 and np.isnan(own[~usable]).all()
+        kept = dataclasses.replace(averaged.info, selected_by="clean" if pages == "damaged" else "damaged")
+        others = [dataclasses.replace(each, info=kept).selecting_logits_NC for each in (averaged, predictions)]
+        assert others[0] is others[1]
     assert average_stored(run, [make_predictions()], NAMES) == ([], [1])
 
 
