@@ -1,4 +1,4 @@
-"""The choice of views and of BatchNorm statistics from out-of-fold predictions, where its gain is real; pure.
+"""The choice of views and of BatchNorm statistics from out-of-fold predictions, where its gain is real.
 
 Averaging views of a page helps a model that was not trained to see them as one page, and harms another; statistics of
 damaged pages likewise. So the setting of a fold's rows is chosen on the rows of the other folds: no score has seen its
@@ -12,11 +12,15 @@ from typing import Any, Literal
 
 import numpy as np
 
+from doccls.config.paths import is_file
+from doccls.errors import UserError
 from doccls.oof.bootstrap import bootstrap_gap, encode_groups
 from doccls.oof.calibrate import assign_parts
 from doccls.oof.metrics import count_macro_f1, probabilities
 from doccls.oof.predictions import FoldPredictions
 from doccls.oof.view_logits import FoldViews, list_usable
+from doccls.run.paths import RunPaths
+from doccls.system.atomic_files import write_text
 
 _FORMAT = "doccls-views-2"
 # Of the gain's interval. Each part's rows score one choice and make the others, so the parts' gains are correlated, and
@@ -245,11 +249,22 @@ def describe_choice(choice: SettingChoice) -> list[str]:
     return [*lines, f"{choice.selected.text}: macro_f1 changes by {gain} (cross-fitted): {decision}"]
 
 
-def render_choice(choice: SettingChoice) -> str:
-    """Render views.json."""
-    return json.dumps({"format": _FORMAT, **list_figures(choice)}, indent=2) + "\n"
+def write_choice(paths: RunPaths, choice: SettingChoice) -> None:
+    """Write views.json and, if the run is merged, the same as `views` of summary.json.
+
+    Raises:
+        UserError: summary.json is damaged, or can't be read.
+    """
+    values = {"format": _FORMAT, **asdict(choice), "gain_level": GAIN_LEVEL}
+    write_text(paths.views_record, _render(values))
+    if not is_file(paths.summary):
+        return
+    try:
+        summary = json.loads(paths.summary.read_text(encoding="utf-8"))
+        write_text(paths.summary, _render({**summary, "views": values}))
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{paths.summary}: damaged, or can't be read: merge the run again ({error})") from error
 
 
-def list_figures(choice: SettingChoice) -> dict[str, Any]:
-    """Return the choice as JSON values, for views.json and summary.json."""
-    return {**asdict(choice), "gain_level": GAIN_LEVEL}
+def _render(values: dict[str, Any]) -> str:
+    return json.dumps(values, indent=2, ensure_ascii=False) + "\n"

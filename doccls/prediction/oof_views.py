@@ -18,7 +18,7 @@ from doccls.oof.adjust import read_own_predictions
 from doccls.oof.metrics import probabilities
 from doccls.oof.predictions import FoldPredictions
 from doccls.oof.view_logits import FoldViews, describe_views, find_views, list_usable, write_views
-from doccls.oof.views import Setting, choose_setting, describe_choice, gather_rows, render_choice
+from doccls.oof.views import Setting, choose_setting, describe_choice, gather_rows, write_choice
 from doccls.prediction.batch_norm import MIN_PAGES, has_batch_norm
 from doccls.prediction.candidates import Candidates
 from doccls.prediction.members import Member, choose_member_store
@@ -27,7 +27,6 @@ from doccls.reporting.log import RunLog
 from doccls.reporting.progress import ConsoleReporter, Reporter
 from doccls.run.fingerprint import derive_fingerprint, digest_weights
 from doccls.run.paths import RunPaths
-from doccls.system.atomic_files import write_text
 from doccls.training.checkpoint import parse_config, read_best
 from doccls.training.distributed import on_main
 
@@ -253,7 +252,7 @@ def _choose(member: Member, candidates: Candidates, reporter: Reporter) -> Setti
     choice = choose_setting(rows, folds[0][0].info.selected_by, candidates.keeps_views)
     for line in describe_choice(choice):
         reporter.line(f"[PREDICT] {line}")
-    write_text(paths.views_record, render_choice(choice))
+    write_choice(paths, choice)
     return choice.used
 
 

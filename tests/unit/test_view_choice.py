@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from doccls.errors import UserError
 from doccls.oof import bootstrap
 from doccls.oof import views as views_module
 from doccls.oof.metrics import macro_f1, probabilities
@@ -20,10 +22,11 @@ from doccls.oof.views import (
     choose_setting,
     describe_choice,
     gather_rows,
-    render_choice,
     select_setting,
     select_views,
+    write_choice,
 )
+from doccls.run.paths import RunPaths
 
 NAMES = ("id", "rot90", "rot180", "hflip", "vflip", "scale0.9", "scale1.1")
 CLASSES = 4
@@ -188,7 +191,7 @@ def test_groups_are_resampled_together() -> None:
     assert together.gain_high - together.gain_low > 2 * (apart.gain_high - apart.gain_low)
 
 
-def test_choice_is_described_and_rendered() -> None:
+def test_choice_is_described_and_written(tmp_path: Path) -> None:
     choice = choose_setting(draw_helpful_views(0), "damaged")
     lines = describe_choice(choice)
     assert lines[0] == f"by the damaged OOF predictions of folds 0, 1, 2: macro_f1={choice.macro_f1:.5f} of id"
@@ -201,7 +204,16 @@ def test_choice_is_described_and_rendered() -> None:
     assert describe_choice(plain) == [
         *lines[:-1], "nothing is selected: no candidate, nor several, raise macro_f1 by more than 0.002"
     ]  # fmt: skip
-    record = json.loads(render_choice(choice))
+    paths = RunPaths(tmp_path)
+    write_choice(paths, choice)
+    assert not paths.summary.exists()
+    paths.summary.write_text('{"macro_f1": 0.5, "views": "of an earlier prediction"}')
+    write_choice(paths, choice)
+    record = json.loads(paths.views_record.read_text())
+    assert json.loads(paths.summary.read_text()) == {"macro_f1": 0.5, "views": record}
+    paths.summary.write_text("{")
+    with pytest.raises(UserError, match=r"summary\.json: damaged, or can't be read: merge the run again"):
+        write_choice(paths, choice)
     assert record["gain_level"] == 0.99
     assert record["format"] == "doccls-views-2"
     assert record["used"] == {"views": list(choice.used.views), "prior": None}
