@@ -19,7 +19,7 @@ from doccls.oof.blend import (
     compare_blends,
 )
 from doccls.oof.blend_record import NO_THRESHOLDS, BlendMember, read_record, render_record
-from doccls.oof.bootstrap import LEVEL, encode_groups
+from doccls.oof.bootstrap import GAIN_LEVEL, encode_groups
 from doccls.oof.calibrate import assign_parts
 from doccls.oof.merge import MergedOof, load_merged, write_merged
 from doccls.oof.metrics import probabilities
@@ -298,7 +298,7 @@ def explain_choice(result: BlendResult) -> list[str]:
         for candidate in (result.selection, result.single)
         for score in (result.find_deciding_score(candidate),)
     ]
-    interval = f"{LEVEL:.0%} interval lies above 0"
+    interval = f"{GAIN_LEVEL:.0%} interval lies above 0"
     reasons = {
         "selection": f"since its gain's {interval}",
         "single": f"since only its gain's {interval}",

@@ -5,7 +5,14 @@ from collections.abc import Sequence
 import numpy as np
 
 RESAMPLES = 1000
-LEVEL = 0.95
+LEVEL = 0.95  # of intervals that are reported
+# Of the interval of a cross-fitted gain, by which thresholds, the weights of a blend and views are used or not. Each
+# part's rows score one choice and make the others, so the parts' gains are correlated, and the bootstrap, which keeps
+# the choices, gives too narrow an interval. Where nothing is to be gained, one of level 0.95 should lie above 0 in
+# 2.5 % of draws, and did in up to 4.8 % for views, 5.2 % for blends (one of two gains) and 0.6 % for thresholds, which
+# lose where they don't gain. At 0.99 it was 2.0 %, 2.4 % and 0 %. These are the highest rates in 500 draws each of 600
+# and of 1,353 rows, of 17 classes of unequal frequencies, in 5 folds.
+GAIN_LEVEL = 0.99
 
 
 def encode_groups(groups: Sequence[str]) -> np.ndarray:

@@ -220,7 +220,7 @@ def list_scores(summary: Summary) -> list[str]:
         ]
     level = f"{summary.interval_level:.0%} interval"
     lines += [_format_calibration(name, calibration) for name, calibration in summary.calibration.items()]
-    lines.append(_format_thresholds(summary.thresholds, level))
+    lines.append(_format_thresholds(summary.thresholds))
     lines += [f"note: {note}" for note in summary.notes]
     lines.append(
         f"all folds macro_f1={summary.macro_f1:.5f} {level} [{summary.macro_f1_low:.3f}, {summary.macro_f1_high:.3f}] "
@@ -248,11 +248,11 @@ def _format_calibration(name: str, calibration: Calibration) -> str:
     return f"temperature={calibration.temperature:.3f} {changes} ({name} pages; cross-fitted)"
 
 
-def _format_thresholds(thresholds: Thresholds, level: str) -> str:
+def _format_thresholds(thresholds: Thresholds) -> str:
     if thresholds.gain is None:
         return f"per-class thresholds: {thresholds.reason}"
     use = "not used" if thresholds.offsets is None else "used by predict"
     return (
-        f"per-class thresholds: macro_f1 changes by {thresholds.gain:+.4f}, {level} "
+        f"per-class thresholds: macro_f1 changes by {thresholds.gain:+.4f}, {thresholds.gain_level:.0%} interval "
         f"[{thresholds.gain_low:+.3f}, {thresholds.gain_high:+.3f}] (cross-fitted): {use}"
     )

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import softmax
 
-from doccls.oof.bootstrap import bootstrap_gap
+from doccls.oof.bootstrap import GAIN_LEVEL, bootstrap_gap
 from doccls.oof.calibrate import CrossFit, OofRows
 from doccls.oof.metrics import score_labels
 
@@ -30,6 +30,7 @@ class Thresholds:
     gain_low: float | None
     gain_high: float | None
     reason: str | None = None  # why they are not to be used
+    gain_level: float = GAIN_LEVEL  # of the interval
 
 
 def find_thresholds(rows: OofRows, fit: CrossFit) -> Thresholds:
@@ -42,7 +43,7 @@ def find_thresholds(rows: OofRows, fit: CrossFit) -> Thresholds:
         return Thresholds(None, None, None, None, f"not tried: {count} rows of {num_classes} classes take too long")
     plain_N, chosen_N = rows.logits_NC.argmax(axis=1), predict_crossfitted(rows, fit)
     gain = score_labels(rows.targets_N, chosen_N) - score_labels(rows.targets_N, plain_N)
-    low, high = bootstrap_gap(rows.targets_N, chosen_N, plain_N, num_classes, rows.unit_N)
+    low, high = bootstrap_gap(rows.targets_N, chosen_N, plain_N, num_classes, rows.unit_N, GAIN_LEVEL)
     if low <= 0:
         return Thresholds(None, gain, low, high, "the gain may be noise: its interval is not above 0")
     offsets_C = fit_offsets(rows.targets_N, rows.logits_NC / fit.temperature)

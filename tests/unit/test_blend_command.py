@@ -102,6 +102,7 @@ def test_folder_holds_the_files_of_a_run(runs: tuple[Path, Path], day: Path) -> 
     ]  # fmt: skip
     assert paths.run_id == f"blend-{digest_json(['1-fingerprint', '2-fingerprint'])[:6]}"
     record = json.loads(paths.blend.read_text())
+    assert (record["interval_level"], record["gain_level"]) == (0.95, 0.99)
     assert record["format"] == "doccls-blend-1" and (record["used"], record["decided_by"]) == ("equal", "damaged")
     assert [(m["path"], m["fingerprint"], m["weight"]) for m in record["members"]] == [
         ("../v1-abc", "1-fingerprint", 0.5), ("../v2-abc", "2-fingerprint", 0.5)
@@ -136,7 +137,7 @@ def test_summary_has_the_scores_that_decided(runs: tuple[Path, Path], day: Path)
 
 
 def test_selected_weights_of_a_fold_are_those_chosen_on_the_others(day: Path) -> None:
-    noises = (1.2, 1.5, 6, 6, 6, 6)
+    noises = (1, 1.5, 9, 9, 9, 9)
     run_blend(*(write_run(day / f"v{seed}", seed, noise).root for seed, noise in enumerate(noises, 1)))
     paths, files = read_blend(day)
     record = json.loads(paths.blend.read_text())
@@ -383,7 +384,7 @@ def test_console_shows_runs_candidates_choice_weights_and_next_command(
     assert table[6].startswith(f"gain over equal weights, damaged pages: selection {selection:+.5f} [")
     assert f"], best single run {single:+.5f} [" in table[6]
     assert table[7:] == [
-        "used: equal weights, since neither gain's 95% interval lies above 0",
+        "used: equal weights, since neither gain's 99% interval lies above 0",
         "weights: v1-abc 0.50, v2-abc 0.50", str(paths.root), f"next: doccls predict {paths.root}"
     ]  # fmt: skip
 
@@ -400,7 +401,7 @@ def test_choice_is_explained() -> None:
     assert explain("selection", -0.05, 0.01) == [
         "gain over equal weights, clean pages: selection +0.02000 [+0.010, +0.030], "
         "best single run -0.04000 [-0.050, -0.030]",
-        "used: selection, since its gain's 95% interval lies above 0",
+        "used: selection, since its gain's 99% interval lies above 0",
     ]
-    assert explain("single", 0.02, -0.01)[1] == "used: best single run, since only its gain's 95% interval lies above 0"
-    assert explain("equal", -0.01, -0.01)[1] == "used: equal weights, since neither gain's 95% interval lies above 0"
+    assert explain("single", 0.02, -0.01)[1] == "used: best single run, since only its gain's 99% interval lies above 0"
+    assert explain("equal", -0.01, -0.01)[1] == "used: equal weights, since neither gain's 99% interval lies above 0"

@@ -209,13 +209,13 @@ def test_calibration_is_a_line_of_its_own_before_the_scores() -> None:
     assert lines[-4:-1] == [
         "[OOF] temperature=1.234 nll 1.710 -> 1.520, ece 0.120 -> 0.030, brier 0.550 -> 0.510 "
         "(clean pages; cross-fitted)",
-        "[OOF] per-class thresholds: macro_f1 changes by -0.0032, 95% interval [-0.012, +0.004] "
+        "[OOF] per-class thresholds: macro_f1 changes by -0.0032, 99% interval [-0.012, +0.004] "
         "(cross-fitted): not used",
         "[OOF] note: a note",
     ]
     used = Thresholds((0.5, -0.25, 0.0), 0.01234, 0.002, 0.021)
     assert list_scores(replace(summary, thresholds=used))[-2] == (
-        "[OOF] per-class thresholds: macro_f1 changes by +0.0123, 95% interval [+0.002, +0.021] "
+        "[OOF] per-class thresholds: macro_f1 changes by +0.0123, 99% interval [+0.002, +0.021] "
         "(cross-fitted): used by predict"
     )
     untried = Thresholds(None, None, None, None, "not tried: 9 rows of 8 classes take too long")
@@ -224,6 +224,7 @@ def test_calibration_is_a_line_of_its_own_before_the_scores() -> None:
     )
     parsed = json.loads(render_summary(replace(summary, thresholds=used)))
     assert parsed["thresholds"]["offsets"] == [0.5, -0.25, 0.0] and parsed["thresholds"]["reason"] is None
+    assert (parsed["thresholds"]["gain_level"], parsed["interval_level"]) == (0.99, 0.95)
 
 
 # --- file and log lines ----------------------------------------------------------------------------------------------

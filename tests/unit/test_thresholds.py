@@ -128,7 +128,7 @@ def test_labels_come_from_offsets_of_the_other_folds() -> None:
     found = find_thresholds(rows, fit)
     plain = rows.logits_NC.argmax(axis=1)
     assert found.gain == score_labels(rows.targets_N, chosen) - score_labels(rows.targets_N, plain)
-    assert (found.gain_low, found.gain_high) == bootstrap_gap(rows.targets_N, chosen, plain, 5)
+    assert (found.gain_low, found.gain_high) == bootstrap_gap(rows.targets_N, chosen, plain, 5, level=0.99)
 
 
 def test_own_targets_have_no_influence_on_labels() -> None:
