@@ -205,14 +205,27 @@ def _compare_snapshots(first: RunPaths, other: RunPaths) -> list[str]:
 
 
 def _find_damage_problem(runs: Sequence[FinishedRun]) -> str | None:
-    """Return why the runs' damaged copies can't be blended; None if they can, or no run has any."""
-    levels = {run.paths.run_id: run.damage for run in runs}
-    if len(set(levels.values())) == 1:
+    """Return why the runs' damaged copies can't be blended; None if they can, or no run has any.
+
+    Versions of the damage are compared where there are snapshots.
+    """
+    levels = {run.damage for run in runs}
+    if levels == {None}:
         return None
-    listed = ", ".join(f"{run_id}: {level or 'none'}" for run_id, level in levels.items())
-    if None in levels.values():
-        return f"only some of the runs were validated on damaged copies of their pages (valid.damage: {listed})"
-    return f"the runs were validated on differently damaged copies of their pages (valid.damage: {listed})"
+    if len(levels) > 1:
+        listed = ", ".join(f"{run.paths.run_id}: {run.damage or 'none'}" for run in runs)
+        if None in levels:
+            return f"only some of the runs were validated on damaged copies of their pages (valid.damage: {listed})"
+        return f"the runs were validated on differently damaged copies of their pages (valid.damage: {listed})"
+    snapshots = [(run.paths.run_id, read_provenance(run.paths)) for run in runs]
+    versions = [(run_id, snapshot["damage_version"]) for run_id, snapshot in snapshots if snapshot is not None]
+    if len({version for _, version in versions}) > 1:
+        listed = ", ".join(f"{run_id}: {version}" for run_id, version in versions)
+        return (
+            "the runs were validated on copies that different versions of doccls damaged (damage_version in "
+            f"config.yaml: {listed})"
+        )
+    return None
 
 
 # --- the blend -------------------------------------------------------------------------------------------------------

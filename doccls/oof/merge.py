@@ -57,6 +57,8 @@ def write_merged(paths: RunPaths, merged: MergedOof, summary: Summary) -> None:
     write_array(paths.oof_logits, merged.logits_NC)
     if merged.damaged_logits_NC is not None:
         write_array(paths.oof_logits_damaged, merged.damaged_logits_NC)
+    else:
+        paths.oof_logits_damaged.unlink(missing_ok=True)  # of a blend that the damaged scores decided
     write_array(paths.oof_targets, merged.targets_N)
     write_text(paths.oof_csv, render_csv(merged))
     write_text(paths.summary, render_summary(summary))

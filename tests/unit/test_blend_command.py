@@ -221,6 +221,50 @@ def test_clean_scores_decide_if_damaged_copies_differ(
     assert "oof/oof_logits_damaged.npy" not in files and "damaged" not in json.loads(paths.summary.read_text())
 
 
+def write_snapshot(run: Path, data: str = "d", folds: str = "f", damage_version: int | None = None) -> None:
+    version = "" if damage_version is None else f", damage_version: {damage_version}"
+    text = f"provenance: {{fingerprint: f, data_digest: {data}, folds_digest: {folds}{version}}}\n"
+    RunPaths(run).snapshot.write_text(text)
+
+
+def test_clean_scores_decide_if_another_version_damaged_the_copies(
+    runs: tuple[Path, Path], day: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_snapshot(runs[1], damage_version=2)
+    run_blend(*runs)
+    assert "[WARNING]" not in capsys.readouterr().out, "the first run has no snapshot"
+    write_snapshot(runs[0])
+    run_blend(*runs)
+    out = capsys.readouterr().out
+    assert out.startswith("[WARNING] the runs were validated on copies that different versions of doccls damaged")
+    assert "(damage_version in config.yaml: v1-abc: 1, v2-abc: 2): the clean scores decide" in out
+    paths, files = read_blend(day)
+    assert json.loads(paths.blend.read_text())["decided_by"] == "clean"
+    assert "oof/oof_logits_damaged.npy" not in files, "that of the blend above is removed"
+    write_snapshot(runs[1], damage_version=1)
+    run_blend(*runs)
+    assert "[WARNING]" not in capsys.readouterr().out
+    assert json.loads(read_blend(day)[0].blend.read_text())["decided_by"] == "damaged"
+
+
+def test_version_of_damage_does_not_matter_without_damaged_copies(
+    day: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is that of the training pages."""
+    runs = [write_run(day / f"v{number}", number).root for number in (1, 2)]
+    for version, run in enumerate(runs, 1):
+        write_snapshot(run, damage_version=version)
+    run_blend(*runs)
+    assert "[WARNING]" not in capsys.readouterr().out
+
+
+def test_runs_of_one_name_on_two_days_are_told_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    levels = ("scan", "light")
+    runs = [write_run(tmp_path / f"2026010{n}" / "v", n, damage=level).root for n, level in enumerate(levels, 1)]
+    run_blend(*runs)
+    assert "(valid.damage: v: scan, v: light): the clean scores decide" in capsys.readouterr().out
+
+
 # --- what is refused -------------------------------------------------------------------------------------------------
 
 
@@ -306,10 +350,6 @@ def test_runs_with_other_folds_or_fewer_rows_are_refused(day: Path) -> None:
 
 
 def test_digests_are_compared_where_both_runs_have_snapshots(runs: tuple[Path, Path], day: Path) -> None:
-    def write_snapshot(run: Path, data: str, folds: str) -> None:
-        text = f"provenance: {{fingerprint: f, data_digest: {data}, folds_digest: {folds}}}\n"
-        RunPaths(run).snapshot.write_text(text)
-
     write_snapshot(runs[0], "d", "e")
     assert run_blend(*runs) == 0
     write_snapshot(runs[1], "other", "e")
