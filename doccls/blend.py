@@ -21,9 +21,9 @@ from doccls.oof.blend import (
 from doccls.oof.blend_record import NO_THRESHOLDS, BlendMember, read_record, render_record
 from doccls.oof.bootstrap import GAIN_LEVEL, encode_groups
 from doccls.oof.calibrate import assign_parts
-from doccls.oof.merge import MergedOof, load_merged, write_merged
+from doccls.oof.merge import MergedOof, load_merged, summarize_merged, write_merged
 from doccls.oof.metrics import probabilities
-from doccls.oof.summary import DamagedCopies, Summary, summarize
+from doccls.oof.summary import Summary
 from doccls.run.fingerprint import digest_json, read_provenance
 from doccls.run.paths import RunPaths, check_run_id, find_run
 from doccls.system.atomic_files import remove_leftovers, write_text
@@ -94,7 +94,7 @@ def _load_run(folder: Path) -> FinishedRun:
     if is_file(paths.blend):
         raise UserError(f"RUN {paths.root}: a blend; name the runs that it was made of, and further ones")
     try:
-        return FinishedRun(paths, *load_merged(paths))
+        return FinishedRun(paths, *load_merged(paths, NO_THRESHOLDS))
     except UserError as error:
         raise UserError(f"RUN {paths.root}: can't be blended until all of its folds are finished: {error}") from error
 
@@ -265,26 +265,15 @@ def _stack_probabilities(logits: Sequence[np.ndarray], used: np.ndarray) -> np.n
 
 
 def _summarize(runs: Sequence[FinishedRun], merged: MergedOof, best: Candidate) -> Summary:
-    copies = None
-    if merged.damaged_logits_NC is not None and runs[0].damage is not None:
-        copies = DamagedCopies(runs[0].damage, merged.damaged_logits_NC, has_selected=True)  # the weights
     notes = [
         f"a blend of {len(runs)} runs ({_TITLES[best.name]}); the weights of each fold's rows were chosen on the other "
         "folds",
         *(f"{run.paths.run_id}: {note}" for run in runs for note in run.summary.notes),
     ]
-    summary = summarize(
-        merged.targets_N,
-        merged.logits_NC,
-        merged.folds_N,
-        merged.skipped,
-        merged.classes,
-        merged.groups,
-        tuple(notes),
-        copies,
-    )
+    # Damaged copies, if there are any, selected the weights.
+    summary = summarize_merged(merged, tuple(notes), runs[0].damage or "none", "damaged", NO_THRESHOLDS)
     selection = "; ".join(dict.fromkeys(run.summary.selection for run in runs))
-    return replace(summary, selection=selection, thresholds=NO_THRESHOLDS)
+    return replace(summary, selection=selection)
 
 
 # --- results in words ------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ import pytest
 
 from doccls.blend import add_arguments, blend, explain_choice
 from doccls.errors import UserError
+from doccls.oof import summary as summary_module
 from doccls.oof.blend import BlendResult, Candidate, CandidateName, CandidateScore
 from doccls.oof.blend_record import read_record
 from doccls.oof.metrics import macro_f1, probabilities
@@ -134,6 +135,14 @@ def test_summary_has_the_scores_that_decided(runs: tuple[Path, Path], day: Path)
     assert summary["macro_f1"] == macro_f1(TARGETS, np.load(paths.oof_logits))
     assert summary["notes"][0].startswith("a blend of 2 runs (equal weights)")
     assert "selected by its score on damaged copies" in summary["selection"] and len(summary["folds"]) == FOLDS
+
+
+def test_thresholds_are_not_learned(runs: tuple[Path, Path], day: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They may take long, and nothing would use them."""
+    monkeypatch.delattr(summary_module, "find_thresholds")
+    run_blend(*runs)
+    summary = json.loads(read_blend(day)[0].summary.read_text())
+    assert summary["thresholds"]["offsets"] is None and summary["thresholds"]["reason"] == "not tried for a blend"
 
 
 def test_selected_weights_of_a_fold_are_those_chosen_on_the_others(day: Path) -> None:
