@@ -200,11 +200,13 @@ def test_gain_within_noise_is_reported_but_not_used() -> None:
 
 
 def test_too_many_rows_are_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(thresholds_module, "MAX_WORK", 200 * 36 - 1)
+    monkeypatch.setattr(thresholds_module, "MAX_LOGITS", 200 * 6 - 1)
     rows = draw_rows(200, 6, 0)
     found = find_thresholds(rows, cross_fit(rows))
     assert (found.offsets, found.gain, found.gain_low, found.gain_high) == (None, None, None, None)
     assert found.reason == "not tried: 200 rows of 6 classes take too long"
+    monkeypatch.setattr(thresholds_module, "MAX_LOGITS", 200 * 6)
+    assert find_thresholds(rows, cross_fit(rows)).gain is not None
 
 
 def test_class_with_largest_log_probability_plus_offset_is_chosen() -> None:
