@@ -19,11 +19,11 @@ from doccls.oof.blend import (
     compare_blends,
 )
 from doccls.oof.blend_record import NO_THRESHOLDS, BlendMember, read_record, render_record
-from doccls.oof.bootstrap import LEVEL, encode_groups
+from doccls.oof.bootstrap import GAIN_LEVEL, encode_groups
 from doccls.oof.calibrate import assign_parts
-from doccls.oof.merge import MergedOof, load_merged, write_merged
+from doccls.oof.merge import MergedOof, load_merged, summarize_merged, write_merged
 from doccls.oof.metrics import probabilities
-from doccls.oof.summary import DamagedCopies, Summary, summarize
+from doccls.oof.summary import Summary
 from doccls.run.fingerprint import digest_json, read_provenance
 from doccls.run.paths import RunPaths, check_run_id, find_run
 from doccls.system.atomic_files import remove_leftovers, write_text
@@ -94,7 +94,7 @@ def _load_run(folder: Path) -> FinishedRun:
     if is_file(paths.blend):
         raise UserError(f"RUN {paths.root}: a blend; name the runs that it was made of, and further ones")
     try:
-        return FinishedRun(paths, *load_merged(paths))
+        return FinishedRun(paths, *load_merged(paths, NO_THRESHOLDS))
     except UserError as error:
         raise UserError(f"RUN {paths.root}: can't be blended until all of its folds are finished: {error}") from error
 
@@ -205,14 +205,27 @@ def _compare_snapshots(first: RunPaths, other: RunPaths) -> list[str]:
 
 
 def _find_damage_problem(runs: Sequence[FinishedRun]) -> str | None:
-    """Return why the runs' damaged copies can't be blended; None if they can, or no run has any."""
-    levels = {run.paths.run_id: run.damage for run in runs}
-    if len(set(levels.values())) == 1:
+    """Return why the runs' damaged copies can't be blended; None if they can, or no run has any.
+
+    Versions of the damage are compared where there are snapshots.
+    """
+    levels = {run.damage for run in runs}
+    if levels == {None}:
         return None
-    listed = ", ".join(f"{run_id}: {level or 'none'}" for run_id, level in levels.items())
-    if None in levels.values():
-        return f"only some of the runs were validated on damaged copies of their pages (valid.damage: {listed})"
-    return f"the runs were validated on differently damaged copies of their pages (valid.damage: {listed})"
+    if len(levels) > 1:
+        listed = ", ".join(f"{run.paths.run_id}: {run.damage or 'none'}" for run in runs)
+        if None in levels:
+            return f"only some of the runs were validated on damaged copies of their pages (valid.damage: {listed})"
+        return f"the runs were validated on differently damaged copies of their pages (valid.damage: {listed})"
+    snapshots = [(run.paths.run_id, read_provenance(run.paths)) for run in runs]
+    versions = [(run_id, snapshot["damage_version"]) for run_id, snapshot in snapshots if snapshot is not None]
+    if len({version for _, version in versions}) > 1:
+        listed = ", ".join(f"{run_id}: {version}" for run_id, version in versions)
+        return (
+            "the runs were validated on copies that different versions of doccls damaged (damage_version in "
+            f"config.yaml: {listed})"
+        )
+    return None
 
 
 # --- the blend -------------------------------------------------------------------------------------------------------
@@ -252,26 +265,15 @@ def _stack_probabilities(logits: Sequence[np.ndarray], used: np.ndarray) -> np.n
 
 
 def _summarize(runs: Sequence[FinishedRun], merged: MergedOof, best: Candidate) -> Summary:
-    copies = None
-    if merged.damaged_logits_NC is not None and runs[0].damage is not None:
-        copies = DamagedCopies(runs[0].damage, merged.damaged_logits_NC, has_selected=True)  # the weights
     notes = [
         f"a blend of {len(runs)} runs ({_TITLES[best.name]}); the weights of each fold's rows were chosen on the other "
         "folds",
         *(f"{run.paths.run_id}: {note}" for run in runs for note in run.summary.notes),
     ]
-    summary = summarize(
-        merged.targets_N,
-        merged.logits_NC,
-        merged.folds_N,
-        merged.skipped,
-        merged.classes,
-        merged.groups,
-        tuple(notes),
-        copies,
-    )
+    # Damaged copies, if there are any, selected the weights.
+    summary = summarize_merged(merged, tuple(notes), runs[0].damage or "none", "damaged", NO_THRESHOLDS)
     selection = "; ".join(dict.fromkeys(run.summary.selection for run in runs))
-    return replace(summary, selection=selection, thresholds=NO_THRESHOLDS)
+    return replace(summary, selection=selection)
 
 
 # --- results in words ------------------------------------------------------------------------------------------------
@@ -298,7 +300,7 @@ def explain_choice(result: BlendResult) -> list[str]:
         for candidate in (result.selection, result.single)
         for score in (result.find_deciding_score(candidate),)
     ]
-    interval = f"{LEVEL:.0%} interval lies above 0"
+    interval = f"{GAIN_LEVEL:.0%} interval lies above 0"
     reasons = {
         "selection": f"since its gain's {interval}",
         "single": f"since only its gain's {interval}",

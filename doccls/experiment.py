@@ -147,6 +147,7 @@ def _write_snapshot(experiment: Experiment, now: datetime, processes: Mapping[st
             "fingerprint": experiment.fingerprint,
             "data_digest": data.digest,
             "folds_digest": data.assignment.digest(),
+            "damage_version": config.damage_version,
             "num_samples": len(data.manifest),
             "skipped_rows": sorted(data.skipped),
             "classes": list(data.manifest.classes),

@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from doccls.oof.bootstrap import bootstrap_gap, bootstrap_macro_f1
+from doccls.oof.bootstrap import GAIN_LEVEL, bootstrap_gap, bootstrap_macro_f1
 from doccls.oof.metrics import count_macro_f1
 
 CandidateName = Literal["single", "equal", "selection"]
@@ -19,12 +19,12 @@ _TINIEST = np.finfo(np.float64).tiny  # stands for a probability of 0 in logarit
 
 @dataclass(frozen=True)
 class CandidateScore:
-    """The macro-F1 over all rows, each blended with weights chosen on other folds; 95 % intervals by bootstrap."""
+    """The macro-F1 over all rows, each blended with weights chosen on other folds, with intervals by bootstrap."""
 
     macro_f1: float
-    macro_f1_low: float
+    macro_f1_low: float  # the interval of level LEVEL
     macro_f1_high: float
-    gain: float  # minus the macro-F1 of equal weights, on the same resamples
+    gain: float  # minus the macro-F1 of equal weights, on the same resamples; its interval is of level GAIN_LEVEL
     gain_low: float
     gain_high: float
 
@@ -122,7 +122,7 @@ def _score_candidates(
         score = count_macro_f1(targets_N, own_N, num_classes)
         interval = bootstrap_macro_f1(targets_N, own_N, num_classes, unit_N)
         is_equal = np.array_equal(own_N, equal_N)
-        gain = (0.0, 0.0) if is_equal else bootstrap_gap(targets_N, own_N, equal_N, num_classes, unit_N)
+        gain = (0.0, 0.0) if is_equal else bootstrap_gap(targets_N, own_N, equal_N, num_classes, unit_N, GAIN_LEVEL)
         scores[name] = CandidateScore(score, *interval, score - equal_score, *gain)
     return scores
 

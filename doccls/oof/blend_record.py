@@ -10,7 +10,7 @@ from doccls.config.paths import describe_error
 from doccls.errors import UserError
 from doccls.oof.adjust import Adjustment
 from doccls.oof.blend import BlendResult
-from doccls.oof.bootstrap import LEVEL, RESAMPLES
+from doccls.oof.bootstrap import GAIN_LEVEL, LEVEL, RESAMPLES
 from doccls.oof.summary import Summary
 from doccls.oof.thresholds import Thresholds
 from doccls.run.paths import RunPaths
@@ -50,6 +50,7 @@ def render_record(members: Sequence[BlendMember], result: BlendResult, summary: 
         "used": result.used,
         "decided_by": result.decided_by,
         "interval_level": LEVEL,
+        "gain_level": GAIN_LEVEL,
         "interval_resamples": RESAMPLES,
         "interval_units": summary.interval_units,
         "candidates": [asdict(candidate) for candidate in result.candidates],

@@ -4,6 +4,7 @@ import csv
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 
@@ -11,6 +12,7 @@ from doccls.errors import UserError
 from doccls.oof.metrics import probabilities
 from doccls.oof.predictions import FoldPredictions, read_predictions, remove_resume_checkpoints
 from doccls.oof.summary import DamagedCopies, Summary, render_summary, summarize
+from doccls.oof.thresholds import Thresholds
 from doccls.run.metrics_log import write_metrics
 from doccls.run.paths import RunPaths
 from doccls.system.atomic_files import remove_leftovers, write_array, write_text
@@ -57,13 +59,15 @@ def write_merged(paths: RunPaths, merged: MergedOof, summary: Summary) -> None:
     write_array(paths.oof_logits, merged.logits_NC)
     if merged.damaged_logits_NC is not None:
         write_array(paths.oof_logits_damaged, merged.damaged_logits_NC)
+    else:
+        paths.oof_logits_damaged.unlink(missing_ok=True)  # of a blend that the damaged scores decided
     write_array(paths.oof_targets, merged.targets_N)
     write_text(paths.oof_csv, render_csv(merged))
     write_text(paths.summary, render_summary(summary))
 
 
-def load_merged(paths: RunPaths) -> tuple[MergedOof, Summary]:
-    """Merge the run's folds in memory, without writing anything.
+def load_merged(paths: RunPaths, thresholds: Thresholds | None = None) -> tuple[MergedOof, Summary]:
+    """Merge the run's folds in memory, without writing anything; thresholds are learned unless they are given.
 
     Raises:
         UserError: fold predictions are missing, damaged, from another run or overlapping.
@@ -80,20 +84,35 @@ def load_merged(paths: RunPaths) -> tuple[MergedOof, Summary]:
     if problems:
         raise UserError("\n".join(problems))
     merged, first = merge_predictions(fold_predictions), fold_predictions[0].info
-    damaged = None
+    notes = (*note_micro_batches(fold_predictions), *note_split_images(fold_predictions))
+    return merged, summarize_merged(merged, notes, first.damage, first.selected_by, thresholds)
+
+
+def summarize_merged(
+    merged: MergedOof,
+    notes: tuple[str, ...],
+    damage: str,
+    selected_by: Literal["clean", "damaged"],
+    thresholds: Thresholds | None = None,
+) -> Summary:
+    """Compute the metrics; `damage` is the level of the damaged copies, if there are any.
+
+    Thresholds are learned unless they are given.
+    """
+    copies = None
     if merged.damaged_logits_NC is not None:
-        damaged = DamagedCopies(first.damage, merged.damaged_logits_NC, first.selected_by == "damaged")
-    summary = summarize(
+        copies = DamagedCopies(damage, merged.damaged_logits_NC, selected_by == "damaged")
+    return summarize(
         merged.targets_N,
         merged.logits_NC,
         merged.folds_N,
         merged.skipped,
         merged.classes,
         merged.groups,
-        (*note_micro_batches(fold_predictions), *note_split_images(fold_predictions)),
-        damaged,
+        notes,
+        copies,
+        thresholds,
     )
-    return merged, summary
 
 
 def merge_predictions(fold_predictions: Sequence[FoldPredictions]) -> MergedOof:

@@ -48,10 +48,15 @@ def mean_probabilities(logits_VNC: np.ndarray) -> np.ndarray:
     return total_NC / len(logits_VNC)
 
 
-def count_macro_f1(targets_N: np.ndarray, predictions_N: np.ndarray, num_classes: int) -> float:
-    """Return macro-F1 as `score_labels` does, from counts: for searches that compute it thousands of times."""
-    confusion_CC = np.bincount(targets_N * num_classes + predictions_N, minlength=num_classes**2)
-    confusion_CC = confusion_CC.reshape(num_classes, num_classes)
-    occurrences_C = confusion_CC.sum(axis=0) + confusion_CC.sum(axis=1)
+def count_macro_f1(
+    targets_N: np.ndarray, predictions_N: np.ndarray, num_classes: int, times_N: np.ndarray | None = None
+) -> float:
+    """Return macro-F1 as `score_labels` does, from counts: for callers that compute it thousands of times.
+
+    Each row counts once, or as often as `times_N` (n,) says.
+    """
+    is_hit = targets_N == predictions_N
+    hits_C = np.bincount(targets_N[is_hit], None if times_N is None else times_N[is_hit], num_classes)
+    occurrences_C = np.bincount(targets_N, times_N, num_classes) + np.bincount(predictions_N, times_N, num_classes)
     present_C = occurrences_C > 0
-    return float(np.mean(2 * confusion_CC.diagonal()[present_C] / occurrences_C[present_C]))
+    return float(np.mean(2 * hits_C[present_C] / occurrences_C[present_C]))

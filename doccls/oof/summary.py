@@ -105,11 +105,12 @@ def summarize(
     groups: Sequence[str] | None = None,
     notes: tuple[str, ...] = (),
     copies: DamagedCopies | None = None,
+    thresholds: Thresholds | None = None,
 ) -> Summary:
     """Compute the metrics of out-of-fold logits (n, classes), with their targets (n,) and the fold of each row (n,).
 
     With `groups` (one name per row) the intervals come from resampling groups, else from resampling rows. With damaged
-    copies, the summary also measures those.
+    copies, the summary also measures those. Thresholds are learned unless they are given.
     """
     used = np.setdiff1d(np.arange(len(targets_N)), skipped)
     targets, logits, folds = targets_N[used], logits_NC[used], folds_N[used]
@@ -118,7 +119,7 @@ def summarize(
     hits = logits.argmax(axis=1) == targets
     unit_N = None if groups is None else encode_groups([groups[row] for row in used.tolist()])
     low, high = bootstrap_macro_f1(targets, logits.argmax(axis=1), len(classes), unit_N)
-    calibration, thresholds = _calibrate(OofRows(targets, logits, folds, unit_N), copies)
+    calibration, thresholds = _calibrate(OofRows(targets, logits, folds, unit_N), copies, thresholds)
     labels = np.arange(len(classes))
     per_class = precision_recall_fscore_support(targets, logits.argmax(axis=1), labels=labels, zero_division=0)
     return Summary(
@@ -152,15 +153,19 @@ def _measure_folds(targets_N: np.ndarray, logits_NC: np.ndarray, folds_N: np.nda
     )
 
 
-def _calibrate(rows: OofRows, copies: DamagedCopies | None) -> tuple[dict[str, Calibration], Thresholds]:
-    """Measure the calibration of all logits, and find thresholds for those that selected the epochs."""
+def _calibrate(
+    rows: OofRows, copies: DamagedCopies | None, thresholds: Thresholds | None
+) -> tuple[dict[str, Calibration], Thresholds]:
+    """Measure the calibration of all logits, and find thresholds for those that selected the epochs, unless given."""
     both = {"clean": rows}
     if copies is not None:
         both["damaged"] = replace(rows, logits_NC=copies.logits_NC)
     fits = {name: cross_fit(own) for name, own in both.items()}
     selecting = "damaged" if copies is not None and copies.has_selected else "clean"
     calibration = {name: measure_calibration(own, fits[name]) for name, own in both.items()}
-    return calibration, find_thresholds(both[selecting], fits[selecting])
+    if thresholds is None:
+        thresholds = find_thresholds(both[selecting], fits[selecting])
+    return calibration, thresholds
 
 
 def _measure_damaged(
@@ -220,7 +225,7 @@ def list_scores(summary: Summary) -> list[str]:
         ]
     level = f"{summary.interval_level:.0%} interval"
     lines += [_format_calibration(name, calibration) for name, calibration in summary.calibration.items()]
-    lines.append(_format_thresholds(summary.thresholds, level))
+    lines.append(_format_thresholds(summary.thresholds))
     lines += [f"note: {note}" for note in summary.notes]
     lines.append(
         f"all folds macro_f1={summary.macro_f1:.5f} {level} [{summary.macro_f1_low:.3f}, {summary.macro_f1_high:.3f}] "
@@ -248,11 +253,11 @@ def _format_calibration(name: str, calibration: Calibration) -> str:
     return f"temperature={calibration.temperature:.3f} {changes} ({name} pages; cross-fitted)"
 
 
-def _format_thresholds(thresholds: Thresholds, level: str) -> str:
+def _format_thresholds(thresholds: Thresholds) -> str:
     if thresholds.gain is None:
         return f"per-class thresholds: {thresholds.reason}"
     use = "not used" if thresholds.offsets is None else "used by predict"
     return (
-        f"per-class thresholds: macro_f1 changes by {thresholds.gain:+.4f}, {level} "
+        f"per-class thresholds: macro_f1 changes by {thresholds.gain:+.4f}, {thresholds.gain_level:.0%} interval "
         f"[{thresholds.gain_low:+.3f}, {thresholds.gain_high:+.3f}] (cross-fitted): {use}"
     )

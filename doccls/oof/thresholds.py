@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import softmax
 
-from doccls.oof.bootstrap import bootstrap_gap
+from doccls.oof.bootstrap import GAIN_LEVEL, bootstrap_gap
 from doccls.oof.calibrate import CrossFit, OofRows
 from doccls.oof.metrics import score_labels
 
@@ -18,7 +18,7 @@ MAX_OFFSET = 1.5  # in nats: the odds of a class change by a factor of 4.5 at mo
 MIN_STEP_GAIN = 5e-4  # of the macro-F1: smaller steps mostly fit noise
 PENALTY = 0.05  # an offset of 1 has to raise the F1s of all classes together by this much, one of 0.5 by a quarter
 MAX_ROUNDS = 5
-MAX_WORK = 400_000_000  # rows times squared classes; about half a minute
+MAX_LOGITS = 3_000_000  # rows times classes; they take about 10 s
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class Thresholds:
     gain_low: float | None
     gain_high: float | None
     reason: str | None = None  # why they are not to be used
+    gain_level: float = GAIN_LEVEL  # of the interval
 
 
 def find_thresholds(rows: OofRows, fit: CrossFit) -> Thresholds:
@@ -38,11 +39,11 @@ def find_thresholds(rows: OofRows, fit: CrossFit) -> Thresholds:
     The gain must be beyond noise: its paired bootstrap interval must be above 0.
     """
     count, num_classes = rows.logits_NC.shape
-    if count * num_classes**2 > MAX_WORK:
+    if rows.logits_NC.size > MAX_LOGITS:
         return Thresholds(None, None, None, None, f"not tried: {count} rows of {num_classes} classes take too long")
     plain_N, chosen_N = rows.logits_NC.argmax(axis=1), predict_crossfitted(rows, fit)
     gain = score_labels(rows.targets_N, chosen_N) - score_labels(rows.targets_N, plain_N)
-    low, high = bootstrap_gap(rows.targets_N, chosen_N, plain_N, num_classes, rows.unit_N)
+    low, high = bootstrap_gap(rows.targets_N, chosen_N, plain_N, num_classes, rows.unit_N, GAIN_LEVEL)
     if low <= 0:
         return Thresholds(None, gain, low, high, "the gain may be noise: its interval is not above 0")
     offsets_C = fit_offsets(rows.targets_N, rows.logits_NC / fit.temperature)

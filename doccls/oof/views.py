@@ -14,7 +14,7 @@ import numpy as np
 
 from doccls.config.paths import is_file
 from doccls.errors import UserError
-from doccls.oof.bootstrap import bootstrap_gap, encode_groups
+from doccls.oof.bootstrap import GAIN_LEVEL, bootstrap_gap, encode_groups
 from doccls.oof.calibrate import assign_parts
 from doccls.oof.metrics import count_macro_f1, probabilities
 from doccls.oof.predictions import FoldPredictions
@@ -23,10 +23,6 @@ from doccls.run.paths import RunPaths
 from doccls.system.atomic_files import write_text
 
 _FORMAT = "doccls-views-2"
-# Of the gain's interval. Each part's rows score one choice and make the others, so the parts' gains are correlated, and
-# the bootstrap, which keeps the choices, gives too narrow an interval. Where nothing gains, one of level 0.95 is above
-# 0 in up to 5.6 % of draws instead of 2.5 %, and one of 0.99 in 2.4 % (500 draws each, as in test_view_choice.py).
-GAIN_LEVEL = 0.99
 TOLERANCE = 0.002  # of macro-F1: each view costs a pass over the pages, so a larger set must gain more than this
 
 

@@ -15,6 +15,8 @@ from doccls.errors import UserError
 from doccls.run.paths import RunPaths
 from doccls.system.atomic_files import write_once
 
+_FIRST_DAMAGE_VERSION = 1  # of all runs from before snapshots recorded it
+
 
 def derive_fingerprint(config: Config, data_digest: str, folds_digest: str, weights_digest: str | None) -> str:
     """Return the SHA-256 of the config keys that change results, the data, the folds and the initial weights.
@@ -112,7 +114,7 @@ def find_fingerprint(paths: RunPaths, config: Config) -> str | None:
 
 
 def read_provenance(paths: RunPaths) -> dict[str, str] | None:
-    """Return the run's fingerprint, data_digest and folds_digest by its snapshot; None without one.
+    """Return the run's fingerprint, data_digest, folds_digest and damage_version by its snapshot; None without one.
 
     Raises:
         UserError: the snapshot can't be read, is damaged, or is of an earlier version.
@@ -126,7 +128,8 @@ def read_provenance(paths: RunPaths) -> dict[str, str] | None:
                 f"{paths.snapshot}: written by an earlier version of doccls: continue run {paths.run_id} with that "
                 "version, or choose another --run-id"
             )
-        return {name: str(provenance[name]) for name in ("fingerprint", "data_digest", "folds_digest")}
+        found = {name: str(provenance[name]) for name in ("fingerprint", "data_digest", "folds_digest")}
+        return found | {"damage_version": str(provenance.get("damage_version", _FIRST_DAMAGE_VERSION))}
     except OSError as error:
         raise UserError(describe_error(error, paths.snapshot, "file")) from error
     except (UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError) as error:

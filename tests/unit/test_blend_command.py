@@ -16,6 +16,7 @@ import pytest
 
 from doccls.blend import add_arguments, blend, explain_choice
 from doccls.errors import UserError
+from doccls.oof import summary as summary_module
 from doccls.oof.blend import BlendResult, Candidate, CandidateName, CandidateScore
 from doccls.oof.blend_record import read_record
 from doccls.oof.metrics import macro_f1, probabilities
@@ -102,6 +103,7 @@ def test_folder_holds_the_files_of_a_run(runs: tuple[Path, Path], day: Path) -> 
     ]  # fmt: skip
     assert paths.run_id == f"blend-{digest_json(['1-fingerprint', '2-fingerprint'])[:6]}"
     record = json.loads(paths.blend.read_text())
+    assert (record["interval_level"], record["gain_level"]) == (0.95, 0.99)
     assert record["format"] == "doccls-blend-1" and (record["used"], record["decided_by"]) == ("equal", "damaged")
     assert [(m["path"], m["fingerprint"], m["weight"]) for m in record["members"]] == [
         ("../v1-abc", "1-fingerprint", 0.5), ("../v2-abc", "2-fingerprint", 0.5)
@@ -135,8 +137,16 @@ def test_summary_has_the_scores_that_decided(runs: tuple[Path, Path], day: Path)
     assert "selected by its score on damaged copies" in summary["selection"] and len(summary["folds"]) == FOLDS
 
 
+def test_thresholds_are_not_learned(runs: tuple[Path, Path], day: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They may take long, and nothing would use them."""
+    monkeypatch.delattr(summary_module, "find_thresholds")
+    run_blend(*runs)
+    summary = json.loads(read_blend(day)[0].summary.read_text())
+    assert summary["thresholds"]["offsets"] is None and summary["thresholds"]["reason"] == "not tried for a blend"
+
+
 def test_selected_weights_of_a_fold_are_those_chosen_on_the_others(day: Path) -> None:
-    noises = (1.2, 1.5, 6, 6, 6, 6)
+    noises = (1, 1.5, 9, 9, 9, 9)
     run_blend(*(write_run(day / f"v{seed}", seed, noise).root for seed, noise in enumerate(noises, 1)))
     paths, files = read_blend(day)
     record = json.loads(paths.blend.read_text())
@@ -218,6 +228,50 @@ def test_clean_scores_decide_if_damaged_copies_differ(
     paths, files = read_blend(day)
     assert json.loads(paths.blend.read_text())["decided_by"] == "clean"
     assert "oof/oof_logits_damaged.npy" not in files and "damaged" not in json.loads(paths.summary.read_text())
+
+
+def write_snapshot(run: Path, data: str = "d", folds: str = "f", damage_version: int | None = None) -> None:
+    version = "" if damage_version is None else f", damage_version: {damage_version}"
+    text = f"provenance: {{fingerprint: f, data_digest: {data}, folds_digest: {folds}{version}}}\n"
+    RunPaths(run).snapshot.write_text(text)
+
+
+def test_clean_scores_decide_if_another_version_damaged_the_copies(
+    runs: tuple[Path, Path], day: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_snapshot(runs[1], damage_version=2)
+    run_blend(*runs)
+    assert "[WARNING]" not in capsys.readouterr().out, "the first run has no snapshot"
+    write_snapshot(runs[0])
+    run_blend(*runs)
+    out = capsys.readouterr().out
+    assert out.startswith("[WARNING] the runs were validated on copies that different versions of doccls damaged")
+    assert "(damage_version in config.yaml: v1-abc: 1, v2-abc: 2): the clean scores decide" in out
+    paths, files = read_blend(day)
+    assert json.loads(paths.blend.read_text())["decided_by"] == "clean"
+    assert "oof/oof_logits_damaged.npy" not in files, "that of the blend above is removed"
+    write_snapshot(runs[1], damage_version=1)
+    run_blend(*runs)
+    assert "[WARNING]" not in capsys.readouterr().out
+    assert json.loads(read_blend(day)[0].blend.read_text())["decided_by"] == "damaged"
+
+
+def test_version_of_damage_does_not_matter_without_damaged_copies(
+    day: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is that of the training pages."""
+    runs = [write_run(day / f"v{number}", number).root for number in (1, 2)]
+    for version, run in enumerate(runs, 1):
+        write_snapshot(run, damage_version=version)
+    run_blend(*runs)
+    assert "[WARNING]" not in capsys.readouterr().out
+
+
+def test_runs_of_one_name_on_two_days_are_told_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    levels = ("scan", "light")
+    runs = [write_run(tmp_path / f"2026010{n}" / "v", n, damage=level).root for n, level in enumerate(levels, 1)]
+    run_blend(*runs)
+    assert "(valid.damage: v: scan, v: light): the clean scores decide" in capsys.readouterr().out
 
 
 # --- what is refused -------------------------------------------------------------------------------------------------
@@ -305,10 +359,6 @@ def test_runs_with_other_folds_or_fewer_rows_are_refused(day: Path) -> None:
 
 
 def test_digests_are_compared_where_both_runs_have_snapshots(runs: tuple[Path, Path], day: Path) -> None:
-    def write_snapshot(run: Path, data: str, folds: str) -> None:
-        text = f"provenance: {{fingerprint: f, data_digest: {data}, folds_digest: {folds}}}\n"
-        RunPaths(run).snapshot.write_text(text)
-
     write_snapshot(runs[0], "d", "e")
     assert run_blend(*runs) == 0
     write_snapshot(runs[1], "other", "e")
@@ -383,7 +433,7 @@ def test_console_shows_runs_candidates_choice_weights_and_next_command(
     assert table[6].startswith(f"gain over equal weights, damaged pages: selection {selection:+.5f} [")
     assert f"], best single run {single:+.5f} [" in table[6]
     assert table[7:] == [
-        "used: equal weights, since neither gain's 95% interval lies above 0",
+        "used: equal weights, since neither gain's 99% interval lies above 0",
         "weights: v1-abc 0.50, v2-abc 0.50", str(paths.root), f"next: doccls predict {paths.root}"
     ]  # fmt: skip
 
@@ -400,7 +450,7 @@ def test_choice_is_explained() -> None:
     assert explain("selection", -0.05, 0.01) == [
         "gain over equal weights, clean pages: selection +0.02000 [+0.010, +0.030], "
         "best single run -0.04000 [-0.050, -0.030]",
-        "used: selection, since its gain's 95% interval lies above 0",
+        "used: selection, since its gain's 99% interval lies above 0",
     ]
-    assert explain("single", 0.02, -0.01)[1] == "used: best single run, since only its gain's 95% interval lies above 0"
-    assert explain("equal", -0.01, -0.01)[1] == "used: equal weights, since neither gain's 95% interval lies above 0"
+    assert explain("single", 0.02, -0.01)[1] == "used: best single run, since only its gain's 99% interval lies above 0"
+    assert explain("equal", -0.01, -0.01)[1] == "used: equal weights, since neither gain's 99% interval lies above 0"

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import yaml
 
-from doccls.config import Config, load_config
+from doccls.config import Config, load_config, schema
 from doccls.config.files import check_files
 from doccls.data.image_scan import ScannedImage, scan_files
 from doccls.data.prepare import PreparedData
@@ -205,6 +205,14 @@ def test_new_run_gets_folder_and_snapshot_with_provenance(open_it: Open) -> None
     assert stored["data_digest"] == experiment.data.digest
     assert stored["folds_digest"] == experiment.data.assignment.digest()
     assert "torch" in stored["packages"]
+
+
+def test_snapshot_has_version_of_damage(open_it: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(schema, "DAMAGE_VERSION", 7)
+    for run_id, damage, version in (("a", "scan", 7), ("b", "none", None)):
+        snapshot = open_it(run_id, valid={"damage": damage})[0].paths.snapshot
+        stored = yaml.safe_load(snapshot.read_text(encoding="utf-8"))["provenance"]
+        assert stored["damage_version"] == version
 
 
 def test_run_is_joined_in_old_folder_with_finished_folds(open_it: Open) -> None:

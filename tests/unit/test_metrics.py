@@ -72,6 +72,9 @@ def test_score_from_counts_is_macro_f1_even_with_absent_classes() -> None:
     for _ in range(20):
         targets, logits = rng.integers(0, 4, 12), rng.normal(size=(12, 6))
         assert count_macro_f1(targets, logits.argmax(axis=1), 6) == pytest.approx(macro_f1(targets, logits), rel=1e-12)
+        times = rng.integers(0, 3, 12)
+        expected = macro_f1(np.repeat(targets, times), np.repeat(logits, times, axis=0))
+        assert count_macro_f1(targets, logits.argmax(axis=1), 6, times) == pytest.approx(expected, rel=1e-12)
 
 
 def test_mean_over_views_is_of_probabilities_not_of_logits() -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, f1_score, precision_score, recall_score
 
+from doccls.oof import summary as summary_module
 from doccls.oof.bootstrap import bootstrap_macro_f1
 from doccls.oof.calibrate import Calibration, OofRows, cross_fit, measure_calibration
 from doccls.oof.summary import (
@@ -20,23 +21,9 @@ from doccls.oof.summary import (
     summarize,
 )
 from doccls.oof.thresholds import Thresholds, find_thresholds
+from tests.unit.test_bootstrap import damage, draw_run, score
 
 LABELS = ("cat", 'do"g', "ü", "never")  # the last is never a target or a prediction below
-
-
-def draw_run(count: int = 120, skill: float = 0.8, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Draw (targets, logits, folds) of a classifier that is right in about `skill` of the rows."""
-    rng = np.random.default_rng(seed)
-    targets = rng.choice(3, count, p=(0.6, 0.3, 0.1))
-    predictions = np.where(rng.random(count) < skill, targets, rng.integers(0, 3, count))
-    logits = rng.random((count, 4)).astype(np.float32)
-    logits[:, 3] = 0
-    logits[np.arange(count), predictions] += 2
-    return targets, logits, rng.integers(0, 3, count)
-
-
-def score(targets: np.ndarray, predictions: np.ndarray) -> float:
-    return float(f1_score(targets, predictions, average="macro", zero_division=0))
 
 
 # --- the metrics -----------------------------------------------------------------------------------------------------
@@ -112,14 +99,6 @@ def test_groups_are_resampled_if_given_whatever_their_names() -> None:
 
 
 # --- damaged copies --------------------------------------------------------------------------------------------------
-
-
-def damage(logits: np.ndarray, share: float = 0.4) -> np.ndarray:
-    """Return logits that predict another class in some of the rows."""
-    is_wrong = np.random.default_rng(2).random(len(logits)) < share
-    damaged = logits.copy()
-    damaged[is_wrong] = np.roll(damaged[is_wrong][:, :3], 1, axis=1)[:, [0, 1, 2, 2]] * [1, 1, 1, 0]
-    return damaged
 
 
 def test_damaged_metrics_match_those_of_a_run_with_these_logits() -> None:
@@ -201,6 +180,14 @@ def test_calibration_and_thresholds_are_those_of_the_used_rows_and_their_groups(
         assert summary.thresholds == find_thresholds(rows, fit)
 
 
+def test_given_thresholds_are_not_learned(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = Thresholds(None, None, None, None, "given")
+    monkeypatch.delattr(summary_module, "find_thresholds")
+    targets, logits, folds = draw_run()
+    copies = DamagedCopies("scan", damage(logits), has_selected=True)
+    assert summarize(targets, logits, folds, (), LABELS, copies=copies, thresholds=given).thresholds == given
+
+
 def test_calibration_is_a_line_of_its_own_before_the_scores() -> None:
     summary = make_summary()
     calibration = Calibration(1.2345, 1.71, 1.52, 0.12, 0.03, 0.55, 0.51)
@@ -209,13 +196,13 @@ def test_calibration_is_a_line_of_its_own_before_the_scores() -> None:
     assert lines[-4:-1] == [
         "[OOF] temperature=1.234 nll 1.710 -> 1.520, ece 0.120 -> 0.030, brier 0.550 -> 0.510 "
         "(clean pages; cross-fitted)",
-        "[OOF] per-class thresholds: macro_f1 changes by -0.0032, 95% interval [-0.012, +0.004] "
+        "[OOF] per-class thresholds: macro_f1 changes by -0.0032, 99% interval [-0.012, +0.004] "
         "(cross-fitted): not used",
         "[OOF] note: a note",
     ]
     used = Thresholds((0.5, -0.25, 0.0), 0.01234, 0.002, 0.021)
     assert list_scores(replace(summary, thresholds=used))[-2] == (
-        "[OOF] per-class thresholds: macro_f1 changes by +0.0123, 95% interval [+0.002, +0.021] "
+        "[OOF] per-class thresholds: macro_f1 changes by +0.0123, 99% interval [+0.002, +0.021] "
         "(cross-fitted): used by predict"
     )
     untried = Thresholds(None, None, None, None, "not tried: 9 rows of 8 classes take too long")
@@ -224,6 +211,7 @@ def test_calibration_is_a_line_of_its_own_before_the_scores() -> None:
     )
     parsed = json.loads(render_summary(replace(summary, thresholds=used)))
     assert parsed["thresholds"]["offsets"] == [0.5, -0.25, 0.0] and parsed["thresholds"]["reason"] is None
+    assert (parsed["thresholds"]["gain_level"], parsed["interval_level"]) == (0.99, 0.95)
 
 
 # --- file and log lines ----------------------------------------------------------------------------------------------

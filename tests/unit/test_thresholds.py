@@ -128,7 +128,7 @@ def test_labels_come_from_offsets_of_the_other_folds() -> None:
     found = find_thresholds(rows, fit)
     plain = rows.logits_NC.argmax(axis=1)
     assert found.gain == score_labels(rows.targets_N, chosen) - score_labels(rows.targets_N, plain)
-    assert (found.gain_low, found.gain_high) == bootstrap_gap(rows.targets_N, chosen, plain, 5)
+    assert (found.gain_low, found.gain_high) == bootstrap_gap(rows.targets_N, chosen, plain, 5, level=0.99)
 
 
 def test_own_targets_have_no_influence_on_labels() -> None:
@@ -200,11 +200,13 @@ def test_gain_within_noise_is_reported_but_not_used() -> None:
 
 
 def test_too_many_rows_are_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(thresholds_module, "MAX_WORK", 200 * 36 - 1)
+    monkeypatch.setattr(thresholds_module, "MAX_LOGITS", 200 * 6 - 1)
     rows = draw_rows(200, 6, 0)
     found = find_thresholds(rows, cross_fit(rows))
     assert (found.offsets, found.gain, found.gain_low, found.gain_high) == (None, None, None, None)
     assert found.reason == "not tried: 200 rows of 6 classes take too long"
+    monkeypatch.setattr(thresholds_module, "MAX_LOGITS", 200 * 6)
+    assert find_thresholds(rows, cross_fit(rows)).gain is not None
 
 
 def test_class_with_largest_log_probability_plus_offset_is_chosen() -> None:
