@@ -4,6 +4,7 @@ RUN may be a blend (`doccls blend`), whose members' probabilities are averaged b
 """
 
 import argparse
+import math
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -27,9 +28,9 @@ from doccls.errors import UserError
 from doccls.oof.adjust import Adjustment, adjust, learn_adjustment, read_own_predictions
 from doccls.oof.blend_record import read_record
 from doccls.oof.view_logits import average_stored
-from doccls.oof.views import Setting
+from doccls.oof.views import PLAIN, Setting
 from doccls.prediction.candidates import Candidates, parse_candidates
-from doccls.prediction.results import Predictions, check_folder_replacement, write_folder_record, write_predictions
+from doccls.prediction.results import Predictions, Source, check_predictions, write_predictions
 from doccls.prediction.submission import (
     Coverage,
     check_columns,
@@ -125,27 +126,25 @@ def predict(arguments: argparse.Namespace) -> int:
     task = _parse_task(arguments)
     leave_deleted_folder()
     from doccls.prediction.folds import predict_members
-    from doccls.prediction.members import ConfigChanges, choose_precision, list_members, unify_test_data
+    from doccls.prediction.members import ConfigChanges, choose_precision, list_members, unify_data
     from doccls.prediction.oof_views import choose_run_setting
     from doccls.training.distributed import can_compute_in, on_main, start_processes
 
     changes = ConfigChanges(arguments.sample_csv, arguments.image_dir, arguments.num_workers, arguments.on_bad_image)
-    members = list_members(task.paths, changes)
-    if task.images is None:
-        members = unify_test_data(members)
+    members = unify_data(list_members(task.paths, changes), has_sample=task.images is None)
     config, precision = members[0].config, choose_precision(members)
     accelerator = start_processes(_with_precision(config, precision if can_compute_in(precision) else "no"))
     try:
         pages, coverage = on_main(accelerator, lambda: _check_inputs(task, members))
         setting = choose_run_setting(members[0], task.candidates, coverage.num_predicted, accelerator)
         adjustment = on_main(accelerator, lambda: _read_adjustment(task.paths, members, setting))
-        if accelerator.is_main_process and setting != Setting(("id",)):
+        if accelerator.is_main_process and setting != PLAIN:
             print(f"[PREDICT] predicting with {setting.text}", flush=True)
         if accelerator.is_main_process and accelerator.mixed_precision != precision:
             print(f"[WARNING] validated in {precision}, which this device does not support: predicting in float32")
         probs = predict_members(members, pages, accelerator, setting)
         coverage = replace(coverage, views=setting.views, adapt_bn=setting.prior)
-        on_main(accelerator, lambda: _write_results(task, members[0], pages[0], *probs, coverage, adjustment))
+        on_main(accelerator, lambda: _write_results(task, members, pages[0], *probs, coverage, adjustment))
     except UserError:
         accelerator.end_training()  # every rank reaches this
         raise
@@ -154,9 +153,12 @@ def predict(arguments: argparse.Namespace) -> int:
 
 
 def _parse_probability(text: str) -> float:
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
     if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a probability: it must be from 0 to 1")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a probability: it must be a number from 0 to 1")
     return value
 
 
@@ -168,7 +170,7 @@ def _parse_task(arguments: argparse.Namespace) -> Task:
     """
     candidates = parse_candidates(arguments.views, arguments.adapt_bn)
     paths = find_run(arguments.run)
-    if not (candidates.is_single and candidates.plain == Setting(("id",))) and is_file(paths.blend):
+    if not (candidates.is_single and candidates.plain == PLAIN) and is_file(paths.blend):
         raise UserError(
             f"--views {arguments.views} --adapt-bn {arguments.adapt_bn}: {paths.root} is a blend, and these options "
             "are for single runs: predict it without them, or predict one of its members"
@@ -230,10 +232,8 @@ def _check_inputs(task: Task, members: "Sequence[Member]") -> tuple[tuple["TestP
     pages = tuple(by_size[member.config.page_px] for member in members)
     first, id_col = pages[0], members[0].config.data.id_col
     coverage = Coverage(tuple(folds), len(first.ids), len(first.ids) - len(first.paths.find_missing()))
-    if task.images is not None:
-        check_folder_replacement(task.results, task.images, coverage)
-    else:
-        assert first.columns is not None
+    check_predictions(task.results, _describe_source(task, members), coverage)
+    if first.columns is not None:
         check_columns(first.columns, id_col, members[0].classes)
         check_replacement(task.results, coverage, id_col, first.ids)
     for warning in (*warnings, *first.problems):
@@ -246,12 +246,16 @@ def _check_inputs(task: Task, members: "Sequence[Member]") -> tuple[tuple["TestP
     return pages, coverage
 
 
+def _describe_source(task: Task, members: "Sequence[Member]") -> Source:
+    return Source(tuple(member.fingerprint for member in members), task.images)
+
+
 def _read_adjustment(paths: RunPaths, members: "Sequence[Member]", setting: Setting) -> Adjustment | None:
     """Learn from the OOF predictions, and print what follows for the files. Only the main process may call."""
     num_folds = members[0].config.data.folds
     adjustment: Adjustment | None
     problems: tuple[str, ...] = ()
-    is_plain = setting == Setting(("id",))
+    is_plain = setting == PLAIN
     if is_file(paths.blend):
         adjustment = read_record(paths).adjustment
     else:
@@ -259,7 +263,8 @@ def _read_adjustment(paths: RunPaths, members: "Sequence[Member]", setting: Sett
         if not is_plain:
             fold_predictions, lacking = average_stored(paths, fold_predictions, setting.views, setting.prior)
             problems += tuple(
-                f"fold {fold} has no finite OOF logits of {setting.text} (`auto` stores some)" for fold in lacking
+                f"fold {fold} has no finite OOF logits of {setting.text} ({_name_source(setting)} stores some)"
+                for fold in lacking
             )
         adjustment = learn_adjustment(fold_predictions)
     for problem in problems:
@@ -277,10 +282,16 @@ def _read_adjustment(paths: RunPaths, members: "Sequence[Member]", setting: Sett
     if thresholds.offsets is not None:
         print(
             "[PREDICT] labels are chosen by per-class thresholds on each fold's probabilities (cross-fitted gain in "
-            f"macro_f1 {thresholds.gain:+.4f} [{thresholds.gain_low:+.3f}, {thresholds.gain_high:+.3f}]): "
+            f"macro_f1 {thresholds.gain:+.4f}, {thresholds.gain_level:.0%} interval [{thresholds.gain_low:+.3f}, "
+            f"{thresholds.gain_high:+.3f}]): "
             "some are not the most probable class"
         )
     return adjustment
+
+
+def _name_source(setting: Setting) -> str:
+    """Return the options that store OOF logits of candidate views with these statistics."""
+    return "--views auto" if setting.prior is None else f"--views auto --adapt-bn {setting.prior}"
 
 
 # --- results ---------------------------------------------------------------------------------------------------------
@@ -288,7 +299,7 @@ def _read_adjustment(paths: RunPaths, members: "Sequence[Member]", setting: Sett
 
 def _write_results(
     task: Task,
-    member: "Member",
+    members: "Sequence[Member]",
     pages: "TestPages",
     probs_NC: np.ndarray,
     fold_probs: Sequence[np.ndarray],
@@ -297,8 +308,9 @@ def _write_results(
 ) -> None:
     """Write the calibrated probabilities, the labels and, if there is a sample, the submission.
 
-    `member` is the first one, whose training data and classes stand for all. Only the main process may call.
+    Only the main process may call.
     """
+    member = members[0]  # whose training data and classes stand for all
     missing = pages.paths.find_missing()
     has_image_N = np.ones(len(pages.ids), dtype=bool)
     has_image_N[missing] = False
@@ -309,7 +321,8 @@ def _write_results(
         probs_NC[missing] = _read_class_frequencies(member.config, member.classes)
         chosen_N[missing] = probs_NC[missing].argmax(axis=1)
     results, predictions = task.results, Predictions(pages.ids, member.classes, probs_NC, chosen_N, has_image_N)
-    write_predictions(results, predictions, task.with_probabilities, task.min_confidence)
+    source = _describe_source(task, members)
+    write_predictions(results, predictions, source, coverage, task.with_probabilities, task.min_confidence)
     if task.min_confidence is not None:
         count = len(predictions.list_uncertain(task.min_confidence))
         print(
@@ -318,8 +331,6 @@ def _write_results(
         )
     print(f"[PREDICT] {results.predictions}")
     if pages.columns is None:
-        assert task.images is not None
-        write_folder_record(results, task.images, coverage)
         return
     id_col = member.config.data.id_col
     text = render_submission(pages.columns, id_col, pages.ids, member.classes, probs_NC, chosen_N)

@@ -110,7 +110,7 @@ def list_step(plan: BatchPlan, step: int, division: BatchDivision, rank: int) ->
 
 
 def list_evaluation(place: BatchPlace, samples: np.ndarray, division: BatchDivision, rank: int) -> list[BatchRequest]:
-    """Return one rank's batches of a validation or prediction: every world_size-th of `samples` (n,), without padding.
+    """Return one rank's batches of a validation: every world_size-th of `samples` (n,), without padding.
 
     Ranks may get different numbers of batches, including none.
     """

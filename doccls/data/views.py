@@ -4,7 +4,6 @@
 """
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
 
@@ -72,11 +71,6 @@ def parse_view(name: str) -> View:
     if sum(part.startswith("scale") for part in parts) > 1:
         raise UserError(f"--views: {name.strip()!r} has two scales: state their product")
     return reduce(View.then, (_parse_part(part, name.strip()) for part in parts))
-
-
-def render_views(views: Sequence[View]) -> str:
-    """Return the names, separated by commas."""
-    return ",".join(view.name for view in views)
 
 
 def _parse_part(part: str, name: str) -> View:

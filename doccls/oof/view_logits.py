@@ -33,7 +33,8 @@ class ViewsInfo:
 class FoldViews:
     """The logits of the usable validation pages of a fold, or of their damaged copies, in each view.
 
-    Those of the page itself are finite. Other views may not be: an overflow there is no reason to compute all anew.
+    With the training's BatchNorm statistics, those of the page itself are finite. Others may not be: an overflow there
+    is no reason to compute all anew.
     """
 
     info: ViewsInfo
@@ -85,9 +86,9 @@ def describe_views(
 
 
 def find_views(
-    paths: RunPaths, predictions: FoldPredictions, views: tuple[str, ...], prior: int | None = None
+    paths: RunPaths, predictions: FoldPredictions, views: tuple[str, ...] | None, prior: int | None = None
 ) -> FoldViews | None:
-    """Return the stored logits of these views, in that order, of the fold whose predictions these are.
+    """Return the stored logits of these views, in that order, or of all, of the fold whose predictions these are.
 
     None if they are not those of the fold's present checkpoint and pages, lack a view, are damaged, or don't exist.
 
@@ -100,6 +101,7 @@ def find_views(
         stored = read_views(paths.views(predictions.info.fold, prior))
     except TensorFileError:
         return None
+    views = stored.info.views if views is None else views
     if (
         replace(stored.info, views=views) != describe_views(paths, predictions, views, prior)
         or not set(views) <= set(stored.info.views)
@@ -172,5 +174,5 @@ def _check(views: FoldViews, source: str) -> None:
         or views.logits_VNC.shape[:2] != (len(views.info.views), len(views.indices_N))
     ):
         raise TensorFileError(f"{source}: arrays have the wrong dtype or shape, or rows are not ascending")
-    if not np.isfinite(views.logits_VNC[:1]).all():
+    if views.info.prior is None and not np.isfinite(views.logits_VNC[:1]).all():
         raise TensorFileError(f"{source}: logits of the page itself are not finite")

@@ -6,18 +6,18 @@ own rows.
 """
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
 
-from doccls.config.paths import is_file
 from doccls.errors import UserError
 from doccls.oof.bootstrap import GAIN_LEVEL, bootstrap_gap, encode_groups
 from doccls.oof.calibrate import assign_parts
 from doccls.oof.metrics import count_macro_f1, probabilities
-from doccls.oof.predictions import FoldPredictions
+from doccls.oof.predictions import FoldPredictions, is_merged
 from doccls.oof.view_logits import FoldViews, list_usable
 from doccls.run.paths import RunPaths
 from doccls.system.atomic_files import write_text
@@ -36,8 +36,11 @@ class Setting:
     @property
     def text(self) -> str:
         """The setting in words."""
-        views = f"views {','.join(self.views)}" if len(self.views) > 1 else self.views[0]
-        return views if self.prior is None else f"{views} with BatchNorm statistics of prior {self.prior}"
+        views = f"{'views' if len(self.views) > 1 else 'view'} {','.join(self.views)}"
+        return views if self.prior is None else f"{views}, BatchNorm prior {self.prior}"
+
+
+PLAIN = Setting(("id",))
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,7 @@ class SettingChoice:
     folds: tuple[int, ...]  # whose predictions decided
 
 
-def gather_rows(
+def stack_folds(
     folds: Sequence[tuple[FoldPredictions, Sequence[FoldViews]]], priors: tuple[int | None, ...]
 ) -> ViewRows:
     """Return the usable rows of all folds, in the order of train.csv; a fold has its views with each of `priors`.
@@ -234,7 +237,7 @@ def describe_choice(choice: SettingChoice) -> list[str]:
     lines = [f"by the {choice.decided_by} OOF predictions of folds {folds}: macro_f1={choice.macro_f1:.5f} of {plain}"]
     for score in choice.scores:
         if score.setting.prior == choice.plain.prior:
-            name, how = f"view {score.setting.text} alone", f"{score.gain:+.4f} by averaging it with {plain}"
+            name, how = f"{score.setting.text} alone", f"{score.gain:+.4f} by averaging it with {plain}"
         else:
             name, how = score.setting.text, f"{score.gain:+.4f}"
         lines.append(f"{name}: macro_f1={score.macro_f1:.5f}, {how}")
@@ -253,11 +256,13 @@ def write_choice(paths: RunPaths, choice: SettingChoice) -> None:
     """
     values = {"format": _FORMAT, **asdict(choice), "gain_level": GAIN_LEVEL}
     write_text(paths.views_record, _render(values))
-    if not is_file(paths.summary):
+    if not is_merged(paths):
         return
     try:
+        merged_ns = paths.summary.stat().st_mtime_ns
         summary = json.loads(paths.summary.read_text(encoding="utf-8"))
         write_text(paths.summary, _render({**summary, "views": values}))
+        os.utime(paths.summary, ns=(merged_ns, merged_ns))  # of the merge, which `is_merged` compares
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"{paths.summary}: damaged, or can't be read: merge the run again ({error})") from error
 

@@ -1,9 +1,9 @@
 """BatchNorm statistics of the pages at hand, mixed with those of the training.
 
-Pages that were scanned or photographed differently shift the distribution of each layer's inputs. With n pages and a
-prior strength N, a layer normalizes by N / (N + n) times the mean and variance of the training plus n / (N + n) times
-those of the pages (Schneider et al., Improving Robustness Against Common Corruptions by Covariate Shift Adaptation,
-NeurIPS 2020, equation 2).
+Pages that were scanned or photographed differently shift the distribution of each layer's inputs. With n pages (at
+most MAX_PAGES) and a prior strength N, a layer normalizes by N / (N + n) times the mean and variance of the training
+plus n / (N + n) times those of the pages (Schneider et al., Improving Robustness Against Common Corruptions by
+Covariate Shift Adaptation, NeurIPS 2020).
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -21,12 +21,16 @@ from doccls.system.signals import check_stop
 from doccls.training.evaluate import Normalizer, gather_rows
 
 MIN_PAGES = 32  # fewer say too little about the distribution of all
+# Whatever the training's: a layer's inputs are measured while each batch is normalized by its own statistics, which are
+# far from those of all pages if the batch is small.
+BATCH_SIZE = 32
 MAX_PAGES = 1024  # more hardly change the statistics, but cost time, and memory for those of each batch
 
 
 def has_batch_norm(state_dict: Mapping[str, torch.Tensor]) -> bool:
-    """Return whether the weights are of a model with BatchNorm layers."""
-    return any(name.endswith("running_var") for name in state_dict)
+    """Return whether the weights are of a model with BatchNorm layers that have running statistics."""
+    # Other layers with such statistics, as EvoNorm, count no batches.
+    return any(name.endswith("num_batches_tracked") for name in state_dict)
 
 
 def choose_pages(rows: np.ndarray) -> np.ndarray:
@@ -50,10 +54,10 @@ def adapt_batch_norm(
 
     While they are measured, each batch is normalized by its own mixture, so that a layer sees inputs like those it will
     see later. The sums over batches are in the order of the batches, so that any number of ranks gives the same bits,
-    if the batches are those of `list_prediction`.
+    if the batches are those of `list_prediction`. Statistics that are not finite give logits that are not.
 
     Raises:
-        UserError: the model has no BatchNorm layer with statistics, or those of the pages are not finite.
+        UserError: the model has no BatchNorm layer with running statistics.
     """
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.running_mean is not None]
     if not norms:
@@ -70,16 +74,16 @@ def adapt_batch_norm(
             with accelerator.autocast():
                 model(normalize(batch.images_NHWC.to(accelerator.device, non_blocking=True)))
             numbers.append(batch.place.number * accelerator.num_processes + accelerator.process_index)
-            moments.append(len(batch.indices_N) * _list_moments([measured[norm] for norm in norms]))
+            moments.append(len(batch.indices_N) * _list_moments([measured[norm].cpu() for norm in norms]))
     width = sum(2 * norm.num_features for norm in norms)
-    empty = torch.empty(0, width, dtype=torch.float64, device=accelerator.device)
-    _, sums_BM = gather_rows(torch.tensor(numbers, dtype=torch.int64), torch.cat([empty, *moments]), accelerator)
+    own_BM = torch.cat([torch.empty(0, width, dtype=torch.float64), *moments])
+    if accelerator.num_processes > 1:
+        own_BM = own_BM.to(accelerator.device)
+    _, sums_BM = gather_rows(torch.tensor(numbers, dtype=torch.int64), own_BM, accelerator)
     totals = np.split(sums_BM.sum(axis=0) / num_pages, np.cumsum([2 * norm.num_features for norm in norms])[:-1])
     for norm, own_source, total in zip(norms, source, totals, strict=True):
         mean, square = np.split(total, 2)
         pages = torch.from_numpy(np.stack([mean, np.maximum(square - mean**2, 0)])).to(own_source)
-        if not torch.isfinite(pages).all():
-            raise UserError("--adapt-bn: the BatchNorm statistics of the pages are not finite: use --adapt-bn off")
         _write_statistics(norm, torch.lerp(own_source, pages, weight))
 
 

@@ -6,10 +6,12 @@ import numpy as np
 from accelerate import Accelerator
 
 from doccls.data.dataset import DocClsDataset, Pages
+from doccls.data.messages import format_examples
 from doccls.data.sampler import BatchPlace
 from doccls.data.views import parse_view
+from doccls.errors import UserError
 from doccls.oof.metrics import mean_probabilities
-from doccls.oof.views import Setting
+from doccls.oof.views import PLAIN, Setting
 from doccls.prediction.members import Member
 from doccls.prediction.pages import TestPages
 from doccls.prediction.passes import load_batches, plan_pass, predict_fold
@@ -55,11 +57,28 @@ def _predict_folds(member: Member, pages: TestPages, accelerator: Accelerator, s
             best = read_best(file)
             with reporter.progress(f"fold {best.fold}", len(own_pass.requests)) as bar:
                 indices, logits_VNC = predict_fold(best, config, own_pass, bar.watch(batches), accelerator, views)
+            _check_finite(indices, logits_VNC, best.fold, pages, setting)
             fold_NC = np.zeros((len(pages.ids), len(best.classes)))
             fold_NC[indices] = mean_probabilities(logits_VNC)
             probs.append(fold_NC)
             reporter.line(f"[PREDICT] fold={best.fold} best epoch={best.epoch} macro_f1={best.macro_f1:.5f}")
     return probs
+
+
+def _check_finite(indices: np.ndarray, logits_VNC: np.ndarray, fold: int, pages: TestPages, setting: Setting) -> None:
+    """Check that all logits are finite, on all ranks alike.
+
+    Raises:
+        UserError: they are not; names the pages.
+    """
+    bad = indices[~np.isfinite(logits_VNC).all(axis=(0, 2))].tolist()
+    if bad:
+        remedy = "" if setting == PLAIN else " (predict without --views and --adapt-bn)"
+        raise UserError(
+            format_examples(
+                f"fold {fold}: logits are not finite{remedy}, of pages", [f"ID {pages.ids[row]!r}" for row in bad]
+            )
+        )
 
 
 def _build_dataset(member: Member, pages: TestPages) -> DocClsDataset:

@@ -78,13 +78,14 @@ def list_members(paths: RunPaths, changes: ConfigChanges) -> list[Member]:
     return members
 
 
-def unify_test_data(members: Sequence[Member]) -> list[Member]:
-    """Return the members with the sample and the test images of the first one.
+def unify_data(members: Sequence[Member], has_sample: bool) -> list[Member]:
+    """Return the members with the data config of the first one, so that all read the same pages in the same way.
 
     Raises:
-        UserError: their configs name different ones.
+        UserError: their configs name different samples or test images, and `has_sample` says that these are predicted.
     """
-    for key, option in (("sample_csv", "--sample-csv"), ("image_dir_test", "--image-dir")):
+    options = (("sample_csv", "--sample-csv"), ("image_dir_test", "--image-dir")) if has_sample else ()
+    for key, option in options:
         named = {member.paths.run_id: getattr(member.config.data, key) for member in members}
         if len(set(named.values())) > 1:
             listed = ", ".join(f"{run_id}: {path}" for run_id, path in named.items())

@@ -13,12 +13,13 @@ from doccls.data.dataset import Batch, build_dataset
 from doccls.data.prepare import PreparedData, prepare_data
 from doccls.data.sampler import BatchPlace
 from doccls.data.scan_cache import read_scan_cache
+from doccls.data.views import parse_view
 from doccls.errors import UserError
 from doccls.oof.adjust import read_own_predictions
 from doccls.oof.metrics import probabilities
 from doccls.oof.predictions import FoldPredictions
 from doccls.oof.view_logits import FoldViews, describe_views, find_views, list_usable, write_views
-from doccls.oof.views import Setting, choose_setting, describe_choice, gather_rows, write_choice
+from doccls.oof.views import Setting, choose_setting, describe_choice, stack_folds, write_choice
 from doccls.prediction.batch_norm import MIN_PAGES, has_batch_norm
 from doccls.prediction.candidates import Candidates
 from doccls.prediction.members import Member, choose_member_store
@@ -40,7 +41,7 @@ class _Work:
 
     config: Config
     data: PreparedData
-    missing: tuple[tuple[FoldPredictions, int | None], ...]  # with the prior
+    missing: tuple[tuple[FoldPredictions, int | None], ...]  # of these folds, with these priors
 
 
 def choose_run_setting(member: Member, candidates: Candidates, num_pages: int, accelerator: Accelerator) -> Setting:
@@ -70,7 +71,7 @@ def _keep_possible(member: Member, candidates: Candidates, num_pages: int, repor
         return candidates
     finished = _list_finished(member)
     fewest = min([num_pages, *(len(list_usable(predictions)) for predictions in finished)])
-    reason = _find_batch_norm_problem(member, fewest)
+    reason = _find_batch_norm_problem(member, fewest, "of the smallest fold, or to predict,")
     if any(predictions.info.selected_by == "clean" for predictions in finished):
         reason = "the run's epochs were not selected on damaged pages (valid.damage, valid.select)"
     if reason is None:
@@ -85,26 +86,31 @@ def check_batch_norm(member: Member, num_pages: int) -> None:
     Raises:
         UserError: it has none, or there are too few pages.
     """
-    reason = _find_batch_norm_problem(member, num_pages)
+    reason = _find_batch_norm_problem(member, num_pages, "to predict")
     if reason is not None:
         raise UserError(f"--adapt-bn: {reason}: predict with --adapt-bn off")
 
 
-def _find_batch_norm_problem(member: Member, num_pages: int) -> str | None:
+def _find_batch_norm_problem(member: Member, num_pages: int, which: str) -> str | None:
     if not has_batch_norm(read_best(member.files[0]).state_dict):
         return f"model {member.config.model.name} has no BatchNorm layers"
     if num_pages < MIN_PAGES:
-        return f"statistics of {num_pages} pages say too little; at least {MIN_PAGES} are needed"
+        return f"{num_pages} pages {which} say too little; at least {MIN_PAGES} are needed"
     return None
 
 
 def _list_finished(member: Member) -> list[FoldPredictions]:
     """Return the predictions of the folds that have them and a checkpoint.
 
-    That of an unfinished fold may still be replaced, and has no OOF logits with which to compare.
+    That of an unfinished fold may still be replaced, and has no OOF logits with which to compare. A fold without a
+    usable image has nothing to choose by.
     """
     found, _ = read_own_predictions(member.paths, member.fingerprint, member.config.data.folds)
-    return [predictions for predictions in found if is_file(member.paths.best_checkpoint(predictions.info.fold))]
+    return [
+        predictions
+        for predictions in found
+        if is_file(member.paths.best_checkpoint(predictions.info.fold)) and len(list_usable(predictions))
+    ]
 
 
 # --- the logits ------------------------------------------------------------------------------------------------------
@@ -117,6 +123,12 @@ def _find_work(member: Member, candidates: Candidates, reporter: Reporter) -> _W
         UserError: the training data is missing or has changed, or the logits can't be stored.
     """
     paths = member.paths
+    problem = find_output_problem(paths.views(0).parent)
+    if problem is not None:  # known before the passes, which take long
+        raise UserError(
+            f"{candidates.options} stores OOF logits and its choice in the run's folder: {problem}. Make it writable, "
+            "or name the views and the prior strength"
+        )
     missing = tuple(
         (predictions, prior)
         for predictions in _list_finished(member)
@@ -125,12 +137,6 @@ def _find_work(member: Member, candidates: Candidates, reporter: Reporter) -> _W
     )
     if not missing:
         return None
-    problem = find_output_problem(paths.views(0).parent)
-    if problem is not None:  # known before the passes, which take long
-        raise UserError(
-            f"{candidates.options} can't store the OOF logits that it chooses by: {problem}. Make it a writable "
-            "folder, or predict without it"
-        )
     # Not the prediction's, whose options, such as --on-bad-image, are for the test pages.
     training = parse_config(read_best(paths.best_checkpoint(missing[0][0].info.fold)))
     data = training.data.model_copy(update={"num_workers": member.config.data.num_workers})
@@ -196,8 +202,11 @@ def _compute_fold(
     accelerator: Accelerator,
     reporter: Reporter,
 ) -> FoldViews:
-    """Return the logits of all views of one fold, with one prior. All ranks must call."""
-    fold, prior, computed = predictions.info.fold, own_pass.prior, candidates.computed
+    """Return a fold's logits of the candidates and of the views that its file has. All ranks must call."""
+    fold, prior = predictions.info.fold, own_pass.prior
+    stored = on_main(accelerator, lambda: find_views(paths, predictions, None, prior))
+    kept = () if stored is None else tuple(parse_view(name) for name in stored.info.views)
+    computed = tuple(dict.fromkeys((*candidates.computed, *kept)))
     best = read_best(paths.best_checkpoint(fold))
     what = f"views of fold {fold}" if prior is None else f"statistics of fold {fold}, prior {prior}"
     with reporter.progress(what, len(own_pass.requests)) as bar:
@@ -215,11 +224,11 @@ def _check_logits(views: FoldViews, predictions: FoldPredictions, accelerator: A
     Raises:
         UserError: its logits are not finite. (Another view with such logits is stored, and is no candidate.)
     """
+    if views.info.prior is not None:
+        return  # other statistics give other logits
     fold, usable = predictions.info.fold, np.isin(predictions.indices_N, views.indices_N)
     if not np.isfinite(views.logits_VNC[0]).all():
         raise UserError(f"fold {fold}: pages have non-finite logits even as they are: use --views none --adapt-bn off")
-    if views.info.prior is not None:
-        return  # other statistics give other logits
     own_NC, validated_NC = probabilities(views.logits_VNC[0]), probabilities(predictions.selecting_logits_NC[usable])
     difference = float(np.abs(own_NC - validated_NC).mean())
     half = {predictions.info.precision, accelerator.mixed_precision} != {"no"}
@@ -238,7 +247,7 @@ def _choose(member: Member, candidates: Candidates, reporter: Reporter) -> Setti
     paths, folds = member.paths, []
     for predictions in _list_finished(member):
         by_prior = [find_views(paths, predictions, candidates.names, prior) for prior in candidates.priors]
-        found = [views for views in by_prior if views is not None and len(views.indices_N)]
+        found = [views for views in by_prior if views is not None]
         if len(found) == len(by_prior):  # if not, the fold was finished only now, by a training process
             folds.append((predictions, found))
     if not folds:
@@ -248,7 +257,7 @@ def _choose(member: Member, candidates: Candidates, reporter: Reporter) -> Setti
             f"{candidates.plain.text}"
         )
         return candidates.plain
-    rows = gather_rows(_keep_finite(folds, candidates, reporter), candidates.priors)
+    rows = stack_folds(*_keep_finite(folds, candidates, reporter))
     choice = choose_setting(rows, folds[0][0].info.selected_by, candidates.keeps_views)
     for line in describe_choice(choice):
         reporter.line(f"[PREDICT] {line}")
@@ -258,21 +267,34 @@ def _choose(member: Member, candidates: Candidates, reporter: Reporter) -> Setti
 
 def _keep_finite(
     folds: Sequence[tuple[FoldPredictions, Sequence[FoldViews]]], candidates: Candidates, reporter: Reporter
-) -> list[tuple[FoldPredictions, list[FoldViews]]]:
-    """Keep the views whose logits are finite in every fold, with every prior, and warn of the others.
+) -> tuple[list[tuple[FoldPredictions, list[FoldViews]]], tuple[int | None, ...]]:
+    """Return the folds with the views whose logits are finite in all of them, and the priors; warn of the others.
+
+    Statistics that make logits of a page itself infinite are left out, and then views.
 
     Raises:
-        UserError: one of the views that are averaged anyway is not finite.
+        UserError: one of the views that are averaged anyway is not finite, or the page itself is not.
     """
-    kept = candidates.names
-    for _, by_prior in folds:
-        for views in by_prior:
-            finite = views.list_finite()
-            for name in kept:
-                if name not in finite:
-                    where = f"its logits are not all finite in fold {views.info.fold}"
-                    if candidates.keeps_views:
-                        raise UserError(f"--views: view {name} can't be used: {where}")
-                    reporter.line(f"[WARNING] view {name} is not tried: {where}")
-            kept = tuple(name for name in kept if name in finite)
-    return [(predictions, [views.take(kept) for views in by_prior]) for predictions, by_prior in folds]
+    plain = candidates.names[0]
+    finite_of = [[views.list_finite() for views in by_prior] for _, by_prior in folds]
+    is_kept = [all(plain in by_prior[place] for by_prior in finite_of) for place in range(len(candidates.priors))]
+    for prior, kept in zip(candidates.priors, is_kept, strict=True):
+        if not kept:
+            problem = f"logits of view {plain} with BatchNorm prior {prior} are not all finite"
+            if prior == candidates.priors[0]:
+                raise UserError(f"--views, --adapt-bn: {problem} on the validation pages: predict without them")
+            reporter.line(f"[WARNING] prior {prior} is not tried: {problem}")
+    names = candidates.names
+    for (predictions, _), by_prior in zip(folds, finite_of, strict=True):
+        for name in names:
+            if any(kept and name not in finite for kept, finite in zip(is_kept, by_prior, strict=True)):
+                problem = f"its logits are not all finite in fold {predictions.info.fold}"
+                if candidates.keeps_views:
+                    raise UserError(f"--views: view {name} can't be used: {problem}")
+                reporter.line(f"[WARNING] view {name} is not tried: {problem}")
+                names = tuple(other for other in names if other != name)
+    kept_folds = [
+        (predictions, [views.take(names) for views, kept in zip(by_prior, is_kept, strict=True) if kept])
+        for predictions, by_prior in folds
+    ]
+    return kept_folds, tuple(prior for prior, kept in zip(candidates.priors, is_kept, strict=True) if kept)

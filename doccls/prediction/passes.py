@@ -17,7 +17,7 @@ from doccls.data.sampler import BatchDivision, BatchPlace, BatchRequest, list_pr
 from doccls.data.shared_memory import plan_loader
 from doccls.data.views import IDENTITY, View
 from doccls.model.build import build_model
-from doccls.prediction.batch_norm import adapt_batch_norm, choose_pages
+from doccls.prediction.batch_norm import BATCH_SIZE, adapt_batch_norm, choose_pages
 from doccls.reporting.progress import Reporter
 from doccls.system.allocator import keep_freed_memory
 from doccls.training.checkpoint import BestWeights
@@ -51,12 +51,12 @@ def plan_pass(
 ) -> Pass:
     """Plan this rank's part of a prediction of `rows` (n,), with BatchNorm statistics of these pages if `prior` is."""
 
-    def list_requests(rows: np.ndarray) -> tuple[BatchRequest, ...]:
-        world_size, rank = accelerator.num_processes, accelerator.process_index
-        return tuple(list_prediction(place, rows, choose_batch_size(config), world_size, rank))
+    def list_requests(rows: np.ndarray, batch_size: int) -> tuple[BatchRequest, ...]:
+        return tuple(list_prediction(place, rows, batch_size, accelerator.num_processes, accelerator.process_index))
 
     adapting = choose_pages(rows[:0] if prior is None else rows)
-    return Pass(prior, len(adapting), list_requests(adapting), list_requests(rows))
+    predicting = list_requests(rows, choose_batch_size(config))
+    return Pass(prior, len(adapting), list_requests(adapting, BATCH_SIZE), predicting)
 
 
 @contextmanager
@@ -70,7 +70,7 @@ def load_batches(
 ) -> Iterator[Iterator[Batch]]:
     """Yield this rank's batches from one set of workers; `is_stored` says whether the pages are in a store."""
     pin_memory = accelerator.device.type == "cuda"
-    batch_bytes = choose_batch_size(config) * dataset.page_bytes
+    batch_bytes = max(choose_batch_size(config), BATCH_SIZE) * dataset.page_bytes
     plan = plan_loader(config.data.num_workers, batch_bytes, pin_memory, is_stored)
     for remark in plan.remarks:
         reporter.line(f"[PREDICT] {remark}")
@@ -93,7 +93,7 @@ def predict_fold(
     The next of `batches` are those of `work.requests`. All ranks must call.
 
     Raises:
-        UserError: BatchNorm statistics can't be adapted.
+        UserError: the model has no BatchNorm statistics to adapt.
     """
     model = build_model(config.model, len(best.classes), config.train.img_size, fetch=False)
     model.load_state_dict(best.state_dict)

@@ -1,6 +1,7 @@
 """`predictions.csv` and `review.csv`: each page's label and its certainty, and the pages a person should look at."""
 
 import csv
+import hashlib
 import io
 import json
 from collections.abc import Iterable, Sequence
@@ -9,9 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from doccls.config.paths import is_file
+from doccls.config.paths import is_absent, is_file
 from doccls.errors import UserError
 from doccls.prediction.submission import Coverage, list_values
+from doccls.run.fingerprint import digest_file
 from doccls.run.paths import ResultPaths
 from doccls.system.atomic_files import write_text
 
@@ -36,7 +38,7 @@ class Predictions:
 
     def list_uncertain(self, min_confidence: float) -> np.ndarray:
         """Return the rows (m,) without an image, then those with a lower confidence, the least certain first."""
-        is_uncertain = self.has_image_N & (self.confidence_N < min_confidence)
+        is_uncertain = self.has_image_N & ~(self.confidence_N >= min_confidence)
         uncertain = np.flatnonzero(is_uncertain)
         by_confidence = np.argsort(self.confidence_N[uncertain], kind="stable")
         return np.concatenate([np.flatnonzero(~self.has_image_N), uncertain[by_confidence]])
@@ -76,49 +78,82 @@ def render_review(predictions: Predictions, min_confidence: float) -> str:
     return _render_csv(header, map(render_row, predictions.list_uncertain(min_confidence).tolist()))
 
 
+@dataclass(frozen=True)
+class Source:
+    """What predictions come from."""
+
+    runs: tuple[str, ...]  # fingerprints of the runs whose models predict
+    images: Path | None  # the folder that was predicted; None for the rows of a sample submission
+
+
 def write_predictions(
-    paths: ResultPaths, predictions: Predictions, with_probabilities: bool, min_confidence: float | None
+    paths: ResultPaths,
+    predictions: Predictions,
+    source: Source,
+    coverage: Coverage,
+    with_probabilities: bool,
+    min_confidence: float | None,
 ) -> None:
-    """Write predictions.csv and, with `min_confidence`, review.csv; an earlier review.csv doesn't remain."""
-    paths.review.unlink(missing_ok=True)
-    write_text(paths.predictions, render_predictions(predictions, with_probabilities))
+    """Write predictions.csv, with `min_confidence` review.csv, and before both their record.
+
+    An earlier review.csv doesn't remain. The record holds the digests of the files, new and old, so that they are known
+    as ours even if the process is killed in between.
+    """
+    texts = {paths.predictions: render_predictions(predictions, with_probabilities)}
     if min_confidence is not None:
-        write_text(paths.review, render_review(predictions, min_confidence))
-
-
-def write_folder_record(paths: ResultPaths, folder: Path, coverage: Coverage) -> None:
-    """Write which images, folds and views the predictions of a folder come from."""
-    record = {"format": _FORMAT, "images": str(folder), **list_values(coverage)}
+        texts[paths.review] = render_review(predictions, min_confidence)
+    digests = {path: {hashlib.sha256(text.encode()).hexdigest()} for path, text in texts.items()}
+    for path in (paths.predictions, paths.review):
+        if is_file(path):
+            digests.setdefault(path, set()).add(digest_file(path))
+    record = {
+        "format": _FORMAT,
+        "runs": source.runs,
+        "images": None if source.images is None else str(source.images),
+        **list_values(coverage),
+        "files": {path.name: sorted(own) for path, own in digests.items()},
+    }
     write_text(paths.predictions_record, json.dumps(record, indent=2) + "\n")
+    for path, text in texts.items():
+        write_text(path, text)
+    if min_confidence is None:
+        paths.review.unlink(missing_ok=True)
 
 
-def check_folder_replacement(paths: ResultPaths, folder: Path, coverage: Coverage) -> None:
-    """Check that the predictions of a folder replace only those of the same folder, by no more folds.
+def check_predictions(paths: ResultPaths, source: Source, coverage: Coverage) -> None:
+    """Check that new predictions would replace only those of the same runs and images, as doccls wrote them.
 
     Raises:
-        UserError: they would replace others; or no image can be used.
+        UserError: they would replace other or changed files, or those of more folds; or no image can be used.
     """
     if not coverage.num_predicted:
-        raise UserError(f"--images {folder}: none of the {coverage.num_rows} images can be used")
-    if not is_file(paths.predictions):
+        raise UserError(f"none of the {coverage.num_rows} images can be used: there is nothing to predict")
+    if source.images is not None and is_file(paths.submission):
+        raise UserError(f"{paths.root} has the submission of a run: choose another folder by --output")
+    existing = [path for path in (paths.predictions, paths.review) if not is_absent(path)]
+    if not existing and not is_file(paths.predictions_record):
         return
     remedy = "choose another folder by --output, or rename or delete it"
     try:
         record = json.loads(paths.predictions_record.read_text(encoding="utf-8"))
+        runs, images, num_folds = tuple(record["runs"]), record["images"], len(record["folds"])
         known = record["format"] == _FORMAT
-        images, num_folds = str(record["images"]), len(record["folds"])
-    except (OSError, ValueError, KeyError, TypeError):
+        digests = {str(name): set(own) for name, own in record["files"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         known = False
     if not known:
-        raise UserError(
-            f"{paths.predictions} exists, but {paths.predictions_record.name} doesn't say of which images: {remedy}"
-        )
-    if images != str(folder):
-        raise UserError(f"{paths.predictions} has the predictions of {images}: {remedy}")
-    if num_folds > len(coverage.folds):
-        raise UserError(
-            f"{paths.predictions} was predicted by {num_folds} folds, not by {len(coverage.folds)}: {remedy}"
-        )
+        found = existing[0] if existing else paths.predictions_record
+        raise UserError(f"{found}: {paths.predictions_record.name} doesn't say that doccls wrote it: {remedy}")
+    if images != (None if source.images is None else str(source.images)):
+        what = "a sample submission" if images is None else images
+        raise UserError(f"{paths.root} has the predictions of {what}: {remedy}")
+    if runs != source.runs:
+        raise UserError(f"{paths.root} has the predictions of another run: {remedy}")
+    if source.images is not None and num_folds > len(coverage.folds):
+        raise UserError(f"{paths.root} was predicted by {num_folds} folds, not by {len(coverage.folds)}: {remedy}")
+    for path in existing:
+        if not is_file(path) or digest_file(path) not in digests.get(path.name, set()):
+            raise UserError(f"{path} has changed since doccls wrote it: rename or delete it, so that it is not lost")
 
 
 def _render_csv(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

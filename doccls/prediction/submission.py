@@ -22,11 +22,11 @@ _FORMAT = "doccls-submission-1"
 
 @dataclass(frozen=True)
 class Coverage:
-    """What a submission was predicted from."""
+    """What pages were predicted from."""
 
     folds: tuple[int, ...]  # whose models were averaged
-    num_rows: int  # of the sample submission
-    num_predicted: int  # rows with a usable image; the others got the class frequencies
+    num_rows: int  # of the sample submission, or images of a folder
+    num_predicted: int  # rows with a usable image
     views: tuple[str, ...] = ("id",)  # whose probabilities were averaged
     adapt_bn: int | None = None  # strength of the training's BatchNorm statistics beside those of the pages
 
@@ -78,15 +78,9 @@ def check_replacement(paths: ResultPaths, coverage: Coverage, id_col: str, ids: 
     """Check that a new submission would not replace a more complete one that shares IDs with it.
 
     Raises:
-        UserError: no row has a usable image; or the existing submission has more rows or, by its record, was predicted
+        UserError: the existing submission has more rows or, by its record, was predicted
             from more folds or more images; or it is not readable.
     """
-    if not coverage.num_predicted:
-        raise UserError(f"none of the {coverage.num_rows} test images can be used: there is nothing to predict")
-    if is_file(paths.predictions_record):
-        raise UserError(
-            f"{paths.root} has the predictions of a folder of images (--images): choose another folder by --output"
-        )
     if not is_file(paths.submission) or not paths.submission.stat().st_size:
         return
     try:

@@ -158,7 +158,7 @@ class RunPaths:
 
     @property
     def views_record(self) -> Path:
-        """The views that `doccls predict --views auto` chose, and the figures that decided."""
+        """The views and BatchNorm statistics that `doccls predict` chose, and the figures that decided."""
         return self.root / "views.json"
 
     @property
@@ -228,7 +228,7 @@ class ResultPaths:
 
     @property
     def predictions_record(self) -> Path:
-        """The folder and the folds that the predictions of `--images` are of."""
+        """What the predictions come from, and the digests of both files."""
         return self.root / "predictions.json"
 
     @property

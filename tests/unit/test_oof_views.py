@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import product
 from pathlib import Path
 
@@ -28,7 +28,7 @@ from doccls.oof.metrics import probabilities
 from doccls.oof.predictions import FoldPredictions, PredictionsInfo, read_predictions, write_predictions
 from doccls.oof.view_logits import average_stored, read_views, write_views
 from doccls.predict import add_arguments, predict
-from doccls.prediction import oof_views
+from doccls.prediction import oof_views, passes
 from doccls.prediction.batch_norm import adapt_batch_norm
 from doccls.prediction.candidates import PRIORS
 from doccls.run.fingerprint import derive_fingerprint
@@ -266,7 +266,7 @@ def test_unwritable_folder_is_refused_before_the_passes(run: RunPaths, monkeypat
     monkeypatch.setattr(oof_views, "_compute", None)
     run.views(0).parent.write_text("a file")
     with pytest.raises(
-        UserError, match=r"--views auto can't store the OOF logits that it chooses by: not a folder: .*views "
+        UserError, match=r"--views auto stores OOF logits and its choice in the run's folder: not a folder: .*views "
     ):
         run_predict(run, "--views", "auto")
 
@@ -322,10 +322,8 @@ def test_list_of_other_views_is_not_calibrated_fold_by_fold(run: RunPaths, capsy
     capsys.readouterr()
     run_predict(run, "--views", "rot90,id")
     out = capsys.readouterr().out
-    assert (
-        "[WARNING] not used for calibration: fold 1 has no finite OOF logits of views rot90,id (`auto` stores some)"
-        in out
-    )
+    lacking = "not used for calibration: fold 1 has no finite OOF logits of views rot90,id (--views auto stores some)"
+    assert lacking in out
     assert "folds 0 of 2)" in out
     run_predict(run, "--views", "scale0.7,id")
     out = capsys.readouterr().out
@@ -367,22 +365,16 @@ def few_pages_suffice(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def compute_adapted(config: Config, data: PreparedData, best: BestWeights, prior: int) -> np.ndarray:
-    """Return the logits (n, classes) of a fold's damaged copies with their statistics: the mean of two batches'."""
+    """Return the logits (n, classes) of a fold's damaged copies with their statistics."""
     model = build_model(config.model, 3, 32).eval()
     model.load_state_dict(best.state_dict)
     dataset, rows = build_dataset(config, data.manifest), data.list_valid(best.fold).tolist()
     pages = np.stack([dataset[SampleKey(row, None, True)][0] for row in rows])
     inputs = torch.from_numpy(((pages / 255 - 0.5) / 0.25).astype(np.float32)).permute(0, 3, 1, 2)
-    accelerator, batch_size = Accelerator(cpu=True), config.train.batch_size
-    batches = [
-        Batch(
-            torch.from_numpy(pages[start : start + batch_size]), torch.tensor([0]),
-            torch.tensor(rows[start : start + batch_size]), BatchPlace("predict", 0, number=number),
-        )
-        for number, start in enumerate(range(0, len(rows), batch_size))
-    ]  # fmt: skip
+    accelerator = Accelerator(cpu=True)
+    batch = Batch(torch.from_numpy(pages), torch.zeros(len(rows)), torch.tensor(rows), BatchPlace("predict", 0))
     normalize = Normalizer(best.mean, best.std, accelerator.device)
-    adapt_batch_norm(model, batches, normalize, accelerator, len(rows), prior)
+    adapt_batch_norm(model, [batch], normalize, accelerator, len(rows), prior)
     with torch.no_grad():
         logits: np.ndarray = model(inputs).numpy()
     return logits
@@ -409,7 +401,7 @@ def test_logits_with_statistics_of_the_damaged_copies_decide(
     run_predict(run, "--adapt-bn", "auto")
     out = capsys.readouterr().out
     assert json.loads(run.views_record.read_text())["used"] == {"views": ["id"], "prior": 64}
-    assert "[PREDICT] predicting with id with BatchNorm statistics of prior 64\n" in out
+    assert "[PREDICT] predicting with view id, BatchNorm prior 64\n" in out
     record = json.loads(run.results.submission_record.read_text())
     assert record["adapt_bn"] == 64 and "views" not in record
     assert "folds 0, 1 of 2)" in out and "not used for calibration" not in out
@@ -417,6 +409,36 @@ def test_logits_with_statistics_of_the_damaged_copies_decide(
     assert np.abs(np.load(run.results.test_probabilities) - plain).max() > 1e-3
     run_predict(run, "--adapt-bn", "64", "--num-workers", "1")
     assert [path.read_bytes() for path in (run.results.submission, run.results.test_probabilities)] == files
+
+
+@pytest.mark.usefixtures("few_pages_suffice")
+def test_views_that_are_stored_stay_when_others_are_computed(run: RunPaths) -> None:
+    run_predict(run, "--views", "auto")
+    before = read_views(run.views(0))
+    run_predict(run, "--views", "scale0.8,id", "--adapt-bn", "auto")
+    after = read_views(run.views(0))
+    assert after.info.views == ("id", "scale0.8", *NAMES[1:])
+    assert np.array_equal(after.take(NAMES).logits_VNC, before.logits_VNC)
+    assert read_views(run.views(0, 64)).info.views == ("id", "scale0.8")
+
+
+@pytest.mark.usefixtures("few_pages_suffice")
+def test_statistics_that_are_not_finite_are_not_tried(
+    run: RunPaths, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def overflow(model: torch.nn.Module, batches: Iterator[Batch], *arguments: object) -> None:
+        assert list(batches)
+        for name, buffer in model.named_buffers():
+            if name.endswith("running_mean"):
+                buffer.fill_(torch.inf)
+
+    monkeypatch.setattr(passes, "adapt_batch_norm", overflow)
+    run_predict(run, "--adapt-bn", "auto")
+    out = capsys.readouterr().out
+    assert "[WARNING] prior 64 is not tried: logits of view id with BatchNorm prior 64 are not all finite\n" in out
+    assert json.loads(run.views_record.read_text())["used"] == {"views": ["id"], "prior": None}
+    with pytest.raises(UserError, match="view id with BatchNorm prior 8 are not all finite on the validation pages"):
+        run_predict(run, "--adapt-bn", "8", "--views", "auto")
 
 
 @pytest.mark.usefixtures("few_pages_suffice")
@@ -431,10 +453,10 @@ def test_views_and_statistics_are_tried_together(run: RunPaths) -> None:
 
 def test_statistics_are_not_tried_with_too_few_pages(run: RunPaths, capsys: pytest.CaptureFixture[str]) -> None:
     run_predict(run, "--adapt-bn", "auto")
-    message = "--adapt-bn auto: BatchNorm statistics stay those of the training: statistics of 3 pages say too little"
+    message = "--adapt-bn auto: BatchNorm statistics stay those of the training: 3 pages of the smallest fold, or to"
     assert message in capsys.readouterr().out
     assert not run.views(0).exists() and not run.views_record.exists() and run.results.submission.exists()
-    with pytest.raises(UserError, match=r"--adapt-bn: statistics of 3 pages .* at least 32 are needed"):
+    with pytest.raises(UserError, match=r"--adapt-bn: 3 pages to predict say too little; at least 32 are needed"):
         run_predict(run, "--adapt-bn", "64")
 
 

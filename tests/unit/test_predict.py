@@ -452,7 +452,7 @@ def test_submission_comes_with_predictions_and_pages_to_review(run: RunPaths, tm
 
 def test_output_takes_all_results_of_a_submission(run: RunPaths, tmp_path: Path) -> None:
     assert run_predict(str(run.root), "--output", str(tmp_path / "out")) == 0
-    names = ["predictions.csv", "submission.csv", "submission.json", "test_probabilities.npy"]
+    names = ["predictions.csv", "predictions.json", "submission.csv", "submission.json", "test_probabilities.npy"]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
     assert not run.results.submission.exists()
 
@@ -481,13 +481,40 @@ def test_arguments_that_do_not_fit_are_refused(
 def test_min_confidence_is_a_probability(value: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         run_predict("run", f"--min-confidence={value}")
-    assert "argument --min-confidence" in capsys.readouterr().err
+    assert f"argument --min-confidence: '{value}' is not a probability: it must be a" in capsys.readouterr().err
 
 
 def test_names_that_are_not_utf8_are_refused(run: RunPaths, scans: Path) -> None:
     (scans / "b" / "a.png").rename(os.fsdecode(os.fsencode(scans) + b"/b/\xff.png"))
     with pytest.raises(UserError, match=r"names that are not UTF-8 text; rename: 1\n +'b/\\udcff\.png'"):
         run_predict(str(run.root), "--images", str(scans))
+
+
+def test_results_of_another_run_are_not_replaced(run: RunPaths, scans: Path, tmp_path: Path) -> None:
+    arguments = ("--images", str(scans), "--output", str(tmp_path / "out"))
+    run_predict(str(run.root), *arguments)
+    before = {path: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    from doccls.training.checkpoint import read_best
+
+    for fold in range(2):
+        best = read_best(run.best_checkpoint(fold))
+        write_best(run.best_checkpoint(fold), dataclasses.replace(best, fingerprint="other"))
+    with pytest.raises(UserError, match="out has the predictions of another run: choose another folder by --output"):
+        run_predict(str(run.root), *arguments)
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_pages_with_logits_that_are_not_finite_are_refused_by_id(config: Config, run: RunPaths, scans: Path) -> None:
+    from doccls.training.checkpoint import read_best
+
+    best = read_best(run.best_checkpoint(1))
+    best.state_dict["fc.bias"][0] = torch.inf
+    write_best(run.best_checkpoint(1), best)
+    with pytest.raises(UserError, match=r"fold 1: logits are not finite, of pages: 4\n +ID 'b/a.png'"):
+        run_predict(str(run.root), "--images", str(scans))
+    with pytest.raises(UserError, match=r"not finite \(predict without --views and --adapt-bn\), of pages: 4"):
+        run_predict(str(run.root), "--images", str(scans), "--views", "rot90")
+    assert not (run.root / "predictions").exists()
 
 
 # --- what is refused -------------------------------------------------------------------------------------------------
@@ -539,7 +566,7 @@ def test_partial_prediction_never_replaces_complete_one(run: RunPaths, tmp_path:
 def test_prediction_without_any_usable_image_is_refused(run: RunPaths, tmp_path: Path) -> None:
     for path in (tmp_path / "test").iterdir():
         path.write_bytes(b"torn")
-    with pytest.raises(UserError, match="none of the 4 test images can be used"):
+    with pytest.raises(UserError, match="none of the 4 images can be used"):
         run_predict(str(run.root), "--on-bad-image", "skip")
     assert not run.results.submission.exists()
 
@@ -723,3 +750,19 @@ def test_members_of_different_precisions_are_predicted_in_float32(
     run_predict(str(write_blend(members, (0.5, 0.5, 0)).root))
     out = capsys.readouterr().out
     assert "different precisions (v1: no, v2: bf16): predicting in float32" in out and "does not support" not in out
+
+
+def test_members_of_a_blend_read_a_folder_in_the_same_way(members: list[RunPaths], scans: Path) -> None:
+    """One member would refuse pages that the other accepts."""
+    from doccls.training.checkpoint import parse_config, read_best
+
+    for fold in range(2):
+        best = read_best(members[1].best_checkpoint(fold))
+        config = parse_config(best)
+        data = config.data.model_copy(update={"max_image_pixels": 10, "sample_csv": Path("/gone.csv")})
+        changed = config.model_copy(update={"data": data}).model_dump(mode="json", exclude={"provenance"})
+        write_best(members[1].best_checkpoint(fold), dataclasses.replace(best, config=changed))
+    paths = write_blend(members, (0.5, 0.5, 0))
+    assert run_predict(str(paths.root), "--images", str(scans)) == 0
+    cells = read_table(paths.root / "predictions" / "scans" / "predictions.csv", "x", ["ID", "prediction"]).cells
+    assert all(cells["prediction"])

@@ -21,9 +21,9 @@ from doccls.oof.views import (
     ViewRows,
     choose_setting,
     describe_choice,
-    gather_rows,
     select_setting,
     select_views,
+    stack_folds,
     write_choice,
 )
 from doccls.run.paths import RunPaths
@@ -194,7 +194,7 @@ def test_groups_are_resampled_together() -> None:
 def test_choice_is_described_and_written(tmp_path: Path) -> None:
     choice = choose_setting(draw_helpful_views(0), "damaged")
     lines = describe_choice(choice)
-    assert lines[0] == f"by the damaged OOF predictions of folds 0, 1, 2: macro_f1={choice.macro_f1:.5f} of id"
+    assert lines[0] == f"by the damaged OOF predictions of folds 0, 1, 2: macro_f1={choice.macro_f1:.5f} of view id"
     assert [line.split(":")[0] for line in lines[1:-1]] == [f"view {name} alone" for name in NAMES[1:]]
     assert lines[-1].startswith(f"views {','.join(choice.used.views)}: macro_f1 changes by +")
     assert "99% interval" in lines[-1] and lines[-1].endswith("used")
@@ -208,9 +208,11 @@ def test_choice_is_described_and_written(tmp_path: Path) -> None:
     write_choice(paths, choice)
     assert not paths.summary.exists()
     paths.summary.write_text('{"macro_f1": 0.5, "views": "of an earlier prediction"}')
+    merged = paths.summary.stat().st_mtime_ns
     write_choice(paths, choice)
     record = json.loads(paths.views_record.read_text())
     assert json.loads(paths.summary.read_text()) == {"macro_f1": 0.5, "views": record}
+    assert paths.summary.stat().st_mtime_ns == merged
     paths.summary.write_text("{")
     with pytest.raises(UserError, match=r"summary\.json: damaged, or can't be read: merge the run again"):
         write_choice(paths, choice)
@@ -247,8 +249,8 @@ def test_statistics_and_views_are_chosen_together() -> None:
     assert adapted.macro_f1 == pytest.approx(macro_f1(rows.targets_N, rows.probs_PVNC[1, 0]))
     assert adapted.gain == pytest.approx(adapted.macro_f1 - choice.macro_f1)
     lines = describe_choice(choice)
-    assert lines[3].startswith("id with BatchNorm statistics of prior 64: macro_f1=0.")
-    assert lines[-1].startswith(f"views {','.join(choice.used.views)} with BatchNorm statistics of prior 64: macro_f1 ")
+    assert lines[3].startswith("view id, BatchNorm prior 64: macro_f1=0.")
+    assert lines[-1].startswith(f"views {','.join(choice.used.views)}, BatchNorm prior 64: macro_f1 ")
 
 
 @pytest.mark.usefixtures("fewer_resamples")
@@ -302,7 +304,7 @@ def test_rows_of_all_folds_are_in_the_order_of_the_table() -> None:
 
     usable = np.delete(np.arange(9), 4)
     for selected_by, expected in (("clean", logits), ("damaged", damaged)):
-        rows = gather_rows([make_fold(fold, selected_by=selected_by) for fold in (1, 0)], (None, 64))
+        rows = stack_folds([make_fold(fold, selected_by=selected_by) for fold in (1, 0)], (None, 64))
         assert rows.views == NAMES[:2] and rows.priors == (None, 64)
         for probs_VNC, sign in zip(rows.probs_PVNC, (1, -1), strict=True):
             np.testing.assert_allclose(probs_VNC, probabilities_of(sign * expected[:, usable]))
