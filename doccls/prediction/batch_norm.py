@@ -18,7 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from doccls.data.dataset import Batch
 from doccls.errors import UserError
 from doccls.system.signals import check_stop
-from doccls.training.evaluate import Normalizer, gather_rows
+from doccls.training.evaluate import Normalizer, gather_indexed
 
 MIN_PAGES = 32  # fewer say too little about the distribution of all
 # Whatever the training's: a layer's inputs are measured while each batch is normalized by its own statistics, which are
@@ -79,7 +79,7 @@ def adapt_batch_norm(
     own_BM = torch.cat([torch.empty(0, width, dtype=torch.float64), *moments])
     if accelerator.num_processes > 1:
         own_BM = own_BM.to(accelerator.device)
-    _, sums_BM = gather_rows(torch.tensor(numbers, dtype=torch.int64), own_BM, accelerator)
+    _, sums_BM = gather_indexed(torch.tensor(numbers, dtype=torch.int64), own_BM, accelerator)
     totals = np.split(sums_BM.sum(axis=0) / num_pages, np.cumsum([2 * norm.num_features for norm in norms])[:-1])
     for norm, own_source, total in zip(norms, source, totals, strict=True):
         mean, square = np.split(total, 2)

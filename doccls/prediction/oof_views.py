@@ -13,7 +13,7 @@ from doccls.data.dataset import Batch, build_dataset
 from doccls.data.prepare import PreparedData, prepare_data
 from doccls.data.sampler import BatchPlace
 from doccls.data.scan_cache import read_scan_cache
-from doccls.data.views import parse_view
+from doccls.data.views import View, parse_view
 from doccls.errors import UserError
 from doccls.oof.adjust import read_own_predictions
 from doccls.oof.metrics import probabilities
@@ -204,9 +204,8 @@ def _compute_fold(
 ) -> FoldViews:
     """Return a fold's logits of the candidates and of the views that its file has. All ranks must call."""
     fold, prior = predictions.info.fold, own_pass.prior
-    stored = on_main(accelerator, lambda: find_views(paths, predictions, None, prior))
-    kept = () if stored is None else tuple(parse_view(name) for name in stored.info.views)
-    computed = tuple(dict.fromkeys((*candidates.computed, *kept)))
+    stored = on_main(accelerator, lambda: _list_stored(paths, predictions, prior))
+    computed = tuple(dict.fromkeys((*candidates.computed, *stored)))  # a file that is replaced loses no view
     best = read_best(paths.best_checkpoint(fold))
     what = f"views of fold {fold}" if prior is None else f"statistics of fold {fold}, prior {prior}"
     with reporter.progress(what, len(own_pass.requests)) as bar:
@@ -216,6 +215,12 @@ def _compute_fold(
     views = FoldViews(describe_views(paths, predictions, names, prior), indices, logits_VNC)
     _check_logits(views, predictions, accelerator, reporter)
     return views
+
+
+def _list_stored(paths: RunPaths, predictions: FoldPredictions, prior: int | None) -> tuple[View, ...]:
+    """Return the views that the fold's file has. Only the main process may call."""
+    stored = find_views(paths, predictions, None, prior)
+    return () if stored is None else tuple(parse_view(name) for name in stored.info.views)
 
 
 def _check_logits(views: FoldViews, predictions: FoldPredictions, accelerator: Accelerator, reporter: Reporter) -> None:

@@ -69,11 +69,11 @@ def predict_logits(
     own_indices = torch.cat([torch.empty(0, dtype=torch.int64), *indices])
     count = len(views) * len(models)
     own_logits = torch.cat([torch.empty(0, count * num_classes, device=accelerator.device), *logits])
-    rows, columns = gather_rows(own_indices, own_logits, accelerator)
+    rows, columns = gather_indexed(own_indices, own_logits, accelerator)
     return rows, np.ascontiguousarray(columns.reshape(len(rows), count, num_classes).swapaxes(0, 1))
 
 
-def gather_rows(
+def gather_indexed(
     indices_N: torch.Tensor, values_NC: torch.Tensor, accelerator: Accelerator
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the rows of all ranks, by ascending index, on every rank. All ranks must call.

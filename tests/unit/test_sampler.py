@@ -13,6 +13,7 @@ from doccls.data.sampler import (
     find_epoch,
     iterate_fold,
     list_evaluation,
+    list_prediction,
     list_step,
 )
 
@@ -123,6 +124,18 @@ def test_evaluation_has_each_sample_once_without_padding(count: int, world_size:
         assert [request.place for request in requests] == [
             BatchPlace("validate", 1, 2, 5, number, number == len(requests) - 1) for number in range(len(requests))
         ]
+
+
+@given(st.integers(0, 30), st.integers(1, 9), st.integers(1, 8))
+def test_prediction_has_the_same_batches_for_any_number_of_ranks(count: int, world_size: int, batch_size: int) -> None:
+    samples, place = np.arange(count) * 2, BatchPlace("predict", 0)
+    (alone,) = [list_prediction(place, samples, batch_size, 1, 0)]
+    ranks = [list_prediction(place, samples, batch_size, world_size, rank) for rank in range(world_size)]
+    assert [index for request in alone for index in request.indices] == samples.tolist()
+    assert all(len(request.indices) == batch_size for request in alone[:-1])
+    for rank, requests in enumerate(ranks):
+        assert [request.indices for request in requests] == [request.indices for request in alone[rank::world_size]]
+        assert [request.place.number for request in requests] == list(range(len(requests)))
 
 
 def test_fold_is_epochs_of_steps_followed_by_validation() -> None:
