@@ -1,4 +1,4 @@
-"""`doccls demo | check | preview | train | blend | predict | store | verify-resume`, also `python -m doccls`."""
+"""The commands of `doccls`, also `python -m doccls`; `--help` lists them."""
 
 import argparse
 import functools
@@ -17,6 +17,7 @@ from doccls.data.mixing import check_mixing
 from doccls.data.prepare import describe_folds, prepare_data
 from doccls.data.store import choose_store
 from doccls.demo import command as demo
+from doccls.report import command as report
 from doccls.reporting.command import run_command
 from doccls.reporting.progress import ConsoleReporter
 from doccls.system.atomic_files import write_text
@@ -39,6 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
         commands.add_parser("preview", help="draw twelve pages as the model sees them: clean, augmented, damaged")
     )
     commands.add_parser("train", help="train; same as python -m doccls.train", add_help=False)
+    report.add_arguments(commands.add_parser("report", help="write a run's results as one HTML page"))
     blend.add_arguments(commands.add_parser("blend", help="choose the weights by which several runs predict together"))
     predict.add_arguments(commands.add_parser("predict", help="average a run's folds on the test images"))
     store_command.add_arguments(commands.add_parser("store", help="show or clear the store of decoded pages"))
@@ -100,6 +102,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "demo": demo.demo,
     "check": _check,
     "preview": preview.preview,
+    "report": report.report,
     "blend": blend.blend,
     "predict": predict.predict,
     "store": store_command.store,

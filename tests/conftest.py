@@ -14,9 +14,9 @@ from hypothesis import settings
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 # In the order in which xdist starts them: long suites that run in a single process come first.
-SUITES = ("slurm", "distributed", "launcher", "faults", "gpu", "texdoc17", "golden", "unit")
+SUITES = ("slurm", "distributed", "launcher", "faults", "gpu", "texdoc17", "browser", "golden", "unit")
 # Suites whose tests share runs or a cluster, and so run in a single process.
-TOGETHER = ("slurm", "distributed", "faults", "gpu", "golden")
+TOGETHER = ("slurm", "distributed", "faults", "gpu", "browser", "golden")
 settings.register_profile("fast", deadline=None, max_examples=20)
 settings.register_profile("short", deadline=None, max_examples=200)
 settings.register_profile("soak", deadline=None, max_examples=2000)

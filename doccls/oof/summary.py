@@ -3,10 +3,14 @@
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from sklearn.metrics import precision_recall_fscore_support
 
+from doccls.config.paths import describe_error
+from doccls.errors import UserError
 from doccls.oof.bootstrap import LEVEL, RESAMPLES, bootstrap_gap, bootstrap_macro_f1, encode_groups
 from doccls.oof.calibrate import Calibration, OofRows, cross_fit, measure_calibration
 from doccls.oof.metrics import macro_f1
@@ -199,6 +203,42 @@ def render_summary(summary: Summary) -> str:
     if summary.damaged is None:
         del values["damaged"]
     return json.dumps(values, indent=2, ensure_ascii=False) + "\n"
+
+
+def read_summary(path: Path) -> Summary:
+    """Read summary.json.
+
+    Raises:
+        UserError: it can't be read, is damaged, or another version of doccls wrote it.
+    """
+    try:
+        return _parse_summary(json.loads(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise UserError(describe_error(error, path, "file")) from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{path}: damaged, or another version of doccls wrote it: merge the run, or blend its members, again"
+        ) from error
+
+
+def _parse_summary(values: dict[str, Any]) -> Summary:
+    damaged = values.get("damaged")
+    thresholds = values["thresholds"]
+    offsets = thresholds["offsets"]
+    parsed = {
+        "folds": _parse_folds(values),
+        "classes": tuple(ClassMetrics(**row) for row in values["classes"]),
+        "calibration": {name: Calibration(**figures) for name, figures in values["calibration"].items()},
+        "thresholds": Thresholds(**thresholds | {"offsets": None if offsets is None else tuple(offsets)}),
+        "notes": tuple(values["notes"]),
+        "damaged": None if damaged is None else DamagedMetrics(**damaged | {"folds": _parse_folds(damaged)}),
+    }
+    added = {"views"}  # by `doccls predict`
+    return Summary(**{name: value for name, value in values.items() if name not in added} | parsed)
+
+
+def _parse_folds(values: dict[str, Any]) -> tuple[FoldMetrics, ...]:
+    return tuple(FoldMetrics(**row) for row in values["folds"])
 
 
 def list_scores(summary: Summary) -> list[str]:

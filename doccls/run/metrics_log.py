@@ -55,6 +55,17 @@ def write_metrics(paths: RunPaths, writer: str = "merge") -> list[str]:
     Returns:
         A warning for each damaged line, which is left out: nothing else depends on this log.
     """
+    rows, warnings = read_metrics(paths)
+    write_text(paths.metrics, _render_rows(rows), writer)
+    return warnings
+
+
+def read_metrics(paths: RunPaths) -> tuple[list[EpochMetrics], list[str]]:
+    """Read the epochs of all folds' files, sorted by (fold, epoch).
+
+    Returns:
+        The epochs, and a warning for each damaged line, which is left out.
+    """
     rows, warnings = [], []
     for file in paths.list_fold_metrics():
         lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
@@ -68,9 +79,7 @@ def write_metrics(paths: RunPaths, writer: str = "merge") -> list[str]:
             for number, row in enumerate(parsed, 1)
             if row is None
         ]
-    rows.sort(key=lambda row: (row.fold, row.epoch))
-    write_text(paths.metrics, _render_rows(rows), writer)
-    return warnings
+    return sorted(rows, key=lambda row: (row.fold, row.epoch)), warnings
 
 
 def _render_rows(rows: Sequence[EpochMetrics]) -> str:

@@ -187,6 +187,11 @@ class RunPaths:
         return self.root / "summary.json"
 
     @property
+    def report(self) -> Path:
+        """The results as one HTML file; `doccls report` writes it."""
+        return self.root / "report.html"
+
+    @property
     def blend(self) -> Path:
         """The members and weights of a blend; only in the folder of a blend."""
         return self.root / "blend.json"

@@ -15,13 +15,14 @@ ROOT = Path(__file__).resolve().parents[2]
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("doccls.__main__",),
     (
-        "doccls.demo.command", "doccls.train", "doccls.predict", "doccls.preview", "doccls.blend",
-        "doccls.store_command", "launcher",
+        "doccls.demo.command", "doccls.report.command", "doccls.train", "doccls.predict", "doccls.preview",
+        "doccls.blend", "doccls.store_command", "launcher",
     ),
     ("doccls.prediction",),
     ("doccls.training",),
     ("doccls.experiment",),
     ("doccls.model",),
+    ("doccls.report",),
     ("doccls.data",),
     ("doccls.oof", "doccls.demo"),
     ("doccls.run",),
@@ -134,7 +135,7 @@ def test_no_module_is_a_catch_all() -> None:
     ],
 )  # fmt: skip
 def test_light_modules_do_not_import_heavy_packages(module: str) -> None:
-    heavy = ("torch", "timm", "accelerate", "albumentations", "wandb")
+    heavy = ("torch", "timm", "accelerate", "albumentations", "wandb", "jinja2", "matplotlib")
     code = f"import sys, {module}; print([name for name in {heavy} if name in sys.modules])"
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(

@@ -11,6 +11,7 @@ from tests.conftest import find_scope, find_suite
         ("tests/slurm/test_slurm_runs.py::test_x[a/unit]", "slurm", "slurm"),
         ("tests/launcher/test_launch_runs.py::test_x", "launcher", "tests/launcher/test_launch_runs.py"),
         ("tests/unit/test_folds.py::test_x[1::2]", "unit", "tests/unit/test_folds.py::test_x[1::2]"),
+        ("tests/browser/test_report.py::test_x", "browser", "browser"),
         ("test_elsewhere.py::test_x", "unit", "test_elsewhere.py::test_x"),
     ],
 )

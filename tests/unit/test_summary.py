@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, f1_score, precision_score, recall_score
 
+from doccls.errors import UserError
 from doccls.oof import summary as summary_module
 from doccls.oof.bootstrap import bootstrap_macro_f1
 from doccls.oof.calibrate import Calibration, OofRows, cross_fit, measure_calibration
@@ -17,6 +19,7 @@ from doccls.oof.summary import (
     DamagedCopies,
     Summary,
     list_scores,
+    read_summary,
     render_summary,
     summarize,
 )
@@ -238,6 +241,31 @@ def test_json_holds_every_metric() -> None:
     assert parsed == json.loads(json.dumps(expected))
     assert parsed["classes"][1]["label"] == 'do"g' and parsed["num_skipped"] == 1
     assert {type(value) for value in parsed["folds"][0].values()} == {int, float}
+
+
+@pytest.mark.parametrize("offsets", [None, (0.5, 0.0, -0.25, 0.0)])
+def test_summary_is_read_as_it_was_written(tmp_path: Path, offsets: tuple[float, ...] | None) -> None:
+    targets, logits, folds = draw_run()
+    thresholds = Thresholds(offsets, 0.01, -0.02, 0.03, "a reason")
+    copies = DamagedCopies("scan", damage(logits), has_selected=True)
+    for summary in (
+        make_summary(),
+        summarize(targets, logits, folds, (2,), LABELS, notes=("a", "b"), copies=copies, thresholds=thresholds),
+    ):
+        file = tmp_path / "summary.json"
+        file.write_text(render_summary(summary), encoding="utf-8")
+        assert read_summary(file) == summary
+        file.write_text(json.dumps(json.loads(render_summary(summary)) | {"views": {"used": {}}}), encoding="utf-8")
+        assert read_summary(file) == summary, "what predict adds is ignored"
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"folds": []}', "\0"])
+def test_damaged_summary_is_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / "summary.json").write_text(content)
+    with pytest.raises(UserError, match=r"summary\.json: damaged, or another version of doccls wrote it"):
+        read_summary(tmp_path / "summary.json")
+    with pytest.raises(UserError, match="nowhere"):
+        read_summary(tmp_path / "nowhere" / "summary.json")
 
 
 def test_log_lines_are_a_table_of_classes_a_line_per_fold_and_overall_scores() -> None:

@@ -1,0 +1,320 @@
+"""What a report says: the predictions and scores of a run as values for the page; pure."""
+
+import shlex
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from doccls.oof.bootstrap import encode_groups
+from doccls.oof.calibrate import NUM_BINS, Calibration, OofRows, cross_fit
+from doccls.oof.merge import MergedOof
+from doccls.oof.metrics import probabilities
+from doccls.oof.summary import ClassMetrics, FoldMetrics, Summary
+from doccls.report.inputs import ReportInputs
+from doccls.run.metrics_log import EpochMetrics
+
+MAX_MISTAKES = 24
+_NUM_TOP = 3
+
+
+@dataclass(frozen=True)
+class PageResult:
+    """A page of train.csv with its out-of-fold prediction. Classes are indices."""
+
+    row: int  # of train.csv
+    sample_id: str
+    fold: int
+    target: int
+    top: tuple[tuple[int, float], ...]  # the most probable classes, with their calibrated probabilities
+
+    @property
+    def prediction(self) -> int:
+        """The most probable class."""
+        return self.top[0][0]
+
+    @property
+    def confidence(self) -> float:
+        """The calibrated probability of the predicted class."""
+        return self.top[0][1]
+
+    @property
+    def is_mistake(self) -> bool:
+        """Whether the prediction is not the label."""
+        return self.prediction != self.target
+
+
+@dataclass(frozen=True)
+class ClassRow:
+    """The scores of one class, and the class it is most often mistaken for."""
+
+    metrics: ClassMetrics
+    mistaken_for: str | None  # None if all of its pages are right, or it has none
+    times: int
+
+
+@dataclass(frozen=True)
+class FoldRow:
+    """The scores of one fold."""
+
+    clean: FoldMetrics
+    damaged: FoldMetrics | None  # on damaged copies of its pages
+
+
+@dataclass(frozen=True, eq=False)
+class ReliabilityBins:
+    """How often the predictions of each confidence are right; empty bins are left out."""
+
+    confidence_B: np.ndarray  # mean probability of the predicted class
+    accuracy_B: np.ndarray
+    count_B: np.ndarray
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """The reliability of probabilities before and after calibration."""
+
+    name: str  # `clean` or `damaged` pages
+    calibration: Calibration
+    before: ReliabilityBins
+    after: ReliabilityBins  # cross-fitted
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command to type next."""
+
+    purpose: str
+    text: str
+
+
+@dataclass(frozen=True)
+class ReportContent:
+    """Everything that the page shows, except for pictures of pages."""
+
+    run_id: str
+    facts: tuple[tuple[str, str], ...]  # name and value
+    fingerprint: str
+    classes: tuple[str, ...]
+    summary: Summary
+    folds: tuple[FoldRow, ...]
+    confusion_CC: tuple[tuple[int, ...], ...]  # number of pages; rows are labels, columns predictions
+    pages: tuple[PageResult, ...]  # those with a prediction; within a cell of `confusion_CC` the least certain first
+    mistakes: tuple[PageResult, ...]  # the most confident ones, the most confident first
+    class_rows: tuple[ClassRow, ...]
+    reliability: tuple[Reliability, ...]
+    epochs: tuple[EpochMetrics, ...]
+    members: tuple[tuple[str, float, float, float | None], ...]  # of a blend: run, weight, macro-F1 clean and damaged
+    settings: tuple[tuple[str, str], ...]  # key and value
+    commands: tuple[Command, ...]
+
+    @property
+    def num_mistakes(self) -> int:
+        """The number of pages whose prediction is not their label."""
+        return sum(page.is_mistake for page in self.pages)
+
+
+def derive_content(inputs: ReportInputs) -> ReportContent:
+    """Derive the content of the page from the files of a run."""
+    merged, summary = inputs.merged, inputs.summary
+    pages = list_pages(merged)
+    confusion = count_confusion(pages, len(merged.classes))
+    return ReportContent(
+        run_id=inputs.paths.run_id,
+        facts=_list_facts(inputs),
+        fingerprint=merged.fingerprint,
+        classes=merged.classes,
+        summary=summary,
+        folds=_pair_folds(summary),
+        confusion_CC=confusion,
+        pages=pages,
+        mistakes=find_confident_mistakes(pages, MAX_MISTAKES),
+        class_rows=_list_classes(summary, confusion),
+        reliability=measure_reliability(merged, summary),
+        epochs=inputs.epochs,
+        members=tuple(
+            (Path(member.path).name, member.weight, member.macro_f1, member.macro_f1_damaged)
+            for member in inputs.members
+        ),
+        settings=flatten_settings(inputs.snapshot or {}),
+        commands=_list_commands(inputs),
+    )
+
+
+# --- pages -----------------------------------------------------------------------------------------------------------
+
+
+def list_pages(merged: MergedOof) -> tuple[PageResult, ...]:
+    """List the pages that have a prediction by label, prediction, and confidence, the least certain first.
+
+    Probabilities are calibrated by temperatures that were fitted without the page's own fold.
+    """
+    used = _list_used(merged)
+    probs_NC = _calibrate(_take_rows(merged, merged.logits_NC))
+    order_NC = np.argsort(-probs_NC, axis=1, kind="stable")[:, :_NUM_TOP]
+    pages = [
+        PageResult(
+            row,
+            merged.ids[row],
+            int(merged.folds_N[row]),
+            int(merged.targets_N[row]),
+            tuple((int(column), float(probs[column])) for column in order),
+        )
+        for row, order, probs in zip(used.tolist(), order_NC, probs_NC, strict=True)
+    ]
+    return tuple(sorted(pages, key=lambda page: (page.target, page.prediction, page.confidence, page.row)))
+
+
+def count_confusion(pages: Sequence[PageResult], num_classes: int) -> tuple[tuple[int, ...], ...]:
+    """Count the pages of each label (row) and prediction (column)."""
+    counts_CC = np.zeros((num_classes, num_classes), dtype=np.int64)
+    for page in pages:
+        counts_CC[page.target, page.prediction] += 1
+    return tuple(map(tuple, counts_CC.tolist()))
+
+
+def find_confident_mistakes(pages: Sequence[PageResult], count: int) -> tuple[PageResult, ...]:
+    """Return the mistakes of the highest confidence: where a label is wrong, the model is often sure of another."""
+    mistakes = [page for page in pages if page.is_mistake]
+    return tuple(sorted(mistakes, key=lambda page: (-page.confidence, page.row))[:count])
+
+
+def order_for_thumbnails(pages: Sequence[PageResult], first: Sequence[PageResult]) -> list[PageResult]:
+    """Order the pages by how much they need a picture: `first`, then mistakes, then pages that are right.
+
+    Both kinds take turns over the cells of the confusion matrix, so that each cell shows its least certain pages before
+    another one shows all of its pages.
+    """
+    turns: Counter[tuple[int, int]] = Counter()
+    keyed = []
+    for page in pages:
+        cell = (page.target, page.prediction)
+        keyed.append(((not page.is_mistake, turns[cell], cell), page))
+        turns[cell] += 1
+    keyed.sort(key=lambda pair: pair[0])
+    return list({page.row: page for page in (*first, *(page for _, page in keyed))}.values())
+
+
+def _list_used(merged: MergedOof) -> np.ndarray:
+    return np.setdiff1d(np.arange(len(merged.ids)), merged.skipped)
+
+
+def _take_rows(merged: MergedOof, logits_NC: np.ndarray) -> OofRows:
+    used = _list_used(merged)
+    unit_N = None if merged.groups is None else encode_groups([merged.groups[row] for row in used.tolist()])
+    return OofRows(merged.targets_N[used], logits_NC[used], merged.folds_N[used], unit_N)
+
+
+def _calibrate(rows: OofRows) -> np.ndarray:
+    return probabilities(rows.logits_NC.astype(np.float64) / cross_fit(rows).temperature_N[:, None])
+
+
+# --- scores ----------------------------------------------------------------------------------------------------------
+
+
+def _pair_folds(summary: Summary) -> tuple[FoldRow, ...]:
+    damaged = {} if summary.damaged is None else {row.fold: row for row in summary.damaged.folds}
+    return tuple(FoldRow(row, damaged.get(row.fold)) for row in summary.folds)
+
+
+def _list_classes(summary: Summary, confusion_CC: Sequence[Sequence[int]]) -> tuple[ClassRow, ...]:
+    rows = []
+    for target, metrics in enumerate(summary.classes):
+        times = [0 if column == target else count for column, count in enumerate(confusion_CC[target])]
+        most = max(times)
+        rows.append(ClassRow(metrics, summary.classes[times.index(most)].label if most else None, most))
+    return tuple(rows)
+
+
+def measure_reliability(merged: MergedOof, summary: Summary) -> tuple[Reliability, ...]:
+    """Measure how often predictions of each confidence are right, for clean pages and for damaged copies."""
+    logits = {"clean": merged.logits_NC, "damaged": merged.damaged_logits_NC}
+    measured = []
+    for name, logits_NC in logits.items():
+        if logits_NC is not None and name in summary.calibration:
+            rows = _take_rows(merged, logits_NC)
+            before, after = (
+                bin_confidences(rows, probabilities(rows.logits_NC)),
+                bin_confidences(rows, _calibrate(rows)),
+            )
+            measured.append(Reliability(name, summary.calibration[name], before, after))
+    return tuple(measured)
+
+
+def bin_confidences(rows: OofRows, probs_NC: np.ndarray) -> ReliabilityBins:
+    """Put the rows into the bins of the expected calibration error, by their highest probability."""
+    confidence_N, is_hit_N = probs_NC.max(axis=1), probs_NC.argmax(axis=1) == rows.targets_N
+    bin_N = np.clip(np.ceil(confidence_N * NUM_BINS).astype(np.int64) - 1, 0, NUM_BINS - 1)
+    count_B = np.bincount(bin_N, minlength=NUM_BINS)
+    filled_B = count_B > 0
+
+    def average(values_N: np.ndarray) -> np.ndarray:
+        total_B: np.ndarray = np.bincount(bin_N, values_N, NUM_BINS)[filled_B]
+        return total_B / count_B[filled_B]
+
+    return ReliabilityBins(average(confidence_N), average(is_hit_N.astype(np.float64)), count_B[filled_B])
+
+
+# --- the run ---------------------------------------------------------------------------------------------------------
+
+
+def _list_facts(inputs: ReportInputs) -> tuple[tuple[str, str], ...]:
+    summary, skipped = inputs.summary, inputs.summary.num_skipped
+    facts = [
+        ("Pages", f"{summary.num_samples:,}" + (f" and {skipped:,} skipped" if skipped else "")),
+        ("Classes", str(len(summary.classes))),
+        ("Folds", str(len(summary.folds))),
+    ]
+    if inputs.members:
+        return (("Blend of", f"{len(inputs.members)} runs"), *facts)
+    if inputs.snapshot is None:
+        return tuple(facts)
+    settings = dict(flatten_settings(inputs.snapshot))
+    made = [
+        ("Model", settings.get("model.name", "")),
+        ("Image size", f"{settings['train.img_size']} px" if "train.img_size" in settings else ""),
+        ("Started", settings.get("provenance.started", "").replace("T", " ")),
+    ]
+    return tuple((name, value) for name, value in (*made[:2], *facts, *made[2:]) if value)
+
+
+def flatten_settings(snapshot: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    """List the keys of a snapshot with dots (`train.lr`), and their values as in YAML or, for lists, with commas."""
+    settings: list[tuple[str, str]] = []
+    for key, value in snapshot.items():
+        if isinstance(value, Mapping):
+            settings += [(f"{key}.{name}", text) for name, text in flatten_settings(value)]
+        else:
+            settings.append((str(key), _format_value(value)))
+    return tuple(settings)
+
+
+def _format_value(value: object) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(_format_value, value))
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return str(value)
+
+
+def _list_commands(inputs: ReportInputs) -> tuple[Command, ...]:
+    run = shlex.quote(str(inputs.paths.root))
+    commands = [
+        Command("Predict the test images", f"doccls predict {run}"),
+        Command(
+            "Predict any folder, and list the pages that a person should check",
+            f"doccls predict {run} --images DIR --min-confidence 0.8",
+        ),
+    ]
+    if not inputs.members:
+        commands += [
+            Command("Try mirrored, turned and scaled views of each page", f"doccls predict {run} --views auto"),
+            Command("Blend with another run on the same data and folds", f"doccls blend {run} OTHER_RUN"),
+        ]
+    if inputs.snapshot is not None:
+        snapshot = shlex.quote(str(inputs.paths.snapshot))
+        commands.append(Command("See the pages as the model does", f"doccls preview --config {snapshot}"))
+    return tuple(commands)

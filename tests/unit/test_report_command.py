@@ -1,0 +1,109 @@
+"""`doccls report`: it writes one file, or says in words why it can't."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import webbrowser
+from pathlib import Path
+
+import pytest
+
+from doccls import blend
+from doccls.errors import UserError
+from doccls.report.command import MARK, add_arguments, report
+from doccls.run.paths import RunPaths
+from tests.unit.report_runs import COUNT, IDS, write_run
+
+
+def run_report(*args: Path | str) -> int:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    return report(parser.parse_args([str(arg) for arg in args]))
+
+
+def refuse(*args: Path | str) -> str:
+    with pytest.raises(UserError) as caught:
+        run_report(*args)
+    return str(caught.value)
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> RunPaths:
+    return write_run(tmp_path)
+
+
+def test_report_is_written_into_the_run_and_again_with_the_same_bytes(
+    paths: RunPaths, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {path: path.read_bytes() for path in paths.root.rglob("*") if path.is_file()}
+    assert run_report(paths.root) == 0
+    html = paths.report.read_bytes()
+    assert paths.report == paths.root / "report.html" and html[:1024].count(MARK.encode()) == 1
+    assert capsys.readouterr().out.endswith(f"MiB: {paths.report}\n")
+    assert run_report(paths.root) == 0 and paths.report.read_bytes() == html
+    assert {path: path.read_bytes() for path in paths.root.rglob("*") if path.is_file()} == before | {
+        paths.report: html
+    }
+
+
+def test_no_images_leaves_out_thumbnails(paths: RunPaths, tmp_path: Path) -> None:
+    output = tmp_path / "confidential.html"
+    assert run_report(paths.root, "--no-images", "--output", output) == 0
+    assert '"thumbnails":{}' in output.read_text() and not paths.report.exists()
+    run_report(paths.root)
+    assert '"thumbnails":{}' not in paths.report.read_text()
+
+
+def test_missing_images_only_leave_out_thumbnails(
+    paths: RunPaths, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "train" / IDS[3]).unlink()
+    assert run_report(paths.root) == 0
+    note = f"1 of {COUNT} pages have no thumbnail: their images can't be read"
+    assert f"[WARNING] {note}" in capsys.readouterr().out and note in paths.report.read_text().replace("&#39;", "'")
+    paths.snapshot.unlink()
+    assert run_report(paths.root) == 0
+    assert "which says where the images are, is missing" in paths.report.read_text()
+
+
+def test_blend_has_a_report_without_curves(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path, seed=seed).root for seed in (1, 2)]
+    parser = argparse.ArgumentParser()
+    blend.add_arguments(parser)
+    blend.blend(parser.parse_args([*map(str, runs), "--run-id", "both"]))
+    folder = RunPaths(runs[0].parent / "both")
+    assert run_report(folder.root) == 0
+    html = folder.report.read_text()
+    assert "Runs of the blend" in html and 'id="curves"' not in html and 'id="config"' not in html
+    assert '"thumbnails":{}' not in html and "doccls preview" not in html
+    folder.oof_logits.write_bytes(b"")
+    assert "damaged: blend the members again" in refuse(folder.root)
+
+
+def test_run_that_is_not_merged_is_refused(paths: RunPaths) -> None:
+    os.utime(paths.predictions(1), ns=(2**62, 2**62))
+    assert "is not merged yet" in refuse(paths.root) and "doccls-launch merge" in refuse(paths.root)
+
+
+def test_damaged_summary_is_refused(paths: RunPaths) -> None:
+    paths.summary.write_text('{"num_samples": 3}')
+    assert "summary.json: damaged, or another version of doccls wrote it" in refuse(paths.root)
+
+
+def test_only_earlier_reports_are_replaced(paths: RunPaths, tmp_path: Path) -> None:
+    other = tmp_path / "mine.html"
+    other.write_text("<p>mine</p>")
+    assert "exists and is no earlier report" in refuse(paths.root, "--output", other)
+    assert "must end in .html" in refuse(paths.root, "--output", tmp_path / "report.pdf")
+    assert "--output" in refuse(paths.root, "--output", tmp_path / "nowhere" / "report.html")
+    assert other.read_text() == "<p>mine</p>"
+
+
+def test_open_starts_the_browser(
+    paths: RunPaths, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    opened: list[str] = []
+    monkeypatch.setattr(webbrowser, "open", lambda url: bool(opened.append(url)))
+    run_report(paths.root, "--open")
+    assert opened == [paths.report.as_uri()] and "--open: no browser could be started" in capsys.readouterr().out

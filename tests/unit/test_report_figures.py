@@ -1,0 +1,65 @@
+"""The plots of a report: the same bytes each time, in the colours of the page."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from xml.etree import ElementTree
+
+import matplotlib as mpl
+import pytest
+
+from doccls.report.content import ReportContent, derive_content
+from doccls.report.figures import Plot, plot_curves, plot_reliability
+from doccls.report.inputs import read_inputs
+from tests.unit.report_runs import write_run
+
+
+@pytest.fixture(scope="module")
+def content(tmp_path_factory: pytest.TempPathFactory) -> ReportContent:
+    return derive_content(read_inputs(write_run(tmp_path_factory.mktemp("run"))))
+
+
+def draw(content: ReportContent) -> list[Plot]:
+    reliability = [plot for item in content.reliability for plot in plot_reliability(item)]
+    return [*reliability, *plot_curves(content.epochs)]
+
+
+def test_plots_are_the_same_each_time_whatever_the_users_style(
+    content: ReportContent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plots = draw(content)
+    monkeypatch.setitem(mpl.rcParams, "font.size", 30.0)
+    monkeypatch.setitem(mpl.rcParams, "lines.linewidth", 9.0)
+    assert draw(content) == plots and mpl.rcParams["font.size"] == 30
+    assert [plot.title for plot in plots[4:]] == [
+        "Training loss", "Validation loss", "Macro-F1, clean pages", "Macro-F1, damaged copies",
+    ]  # fmt: skip
+    assert plots[0].title.startswith("Clean pages, before: ECE 0.") and len(plots) == 8
+
+
+def test_plots_are_small_svg_without_colours_dates_and_links(content: ReportContent) -> None:
+    for plot in draw(content):
+        ElementTree.fromstring(plot.svg)
+        assert len(plot.svg) < 20_000
+        assert not re.search(r"#[0-9a-f]{6}\b|<metadata|<style|<script|font-family|\bdate\b", plot.svg)
+        assert "var(--ink)" in plot.svg and ("epoch" in plot.svg or "share that is right" in plot.svg)
+
+
+def test_description_says_what_the_curve_shows(content: ReportContent) -> None:
+    (training, *_) = plot_curves(content.epochs)
+    assert training.description == (
+        "Training loss from the first to the last epoch: "
+        "fold 0: 2.000 to 0.667, fold 1: 2.000 to 0.667, fold 2: 2.000 to 0.667."
+    )
+
+
+def test_values_that_are_missing_leave_gaps(content: ReportContent) -> None:
+    epochs = [
+        dataclasses.replace(
+            epoch, train_loss=None if epoch.epoch == 2 else 1.0, selection_f1=None, macro_f1_damaged=None
+        )
+        for epoch in content.epochs
+    ]
+    assert [plot.title for plot in plot_curves(epochs)] == ["Training loss", "Validation loss", "Macro-F1, clean pages"]
+    assert plot_curves([]) == ()
