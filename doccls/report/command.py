@@ -34,7 +34,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--output", type=Path, metavar="FILE",
         help="the report, an .html file (default: RUN/report.html); only an earlier report is replaced",
     )  # fmt: skip
-    parser.add_argument("--no-images", action="store_true", help="leave out the thumbnails, if pages are confidential")
+    parser.add_argument(
+        "--no-images", action="store_true", help="leave out the thumbnails; IDs, class names and paths stay"
+    )
     parser.add_argument("--open", action="store_true", help="open the report in the browser")
 
 
@@ -85,7 +87,7 @@ def _find_output_problem(output: Path) -> str | None:
         return problem
     problem = find_problem(output, "file")
     if problem is None and not _is_earlier_report(output):
-        problem = f"{shown} exists and is no earlier report: remove it or choose another name"
+        problem = f"{shown} exists and is not an earlier report: remove it or choose another name"
     return problem
 
 

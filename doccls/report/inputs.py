@@ -80,7 +80,7 @@ def _read_blend(paths: RunPaths, members: tuple[BlendMember, ...]) -> MergedOof:
         )
     except OSError as error:
         raise UserError(describe_error(error, paths.root / "oof", "folder")) from error
-    except (ValueError, IndexError, EOFError) as error:
+    except (csv.Error, ValueError, IndexError, EOFError) as error:
         raise UserError(f"{paths.root / 'oof'}: damaged: blend the members again ({error})") from error
     shape = (len(merged.ids), len(merged.classes))
     others = (logits_NC.shape, shape if damaged_NC is None else damaged_NC.shape, (len(targets_N), len(classes)))

@@ -105,7 +105,7 @@
     const headers = [...table.tHead.rows[0].cells];
     headers.forEach((header, column) => {
       header.querySelector("button").addEventListener("click", () => {
-        // Figures are most useful from the worst up; a second click turns the order.
+        // Worst first; a second click reverses the order.
         const direction = header.getAttribute("aria-sort") === "ascending" ? "descending" : "ascending";
         headers.forEach((other) => other.removeAttribute("aria-sort"));
         header.setAttribute("aria-sort", direction);

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import csv
 import os
 import webbrowser
 from pathlib import Path
@@ -77,6 +78,12 @@ def test_blend_has_a_report_without_curves(tmp_path: Path) -> None:
     html = folder.report.read_text()
     assert "Runs of the blend" in html and 'id="curves"' not in html and 'id="config"' not in html
     assert '"thumbnails":{}' not in html and "doccls preview" not in html
+    kept = folder.oof_csv.read_text()
+    folder.oof_csv.write_text(f'{kept}"{"x" * 2_000}')
+    limit = csv.field_size_limit(1_000)
+    assert "damaged: blend the members again" in refuse(folder.root)
+    csv.field_size_limit(limit)
+    folder.oof_csv.write_text(kept)
     folder.oof_logits.write_bytes(b"")
     assert "damaged: blend the members again" in refuse(folder.root)
 
@@ -94,7 +101,7 @@ def test_damaged_summary_is_refused(paths: RunPaths) -> None:
 def test_only_earlier_reports_are_replaced(paths: RunPaths, tmp_path: Path) -> None:
     other = tmp_path / "mine.html"
     other.write_text("<p>mine</p>")
-    assert "exists and is no earlier report" in refuse(paths.root, "--output", other)
+    assert "exists and is not an earlier report" in refuse(paths.root, "--output", other)
     assert "must end in .html" in refuse(paths.root, "--output", tmp_path / "report.pdf")
     assert "--output" in refuse(paths.root, "--output", tmp_path / "nowhere" / "report.html")
     assert other.read_text() == "<p>mine</p>"
