@@ -30,7 +30,7 @@ from doccls.system.allocator import keep_freed_memory
 from doccls.system.lifeline import LAUNCHED, end_with_parent, is_launched
 from doccls.system.lock import LockError, find_holder
 from doccls.system.rank import rank_by_environment
-from doccls.system.signals import stop_on_sigusr2, stopping_gracefully
+from doccls.system.signals import stop_on_sigusr2, stopping_gracefully, stopping_immediately
 
 if TYPE_CHECKING:  # torch takes seconds to import: config errors should be reported before that
     from accelerate import Accelerator
@@ -93,19 +93,21 @@ def _train(arguments: argparse.Namespace, log: RunLog) -> None:
         run_id = on_main(accelerator, lambda: check_run_id(run_id))
         path = name_log(config.output.logs_dir, run_id, now, "" if fold is None else f"fold{fold}")
         on_main(accelerator, lambda: _check_log(config, path))  # otherwise the others would wait for the main process
-        with log.writing_to(path if accelerator.is_main_process else None):
+        # From the first step to the end, a rank that exited alone would make the others fail. After the last step
+        # nothing is left to stop but the merge, which mostly takes seconds: it finishes.
+        with stopping_gracefully(), log.writing_to(path if accelerator.is_main_process else None):
             from doccls.experiment import close_run
             from doccls.training.engine import RunContext
 
             with FoldOwner() as owner:
-                run = _open(loaded, run_id, now, accelerator, owner, log)
-                heartbeat.write_to(run.experiment.paths.heartbeat(fold, accelerator.process_index))
-                log.line(f"[ARTIFACTS] {run.experiment.paths.root}")
+                with stopping_immediately():
+                    run = _open(loaded, run_id, now, accelerator, owner, log)
+                    heartbeat.write_to(run.experiment.paths.heartbeat(fold, accelerator.process_index))
+                    log.line(f"[ARTIFACTS] {run.experiment.paths.root}")
                 context = RunContext(run.experiment, accelerator, log, heartbeat, owner)
                 _train_folds(context, run.finished, arguments.allow_world_size_change)
-            with stopping_gracefully():  # nothing is left to stop but the merge, which mostly takes seconds
-                on_main(accelerator, lambda: close_run(run.experiment, log))
-    accelerator.end_training()
+            on_main(accelerator, lambda: close_run(run.experiment, log))
+            accelerator.end_training()
 
 
 def _check_log(config: Config, path: Path) -> None:
@@ -172,16 +174,17 @@ def _train_folds(context: "RunContext", finished: Sequence[int], allow_change: b
     limit_s = config.train.collective_timeout_s if accelerator.num_processes > 1 else None
     with reporting_peers(peers, log), watching(heartbeat, peers, limit_s, config.train.stop_timeout_s):
         wanted = config.data.list_wanted()
-        for fold in wanted:
-            if fold in finished:
-                log.line(f"[FOLD {fold}] finished before: kept {paths.predictions(fold)}")
-        on_main(accelerator, lambda: remove_resume_checkpoints(paths, finished))  # left by a kill
-        missing = [fold for fold in wanted if fold not in finished]
-        starts = find_resume_points(context, missing, allow_change)
-        gc.freeze()  # the libraries own a million objects, which collections between folds need not visit
-        if accelerator.device.type == "cpu":  # after the scan, whose threads would each keep their decode buffers
-            keep_freed_memory(os.environ)
-        with stopping_gracefully(), load_folds(context, missing, starts) as batches:
+        with stopping_immediately():
+            for fold in wanted:
+                if fold in finished:
+                    log.line(f"[FOLD {fold}] finished before: kept {paths.predictions(fold)}")
+            on_main(accelerator, lambda: remove_resume_checkpoints(paths, finished))  # left by a kill
+            missing = [fold for fold in wanted if fold not in finished]
+            starts = find_resume_points(context, missing, allow_change)
+            gc.freeze()  # the libraries own a million objects, which collections between folds need not visit
+            if accelerator.device.type == "cpu":  # after the scan, whose threads would each keep their decode buffers
+                keep_freed_memory(os.environ)
+        with load_folds(context, missing, starts) as batches:
             for fold in missing:
                 train_fold(context, fold, starts.get(fold), batches)
                 release_memory(accelerator)

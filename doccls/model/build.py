@@ -86,8 +86,12 @@ def _create(config: ModelConfig, pooling: str | None, num_classes: int, img_size
     set_options = {name: value for name, value in options.items() if value is not None}
     if has_fixed_input_size(config.name):
         set_options["img_size"] = img_size
-    try:
-        model = download(config.name, lambda: _create_with_pooling(config.name, pooling, num_classes, set_options))
+
+    def create() -> nn.Module:
+        return _create_with_pooling(config.name, pooling, num_classes, set_options)
+
+    try:  # of other models, nothing is fetched here
+        model = download(config.name, create) if config.name.startswith("hf-hub:") else create()
     except (UserError, DownloadError):
         raise
     except (AssertionError, TypeError, ValueError, RuntimeError, AttributeError, OSError) as error:

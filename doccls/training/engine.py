@@ -40,7 +40,6 @@ from doccls.reporting.tracking import Tracker
 from doccls.run.heartbeat import Heartbeat
 from doccls.run.metrics_log import EpochMetrics
 from doccls.run.owner import FoldOwner
-from doccls.system.signals import stopping_immediately
 from doccls.training.checkpoint import BestEpoch
 from doccls.training.distributed import await_all
 from doccls.training.error_hints import advise_on_batchnorm, check_smallest_micro_batch
@@ -186,8 +185,7 @@ def _build_model(context: RunContext, fold: int) -> tuple[nn.Module, tuple[float
     if config.model.pretrained and config.model.weights is None and find_local_folder(config.model.name) is None:
         log.line(f"[MODEL] weights of {config.model.name} from the hub or its cache (offline: model.weights)")
     torch.manual_seed(derive_seed(config.project.seed, Purpose.INITIAL_WEIGHTS, fold))
-    with stopping_immediately():  # the hub may be slow, and this fold has nothing to lose yet
-        model = build_model(config.model, len(experiment.data.manifest.classes), train.img_size)
+    model = build_model(config.model, len(experiment.data.manifest.classes), train.img_size)
     await_all(accelerator)  # downloads may differ by more than a collective's timeout
     mean, std = get_normalization(config.model, model)
     if train.sync_bn and accelerator.num_processes > 1:

@@ -18,8 +18,11 @@ import pytest
 
 from doccls import experiment as experiment_module
 from doccls.data import scan as scan_module
+from doccls.model import build as build_module
+from doccls.model.download import download
 from doccls.oof.summary import Summary
 from doccls.run.heartbeat import Heartbeat
+from doccls.run.owner import FoldOwner
 from doccls.run.paths import RunPaths
 from doccls.system.rank import rank_by_environment
 from doccls.system.signals import handling_signals
@@ -129,6 +132,32 @@ def stop_in_merge(argv: list[str]) -> int:
     return main(argv)
 
 
+def stop_before_merge(argv: list[str]) -> int:
+    """Train; the main process receives SIGTERM as it unlocks the folds after the last one."""
+    leave = FoldOwner.__exit__
+
+    def signal_and_leave(*arguments: Any) -> None:
+        if rank_by_environment() == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+        leave(*arguments)
+
+    FoldOwner.__exit__ = signal_and_leave  # type: ignore[method-assign]
+    return main(argv)
+
+
+def stop_between_folds(argv: list[str]) -> int:
+    """Train; the main process receives SIGTERM when it builds the model of its second fold."""
+    calls = itertools.count(1)
+
+    def signal_and_build(build_model: Callable[..., _T], *arguments: Any) -> _T:
+        if next(calls) == 2 and rank_by_environment() == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return build_model(*arguments)
+
+    engine_module.build_model = functools.partial(signal_and_build, engine_module.build_model)  # type: ignore[attr-defined]
+    return main(argv)
+
+
 def train_on_terminal(argv: list[str]) -> int:
     """Train with DOCCLS_TEST_TERMINAL as the controlling terminal; closing it sends SIGHUP."""
     os.setsid()
@@ -161,8 +190,8 @@ def hold_scan(argv: list[str]) -> int:
 
 
 def hold_model(argv: list[str]) -> int:
-    """Train; building the model creates the file HELD and takes ten minutes, as a slow download would."""
-    engine_module.build_model = _hold  # type: ignore[attr-defined]
+    """Train; a download for the model creates the file HELD and takes ten minutes."""
+    build_module.download = lambda name, fetch: download(name, _hold)  # type: ignore[attr-defined]
     return main(argv)
 
 

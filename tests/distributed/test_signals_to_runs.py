@@ -216,6 +216,23 @@ def test_stop_during_merge_lets_the_run_finish(trainer: Trainer, world_size: int
     assert "[EXIT] TRAINING SUCCESS code=0" in log.read_text() and list(folder.glob("experiments/*/r/summary.json"))
 
 
+def test_stop_between_the_last_fold_and_the_merge_lets_the_run_finish(trainer: Trainer) -> None:
+    folder = trainer.new_folder()
+    argv = trainer.arguments((*PLAIN, "train.epochs=1"), folder, "r")
+    ranks = launch_ranks("signal_programs:stop_before_merge", argv, folder / "console", 2)
+    assert [rank.code for rank in ranks] == [0, 0], ranks[1].stderr
+    (log,) = folder.glob("logs/*.log")
+    assert "[EXIT] TRAINING SUCCESS code=0" in log.read_text() and list(folder.glob("experiments/*/r/summary.json"))
+
+
+def test_stop_between_folds_ends_all_ranks_alike(trainer: Trainer) -> None:
+    folder = trainer.new_folder()
+    argv = trainer.arguments((*PLAIN, "train.epochs=1"), folder, "r")
+    ranks = launch_ranks("signal_programs:stop_between_folds", argv, folder / "console", 2)
+    assert [rank.code for rank in ranks] == [143, 143], ranks[1].stderr
+    assert [file.name for file in folder.glob("experiments/*/r/oof/parts/*")] == ["fold0.safetensors"]
+
+
 def test_ranks_with_slow_steps_stop_between_log_lines(trainer: Trainer) -> None:
     """A stop must not wait for the next log line, which may be a hundred steps of ten seconds away."""
     sets = (*RICH, "train.log_interval=1000", "train.batch_size=2", "train.mix_prob=0", "train.epochs=500")
@@ -288,7 +305,7 @@ def test_second_signal_ends_at_once_even_in_a_c_call(trainer: Trainer, number: s
 
 @pytest.mark.parametrize("phase", ["scan", "model"])
 def test_first_signal_ends_at_once_before_training(trainer: Trainer, phase: str) -> None:
-    with running(trainer, f"signal_programs:hold_{phase}", LONG) as (folder, ranks):
+    with running(trainer, f"signal_programs:hold_{phase}", (*LONG, "model.pretrained=true")) as (folder, ranks):
         _await_hold(folder, ranks[0])
         ranks[0].terminate()
         assert join(ranks, folder) == [143]
