@@ -19,11 +19,13 @@ from doccls.errors import UserError
 from doccls.oof.merge import merge_run
 from doccls.oof.predictions import find_finished_folds
 from doccls.oof.summary import list_scores
+from doccls.report.make import report_run
 from doccls.reporting.log import RunLog
 from doccls.run.fingerprint import check_snapshot, derive_fingerprint, digest_weights
 from doccls.run.paths import RunPaths
 from doccls.run.provenance import describe_software, render_command
 from doccls.system.atomic_files import write_text
+from doccls.system.lifeline import is_launched
 from doccls.system.lock import Lock
 
 
@@ -160,6 +162,8 @@ def _write_snapshot(experiment: Experiment, now: datetime, processes: Mapping[st
 def close_run(experiment: Experiment, log: RunLog) -> None:
     """Merge the folds if `valid_fold` is 'all', and log the scores and the end. Only the main process may call.
 
+    With `output.report`, also write a report of the finished folds, unless a launcher will do so.
+
     Raises:
         UserError: the fold predictions do not match each other or are incomplete.
     """
@@ -171,6 +175,8 @@ def close_run(experiment: Experiment, log: RunLog) -> None:
             log.line(line)
     else:
         log.line(describe_unmerged(experiment))
+    if experiment.config.output.report and not is_launched():
+        report_run(paths, log.line)
     log_done(paths, log)
 
 

@@ -205,12 +205,15 @@ def _plan_submission(arguments: argparse.Namespace, config: Config, run_id: str,
 def _merge(arguments: argparse.Namespace) -> int:
     from doccls.oof.merge import merge_run  # scikit-learn takes a second to import
     from doccls.oof.summary import list_scores
+    from doccls.report.make import report_run, wants_report
 
     paths = find_run(arguments.run)
     scores = list_scores(merge_run(paths))
     print(f"[OOF] -> {paths.oof_logits}")
     for line in scores:
         print(line)
+    if wants_report(paths):
+        report_run(paths, print)
     return 0
 
 

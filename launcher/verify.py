@@ -42,7 +42,7 @@ _ROW = "{:>4}  {:<28}  {:<14}  {:>11}  {}"
 _STEPS = re.compile(r"^\[SCHED\] .* steps=(\d+) epochs=(\d+) ", re.MULTILINE)
 _RESUMED = re.compile(r"^\[RESUME\] fold=\d+ from step (\d+) ", re.MULTILINE)
 _KEPT = re.compile(r"^\[FOLD \d+\] finished before: kept ", re.MULTILINE)
-_VARYING_METRICS = ("time_s", "mem_MiB")  # they differ from run to run
+_VARYING_METRICS = ("time_s", "mem_MiB", "images_per_s", "resumed_step")  # they differ from run to run
 
 
 @dataclass(frozen=True)

@@ -362,6 +362,8 @@ class OutputConfig(Section):
     """Folder of the runs; each is in <exp_dir>/YYYYMMDD/<run_id>/."""
     snapshots: bool = True
     """Write config.yaml, the resolved config with versions, commit, command and digests, into the run's folder."""
+    report: bool = True
+    """Write report.html, one page with all results, into the run's folder at its end (see `doccls report`)."""
 
 
 class Config(Section):

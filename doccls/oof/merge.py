@@ -21,7 +21,10 @@ from doccls.system.tensor_file import TensorFileError
 
 @dataclass(frozen=True)
 class MergedOof:
-    """The out-of-fold predictions of all folds; row i is row i of train.csv."""
+    """The out-of-fold predictions of all folds; row i is row i of train.csv.
+
+    If only finished folds were merged, the rows of the others are left out, and later rows move up.
+    """
 
     logits_NC: np.ndarray  # (n_samples, n_classes) float32; NaN in the rows of `skipped`
     targets_N: np.ndarray  # (n_samples,) int64
@@ -43,7 +46,8 @@ def merge_run(paths: RunPaths) -> Summary:
         UserError: fold predictions are missing, damaged, from another run or overlapping.
     """
     merged, summary = load_merged(paths)
-    remove_leftovers(paths.metrics)  # left by a merge that was killed
+    for path in (paths.metrics, paths.report):
+        remove_leftovers(path)  # left by a merge that was killed
     # A fold that was killed right after writing its predictions still has its resume checkpoints.
     remove_resume_checkpoints(paths, sorted(set(merged.folds_N.tolist())))
     summary = replace(summary, notes=(*summary.notes, *write_metrics(paths)))
@@ -72,6 +76,17 @@ def load_merged(paths: RunPaths, thresholds: Thresholds | None = None) -> tuple[
     Raises:
         UserError: fold predictions are missing, damaged, from another run or overlapping.
     """
+    fold_predictions = read_finished(paths)
+    merged = merge_predictions(fold_predictions)
+    return merged, summarize_folds(merged, fold_predictions, thresholds)
+
+
+def read_finished(paths: RunPaths) -> list[FoldPredictions]:
+    """Read the predictions of the run's finished folds.
+
+    Raises:
+        UserError: no fold has finished, or predictions are damaged.
+    """
     found = paths.list_predictions()
     if not found:
         raise UserError(f"no fold predictions in {paths.predictions_dir}: no fold of this run has finished")
@@ -83,9 +98,18 @@ def load_merged(paths: RunPaths, thresholds: Thresholds | None = None) -> tuple[
             problems.append(str(error))
     if problems:
         raise UserError("\n".join(problems))
-    merged, first = merge_predictions(fold_predictions), fold_predictions[0].info
-    notes = (*note_micro_batches(fold_predictions), *note_split_images(fold_predictions))
-    return merged, summarize_merged(merged, notes, first.damage, first.selected_by, thresholds)
+    return fold_predictions
+
+
+def summarize_folds(
+    merged: MergedOof, fold_predictions: Sequence[FoldPredictions], thresholds: Thresholds | None = None
+) -> Summary:
+    """Compute the metrics of folds and of `merged`, their merged predictions; thresholds as for `load_merged`."""
+    notes, first = (
+        (*note_micro_batches(fold_predictions), *note_split_images(fold_predictions)),
+        fold_predictions[0].info,
+    )
+    return summarize_merged(merged, notes, first.damage, first.selected_by, thresholds)
 
 
 def summarize_merged(
@@ -115,14 +139,18 @@ def summarize_merged(
     )
 
 
-def merge_predictions(fold_predictions: Sequence[FoldPredictions]) -> MergedOof:
+def merge_predictions(fold_predictions: Sequence[FoldPredictions], finished_only: bool = False) -> MergedOof:
     """Take each row from the one fold that predicted it; pure.
+
+    Args:
+        fold_predictions: those of the finished folds.
+        finished_only: whether folds may be missing; their rows are then left out.
 
     Raises:
         UserError: fingerprints or class orders differ, only some have damaged copies, or folds or rows are missing or
             repeated (with their counts).
     """
-    _check_compatible(fold_predictions)
+    _check_compatible(fold_predictions, finished_only)
     first = fold_predictions[0].info
     count = first.num_samples
     logits = np.full((count, len(first.classes)), np.nan, dtype=np.float32)
@@ -138,22 +166,24 @@ def merge_predictions(fold_predictions: Sequence[FoldPredictions]) -> MergedOof:
         seen[rows] += 1
         if damaged is not None:
             damaged[rows] = predictions.damaged_logits_NC
-    if np.any(seen != 1):
+    used = np.flatnonzero(seen) if finished_only else np.arange(count)
+    if np.any(seen[used] != 1):
         missing, repeated = np.flatnonzero(seen == 0), np.flatnonzero(seen > 1)
         raise UserError(
             f"the fold predictions don't cover train.csv: {len(missing)} rows missing {missing[:5].tolist()}, "
             f"{len(repeated)} rows repeated {repeated[:5].tolist()}"
         )
+    skipped = sorted(row for predictions in fold_predictions for row in predictions.info.skipped)
     return MergedOof(
-        logits_NC=logits,
-        targets_N=targets,
-        folds_N=folds,
-        ids=tuple(ids),
+        logits_NC=logits[used],
+        targets_N=targets[used],
+        folds_N=folds[used],
+        ids=tuple(ids[used]),
         classes=first.classes,
-        skipped=tuple(sorted(row for predictions in fold_predictions for row in predictions.info.skipped)),
+        skipped=tuple(np.searchsorted(used, skipped).tolist()),
         fingerprint=first.fingerprint,
-        groups=None if first.groups is None else tuple(groups),
-        damaged_logits_NC=damaged,
+        groups=None if first.groups is None else tuple(groups[used]),
+        damaged_logits_NC=None if damaged is None else damaged[used],
     )
 
 
@@ -198,7 +228,7 @@ def render_csv(merged: MergedOof) -> str:
     return text.getvalue()
 
 
-def _check_compatible(fold_predictions: Sequence[FoldPredictions]) -> None:
+def _check_compatible(fold_predictions: Sequence[FoldPredictions], finished_only: bool) -> None:
     first = fold_predictions[0].info
     problems = []
     for name, what in (
@@ -225,7 +255,7 @@ def _check_compatible(fold_predictions: Sequence[FoldPredictions]) -> None:
     missing = sorted(set(range(first.num_folds)) - set(folds))
     repeated = sorted({fold for fold in folds if folds.count(fold) > 1})
     unknown = sorted(set(folds) - set(range(first.num_folds)))
-    if missing:
+    if missing and not finished_only:
         problems.append(
             f"{len(missing)} of {first.num_folds} folds have no predictions: {', '.join(map(str, missing))}"
         )

@@ -4,9 +4,9 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from pydantic import TypeAdapter
 from sklearn.metrics import precision_recall_fscore_support
 
 from doccls.config.paths import describe_error
@@ -98,6 +98,9 @@ class Summary:
     notes: tuple[str, ...] = ()  # caveats for comparing folds
     selection: str = _SELECTION  # how the epochs were selected, and how that biases the scores
     damaged: DamagedMetrics | None = None  # with valid.damage
+
+
+_SUMMARY = TypeAdapter(Summary)
 
 
 def summarize(
@@ -212,33 +215,13 @@ def read_summary(path: Path) -> Summary:
         UserError: it can't be read, is damaged, or another version of doccls wrote it.
     """
     try:
-        return _parse_summary(json.loads(path.read_text(encoding="utf-8")))
+        return _SUMMARY.validate_json(path.read_bytes(), strict=True)
     except OSError as error:
         raise UserError(describe_error(error, path, "file")) from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except ValueError as error:
         raise UserError(
             f"{path}: damaged, or another version of doccls wrote it: merge the run, or blend its members, again"
         ) from error
-
-
-def _parse_summary(values: dict[str, Any]) -> Summary:
-    damaged = values.get("damaged")
-    thresholds = values["thresholds"]
-    offsets = thresholds["offsets"]
-    parsed = {
-        "folds": _parse_folds(values),
-        "classes": tuple(ClassMetrics(**row) for row in values["classes"]),
-        "calibration": {name: Calibration(**figures) for name, figures in values["calibration"].items()},
-        "thresholds": Thresholds(**thresholds | {"offsets": None if offsets is None else tuple(offsets)}),
-        "notes": tuple(values["notes"]),
-        "damaged": None if damaged is None else DamagedMetrics(**damaged | {"folds": _parse_folds(damaged)}),
-    }
-    added = {"views"}  # by `doccls predict`
-    return Summary(**{name: value for name, value in values.items() if name not in added} | parsed)
-
-
-def _parse_folds(values: dict[str, Any]) -> tuple[FoldMetrics, ...]:
-    return tuple(FoldMetrics(**row) for row in values["folds"])
 
 
 def list_scores(summary: Summary) -> list[str]:
@@ -265,7 +248,7 @@ def list_scores(summary: Summary) -> list[str]:
         ]
     level = f"{summary.interval_level:.0%} interval"
     lines += [_format_calibration(name, calibration) for name, calibration in summary.calibration.items()]
-    lines.append(_format_thresholds(summary.thresholds))
+    lines.append(f"per-class thresholds: {describe_thresholds(summary.thresholds)}")
     lines += [f"note: {note}" for note in summary.notes]
     lines.append(
         f"all folds macro_f1={summary.macro_f1:.5f} {level} [{summary.macro_f1_low:.3f}, {summary.macro_f1_high:.3f}] "
@@ -293,11 +276,12 @@ def _format_calibration(name: str, calibration: Calibration) -> str:
     return f"temperature={calibration.temperature:.3f} {changes} ({name} pages; cross-fitted)"
 
 
-def _format_thresholds(thresholds: Thresholds) -> str:
+def describe_thresholds(thresholds: Thresholds) -> str:
+    """Describe what the thresholds gain, and whether they are used."""
     if thresholds.gain is None:
-        return f"per-class thresholds: {thresholds.reason}"
+        return str(thresholds.reason)
     use = "not used" if thresholds.offsets is None else "used by predict"
     return (
-        f"per-class thresholds: macro_f1 changes by {thresholds.gain:+.4f}, {thresholds.gain_level:.0%} interval "
+        f"macro_f1 changes by {thresholds.gain:+.4f}, {thresholds.gain_level:.0%} interval "
         f"[{thresholds.gain_low:+.3f}, {thresholds.gain_high:+.3f}] (cross-fitted): {use}"
     )

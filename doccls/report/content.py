@@ -13,7 +13,7 @@ from doccls.oof.bootstrap import encode_groups
 from doccls.oof.calibrate import NUM_BINS, Calibration, OofRows, cross_fit
 from doccls.oof.merge import MergedOof
 from doccls.oof.metrics import probabilities
-from doccls.oof.summary import ClassMetrics, FoldMetrics, Summary
+from doccls.oof.summary import ClassMetrics, FoldMetrics, Summary, describe_thresholds
 from doccls.report.inputs import ReportInputs
 from doccls.run.metrics_log import EpochMetrics
 
@@ -96,6 +96,8 @@ class ReportContent:
     """Everything that the page shows, except for pictures of pages."""
 
     run_id: str
+    num_folds: int  # of the run or blend, finished or not
+    missing_folds: tuple[int, ...]  # those that are not finished
     facts: tuple[tuple[str, str], ...]  # name and value
     fingerprint: str
     classes: tuple[str, ...]
@@ -108,7 +110,9 @@ class ReportContent:
     reliability: tuple[Reliability, ...]
     epochs: tuple[EpochMetrics, ...]
     members: tuple[tuple[str, float, float, float | None], ...]  # of a blend: run, weight, macro-F1 clean and damaged
-    settings: tuple[tuple[str, str], ...]  # key and value
+    settings: tuple[tuple[str, str], ...]  # key and value of the config
+    provenance: tuple[tuple[str, str], ...]  # how and with which versions the run was made, likewise
+    thresholds: str  # what per-class thresholds gain, and whether they are used
     commands: tuple[Command, ...]
 
     @property
@@ -120,10 +124,14 @@ class ReportContent:
 def derive_content(inputs: ReportInputs) -> ReportContent:
     """Derive the content of the page from the files of a run."""
     merged, summary = inputs.merged, inputs.summary
+    snapshot = dict(inputs.snapshot or {})
+    provenance = snapshot.pop("provenance", {})
     pages = list_pages(merged)
     confusion = count_confusion(pages, len(merged.classes))
     return ReportContent(
         run_id=inputs.paths.run_id,
+        num_folds=len(summary.folds) + len(inputs.missing_folds),
+        missing_folds=inputs.missing_folds,
         facts=_list_facts(inputs),
         fingerprint=merged.fingerprint,
         classes=merged.classes,
@@ -139,7 +147,9 @@ def derive_content(inputs: ReportInputs) -> ReportContent:
             (Path(member.path).name, member.weight, member.macro_f1, member.macro_f1_damaged)
             for member in inputs.members
         ),
-        settings=flatten_settings(inputs.snapshot or {}),
+        settings=flatten_settings(snapshot),
+        provenance=flatten_settings(provenance),
+        thresholds=describe_thresholds(summary.thresholds),
         commands=_list_commands(inputs),
     )
 
@@ -262,11 +272,14 @@ def bin_confidences(rows: OofRows, probs_NC: np.ndarray) -> ReliabilityBins:
 
 
 def _list_facts(inputs: ReportInputs) -> tuple[tuple[str, str], ...]:
-    summary, skipped = inputs.summary, inputs.summary.num_skipped
+    summary, skipped, missing = inputs.summary, inputs.summary.num_skipped, inputs.missing_folds
     facts = [
         ("Pages", f"{summary.num_samples:,}" + (f" and {skipped:,} skipped" if skipped else "")),
         ("Classes", str(len(summary.classes))),
-        ("Folds", str(len(summary.folds))),
+        (
+            "Folds",
+            f"{len(summary.folds)} of {len(summary.folds) + len(missing)}" if missing else str(len(summary.folds)),
+        ),
     ]
     if inputs.members:
         return (("Blend of", f"{len(inputs.members)} runs"), *facts)
@@ -301,7 +314,10 @@ def _format_value(value: object) -> str:
 
 
 def _list_commands(inputs: ReportInputs) -> tuple[Command, ...]:
-    run = shlex.quote(str(inputs.paths.root))
+    run, snapshot = shlex.quote(str(inputs.paths.root)), shlex.quote(str(inputs.paths.snapshot))
+    if inputs.missing_folds and inputs.snapshot is not None:
+        sets = f"--run-id {shlex.quote(inputs.paths.run_id)} --set data.valid_fold=all"
+        return (Command("Train the missing folds", f"python -m doccls.train --config {snapshot} {sets}"),)
     commands = [
         Command("Predict the test images", f"doccls predict {run}"),
         Command(
@@ -315,6 +331,5 @@ def _list_commands(inputs: ReportInputs) -> tuple[Command, ...]:
             Command("Blend with another run on the same data and folds", f"doccls blend {run} OTHER_RUN"),
         ]
     if inputs.snapshot is not None:
-        snapshot = shlex.quote(str(inputs.paths.snapshot))
         commands.append(Command("See the pages as the model does", f"doccls preview --config {snapshot}"))
     return tuple(commands)

@@ -19,6 +19,7 @@ from doccls.run.metrics_log import EpochMetrics
 
 _SIZE_INCHES = (3.6, 2.5)
 _NUM_SERIES = 8
+_Curve = tuple[str, Callable[[EpochMetrics], float | None]]  # title, and the value of an epoch
 # Each colour stands for a variable of the page's style, so that plots follow the light or dark theme.
 _INK, _FAINT, _GRID, _ACCENT = "#010101", "#020202", "#030303", "#040404"
 _SERIES = tuple(f"#0505{number:02x}" for number in range(_NUM_SERIES))
@@ -89,18 +90,32 @@ def _plot_bins(bins: ReliabilityBins, title: str, ece: float) -> Plot:
 
 def plot_curves(epochs: Sequence[EpochMetrics]) -> tuple[Plot, ...]:
     """Plot the learning curves of each fold: losses and scores over epochs; curves without values are left out."""
-    curves: tuple[tuple[str, Callable[[EpochMetrics], float | None]], ...] = (
+    curves: tuple[_Curve, ...] = (
         ("Training loss", lambda epoch: epoch.train_loss),
         ("Validation loss", lambda epoch: epoch.valid_loss),
         ("Macro-F1, clean pages", lambda epoch: epoch.macro_f1),
         ("Macro-F1, damaged copies", lambda epoch: epoch.macro_f1_damaged),
     )
-    return tuple(
-        _plot_curve(title, read, epochs) for title, read in curves if any(read(epoch) is not None for epoch in epochs)
+    return _plot_known(curves, epochs, marks_best=True)
+
+
+def plot_resources(epochs: Sequence[EpochMetrics]) -> tuple[Plot, ...]:
+    """Plot the speed and the memory of each fold over epochs; curves without values are left out."""
+    curves: tuple[_Curve, ...] = (
+        ("Training images per second", lambda epoch: epoch.images_per_s),
+        ("Memory of the main process in MiB", lambda epoch: epoch.mem_MiB),
     )
+    return _plot_known(curves, epochs, marks_best=False)
 
 
-def _plot_curve(title: str, read: Callable[[EpochMetrics], float | None], epochs: Sequence[EpochMetrics]) -> Plot:
+def _plot_known(curves: Sequence[_Curve], epochs: Sequence[EpochMetrics], marks_best: bool) -> tuple[Plot, ...]:
+    known = [(title, read) for title, read in curves if any(read(epoch) is not None for epoch in epochs)]
+    return tuple(_plot_curve(title, read, epochs, marks_best) for title, read in known)
+
+
+def _plot_curve(
+    title: str, read: Callable[[EpochMetrics], float | None], epochs: Sequence[EpochMetrics], marks_best: bool
+) -> Plot:
     said = []
     with _drawing() as (axes, render):
         for number, (fold, group) in enumerate(groupby(epochs, key=lambda epoch: epoch.fold)):
@@ -108,16 +123,27 @@ def _plot_curve(title: str, read: Callable[[EpochMetrics], float | None], epochs
             values = np.array([np.nan if (value := read(row)) is None else value for row in rows], dtype=np.float64)
             colour = _SERIES[number % _NUM_SERIES]
             axes.plot([row.epoch for row in rows], values, color=colour, label=f"fold {fold}")
-            best = _find_best(rows)
+            best = _find_best(rows) if marks_best else None
             if best is not None:
                 axes.plot(rows[best].epoch, values[best], "o", color=colour, markersize=5)
-            said.append(f"fold {fold}: {values[0]:.3f} to {values[-1]:.3f}")
+            resumed = [place for place, row in enumerate(rows) if row.resumed_step is not None]
+            axes.plot([rows[place].epoch for place in resumed], values[resumed], "^", color=colour, markersize=5)
+            said.append(f"fold {fold}: {_format(values[0])} to {_format(values[-1])}{_list_restarts(rows)}")
         axes.set(xlabel="epoch")
         axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
         if len(said) <= _NUM_SERIES:
             axes.legend(ncols=2 if len(said) > 4 else 1)
         svg = render()
     return Plot(title, f"{title} from the first to the last epoch: {', '.join(said)}.", svg)
+
+
+def _format(value: float) -> str:
+    return f"{value:.3f}" if value < 100 else f"{value:,.0f}"
+
+
+def _list_restarts(rows: Sequence[EpochMetrics]) -> str:
+    epochs = [str(row.epoch) for row in rows if row.resumed_step is not None]
+    return f" (restarted in epoch {' and '.join(epochs)})" if epochs else ""
 
 
 def _find_best(rows: Sequence[EpochMetrics]) -> int | None:

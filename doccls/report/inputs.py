@@ -11,13 +11,12 @@ import yaml
 from doccls.config.paths import describe_error, is_file
 from doccls.errors import UserError
 from doccls.oof.blend_record import BlendMember, read_record
-from doccls.oof.merge import MergedOof, merge_predictions
-from doccls.oof.predictions import is_merged, read_predictions
+from doccls.oof.merge import MergedOof, merge_predictions, read_finished, summarize_folds
+from doccls.oof.predictions import is_merged
 from doccls.oof.summary import Summary, read_summary
 from doccls.run.fingerprint import digest_json
 from doccls.run.metrics_log import EpochMetrics, read_metrics
 from doccls.run.paths import RunPaths
-from doccls.system.tensor_file import TensorFileError
 
 
 @dataclass(frozen=True)
@@ -30,6 +29,7 @@ class ReportInputs:
     epochs: tuple[EpochMetrics, ...]  # of all folds; none of a blend
     snapshot: dict[str, Any] | None  # config.yaml; None for a blend, and with output.snapshots: false
     members: tuple[BlendMember, ...]  # of a blend; none of a run
+    missing_folds: tuple[int, ...] = ()  # folds of a run that are not finished
 
     @property
     def image_snapshot(self) -> Path:
@@ -40,25 +40,35 @@ class ReportInputs:
 
 
 def read_inputs(paths: RunPaths) -> ReportInputs:
-    """Read the results of a merged run or a blend.
+    """Read the results of a run's finished folds, or of a blend.
 
     Raises:
-        UserError: the run is not merged, or a file of it is missing or damaged.
+        UserError: no fold is finished, or a file is missing or damaged.
     """
     if is_file(paths.blend):
         members = read_record(paths).members
         return ReportInputs(paths, _read_blend(paths, members), read_summary(paths.summary), (), None, members)
-    if not is_merged(paths) or not paths.list_predictions():
-        raise UserError(
-            f"RUN {paths.root} is not merged yet: a report needs the results of all folds. "
-            f"Once they are finished: doccls-launch merge {paths.root}"
-        )
+    merged, summary, missing = _read_folds(paths)
     try:
-        merged = merge_predictions([read_predictions(path) for path in paths.list_predictions()])
-    except TensorFileError as error:
-        raise UserError(str(error)) from error
-    epochs, _ = read_metrics(paths)  # the merge has reported damaged lines
-    return ReportInputs(paths, merged, read_summary(paths.summary), tuple(epochs), _read_snapshot(paths.snapshot), ())
+        epochs, _ = read_metrics(paths)  # the merge reports damaged lines
+    except OSError as error:
+        raise UserError(describe_error(error, paths.metrics_dir, "folder")) from error
+    finished = set(merged.folds_N.tolist())
+    shown = tuple(row for row in epochs if row.fold in finished)
+    return ReportInputs(paths, merged, summary, shown, read_snapshot(paths.snapshot), (), missing)
+
+
+def _read_folds(paths: RunPaths) -> tuple[MergedOof, Summary, tuple[int, ...]]:
+    """Return the predictions of the finished folds, their scores, and the folds that are missing."""
+    try:
+        has_summary, predictions = is_merged(paths), read_finished(paths)
+    except OSError as error:
+        raise UserError(describe_error(error, paths.predictions_dir, "folder")) from error
+    merged = merge_predictions(predictions, finished_only=True)
+    missing = sorted(set(range(predictions[0].info.num_folds)) - {item.info.fold for item in predictions})
+    if has_summary and not missing:
+        return merged, read_summary(paths.summary), ()
+    return merged, summarize_folds(merged, predictions), tuple(missing)
 
 
 def _read_blend(paths: RunPaths, members: tuple[BlendMember, ...]) -> MergedOof:
@@ -89,7 +99,12 @@ def _read_blend(paths: RunPaths, members: tuple[BlendMember, ...]) -> MergedOof:
     return merged
 
 
-def _read_snapshot(path: Path) -> dict[str, Any] | None:
+def read_snapshot(path: Path) -> dict[str, Any] | None:
+    """Read the snapshot of a run; None if it has none.
+
+    Raises:
+        UserError: it can't be read, or is no snapshot.
+    """
     if not is_file(path):
         return None
     try:

@@ -8,7 +8,7 @@ import jinja2
 from markupsafe import Markup
 
 from doccls.report.content import PageResult, ReportContent
-from doccls.report.figures import plot_curves, plot_reliability
+from doccls.report.figures import plot_curves, plot_reliability, plot_resources
 from doccls.report.thumbnails import MEDIA_TYPE, Thumbnails
 
 _MAX_MATRIX_CLASSES = 60
@@ -38,9 +38,11 @@ def render_page(content: ReportContent, thumbnails: Thumbnails | None, images_no
         has_matrix=len(content.classes) <= _MAX_MATRIX_CLASSES,
         long_labels=max(map(len, content.classes)) > _LONG_LABEL,
         confusions=_list_confusions(content.confusion_CC),
-        levels=_list_levels(content.confusion_CC),
+        levels=_list_levels(content.confusion_CC) if len(content.classes) <= _MAX_MATRIX_CLASSES else [],
         reliability_plots=[(plot, Markup(plot.svg)) for plot in reliability],
         curve_plots=[(plot, Markup(plot.svg)) for plot in plot_curves(content.epochs)],
+        resource_plots=[(plot, Markup(plot.svg)) for plot in plot_resources(content.epochs)],
+        has_restarts=any(epoch.resumed_step is not None for epoch in content.epochs),
         thumbnails=thumbnails,
         images_note=images_note,
         data=Markup(_render_data(content, thumbnails)),
@@ -55,7 +57,8 @@ def _read_file(name: str) -> str:
 
 def _list_levels(confusion_CC: Sequence[Sequence[int]]) -> list[list[int]]:
     """Return how dark each cell of the confusion matrix is, by its share of the row: 0 (empty) to _LEVELS."""
-    return [[-(-_LEVELS * count // max(1, sum(row))) for count in row] for row in confusion_CC]
+    totals = [max(1, sum(row)) for row in confusion_CC]
+    return [[-(-_LEVELS * count // total) for count in row] for row, total in zip(confusion_CC, totals, strict=True)]
 
 
 def _list_confusions(confusion_CC: Sequence[Sequence[int]]) -> list[tuple[int, int, int]]:

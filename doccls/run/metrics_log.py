@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from doccls.run.paths import RunPaths
 from doccls.system.atomic_files import remove_leftovers, write_text
 
@@ -25,6 +27,11 @@ class EpochMetrics:
     selection_f1: float | None = None  # the score that selects the best epoch (`doccls.oof.metrics.selection_f1`)
     weights: str | None = None  # the weights that were validated: `raw` or `ema`
     macro_f1_damaged: float | None = None  # on damaged copies of the pages; without them, the line lacks the key
+    images_per_s: float | None = None  # training images of all processes, in the steps since the epoch's last start
+    resumed_step: int | None = None  # the step from which a restart resumed the epoch; if none did, the key is missing
+
+
+_EPOCH = TypeAdapter(EpochMetrics)
 
 
 def write_fold_metrics(paths: RunPaths, rows: Sequence[EpochMetrics]) -> list[str]:
@@ -89,14 +96,12 @@ def _render_rows(rows: Sequence[EpochMetrics]) -> str:
 
 def _describe_row(row: EpochMetrics) -> dict[str, Any]:
     values = {name: None if value != value else value for name, value in asdict(row).items()}
-    if row.macro_f1_damaged is None:
-        del values["macro_f1_damaged"]
-    return values
+    missing = [name for name in ("macro_f1_damaged", "resumed_step") if values[name] is None]
+    return {name: value for name, value in values.items() if name not in missing}
 
 
 def _parse_row(line: str) -> EpochMetrics | None:
     try:
-        row = EpochMetrics(**json.loads(line))
-    except (ValueError, TypeError):
+        return _EPOCH.validate_json(line, strict=True)
+    except ValueError:
         return None
-    return row if isinstance(row.fold, int) and isinstance(row.epoch, int) else None

@@ -3,6 +3,7 @@
 import gc
 import os
 import time
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -32,6 +33,14 @@ from doccls.training.step import TrainedEpoch, group_gradients, train_epoch
 from doccls.training.validation import validate_epoch
 
 _MAX_DATA_WAIT = 0.1  # the share of an epoch's time above which the log advises what to change
+
+
+@dataclass(frozen=True)
+class _Pace:
+    """How fast an epoch's remaining steps were."""
+
+    data_wait: float  # the share of time spent on waiting for batches
+    images_per_s: float | None  # of all processes; None if no step remained
 
 
 def train_fold(context: RunContext, fold: int, resume_point: ResumePoint | None, batches: TimedBatches) -> None:
@@ -121,10 +130,11 @@ def _fit(
     first = find_epoch(progress.step, engine.plan)
     for epoch in range(first, engine.config.epochs):
         began_s = time.perf_counter()
-        trained, data_wait = _train(engine, batches, epoch, progress, checkpointer)
-        if data_wait > _MAX_DATA_WAIT and epoch > first:  # the first epoch includes starting the loader
+        resumed_step = (progress.step or None) if epoch == first else None
+        trained, pace = _train(engine, batches, epoch, progress, checkpointer)
+        if pace.data_wait > _MAX_DATA_WAIT and epoch > first:  # the first epoch includes starting the loader
             advice = advise_on_waiting(
-                data_wait, batches.workers, count_own_cores(os.environ), context.experiment.data.stored is not None
+                pace.data_wait, batches.workers, count_own_cores(os.environ), context.experiment.data.stored is not None
             )
             engine.log.line(f"[DATA] {advice}")
         try:
@@ -146,6 +156,8 @@ def _fit(
             selection_f1=validated.selection_f1,
             weights=validated.weights,
             macro_f1_damaged=validated.macro_f1_damaged,
+            images_per_s=pace.images_per_s,
+            resumed_step=resumed_step,
         )
         _log_validation(engine, row)
         progress.rows.append(row)
@@ -187,22 +199,22 @@ def _format_scores(scores: EpochMetrics | BestEpoch) -> str:
 
 def _train(
     engine: Engine, batches: TimedBatches, epoch: int, progress: FoldProgress, checkpointer: Checkpointer
-) -> tuple[TrainedEpoch, float]:
-    """Train the remaining steps of an epoch (0-based) and log it; also return the share of time spent on waiting."""
+) -> tuple[TrainedEpoch, _Pace]:
+    """Train the remaining steps of an epoch (0-based) and log it; also return how fast that was."""
     accelerator, plan = engine.accelerator, engine.plan
     began_s, steps = time.perf_counter(), plan.steps_per_epoch - len(progress.meter.losses)
     with engine.log.progress(f"fold {plan.fold} epoch {epoch + 1}/{engine.config.epochs}", plan.steps_per_epoch) as bar:
         trained = train_epoch(engine, batches, epoch, progress, checkpointer, bar)
     average_buffers(engine)
     time_s = time.perf_counter() - began_s
-    data_wait = batches.pop_wait_s() / time_s
+    pace = _Pace(batches.pop_wait_s() / time_s, steps * plan.size / time_s if steps else None)
     engine.log.line(
         f"[EPOCH {epoch + 1}] fold={plan.fold} loss={trained.loss:.5f} lr={trained.lr:.3e} "
         f"{'' if trained.skipped_steps is None else f'skipped_steps={trained.skipped_steps} '}"
-        f"mem_MiB={measure_memory(accelerator):.0f} images_per_s={steps * plan.size / time_s:.1f} "
-        f"data_wait={data_wait:.0%}"
+        f"mem_MiB={measure_memory(accelerator):.0f} images_per_s={pace.images_per_s or 0:.1f} "
+        f"data_wait={pace.data_wait:.0%}"
     )
-    return trained, data_wait
+    return trained, pace
 
 
 def _record_epoch(

@@ -178,6 +178,7 @@ def test_resuming_replays_no_step_and_logs_where_it_begins(
     step = int(line.partition("from step ")[2].partition(" ")[0])
     assert step >= 1 and line.startswith(f"[RESUME] fold=0 from step {step} (epoch ") and " s of work" in line
     assert run.list_step_losses(0) == reference.losses[step:]
+    assert [row["resumed_step"] for row in run.read_metrics() if "resumed_step" in row] == [step]
 
 
 def test_killed_run_decodes_each_page_once(trainer: Trainer, references: dict[int, Reference]) -> None:

@@ -41,6 +41,7 @@ _CONFIG: dict[str, Any] = {
     "model": {"name": "test_convnext", "pretrained": False},
     "train": {"img_size": 64, "batch_size": 12, "epochs": 2, "lr": 1e-3, "warmup_epochs": 0, "cpu_threads": 1},
     "augment": {"rotate_deg": 0, "scale": 0, "shift": 0, "brightness": 0},
+    "output": {"report": False},  # it takes longer than such a training
 }  # fmt: skip
 
 

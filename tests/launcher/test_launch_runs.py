@@ -45,7 +45,11 @@ def test_parallel_folds_give_bytes_of_one_process(trainer: Trainer) -> None:
 
 def test_launched_folds_of_two_ranks_give_bytes_of_two_ranks(trainer: Trainer) -> None:
     both = trainer.train(*PLAIN, world_size=2)
-    launched = launch(trainer, (*PLAIN, "train.num_processes=2"), "--slots", "2")
+    launched = launch(trainer, (*PLAIN, "train.num_processes=2", "output.report=true"), "--slots", "2")
+    reports = [line for line in launched.out.splitlines() if line.startswith("[REPORT]")]
+    assert reports == [f"[REPORT] {launched.run.root / 'report.html'}"], "the folds leave it to the launcher"
+    consoles = [file.read_text() for file in launched.run.root.glob("console/*")]
+    assert consoles and not any("[REPORT]" in text for text in consoles)
     assert launched.code == 0, launched.out + launched.err
     assert_same_bytes(both, launched.run)
     provenance = yaml.safe_load((launched.run.root / "config.yaml").read_text())["provenance"]

@@ -27,7 +27,7 @@ def test_rows_are_json_lines_with_contract_keys(tmp_path: Path) -> None:
     assert paths.metrics.read_text().endswith("}\n")
     (row,) = read(paths)
     contract = ["fold", "epoch", "train_loss", "valid_loss", "macro_f1", "lr", "time_s", "mem_MiB"]
-    assert list(row) == [*contract, "selection_f1", "weights"]
+    assert list(row) == [*contract, "selection_f1", "weights", "images_per_s"]
     assert row["epoch"] == 1 and isinstance(row["epoch"], int) and row["lr"] == 1e-3
 
 

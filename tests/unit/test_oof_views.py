@@ -190,11 +190,11 @@ def test_only_stale_and_damaged_files_are_computed_anew(
     config: Config, data: PreparedData, run: RunPaths, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run_predict(run, "--views", "auto")
-    files, kept = [run.views(fold).read_bytes() for fold in range(2)], run.views(0).stat()
+    files, kept = [run.views(fold).read_bytes() for fold in range(2)], read_identity(run.views(0))
     capsys.readouterr()
     best = write_checkpoint(run, config, data, 1, seed=7)
     run_predict(run, "--views", "auto")
-    assert run.views(0).stat() == kept and run.views(1).read_bytes() != files[1]
+    assert read_identity(run.views(0)) == kept and run.views(1).read_bytes() != files[1]
     expected = compute_logits(config, data, best, "hflip", True)
     np.testing.assert_allclose(read_views(run.views(1)).logits_VNC[NAMES.index("hflip")], expected, atol=1e-4)
     # The fold's validation was of other weights:
@@ -217,6 +217,12 @@ def test_changed_and_missing_training_data_is_refused(run: RunPaths, tmp_path: P
     with pytest.raises(UserError, match=r"(?s)data.train_csv: .*--views auto needs the training data once"):
         run_predict(run, "--views", "auto")
     assert not run.views(0).exists() and not run.results.submission.exists()
+
+
+def read_identity(path: Path) -> tuple[int, int]:
+    """Return what changes when a file is written anew: its inode and the time of its last change."""
+    stat = path.stat()
+    return stat.st_ino, stat.st_mtime_ns
 
 
 def spoil(monkeypatch: pytest.MonkeyPatch, *views: str) -> None:
@@ -242,7 +248,7 @@ def test_view_with_non_finite_logits_is_stored_and_left_out(
 ) -> None:
     run_predict(run, "--views", "auto")
     plant_gain(run)
-    kept = run.views(0).stat()
+    kept = read_identity(run.views(0))
     run.views(1).unlink()
     spoil(monkeypatch, "hflip", "scale1.1")
     for _ in range(2):  # the second time, nothing is computed
@@ -257,7 +263,7 @@ def test_view_with_non_finite_logits_is_stored_and_left_out(
         scores = json.loads(run.views_record.read_text())["scores"]
         names = [name for name in NAMES[1:] if name not in ("hflip", "scale1.1")]
         assert [score["setting"]["views"] for score in scores] == [[name] for name in names]
-        assert run.views(0).stat() == kept
+        assert read_identity(run.views(0)) == kept
         assert np.isinf(read_views(run.views(1)).logits_VNC[NAMES.index("hflip"), 0, 0])
         monkeypatch.setattr(oof_views, "_compute", None)
 

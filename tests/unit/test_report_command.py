@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import argparse
 import csv
+import json
 import os
 import webbrowser
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from doccls import blend
 from doccls.errors import UserError
-from doccls.report.command import MARK, add_arguments, report
+from doccls.report.command import add_arguments, report
+from doccls.report.make import MARK
 from doccls.run.paths import RunPaths
 from tests.unit.report_runs import COUNT, IDS, write_run
 
@@ -88,14 +91,57 @@ def test_blend_has_a_report_without_curves(tmp_path: Path) -> None:
     assert "damaged: blend the members again" in refuse(folder.root)
 
 
-def test_run_that_is_not_merged_is_refused(paths: RunPaths) -> None:
+def test_run_that_is_not_merged_has_the_same_report(paths: RunPaths) -> None:
+    run_report(paths.root)
+    html = paths.report.read_bytes()
+    paths.summary.unlink()
+    run_report(paths.root)
+    assert paths.report.read_bytes() == html
+
+
+def test_scores_of_an_earlier_merge_are_not_shown(paths: RunPaths) -> None:
+    paths.summary.write_text(paths.summary.read_text().replace('"macro_f1": 0.', '"macro_f1": 0.00'))
+    run_report(paths.root)
+    shown = paths.report.read_bytes()
     os.utime(paths.predictions(1), ns=(2**62, 2**62))
-    assert "is not merged yet" in refuse(paths.root) and "doccls-launch merge" in refuse(paths.root)
+    run_report(paths.root)
+    assert paths.report.read_bytes() != shown
 
 
-def test_damaged_summary_is_refused(paths: RunPaths) -> None:
-    paths.summary.write_text('{"num_samples": 3}')
+def test_report_of_some_folds_is_about_their_pages_only(paths: RunPaths) -> None:
+    paths.predictions(1).unlink()
+    run_report(paths.root)
+    html = paths.report.read_text()
+    assert "Not finished: fold 1 of 3." in html and "<dd>2 of 3</dd>" in html and "data.valid_fold=all" in html
+    shown = json.loads(html.partition('id="data">')[2].partition("</script>")[0])["pages"]
+    assert sorted(page[1] for page in shown) == [*IDS[:10], *IDS[20:]]
+
+
+def test_run_without_finished_folds_is_refused(paths: RunPaths) -> None:
+    for fold in range(3):
+        paths.predictions(fold).unlink()
+    assert "no fold of this run has finished" in refuse(paths.root)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: '{"num_samples": 3}',
+        lambda text: text.replace('"macro_f1": 0.', '"macro_f1": "0.'),
+        lambda text: text.replace('"num_samples": 30', '"num_samples": null'),
+        lambda text: text.replace('"notes": []', '"notes": "none"'),
+    ],
+)
+def test_damaged_summary_is_refused(paths: RunPaths, damage: Callable[[str], str]) -> None:
+    paths.summary.write_text(damage(paths.summary.read_text()))
     assert "summary.json: damaged, or another version of doccls wrote it" in refuse(paths.root)
+
+
+def test_damaged_lines_of_metrics_are_left_out(paths: RunPaths) -> None:
+    text = paths.fold_metrics(0).read_text()
+    paths.fold_metrics(0).write_text(text.replace('"time_s": 1.0', '"time_s": "1"'))
+    run_report(paths.root)
+    assert "fold 1: " in paths.report.read_text() and "fold 0: " not in paths.report.read_text()
 
 
 def test_only_earlier_reports_are_replaced(paths: RunPaths, tmp_path: Path) -> None:
@@ -103,7 +149,7 @@ def test_only_earlier_reports_are_replaced(paths: RunPaths, tmp_path: Path) -> N
     other.write_text("<p>mine</p>")
     assert "exists and is not an earlier report" in refuse(paths.root, "--output", other)
     assert "must end in .html" in refuse(paths.root, "--output", tmp_path / "report.pdf")
-    assert "--output" in refuse(paths.root, "--output", tmp_path / "nowhere" / "report.html")
+    assert "nowhere" in refuse(paths.root, "--output", tmp_path / "nowhere" / "report.html")
     assert other.read_text() == "<p>mine</p>"
 
 

@@ -10,7 +10,7 @@ import matplotlib as mpl
 import pytest
 
 from doccls.report.content import ReportContent, derive_content
-from doccls.report.figures import Plot, plot_curves, plot_reliability
+from doccls.report.figures import Plot, plot_curves, plot_reliability, plot_resources
 from doccls.report.inputs import read_inputs
 from tests.unit.report_runs import write_run
 
@@ -63,3 +63,22 @@ def test_values_that_are_missing_leave_gaps(content: ReportContent) -> None:
     ]
     assert [plot.title for plot in plot_curves(epochs)] == ["Training loss", "Validation loss", "Macro-F1, clean pages"]
     assert plot_curves([]) == ()
+
+
+def test_restarts_are_marked(content: ReportContent) -> None:
+    epochs = [
+        dataclasses.replace(epoch, resumed_step=5 if (epoch.fold, epoch.epoch) == (1, 3) else None)
+        for epoch in content.epochs
+    ]
+    plain, marked = plot_curves(content.epochs)[0], plot_curves(epochs)[0]
+    assert "fold 1: 2.000 to 0.667 (restarted in epoch 3), fold 2: " in marked.description
+    assert marked.svg.count("<use ") == plain.svg.count("<use ") + 1
+
+
+def test_speed_and_memory_are_plotted_where_they_are_known(content: ReportContent) -> None:
+    (memory,) = plot_resources(content.epochs)
+    assert memory.title == "Memory of the main process in MiB" and "fold 0: 100 to 100, fold 1" in memory.description
+    epochs = [dataclasses.replace(epoch, images_per_s=epoch.epoch * 1e4) for epoch in content.epochs]
+    (speed, _) = plot_resources(epochs)
+    assert speed.title == "Training images per second" and "fold 2: 10,000 to 30,000." in speed.description
+    assert plot_resources([]) == ()

@@ -1,0 +1,105 @@
+"""Makes the report of a merged run or a blend, from its files to one HTML file."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from doccls.config import load_config
+from doccls.config.paths import describe_error, find_output_problem, find_problem, format_path, is_absent, is_file
+from doccls.errors import UserError
+from doccls.report.content import ReportContent, derive_content, order_for_thumbnails
+from doccls.report.inputs import ReportInputs, read_inputs, read_snapshot
+from doccls.report.thumbnails import PageReader, Thumbnails, collect_thumbnails
+from doccls.run.paths import RunPaths
+from doccls.system.atomic_files import write_text
+
+# Only files with this mark at their start are replaced, so that a report never takes the place of another page.
+MARK = '<meta name="generator" content="doccls report">'
+_MARK_SEARCH_BYTES = 1024
+
+
+@dataclass(frozen=True)
+class Report:
+    """A report that was written."""
+
+    path: Path
+    size_bytes: int
+    images_note: str | None  # why pages have no thumbnail, if that is not the user's wish
+
+
+def make_report(paths: RunPaths, output: Path, with_images: bool = True) -> Report:
+    """Write the report of a run or a blend to `output`, in place of an earlier report.
+
+    Raises:
+        UserError: no fold of the run has finished, a file of it is damaged, or the report can't be written there.
+    """
+    problem = _find_output_problem(output)
+    if problem is not None:
+        raise UserError(problem)
+    inputs = read_inputs(paths)
+    content = derive_content(inputs)
+    thumbnails, note = _collect_thumbnails(inputs, content) if with_images else (None, None)
+    from doccls.report.page import render_page  # Jinja2 and Matplotlib take a second to import
+
+    html = render_page(content, thumbnails, note)
+    try:
+        write_text(output, html)
+    except OSError as error:
+        raise UserError(describe_error(error, output, "file")) from error
+    return Report(output, len(html.encode()), note)
+
+
+def report_run(paths: RunPaths, say: Callable[[str], None]) -> None:
+    """Write the report into the folder of a run at its end. Whatever goes wrong is a warning: the run is complete."""
+    try:
+        report = make_report(paths, paths.report)
+    except Exception as error:  # noqa: BLE001 (the results of a training must not depend on a picture of them)
+        say(f"[WARNING] no report: {str(error) or type(error).__name__}")
+        return
+    if report.images_note is not None:
+        say(f"[WARNING] report: {report.images_note}")
+    say(f"[REPORT] {report.path}")
+
+
+def wants_report(paths: RunPaths) -> bool:
+    """Return whether the run's snapshot asks for a report (`output.report`); without a snapshot, it does."""
+    try:
+        snapshot = read_snapshot(paths.snapshot) or {}
+    except UserError:
+        return True  # making the report will say what is wrong
+    output = snapshot.get("output")
+    return not isinstance(output, dict) or output.get("report") is not False
+
+
+def _find_output_problem(output: Path) -> str | None:
+    shown = format_path(output)
+    if output.suffix.lower() != ".html":
+        return f"the report's name must end in .html: {shown}"
+    problem = find_problem(output.parent, "folder") or find_output_problem(output.parent)
+    if problem is not None or is_absent(output):
+        return problem
+    problem = find_problem(output, "file")
+    if problem is None and not _is_earlier_report(output):
+        problem = f"{shown} exists and is not an earlier report: remove it or choose another name"
+    return problem
+
+
+def _is_earlier_report(path: Path) -> bool:
+    with path.open("rb") as file:
+        return MARK.encode() in file.read(_MARK_SEARCH_BYTES)
+
+
+def _collect_thumbnails(inputs: ReportInputs, content: ReportContent) -> tuple[Thumbnails | None, str | None]:
+    """Return the thumbnails and, if images are missing, a note that says so."""
+    snapshot = inputs.image_snapshot
+    if not is_file(snapshot):
+        return None, f"no thumbnails: {format_path(snapshot)}, which says where the images are, is missing"
+    try:
+        reader = PageReader(load_config(snapshot), inputs.merged.ids)
+    except UserError as error:
+        return None, f"no thumbnails: {str(error).splitlines()[0]}"
+    rows = [page.row for page in order_for_thumbnails(content.pages, content.mistakes)]
+    thumbnails = collect_thumbnails(rows, reader.read)
+    if not thumbnails.missing:
+        return thumbnails, None
+    return thumbnails, f"{thumbnails.missing:,} of {len(rows):,} pages have no thumbnail: their images can't be read"
