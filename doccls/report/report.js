@@ -128,22 +128,23 @@
 
     // All numbers together are one stop of the Tab key.
     let stop = null;
-    let column = 0;  // where arrows up and down lead, also across rows without a number there
     function makeStop(button) {
       if (stop) stop.tabIndex = -1;
       stop = button;
       stop.tabIndex = 0;
     }
 
+    // Not every row has a number in the same column.
     function findNearest(line) {
-      const distance = (button) => Math.abs(button.parentElement.cellIndex - column);
+      const distance = (button) => Math.abs(button.parentElement.cellIndex - stop.parentElement.cellIndex);
       return line && line.reduce((best, button) => (distance(button) < distance(best) ? button : best));
     }
 
     function findNext(key, isInTable) {
       const number = lines.findIndex((line) => line.includes(stop));
       const place = lines[number].indexOf(stop);
-      const range = isInTable || buttons.length === lines.length ? buttons : lines[number];
+      const isList = buttons.length === lines.length;  // a row has no other number to go to
+      const range = isInTable || isList ? buttons : lines[number];
       switch (key) {
         case "ArrowLeft": return lines[number][place - 1];
         case "ArrowRight": return lines[number][place + 1];
@@ -157,16 +158,14 @@
 
     cells.addEventListener("focusin", (event) => makeStop(event.target));
     cells.addEventListener("keydown", (event) => {
-      const isVertical = event.key === "ArrowUp" || event.key === "ArrowDown";
       const isEnd = event.key === "Home" || event.key === "End";
-      if (!(isVertical || isEnd || event.key === "ArrowLeft" || event.key === "ArrowRight")) return;
+      if (!isEnd && !event.key.startsWith("Arrow")) return;
       if (event.altKey || event.metaKey || event.shiftKey || (event.ctrlKey && !isEnd)) return;
       event.preventDefault();  // which would scroll
       const next = findNext(event.key, event.ctrlKey);
       if (!next) return;
       next.focus({ preventScroll: true });
       next.scrollIntoView({ block: "nearest", inline: "nearest" });
-      if (!isVertical) column = next.parentElement.cellIndex;
     });
 
     for (const button of buttons) button.tabIndex = -1;
@@ -174,7 +173,6 @@
     mistaken.sort((a, b) => Number(b.textContent) - Number(a.textContent));
     choose(mistaken[0] ?? buttons[0]);
     makeStop(chosen);
-    column = chosen.parentElement.cellIndex;
     region.hidden = false;
   }
 

@@ -166,9 +166,11 @@ def test_arrows_move_between_the_numbers(page: Page, content: ReportContent) -> 
     assert press("ArrowLeft") == press("ArrowUp") == cells[0], "the first one"
     assert [press("ArrowRight") for _ in rows[0]] == [*rows[0][1:], rows[0][-1]]
     assert press("Home") == cells[0] and press("End") == rows[0][-1]
-    column = rows[0][-1][1]
+    cell = rows[0][-1]
     for row in rows[1:]:
-        assert press("ArrowDown") == min(row, key=lambda cell: abs(cell[1] - column))
+        nearest = min(row, key=lambda other: abs(other[1] - cell[1]))
+        assert press("ArrowDown") == nearest
+        cell = nearest
     assert press("End", is_control_down=True) == cells[-1] == press("ArrowDown")
 
 
