@@ -1,6 +1,7 @@
 "use strict";
 (() => {
   const PAGES_AT_ONCE = 24;
+  const OUTLINE_PX = 4;
   const MIN_VISIBLE_PX = 160;  // of the pages of a cell: what they are, and the first pictures
   const data = JSON.parse(document.getElementById("data").textContent);
   const pages = data.pages.map(([row, id, fold, target, top]) => ({ row, id, fold, target, top }));
@@ -181,7 +182,8 @@
   for (const box of document.querySelectorAll(".scroll")) {
     const corner = box.querySelector("thead th");
     new ResizeObserver(() => {
-      box.style.scrollPadding = `${corner.offsetHeight}px 0 0 ${corner.offsetWidth}px`;
+      const [top, left] = [corner.offsetHeight, corner.offsetWidth].map((size) => size + OUTLINE_PX);
+      box.style.scrollPadding = `${top}px ${OUTLINE_PX}px ${OUTLINE_PX}px ${left}px`;
     }).observe(corner);
   }
 
