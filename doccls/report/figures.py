@@ -20,6 +20,9 @@ from doccls.run.metrics_log import EpochMetrics
 _SIZE_INCHES = (3.6, 2.5)
 _NUM_SERIES = 8
 _Curve = tuple[str, Callable[[EpochMetrics], float | None]]  # title, and the value of an epoch
+_LINE_WIDTH = 1.5
+# Lengths of dashes and gaps. Each round through the colours has a pattern of its own, so 32 curves differ.
+_DASHES: tuple[tuple[float, ...], ...] = ((), (5, 2), (1.5, 1.5), (7, 2, 1.5, 2))
 # Each colour stands for a variable of the page's style, so that plots follow the light or dark theme.
 _INK, _FAINT, _GRID, _ACCENT = "#010101", "#020202", "#030303", "#040404"
 _SERIES = tuple(f"#0505{number:02x}" for number in range(_NUM_SERIES))
@@ -27,7 +30,6 @@ _VARIABLES = {_INK: "ink", _FAINT: "faint", _GRID: "line", _ACCENT: "accent"} | 
     colour: f"series-{number}" for number, colour in enumerate(_SERIES)
 }
 _STYLE: dict[Any, Any] = {  # Matplotlib's types list every key, and differ between its versions
-    "svg.hashsalt": "doccls",  # names of clip paths, which are random without it
     "svg.fonttype": "none",  # text stays text, which is small, and can be selected and read aloud
     "font.size": 8.5,
     "text.color": _INK,
@@ -43,11 +45,19 @@ _STYLE: dict[Any, Any] = {  # Matplotlib's types list every key, and differ betw
     "ytick.labelcolor": _INK,
     "grid.color": _GRID,
     "grid.linewidth": 0.8,
-    "lines.linewidth": 1.5,
-    "legend.frameon": False,
-    "legend.fontsize": 7.5,
+    "lines.linewidth": _LINE_WIDTH,
+    "lines.scale_dashes": False,  # so that the lengths are those of the legend
     "figure.constrained_layout.use": True,
 }
+
+
+@dataclass(frozen=True)
+class Series:
+    """A curve of a plot, as its legend shows it."""
+
+    name: str
+    number: int  # of its colour in the page's style
+    dashes: str  # lengths of dashes and gaps, as in SVG's `stroke-dasharray`; empty for a solid line
 
 
 @dataclass(frozen=True)
@@ -57,6 +67,7 @@ class Plot:
     title: str
     description: str  # for those who can't see it
     svg: str
+    legend: tuple[Series, ...] = ()
 
 
 def plot_reliability(reliability: Reliability) -> tuple[Plot, Plot]:
@@ -70,7 +81,7 @@ def plot_reliability(reliability: Reliability) -> tuple[Plot, Plot]:
 
 
 def _plot_bins(bins: ReliabilityBins, title: str, ece: float) -> Plot:
-    with _drawing() as (axes, render):
+    with _drawing(title) as (axes, render):
         axes.plot((0, 1), (0, 1), color=_FAINT, linewidth=1, linestyle="--")
         axes.vlines(bins.confidence_B, bins.confidence_B, bins.accuracy_B, color=_ACCENT, alpha=0.45, linewidth=3)
         areas = 8 + 150 * bins.count_B / bins.count_B.max()
@@ -116,25 +127,29 @@ def _plot_known(curves: Sequence[_Curve], epochs: Sequence[EpochMetrics], marks_
 def _plot_curve(
     title: str, read: Callable[[EpochMetrics], float | None], epochs: Sequence[EpochMetrics], marks_best: bool
 ) -> Plot:
-    said = []
-    with _drawing() as (axes, render):
+    said, legend = [], []
+    with _drawing(title) as (axes, render):
         for number, (fold, group) in enumerate(groupby(epochs, key=lambda epoch: epoch.fold)):
             rows = list(group)
             values = np.array([np.nan if (value := read(row)) is None else value for row in rows], dtype=np.float64)
-            colour = _SERIES[number % _NUM_SERIES]
-            axes.plot([row.epoch for row in rows], values, color=colour, label=f"fold {fold}")
+            known = values[np.isfinite(values)]
+            if not len(known):
+                said.append(f"fold {fold}: no values")
+                continue
+            said.append(f"fold {fold}: {_format(known[0])} to {_format(known[-1])}{_list_restarts(rows)}")
+            cycle, place = divmod(number, _NUM_SERIES)
+            colour, dashes = _SERIES[place], _DASHES[cycle % len(_DASHES)]
+            axes.plot([row.epoch for row in rows], values, color=colour, linestyle=(0, dashes) if dashes else "-")
             best = _find_best(rows) if marks_best else None
             if best is not None:
                 axes.plot(rows[best].epoch, values[best], "o", color=colour, markersize=5)
-            resumed = [place for place, row in enumerate(rows) if row.resumed_step is not None]
-            axes.plot([rows[place].epoch for place in resumed], values[resumed], "^", color=colour, markersize=5)
-            said.append(f"fold {fold}: {_format(values[0])} to {_format(values[-1])}{_list_restarts(rows)}")
+            resumed = [index for index, row in enumerate(rows) if row.resumed_step is not None]
+            axes.plot([rows[index].epoch for index in resumed], values[resumed], "^", color=colour, markersize=5)
+            legend.append(Series(f"fold {fold}", place, " ".join(f"{length:g}" for length in dashes)))
         axes.set(xlabel="epoch")
         axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
-        if len(said) <= _NUM_SERIES:
-            axes.legend(ncols=2 if len(said) > 4 else 1)
         svg = render()
-    return Plot(title, f"{title} from the first to the last epoch: {', '.join(said)}.", svg)
+    return Plot(title, f"{title} from the first to the last epoch: {', '.join(said)}.", svg, tuple(legend))
 
 
 def _format(value: float) -> str:
@@ -155,11 +170,14 @@ def _find_best(rows: Sequence[EpochMetrics]) -> int | None:
 
 
 @contextmanager
-def _drawing() -> Iterator[tuple[Axes, Callable[[], str]]]:
-    """Yield the axes of an empty plot, and a function that returns the plot as SVG."""
+def _drawing(salt: str) -> Iterator[tuple[Axes, Callable[[], str]]]:
+    """Yield the axes of an empty plot, and a function that returns the plot as SVG.
+
+    The IDs of markers and clip paths in it depend on the salt; it must differ between the plots of a page.
+    """
     with mpl.rc_context():
         mpl.rcdefaults()  # a user's matplotlibrc changes nothing
-        mpl.rcParams.update(_STYLE)
+        mpl.rcParams.update(_STYLE | {"svg.hashsalt": salt})
         figure = Figure(figsize=_SIZE_INCHES)
         yield figure.add_subplot(), lambda: _render(figure)
 

@@ -87,5 +87,5 @@ def _render_data(content: ReportContent, thumbnails: Thumbnails | None) -> str:
 
 
 def _describe_page(page: PageResult) -> list[object]:
-    top = [[column, round(probability, 4)] for column, probability in page.top]
+    top = [[column, f"{probability:.1%}"] for column, probability in page.top]  # rounded once, here
     return [page.row, page.sample_id, page.fold, page.target, top]

@@ -18,7 +18,15 @@ _KEYS = {
     "Tab": {"code": "Tab", "windowsVirtualKeyCode": 9},
     "Enter": {"code": "Enter", "windowsVirtualKeyCode": 13, "text": "\r"},
     " ": {"code": "Space", "windowsVirtualKeyCode": 32, "text": " "},
+    "Escape": {"code": "Escape", "windowsVirtualKeyCode": 27},
+    "End": {"code": "End", "windowsVirtualKeyCode": 35},
+    "Home": {"code": "Home", "windowsVirtualKeyCode": 36},
+    "ArrowLeft": {"code": "ArrowLeft", "windowsVirtualKeyCode": 37},
+    "ArrowUp": {"code": "ArrowUp", "windowsVirtualKeyCode": 38},
+    "ArrowRight": {"code": "ArrowRight", "windowsVirtualKeyCode": 39},
+    "ArrowDown": {"code": "ArrowDown", "windowsVirtualKeyCode": 40},
 }
+_CONTROL = 2  # the bit of this modifier in DevTools' key events
 
 
 def find_chromium() -> str | None:
@@ -35,10 +43,12 @@ class Page:
         self._session: str | None = None
         self.requests: list[str] = []  # URLs, except data:
         self.errors: list[str] = []
+        self._loaded: set[str] = set()  # loaders (navigations) whose load event has fired
         target = self.send("Target.createTarget", url="about:blank")["targetId"]
         self._session = self.send("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Network", "Log"):
             self.send(f"{domain}.enable")
+        self.send("Page.setLifecycleEventsEnabled", enabled=True)
 
     def send(self, method: str, **parameters: Any) -> dict[str, Any]:
         """Send a command and return its result."""
@@ -57,9 +67,9 @@ class Page:
     def open(self, file: Path) -> None:
         """Open a file, forget the requests and errors of earlier ones, and wait until it is loaded."""
         self.requests, self.errors = [], []
-        self.send("Page.navigate", url=file.as_uri())
-        while self._receive().get("method") != "Page.loadEventFired":
-            pass
+        loader = self.send("Page.navigate", url=file.as_uri())["loaderId"]
+        while loader not in self._loaded:  # its load event may come before the answer to the command
+            self._receive()
 
     def evaluate(self, expression: str) -> Any:
         """Return the value of a JavaScript expression."""
@@ -67,10 +77,11 @@ class Page:
         assert "exceptionDetails" not in found, found["exceptionDetails"]
         return found["result"].get("value")
 
-    def press(self, key: str) -> None:
+    def press(self, key: str, is_control_down: bool = False) -> None:
         """Press a key, as a person does."""
-        self.send("Input.dispatchKeyEvent", type="keyDown", key=key, **_KEYS[key])
-        self.send("Input.dispatchKeyEvent", type="keyUp", key=key, **_KEYS[key])
+        for kind in ("keyDown", "keyUp"):
+            modifiers = _CONTROL if is_control_down else 0
+            self.send("Input.dispatchKeyEvent", type=kind, key=key, modifiers=modifiers, **_KEYS[key])
 
     def click(self, selector: str) -> None:
         """Scroll to an element and click its middle with the mouse."""
@@ -104,7 +115,9 @@ class Page:
 
     def _note(self, message: dict[str, Any]) -> None:
         method, parameters = message.get("method"), message.get("params", {})
-        if method == "Network.requestWillBeSent" and not parameters["request"]["url"].startswith("data:"):
+        if method == "Page.lifecycleEvent" and parameters["name"] == "load":
+            self._loaded.add(parameters["loaderId"])
+        elif method == "Network.requestWillBeSent" and not parameters["request"]["url"].startswith("data:"):
             self.requests.append(parameters["request"]["url"])
         elif method == "Runtime.exceptionThrown":
             self.errors.append(json.dumps(parameters["exceptionDetails"]))

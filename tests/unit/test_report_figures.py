@@ -12,6 +12,7 @@ import pytest
 from doccls.report.content import ReportContent, derive_content
 from doccls.report.figures import Plot, plot_curves, plot_reliability, plot_resources
 from doccls.report.inputs import read_inputs
+from doccls.run.metrics_log import EpochMetrics
 from tests.unit.report_runs import write_run
 
 
@@ -82,3 +83,29 @@ def test_speed_and_memory_are_plotted_where_they_are_known(content: ReportConten
     (speed, _) = plot_resources(epochs)
     assert speed.title == "Training images per second" and "fold 2: 10,000 to 30,000." in speed.description
     assert plot_resources([]) == ()
+
+
+def test_description_names_folds_without_values_and_skips_missing_ends(content: ReportContent) -> None:
+    def lose(epoch: EpochMetrics) -> EpochMetrics:
+        is_lost = epoch.fold == 1 or (epoch.fold == 2 and epoch.epoch != 2)
+        return dataclasses.replace(epoch, train_loss=None) if is_lost else epoch
+
+    (training, *_) = plot_curves([lose(epoch) for epoch in content.epochs])
+    assert training.description.endswith("fold 0: 2.000 to 0.667, fold 1: no values, fold 2: 1.000 to 1.000.")
+    assert [(series.name, series.number) for series in training.legend] == [("fold 0", 0), ("fold 2", 2)]
+
+
+def test_each_of_many_folds_has_a_line_of_its_own(content: ReportContent) -> None:
+    epochs = [
+        dataclasses.replace(epoch, fold=fold) for fold in range(20) for epoch in content.epochs if epoch.fold == 0
+    ]
+    for plot in plot_curves(epochs):
+        assert [series.name for series in plot.legend] == [f"fold {fold}" for fold in range(20)]
+        assert len({(series.number, series.dashes) for series in plot.legend}) == 20
+        assert not plot.legend[7].dashes and plot.legend[8].dashes
+        for series in plot.legend:
+            (style,) = re.findall(rf"<path [^>]*fill: none;[^>]*var\(--series-{series.number}\)[^>]*>", plot.svg)[
+                int(series.name.split()[1]) // 8 :
+            ][:1]
+            dashes = re.search(r"stroke-dasharray: ([0-9.,]+)", style)
+            assert (dashes[1].replace(",", " ") if dashes else "") == series.dashes

@@ -71,7 +71,8 @@ def test_cells_are_buttons_with_names(content: ReportContent) -> None:
         target, prediction = map(int, str(attributes["data-cell"]).split(","))
         count = filled[target, prediction]
         pages = "page" if count == 1 else "pages"
-        assert attributes["aria-label"] == f"{count} {pages}: label {CLASSES[target]}, predicted {CLASSES[prediction]}"
+        label, predicted = (f"\u2068{CLASSES[number]}\u2069" for number in (target, prediction))
+        assert attributes["aria-label"] == f"{count} {pages}: label {label}, predicted {predicted}"
 
 
 def test_data_holds_each_page_and_each_thumbnail_once(content: ReportContent) -> None:
@@ -81,6 +82,17 @@ def test_data_holds_each_page_and_each_thumbnail_once(content: ReportContent) ->
     assert data["thumbnails"] == {"0": "QUJD", "1": "REVG"} and html.count("QUJD") == 1
     assert data["mistakes"] == [page.row for page in content.mistakes]
     assert {page[1] for page in data["pages"]} == set(IDS)
+    shown = {page[0]: page[4] for page in data["pages"]}
+    for page in content.pages:
+        assert shown[page.row] == [[column, f"{probability:.1%}"] for column, probability in page.top]
+
+
+def test_element_ids_are_unique(content: ReportContent) -> None:
+    elements = Elements(render_page(content, PICTURES)).found
+    ids = [attributes["id"] for _, attributes in elements if "id" in attributes]
+    assert len(set(ids)) == len(ids) > 30
+    used = {str(attributes["href"])[1:] for _, attributes in elements if "href" in attributes}
+    assert used <= set(ids)
 
 
 def test_hostile_ids_labels_and_settings_are_escaped(tmp_path: Path) -> None:
@@ -107,7 +119,7 @@ def test_page_says_which_pages_have_thumbnails(content: ReportContent) -> None:
 def test_page_of_1500_pages_is_below_5_mb(content: ReportContent) -> None:
     budget = collect_thumbnails.__defaults__[0]  # type: ignore[index]
     html = render_page(content, Thumbnails({0: "x" * budget}, 0, 0))
-    per_page = len(json.dumps([99_999, "0123456789abcdef.jpg", 4, 16, [[16, 0.1234]] * 3], separators=(",", ":")))
+    per_page = len(json.dumps([99_999, "0123456789abcdef.jpg", 4, 16, [[16, "12.3%"]] * 3], separators=(",", ":")))
     assert len(html) + 1500 * per_page < 5_000_000
 
 
