@@ -36,6 +36,10 @@ class MergedOof:
     groups: tuple[str, ...] | None = None  # of each row, if data.group_col is set
     damaged_logits_NC: np.ndarray | None = None  # like `logits_NC`, of damaged copies of the pages (valid.damage)
 
+    def find_damaged_hits(self) -> np.ndarray | None:
+        """Return whether the prediction for the damaged copy of each row is right, (n_samples,) bool; None without."""
+        return None if self.damaged_logits_NC is None else self.damaged_logits_NC.argmax(axis=1) == self.targets_N
+
 
 def merge_run(paths: RunPaths) -> Summary:
     """Merge the run's folds: write metrics.jsonl, oof_logits.npy, oof_targets.npy, oof.csv and, last, summary.json.

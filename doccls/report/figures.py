@@ -147,6 +147,8 @@ def _plot_curve(
             axes.plot([rows[index].epoch for index in resumed], values[resumed], "^", color=colour, markersize=5)
             legend.append(Series(f"fold {fold}", place, " ".join(f"{length:g}" for length in dashes)))
         axes.set(xlabel="epoch")
+        if not marks_best:
+            axes.set_ylim(bottom=0)
         axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
         svg = render()
     return Plot(title, f"{title} from the first to the last epoch: {', '.join(said)}.", svg, tuple(legend))

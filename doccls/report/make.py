@@ -9,7 +9,9 @@ from doccls.config.paths import describe_error, find_output_problem, find_proble
 from doccls.errors import UserError
 from doccls.report.content import ReportContent, derive_content, order_for_thumbnails
 from doccls.report.inputs import ReportInputs, read_inputs, read_snapshot
-from doccls.report.thumbnails import PageReader, Thumbnails, collect_thumbnails
+from doccls.report.slices import Slices, choose_sample, measure_page, slice_pages
+from doccls.report.thumbnails import Thumbnails, collect_thumbnails
+from doccls.report.training_pages import PageReader, TrainingPage
 from doccls.run.paths import RunPaths
 from doccls.system.atomic_files import write_text
 
@@ -38,10 +40,11 @@ def make_report(paths: RunPaths, output: Path, with_images: bool = True) -> Repo
         raise UserError(problem)
     inputs = read_inputs(paths)
     content = derive_content(inputs)
-    thumbnails, note = _collect_thumbnails(inputs, content) if with_images else (None, None)
+    thumbnails, slices, note = _show_pages(inputs, content, with_images)
+    note = note if with_images else None
     from doccls.report.page import render_page  # Jinja2 and Matplotlib take a second to import
 
-    html = render_page(content, thumbnails, note)
+    html = render_page(content, thumbnails, slices, note)
     try:
         write_text(output, html)
     except OSError as error:
@@ -89,17 +92,35 @@ def _is_earlier_report(path: Path) -> bool:
         return MARK.encode() in file.read(_MARK_SEARCH_BYTES)
 
 
-def _collect_thumbnails(inputs: ReportInputs, content: ReportContent) -> tuple[Thumbnails | None, str | None]:
-    """Return the thumbnails and, if images are missing, a note that says so."""
+def _show_pages(
+    inputs: ReportInputs, content: ReportContent, with_images: bool
+) -> tuple[Thumbnails | None, Slices | None, str | None]:
+    """Return the thumbnails, the slices and, if images are missing, a note that says so."""
     snapshot = inputs.image_snapshot
     if not is_file(snapshot):
-        return None, f"no thumbnails: {format_path(snapshot)}, which says where the images are, is missing"
+        return None, None, f"no thumbnails: {format_path(snapshot)}, which says where the images are, is missing"
     try:
-        reader = PageReader(load_config(snapshot), inputs.merged.ids)
+        config = load_config(snapshot)
+        reader = PageReader(config, inputs.merged.ids)
     except UserError as error:
-        return None, f"no thumbnails: {str(error).splitlines()[0]}"
+        return None, None, f"no thumbnails: {str(error).splitlines()[0]}"
     rows = [page.row for page in order_for_thumbnails(content.pages, content.mistakes)]
-    thumbnails = collect_thumbnails(rows, reader.read)
-    if not thumbnails.missing:
-        return thumbnails, None
-    return thumbnails, f"{thumbnails.missing:,} of {len(rows):,} pages have no thumbnail: their images can't be read"
+    sample, facts = choose_sample(rows), {}
+    to_measure = set(sample)
+
+    def read(row: int) -> TrainingPage | None:
+        page = reader.read(row)
+        if page is not None and row in to_measure:
+            facts[row] = measure_page(page, config.train.img_size)
+            to_measure.remove(row)
+        return page
+
+    thumbnails = collect_thumbnails(rows, read) if with_images else None
+    for row in sample:
+        if row in to_measure:
+            read(row)
+    slices = slice_pages(facts, content.pages, inputs.merged.find_damaged_hits())
+    if thumbnails is None or not thumbnails.missing:
+        return thumbnails, slices, None
+    note = f"{thumbnails.missing:,} of {len(rows):,} pages have no thumbnail: their images can't be read"
+    return thumbnails, slices, note

@@ -9,6 +9,7 @@ from markupsafe import Markup
 
 from doccls.report.content import PageResult, ReportContent
 from doccls.report.figures import plot_curves, plot_reliability, plot_resources
+from doccls.report.slices import Slices
 from doccls.report.thumbnails import MEDIA_TYPE, Thumbnails
 
 _MAX_MATRIX_CLASSES = 60
@@ -17,8 +18,10 @@ _LONG_LABEL = 4  # characters; longer labels of columns are turned
 _LEVELS = 8  # of colour in the confusion matrix
 
 
-def render_page(content: ReportContent, thumbnails: Thumbnails | None, images_note: str | None = None) -> str:
-    """Render the page; equal content gives equal text. `thumbnails` is None if none are to be shown.
+def render_page(
+    content: ReportContent, thumbnails: Thumbnails | None, slices: Slices | None = None, images_note: str | None = None
+) -> str:
+    """Render the page; equal content gives equal text. `thumbnails` and `slices` are None if none are to be shown.
 
     `images_note` says why pages have no thumbnails, if that is not the user's wish.
     """
@@ -44,6 +47,7 @@ def render_page(content: ReportContent, thumbnails: Thumbnails | None, images_no
         resource_plots=[(plot, Markup(plot.svg)) for plot in plot_resources(content.epochs)],
         has_restarts=any(epoch.resumed_step is not None for epoch in content.epochs),
         thumbnails=thumbnails,
+        slices=slices if slices is not None and slices.properties else None,
         images_note=images_note,
         data=Markup(_render_data(content, thumbnails)),
         style=Markup(_read_file("report.css")),

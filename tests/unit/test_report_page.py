@@ -100,7 +100,7 @@ def test_hostile_ids_labels_and_settings_are_escaped(tmp_path: Path) -> None:
     text = paths.snapshot.read_text(encoding="utf-8")
     paths.snapshot.write_text(text.replace("run_id: tiny0", f"run_id: {json.dumps(HOSTILE)}"), encoding="utf-8")
     content = derive_content(read_inputs(paths))
-    html = render_page(content, None, HOSTILE)
+    html = render_page(content, None, images_note=HOSTILE)
     assert HOSTILE not in html and "<img" not in html
     assert "&lt;/script&gt;&lt;img src=x onerror=alert(1)&gt;" in html
     elements = Elements(html)
@@ -113,7 +113,7 @@ def test_page_says_which_pages_have_thumbnails(content: ReportContent) -> None:
     assert "Thumbnails are shown for" not in render_page(content, PICTURES)
     html = render_page(content, Thumbnails({0: "QUJD"}, 0, COUNT - 1))
     assert f"Thumbnails are shown for 1 of {COUNT} pages" in html
-    assert "3 pages have no thumbnail" in render_page(content, PICTURES, "3 pages have no thumbnail")
+    assert "3 pages have no thumbnail" in render_page(content, PICTURES, images_note="3 pages have no thumbnail")
 
 
 def test_page_of_1500_pages_is_below_5_mb(content: ReportContent) -> None:
