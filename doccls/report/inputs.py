@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from doccls.config.paths import describe_error, is_file
+from doccls.config.snapshot import read_snapshot
 from doccls.errors import UserError
 from doccls.oof.blend_record import BlendMember, read_record
 from doccls.oof.merge import MergedOof, merge_predictions
@@ -58,7 +58,8 @@ def read_inputs(paths: RunPaths) -> ReportInputs:
     except TensorFileError as error:
         raise UserError(str(error)) from error
     epochs, _ = read_metrics(paths)  # the merge has reported damaged lines
-    return ReportInputs(paths, merged, read_summary(paths.summary), tuple(epochs), _read_snapshot(paths.snapshot), ())
+    snapshot = read_snapshot(paths.snapshot) if is_file(paths.snapshot) else None
+    return ReportInputs(paths, merged, read_summary(paths.summary), tuple(epochs), snapshot, ())
 
 
 def _read_blend(paths: RunPaths, members: tuple[BlendMember, ...]) -> MergedOof:
@@ -87,17 +88,3 @@ def _read_blend(paths: RunPaths, members: tuple[BlendMember, ...]) -> MergedOof:
     if any(other != shape for other in others):
         raise UserError(f"{paths.root / 'oof'}: its files differ in rows or classes: blend the members again")
     return merged
-
-
-def _read_snapshot(path: Path) -> dict[str, Any] | None:
-    if not is_file(path):
-        return None
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-        if not isinstance(values, dict) or not isinstance(values.get("provenance"), dict):
-            raise ValueError("no provenance")
-    except OSError as error:
-        raise UserError(describe_error(error, path, "file")) from error
-    except (ValueError, yaml.YAMLError) as error:
-        raise UserError(f"{path}: damaged, or not a snapshot of a run") from error
-    return values
