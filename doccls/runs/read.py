@@ -149,8 +149,9 @@ class _Reader:
         return sorted(name for name in (*self._scan.files, *self._scan.links) if pattern.fullmatch(name))
 
     def _is_merged(self) -> bool:
-        is_known = not self._scan.links & _READ_FOLDERS and "summary.json" not in self._scan.links
-        return is_known and bool(self._read("summary.json", lambda: is_merged(self._paths)))
+        if self._scan.links & _READ_FOLDERS:
+            return False
+        return self._read("summary.json", lambda: is_merged(self._paths)) or False
 
     def _read_folds(self) -> tuple[FoldFacts, ...]:
         names = self._find_files(_PREDICTIONS)

@@ -105,11 +105,11 @@ def test_table_is_aligned_and_explains_what_it_has() -> None:
     ]
     assert render_table(Path("/exp"), runs, None) == (
         "3 runs in /exp, newest first\n"
-        "run                   clean  damaged      gap  state                 size\n"
-        "20260102/long-name   0.8000   0.5500   0.2500  merged             3.0 MiB\n"
+        "run                   clean  damaged      gap  state                size\n"
+        "20260102/long-name   0.8000   0.5500   0.2500  merged            3.0 MiB\n"
         "    train.lr=0.2\n"
-        "20260101/first       0.8000   0.5500   0.2500  merged             3.0 MiB\n"
-        "20260101/b          ~0.5000  ~0.2500  ~0.2500  failed 1/5 folds   3.0 MiB\n"
+        "20260101/first       0.8000   0.5500   0.2500  merged            3.0 MiB\n"
+        "20260101/b          ~0.5000  ~0.2500  ~0.2500  failed 1/5 folds  3.0 MiB\n"
         "    ! 'no\\x1b[31m space'\n"
         "\n"
         "usual: train.lr=0.1\n"
