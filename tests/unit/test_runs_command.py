@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -118,7 +119,12 @@ def test_blend_is_listed_on_its_day(tmp_path: Path, list_runs: List) -> None:
     blend.blend(parser.parse_args([*map(str, runs), "--run-id", "both"]))
     out = list_runs(tmp_path / "experiments")
     assert find_state(out, "both") == "blend"
-    assert out.splitlines()[2].startswith("20260101/both ")  # its files are newer than its day, which ends at midnight
+    assert out.splitlines()[2].startswith("20260101/both ")
+    (tmp_path / "experiments" / "20260102").mkdir()
+    later = RunPaths(runs[1].rename(tmp_path / "experiments" / "20260102" / "later"))
+    edit_config(later, "provenance", started="2026-01-02T00:00:01")
+    listed = [line.split()[0] for line in list_runs(tmp_path / "experiments").splitlines() if line.startswith("2026")]
+    assert listed == ["20260102/later", "20260101/both", "20260101/tiny1"]  # the blend's files are of today
     (runs[0].parent / "both" / "blend.json").write_text("[" * 100_000)
     out = list_runs(tmp_path / "experiments")
     assert find_state(out, "both") == "damaged" and "! blend.json: damaged" in out
@@ -259,6 +265,12 @@ def test_score_that_is_no_number_is_damage(paths: RunPaths, list_runs: List) -> 
         assert "! summary.json: damaged" in list_runs(paths.exp_dir)
 
 
+def test_huge_file_is_not_read(paths: RunPaths, list_runs: List) -> None:
+    os.truncate(paths.snapshot, 2**40)
+    out = list_runs(paths.exp_dir)
+    assert "! config.yaml: damaged: over 1.0 GiB" in out and find_row(out, "tiny0")[-2:] == ["1024.0", "GiB"]
+
+
 def test_damaged_predictions_of_an_unmerged_run_are_named(paths: RunPaths, list_runs: List) -> None:
     unmerge(paths)
     paths.predictions(1).write_bytes(b"torn")
@@ -384,3 +396,12 @@ def test_only_a_terminal_wraps(
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     out = list_runs(paths.exp_dir)
     assert "x" * 200 not in out and all(len(line) <= 80 for line in out.splitlines()[1:])
+
+
+def test_listing_does_not_import_torch(paths: RunPaths) -> None:
+    code = "import sys; from doccls.__main__ import main; main(['runs', sys.argv[1]]); sys.exit('torch' in sys.modules)"
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(paths.exp_dir)], cwd=root, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0 and "20260101/tiny0" in done.stdout
