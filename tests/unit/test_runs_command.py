@@ -277,6 +277,8 @@ def test_damaged_predictions_of_an_unmerged_run_are_named(paths: RunPaths, list_
     out = list_runs(paths.exp_dir)
     assert find_state(out) == "damaged" and "! oof/parts/fold1.safetensors: can't be read" in out
     assert find_row(out, "tiny0")[1] == "~0.5000"
+    shutil.copy(paths.predictions(0), paths.predictions(1))
+    assert "! oof/parts/fold1.safetensors: the predictions of fold 0" in list_runs(paths.exp_dir)
 
 
 def test_predictions_of_another_version_are_not_called_damaged(
@@ -291,11 +293,16 @@ def test_predictions_of_another_version_are_not_called_damaged(
 def test_heartbeats_and_locks_of_nonsense_are_ignored(paths: RunPaths, list_runs: List) -> None:
     unmerge(paths, 1)
     paths.live.mkdir()
-    for text in ("", "[]", '{"host": [], "pid": "x", "phase": "failed", "fold": [1]}', '{"host": 1, "pid": -5}'):
+    host = socket.gethostname()
+    beats = (
+        {"host": [], "pid": "x", "phase": "failed", "fold": [1]},
+        *({"host": host, "pid": pid} for pid in ("x", -5, 0, 10**30, [1], None)),
+    )
+    for text in ("", "[]", *map(json.dumps, beats)):
         paths.heartbeat(1, 0).write_text(text)
         paths.fold_lock(1).write_text(text)
         os.utime(paths.fold_lock(1), (0, 0))
-        list_runs(paths.exp_dir)
+        assert "training" not in list_runs(paths.exp_dir)
 
 
 @pytest.mark.parametrize("name", ["summary.json", "config.yaml", "oof", "live", "oof/parts/fold0.safetensors"])
