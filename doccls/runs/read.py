@@ -31,7 +31,7 @@ _READ_FOLDERS = {"live", "oof", "oof/parts"}
 _PREDICTIONS = re.compile(r"oof/parts/fold([0-9]+)\.safetensors")
 _LOCK, _BEAT = re.compile(r"live/[^/]+\.lock"), re.compile(r"live/[^/]+_rank[0-9]+\.json")
 _MAX_BYTES = 2**30  # no file that is read here comes near it
-_PIDS = range(1, 2**31)
+_MAX_PID = 2**31 - 1
 _SILENT_S = 120.0  # as for a lock: after this silence a process counts as dead
 # Errors of code that parses malformed content.
 _DAMAGE = (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, RecursionError)
@@ -223,7 +223,9 @@ def _parse_count(text: str | None) -> int | None:
 def _is_alive(beat: Beat, silent_s: float) -> bool:
     if beat.phase in ("stopped", "failed") or silent_s > _SILENT_S:
         return False
-    return beat.host != socket.gethostname() or (beat.pid in _PIDS and psutil.pid_exists(beat.pid))
+    if beat.host != socket.gethostname():
+        return True
+    return isinstance(beat.pid, int) and 0 < beat.pid <= _MAX_PID and psutil.pid_exists(beat.pid)
 
 
 def _find_failure(beats: list[tuple[float, Beat]], finished: Sequence[int]) -> str | None:
