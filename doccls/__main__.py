@@ -20,6 +20,7 @@ from doccls.demo import command as demo
 from doccls.report import command as report
 from doccls.reporting.command import run_command
 from doccls.reporting.progress import ConsoleReporter
+from doccls.runs import command as runs
 from doccls.system.atomic_files import write_text
 from doccls.system.rank import rank_by_environment
 from launcher import verify
@@ -40,6 +41,7 @@ def build_parser() -> argparse.ArgumentParser:
         commands.add_parser("preview", help="draw twelve pages as the model sees them: clean, augmented, damaged")
     )
     commands.add_parser("train", help="train; same as python -m doccls.train", add_help=False)
+    runs.add_arguments(commands.add_parser("runs", help="list the runs of an experiments folder, newest first"))
     report.add_arguments(commands.add_parser("report", help="write a run's results as one HTML page"))
     blend.add_arguments(commands.add_parser("blend", help="choose the weights by which several runs predict together"))
     predict.add_arguments(commands.add_parser("predict", help="average a run's folds on the test images"))
@@ -102,6 +104,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "demo": demo.demo,
     "check": _check,
     "preview": preview.preview,
+    "runs": runs.runs,
     "report": report.report,
     "blend": blend.blend,
     "predict": predict.predict,

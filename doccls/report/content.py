@@ -2,13 +2,13 @@
 
 import shlex
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from doccls.config.snapshot import flatten_settings
 from doccls.oof.bootstrap import encode_groups
 from doccls.oof.calibrate import NUM_BINS, Calibration, OofRows, cross_fit
 from doccls.oof.merge import MergedOof
@@ -292,25 +292,6 @@ def _list_facts(inputs: ReportInputs) -> tuple[tuple[str, str], ...]:
         ("Started", settings.get("provenance.started", "").replace("T", " ")),
     ]
     return tuple((name, value) for name, value in (*made[:2], *facts, *made[2:]) if value)
-
-
-def flatten_settings(snapshot: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
-    """List the keys of a snapshot with dots (`train.lr`), and their values as in YAML or, for lists, with commas."""
-    settings: list[tuple[str, str]] = []
-    for key, value in snapshot.items():
-        if isinstance(value, Mapping):
-            settings += [(f"{key}.{name}", text) for name, text in flatten_settings(value)]
-        else:
-            settings.append((str(key), _format_value(value)))
-    return tuple(settings)
-
-
-def _format_value(value: object) -> str:
-    if isinstance(value, list):
-        return ", ".join(map(_format_value, value))
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    return str(value)
 
 
 def _list_commands(inputs: ReportInputs) -> tuple[Command, ...]:

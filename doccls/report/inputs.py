@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from doccls.config.paths import describe_error, is_file
+from doccls.config.snapshot import read_snapshot
 from doccls.errors import UserError
 from doccls.oof.blend_record import BlendMember, read_record
 from doccls.oof.merge import MergedOof, merge_predictions, read_finished, summarize_folds
@@ -55,7 +55,8 @@ def read_inputs(paths: RunPaths) -> ReportInputs:
         raise UserError(describe_error(error, paths.metrics_dir, "folder")) from error
     finished = set(merged.folds_N.tolist())
     shown = tuple(row for row in epochs if row.fold in finished)
-    return ReportInputs(paths, merged, summary, shown, read_snapshot(paths.snapshot), (), missing)
+    snapshot = read_snapshot(paths.snapshot) if is_file(paths.snapshot) else None
+    return ReportInputs(paths, merged, summary, shown, snapshot, (), missing)
 
 
 def _read_folds(paths: RunPaths) -> tuple[MergedOof, Summary, tuple[int, ...]]:
@@ -97,22 +98,3 @@ def _read_blend(paths: RunPaths, members: tuple[BlendMember, ...]) -> MergedOof:
     if any(other != shape for other in others):
         raise UserError(f"{paths.root / 'oof'}: its files differ in rows or classes: blend the members again")
     return merged
-
-
-def read_snapshot(path: Path) -> dict[str, Any] | None:
-    """Read the snapshot of a run; None if it has none.
-
-    Raises:
-        UserError: it can't be read, or is no snapshot.
-    """
-    if not is_file(path):
-        return None
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-        if not isinstance(values, dict) or not isinstance(values.get("provenance"), dict):
-            raise ValueError("no provenance")
-    except OSError as error:
-        raise UserError(describe_error(error, path, "file")) from error
-    except (ValueError, yaml.YAMLError) as error:
-        raise UserError(f"{path}: damaged, or not a snapshot of a run") from error
-    return values

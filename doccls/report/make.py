@@ -6,9 +6,10 @@ from pathlib import Path
 
 from doccls.config import load_config
 from doccls.config.paths import describe_error, find_output_problem, find_problem, format_path, is_absent, is_file
+from doccls.config.snapshot import read_snapshot
 from doccls.errors import UserError
 from doccls.report.content import ReportContent, derive_content, order_for_thumbnails
-from doccls.report.inputs import ReportInputs, read_inputs, read_snapshot
+from doccls.report.inputs import ReportInputs, read_inputs
 from doccls.report.slices import Slices, choose_sample, measure_page, slice_pages
 from doccls.report.thumbnails import Thumbnails, collect_thumbnails
 from doccls.report.training_pages import PageReader, TrainingPage
@@ -66,11 +67,12 @@ def report_run(paths: RunPaths, say: Callable[[str], None]) -> None:
 
 def wants_report(paths: RunPaths) -> bool:
     """Return whether the run's snapshot asks for a report (`output.report`); without a snapshot, it does."""
+    if not is_file(paths.snapshot):
+        return True
     try:
-        snapshot = read_snapshot(paths.snapshot) or {}
+        output = read_snapshot(paths.snapshot).get("output")
     except UserError:
         return True  # making the report will say what is wrong
-    output = snapshot.get("output")
     return not isinstance(output, dict) or output.get("report") is not False
 
 

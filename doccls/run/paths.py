@@ -10,7 +10,7 @@ from pathlib import Path
 from doccls.config.paths import describe_error, find_problem, is_folder, list_matching, resolve_option
 from doccls.errors import UserError
 
-_DATE = re.compile(r"[0-9]{8}")
+DAY = re.compile(r"[0-9]{8}")  # a folder of runs
 _FOLD, _LAUNCH = r"fold[0-9]+", r"launch(?:_task[0-9]+)?"
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
 
@@ -260,7 +260,7 @@ def check_run_id(run_id: str) -> str:
 def locate_run(exp_dir: Path, run_id: str, now: datetime) -> RunPaths:
     """Return the run with that id under `exp_dir`, whatever its date; for a new run, the folder under today's date."""
     try:
-        dates = sorted(entry.name for entry in os.scandir(exp_dir) if _DATE.fullmatch(entry.name))
+        dates = sorted(entry.name for entry in os.scandir(exp_dir) if DAY.fullmatch(entry.name))
     except FileNotFoundError:
         dates = []
     except OSError as error:

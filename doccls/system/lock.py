@@ -135,8 +135,11 @@ def hold_lock(path: Path, what: str, wait_s: float = 0.0) -> Iterator[Lock]:
             _release(path, holder)
 
 
-def find_holder(path: Path) -> Holder | None:
+def find_holder(path: Path, read_only: bool = False) -> Holder | None:
     """Return the holder of the lock; None if it is free, its holder is dead, or has not yet described itself.
+
+    The silence of a holder on another machine is measured by the file server's clock, which takes a temporary file
+    beside the lock; with `read_only` nothing is written, and this machine's clock is used.
 
     Raises:
         LockError: its file can't be read.
@@ -145,7 +148,7 @@ def find_holder(path: Path) -> Holder | None:
         claim = _find_claim(path)
     except OSError as error:
         raise LockError(f"{path}: can't be read: {error.strerror}") from error
-    return None if claim is None or _is_dead(claim) else claim.holder
+    return None if claim is None or _is_dead(claim, read_only=read_only) else claim.holder
 
 
 def is_visible(holder: Holder) -> bool:
@@ -316,12 +319,13 @@ def _describe_self(what: str) -> Holder:
     )
 
 
-def _is_dead(claim: _Claim, watched_s: float = _WATCH_S) -> bool:
+def _is_dead(claim: _Claim, watched_s: float = _WATCH_S, read_only: bool = False) -> bool:
     """Return whether the holder is dead; `watched_s` is how long this process has seen the claim unchanged."""
     if claim.holder is not None and is_visible(claim.holder):
         started = _read_start(claim.holder.pid)
         return started is None or (started != "" and started != claim.holder.started)
-    return _measure_silence_s(claim) > (_DEAD_S if watched_s >= _WATCH_S else _LONG_DEAD_S)
+    silence_s = time.time() - claim.renewed_ns / 1e9 if read_only else _measure_silence_s(claim)
+    return silence_s > (_DEAD_S if watched_s >= _WATCH_S else _LONG_DEAD_S)
 
 
 def _measure_silence_s(claim: _Claim) -> float:

@@ -40,6 +40,7 @@ HELPS = {
     "doccls_predict": (doccls, "predict", "--help"),
     "doccls_check": (doccls, "check", "--help"),
     "doccls_preview": (doccls, "preview", "--help"),
+    "doccls_runs": (doccls, "runs", "--help"),
     "doccls_report": (doccls, "report", "--help"),
     "doccls_demo": (doccls, "demo", "--help"),
     "doccls_store": (doccls, "store", "--help"),

@@ -45,7 +45,7 @@ def write_run(
         Image.fromarray(page).save(folder / "train" / name)
     config = Config.model_validate(
         {
-            "data": {"train_csv": "train.csv", "image_dir_train": "train", "store": "off"},
+            "data": {"train_csv": "train.csv", "image_dir_train": "train", "store": "off", "folds": FOLDS},
             "output": {"exp_dir": "experiments", "logs_dir": "logs"},
         },
         context={"base": folder},

@@ -15,8 +15,8 @@ ROOT = Path(__file__).resolve().parents[2]
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("doccls.__main__",),
     (
-        "doccls.demo.command", "doccls.report.command", "doccls.train", "doccls.predict", "doccls.preview",
-        "doccls.blend", "doccls.store_command", "launcher",
+        "doccls.demo.command", "doccls.report.command", "doccls.runs.command", "doccls.train", "doccls.predict",
+        "doccls.preview", "doccls.blend", "doccls.store_command", "launcher",
     ),
     ("doccls.prediction",),
     ("doccls.training",),
@@ -24,6 +24,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("doccls.model",),
     ("doccls.report",),
     ("doccls.data",),
+    ("doccls.runs",),
     ("doccls.oof", "doccls.demo"),
     ("doccls.run",),
     ("doccls.reporting",),
@@ -131,7 +132,7 @@ def test_no_module_is_a_catch_all() -> None:
     [
         "launcher.cli", "launcher.launch", "doccls.experiment", "doccls.oof.merge", "doccls.oof.summary",
         "doccls.config", "doccls.reporting.command", "doccls.reporting.log", "doccls.system.signals", "doccls.train",
-        "doccls.__main__",
+        "doccls.__main__", "doccls.runs.command",
     ],
 )  # fmt: skip
 def test_light_modules_do_not_import_heavy_packages(module: str) -> None:

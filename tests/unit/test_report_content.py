@@ -14,7 +14,6 @@ from doccls.report.content import (
     PageResult,
     derive_content,
     find_confident_mistakes,
-    flatten_settings,
     order_for_thumbnails,
 )
 from doccls.report.inputs import read_inputs
@@ -91,13 +90,6 @@ def test_thumbnails_favour_mistakes_and_cells_take_turns() -> None:
     ]  # fmt: skip
     ordered = order_for_thumbnails(pages, find_confident_mistakes(pages, 1))
     assert [page.row for page in ordered] == [4, 2, 5, 3, 0, 6, 1]
-
-
-def test_settings_have_dotted_keys() -> None:
-    snapshot = {"mode": "basic", "train": {"amp": True, "mean": [0.5, None]}, "provenance": {"packages": {"x": "1"}}}
-    assert flatten_settings(snapshot) == (
-        ("mode", "basic"), ("train.amp", "true"), ("train.mean", "0.5, null"), ("provenance.packages.x", "1"),
-    )  # fmt: skip
 
 
 def test_commands_quote_the_run(tmp_path: Path) -> None:
