@@ -1,7 +1,8 @@
-"""`doccls report RUN`: the results of a finished run as one HTML file."""
+"""`doccls report RUN ...`: the results of a finished run, or a comparison of several, as one HTML file."""
 
 import argparse
 import webbrowser
+from collections.abc import Sequence
 from pathlib import Path
 
 from doccls.config import load_config
@@ -15,10 +16,12 @@ from doccls.config.paths import (
     resolve_option,
 )
 from doccls.errors import UserError
-from doccls.report.content import ReportContent, derive_content, order_for_thumbnails
-from doccls.report.inputs import ReportInputs, read_inputs
+from doccls.report.comparison import RunRecord, derive_comparison, order_rows
+from doccls.report.content import derive_content, order_for_thumbnails
+from doccls.report.cost import read_cost
+from doccls.report.inputs import ReportInputs, read_damage_version, read_inputs
 from doccls.report.thumbnails import PageReader, Thumbnails, collect_thumbnails
-from doccls.run.paths import find_run
+from doccls.run.paths import RunPaths, find_run
 from doccls.system.atomic_files import write_text
 from doccls.system.disk import format_size
 
@@ -29,10 +32,15 @@ _MARK_SEARCH_BYTES = 1024
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `doccls report`."""
-    parser.add_argument("run", type=Path, metavar="RUN", help="run folder: <exp_dir>/YYYYMMDD/<run_id>, or a blend's")
+    parser.add_argument(
+        "runs", nargs="+", type=Path, metavar="RUN",
+        help="run folder: <exp_dir>/YYYYMMDD/<run_id>, or a blend's; of several, with the same rows and labels, the "
+        "page compares each to the first",
+    )  # fmt: skip
     parser.add_argument(
         "--output", type=Path, metavar="FILE",
-        help="the report, an .html file (default: RUN/report.html); only an earlier report is replaced",
+        help="the report, an .html file (default: RUN/report.html, or compare_<others>.html in the first RUN); only "
+        "an earlier report is replaced",
     )  # fmt: skip
     parser.add_argument(
         "--no-images", action="store_true", help="leave out the thumbnails; IDs, class names and paths stay"
@@ -44,17 +52,18 @@ def report(arguments: argparse.Namespace) -> int:
     """Write the report and return the exit code.
 
     Raises:
-        UserError: the run is not merged, a file of it is damaged, or the report can't be written there.
+        UserError: a run is not merged, a file of it is damaged, the runs can't be compared, or the report can't be
+            written there.
     """
-    paths = find_run(arguments.run)
-    output = paths.report if arguments.output is None else resolve_option(arguments.output, "--output")
+    first, *others = (find_run(folder) for folder in arguments.runs)
+    default = first.comparison([paths.run_id for paths in others]) if others else first.report
+    output = default if arguments.output is None else resolve_option(arguments.output, "--output")
     _check_output(output)
-    inputs = read_inputs(paths)
-    content = derive_content(inputs)
-    thumbnails, note = (None, None) if arguments.no_images else _collect_thumbnails(inputs, content)
-    from doccls.report.page import render_page  # Jinja2 and Matplotlib take a second to import
-
-    html = render_page(content, thumbnails, note)
+    html, note = (
+        _make_comparison([first, *others], not arguments.no_images)
+        if others
+        else _make_page(first, not arguments.no_images)
+    )
     try:
         write_text(output, html)
     except OSError as error:
@@ -65,6 +74,31 @@ def report(arguments: argparse.Namespace) -> int:
     if arguments.open and not webbrowser.open(output.as_uri()):
         print("[WARNING] --open: no browser could be started; open the file by hand")
     return 0
+
+
+def _make_page(paths: RunPaths, has_images: bool) -> tuple[str, str | None]:
+    """Return the page of a run and, if images are missing, a note that says so."""
+    inputs = read_inputs(paths)
+    content = derive_content(inputs)
+    rows = [page.row for page in order_for_thumbnails(content.pages, content.mistakes)]
+    thumbnails, note = _collect_thumbnails(inputs, rows) if has_images else (None, None)
+    from doccls.report.page import render_page  # Jinja2 and Matplotlib take a second to import
+
+    return render_page(content, thumbnails, note), note
+
+
+def _make_comparison(paths: Sequence[RunPaths], has_images: bool) -> tuple[str, str | None]:
+    """Return the page that compares the runs and, if images are missing, a note that says so."""
+    records = []
+    for inputs in map(read_inputs, paths):
+        records.append(RunRecord(inputs, read_cost(inputs), read_damage_version(inputs)))
+    comparison = derive_comparison(records)
+    thumbnails, note = (
+        _collect_thumbnails(records[0].inputs, order_rows(comparison.pairs)) if has_images else (None, None)
+    )
+    from doccls.report.comparison_page import render_comparison  # Jinja2 takes a while to import
+
+    return render_comparison(comparison, thumbnails, note), note
 
 
 def _check_output(output: Path) -> None:
@@ -96,8 +130,8 @@ def _is_earlier_report(path: Path) -> bool:
         return MARK.encode() in file.read(_MARK_SEARCH_BYTES)
 
 
-def _collect_thumbnails(inputs: ReportInputs, content: ReportContent) -> tuple[Thumbnails | None, str | None]:
-    """Return the thumbnails and, if images are missing, a note that says so."""
+def _collect_thumbnails(inputs: ReportInputs, rows: Sequence[int]) -> tuple[Thumbnails | None, str | None]:
+    """Return the thumbnails of rows, the most needed first, and, if images are missing, a note that says so."""
     snapshot = inputs.image_snapshot
     if not is_file(snapshot):
         return None, f"no thumbnails: {format_path(snapshot)}, which says where the images are, is missing"
@@ -105,7 +139,6 @@ def _collect_thumbnails(inputs: ReportInputs, content: ReportContent) -> tuple[T
         reader = PageReader(load_config(snapshot), inputs.merged.ids)
     except UserError as error:
         return None, f"no thumbnails: {error}"
-    rows = [page.row for page in order_for_thumbnails(content.pages, content.mistakes)]
     thumbnails = collect_thumbnails(rows, reader.read)
     if not thumbnails.missing:
         return thumbnails, None

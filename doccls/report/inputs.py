@@ -14,7 +14,7 @@ from doccls.oof.blend_record import BlendMember, read_record
 from doccls.oof.merge import MergedOof, merge_predictions
 from doccls.oof.predictions import is_merged, read_predictions
 from doccls.oof.summary import Summary, read_summary
-from doccls.run.fingerprint import digest_json
+from doccls.run.fingerprint import digest_json, read_provenance
 from doccls.run.metrics_log import EpochMetrics, read_metrics
 from doccls.run.paths import RunPaths
 from doccls.system.tensor_file import TensorFileError
@@ -58,7 +58,7 @@ def read_inputs(paths: RunPaths) -> ReportInputs:
     except TensorFileError as error:
         raise UserError(str(error)) from error
     epochs, _ = read_metrics(paths)  # the merge has reported damaged lines
-    return ReportInputs(paths, merged, read_summary(paths.summary), tuple(epochs), _read_snapshot(paths.snapshot), ())
+    return ReportInputs(paths, merged, read_summary(paths.summary), tuple(epochs), read_snapshot(paths.snapshot), ())
 
 
 def _read_blend(paths: RunPaths, members: tuple[BlendMember, ...]) -> MergedOof:
@@ -89,7 +89,22 @@ def _read_blend(paths: RunPaths, members: tuple[BlendMember, ...]) -> MergedOof:
     return merged
 
 
-def _read_snapshot(path: Path) -> dict[str, Any] | None:
+def read_damage_version(inputs: ReportInputs) -> str | None:
+    """Return the version of the damage of the run, or of the blend's first member; None without a snapshot.
+
+    Raises:
+        UserError: the snapshot can't be read.
+    """
+    provenance = read_provenance(RunPaths(inputs.image_snapshot.parent))
+    return None if provenance is None else provenance["damage_version"]
+
+
+def read_snapshot(path: Path) -> dict[str, Any] | None:
+    """Return the values of config.yaml; None if there is no such file.
+
+    Raises:
+        UserError: it can't be read, or it is damaged.
+    """
     if not is_file(path):
         return None
     try:
