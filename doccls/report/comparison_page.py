@@ -25,6 +25,7 @@ def render_comparison(comparison: Comparison, thumbnails: Thumbnails | None, ima
         data=_list_data(comparison, thumbnails),
         comparison=comparison,
         first=comparison.runs[0],
+        largest=max(row.largest for row in comparison.class_rows) or 1.0,
         order={label: number for number, label in enumerate(comparison.classes)},
         names={run.letter: run.content.run_id for run in comparison.runs},
         interval=f"{LEVEL:.0%}",
@@ -60,15 +61,18 @@ def list_cost_rows(costs: Sequence[Cost]) -> list[tuple[str, list[str]]]:
             ("Peak memory", "" if cost.peak_mem_MiB is None else f"{cost.peak_mem_MiB:,.0f} MiB"),
             ("Devices", ", ".join(cost.devices)),
             ("Processes per fold", " or ".join(map(str, cost.world_sizes))),
-            (
-                "Weights on disk",
-                f"{format_size(cost.weights_bytes)} in {cost.num_weights} files" * bool(cost.num_weights),
-            ),
+            ("Weights on disk", _format_weights(cost)),
         ]
         for cost in costs
     ]
     rows = [(cells[0][0], [text for _, text in cells]) for cells in zip(*columns, strict=True)]
     return [(name, texts) for name, texts in rows if any(texts)]
+
+
+def _format_weights(cost: Cost) -> str:
+    if not cost.num_weights:
+        return ""
+    return f"{format_size(cost.weights_bytes)} in {cost.num_weights} file{'s' * (cost.num_weights > 1)}"
 
 
 def _format_range(texts: Sequence[str]) -> str:
