@@ -19,7 +19,7 @@
       letter.textContent = data.letters[number];
       const text = document.createElement("bdi");
       text.textContent = data.classes[column];
-      item.querySelector(".name").replaceChildren(letter, text);
+      item.querySelector(".name").replaceChildren(letter, " ", text);
       return item;
     }));
     return card;
@@ -35,7 +35,7 @@
     chosen.setAttribute("aria-pressed", "true");
     const [letter, outcome] = button.dataset.cell.split(",");
     const rows = data.outcomes[letter][Number(outcome)];
-    const order = rows.length > 1 ? ", those first of which both are most certain" : "";
+    const order = rows.length > 1 ? ", the most confident first" : "";
     status.textContent = `${button.dataset.title}: ${countPages(rows.length)}${order}.`;
     showPages(rows.map((row) => pageOf.get(row)));
   }
