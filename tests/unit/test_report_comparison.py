@@ -194,6 +194,12 @@ def test_other_folds_are_a_note(records: list[RunRecord], comparison: Comparison
     assert not any("doccls blend" in command.text for command in found.commands)
 
 
+def test_other_folds_are_a_note_with_groups_too(records: list[RunRecord]) -> None:
+    folds = np.roll(records[1].inputs.merged.folds_N, 4)
+    grouped = [change(records[0], groups=IDS), change(records[1], groups=IDS, folds_N=folds)]
+    assert "the folds of A and B differ" in derive_comparison(grouped).pairs[0].notes[0]
+
+
 def test_other_data_is_a_note(records: list[RunRecord]) -> None:
     snapshot = records[1].inputs.snapshot
     assert snapshot is not None

@@ -18,11 +18,12 @@ from doccls.run.paths import RunPaths
 from tests.unit.report_runs import FOLDS, write_run
 
 
-def add_cost(paths: RunPaths, time_s: float) -> None:
+def add_cost(paths: RunPaths, time_s: float, mem_MiB: float = 500.0) -> None:
     """Record times, memory, devices and weights, as a training does."""
     for fold in range(FOLDS):
         rows = [row for row in read_metrics(paths)[0] if row.fold == fold]
-        write_fold_metrics(paths, [replace(row, time_s=time_s, mem_MiB=100.0 * (fold + row.epoch)) for row in rows])
+        peak = mem_MiB if fold == 1 else 100.0
+        write_fold_metrics(paths, [replace(row, time_s=time_s, mem_MiB=peak / row.epoch) for row in rows])
         paths.best_checkpoint(fold).parent.mkdir(exist_ok=True)
         paths.best_checkpoint(fold).write_bytes(b"x" * 1000)
     text = paths.snapshot.read_text(encoding="utf-8")
@@ -48,14 +49,14 @@ def test_what_is_not_recorded_is_not_invented(tmp_path: Path) -> None:
 def test_cost_of_a_blend_is_that_of_its_runs(tmp_path: Path) -> None:
     runs = [write_run(tmp_path, seed=seed) for seed in (1, 2)]
     for number, paths in enumerate(runs):
-        add_cost(paths, 20.0 + 10 * number)
+        add_cost(paths, 20.0 + 10 * number, 300.0 + 100 * number)
     parser = argparse.ArgumentParser()
     blend.add_arguments(parser)
     blend.blend(parser.parse_args([*(str(paths.root) for paths in runs), "--run-id", "both"]))
     inputs = read_inputs(RunPaths(runs[0].root.parent / "both"))
     cost = read_cost(inputs)
     assert sorted(cost.fold_times_s) == [60.0] * 3 + [90.0] * 3 and (cost.weights_bytes, cost.num_weights) == (6000, 6)
-    assert (cost.devices, cost.world_sizes, cost.peak_mem_MiB, cost.missing) == (("H100",), (2,), 500.0, ())
+    assert (cost.devices, cost.world_sizes, cost.peak_mem_MiB, cost.missing) == (("H100",), (2,), 400.0, ())
     shutil.rmtree(runs[1].root)
     cost = read_cost(inputs)
     assert cost.fold_times_s == (60.0,) * 3 and cost.missing == ("tiny2",)
