@@ -42,7 +42,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     commands.add_parser("train", help="train; same as python -m doccls.train", add_help=False)
     runs.add_arguments(commands.add_parser("runs", help="list the runs of an experiments folder, newest first"))
-    report.add_arguments(commands.add_parser("report", help="write a run's results as one HTML page"))
+    report.add_arguments(
+        commands.add_parser("report", help="write a run's results, or compare several runs, as one HTML page")
+    )
     blend.add_arguments(commands.add_parser("blend", help="choose the weights by which several runs predict together"))
     predict.add_arguments(commands.add_parser("predict", help="average a run's folds on the test images"))
     store_command.add_arguments(commands.add_parser("store", help="show or clear the store of decoded pages"))

@@ -3,7 +3,7 @@
 import argparse
 import os
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from doccls.oof.blend import (
 from doccls.oof.blend_record import NO_THRESHOLDS, BlendMember, read_record, render_record
 from doccls.oof.bootstrap import GAIN_LEVEL, encode_groups
 from doccls.oof.calibrate import assign_parts
+from doccls.oof.comparable import Damage, find_damage_problem, find_differences
 from doccls.oof.merge import MergedOof, load_merged, summarize_merged, write_merged
 from doccls.oof.metrics import probabilities
 from doccls.oof.summary import Summary
@@ -75,7 +76,7 @@ def blend(arguments: argparse.Namespace) -> int:
     # In an order that does not depend on the command line, so that equal members give equal bytes.
     runs = sorted(given, key=lambda run: run.merged.fingerprint)
     folder = _locate_blend(given[0].paths, runs, arguments.run_id)
-    problem = _find_damage_problem(runs)
+    problem = find_damage_problem([_describe_damage(run) for run in runs])
     if problem is not None:
         print(f"[WARNING] {problem}: the clean scores decide")
         runs = [replace(run, merged=replace(run.merged, damaged_logits_NC=None)) for run in runs]
@@ -171,31 +172,6 @@ def _check_comparable(runs: Sequence[FinishedRun]) -> None:
         )
 
 
-def find_differences(first: MergedOof, other: MergedOof) -> list[str]:
-    """Return in which of its classes and rows a run differs from the first one; pure."""
-    if other.classes != first.classes:
-        is_order = sorted(other.classes) == sorted(first.classes)
-        return [f"the classes are {'in another order' if is_order else 'others'}: {', '.join(other.classes)}"]
-    if len(other.ids) != len(first.ids):
-        return [f"{len(other.ids)} rows instead of {len(first.ids)}"]
-    rows = range(len(first.ids))
-    columns: tuple[tuple[str, Callable[[MergedOof], Sequence[object]]], ...] = (
-        ("the IDs", lambda merged: merged.ids),
-        ("the labels", lambda merged: merged.targets_N.tolist()),
-        ("the folds", lambda merged: merged.folds_N.tolist()),
-        ("the rows without a usable image", lambda merged: np.isin(rows, merged.skipped).tolist()),
-        ("the groups", lambda merged: merged.groups or [None] * len(rows)),
-    )
-    problems = []
-    for what, read in columns:
-        ours, theirs = read(first), read(other)
-        differing = [row for row in rows if ours[row] != theirs[row]]
-        if differing:
-            example = f"first in row {differing[0]}, ID {first.ids[differing[0]]!r}"
-            problems.append(f"{what} differ in {len(differing)} of {len(rows)} rows ({example})")
-    return problems
-
-
 def _compare_snapshots(first: RunPaths, other: RunPaths) -> list[str]:
     """Return the digests in which the snapshots differ; none if one of the runs has no snapshot."""
     ours, theirs = read_provenance(first), read_provenance(other)
@@ -204,28 +180,10 @@ def _compare_snapshots(first: RunPaths, other: RunPaths) -> list[str]:
     return [f"{what} differ, by config.yaml" for name, what in _DIGESTS.items() if ours[name] != theirs[name]]
 
 
-def _find_damage_problem(runs: Sequence[FinishedRun]) -> str | None:
-    """Return why the runs' damaged copies can't be blended; None if they can, or no run has any.
-
-    Versions of the damage are compared where there are snapshots.
-    """
-    levels = {run.damage for run in runs}
-    if levels == {None}:
-        return None
-    if len(levels) > 1:
-        listed = ", ".join(f"{run.paths.run_id}: {run.damage or 'none'}" for run in runs)
-        if None in levels:
-            return f"only some of the runs were validated on damaged copies of their pages (valid.damage: {listed})"
-        return f"the runs were validated on differently damaged copies of their pages (valid.damage: {listed})"
-    snapshots = [(run.paths.run_id, read_provenance(run.paths)) for run in runs]
-    versions = [(run_id, snapshot["damage_version"]) for run_id, snapshot in snapshots if snapshot is not None]
-    if len({version for _, version in versions}) > 1:
-        listed = ", ".join(f"{run_id}: {version}" for run_id, version in versions)
-        return (
-            "the runs were validated on copies that different versions of doccls damaged (damage_version in "
-            f"config.yaml: {listed})"
-        )
-    return None
+def _describe_damage(run: FinishedRun) -> Damage:
+    provenance = read_provenance(run.paths)
+    version = None if provenance is None else provenance["damage_version"]
+    return Damage(run.paths.run_id, None if run.summary.damaged is None else run.summary.damaged.level, version)
 
 
 # --- the blend -------------------------------------------------------------------------------------------------------

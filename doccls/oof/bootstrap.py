@@ -1,10 +1,12 @@
-"""Bootstrap intervals of macro-F1 and of the difference between two predictions of the same rows; pure."""
+"""Bootstrap intervals of macro-F1 and of differences between two predictions of the same rows; pure."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from doccls.oof.metrics import count_macro_f1
+from doccls.oof.metrics import count_accuracy, count_macro_f1
+
+_Score = Callable[[np.ndarray, np.ndarray, np.ndarray], float]  # of targets and predictions that count so often
 
 RESAMPLES = 1000
 LEVEL = 0.95  # of intervals that are reported
@@ -35,7 +37,7 @@ def bootstrap_macro_f1(
     Resampling n of n rows is one multinomial draw over the cells of the confusion matrix (Efron & Tibshirani, An
     Introduction to the Bootstrap, ch. 6 and 13), so its cost does not grow with n.
     """
-    (scores,) = _resample(targets_N, [predictions_N], num_classes, unit_N)
+    (scores,) = _resample(_scoring_macro_f1(num_classes), targets_N, [predictions_N], num_classes, unit_N)
     return _find_interval(scores)
 
 
@@ -52,14 +54,38 @@ def bootstrap_gap(
     Both are scored on the same resamples, since they predict the same rows: the interval of the difference is narrower
     than those of the two scores suggest. Units as in `bootstrap_macro_f1`.
     """
-    scores, other_scores = _resample(targets_N, [predictions_N, others_N], num_classes, unit_N)
+    score = _scoring_macro_f1(num_classes)
+    scores, other_scores = _resample(score, targets_N, [predictions_N, others_N], num_classes, unit_N)
     return _find_interval(scores - other_scores, level)
 
 
+def bootstrap_accuracy_gap(
+    targets_N: np.ndarray,
+    predictions_N: np.ndarray,
+    others_N: np.ndarray,
+    num_classes: int,
+    unit_N: np.ndarray | None = None,
+) -> tuple[float, float]:
+    """Return the interval of level LEVEL of the accuracy of `predictions_N` minus that of `others_N`.
+
+    Resamples as in `bootstrap_gap`.
+    """
+    scores, other_scores = _resample(count_accuracy, targets_N, [predictions_N, others_N], num_classes, unit_N)
+    return _find_interval(scores - other_scores)
+
+
+def _scoring_macro_f1(num_classes: int) -> _Score:
+    return lambda targets_K, predictions_K, times_K: count_macro_f1(targets_K, predictions_K, num_classes, times_K)
+
+
 def _resample(
-    targets_N: np.ndarray, predictions: Sequence[np.ndarray], num_classes: int, unit_N: np.ndarray | None
+    score: _Score,
+    targets_N: np.ndarray,
+    predictions: Sequence[np.ndarray],
+    num_classes: int,
+    unit_N: np.ndarray | None,
 ) -> list[np.ndarray]:
-    """Return the macro-F1 of each of `predictions` (n,) on each resample, as arrays (resamples,)."""
+    """Return the score of each of `predictions` (n,) on each resample, as arrays (resamples,)."""
     # A cell holds the rows of one target and one prediction (of each kind); rows of a cell are interchangeable.
     code_N = targets_N
     for predictions_N in predictions:
@@ -76,7 +102,7 @@ def _resample(
             times_U = np.bincount(rng.integers(0, count, count), minlength=count)
             drawn_K = np.bincount(cell_N, times_U[unit_N], len(rows_K))
         for own_scores, predicted_K in zip(scores, predicted, strict=True):
-            own_scores[number] = count_macro_f1(true_K, predicted_K, num_classes, drawn_K)
+            own_scores[number] = score(true_K, predicted_K, drawn_K)
     return scores
 
 

@@ -60,3 +60,8 @@ def count_macro_f1(
     occurrences_C = np.bincount(targets_N, times_N, num_classes) + np.bincount(predictions_N, times_N, num_classes)
     present_C = occurrences_C > 0
     return float(np.mean(2 * hits_C[present_C] / occurrences_C[present_C]))
+
+
+def count_accuracy(targets_N: np.ndarray, predictions_N: np.ndarray, times_N: np.ndarray) -> float:
+    """Return the share of predictions that are right; each row counts as often as `times_N` (n,) says."""
+    return float(times_N[targets_N == predictions_N].sum() / times_N.sum())

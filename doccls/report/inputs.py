@@ -14,7 +14,7 @@ from doccls.oof.blend_record import BlendMember, read_record
 from doccls.oof.merge import MergedOof, merge_predictions, read_finished, summarize_folds
 from doccls.oof.predictions import is_merged
 from doccls.oof.summary import Summary, read_summary
-from doccls.run.fingerprint import digest_json
+from doccls.run.fingerprint import digest_json, read_provenance
 from doccls.run.metrics_log import EpochMetrics, read_metrics
 from doccls.run.paths import RunPaths
 
@@ -98,3 +98,13 @@ def _read_blend(paths: RunPaths, members: tuple[BlendMember, ...]) -> MergedOof:
     if any(other != shape for other in others):
         raise UserError(f"{paths.root / 'oof'}: its files differ in rows or classes: blend the members again")
     return merged
+
+
+def read_damage_version(inputs: ReportInputs) -> str | None:
+    """Return the version of the damage of the run, or of the blend's first member; None without a snapshot.
+
+    Raises:
+        UserError: the snapshot can't be read.
+    """
+    provenance = read_provenance(RunPaths(inputs.image_snapshot.parent))
+    return None if provenance is None else provenance["damage_version"]

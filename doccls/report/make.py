@@ -1,16 +1,18 @@
-"""Makes the report of a merged run or a blend, from its files to one HTML file."""
+"""Makes the report of a run or a blend, or the comparison of several, from their files to one HTML file."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from doccls.config import load_config
+from doccls.config import Config, load_config
 from doccls.config.paths import describe_error, find_output_problem, find_problem, format_path, is_absent, is_file
 from doccls.config.snapshot import read_snapshot
 from doccls.errors import UserError
-from doccls.report.content import ReportContent, derive_content, order_for_thumbnails
-from doccls.report.inputs import ReportInputs, read_inputs
-from doccls.report.slices import Slices, choose_sample, measure_page, slice_pages
+from doccls.report.comparison import RunRecord, derive_comparison, order_rows
+from doccls.report.content import derive_content, order_for_thumbnails
+from doccls.report.cost import read_cost
+from doccls.report.inputs import ReportInputs, read_damage_version, read_inputs
+from doccls.report.slices import choose_sample, measure_page, slice_pages
 from doccls.report.thumbnails import Thumbnails, collect_thumbnails
 from doccls.report.training_pages import PageReader, TrainingPage
 from doccls.run.paths import RunPaths
@@ -36,21 +38,16 @@ def make_report(paths: RunPaths, output: Path, with_images: bool = True) -> Repo
     Raises:
         UserError: no fold of the run has finished, a file of it is damaged, or the report can't be written there.
     """
-    problem = _find_output_problem(output)
-    if problem is not None:
-        raise UserError(problem)
-    inputs = read_inputs(paths)
-    content = derive_content(inputs)
-    thumbnails, slices, note = _show_pages(inputs, content, with_images)
-    note = note if with_images else None
-    from doccls.report.page import render_page  # Jinja2 and Matplotlib take a second to import
+    return _write(output, lambda: _render_run(paths, with_images))
 
-    html = render_page(content, thumbnails, slices, note)
-    try:
-        write_text(output, html)
-    except OSError as error:
-        raise UserError(describe_error(error, output, "file")) from error
-    return Report(output, len(html.encode()), note)
+
+def make_comparison(paths: Sequence[RunPaths], output: Path, with_images: bool = True) -> Report:
+    """Write a page that compares runs or blends with the first of them to `output`, in place of an earlier report.
+
+    Raises:
+        UserError: as for `make_report`, or the runs can't be compared.
+    """
+    return _write(output, lambda: _render_comparison(paths, with_images))
 
 
 def report_run(paths: RunPaths, say: Callable[[str], None]) -> None:
@@ -76,6 +73,18 @@ def wants_report(paths: RunPaths) -> bool:
     return not isinstance(output, dict) or output.get("report") is not False
 
 
+def _write(output: Path, render: Callable[[], tuple[str, str | None]]) -> Report:
+    problem = _find_output_problem(output)
+    if problem is not None:
+        raise UserError(problem)
+    html, note = render()
+    try:
+        write_text(output, html)
+    except OSError as error:
+        raise UserError(describe_error(error, output, "file")) from error
+    return Report(output, len(html.encode()), note)
+
+
 def _find_output_problem(output: Path) -> str | None:
     shown = format_path(output)
     if output.suffix.lower() != ".html":
@@ -94,35 +103,67 @@ def _is_earlier_report(path: Path) -> bool:
         return MARK.encode() in file.read(_MARK_SEARCH_BYTES)
 
 
-def _show_pages(
-    inputs: ReportInputs, content: ReportContent, with_images: bool
-) -> tuple[Thumbnails | None, Slices | None, str | None]:
-    """Return the thumbnails, the slices and, if images are missing, a note that says so."""
+def _render_run(paths: RunPaths, with_images: bool) -> tuple[str, str | None]:
+    """Return the page of a run and, if images are missing, a note that says so."""
+    inputs = read_inputs(paths)
+    content = derive_content(inputs)
+    config, reader, note = _open_pages(inputs)
+    thumbnails, slices = None, None
+    if config is not None and reader is not None:
+        rows = [page.row for page in order_for_thumbnails(content.pages, content.mistakes)]
+        facts = {}
+        sample = dict.fromkeys(choose_sample(rows))
+
+        def read(row: int) -> TrainingPage | None:
+            page = reader.read(row)
+            if page is not None and row in sample:
+                facts[row] = measure_page(page, config.train.img_size)
+            return page
+
+        if with_images:
+            thumbnails = collect_thumbnails(rows, read)
+            note = _note_missing(thumbnails, len(rows))
+        for row in sample:
+            if row not in facts:
+                read(row)
+        slices = slice_pages(facts, content.pages, inputs.merged.find_damaged_hits())
+    note = note if with_images else None
+    from doccls.report.page import render_page  # Jinja2 and Matplotlib take a second to import
+
+    return render_page(content, thumbnails, slices, note), note
+
+
+def _render_comparison(paths: Sequence[RunPaths], with_images: bool) -> tuple[str, str | None]:
+    """Return the page that compares the runs and, if images are missing, a note that says so."""
+    records = []
+    for inputs in map(read_inputs, paths):
+        records.append(RunRecord(inputs, read_cost(inputs), read_damage_version(inputs)))
+    comparison = derive_comparison(records)
+    thumbnails, note = None, None
+    if with_images:
+        _, reader, note = _open_pages(records[0].inputs)
+        if reader is not None:
+            rows = order_rows(comparison.pairs)
+            thumbnails = collect_thumbnails(rows, reader.read)
+            note = _note_missing(thumbnails, len(rows))
+    from doccls.report.comparison_page import render_comparison  # Jinja2 takes a while to import
+
+    return render_comparison(comparison, thumbnails, note), note
+
+
+def _open_pages(inputs: ReportInputs) -> tuple[Config | None, PageReader | None, str | None]:
+    """Return the config that says where the images are, a reader of the pages, or a note that says why not."""
     snapshot = inputs.image_snapshot
     if not is_file(snapshot):
         return None, None, f"no thumbnails: {format_path(snapshot)}, which says where the images are, is missing"
     try:
         config = load_config(snapshot)
-        reader = PageReader(config, inputs.merged.ids)
+        return config, PageReader(config, inputs.merged.ids), None
     except UserError as error:
         return None, None, f"no thumbnails: {str(error).splitlines()[0]}"
-    rows = [page.row for page in order_for_thumbnails(content.pages, content.mistakes)]
-    sample, facts = choose_sample(rows), {}
-    to_measure = set(sample)
 
-    def read(row: int) -> TrainingPage | None:
-        page = reader.read(row)
-        if page is not None and row in to_measure:
-            facts[row] = measure_page(page, config.train.img_size)
-            to_measure.remove(row)
-        return page
 
-    thumbnails = collect_thumbnails(rows, read) if with_images else None
-    for row in sample:
-        if row in to_measure:
-            read(row)
-    slices = slice_pages(facts, content.pages, inputs.merged.find_damaged_hits())
-    if thumbnails is None or not thumbnails.missing:
-        return thumbnails, slices, None
-    note = f"{thumbnails.missing:,} of {len(rows):,} pages have no thumbnail: their images can't be read"
-    return thumbnails, slices, note
+def _note_missing(thumbnails: Thumbnails, count: int) -> str | None:
+    if not thumbnails.missing:
+        return None
+    return f"{thumbnails.missing:,} of {count:,} pages have no thumbnail: their images can't be read"

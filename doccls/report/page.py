@@ -1,16 +1,14 @@
 """The page of a report: one HTML file that contains its style, its script and its pictures."""
 
-import json
 from collections.abc import Sequence
-from importlib import resources
 
-import jinja2
 from markupsafe import Markup
 
 from doccls.report.content import PageResult, ReportContent
 from doccls.report.figures import plot_curves, plot_reliability, plot_resources
 from doccls.report.slices import Slices
-from doccls.report.thumbnails import MEDIA_TYPE, Thumbnails
+from doccls.report.template import describe_thumbnails, render_template
+from doccls.report.thumbnails import Thumbnails
 
 _MAX_MATRIX_CLASSES = 60
 _MAX_CONFUSIONS = 200
@@ -25,17 +23,12 @@ def render_page(
 
     `images_note` says why pages have no thumbnails, if that is not the user's wish.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.FunctionLoader(_read_file),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["score"] = lambda value: f"{value:.3f}"
-    environment.filters["percent"] = lambda value: f"{value:.1%}"
     reliability = [plot for item in content.reliability for plot in plot_reliability(item)]
-    return environment.get_template("report.html.j2").render(
+    return render_template(
+        "report.html.j2",
+        styles=("report.css",),
+        scripts=("pages.js", "tables.js", "report.js"),
+        data=_list_data(content, thumbnails),
         content=content,
         summary=content.summary,
         has_matrix=len(content.classes) <= _MAX_MATRIX_CLASSES,
@@ -49,14 +42,7 @@ def render_page(
         thumbnails=thumbnails,
         slices=slices if slices is not None and slices.properties else None,
         images_note=images_note,
-        data=Markup(_render_data(content, thumbnails)),
-        style=Markup(_read_file("report.css")),
-        script=Markup(_read_file("report.js")),
     )
-
-
-def _read_file(name: str) -> str:
-    return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
 
 
 def _list_levels(confusion_CC: Sequence[Sequence[int]]) -> list[list[int]]:
@@ -76,18 +62,14 @@ def _list_confusions(confusion_CC: Sequence[Sequence[int]]) -> list[tuple[int, i
     return sorted(cells, key=lambda cell: (-cell[2], *cell))[:_MAX_CONFUSIONS]
 
 
-def _render_data(content: ReportContent, thumbnails: Thumbnails | None) -> str:
-    """Return what the script reads, as JSON in which nothing can end the script element."""
-    pictures = {} if thumbnails is None else thumbnails.content
-    data = {
+def _list_data(content: ReportContent, thumbnails: Thumbnails | None) -> dict[str, object]:
+    """Return what the script reads."""
+    return {
         "classes": content.classes,
         "pages": [_describe_page(page) for page in content.pages],
         "mistakes": [page.row for page in content.mistakes],
-        "media_type": MEDIA_TYPE,
-        "thumbnails": pictures,
+        **describe_thumbnails(thumbnails),
     }
-    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 def _describe_page(page: PageResult) -> list[object]:

@@ -1,61 +1,27 @@
-"use strict";
 (() => {
-  const PAGES_AT_ONCE = 24;
   const OUTLINE_PX = 4;
   const MIN_VISIBLE_PX = 160;  // of the pages of a cell: what they are, and the first pictures
   const data = JSON.parse(document.getElementById("data").textContent);
   const pages = data.pages.map(([row, id, fold, target, top]) => ({ row, id, fold, target, top }));
-  const count = (number) => `${number.toLocaleString("en")} ${number === 1 ? "page" : "pages"}`;
-
-  // What a user wrote may be of either direction, so it must not mix with the text around it.
-  function isolate(text) {
-    const element = document.createElement("bdi");
-    element.textContent = text;
-    return element;
-  }
 
   // --- pages as cards -----------------------------------------------------------------------------------------------
 
-  const hasThumbnails = Object.keys(data.thumbnails).length > 0;
   const template = document.getElementById("page-card");
 
   function buildCard(page) {
     const card = template.content.firstElementChild.cloneNode(true);
     const find = (selector) => card.querySelector(selector);
-    const content = data.thumbnails[page.row];
-    if (!hasThumbnails) {
-      find(".picture").remove();
-    } else if (content === undefined) {
-      find(".picture").textContent = "no thumbnail";
-    } else {
-      const image = document.createElement("img");
-      image.alt = "";  // the ID beside it names the page
-      image.src = `data:${data.media_type};base64,${content}`;
-      find(".picture").append(image);
-    }
+    fillPicture(find(".picture"), data, page.row);
     find(".id bdi").textContent = find(".id bdi").title = page.id;
     find(".label bdi").textContent = data.classes[page.target];
     find(".label span").textContent = `fold ${page.fold}`;
-    find(".top").append(...page.top.map((entry) => buildProbability(page, ...entry)));
+    find(".top").append(...page.top.map(([column, probability]) => {
+      const item = buildProbability(data.classes[column], probability);
+      item.classList.toggle("is-label", column === page.target);
+      item.classList.toggle("is-mistake", column !== page.target && column === page.top[0][0]);
+      return item;
+    }));
     return card;
-  }
-
-  function buildProbability(page, column, probability) {
-    const item = document.createElement("li");
-    item.classList.toggle("is-label", column === page.target);
-    item.classList.toggle("is-mistake", column !== page.target && column === page.top[0][0]);
-    const name = isolate(data.classes[column]);
-    name.className = "name";
-    name.title = data.classes[column];
-    const [value, track, fill] = ["value", "track", "fill"].map((className) => {
-      const part = document.createElement("span");
-      part.className = className;
-      return part;
-    });
-    value.textContent = fill.style.width = probability;
-    track.append(fill);
-    item.append(name, value, track);
-    return item;
   }
 
   const mistakes = document.getElementById("mistakes-list");
@@ -71,32 +37,23 @@
 
   function explore() {
     const find = (name) => document.getElementById(`pages-${name}`);
-    const [region, status, list, more] = [document.getElementById("pages"), find("status"), find("list"), find("more")];
+    const [region, status, showPages] = [document.getElementById("pages"), find("status"), makePageList(buildCard)];
     const lines = [...cells.tBodies[0].rows]
       .map((row) => [...row.querySelectorAll("[data-cell]")])
       .filter((line) => line.length);
     const buttons = lines.flat();
     let chosen = null;
-    let remaining = [];
-
-    function showMore() {
-      list.append(...remaining.splice(0, PAGES_AT_ONCE).map(buildCard));
-      more.hidden = remaining.length === 0;
-      more.textContent = `Show more: ${count(remaining.length)} left`;
-    }
 
     function choose(button) {
       if (chosen) chosen.setAttribute("aria-pressed", "false");
       chosen = button;
       chosen.setAttribute("aria-pressed", "true");
       const [target, prediction] = button.dataset.cell.split(",").map(Number);
-      remaining = pages.filter((page) => page.target === target && page.top[0][0] === prediction);
-      const order = remaining.length > 1 ? ", the least certain first" : "";
+      const found = pages.filter((page) => page.target === target && page.top[0][0] === prediction);
+      const order = found.length > 1 ? ", the least certain first" : "";
       const [label, predicted] = [target, prediction].map((number) => isolate(data.classes[number]));
-      status.replaceChildren("Label ", label, ", predicted ", predicted, `: ${count(remaining.length)}${order}.`);
-      list.replaceChildren();
-      region.scrollTop = 0;
-      showMore();
+      status.replaceChildren("Label ", label, ", predicted ", predicted, `: ${countPages(found.length)}${order}.`);
+      showPages(found);
     }
 
     // A click must not move the page below the pointer, unless the pages would stay out of sight.
@@ -115,13 +72,6 @@
         reveal(isByKeyboard);
       });
     }
-    more.addEventListener("click", () => {
-      const shown = list.childElementCount;
-      showMore();
-      const next = list.children[shown];
-      next.tabIndex = -1;
-      next.focus();  // the button may be gone
-    });
     find("back").addEventListener("click", () => chosen.focus());
     region.addEventListener("keydown", (event) => {
       if (event.key === "Escape") chosen.focus();
@@ -185,23 +135,6 @@
       const [top, left] = [corner.offsetHeight, corner.offsetWidth].map((size) => size + OUTLINE_PX);
       box.style.scrollPadding = `${top}px ${OUTLINE_PX}px ${OUTLINE_PX}px ${left}px`;
     }).observe(corner);
-  }
-
-  // --- sorting of tables --------------------------------------------------------------------------------------------
-
-  for (const table of document.querySelectorAll("table.sortable")) {
-    const headers = [...table.tHead.rows[0].cells];
-    headers.forEach((header, column) => {
-      header.querySelector("button").addEventListener("click", () => {
-        // Worst first; a second click reverses the order.
-        const direction = header.getAttribute("aria-sort") === "ascending" ? "descending" : "ascending";
-        headers.forEach((other) => other.removeAttribute("aria-sort"));
-        header.setAttribute("aria-sort", direction);
-        const sign = direction === "ascending" ? 1 : -1;
-        const value = (row) => Number(row.cells[column].dataset.value);
-        table.tBodies[0].append(...[...table.tBodies[0].rows].sort((a, b) => sign * (value(a) - value(b))));
-      });
-    });
   }
 
   // --- search in the config -----------------------------------------------------------------------------------------

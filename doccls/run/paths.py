@@ -3,6 +3,7 @@
 import os
 import re
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -190,6 +191,10 @@ class RunPaths:
     def report(self) -> Path:
         """The results as one HTML file; `doccls report` writes it."""
         return self.root / "report.html"
+
+    def comparison(self, run_ids: Sequence[str]) -> Path:
+        """Return the HTML file that compares the run with others; `doccls report` writes it for several runs."""
+        return self.root / f"compare_{'_'.join(run_ids)}.html"
 
     @property
     def blend(self) -> Path:

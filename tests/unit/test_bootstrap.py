@@ -7,7 +7,7 @@ import pytest
 from sklearn.metrics import f1_score
 
 from doccls.oof import bootstrap as bootstrap_module
-from doccls.oof.bootstrap import bootstrap_gap, bootstrap_macro_f1, encode_groups
+from doccls.oof.bootstrap import bootstrap_accuracy_gap, bootstrap_gap, bootstrap_macro_f1, encode_groups
 
 
 def draw_run(count: int = 120, skill: float = 0.8, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -159,3 +159,20 @@ def test_gap_of_equal_predictions_is_zero_in_every_resample(grouped: bool) -> No
 def test_groups_are_numbered_in_order_of_appearance() -> None:
     numbers = encode_groups(["b", "a", "b", "", "a"])
     assert numbers.tolist() == [0, 1, 0, 2, 1] and numbers.dtype == np.int64
+
+
+def test_accuracy_gap_is_that_of_the_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Cells by (target, prediction, other): (0, 0, 1) one row, (1, 1, 1) two rows, (1, 0, 1) one row.
+    targets, predictions, others = np.array([0, 1, 1, 1]), np.array([0, 1, 1, 0]), np.array([1, 1, 1, 1])
+    draws = [[4, 0, 0], [2, 1, 1], [1, 1, 2]]  # in the order of the codes: (0, 0, 1), (1, 0, 1), (1, 1, 1)
+    monkeypatch.setattr(bootstrap_module, "RESAMPLES", len(draws))
+    monkeypatch.setattr(np.random, "Generator", lambda _: FixedGenerator(draws))
+    low, high = bootstrap_accuracy_gap(targets, predictions, others, 2)
+    assert [low, high] == pytest.approx(np.quantile([1, 0.25, 0], [0.025, 0.975]).tolist())
+
+
+def test_gaps_of_equal_predictions_are_exactly_0() -> None:
+    targets, logits, _ = draw_run()
+    predictions = logits.argmax(axis=1)
+    assert bootstrap_gap(targets, predictions, predictions.copy(), 4) == (0, 0)
+    assert bootstrap_accuracy_gap(targets, predictions, predictions.copy(), 4) == (0, 0)

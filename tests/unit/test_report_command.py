@@ -160,3 +160,42 @@ def test_open_starts_the_browser(
     monkeypatch.setattr(webbrowser, "open", lambda url: bool(opened.append(url)))
     run_report(paths.root, "--open")
     assert opened == [paths.report.as_uri()] and "--open: no browser could be started" in capsys.readouterr().out
+
+
+# --- comparisons -----------------------------------------------------------------------------------------------------
+
+
+def test_several_runs_give_a_comparison_in_the_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = [write_run(tmp_path, seed=seed) for seed in (1, 2, 3)]
+    assert run_report(*(paths.root for paths in runs)) == 0
+    output = runs[0].root / "compare_tiny2_tiny3.html"
+    html = output.read_bytes()
+    assert html[:1024].count(MARK.encode()) == 1 and b'"thumbnails":{"' in html
+    assert capsys.readouterr().out.endswith(f"MiB: {output}\n")
+    assert run_report(*(paths.root for paths in runs)) == 0 and output.read_bytes() == html
+    assert not any(paths.report.exists() for paths in runs) and not list(runs[1].root.glob("*.html"))
+    other = tmp_path / "other.html"
+    assert run_report(runs[0].root, runs[1].root, "--no-images", "--output", other) == 0
+    assert b'"thumbnails":{}' in other.read_bytes()
+
+
+def test_run_is_compared_with_a_blend(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path, seed=seed).root for seed in (1, 2)]
+    parser = argparse.ArgumentParser()
+    blend.add_arguments(parser)
+    blend.blend(parser.parse_args([*map(str, runs), "--run-id", "both"]))
+    for first, other in ((runs[0], runs[0].parent / "both"), (runs[0].parent / "both", runs[0])):
+        assert run_report(first, other) == 0
+        html = (first / f"compare_{other.name}.html").read_text()
+        assert "is a blend, which has no config of its own" in html and "Damaged copies" in html
+        assert '"thumbnails":{"' in html and "doccls blend" not in html[html.index('id="next"') :]
+
+
+def test_runs_on_other_rows_and_unfinished_ones_are_refused(paths: RunPaths, tmp_path: Path) -> None:
+    other = write_run(tmp_path, seed=1, ids=[f"other{row}.jpg" for row in range(COUNT)])
+    assert "only runs on the same rows, labels and classes can be compared" in refuse(paths.root, other.root)
+    assert "is named twice" in refuse(paths.root, paths.root)
+    other = write_run(tmp_path, seed=2)
+    other.predictions(1).unlink()
+    assert "only runs on the same rows, labels and classes can be compared" in refuse(paths.root, other.root)
+    assert not list(paths.root.glob("*.html"))
