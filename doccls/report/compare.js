@@ -40,10 +40,13 @@
 
   const buttons = [...document.querySelectorAll("[data-cell]")];
   for (const button of buttons) {
-    button.addEventListener("click", () => {
+    button.addEventListener("click", (event) => {
       choose(button);
-      document.getElementById("pages").scrollIntoView({ block: "nearest" });
+      revealPages(button.closest(".scroll"), event);
     });
   }
+  document.getElementById("pages").addEventListener("keydown", (event) => {
+    if (event.key === "Escape" && chosen) chosen.focus();
+  });
   if (buttons.length) choose(buttons[0]);
 })();

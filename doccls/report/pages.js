@@ -1,5 +1,6 @@
 // Pages of train.csv as cards; the report and the comparison share this.
 const PAGES_AT_ONCE = 24;
+const MIN_VISIBLE_PX = 160;  // of the pages of a cell: what they are, and the first pictures
 
 const countPages = (number) => `${number.toLocaleString("en")} ${number === 1 ? "page" : "pages"}`;
 
@@ -40,6 +41,17 @@ function buildProbability(text, probability) {
   track.append(fill);
   item.append(name, value, track);
   return item;
+}
+
+/** Show the list of pages after a choice in `box`: focus it after a key, but move nothing below the pointer. */
+function revealPages(box, event) {
+  const region = document.getElementById("pages");
+  const isByKeyboard = event.detail === 0;
+  if (isByKeyboard) region.focus({ preventScroll: true });
+  const { top } = region.getBoundingClientRect();
+  const isBelow = top >= box.getBoundingClientRect().bottom;
+  const isVisible = top >= 0 && top + MIN_VISIBLE_PX <= window.innerHeight;
+  if (!isVisible && (isBelow || isByKeyboard)) region.scrollIntoView({ block: "start" });
 }
 
 /** Return a function that shows pages in the list of the page, some at a time. */

@@ -1,6 +1,5 @@
 (() => {
   const OUTLINE_PX = 4;
-  const MIN_VISIBLE_PX = 160;  // of the pages of a cell: what they are, and the first pictures
   const data = JSON.parse(document.getElementById("data").textContent);
   const pages = data.pages.map(([row, id, fold, target, top]) => ({ row, id, fold, target, top }));
 
@@ -56,20 +55,10 @@
       showPages(found);
     }
 
-    // A click must not move the page below the pointer, unless the pages would stay out of sight.
-    function reveal(isByKeyboard) {
-      const { top } = region.getBoundingClientRect();
-      const isBelow = top >= cells.parentElement.getBoundingClientRect().bottom;
-      const isVisible = top >= 0 && top + MIN_VISIBLE_PX <= window.innerHeight;
-      if (!isVisible && (isBelow || isByKeyboard)) region.scrollIntoView({ block: "start" });
-    }
-
     for (const button of buttons) {
       button.addEventListener("click", (event) => {
         choose(button);
-        const isByKeyboard = event.detail === 0;
-        if (isByKeyboard) region.focus({ preventScroll: true });
-        reveal(isByKeyboard);
+        revealPages(cells.parentElement, event);
       });
     }
     find("back").addEventListener("click", () => chosen.focus());

@@ -102,6 +102,8 @@ def test_keyboard_reaches_numbers_and_sorts(page: Page, comparison: Comparison) 
     assert page.evaluate(f"getComputedStyle({focused}).outlineStyle") == "solid", "the focus is visible"
     page.press("Enter")
     assert read_cards(page) == list_ids(comparison, 1, 1)
+    assert page.evaluate(f"{focused}.id") == "pages", "the next Tab is in the pages"
+    page.press("Escape")
     assert page.evaluate(f"{focused}.dataset.cell") == wanted
     classes = "[...document.querySelectorAll('#classes tbody th')].map((e) => e.textContent)"
     assert page.evaluate(classes) == [row.label for row in comparison.class_rows]
