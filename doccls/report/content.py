@@ -9,11 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from doccls.config.snapshot import flatten_settings
-from doccls.oof.bootstrap import encode_groups
-from doccls.oof.calibrate import NUM_BINS, Calibration, OofRows, cross_fit
 from doccls.oof.merge import MergedOof
-from doccls.oof.metrics import probabilities
 from doccls.oof.summary import ClassMetrics, FoldMetrics, Summary, describe_thresholds
+from doccls.report.confidence import CalibratedRows, Reliability, calibrate_rows, find_top, measure_reliability
 from doccls.report.inputs import ReportInputs
 from doccls.run.metrics_log import EpochMetrics
 
@@ -64,25 +62,6 @@ class FoldRow:
     damaged: FoldMetrics | None  # on damaged copies of its pages
 
 
-@dataclass(frozen=True, eq=False)
-class ReliabilityBins:
-    """How often the predictions of each confidence are right; empty bins are left out."""
-
-    confidence_B: np.ndarray  # mean probability of the predicted class
-    accuracy_B: np.ndarray
-    count_B: np.ndarray
-
-
-@dataclass(frozen=True)
-class Reliability:
-    """The reliability of probabilities before and after calibration."""
-
-    name: str  # `clean` or `damaged` pages
-    calibration: Calibration
-    before: ReliabilityBins
-    after: ReliabilityBins  # cross-fitted
-
-
 @dataclass(frozen=True)
 class Command:
     """A command to type next."""
@@ -126,7 +105,12 @@ def derive_content(inputs: ReportInputs) -> ReportContent:
     merged, summary = inputs.merged, inputs.summary
     snapshot = dict(inputs.snapshot or {})
     provenance = snapshot.pop("provenance", {})
-    pages = list_pages(merged)
+    clean = calibrate_rows(merged, merged.logits_NC)
+    reliability = [measure_reliability("clean", clean, summary)]
+    pages = list_pages(merged, clean)
+    if merged.damaged_logits_NC is not None and "damaged" in summary.calibration:
+        damaged = calibrate_rows(merged, merged.damaged_logits_NC)
+        reliability.append(measure_reliability("damaged", damaged, summary))
     confusion = count_confusion(pages, len(merged.classes))
     return ReportContent(
         run_id=inputs.paths.run_id,
@@ -141,7 +125,7 @@ def derive_content(inputs: ReportInputs) -> ReportContent:
         pages=pages,
         mistakes=find_confident_mistakes(pages, MAX_MISTAKES),
         class_rows=_list_classes(summary, confusion),
-        reliability=measure_reliability(merged, summary),
+        reliability=tuple(reliability),
         epochs=inputs.epochs,
         members=tuple(
             (Path(member.path).name, member.weight, member.macro_f1, member.macro_f1_damaged)
@@ -157,23 +141,20 @@ def derive_content(inputs: ReportInputs) -> ReportContent:
 # --- pages -----------------------------------------------------------------------------------------------------------
 
 
-def list_pages(merged: MergedOof) -> tuple[PageResult, ...]:
-    """List the pages that have a prediction by label, prediction, and confidence, the least certain first.
-
-    Probabilities are calibrated by temperatures that were fitted without the page's own fold.
-    """
-    used = _list_used(merged)
-    probs_NC = _calibrate(_take_rows(merged, merged.logits_NC))
-    order_NC = np.argsort(-probs_NC, axis=1, kind="stable")[:, :_NUM_TOP]
+def list_pages(merged: MergedOof, calibrated: CalibratedRows) -> tuple[PageResult, ...]:
+    """List the pages that have a prediction by label, prediction, and confidence, the least certain first."""
+    classes_MK, probs_MK = find_top(calibrated, _NUM_TOP)
+    columns = zip(
+        calibrated.used_M.tolist(),
+        merged.folds_N[calibrated.used_M].tolist(),
+        merged.targets_N[calibrated.used_M].tolist(),
+        classes_MK.tolist(),
+        probs_MK.tolist(),
+        strict=True,
+    )
     pages = [
-        PageResult(
-            row,
-            merged.ids[row],
-            int(merged.folds_N[row]),
-            int(merged.targets_N[row]),
-            tuple((int(column), float(probs[column])) for column in order),
-        )
-        for row, order, probs in zip(used.tolist(), order_NC, probs_NC, strict=True)
+        PageResult(row, merged.ids[row], fold, target, tuple(zip(classes, probs, strict=True)))
+        for row, fold, target, classes, probs in columns
     ]
     return tuple(sorted(pages, key=lambda page: (page.target, page.prediction, page.confidence, page.row)))
 
@@ -208,20 +189,6 @@ def order_for_thumbnails(pages: Sequence[PageResult], first: Sequence[PageResult
     return list({page.row: page for page in (*first, *(page for _, page in keyed))}.values())
 
 
-def _list_used(merged: MergedOof) -> np.ndarray:
-    return np.setdiff1d(np.arange(len(merged.ids)), merged.skipped)
-
-
-def _take_rows(merged: MergedOof, logits_NC: np.ndarray) -> OofRows:
-    used = _list_used(merged)
-    unit_N = None if merged.groups is None else encode_groups([merged.groups[row] for row in used.tolist()])
-    return OofRows(merged.targets_N[used], logits_NC[used], merged.folds_N[used], unit_N)
-
-
-def _calibrate(rows: OofRows) -> np.ndarray:
-    return probabilities(rows.logits_NC.astype(np.float64) / cross_fit(rows).temperature_N[:, None])
-
-
 # --- scores ----------------------------------------------------------------------------------------------------------
 
 
@@ -237,35 +204,6 @@ def _list_classes(summary: Summary, confusion_CC: Sequence[Sequence[int]]) -> tu
         most = max(times)
         rows.append(ClassRow(metrics, summary.classes[times.index(most)].label if most else None, most))
     return tuple(rows)
-
-
-def measure_reliability(merged: MergedOof, summary: Summary) -> tuple[Reliability, ...]:
-    """Measure how often predictions of each confidence are right, for clean pages and for damaged copies."""
-    logits = {"clean": merged.logits_NC, "damaged": merged.damaged_logits_NC}
-    measured = []
-    for name, logits_NC in logits.items():
-        if logits_NC is not None and name in summary.calibration:
-            rows = _take_rows(merged, logits_NC)
-            before, after = (
-                bin_confidences(rows, probabilities(rows.logits_NC)),
-                bin_confidences(rows, _calibrate(rows)),
-            )
-            measured.append(Reliability(name, summary.calibration[name], before, after))
-    return tuple(measured)
-
-
-def bin_confidences(rows: OofRows, probs_NC: np.ndarray) -> ReliabilityBins:
-    """Put the rows into the bins of the expected calibration error, by their highest probability."""
-    confidence_N, is_hit_N = probs_NC.max(axis=1), probs_NC.argmax(axis=1) == rows.targets_N
-    bin_N = np.clip(np.ceil(confidence_N * NUM_BINS).astype(np.int64) - 1, 0, NUM_BINS - 1)
-    count_B = np.bincount(bin_N, minlength=NUM_BINS)
-    filled_B = count_B > 0
-
-    def average(values_N: np.ndarray) -> np.ndarray:
-        total_B: np.ndarray = np.bincount(bin_N, values_N, NUM_BINS)[filled_B]
-        return total_B / count_B[filled_B]
-
-    return ReliabilityBins(average(confidence_N), average(is_hit_N.astype(np.float64)), count_B[filled_B])
 
 
 # --- the run ---------------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from doccls.report.content import Reliability, ReliabilityBins
+from doccls.report.confidence import Reliability, ReliabilityBins
 from doccls.run.metrics_log import EpochMetrics
 
 _SIZE_INCHES = (3.6, 2.5)

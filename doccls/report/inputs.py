@@ -12,11 +12,14 @@ from doccls.config.snapshot import read_snapshot
 from doccls.errors import UserError
 from doccls.oof.blend_record import BlendMember, read_record
 from doccls.oof.merge import MergedOof, merge_predictions, read_finished, summarize_folds
+from doccls.oof.metrics import macro_f1
 from doccls.oof.predictions import is_merged
 from doccls.oof.summary import Summary, read_summary
 from doccls.run.fingerprint import digest_json, read_provenance
 from doccls.run.metrics_log import EpochMetrics, read_metrics
 from doccls.run.paths import RunPaths
+
+_ROUNDING = 1e-9  # of a score, on another machine
 
 
 @dataclass(frozen=True)
@@ -33,10 +36,11 @@ class ReportInputs:
 
     @property
     def image_snapshot(self) -> Path:
-        """The config that says where the images are: the run's own, or that of the blend's first member."""
+        """The config that says where the images are: the run's own, or the first that a member of the blend has."""
         if not self.members:
             return self.paths.snapshot
-        return RunPaths((self.paths.root / self.members[0].path).resolve()).snapshot
+        found = [RunPaths((self.paths.root / member.path).resolve()).snapshot for member in self.members]
+        return next(filter(is_file, found), found[0])
 
 
 def read_inputs(paths: RunPaths) -> ReportInputs:
@@ -47,7 +51,9 @@ def read_inputs(paths: RunPaths) -> ReportInputs:
     """
     if is_file(paths.blend):
         members = read_record(paths).members
-        return ReportInputs(paths, _read_blend(paths, members), read_summary(paths.summary), (), None, members)
+        blended, summary = _read_blend(paths, members), read_summary(paths.summary)
+        _check_summary(paths, summary, blended)
+        return ReportInputs(paths, blended, summary, (), None, members)
     merged, summary, missing = _read_folds(paths)
     try:
         epochs, _ = read_metrics(paths)  # the merge reports damaged lines
@@ -68,8 +74,19 @@ def _read_folds(paths: RunPaths) -> tuple[MergedOof, Summary, tuple[int, ...]]:
     merged = merge_predictions(predictions, finished_only=True)
     missing = sorted(set(range(predictions[0].info.num_folds)) - {item.info.fold for item in predictions})
     if has_summary and not missing:
-        return merged, read_summary(paths.summary), ()
+        summary = read_summary(paths.summary)
+        _check_summary(paths, summary, merged)
+        return merged, summary, ()
     return merged, summarize_folds(merged, predictions), tuple(missing)
+
+
+def _check_summary(paths: RunPaths, summary: Summary, merged: MergedOof) -> None:
+    """Check that summary.json is about these predictions, not about others that were there before."""
+    used = np.setdiff1d(np.arange(len(merged.ids)), merged.skipped)
+    labels = tuple(row.label for row in summary.classes)
+    is_same = (summary.num_samples, labels) == (len(used), merged.classes)
+    if not is_same or abs(macro_f1(merged.targets_N[used], merged.logits_NC[used]) - summary.macro_f1) > _ROUNDING:
+        raise UserError(f"{paths.summary}: it is about other predictions: merge the run, or blend its members, again")
 
 
 def _read_blend(paths: RunPaths, members: tuple[BlendMember, ...]) -> MergedOof:

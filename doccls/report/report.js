@@ -55,7 +55,10 @@
       showPages(found);
     }
 
-    for (const button of buttons) {
+    for (const button of buttons) {  // named here, since the names of all cells together may be larger than the pictures
+      const [label, predicted] = button.dataset.cell.split(",").map((number) => `\u2068${data.classes[number]}\u2069`);
+      const pages = countPages(Number(button.textContent));
+      button.setAttribute("aria-label", `${pages}: label ${label}, predicted ${predicted}`);
       button.addEventListener("click", (event) => {
         choose(button);
         revealPages(cells.parentElement, event);

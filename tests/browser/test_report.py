@@ -211,7 +211,10 @@ def test_labels_of_the_other_direction_stay_in_place(page: Page, content: Report
     )
     assert plain == []
     label = page.evaluate(f"document.querySelector('{cell}').getAttribute('aria-label')")
-    assert f"label \u2068{HEBREW}\u2069, predicted \u2068{CLASSES[column]}\u2069" in label
+    assert label.endswith(f": label \u2068{HEBREW}\u2069, predicted \u2068{CLASSES[column]}\u2069")
+    assert label.split(" ")[1] in ("page:", "pages:") and label.split(" ")[0] == page.evaluate(
+        f"document.querySelector('{cell}').textContent"
+    )
 
 
 def write_large(content: ReportContent, num_classes: int, file: Path) -> None:

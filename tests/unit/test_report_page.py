@@ -61,18 +61,10 @@ def test_page_needs_nothing_else(content: ReportContent) -> None:
     assert "default-src 'none'" in html
 
 
-def test_cells_are_buttons_with_names(content: ReportContent) -> None:
-    buttons = [
-        attributes for tag, attributes in Elements(render_page(content, None)).found if "data-cell" in attributes
-    ]
-    filled = {(t, p): n for t, row in enumerate(content.confusion_CC) for p, n in enumerate(row) if n}
-    assert len(buttons) == len(filled)
-    for attributes in buttons:
-        target, prediction = map(int, str(attributes["data-cell"]).split(","))
-        count = filled[target, prediction]
-        pages = "page" if count == 1 else "pages"
-        label, predicted = (f"\u2068{CLASSES[number]}\u2069" for number in (target, prediction))
-        assert attributes["aria-label"] == f"{count} {pages}: label {label}, predicted {predicted}"
+def test_each_confusion_is_a_button(content: ReportContent) -> None:
+    found = Elements(render_page(content, None)).found
+    cells = {attributes["data-cell"] for tag, attributes in found if tag == "button" and "data-cell" in attributes}
+    assert cells == {f"{t},{p}" for t, row in enumerate(content.confusion_CC) for p, count in enumerate(row) if count}
 
 
 def test_data_holds_each_page_and_each_thumbnail_once(content: ReportContent) -> None:
