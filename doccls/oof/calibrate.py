@@ -7,13 +7,15 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.optimize import brentq
-from scipy.special import softmax
+from scipy.special import log_softmax, softmax
 
-from doccls.oof.metrics import cross_entropy, probabilities
+from doccls.oof.metrics import iterate_blocks
 
 NUM_BINS = 15
 NUM_PARTS = 5
 TEMPERATURES = (0.05, 20.0)  # the range that is searched
+_NEAR = 0.05  # in the logarithm of T: how far off that of a part of many rows is
+_FEW_BLOCKS = 50  # of rows, for which no faster search is needed
 
 
 @dataclass(frozen=True)
@@ -72,18 +74,32 @@ def fit_temperature(targets_N: np.ndarray, logits_NC: np.ndarray) -> float:
     """
     if not len(targets_N):
         return 1.0
-    logits = logits_NC.astype(np.float64)
-    logits -= logits.max(axis=1, keepdims=True)
-    target_sum = logits[np.arange(len(targets_N)), targets_N].sum() + logits.mean()
+    top_N = logits_NC.max(axis=1).astype(np.float64)
+    blocks = list(iterate_blocks(logits_NC.shape))
+
+    def shift(block: slice) -> np.ndarray:
+        shifted_BC: np.ndarray = logits_NC[block] - top_N[block, None]
+        return shifted_BC
+
+    mean_N = np.concatenate([shift(block).mean(axis=1) for block in blocks])
+    target_sum = (logits_NC[np.arange(len(targets_N)), targets_N] - top_N).sum() + mean_N.mean()
 
     def compute_slope(log_temperature: float) -> float:
         """Return the derivative of the NLL, summed over rows, by 1 / T."""
-        weights = np.exp(logits * np.exp(-log_temperature))
-        expected_N = (weights * logits).sum(axis=1) / weights.sum(axis=1)
+        expected_N = np.empty(len(targets_N))
+        for block in blocks:
+            shifted_BC = shift(block)
+            weights_BC = np.exp(shifted_BC * np.exp(-log_temperature))
+            expected_N[block] = (weights_BC * shifted_BC).sum(axis=1) / weights_BC.sum(axis=1)
         return float(expected_N.sum() + expected_N.mean() - target_sum)
 
     # The NLL is convex in 1 / T, so its slope only falls as T rises, and has one root at most.
     low, high = np.log(TEMPERATURES)
+    if len(blocks) > _FEW_BLOCKS:  # a sixteenth of the rows says where to search
+        near = np.log(fit_temperature(targets_N[::16], logits_NC[::16]))
+        bounds = max(low, near - _NEAR), min(high, near + _NEAR)
+        if compute_slope(bounds[0]) > 0 > compute_slope(bounds[1]):
+            return float(np.exp(brentq(compute_slope, *bounds, xtol=1e-9)))
     slope_low, slope_high = compute_slope(low), compute_slope(high)
     if slope_low == slope_high:
         return 1.0
@@ -116,38 +132,48 @@ def cross_fit(rows: OofRows) -> CrossFit:
 
 def measure_calibration(rows: OofRows, fit: CrossFit) -> Calibration:
     """Measure probabilities as they are, and with each row's cross-fitted temperature."""
-    calibrated_NC = rows.logits_NC.astype(np.float64) / fit.temperature_N[:, None]
-    probs_NC, calibrated_probs_NC = probabilities(rows.logits_NC), probabilities(calibrated_NC)
-    return Calibration(
-        temperature=fit.temperature,
-        nll=cross_entropy(rows.targets_N, rows.logits_NC),
-        nll_calibrated=cross_entropy(rows.targets_N, calibrated_NC),
-        ece=measure_ece(rows.targets_N, probs_NC),
-        ece_calibrated=measure_ece(rows.targets_N, calibrated_probs_NC),
-        brier=measure_brier(rows.targets_N, probs_NC),
-        brier_calibrated=measure_brier(rows.targets_N, calibrated_probs_NC),
-    )
+    before = _score(rows.targets_N, rows.logits_NC, np.ones(len(rows.targets_N)))
+    after = _score(rows.targets_N, rows.logits_NC, fit.temperature_N)
+    return Calibration(fit.temperature, before.nll, after.nll, before.ece, after.ece, before.brier, after.brier)
 
 
-def measure_ece(targets_N: np.ndarray, probs_NC: np.ndarray) -> float:
+@dataclass(frozen=True)
+class _Scores:
+    nll: float
+    ece: float
+    brier: float
+
+
+def _score(targets_N: np.ndarray, logits_NC: np.ndarray, temperature_N: np.ndarray) -> _Scores:
+    nll_N, top_N, brier_N = (np.empty(len(targets_N)) for _ in range(3))
+    for block in iterate_blocks(logits_NC.shape):
+        log_probs_BC = log_softmax(logits_NC[block] / temperature_N[block, None], axis=1)
+        targets_B, probs_BC = targets_N[block], np.exp(log_probs_BC)
+        nll_N[block] = -log_probs_BC[np.arange(len(targets_B)), targets_B]
+        top_N[block], brier_N[block] = probs_BC.max(axis=1), measure_brier(targets_B, probs_BC)
+    is_hit_N = logits_NC.argmax(axis=1) == targets_N
+    return _Scores(float(nll_N.mean()), measure_ece(top_N, is_hit_N), float(brier_N.mean()))
+
+
+def measure_ece(top_N: np.ndarray, is_hit_N: np.ndarray) -> float:
     """Return the expected calibration error: the mean over rows of their bin's |accuracy - mean top probability|.
 
     Bin m of M = NUM_BINS holds the rows whose top probability is in ((m - 1) / M, m / M] (Guo et al. 2017, equation 3;
     Naeini et al., Obtaining Well Calibrated Probabilities Using Bayesian Binning, AAAI 2015).
     """
-    top_N, hits_N = probs_NC.max(axis=1), probs_NC.argmax(axis=1) == targets_N
     bins_N = np.clip(np.ceil(top_N * NUM_BINS).astype(np.int64) - 1, 0, NUM_BINS - 1)
-    return float(np.abs(np.bincount(bins_N, hits_N - top_N, NUM_BINS)).sum() / len(targets_N))
+    return float(np.abs(np.bincount(bins_N, is_hit_N - top_N, NUM_BINS)).sum() / len(top_N))
 
 
-def measure_brier(targets_N: np.ndarray, probs_NC: np.ndarray) -> float:
-    """Return the mean over rows of the sum over classes of (probability - 1 if it is the target, else 0) squared.
+def measure_brier(targets_N: np.ndarray, probs_NC: np.ndarray) -> np.ndarray:
+    """Return for each row the sum over classes of (probability - 1 if it is the target, else 0) squared, as (n,).
 
     From 0 to 2 (Brier, Verification of Forecasts Expressed in Terms of Probability, Monthly Weather Review, 1950).
     """
     errors_NC = probs_NC.copy()
     errors_NC[np.arange(len(targets_N)), targets_N] -= 1
-    return float((errors_NC**2).sum() / len(targets_N))
+    scores_N: np.ndarray = (errors_NC**2).sum(axis=1)
+    return scores_N
 
 
 def temper(probs_NC: np.ndarray, temperature: float) -> np.ndarray:

@@ -1,8 +1,12 @@
 """Classification metrics on NumPy arrays, computed with scikit-learn and SciPy."""
 
+from collections.abc import Iterator
+
 import numpy as np
 from scipy.special import log_softmax, softmax
 from sklearn.metrics import f1_score
+
+_BLOCK_VALUES = 2**17  # a megabyte of float64
 
 
 def macro_f1(targets_N: np.ndarray, logits_NC: np.ndarray) -> float:
@@ -26,6 +30,16 @@ def selection_f1(targets_N: np.ndarray, logits_NC: np.ndarray) -> float:
     """
     labels = np.unique(targets_N)
     return float(f1_score(targets_N, logits_NC.argmax(axis=1), labels=labels, average="macro", zero_division=0))
+
+
+def iterate_blocks(shape: tuple[int, ...]) -> Iterator[slice]:
+    """Yield slices of the rows of an array (n, classes), each small enough for its float64 copy to stay in the cache.
+
+    Copies of all rows may be larger than the memory, and are slower.
+    """
+    num_rows, num_classes = shape
+    step = max(1, _BLOCK_VALUES // num_classes)
+    return (slice(first, first + step) for first in range(0, num_rows, step))
 
 
 def cross_entropy(targets_N: np.ndarray, logits_NC: np.ndarray) -> float:

@@ -8,10 +8,8 @@ import numpy as np
 from doccls.oof.bootstrap import encode_groups
 from doccls.oof.calibrate import NUM_BINS, Calibration, OofRows, cross_fit
 from doccls.oof.merge import MergedOof
-from doccls.oof.metrics import probabilities
+from doccls.oof.metrics import iterate_blocks, probabilities
 from doccls.oof.summary import Summary
-
-_BLOCK_ROWS = 4096  # at a time: the probabilities of all rows may be larger than the memory
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,9 +88,8 @@ def bin_confidences(confidence_N: np.ndarray, is_hit_N: np.ndarray) -> Reliabili
 
 
 def _iterate_probabilities(logits_NC: np.ndarray, temperature_N: np.ndarray) -> Iterator[np.ndarray]:
-    for first in range(0, len(logits_NC), _BLOCK_ROWS):
-        block = slice(first, first + _BLOCK_ROWS)
-        yield probabilities(logits_NC[block].astype(np.float64) / temperature_N[block, None])
+    for block in iterate_blocks(logits_NC.shape):
+        yield probabilities(logits_NC[block] / temperature_N[block, None])
 
 
 def _find_largest(values_BC: np.ndarray, count: int) -> np.ndarray:

@@ -112,6 +112,10 @@ def test_probability_of_zero_stays_zero() -> None:
 # --- the figures -----------------------------------------------------------------------------------------------------
 
 
+def score_ece(targets: np.ndarray, probs: np.ndarray) -> float:
+    return measure_ece(probs.max(axis=1), probs.argmax(axis=1) == targets)
+
+
 def compute_slow_ece(targets: np.ndarray, probs: np.ndarray) -> float:
     """Compute the ECE bin by bin and row by row, with exact bounds m / 15."""
     total = 0.0
@@ -128,30 +132,30 @@ def compute_slow_ece(targets: np.ndarray, probs: np.ndarray) -> float:
 def test_ece_matches_bin_by_bin_reference(temperature: float) -> None:
     rows = draw_rows(400, temperature)
     probs = softmax(rows.logits_NC.astype(float), axis=1)
-    assert measure_ece(rows.targets_N, probs) == pytest.approx(compute_slow_ece(rows.targets_N, probs), rel=1e-12)
+    assert score_ece(rows.targets_N, probs) == pytest.approx(compute_slow_ece(rows.targets_N, probs), rel=1e-12)
 
 
 def test_ece_of_simple_cases() -> None:
     sure, even = np.array([[1.0, 0.0]] * 4), np.array([[0.5, 0.5]] * 4)
-    assert measure_ece(np.array([0, 0, 0, 0]), sure) == 0
-    assert measure_ece(np.array([0, 0, 0, 1]), sure) == 0.25
-    assert measure_ece(np.array([0, 1, 0, 1]), even) == 0
+    assert score_ece(np.array([0, 0, 0, 0]), sure) == 0
+    assert score_ece(np.array([0, 0, 0, 1]), sure) == 0.25
+    assert score_ece(np.array([0, 1, 0, 1]), even) == 0
     # 0.2 is the upper end of bin 3 and belongs to it: with the right row of 0.19, their errors cancel there.
     both = np.array([[0.2] * 5, [0.19, 0.19, 0.19, 0.19, 0.24 - 0.05]])
-    assert measure_ece(np.array([1, 0]), both) == pytest.approx(abs(0.2 + 0.19 - 1) / 2)
+    assert score_ece(np.array([1, 0]), both) == pytest.approx(abs(0.2 + 0.19 - 1) / 2)
 
 
 def test_brier_and_nll_match_scikit_learn() -> None:
     rows = draw_rows(300)
     probs = softmax(rows.logits_NC.astype(float), axis=1)
-    assert measure_brier(np.array([0, 1]), np.array([[1.0, 0.0], [1.0, 0.0]])) == 1.0
+    assert measure_brier(np.array([0, 1]), np.array([[1.0, 0.0], [1.0, 0.0]])).tolist() == [0.0, 2.0]
     by_class = [brier_score_loss(rows.targets_N == label, probs[:, label]) for label in range(5)]
-    assert measure_brier(rows.targets_N, probs) == pytest.approx(sum(by_class), rel=1e-12)
+    assert measure_brier(rows.targets_N, probs).mean() == pytest.approx(sum(by_class), rel=1e-12)
     calibration = measure_calibration(rows, cross_fit(rows))
     assert calibration.nll == pytest.approx(log_loss(rows.targets_N, probs, labels=range(5)), rel=1e-6)
     assert (calibration.ece, calibration.brier) == (
-        measure_ece(rows.targets_N, probs),
-        measure_brier(rows.targets_N, probs),
+        score_ece(rows.targets_N, probs),
+        measure_brier(rows.targets_N, probs).mean(),
     )
 
 
@@ -179,7 +183,7 @@ def test_each_row_is_scored_with_the_temperature_of_the_other_folds() -> None:
     calibration = measure_calibration(rows, fit)
     assert calibration.nll_calibrated == pytest.approx(log_loss(rows.targets_N, calibrated, labels=range(5)), rel=1e-9)
     assert calibration.ece_calibrated == pytest.approx(compute_slow_ece(rows.targets_N, calibrated), rel=1e-9)
-    assert calibration.brier_calibrated == pytest.approx(measure_brier(rows.targets_N, calibrated), rel=1e-9)
+    assert calibration.brier_calibrated == pytest.approx(measure_brier(rows.targets_N, calibrated).mean(), rel=1e-9)
 
 
 @pytest.mark.parametrize("one_fold", [False, True])

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from doccls.oof import metrics
 from doccls.oof.merge import MergedOof
-from doccls.report import confidence as module
 from doccls.report.confidence import bin_confidences, calibrate_rows, find_top
 
 
@@ -15,7 +15,7 @@ from doccls.report.confidence import bin_confidences, calibrate_rows, find_top
 def test_most_probable_classes_are_those_of_a_stable_sort(
     block_rows: int, values: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_BLOCK_ROWS", block_rows)
+    monkeypatch.setattr(metrics, "_BLOCK_VALUES", block_rows * 7)
     rng = np.random.default_rng(values)
     logits_NC = rng.integers(0, values, (40, 7)).astype(np.float32) / values
     logits_NC[:2] = 0.5
