@@ -10,7 +10,7 @@ from datetime import datetime
 from pathlib import Path
 
 from doccls.config import Config
-from doccls.config.arguments import add_config_arguments
+from doccls.config.arguments import add_config_arguments, add_study_arguments
 from doccls.config.load import redact_argument
 from doccls.run.paths import RunPaths, locate_run
 from launcher.array import REQUEUE_CODE
@@ -26,10 +26,20 @@ def build_parser() -> argparse.ArgumentParser:
     run = commands.add_parser("run", help="train the missing folds side by side and merge them")
     plan = commands.add_parser("plan", help="show which fold would run where and in which order, without starting any")
     task = commands.add_parser("task", help="train this array task's share of the folds (inside a batch job)")
+    for command in (run, plan):
+        add_study_arguments(command)
+    add_config_arguments(task)
     for command in (run, plan, task):
         _add_run_arguments(command)
         _add_policy_arguments(command)
     for command in (run, plan):
+        command.add_argument(
+            "--seeds", metavar="LIST", help="train each config once for each of these values of project.seed: 42,43,44"
+        )
+        command.add_argument(
+            "--study", metavar="NAME",
+            help="name of a launch of several configs or seeds; if it exists, only its missing folds are trained",
+        )  # fmt: skip
         command.add_argument(
             "--backend", choices=("local", "slurm"), default="local", help="where to train (default: local)"
         )
@@ -48,7 +58,6 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
-    add_config_arguments(parser)
     parser.add_argument(
         "--run-id", metavar="ID", help="name of the run; if it exists, only its missing folds are trained"
     )
@@ -276,6 +285,15 @@ def render_resume_command(argv: Sequence[str], run_id: str) -> str:
         options = [arg for arg in options if arg not in ("--share", "--config")]
     has_run_id = any(arg == "--run-id" or arg.startswith("--run-id=") for arg in options)
     return shlex.join([*program, *map(redact_argument, options), *([] if has_run_id else ["--run-id", run_id])])
+
+
+def render_study_command(argv: Sequence[str], name: str) -> str:
+    """Render the command that trains the missing folds of the study, with secrets replaced by asterisks."""
+    command, *options = argv
+    has_name = any(arg == "--study" or arg.startswith("--study=") for arg in options)
+    return shlex.join(
+        ["doccls-launch", command, *map(redact_argument, options), *([] if has_name else ["--study", name])]
+    )
 
 
 def _list_files(paths: RunPaths, folds: Sequence[int], config: Config) -> tuple[str, ...]:

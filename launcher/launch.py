@@ -4,7 +4,7 @@ import os
 import socket
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -75,23 +75,49 @@ def launch(config: Config, run_id: str, now: datetime, options: LaunchOptions, l
     """
     log_config(config, log)
     log.line(render_plan(options.plan, commands=False))
+    with ExitStack() as held:
+        run = queue_run(config, run_id, now, options, log, held)
+        jobs = [Job(run, fold, f"fold {fold}") for fold in run.missing]
+        train_queue([run], jobs, options, log)
+        close_run(run.experiment, log)
+
+
+def queue_run(
+    config: Config, run_id: str, now: datetime, options: LaunchOptions, log: RunLog, held: ExitStack
+) -> "QueuedRun":
+    """Open or join the run, lock it until `held` is closed, and return it with its missing folds.
+
+    Raises:
+        UserError: its config or data can't be used, or another launcher has the run.
+    """
     paths = locate_run(config.output.exp_dir, run_id, now)
     what = f"run {run_id} is being launched"
     if is_file(paths.launch_lock()):
         with hold_lock(paths.launch_lock(), what):
             pass  # report another launcher before the data is scanned
-    with ExitStack() as held:
-        take_lock = partial(held.enter_context, hold_lock(paths.launch_lock(), what))
-        run = open_run(config, paths, now, describe_processes(options), log, take_lock)
-        assert run.lock is not None
-        log.line(f"[ARTIFACTS] {paths.root}")
-        wanted = config.data.list_wanted()
-        ledger = begin_launch(paths.ledger(), describe_launch(run.experiment, wanted, options, log, now))
-        ledger_file, missing = LedgerFile(paths.ledger(), ledger, run.lock, log), run.list_missing(wanted)
-        with tempfile.TemporaryDirectory(prefix="doccls-launch-") as folder, stopping_gracefully():
-            backend = LocalBackend(Path(folder), min(len(missing), len(options.slots)) * options.ranks_per_fold)
-            FoldLoop(run.experiment, options, backend, log, ledger_file, missing).run()
-        close_run(run.experiment, log)
+    take_lock = partial(held.enter_context, hold_lock(paths.launch_lock(), what))
+    run = open_run(config, paths, now, describe_processes(options), log, take_lock)
+    assert run.lock is not None
+    log.line(f"[ARTIFACTS] {paths.root}")
+    wanted = config.data.list_wanted()
+    ledger = begin_launch(paths.ledger(), describe_launch(run.experiment, wanted, options, log, now))
+    ledger_file = LedgerFile(paths.ledger(), ledger, run.lock, log)
+    return QueuedRun(
+        run.experiment, options.workload, ledger_file, tuple(run.list_missing(wanted)), options.resume_command
+    )
+
+
+def train_queue(
+    runs: "Sequence[QueuedRun]",
+    jobs: "Sequence[Job]",
+    options: LaunchOptions,
+    log: RunLog,
+    on_finished: Callable[["QueuedRun"], None] = lambda run: None,
+) -> None:
+    """Train folds of the runs on this machine, in this order; see `FoldLoop.run`."""
+    with tempfile.TemporaryDirectory(prefix="doccls-launch-") as folder, stopping_gracefully():
+        backend = LocalBackend(Path(folder), min(len(jobs), len(options.slots)) * options.ranks_per_fold)
+        FoldLoop(runs, jobs, options, backend, log, on_finished).run()
 
 
 def describe_processes(options: LaunchOptions) -> dict[str, Any]:
@@ -117,33 +143,54 @@ def describe_launch(
     )
 
 
+@dataclass(frozen=True)
+class QueuedRun:
+    """A run whose missing folds are in the queue of a launch."""
+
+    experiment: Experiment
+    workload: Workload
+    ledger: LedgerFile
+    missing: tuple[int, ...]  # folds
+    resume_command: str  # trains the missing folds
+
+    @property
+    def paths(self) -> RunPaths:
+        """The files of the run."""
+        return self.experiment.paths
+
+
+@dataclass(frozen=True)
+class Job:
+    """A fold in the queue of a launch."""
+
+    run: QueuedRun
+    fold: int
+    name: str  # in log lines
+
+
 class FoldLoop:
     """The loop that executes the actions of `launcher.supervise` and feeds back the endings of folds."""
 
     def __init__(
         self,
-        experiment: Experiment,
+        runs: Sequence[QueuedRun],
+        jobs: Sequence[Job],
         options: LaunchOptions,
         backend: Backend,
         log: RunLog,
-        ledger: LedgerFile,
-        missing: list[int],
+        on_finished: Callable[[QueuedRun], None] = lambda run: None,
     ) -> None:
-        """Prepare to train the `missing` folds."""
-        self._experiment, self._options, self._backend, self._log = experiment, options, backend, log
-        self._ledger = ledger
+        """Prepare to train folds of the runs, in the order of `jobs`.
+
+        `on_finished` is called once all folds of a run are done, when no slot is free that a fold could take.
+        """
+        self._runs, self._jobs, self._options, self._backend, self._log = runs, jobs, options, backend, log
+        self._on_finished, self._finished = on_finished, list[QueuedRun]()
         self._running: dict[int, RunningFold] = {}
         self._advanced = self._any_has_begun = False
         self._reasons: dict[int, str] = {}
         self._started_s: dict[int, float] = {}
-        self._max_micro_batch_size = BatchDivision.derive(
-            experiment.config.train, options.ranks_per_fold
-        ).images_at_a_time
-        self._state = LaunchState(tuple(self._make_fold_state(fold) for fold in missing), options.slots)
-
-    @property
-    def _paths(self) -> RunPaths:
-        return self._experiment.paths
+        self._state = LaunchState(tuple(map(self._make_fold_state, range(len(jobs)))), options.slots)
 
     def run(self) -> None:
         """Train until no fold runs and none may start.
@@ -156,18 +203,24 @@ class FoldLoop:
         try:
             with on_immediate_exit(lambda reason, code: kill_folds(self._list_processes())):
                 while not isinstance(action := self._decide(), Finish):
-                    self._act(action)
+                    if isinstance(action, Wait) and self._finished:  # free slots are filled first
+                        self._on_finished(self._finished.pop(0))
+                    else:
+                        self._act(action)
                     self._settle_ended()
+                while self._finished and not self._state.stopping:
+                    self._on_finished(self._finished.pop(0))
         finally:
             kill_folds_and_wait(self._list_processes())
-            with suppress(LockError):  # the reason for the end matters more
-                self._ledger.retry_write(0.0)
+            for run in self._runs:
+                with suppress(LockError):  # the reason for the end matters more
+                    run.ledger.retry_write(0.0)
         check_stop()
-        failed = [fold_state.fold for fold_state in self._state.list_by_status("failed")]
-        unfinished = [fold_state.fold for fold_state in self._state.folds if fold_state.status != "done"]
-        missing = [fold for fold in unfinished if self._read_score(fold) is None]
+        failed = [fold_state.job for fold_state in self._state.list_by_status("failed")]
+        unfinished = [fold_state.job for fold_state in self._state.folds if fold_state.status != "done"]
+        missing = [job for job in unfinished if _read_score(self._jobs[job]) is None]
         if failed and missing:  # another owner of a failed fold may have finished it since
-            raise UserError(self._format_failure([fold for fold in failed if fold in missing], missing))
+            raise UserError(self._format_failure([job for job in failed if job in missing], missing))
 
     @property
     def has_advanced(self) -> bool:
@@ -181,69 +234,72 @@ class FoldLoop:
 
     def _act(self, action: Action) -> None:
         match action:
-            case Start(fold, slot):
-                self._start(fold, slot)
+            case Start(job, slot):
+                self._start(job, slot)
             case Stop():
                 self._stop()
             case Wait(until_s):
                 time.sleep(_TICK_S if until_s is None else min(_TICK_S, max(0.0, until_s - time.monotonic())))
 
     def _settle_ended(self) -> None:
-        """Settle the folds that have ended, and retry a failed write of the ledger."""
-        self._ledger.retry_write()
-        for fold, running in list(self._running.items()):
+        """Settle the folds that have ended, and retry failed writes of ledgers."""
+        for run in self._runs:
+            run.ledger.retry_write()
+        for job, running in list(self._running.items()):
             self._any_has_begun |= running.has_begun
             if running.has_ended(self._any_has_begun):
-                self._settle(fold, running)
+                self._settle(job, running)
 
-    def _start(self, fold: int, slot: Slot) -> None:
-        micro_batch_size = self._state.find(fold).micro_batch_size
-        number = len(self._ledger.content.list_attempts(fold)) + 1
+    def _start(self, job: int, slot: Slot) -> None:
+        run, fold = self._jobs[job].run, self._jobs[job].fold
+        ledger, micro_batch_size = run.ledger, self._state.find(job).micro_batch_size
+        number = len(ledger.content.list_attempts(fold)) + 1
         devices = tuple(device.uuid or device.name for device in slot.devices)
         attempt = Attempt(fold, number, slot.name, devices, micro_batch_size, format_time(datetime.now()))
-        self._ledger.write(self._ledger.content.add(attempt))
-        smaller = micro_batch_size if micro_batch_size < self._max_micro_batch_size else None
-        assignment = self._options.workload.assign(fold, slot, smaller)
-        self._state = start_fold(self._state, fold, slot)
-        self._started_s[fold] = time.monotonic()
+        ledger.write(ledger.content.add(attempt))
+        smaller = micro_batch_size if micro_batch_size < self._find_max_micro_batch_size(run) else None
+        assignment = run.workload.assign(fold, slot, smaller)
+        self._state = start_fold(self._state, job, slot)
+        self._started_s[job] = time.monotonic()
         try:
-            limits = Limits(self._options.hang_timeout_s, self._experiment.config.train.stop_timeout_s)
-            running = RunningFold(assignment, self._paths, self._backend, limits)
+            limits = Limits(self._options.hang_timeout_s, run.experiment.config.train.stop_timeout_s)
+            running = RunningFold(assignment, run.paths, self._backend, limits)
         except StartError as error:
-            self._end(fold, Ending(Outcome.CRASHED, str(error)), str(error), ())
+            self._end(job, Ending(Outcome.CRASHED, str(error)), str(error), ())
             return
-        self._running[fold] = running
-        self._ledger.write(self._ledger.content.amend(fold, pids=running.processes.pids))
-        self._log.line(f"[LAUNCH] fold {fold} on {slot.name}: started")
+        self._running[job] = running
+        ledger.write(ledger.content.amend(fold, pids=running.processes.pids))
+        self._log.line(f"[LAUNCH] {self._jobs[job].name} on {slot.name}: started")
 
     def _stop(self) -> None:
         self._state = stop_launch(self._state)
         if self._running:
-            self._log.line(f"[LAUNCH] stopping folds {', '.join(map(str, self._running))}")
+            self._log.line(f"[LAUNCH] stopping {', '.join(self._jobs[job].name for job in self._running)}")
         for running in self._running.values():
             running.request_stop()
 
-    def _settle(self, fold: int, running: RunningFold) -> None:
+    def _settle(self, job: int, running: RunningFold) -> None:
         """Settle a fold: done if its predictions are valid, else by the reports and exit codes of its processes."""
-        score = self._read_score(fold)
+        score = _read_score(self._jobs[job])
         stopping = self._state.stopping or stop_requested() is not None
         ending, reason = running.conclude(score is not None, stopping)
         self._advanced |= score is not None or running.has_advanced
-        del self._running[fold]
+        del self._running[job]
         message = reason if score is None else f"done macro_f1={score:.5f}"
-        self._end(fold, ending, message, running.processes.poll(), running.find_log())
+        self._end(job, ending, message, running.processes.poll(), running.find_log())
 
     def _end(
-        self, fold: int, ending: Ending, message: str, codes: tuple[int | None, ...], log: Path | None = None
+        self, job: int, ending: Ending, message: str, codes: tuple[int | None, ...], log: Path | None = None
     ) -> None:
-        slot = self._state.find(fold).slot
+        ledger, fold, name = self._jobs[job].run.ledger, self._jobs[job].fold, self._jobs[job].name
+        slot = self._state.find(job).slot
         assert slot is not None
         now_s = time.monotonic()
-        self._state = end_fold(self._state, fold, ending, self._options.policy, now_s)
-        after = self._state.find(fold)
+        self._state = end_fold(self._state, job, ending, self._options.policy, now_s)
+        after = self._state.find(job)
         done = ending.outcome is Outcome.DONE
-        self._ledger.write(
-            self._ledger.content.amend(
+        ledger.write(
+            ledger.content.amend(
                 fold,
                 ended=format_time(datetime.now()),
                 outcome=str(ending.outcome),
@@ -254,20 +310,23 @@ class FoldLoop:
             )
         )
         if ending.is_stuck:
-            self._log.line(f"[WARNING] {slot.name} is not used again: a process of fold {fold} could not be killed")
-        label, duration = f"[LAUNCH] fold {fold} on {slot.name}", format_duration(now_s - self._started_s[fold])
+            self._log.line(f"[WARNING] {slot.name} is not used again: a process of {name} could not be killed")
+        label, duration = f"[LAUNCH] {name} on {slot.name}", format_duration(now_s - self._started_s[job])
         if done:
             self._log.line(f"{label}: {message} in {duration}")
+            run = self._jobs[job].run
+            if all(state.status == "done" for state in self._state.folds if self._jobs[state.job].run is run):
+                self._finished.append(run)
         elif ending.outcome is Outcome.STOPPED:
             self._log.line(f"{label}: stopped after {duration}")
         elif ending.outcome is Outcome.PREEMPTED:
             self._log.line(f"{label}: preempted after {duration}; will resume: {message}")
         else:
             separator = "\n  " if "\n" in message else ", "
-            self._reasons[fold] = message if log is None else f"{message}{separator}log: {log}"
-            self._log.line(f"{label}: failed: {self._reasons[fold]}")
+            self._reasons[job] = message if log is None else f"{message}{separator}log: {log}"
+            self._log.line(f"{label}: failed: {self._reasons[job]}")
             if after.status == "waiting":
-                self._log.line(f"[LAUNCH] fold {fold}: {self._format_next_step(after, ending, now_s)}")
+                self._log.line(f"[LAUNCH] {name}: {self._format_next_step(after, ending, now_s)}")
 
     def _format_next_step(self, after: FoldState, ending: Ending, now_s: float) -> str:
         if ending.outcome in MEMORY_OUTCOMES:
@@ -283,44 +342,51 @@ class FoldLoop:
     # --- state of the folds ------------------------------------------------------------------------------------------
 
     def _close_lost_attempts(self) -> None:
-        """Close the attempts that a killed launcher left open in the ledger; its processes ended with it."""
-        for attempt in self._ledger.content.attempts:
-            if attempt.outcome is None:
-                self._log.line(
-                    f"[LAUNCH] fold {attempt.fold}: attempt {attempt.number}, started {attempt.started}, ended when "
-                    "its launcher was killed"
-                )
-        self._ledger.write(self._ledger.content.close_open(format_time(datetime.now())))
+        """Close the attempts that a killed launcher left open in the ledgers; its processes ended with it."""
+        for run in self._runs:
+            for attempt in run.ledger.content.attempts:
+                if attempt.outcome is None:
+                    self._log.line(
+                        f"[LAUNCH] fold {attempt.fold}: attempt {attempt.number}, started {attempt.started}, ended "
+                        "when its launcher was killed"
+                    )
+            run.ledger.write(run.ledger.content.close_open(format_time(datetime.now())))
 
-    def _make_fold_state(self, fold: int) -> FoldState:
+    def _find_max_micro_batch_size(self, run: QueuedRun) -> int:
+        return BatchDivision.derive(run.experiment.config.train, self._options.ranks_per_fold).images_at_a_time
+
+    def _make_fold_state(self, job: int) -> FoldState:
         """Return the initial state; skip micro-batch sizes that ran out of memory, unless others held that memory."""
-        ranks, too_large = self._options.ranks_per_fold, list[int]()
+        run, fold = self._jobs[job].run, self._jobs[job].fold
+        ranks, largest, too_large = self._options.ranks_per_fold, self._find_max_micro_batch_size(run), list[int]()
         if self._options.policy.shrink:
-            too_large = self._ledger.content.list_sizes(fold, Outcome.OUT_OF_MEMORY, ranks)
-        smallest = min(self._max_micro_batch_size, self._options.policy.min_micro_batch_size)
-        micro_batch_size = max(smallest, choose_micro_batch_size(self._max_micro_batch_size, too_large))
-        if micro_batch_size < self._max_micro_batch_size:
+            too_large = run.ledger.content.list_sizes(fold, Outcome.OUT_OF_MEMORY, ranks)
+        smallest = 2 if run.experiment.config.train.has_mixing else 1
+        micro_batch_size = max(min(largest, smallest), choose_micro_batch_size(largest, too_large))
+        if micro_batch_size < largest:
             self._log.line(
-                f"[LAUNCH] fold {fold}: train.micro_batch_size={micro_batch_size}, since an earlier launch ran out "
-                f"of memory with more ({self._ledger.path})"
+                f"[LAUNCH] {self._jobs[job].name}: train.micro_batch_size={micro_batch_size}, since an earlier launch "
+                f"ran out of memory with more ({run.ledger.path})"
             )
-        return FoldState(fold, micro_batch_size=micro_batch_size)
-
-    def _read_score(self, fold: int) -> float | None:
-        """Return the macro F1 of the fold's predictions, or None unless they are valid and belong to this run."""
-        with suppress(TensorFileError):
-            info = read_predictions(self._paths.predictions(fold)).info
-            if (info.fingerprint, info.fold) == (self._experiment.fingerprint, fold):
-                return info.macro_f1
-        return None
+        return FoldState(job, micro_batch_size=micro_batch_size, min_micro_batch_size=smallest)
 
     def _format_failure(self, failed: list[int], missing: list[int]) -> str:
         heading = f"{len(failed)} fold{'s' if len(failed) > 1 else ''} failed" if failed else "folds are missing"
-        lines = [heading, *(f"- fold {fold}: {self._reasons[fold]}" for fold in failed)]
-        lines.append(
-            f"missing: folds {', '.join(map(str, missing))}; to train just them: {self._options.resume_command}"
-        )
+        lines = [heading, *(f"- {self._jobs[job].name}: {self._reasons[job]}" for job in failed)]
+        for run in self._runs:
+            folds = [self._jobs[job].fold for job in missing if self._jobs[job].run is run]
+            if folds:
+                lines.append(f"missing: folds {', '.join(map(str, folds))}; to train just them: {run.resume_command}")
         return "\n".join(lines)
 
     def _list_processes(self) -> list[Processes]:
         return [running.processes for running in self._running.values()]
+
+
+def _read_score(job: Job) -> float | None:
+    """Return the macro F1 of the fold's predictions, or None unless they are valid and belong to its run."""
+    with suppress(TensorFileError):
+        info = read_predictions(job.run.paths.predictions(job.fold)).info
+        if (info.fingerprint, info.fold) == (job.run.experiment.fingerprint, job.fold):
+            return info.macro_f1
+    return None

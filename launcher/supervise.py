@@ -55,14 +55,13 @@ class Policy:
     backoff_s: float = 1.0  # before a fold's first restart; each further one waits twice as long
     max_backoff_s: float = 60.0
     shrink: bool = True  # after out-of-memory, restart with smaller micro-batches
-    min_micro_batch_size: int = 1  # 2 with Mixup, which needs pairs
 
 
 @dataclass(frozen=True)
 class FoldState:
-    """The progress of one fold in this launch."""
+    """The progress of one fold of one run in this launch."""
 
-    fold: int
+    job: int  # its number in the queue of the launch
     status: Literal["waiting", "running", "done", "failed", "stopped"] = "waiting"
     slot: Slot | None = None  # None unless it runs
     micro_batch_size: int = 1  # most images that a rank takes at a time
@@ -70,6 +69,7 @@ class FoldState:
     ready_s: float = 0.0  # earliest time of its next start
     error: str | None = None  # of its last attempt
     port_conflicts: int = 0  # attempts that ended with `Outcome.PORT_TAKEN`; they do not count as restarts
+    min_micro_batch_size: int = 1  # 2 with Mixup, which needs pairs
 
 
 @dataclass(frozen=True)
@@ -80,9 +80,9 @@ class LaunchState:
     slots: tuple[Slot, ...]
     stopping: bool = False
 
-    def find(self, fold: int) -> FoldState:
+    def find(self, job: int) -> FoldState:
         """Return the state of one fold."""
-        return next(fold_state for fold_state in self.folds if fold_state.fold == fold)
+        return next(fold_state for fold_state in self.folds if fold_state.job == job)
 
     def list_by_status(self, status: str) -> list[FoldState]:
         """Return the folds with that status."""
@@ -93,7 +93,7 @@ class LaunchState:
 class Start:
     """Start a fold in a slot."""
 
-    fold: int
+    job: int
     slot: Slot
 
 
@@ -126,27 +126,27 @@ def next_action(state: LaunchState, policy: Policy, now_s: float) -> Action:
         return Finish()
     if state.stopping:
         return Wait(None)
-    ready = [fold_state.fold for fold_state in waiting if fold_state.ready_s <= now_s]
+    ready = [fold_state.job for fold_state in waiting if fold_state.ready_s <= now_s]
     starts = assign_slots(ready, [fold_state.slot for fold_state in running if fold_state.slot], state.slots)
     if starts:
         return Start(*starts[0])
     return Wait(min((fold_state.ready_s for fold_state in waiting if fold_state.ready_s > now_s), default=None))
 
 
-def start_fold(state: LaunchState, fold: int, slot: Slot) -> LaunchState:
+def start_fold(state: LaunchState, job: int, slot: Slot) -> LaunchState:
     """Return the state once the fold runs in the slot."""
-    before = state.find(fold)
+    before = state.find(job)
     assert before.status == "waiting" and not state.stopping
     assert all(other.slot is None or other.slot.number != slot.number for other in state.folds)
     return _update(state, replace(before, status="running", slot=slot))
 
 
-def end_fold(state: LaunchState, fold: int, ending: Ending, policy: Policy, now_s: float) -> LaunchState:
+def end_fold(state: LaunchState, job: int, ending: Ending, policy: Policy, now_s: float) -> LaunchState:
     """Return the state once the fold's attempt has ended: the fold is done, failed, stopped or waiting to restart.
 
     The slots on the devices of a stuck attempt are dropped.
     """
-    before = state.find(fold)
+    before = state.find(job)
     assert before.status == "running"
     after = _decide_next(replace(before, slot=None), ending, policy, now_s)
     if after.status == "waiting" and state.stopping:
@@ -173,7 +173,7 @@ def _decide_next(fold: FoldState, ending: Ending, policy: Policy, now_s: float) 
         return replace(fold, status="done")
     if outcome is Outcome.STOPPED:
         return replace(fold, status="stopped")
-    if outcome in MEMORY_OUTCOMES and fold.micro_batch_size > policy.min_micro_batch_size and policy.shrink:
+    if outcome in MEMORY_OUTCOMES and fold.micro_batch_size > fold.min_micro_batch_size and policy.shrink:
         smaller = choose_micro_batch_size(fold.micro_batch_size, [fold.micro_batch_size])
         return replace(fold, status="waiting", micro_batch_size=smaller)
     if outcome is Outcome.PREEMPTED:
@@ -192,7 +192,7 @@ def _decide_next(fold: FoldState, ending: Ending, policy: Policy, now_s: float) 
 
 
 def _update(state: LaunchState, changed: FoldState) -> LaunchState:
-    return replace(state, folds=tuple(changed if old.fold == changed.fold else old for old in state.folds))
+    return replace(state, folds=tuple(changed if old.job == changed.job else old for old in state.folds))
 
 
 def classify_exit(

@@ -17,7 +17,7 @@ from doccls.run.paths import locate_run
 from doccls.system.lock import hold_lock
 from doccls.system.signals import Interrupted, stopping_gracefully
 from launcher.array import ArrayTask
-from launcher.launch import FoldLoop, LaunchOptions, describe_launch, describe_processes
+from launcher.launch import FoldLoop, Job, LaunchOptions, QueuedRun, describe_launch, describe_processes
 from launcher.ledger import LedgerFile, begin_launch
 from launcher.local import Backend, LocalBackend
 from launcher.plan import render_plan
@@ -70,7 +70,9 @@ def run_task(
         watching = nullcontext() if share.allocation is None else watching_for_preemption()
         with tempfile.TemporaryDirectory(prefix="doccls-task-") as folder, stopping_gracefully(), watching:
             ledger_file, missing = LedgerFile(ledger_path, ledger, lock, log), run.list_missing(share.folds)
-            loop = FoldLoop(experiment, options, _make_backend(share, options, folder), log, ledger_file, missing)
+            queued = QueuedRun(experiment, options.workload, ledger_file, tuple(missing), options.resume_command)
+            jobs = [Job(queued, fold, f"fold {fold}") for fold in missing]
+            loop = FoldLoop([queued], jobs, options, _make_backend(share, options, folder), log)
             try:
                 loop.run()
             except Interrupted as stop:

@@ -2,6 +2,7 @@
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from doccls.config.load import MODES, LoadedConfig, Override, load_with_warnings, parse_override
 from doccls.config.paths import leave_deleted_folder
@@ -13,6 +14,27 @@ def add_config_arguments(parser: argparse.ArgumentParser, required: bool = True)
     parser.add_argument(
         "--config", type=Path, required=required, metavar="FILE", help="YAML file; its paths are relative to its folder"
     )
+    _add_override_arguments(parser)
+
+
+def add_study_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the same arguments, with a `--config` that may be repeated: `configs` has all, and `config` the first."""
+    parser.add_argument(
+        "--config", type=Path, required=True, metavar="FILE", action=_Configs,
+        help="YAML file; its paths are relative to its folder; may be repeated, to train several runs in one queue",
+    )  # fmt: skip
+    _add_override_arguments(parser)
+
+
+class _Configs(argparse.Action):
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None
+    ) -> None:
+        namespace.configs = [*getattr(namespace, "configs", ()), values]
+        namespace.config = namespace.configs[0]
+
+
+def _add_override_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--mode", choices=MODES, help="named set of defaults, overridden by the YAML file (default: basic)"
     )

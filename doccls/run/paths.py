@@ -274,6 +274,11 @@ def locate_run(exp_dir: Path, run_id: str, now: datetime) -> RunPaths:
     return RunPaths(found[0] if found else exp_dir / now.strftime("%Y%m%d") / run_id)
 
 
+def locate_study(exp_dir: Path, name: str) -> Path:
+    """Return the folder of a study, a launch of several runs under `exp_dir`."""
+    return exp_dir / "studies" / name
+
+
 def find_run(folder: Path) -> RunPaths:
     """Return the paths of the run whose folder a command's argument RUN names.
 

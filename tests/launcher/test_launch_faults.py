@@ -217,7 +217,7 @@ def test_second_ctrl_c_kills_all_at_once(trainer: Trainer, undisturbed: Run) -> 
     process = start(trainer, RECIPE, folder, "--slots", "1", fault="SIGSTOP")  # it can't stop by itself
     await_event(lambda: not process.is_alive() or (folder / FAULT_MARKER).exists(), "the fault", folder)
     os.killpg(process.pid, signal.SIGINT)
-    await_event(lambda: "[LAUNCH] stopping folds" in (folder / CONSOLE / "rank0.out").read_text(), "the stop", folder)
+    await_event(lambda: "[LAUNCH] stopping fold" in (folder / CONSOLE / "rank0.out").read_text(), "the stop", folder)
 
     def kill_again() -> bool:
         with suppress(ProcessLookupError):  # it may end between the check and the signal

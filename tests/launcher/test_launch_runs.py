@@ -85,7 +85,7 @@ def test_fail_fast_stops_other_folds_and_starts_none(trainer: Trainer) -> None:
     assert "1 fold failed" in failed.err and "- fold 1: " in failed.err and "missing: folds 0, 1, 2;" in failed.err
     events = [line.split(" on cpu ")[0] for line in failed.log if line.startswith("[LAUNCH] fold ")]
     assert events.count("[LAUNCH] fold 2") == 0 and events.count("[LAUNCH] fold 0") == 2
-    assert "[LAUNCH] stopping folds 0" in failed.log
+    assert "[LAUNCH] stopping fold 0" in failed.log
     assert any(line.startswith("[LAUNCH] fold 0 on cpu 0: stopped after ") for line in failed.log)
 
 

@@ -72,7 +72,7 @@ class Simulation:
     def run(self) -> dict[int, Attempts]:
         """Run until `next_action` finishes the launch; it has to end by itself."""
         script, now_s, stops = cycle(self.script), 0.0, 0
-        sizes = {fold_state.fold: fold_state.micro_batch_size for fold_state in self.state.folds}
+        sizes = {fold_state.job: fold_state.micro_batch_size for fold_state in self.state.folds}
         records = {fold: Attempts() for fold in sizes}
         running: dict[int, tuple[Slot, float, Ending]] = {}
         while True:
@@ -86,7 +86,7 @@ class Simulation:
                 self.state = stop_launch(self.state)
                 continue
             if isinstance(action, Start):
-                fold, slot = action.fold, action.slot
+                fold, slot = action.job, action.slot
                 assert not self.state.stopping and fold not in running, "started twice at once"
                 assert now_s >= records[fold].not_before_s, "started before its back-off"
                 self.check_may_start(records[fold], sizes[fold])
@@ -108,8 +108,8 @@ class Simulation:
                     self.lost.update(slot.devices)
                 self.state = end_fold(self.state, fold, ending, self.policy, now_s)
                 assert self.state.find(fold).slot is None and self.state.find(fold).status != "running"
-            assert [fold_state.fold for fold_state in self.state.folds] == list(records), "lost a fold"
-            assert {fold_state.fold for fold_state in self.state.list_by_status("running")} == set(running)
+            assert [fold_state.job for fold_state in self.state.folds] == list(records), "lost a fold"
+            assert {fold_state.job for fold_state in self.state.list_by_status("running")} == set(running)
         assert not running
         assert stops == (1 if self.stop_s is None and self.state.stopping else stops)
         return records
@@ -133,7 +133,7 @@ class Simulation:
         self, action: Wait, running: list[Slot], now_s: float, records: dict[int, Attempts]
     ) -> None:
         """A fold that may start waits only if no slot is free, and the wait ends when the next one may start."""
-        waiting = [fold_state.fold for fold_state in self.state.list_by_status("waiting")]
+        waiting = [fold_state.job for fold_state in self.state.list_by_status("waiting")]
         ready = [fold for fold in waiting if records[fold].not_before_s <= now_s]
         assert self.state.stopping or not ready or set(self.state.slots) <= set(running)
         next_s = min((records[fold].not_before_s for fold in waiting if fold not in ready), default=None)
@@ -177,7 +177,7 @@ def test_every_launch_ends_without_overfilled_slots_or_lost_folds(simulation: Si
     records = simulation.run()
     state, policy = simulation.state, simulation.policy
     for fold_state in state.folds:
-        outcomes = records[fold_state.fold].outcomes
+        outcomes = records[fold_state.job].outcomes
         assert fold_state.slot is None and fold_state.status != "running"
         assert (fold_state.status == "done") == (Outcome.DONE in outcomes)
         assert fold_state.restarts <= policy.max_restarts
@@ -187,7 +187,7 @@ def test_every_launch_ends_without_overfilled_slots_or_lost_folds(simulation: Si
             assert stopped or no_slot_left, "not trained, though nobody asked for a stop"
         if fold_state.status == "failed":
             gave_up = sum(outcome in RESTARTED for outcome in outcomes) == policy.max_restarts + 1
-            ends = [ending for ending in records[fold_state.fold].endings if ending.outcome in RESTARTED]
+            ends = [ending for ending in records[fold_state.job].endings if ending.outcome in RESTARTED]
             errors = [ending.error for ending in ends if ending.error is not None]
             is_repeated = errors[-1:] == errors[-2:-1] != []
             gave_up |= outcomes.count(Outcome.PORT_TAKEN) == MAX_PORT_CONFLICTS + 1
@@ -344,8 +344,9 @@ def test_out_of_memory_fails_fold_at_micro_batch_size_1_or_without_shrink(outcom
 
 @pytest.mark.parametrize(("before", "status"), [(2, "failed"), (3, "waiting")])
 def test_out_of_memory_leaves_mixup_pairs_of_images(before: int, status: str) -> None:
-    state = start_fold(LaunchState((FoldState(0, micro_batch_size=before),), SLOTS), 0, SLOTS[0])
-    after = end_fold(state, 0, Ending(Outcome.OUT_OF_MEMORY), Policy(min_micro_batch_size=2), 0.0).find(0)
+    fold = FoldState(0, micro_batch_size=before, min_micro_batch_size=2)
+    state = start_fold(LaunchState((fold,), SLOTS), 0, SLOTS[0])
+    after = end_fold(state, 0, Ending(Outcome.OUT_OF_MEMORY), Policy(), 0.0).find(0)
     assert (after.status, after.micro_batch_size) == (status, 2)
 
 
