@@ -22,29 +22,26 @@ from doccls.config.load import LoadedConfig
 from doccls.errors import UserError
 from doccls.reporting.command import run_command, run_training
 from doccls.reporting.console import close_console
-from doccls.run.paths import check_run_id, find_run, locate_run, locate_study, name_log, new_run_id
+from doccls.run.paths import check_run_id, find_run, locate_run, name_log, new_run_id
 from doccls.system.cores import count_cores
-from doccls.system.signals import stop_on_sigusr2
 from launcher.arguments import (
     build_parser,
     list_task_args,
     make_plan,
-    make_workload,
     render_resume_command,
-    render_study_command,
 )
 from launcher.array import describe_share, parse_array_task, pick_folds
-from launcher.placement import ChosenSlots, choose_slots, choose_task_slots, make_request
-from launcher.plan import LaunchPlan, Slot, describe_plan, render_plan
+from launcher.options import load_config_for_training, make_local_plan, make_options
+from launcher.placement import choose_slots, choose_task_slots, make_request
+from launcher.plan import describe_plan, render_plan
 from launcher.slurm.format import parse_allocation, render_comment
 from launcher.slurm.script import JobRequest, render_output, render_sbatch, render_script
-from launcher.study import check_study_name, list_runs, parse_seeds
+from launcher.study import check_study_name
+from launcher.study_command import is_study, load_study, run_study
 
 if TYPE_CHECKING:
     from doccls.reporting.log import RunLog
     from launcher.end_command import EndCommand
-    from launcher.launch import LaunchOptions
-    from launcher.study_launch import LoadedRun
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -68,10 +65,10 @@ def _run_with_end_command(arguments: argparse.Namespace, log: "RunLog") -> None:
 
 
 def _run(arguments: argparse.Namespace, log: "RunLog", end_command: "EndCommand") -> None:
-    if _is_study(arguments):
-        _run_study(arguments, log, end_command)
+    if is_study(arguments):
+        run_study(arguments, log, end_command)
         return
-    loaded = _load_config(arguments)
+    loaded = load_config_for_training(arguments)
     config = loaded.config
     if arguments.backend == "slurm":
         _submit(arguments, loaded, log, end_command)
@@ -79,73 +76,11 @@ def _run(arguments: argparse.Namespace, log: "RunLog", end_command: "EndCommand"
     chosen, now = choose_slots(arguments, config), datetime.now()
     run_id = check_run_id(arguments.run_id or new_run_id(config.project.version))
     end_command.run_folder = locate_run(config.output.exp_dir, run_id, now).root
-    plan = _make_local_plan(arguments, loaded, run_id, chosen)
+    plan = make_local_plan(arguments, loaded, run_id, chosen)
     with log.writing_to(name_log(config.output.logs_dir, run_id, now)):
         from launcher.launch import launch
 
-        launch(config, run_id, now, _make_options(arguments, config, run_id, plan, chosen.slots), log)
-
-
-def _is_study(arguments: argparse.Namespace) -> bool:
-    return len(arguments.configs) > 1 or arguments.seeds is not None or arguments.study is not None
-
-
-def _run_study(arguments: argparse.Namespace, log: "RunLog", end_command: "EndCommand") -> None:
-    name = check_study_name(arguments.study or new_run_id("study"))
-    now = datetime.now()
-    runs = _load_study(arguments, name)
-    output = runs[0].config.output
-    end_command.run_folder = locate_study(output.exp_dir, name)
-    with log.writing_to(name_log(output.logs_dir, name, now)):
-        from launcher.study_launch import launch_study
-
-        launch_study(name, runs, now, log)
-
-
-def _load_study(arguments: argparse.Namespace, name: str) -> "list[LoadedRun]":
-    """Load the runs of a study, with the options of a launch of each alone.
-
-    Raises:
-        UserError: a config can't be used, or the options do not fit a study.
-    """
-    from launcher.study_launch import LoadedRun
-
-    if arguments.backend == "slurm":
-        raise UserError("--backend slurm: only one config and seed at a time; submit each run by itself")
-    if arguments.run_id is not None:
-        raise UserError("--run-id: the runs of a study are named by --study, the config's file and the seed")
-    seeds = () if arguments.seeds is None else parse_seeds(arguments.seeds)
-    resume_command, loaded_runs = render_study_command(arguments.argv, name), list["LoadedRun"]()
-    for run in list_runs(name, arguments.configs, seeds):
-        overrides = [*arguments.overrides, *run.overrides]
-        own = argparse.Namespace(**vars(arguments) | {"config": run.config, "overrides": overrides})
-        loaded = _load_config(own)
-        chosen = choose_slots(own, loaded.config)
-        slots = loaded_runs[0].options.slots if loaded_runs else chosen.slots
-        if len(slots[0].devices) != len(chosen.slots[0].devices):
-            raise UserError(
-                f"{run.config}: its folds take {len(chosen.slots[0].devices)} devices, those of {arguments.config} "
-                f"{len(slots[0].devices)} (train.num_processes): the runs of a study share the same slots"
-            )
-        plan = _make_local_plan(own, loaded, run.run_id, replace(chosen, slots=slots))
-        options = replace(_make_options(own, loaded.config, run.run_id, plan, slots), resume_command=resume_command)
-        loaded_runs.append(LoadedRun(run, loaded.config, options))
-    return loaded_runs
-
-
-def _make_local_plan(
-    arguments: argparse.Namespace, loaded: LoadedConfig, run_id: str, chosen: ChosenSlots
-) -> LaunchPlan:
-    folds, warnings = loaded.config.data.list_wanted(), (*loaded.warnings, *chosen.warnings)
-    return make_plan(arguments, loaded.config, run_id, chosen.slots, folds, count_cores(), warnings)
-
-
-def _load_config(arguments: argparse.Namespace) -> LoadedConfig:
-    """Load the config of a training command, and install the SIGUSR2 handler that it asks for."""
-    loaded = load_arguments_with_warnings(arguments)
-    if loaded.config.train.sigusr2 == "stop":
-        stop_on_sigusr2()
-    return loaded
+        launch(config, run_id, now, make_options(arguments, config, run_id, plan, chosen.slots), log)
 
 
 def _submit(arguments: argparse.Namespace, loaded: LoadedConfig, log: "RunLog", end_command: "EndCommand") -> None:
@@ -173,7 +108,7 @@ def _render_task_script(arguments: argparse.Namespace, request: JobRequest, run_
 
 
 def _train_task(arguments: argparse.Namespace, log: "RunLog", end_command: "EndCommand") -> None:
-    loaded, now = _load_config(arguments), datetime.now()
+    loaded, now = load_config_for_training(arguments), datetime.now()
     config = loaded.config
     task = parse_array_task(os.environ, config.data.folds, arguments.task, arguments.index_is_fold)
     folds = pick_folds(task, config.data.list_wanted(), config.data.folds)
@@ -195,33 +130,13 @@ def _train_task(arguments: argparse.Namespace, log: "RunLog", end_command: "EndC
         from launcher.task import TaskOptions, run_task
 
         log.line(f"[LAUNCH] {share}")
-        options = _make_options(arguments, config, run_id, plan, chosen.slots)
+        options = make_options(arguments, config, run_id, plan, chosen.slots)
         run_task(config, run_id, now, TaskOptions(task, folds, allocation, arguments.requeue_code), options, log)
 
 
-def _make_options(
-    arguments: argparse.Namespace,
-    config: Config,
-    run_id: str,
-    plan: LaunchPlan,
-    slots: tuple[Slot, ...],
-) -> "LaunchOptions":
-    from launcher.launch import LaunchOptions
-    from launcher.supervise import Policy
-
-    return LaunchOptions(
-        plan,
-        slots,
-        make_workload(arguments, config, run_id),
-        Policy(arguments.max_restarts, arguments.fail_fast, shrink=not arguments.no_shrink),
-        arguments.hang_timeout,
-        getattr(arguments, "resume_command", None) or render_resume_command(arguments.argv, run_id),
-    )
-
-
 def _plan(arguments: argparse.Namespace) -> int:
-    if _is_study(arguments):
-        plans = [run.options.plan for run in _load_study(arguments, check_study_name(arguments.study or "study-NEW"))]
+    if is_study(arguments):
+        plans = [run.options.plan for run in load_study(arguments, check_study_name(arguments.study or "study-NEW"))]
         text = json.dumps([describe_plan(plan) for plan in plans], indent=2)
         print(text if arguments.json else "\n".join(map(render_plan, plans)))
         return 0
@@ -232,7 +147,7 @@ def _plan(arguments: argparse.Namespace) -> int:
     if arguments.backend == "slurm":
         return _plan_submission(arguments, config, run_id, absent)
     chosen = choose_slots(arguments, config)
-    plan = _make_local_plan(arguments, loaded, run_id, replace(chosen, warnings=(*absent, *chosen.warnings)))
+    plan = make_local_plan(arguments, loaded, run_id, replace(chosen, warnings=(*absent, *chosen.warnings)))
     print(json.dumps(describe_plan(plan), indent=2) if arguments.json else render_plan(plan))
     return 0
 

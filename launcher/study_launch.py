@@ -59,6 +59,9 @@ def launch_study(name: str, runs: Sequence[LoadedRun], now: datetime, log: RunLo
         settings = _find_differing([loaded.config for loaded in runs])
         for loaded, own in zip(runs, settings, strict=True):
             log.line(f"[STUDY] run {loaded.run.run_id}: {' '.join(f'{key}={value}' for key, value in own.items())}")
+        warnings = dict.fromkeys(warning for loaded in runs for warning in loaded.options.plan.warnings)
+        for warning in warnings:
+            log.line(f"[WARNING] {warning}")
         queued = [queue_run(loaded.config, loaded.run.run_id, now, loaded.options, log, held) for loaded in runs]
         jobs = _list_jobs(queued)
         log.line(f"[STUDY] {len(jobs)} folds of {len(runs)} runs to train")

@@ -1,0 +1,90 @@
+"""`doccls-launch run` and `plan` with several configs or seeds: what they accept, and what they make of it."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from launcher import placement
+from launcher.cli import main
+
+Call = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def configs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
+    """Two configs; their data does not exist."""
+    monkeypatch.setattr(placement, "count_cores", lambda: 2)
+    paths = tmp_path / "a.yaml", tmp_path / "b.yaml"
+    for path, lr in zip(paths, (0.1, 0.2), strict=True):
+        data = {"train_csv": "gone.csv", "image_dir_train": "gone", "folds": 3}
+        output = {"exp_dir": "exp", "logs_dir": "logs"}
+        path.write_text(yaml.safe_dump({"data": data, "output": output, "train": {"lr": lr}}))
+    return paths
+
+
+@pytest.fixture
+def call(configs: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> Call:
+    """Call `doccls-launch COMMAND --config a.yaml --config b.yaml --slots 2 WORDS`."""
+
+    def call_it(command: str, *words: str) -> tuple[int, str, str]:
+        both = [word for path in configs for word in ("--config", str(path))]
+        code = main([command, *both, "--slots", "2", *words])
+        return code, *capsys.readouterr()
+
+    return call_it
+
+
+def test_plan_shows_each_run(call: Call, tmp_path: Path) -> None:
+    code, out, _ = call("plan", "--seeds", "1,2", "--study", "s", "--json")
+    plans = json.loads(out)
+    assert code == 0
+    assert [Path(plan["run_folder"]).name for plan in plans] == ["s-a-s1", "s-a-s2", "s-b-s1", "s-b-s2"]
+    argv = plans[3]["waves"][0][1]["ranks"][0]["argv"]
+    assert argv[argv.index("--config") + 1] == str(tmp_path / "b.yaml") and argv[argv.index("--run-id") + 1] == "s-b-s2"
+    assert [value for word, value in itertools.pairwise(argv) if word == "--set"] == [
+        "project.seed=2", "data.valid_fold=1",
+    ]  # fmt: skip
+    code, out, _ = call("plan")
+    assert out.count("[PLAN] run ") == 2 and "study-NEW-b" in out
+
+
+@pytest.mark.parametrize("command", ["run", "plan"])
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--run-id", "x"), "--run-id: the runs of a study are named by --study"),
+        (("--seeds", "1,x"), "--seeds '1,x': must be integers"),
+        (("--study", "../x"), "--study '../x': up to 40"),
+        (("--set", "project.seed=x"), "project.seed"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(
+    command: str, words: tuple[str, ...], message: str, call: Call, tmp_path: Path
+) -> None:
+    code, _, err = call(command, *words)
+    assert code == 1 and message in err
+    assert not (tmp_path / "exp").exists() and not (tmp_path / "logs").exists()
+
+
+def test_slurm_is_refused(configs: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["plan", "--config", str(configs[0]), "--seeds", "1", "--backend", "slurm"]
+    assert main(words) == 1 and "--backend slurm: only one config and seed" in capsys.readouterr().err
+
+
+def test_runs_that_need_other_slots_are_refused(call: Call, configs: tuple[Path, Path]) -> None:
+    text = configs[1].read_text()
+    configs[1].write_text(text.replace("lr: 0.2", "lr: 0.2\n  num_processes: 2"))
+    code, _, err = call("plan")
+    assert code == 1 and "b.yaml: its folds take 2 devices, those of" in err
+
+
+def test_one_config_without_seeds_is_a_run(configs: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "--config", str(configs[0]), "--slots", "2", "--run-id", "alone"]) == 0
+    out = capsys.readouterr().out
+    assert "/alone\n" in out and "study" not in out
