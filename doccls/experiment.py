@@ -19,7 +19,7 @@ from doccls.errors import UserError
 from doccls.oof.merge import merge_run
 from doccls.oof.predictions import find_finished_folds
 from doccls.oof.summary import list_scores
-from doccls.report.make import report_run
+from doccls.report.make import is_reported, report_run
 from doccls.reporting.log import RunLog
 from doccls.run.fingerprint import check_snapshot, derive_fingerprint, digest_weights
 from doccls.run.paths import RunPaths
@@ -27,6 +27,7 @@ from doccls.run.provenance import describe_software, render_command
 from doccls.system.atomic_files import write_text
 from doccls.system.lifeline import is_launched
 from doccls.system.lock import Lock
+from doccls.system.signals import stopping_gracefully
 
 
 @dataclass(frozen=True)
@@ -160,24 +161,40 @@ def _write_snapshot(experiment: Experiment, now: datetime, processes: Mapping[st
 
 
 def close_run(experiment: Experiment, log: RunLog) -> None:
-    """Merge the folds if `valid_fold` is 'all', and log the scores and the end. Only the main process may call.
-
-    With `output.report`, also write a report of the finished folds, unless a launcher will do so.
+    """Merge the folds if `valid_fold` is 'all', report, and log the scores and the end; as `merge` and `report` do.
 
     Raises:
         UserError: the fold predictions do not match each other or are incomplete.
     """
-    paths = experiment.paths
     if experiment.config.data.valid_fold == "all":
-        scores = list_scores(merge_run(paths))
-        log.line(f"[OOF] -> {paths.oof_logits}")
-        for line in scores:
-            log.line(line)
+        merge(experiment, log)
     else:
         log.line(describe_unmerged(experiment))
-    if experiment.config.output.report and not is_launched():
-        report_run(paths, log.line)
-    log_done(paths, log)
+    report(experiment, log)
+    log_done(experiment.paths, log)
+
+
+def merge(experiment: Experiment, log: RunLog) -> None:
+    """Merge the folds and log the scores, also after a stop was requested. Only the main process may call.
+
+    Raises:
+        UserError: the fold predictions do not match each other or are incomplete.
+    """
+    with stopping_gracefully():
+        scores = list_scores(merge_run(experiment.paths))
+    log.line(f"[OOF] -> {experiment.paths.oof_logits}")
+    for line in scores:
+        log.line(line)
+
+
+def report(experiment: Experiment, log: RunLog) -> None:
+    """Write a report of the finished folds if `output.report` asks for it. Only the main process may call.
+
+    A process that a launcher has started leaves the report to it, and a requested stop ends it early.
+    """
+    if experiment.config.output.report and not is_launched() and not is_reported(experiment.paths):
+        with stopping_gracefully():
+            report_run(experiment.paths, log.line)
 
 
 def log_done(paths: RunPaths, log: RunLog) -> None:

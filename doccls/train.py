@@ -30,7 +30,7 @@ from doccls.system.allocator import keep_freed_memory
 from doccls.system.lifeline import LAUNCHED, end_with_parent, is_launched
 from doccls.system.lock import LockError, find_holder
 from doccls.system.rank import rank_by_environment
-from doccls.system.signals import stop_on_sigusr2, stopping_gracefully, stopping_immediately
+from doccls.system.signals import check_stop, stop_on_sigusr2, stopping_gracefully, stopping_immediately
 
 if TYPE_CHECKING:  # torch takes seconds to import: config errors should be reported before that
     from accelerate import Accelerator
@@ -101,6 +101,7 @@ def _train(arguments: argparse.Namespace, log: RunLog) -> None:
 
             with FoldOwner() as owner:
                 with stopping_immediately():
+                    check_stop()  # a signal may have come during the imports
                     run = _open(loaded, run_id, now, accelerator, owner, log)
                     heartbeat.write_to(run.experiment.paths.heartbeat(fold, accelerator.process_index))
                     log.line(f"[ARTIFACTS] {run.experiment.paths.root}")
@@ -175,6 +176,7 @@ def _train_folds(context: "RunContext", finished: Sequence[int], allow_change: b
     with reporting_peers(peers, log), watching(heartbeat, peers, limit_s, config.train.stop_timeout_s):
         wanted = config.data.list_wanted()
         with stopping_immediately():
+            check_stop()
             for fold in wanted:
                 if fold in finished:
                     log.line(f"[FOLD {fold}] finished before: kept {paths.predictions(fold)}")

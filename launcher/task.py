@@ -8,7 +8,7 @@ from datetime import datetime
 from pathlib import Path
 
 from doccls.config import Config
-from doccls.experiment import Experiment, close_run, log_config, log_done, open_run
+from doccls.experiment import Experiment, log_config, log_done, merge, open_run, report
 from doccls.oof.merge import load_merged
 from doccls.oof.predictions import is_merged
 from doccls.oof.summary import list_scores
@@ -140,12 +140,14 @@ def close_share(experiment: Experiment, log: RunLog) -> tuple[int, ...]:
     finished = experiment.find_finished()
     if len(finished) == experiment.config.data.folds:
         with hold_lock(paths.merge_lock, f"run {paths.run_id} is being merged", wait_s=_MERGE_LIMIT_S):
-            if not is_merged(paths):
-                close_run(experiment, log)
-                return ()
-        log.line(f"[OOF] already merged: {paths.oof_logits}")
-        for line in list_scores(load_merged(paths)[1]):
-            log.line(line)
+            is_new = not is_merged(paths)
+            if is_new:
+                merge(experiment, log)
+        if not is_new:
+            log.line(f"[OOF] already merged: {paths.oof_logits}")
+            for line in list_scores(load_merged(paths)[1]):
+                log.line(line)
+        report(experiment, log)  # without the lock, for which other tasks wait only so long
     else:
         log.line("[OOF] not merged: the task that finishes last merges; unfinished folds:")
         for line in list_unfinished(read_status(paths)):

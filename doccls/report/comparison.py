@@ -188,8 +188,14 @@ def check_comparable(records: Sequence[RunRecord]) -> None:
     ]
     if problems:
         listed = "\n".join(f"- {problem}" for problem in problems)
+        unfinished = "".join(
+            f"\n- {record.inputs.paths.root}: folds {', '.join(map(str, record.inputs.missing_folds))} are not finished"
+            for record in records
+            if record.inputs.missing_folds
+        )
         raise UserError(
             f"only runs on the same rows, labels and classes can be compared; compared with {roots[0]}:\n{listed}"
+            f"{unfinished}"
         )
 
 
@@ -271,13 +277,18 @@ def _describe_damage(record: RunRecord) -> Damage:
 
 
 def _list_pair_notes(first: ReportInputs, other: ReportInputs, letter: str) -> list[str]:
-    notes = []
+    notes = [
+        f"folds {', '.join(map(str, inputs.missing_folds))} of {name} are not finished: all figures are about the "
+        "pages of the others"
+        for name, inputs in (("A", first), (letter, other))
+        if inputs.missing_folds
+    ]
     num_moved = int((first.merged.folds_N != other.merged.folds_N).sum())
     if num_moved:
         notes.append(
             f"the folds of A and {letter} differ ({num_moved:,} pages are in another fold, as with another "
-            "project.seed): pages are paired by ID, and no model has trained on the page that it predicts, but the "
-            "difference also contains that of the training pages"
+            "project.seed or data.folds): pages are paired by ID, and no model has trained on the page that it "
+            "predicts, but the difference also contains that of the training pages"
         )
     if _has_other_data(first, other):
         notes.append(
@@ -375,6 +386,8 @@ def find_differing_keys(configs: Sequence[Sequence[tuple[str, str]]]) -> tuple[D
 def _fit_together(records: Sequence[RunRecord]) -> bool:
     """Return whether `doccls blend` takes the runs: those on the same data and folds."""
     first, *others = (record.inputs for record in records)
+    if any(inputs.missing_folds for inputs in (first, *others)):
+        return False
     return not any(find_differences(first.merged, other.merged) or _has_other_data(first, other) for other in others)
 
 

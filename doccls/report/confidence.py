@@ -33,7 +33,7 @@ class Reliability:
 
 @dataclass(frozen=True, eq=False)
 class CalibratedRows:
-    """The rows that have a prediction, and temperatures that were fitted without each row's own fold."""
+    """The rows that have a prediction, and temperatures that were fitted without each row's own part (`cross_fit`)."""
 
     used_M: np.ndarray  # (m,) rows of the merged predictions
     rows: OofRows  # (m) rows

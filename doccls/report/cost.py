@@ -41,7 +41,11 @@ def read_cost(inputs: ReportInputs) -> Cost:
         paths = RunPaths((inputs.paths.root / member.path).resolve())
         if paths.list_fold_metrics() or paths.list_best_checkpoints():
             snapshot = read_snapshot(paths.snapshot) if is_file(paths.snapshot) else None
-            costs.append(_measure(paths, read_metrics(paths)[0], snapshot))
+            try:
+                epochs, _ = read_metrics(paths)
+            except OSError as error:
+                raise UserError(describe_error(error, Path(error.filename or paths.metrics_dir), "file")) from error
+            costs.append(_measure(paths, epochs, snapshot))
         else:
             missing.append(paths.run_id)
     return add_up(costs, missing)

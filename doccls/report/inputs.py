@@ -58,7 +58,7 @@ def read_inputs(paths: RunPaths) -> ReportInputs:
     try:
         epochs, _ = read_metrics(paths)  # the merge reports damaged lines
     except OSError as error:
-        raise UserError(describe_error(error, paths.metrics_dir, "folder")) from error
+        raise UserError(describe_error(error, Path(error.filename or paths.metrics_dir), "file")) from error
     finished = set(merged.folds_N.tolist())
     shown = tuple(row for row in epochs if row.fold in finished)
     snapshot = read_snapshot(paths.snapshot) if is_file(paths.snapshot) else None
@@ -118,10 +118,9 @@ def _read_blend(paths: RunPaths, members: tuple[BlendMember, ...]) -> MergedOof:
 
 
 def read_damage_version(inputs: ReportInputs) -> str | None:
-    """Return the version of the damage of the run, or of the blend's first member; None without a snapshot.
-
-    Raises:
-        UserError: the snapshot can't be read.
-    """
-    provenance = read_provenance(RunPaths(inputs.image_snapshot.parent))
+    """Return the version of the damage of the run, or of the blend's first member; None if that isn't known."""
+    try:
+        provenance = read_provenance(RunPaths(inputs.image_snapshot.parent))
+    except UserError:  # of an earlier version, or damaged
+        return None
     return None if provenance is None else provenance["damage_version"]

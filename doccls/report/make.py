@@ -1,5 +1,6 @@
 """Makes the report of a run or a blend, or the comparison of several, from their files to one HTML file."""
 
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,7 @@ from doccls.config import Config, load_config
 from doccls.config.paths import describe_error, find_output_problem, find_problem, format_path, is_absent, is_file
 from doccls.config.snapshot import read_snapshot
 from doccls.errors import UserError
+from doccls.oof.predictions import is_merged
 from doccls.report.comparison import RunRecord, derive_comparison, order_rows
 from doccls.report.content import derive_content, order_for_thumbnails
 from doccls.report.cost import read_cost
@@ -17,6 +19,7 @@ from doccls.report.thumbnails import Thumbnails, collect_thumbnails
 from doccls.report.training_pages import PageReader, TrainingPage
 from doccls.run.paths import RunPaths
 from doccls.system.atomic_files import write_text
+from doccls.system.signals import Interrupted, check_stop
 
 # Only files with this mark at their start are replaced, so that a report never takes the place of another page.
 MARK = '<meta name="generator" content="doccls report">'
@@ -50,10 +53,21 @@ def make_comparison(paths: Sequence[RunPaths], output: Path, with_images: bool =
     return _write(output, lambda: _render_comparison(paths, with_images))
 
 
+def is_reported(paths: RunPaths) -> bool:
+    """Return whether the merged run has a report that is not older than its scores."""
+    try:
+        return is_merged(paths) and paths.report.stat().st_mtime_ns >= paths.summary.stat().st_mtime_ns
+    except OSError:
+        return False
+
+
 def report_run(paths: RunPaths, say: Callable[[str], None]) -> None:
     """Write the report into the folder of a run at its end. Whatever goes wrong is a warning: the run is complete."""
     try:
         report = make_report(paths, paths.report)
+    except Interrupted as stop:
+        say(f"[WARNING] no report: {stop}; to make it: doccls report {shlex.quote(str(paths.root))}")
+        return
     except Exception as error:  # noqa: BLE001 (the results of a training must not depend on a picture of them)
         say(f"[WARNING] no report: {str(error) or type(error).__name__}")
         return
@@ -115,6 +129,7 @@ def _render_run(paths: RunPaths, with_images: bool) -> tuple[str, str | None]:
         sample = dict.fromkeys(choose_sample(rows))
 
         def read(row: int) -> TrainingPage | None:
+            check_stop()  # all pages of a run may take minutes
             page = reader.read(row)
             if page is not None and row in sample:
                 facts[row] = measure_page(page, config.train.img_size)
@@ -158,9 +173,12 @@ def _open_pages(inputs: ReportInputs) -> tuple[Config | None, PageReader | None,
         return None, None, f"no thumbnails: {format_path(snapshot)}, which says where the images are, is missing"
     try:
         config = load_config(snapshot)
+        problem = find_problem(config.data.image_dir_train, "folder")
+        if problem is not None:
+            raise UserError(f"data.image_dir_train: {problem}")
         return config, PageReader(config, inputs.merged.ids), None
     except UserError as error:
-        return None, None, f"no thumbnails: {str(error).splitlines()[0]}"
+        return None, None, f"no thumbnails: {' '.join(str(error).split())}"
 
 
 def _note_missing(thumbnails: Thumbnails, count: int) -> str | None:

@@ -6,7 +6,7 @@ from markupsafe import Markup
 
 from doccls.report.content import PageResult, ReportContent
 from doccls.report.figures import plot_curves, plot_reliability, plot_resources
-from doccls.report.slices import Slices
+from doccls.report.slices import MAX_MEASURED, Slices
 from doccls.report.template import describe_thumbnails, render_template
 from doccls.report.thumbnails import Thumbnails
 
@@ -41,6 +41,7 @@ def render_page(
         has_restarts=any(epoch.resumed_step is not None for epoch in content.epochs),
         thumbnails=thumbnails,
         slices=slices if slices is not None and slices.properties else None,
+        max_measured=MAX_MEASURED,
         images_note=images_note,
     )
 

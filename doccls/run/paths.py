@@ -1,5 +1,6 @@
 """The file names of a run."""
 
+import hashlib
 import os
 import re
 import secrets
@@ -12,6 +13,7 @@ from doccls.config.paths import describe_error, find_problem, is_folder, list_ma
 from doccls.errors import UserError
 
 DAY = re.compile(r"[0-9]{8}")  # a folder of runs
+_MAX_NAME = 160  # characters; file systems allow 255 bytes, and temporary files have longer names
 _FOLD, _LAUNCH = r"fold[0-9]+", r"launch(?:_task[0-9]+)?"
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
 
@@ -194,7 +196,10 @@ class RunPaths:
 
     def comparison(self, run_ids: Sequence[str]) -> Path:
         """Return the HTML file that compares the run with others; `doccls report` writes it for several runs."""
-        return self.root / f"compare_{'_'.join(run_ids)}.html"
+        names = "+".join(run_ids)  # no run id contains a plus
+        if len(names) > _MAX_NAME:
+            names = f"{len(run_ids)}_runs_{hashlib.sha256(names.encode()).hexdigest()[:12]}"
+        return self.root / f"compare_{names}.html"
 
     @property
     def blend(self) -> Path:

@@ -229,10 +229,13 @@ def _is_alive(beat: Beat, silent_s: float) -> bool:
 
 
 def _find_failure(beats: list[tuple[float, Beat]], finished: Sequence[int]) -> str | None:
-    """Return the first line of the newest error that ended a process, but for folds that are finished by now."""
-    failed = [(at_s, beat) for at_s, beat in beats if beat.phase == "failed" and beat.fold not in finished]
-    if not failed:
+    """Return the first line of the error that ended the last process; None if it ended otherwise.
+
+    Errors of folds that are finished by now don't count.
+    """
+    known = [(at_s, beat) for at_s, beat in beats if beat.phase != "failed" or beat.fold not in finished]
+    beat = max(known, key=lambda pair: pair[0], default=(0.0, None))[1]
+    if beat is None or beat.phase != "failed":
         return None
-    beat = max(failed, key=lambda pair: pair[0])[1]
     where = "" if beat.fold is None else f"fold {beat.fold}: "
     return f"{where}{beat.message or beat.error}".partition("\n")[0]

@@ -14,6 +14,7 @@ from doccls.system.disk import format_size
 _GAP, _INDENT = "  ", "    "
 _NO_FIGURE = "-"
 _CUT = "..."
+_NO_RECIPE = ("output.", "data.valid_fold")  # of config keys
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,8 @@ def derive_state(run: RunFacts) -> str:
         return "merged" if run.num_folds in (None, count) else f"merged{folds}"
     if finished and len(finished) == run.num_folds:
         return "not merged"
-    if run.valid_fold is not None and finished == [run.valid_fold]:
-        return f"fold {run.valid_fold} only"
+    if run.valid_fold in finished:
+        return f"fold{'s' * (len(finished) > 1)} {', '.join(map(str, finished))} only"
     if run.failure is not None:
         return f"failed{folds}"
     return f"{'queued?' if run.is_submitted else 'stopped'}{folds}"
@@ -70,14 +71,14 @@ def average_folds(run: RunFacts) -> Scores | None:
 
 
 def find_differences(runs: Sequence[RunFacts]) -> Differences:
-    """Find the config keys that are not the same in all runs that have them; those of `output` say nothing of a run.
+    """Find the config keys that are not the same in all runs that have them, but for those that are no recipe.
 
     Runs of other versions of doccls may lack keys, and a blend has none.
     """
     configs = [run.settings or {} for run in runs]
     usual: dict[str, str] = {}
     differing = []
-    for key in dict.fromkeys(key for config in configs for key in config if not key.startswith("output.")):
+    for key in dict.fromkeys(key for config in configs for key in config if not key.startswith(_NO_RECIPE)):
         counts = Counter(config[key] for config in configs if key in config)
         if len(counts) > 1:
             differing.append(key)

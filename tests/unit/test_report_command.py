@@ -169,7 +169,7 @@ def test_open_starts_the_browser(
 def test_several_runs_give_a_comparison_in_the_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runs = [write_run(tmp_path, seed=seed) for seed in (1, 2, 3)]
     assert run_report(*(paths.root for paths in runs)) == 0
-    output = runs[0].root / "compare_tiny2_tiny3.html"
+    output = runs[0].root / "compare_tiny2+tiny3.html"
     html = output.read_bytes()
     assert html[:1024].count(MARK.encode()) == 1 and b'"thumbnails":{"' in html
     assert capsys.readouterr().out.endswith(f"MiB: {output}\n")

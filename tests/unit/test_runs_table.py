@@ -56,7 +56,7 @@ def test_newest_run_is_first_and_ties_are_in_order_of_names() -> None:
         (replace(unmerged(0, 1), is_submitted=True), "queued? 2/5 folds"),
         (replace(unmerged(3), valid_fold=3), "fold 3 only"),
         (replace(unmerged(2), valid_fold=3), "stopped 1/5 folds"),
-        (replace(unmerged(2, 3), valid_fold=3), "stopped 2/5 folds"),
+        (replace(unmerged(2, 3), valid_fold=3), "folds 2, 3 only"),
         (replace(unmerged(0, 1), activity="training", failure="of an earlier process"), "training 2/5 folds"),
         (replace(unmerged(0, 1, 2, 3, 4), activity="merging"), "merging 5/5 folds"),
         (replace(unmerged(0, 1), activity="training", problems=("config.yaml: damaged",)), "training 2/5 folds"),

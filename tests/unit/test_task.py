@@ -69,7 +69,7 @@ def test_last_task_merges_and_later_task_logs_the_same_scores(experiment: Experi
 def test_only_one_of_two_simultaneous_tasks_merges(experiment: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
     for fold in range(2):
         finish(experiment, fold)
-    merges, within, close_run = [], threading.Event(), task_module.close_run
+    merges, within, merge = [], threading.Event(), task_module.merge
 
     def merge_slowly(*others: object) -> None:
         merges.append(threading.get_ident())
@@ -77,9 +77,9 @@ def test_only_one_of_two_simultaneous_tasks_merges(experiment: Experiment, monke
         second.start()
         second.join(1.0)  # it waits for this one
         assert second.is_alive()
-        close_run(*others)
+        merge(*others)
 
-    monkeypatch.setattr(task_module, "close_run", merge_slowly)
+    monkeypatch.setattr(task_module, "merge", merge_slowly)
     second = threading.Thread(target=close, args=(experiment,))
     close(experiment)
     second.join(60)
