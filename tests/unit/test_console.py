@@ -256,9 +256,9 @@ def test_command_that_prints_waits_for_a_slow_reader(monkeypatch: pytest.MonkeyP
     with open(os.devnull, "w") as stream, monkeypatch.context() as patch:  # noqa: PTH123
         patch.setattr(sys, "stdout", stream)
         with guarding_console():
-            assert run_command("doccls x", lambda: print("x") or 0, prints=True) == 0  # type: ignore[func-returns-value]
+            assert run_command("doccls x", lambda: print("x") or 0, prints=True) == 0
         with guarding_console():
-            assert run_command("doccls x", lambda: print("x") or 0) == 0  # type: ignore[func-returns-value]
+            assert run_command("doccls x", lambda: print("x") or 0) == 0
     assert limits == [None, 0.0]
 
 
