@@ -72,7 +72,7 @@ def _opened_without_blocking(descriptor: int) -> Iterator[int]:
     the shell and other processes share it.
     """
     own = None
-    if os.isatty(descriptor):
+    if os.name == "posix" and os.isatty(descriptor):
         with suppress(OSError):  # a terminal that was closed, or a system without /proc
             own = os.open(f"/proc/self/fd/{descriptor}", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY)
     try:

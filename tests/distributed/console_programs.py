@@ -4,15 +4,20 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 from doccls import train as train_module
 from doccls.reporting import console as console_module
 
 
 def train(argv: list[str]) -> int:
-    """Run `doccls.train`."""
+    """Run `doccls.train`; none of its files may have the number of a standard stream."""
     _KINDS[os.environ["DOCCLS_TEST_CONSOLE"]]()
-    return train_module.main(argv)
+    code = train_module.main(argv)
+    if sys.stdout is None:
+        null = Path(os.devnull).stat().st_rdev
+        assert [os.fstat(descriptor).st_rdev for descriptor in (0, 1, 2)] == [null] * 3
+    return code
 
 
 def launch(argv: list[str]) -> int:

@@ -131,6 +131,23 @@ def test_traceback_on_a_lost_stderr_raises_nothing(kind: str, monkeypatch: pytes
             print("more", file=sys.stderr, flush=True)
 
 
+def test_terminal_that_hangs_up_under_a_progress_bar_stops_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    master, slave = os.openpty()
+    with os.fdopen(slave, "w") as stream, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", stream)
+        patch.setattr(sys, "stderr", stream)
+        with guarding_console(), RunLog(tmp_path / "log") as log, log.progress("fold", 3) as bar:
+            log.line("one")
+            os.close(master)
+            bar.advance()
+            log.line("two")
+            log.detail("three")
+    lines = [line for line in (tmp_path / "log").read_text().splitlines() if not line.startswith("[WARNING] std")]
+    assert lines[1:5] == ["one", "two", "three", "[EXIT] TRAINING SUCCESS code=0"]
+
+
 def test_missing_streams_become_streams(monkeypatch: pytest.MonkeyPatch) -> None:
     """Python has None for a stream that was closed when it started, and prints what goes to None on stdout."""
     with monkeypatch.context() as patch:
