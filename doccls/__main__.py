@@ -19,6 +19,7 @@ from doccls.data.store import choose_store
 from doccls.demo import command as demo
 from doccls.report import command as report
 from doccls.reporting.command import run_command
+from doccls.reporting.console import guarding_console
 from doccls.reporting.progress import ConsoleReporter
 from doccls.runs import command as runs
 from doccls.system.atomic_files import write_text
@@ -59,12 +60,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = list(sys.argv[1:] if argv is None else argv)
     if args[:1] == ["train"]:
         return train.main(args[1:])
+    with guarding_console():
+        return _run(args)
+
+
+def _run(args: Sequence[str]) -> int:
     parser = build_parser()
     arguments = parser.parse_args(args)
     if arguments.command == "check" and arguments.schema is None and arguments.config is None and not arguments.keys:
         parser.error("check needs --config FILE, --schema or --keys")
     command = functools.partial(_COMMANDS[arguments.command], arguments)
-    return run_command(f"doccls {arguments.command}", command, rank_by_environment())
+    prints = arguments.command in ("check", "runs") or (arguments.command == "store" and arguments.action == "info")
+    return run_command(f"doccls {arguments.command}", command, rank_by_environment(), prints)
 
 
 def _check(arguments: argparse.Namespace) -> int:

@@ -19,7 +19,7 @@ from doccls.config.paths import find_output_problem
 from doccls.data.loader import start_worker_server
 from doccls.data.shared_memory import expects_workers
 from doccls.reporting.command import run_training
-from doccls.reporting.console import close_console
+from doccls.reporting.console import guarding_console
 from doccls.reporting.log import RunLog, open_log
 from doccls.run.fingerprint import claim_precision
 from doccls.run.heartbeat import open_heartbeat
@@ -67,10 +67,9 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Train the folds of a config and return the exit code; user errors are reported, not raised."""
     end_with_parent()
-    arguments = build_parser().parse_args(argv)
-    code = run_training(lambda log: _train(arguments, log), rank_by_environment())
-    close_console()
-    return code
+    with guarding_console():
+        arguments = build_parser().parse_args(argv)
+        return run_training(lambda log: _train(arguments, log), rank_by_environment())
 
 
 def _train(arguments: argparse.Namespace, log: RunLog) -> None:

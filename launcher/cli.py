@@ -21,7 +21,7 @@ from doccls.config.files import check_inputs
 from doccls.config.load import LoadedConfig
 from doccls.errors import UserError
 from doccls.reporting.command import run_command, run_training
-from doccls.reporting.console import close_console
+from doccls.reporting.console import guarding_console
 from doccls.run.paths import check_run_id, find_run, locate_run, name_log, new_run_id
 from doccls.system.cores import count_cores
 from launcher.arguments import (
@@ -46,15 +46,14 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    try:
+    with guarding_console():
         argv = list(sys.argv[1:] if argv is None else argv)
         arguments = build_parser().parse_args(argv, argparse.Namespace(argv=argv))
         if arguments.command in _TRAINING_COMMANDS:
             return run_training(functools.partial(_run_with_end_command, arguments))
         command = functools.partial(_COMMANDS[arguments.command], arguments)
-        return run_command(f"doccls-launch {arguments.command}", command)
-    finally:
-        close_console()
+        prints = arguments.command in ("plan", "status")
+        return run_command(f"doccls-launch {arguments.command}", command, prints=prints)
 
 
 def _run_with_end_command(arguments: argparse.Namespace, log: "RunLog") -> None:

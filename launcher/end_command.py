@@ -7,7 +7,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from doccls.reporting.console import print_last
 from doccls.reporting.log import RunLog
 from doccls.system.signals import Interrupted
 
@@ -47,4 +46,4 @@ class EndCommand:
         except (OSError, subprocess.TimeoutExpired) as failure:
             problem = str(failure)
         if problem is not None:
-            print_last(f"[WARNING] --on-end {self._command}: {problem}", sys.stderr)
+            print(f"[WARNING] --on-end {self._command}: {problem}", file=sys.stderr)

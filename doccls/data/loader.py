@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 from doccls.data.sampler import BatchRequest
 from doccls.data.shared_memory import describe_shared_memory
 from doccls.errors import RankLocalError
+from doccls.reporting.console import wrap_console
 from doccls.system.signals import STOP_SIGNALS
 
 if TYPE_CHECKING:  # torch takes seconds to import; meanwhile the server starts
@@ -150,6 +151,7 @@ def _start_worker(worker_id: int) -> None:
     import torch
 
     torch.set_num_threads(1)
+    wrap_console()
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # also where the worker does not inherit it from the server
     parent = multiprocessing.parent_process()
     assert parent is not None

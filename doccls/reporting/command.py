@@ -1,6 +1,6 @@
 """The end of a command: the only place that turns errors into exit codes, markers and closing messages."""
 
-import os
+import signal
 import socket
 import sys
 import traceback
@@ -8,15 +8,42 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from doccls.errors import RankLocalError, UserError
-from doccls.reporting.console import exit_code, print_last, render_exit
+from doccls.reporting.console import ConsoleStream, exit_code, render_exit
+from doccls.system.descriptors import write_closing
 from doccls.system.signals import Interrupted, handling_signals, ignore_signals, on_immediate_exit
 
 if TYPE_CHECKING:  # its import is slow, and `doccls-launch --help` has to be fast
     from doccls.reporting.log import RunLog
 
 
-def run_command(name: str, command: Callable[[], int], rank: int = 0) -> int:
-    """Run a command that keeps no log and return its exit code. Only rank 0 reports errors that all ranks share."""
+# The exit code of a program that is killed since the reader of its output is gone, as most programs are.
+_BROKEN_PIPE = 128 + getattr(signal, "SIGPIPE", 13)
+
+
+def run_command(name: str, command: Callable[[], int], rank: int = 0, prints: bool = False) -> int:
+    """Run a command that keeps no log and return its exit code. Only rank 0 reports errors that all ranks share.
+
+    `prints`: all it does is to print. Then it waits for a slow reader of its output, and fails if output is lost:
+    silently with _BROKEN_PIPE if its reader is gone, else with a message.
+    """
+    console = sys.stdout
+    if not prints or not isinstance(console, ConsoleStream):
+        return _run(name, command, rank)
+    console.patience_s = None
+    return _run(name, command, rank) or _report_lost_output(name, console)
+
+
+def _report_lost_output(name: str, console: ConsoleStream) -> int:
+    console.flush()
+    if console.error is None:
+        return 0
+    if isinstance(console.error, BrokenPipeError):
+        return _BROKEN_PIPE
+    print(f"{name}: {console.name}: {console.take_problem()}", file=sys.stderr)
+    return 1
+
+
+def _run(name: str, command: Callable[[], int], rank: int) -> int:
     try:
         return command()
     except UserError as error:
@@ -45,26 +72,26 @@ def run_training(command: Callable[["RunLog"], None], rank: int = 0) -> int:
             _report_failure(error, rank, log)
             return exit_code(error)
         if log.opened:
-            print_last(f"[EXIT] {log.closing_message} (see logs/* for details)", sys.stdout)
+            print(f"[EXIT] {log.closing_message} (see logs/* for details)")
     return 0
 
 
 def _report_failure(error: BaseException, rank: int, log: "RunLog") -> None:
     expected = isinstance(error, UserError | Interrupted)
     if not expected and error is not log.error:  # otherwise the log has already shown it
-        print_last("".join(traceback.format_exception(error)), sys.stderr)
+        print("".join(traceback.format_exception(error)), file=sys.stderr)
     if rank == 0 and not log.opened:
-        print_last(render_exit(exit_code(error)), sys.stdout)
+        print(render_exit(exit_code(error)))
     if rank == 0 or not expected or isinstance(error, RankLocalError):
-        print_last(_render_failure(error, rank), sys.stderr)
+        print(_render_failure(error, rank), file=sys.stderr)
 
 
 def _end_immediately(reason: str, code: int, rank: int, opened: bool) -> None:
     """Report the failure when the process exits immediately: straight to the descriptors."""
     if rank == 0 and not opened:
-        os.write(1, f"{render_exit(code)}\n".encode())
+        write_closing(1, f"{render_exit(code)}\n")
     if rank == 0 or code == 1:
-        os.write(2, f"{_render_failure(reason, rank)}\n".encode())
+        write_closing(2, f"{_render_failure(reason, rank)}\n")
 
 
 def _render_failure(error: object, rank: int) -> str:

@@ -1,6 +1,5 @@
 """The run's log: everything printed goes to the console and a file, which always ends with an exit marker."""
 
-import errno
 import os
 import sys
 import threading
@@ -9,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Self, TextIO
+from typing import IO, Any, Self, TextIO, cast
 
 from rich.console import Console
 from rich.progress import Progress
@@ -17,8 +16,9 @@ from rich.text import Text
 
 from doccls.config.paths import describe_error, find_output_problem
 from doccls.errors import UserError
-from doccls.reporting.console import exit_code, render_exit
+from doccls.reporting.console import ConsoleStream, exit_code, render_exit, wrap_stream
 from doccls.reporting.progress import ProgressBar, make_bar
+from doccls.system.descriptors import write_closing
 from doccls.system.signals import (
     Interrupted,
     attributing_errors_to_stop,
@@ -28,18 +28,6 @@ from doccls.system.signals import (
 )
 
 _CLOSING_LINE = ">> Stopping logger and restoring stdio"
-# Errors of writing to a closed terminal (SIGHUP stops the run gracefully) and to a full disk.
-_TOLERATED_ERRNOS = (errno.EIO, errno.ENOSPC, errno.EDQUOT)
-
-
-@contextmanager
-def _tolerating_lost_console() -> Iterator[None]:
-    """Ignore errors of a console that takes no more output: the log file has everything."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in _TOLERATED_ERRNOS:
-            raise
 
 
 def open_log(path: Path) -> IO[str]:
@@ -59,21 +47,19 @@ def open_log(path: Path) -> IO[str]:
 class _Tee:
     """A text stream that writes to a log file and its console, and delegates everything else to the console."""
 
-    def __init__(self, console: TextIO, log: "RunLog") -> None:
+    def __init__(self, console: ConsoleStream, log: "RunLog") -> None:
         self._console = console
         self._log = log
 
     def write(self, text: str) -> int:
         self._log.write_file(text)
-        with _tolerating_lost_console():
-            self._log.write_console(text, self._console)
-            if text.endswith("\n"):  # readers of a pipe or a Slurm output file see each line immediately
-                self._console.flush()
+        self._log.write_console(text, self._console)
+        if text.endswith("\n"):
+            self._log.report_lost_console()
         return len(text)
 
     def flush(self) -> None:
-        with _tolerating_lost_console():
-            self._console.flush()
+        self._console.flush()
 
     def writelines(self, lines: Iterable[str]) -> None:
         for line in lines:
@@ -97,7 +83,8 @@ class RunLog:
         self.ending, self.closing_message = "TRAINING SUCCESS", "training finished successfully"
         self._file: IO[str] | None = None
         self._progress: Progress | None = None
-        self._stdio: tuple[TextIO, TextIO] = (sys.stdout, sys.stderr)
+        self._stdio: tuple[TextIO, TextIO] = (sys.stdout, sys.stderr)  # before the log was opened
+        self._consoles: tuple[ConsoleStream, ConsoleStream]  # while it is open
         self._pending = ""
         self._failed = False  # whether the file could not be written, as on a full disk; the run continues
         self._while_open = ExitStack()
@@ -114,7 +101,8 @@ class RunLog:
             self._file = open_log(self.path)
             self.opened = True
             self._stdio = (sys.stdout, sys.stderr)
-            sys.stdout, sys.stderr = _Tee(sys.stdout, self), _Tee(sys.stderr, self)
+            self._consoles = wrap_stream(sys.stdout, "stdout"), wrap_stream(sys.stderr, "stderr")
+            sys.stdout, sys.stderr = (_Tee(console, self) for console in self._consoles)
             self.line(f">> Logger started: {self.path}")
             self._while_open.enter_context(on_immediate_exit(self._end_immediately))
         return self
@@ -160,8 +148,8 @@ class RunLog:
             os.write(self._file.fileno(), f"{reason}\n{closing}".encode())
         if self._progress is not None:
             closing = f"\x1b[?25h\n{closing}"  # the bar has hidden the cursor
-        with suppress(ValueError):  # a stream without a descriptor
-            os.write(self._stdio[0].fileno(), closing.encode())
+        with suppress(OSError, ValueError):  # a stream without a descriptor
+            write_closing(self._consoles[0].fileno(), closing)
 
     def end_as(self, marker: str, message: str) -> None:
         """Set the exit marker, such as `SUBMITTED`, and the closing message of a success other than a trained run."""
@@ -181,10 +169,16 @@ class RunLog:
         except OSError as error:
             if not self._failed:
                 self._failed = True
-                with suppress(OSError):
-                    self._stdio[1].write(f"[WARNING] {self.path}: {error.strerror}; continuing without this log file\n")
+                self._consoles[1].write(f"[WARNING] {self.path}: {error.strerror}; continuing without this log file\n")
 
-    def write_console(self, text: str, console: TextIO) -> None:
+    def report_lost_console(self) -> None:
+        """Write to the file, once, that stdout or stderr takes no output."""
+        for console in self._consoles:
+            problem = console.take_problem()
+            if problem is not None:
+                self.write_file(f"[WARNING] {console.name}: {problem}; continuing: this file has everything\n")
+
+    def write_console(self, text: str, console: ConsoleStream) -> None:
         """Write text from a `_Tee` to the console, above the progress bar if there is one."""
         if self._progress is None:
             console.write(text)
@@ -205,15 +199,15 @@ class RunLog:
     @contextmanager
     def progress(self, what: str, total: int) -> Iterator[ProgressBar]:
         """Show a progress bar while the block runs, if the console is a terminal."""
-        if self._file is None or not self._stdio[1].isatty():
+        if self._file is None or not self._consoles[1].isatty():
             yield ProgressBar(None)
             return
-        with make_bar(Console(file=self._stdio[1]), what, total) as bar:
+        with make_bar(Console(file=cast(TextIO, self._consoles[1])), what, total) as bar:
             self._progress = bar
             try:
                 yield ProgressBar(bar)
             finally:
                 self._progress = None
                 if self._pending:
-                    self._stdio[0].write(self._pending)
+                    self._consoles[0].write(self._pending)
                     self._pending = ""

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
+from doccls.system.descriptors import discard_output, write_closing
 from doccls.system.rank import rank_by_environment
 
 # Signals that request a stop: Slurm can send SIGUSR1 ahead of a time limit. Windows has only the first two.
@@ -225,14 +226,11 @@ def _detach_terminal() -> None:
     for descriptor in (1, 2):
         with suppress(OSError):
             if stat.S_ISCHR(os.fstat(descriptor).st_mode):
-                devnull = os.open(os.devnull, os.O_WRONLY)
-                os.dup2(devnull, descriptor)
-                os.close(devnull)
+                discard_output(descriptor)
 
 
 def _report_once(signum: int) -> None:
     """Confirm the signal in one process of several; straight to the descriptor, since this is another thread."""
     if rank_by_environment() == 0:
         text = f"{Interrupted(signum)}: stopping at the next safe point; a second signal exits immediately\n"
-        with suppress(OSError):
-            os.write(2, text.encode())
+        write_closing(2, text)

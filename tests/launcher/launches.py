@@ -51,13 +51,16 @@ def start(
     )
 
 
-def start_command(folder: Path, program: str, *words: str, **variables: str) -> ForkServerProcess:
+def start_command(
+    folder: Path, program: str, *words: str, starter: str = "forked_launcher:main", **variables: str
+) -> ForkServerProcess:
     """Start `python -m WORDS` in the folder, with additional environment variables; its ranks run `program`.
 
-    Processes that still run at the end of the test are killed (`kill_started`).
+    `starter` is the function that becomes the command. Processes that still run at the end of the test are killed
+    (`kill_started`).
     """
     variables |= {"DOCCLS_TEST_FOLDER": str(folder)}
-    (process,) = start_ranks("forked_launcher:main", [program, *words], folder / CONSOLE, environment=variables)
+    (process,) = start_ranks(starter, [program, *words], folder / CONSOLE, environment=variables)
     _started.append((process, folder))
     return process
 
