@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, MutableSequence, Sequence
 from contextlib import contextmanager
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import wait
@@ -83,11 +83,11 @@ def loading(
 
     from doccls.data.dataset import TrackedDataset, collate_batch
 
-    in_progress = _CONTEXT.RawArray("q", [-1] * num_workers)
+    in_progress = _share_progress(num_workers) if num_workers else ()
     if num_workers:
         start_worker_server()
     loader: DataLoader[Batch] = DataLoader(
-        TrackedDataset(dataset, in_progress) if num_workers else dataset,  # type: ignore[arg-type]
+        TrackedDataset(dataset, in_progress) if in_progress else dataset,  # type: ignore[arg-type]
         batch_sampler=requests,  # type: ignore[arg-type]  # the sampler may yield whatever `__getitems__` takes
         collate_fn=collate_batch,  # type: ignore[arg-type]
         num_workers=num_workers,
@@ -112,6 +112,17 @@ def loading(
         for worker in workers:  # SIGTERM, which torch sends to a stuck worker, is blocked there
             worker.kill()
             worker.join()
+
+
+def _share_progress(num_workers: int) -> MutableSequence[int]:
+    """Return an array in shared memory for the sample that each worker loads; -1 is none."""
+    try:
+        samples: MutableSequence[int] = _CONTEXT.RawArray("q", [-1] * num_workers)
+    except OSError as error:
+        raise RankLocalError(
+            f"loader workers need shared memory, which can't be used here ({error.strerror}): set data.num_workers to 0"
+        ) from error
+    return samples
 
 
 def _translate_errors(
