@@ -37,6 +37,8 @@ _USER_FIXABLE_ERRNOS = {
         "ELOOP",
         "EBUSY",
         "ETXTBSY",
+        "ENOSYS",
+        "ENOTSUP",
     )
     if (number := getattr(errno, name, None)) is not None
 }
@@ -139,7 +141,8 @@ def _move_into_place(temporary: Path, path: Path, waits: bool) -> None:
             if (waited_s >= _READER_S or not waits) and _exchange(temporary, path):
                 return
             if waited_s >= _IN_USE_S or not waits:
-                raise OSError(error.errno, f"{error.strerror}; is the file open in another program?") from error
+                note = "; is the file open in another program?" if path.exists() else ""
+                raise OSError(error.errno, f"{error.strerror}{note}") from error
         time.sleep(_POLL_S)
 
 

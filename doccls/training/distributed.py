@@ -78,22 +78,10 @@ def start_processes(config: Config) -> Accelerator:
 
 
 def _init_from_file(file: Path, rank: int, world_size: int, timeout: timedelta) -> None:
-    """Form the group through a file instead of MASTER_ADDR and MASTER_PORT; Accelerate then uses this group.
-
-    Raises:
-        ProcessError: the file system has no file locks, which torch's store needs.
-    """
+    """Form the group through a file instead of MASTER_ADDR and MASTER_PORT; Accelerate then uses this group."""
     backend = "nccl" if torch.cuda.is_available() and not _on_cpu(os.environ) else "gloo"
-    try:
-        store = FileStore(str(file), world_size)
-        dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
-    except RuntimeError as error:
-        if "flock" not in str(error):
-            raise
-        raise ProcessError(
-            f"the processes of a fold can't meet through {file}, because its file system has no file locks ({error}): "
-            "set the environment variable TMPDIR to a folder on a local disk"
-        ) from error
+    store = FileStore(str(file), world_size)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
 
 
 def _form_group(cpu: bool, timeout: timedelta) -> PartialState:

@@ -6,7 +6,7 @@
 from pathlib import Path
 
 import pytest
-from launches import Launch, assert_same_bytes, launch
+from launches import LAST, Launch, assert_same_bytes, launch
 from refusals import ANSWERS, REFUSED
 from tiny_runs import PLAIN, Trainer
 
@@ -28,6 +28,17 @@ def test_file_system_without_a_call_gives_the_same_bytes(trainer: Trainer, undis
     assert list_leftovers(launched.run.folder) == []
     assert (launched.run.folder / REFUSED).exists() == (call in USED)
     assert "[WARNING]" not in "".join(file.read_text() for file in launched.run.folder.glob("logs/*.log"))
+
+
+def test_folder_without_locks_where_processes_would_meet_is_an_error_before_training(trainer: Trainer) -> None:
+    launched = launch(trainer, (*SETS, "train.num_processes=2"), refusal="flock: ENOLCK")
+    assert launched.code == 1
+    assert (
+        "can't meet in /" in launched.err
+        and "(No locks available): set the environment variable TMPDIR" in launched.err
+    )
+    assert launched.log[-2:] == ["[EXIT] TRAINING ERROR code=1", LAST]
+    assert not list(launched.run.root.glob("ckpt/*")) and list_leftovers(launched.run.folder) == []
 
 
 def list_leftovers(folder: Path) -> list[str]:

@@ -210,6 +210,18 @@ def test_file_that_is_open_is_replaced_when_its_readers_have_closed_it(
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
+@pytest.mark.parametrize("name", ["EPERM", "ENOSYS"])
+def test_file_system_without_renames_is_a_user_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(atomic_files, "_IN_USE_S", 0.0)
+    for call in ("replace", "rename"):
+        monkeypatch.setattr(os, call, refuse(getattr(errno, name)))
+    with pytest.raises(WriteError, match=rf"/a: {os.strerror(getattr(errno, name))} \(errno \d+\)$"):
+        write_text(tmp_path / "a", "new")
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("name", REFUSALS)
 def test_file_that_stays_open_is_a_user_error_and_unchanged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import timedelta
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -244,21 +242,3 @@ def test_accelerate_options_that_change_results_are_rejected(
             start_processes(make_config(train={"deterministic": False}))
     finally:
         AcceleratorState._reset_state(reset_partial_state=True)
-
-
-# --- the meeting of the processes ------------------------------------------------------------------------------------
-
-
-def test_file_system_without_locks_is_named_where_processes_would_meet(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(file: str, world_size: int) -> None:
-        raise RuntimeError(message)
-
-    monkeypatch.setattr(processes, "FileStore", fail)
-    message = "flock: No locks available"
-    with pytest.raises(ProcessError, match=rf"{tmp_path / 'meeting'}, .* has no file locks .*TMPDIR to a folder on a"):
-        processes._init_from_file(tmp_path / "meeting", 0, 2, timedelta(seconds=1))
-    message = "something else"
-    with pytest.raises(RuntimeError, match=r"^something else$"):
-        processes._init_from_file(tmp_path / "meeting", 0, 2, timedelta(seconds=1))
