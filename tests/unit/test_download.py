@@ -169,6 +169,13 @@ def test_cache_without_file_locks_is_reported_and_not_retried(hub: Path, waits_s
     assert client.calls == 1 and waits_s == []
 
 
+def test_cache_whose_files_cannot_be_mapped_is_reported_and_not_retried(hub: Path, waits_s: list[float]) -> None:
+    client = Hub(OSError("No such device (os error 19)"))
+    with pytest.raises(UserError, match=rf"'{NAME}'.*{hub} can't be mapped .*No such device.*: set HF_HOME to"):
+        download(NAME, client)
+    assert client.calls == 1 and waits_s == []
+
+
 def test_stop_request_ends_retries(monkeypatch: pytest.MonkeyPatch, waits_s: list[float]) -> None:
     monkeypatch.setattr(signals, "_requested", 15)
     with pytest.raises(Interrupted):
