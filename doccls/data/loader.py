@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, MutableSequence, Sequence
 from contextlib import contextmanager
@@ -42,7 +43,11 @@ class WorkerError(RuntimeError):
 
 
 def start_worker_server() -> None:
-    """Start the fork server unless it runs; it imports what workers need in the background."""
+    """Start the fork server unless it runs; it imports what workers need in the background.
+
+    Raises:
+        RankLocalError: the temporary folder can't hold its socket.
+    """
     if sys.platform == "win32" or _METHOD != "forkserver":
         return
     _CONTEXT.set_forkserver_preload(["doccls.data.dataset"])
@@ -53,6 +58,11 @@ def start_worker_server() -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # the server and its workers inherit the mask
     try:
         forkserver.ensure_running()
+    except OSError as error:
+        raise RankLocalError(
+            f"loader workers can't be started with sockets in {tempfile.gettempdir()} ({error.strerror}): set the "
+            "environment variable TMPDIR to a folder on a local disk, or data.num_workers to 0"
+        ) from error
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
         for name, value in previous.items():
@@ -83,11 +93,12 @@ def loading(
 
     from doccls.data.dataset import TrackedDataset, collate_batch
 
-    in_progress = _share_progress(num_workers) if num_workers else ()
+    in_progress: MutableSequence[int] = []
     if num_workers:
         start_worker_server()
+        in_progress = _share_progress(num_workers)
     loader: DataLoader[Batch] = DataLoader(
-        TrackedDataset(dataset, in_progress) if in_progress else dataset,  # type: ignore[arg-type]
+        TrackedDataset(dataset, in_progress) if num_workers else dataset,  # type: ignore[arg-type]
         batch_sampler=requests,  # type: ignore[arg-type]  # the sampler may yield whatever `__getitems__` takes
         collate_fn=collate_batch,  # type: ignore[arg-type]
         num_workers=num_workers,

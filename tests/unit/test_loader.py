@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import tempfile
 from multiprocessing.heap import Heap
 
 import pytest
@@ -38,6 +39,19 @@ def test_only_workers_need_shared_memory(pages: Pages, monkeypatch: pytest.Monke
         pytest.raises(RankLocalError, match=r"\(No such device\): set data\.num_workers to 0"),
         loading(DocClsDataset(pages), requests, 1, False),
     ):
+        pytest.fail("there are workers")
+
+
+def test_temporary_folder_that_cannot_hold_the_socket_of_workers_is_named(
+    pages: Pages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*others: object) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr("multiprocessing.forkserver.ensure_running", refuse)
+    message = rf"{tempfile.gettempdir()} \(Operation not permitted\): set the environment variable TMPDIR"
+    requests = [BatchRequest(BatchPlace("predict", 0), (0,))]
+    with pytest.raises(RankLocalError, match=message), loading(DocClsDataset(pages), requests, 1, False):
         pytest.fail("there are workers")
 
 
