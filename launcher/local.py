@@ -1,5 +1,6 @@
 """The interface of all launcher backends, and the backend that starts ranks on this machine."""
 
+import fcntl
 import itertools
 import os
 import secrets
@@ -156,18 +157,37 @@ class LocalBackend:
 
         Raises:
             StartError: a process or its output file can't be created; no rank of the fold still runs.
+            UserError: the ranks of a fold can't meet, since the folder for that has no file locks.
         """
         started: list[subprocess.Popen[bytes]] = []
         variables = {LAUNCHED: LAUNCH, PARENT: str(os.getpid()), PROCESSES_HERE: str(self._processes)}
         if len(assignment.ranks) > 1:
             variables[MEETING_FILE] = str(self._meetings / f"fold{assignment.fold}.{next(self._numbers)}")
         try:
+            if MEETING_FILE in variables:
+                _check_locks(self._meetings)
             for command, console in zip(assignment.ranks, consoles, strict=True):
                 started.append(_start_rank(command, console, variables))
         except OSError as error:
             kill_folds_and_wait([LocalProcesses(tuple(started))])
             raise StartError(f"fold {assignment.fold} can't be started: {error}") from error
         return LocalProcesses(tuple(started))
+
+
+def _check_locks(folder: Path) -> None:
+    """Check that files in the folder can be locked by flock(2), as torch does where ranks meet.
+
+    Raises:
+        UserError: they can't, as on NFS without a lock daemon and on some FUSE file systems.
+    """
+    with (folder / "lock").open("wb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:
+            raise UserError(
+                f"the processes of a fold can't meet in {folder}, whose file system has no file locks "
+                f"({error.strerror}): set the environment variable TMPDIR to a folder on a local disk"
+            ) from error
 
 
 def _start_rank(command: RankCommand, console: Path, variables: dict[str, str]) -> "subprocess.Popen[bytes]":

@@ -9,8 +9,9 @@ import multiprocessing
 import os
 import signal
 import sys
+import tempfile
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, MutableSequence, Sequence
 from contextlib import contextmanager
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import wait
@@ -43,7 +44,11 @@ class WorkerError(RuntimeError):
 
 
 def start_worker_server() -> None:
-    """Start the fork server unless it runs; it imports what workers need in the background."""
+    """Start the fork server unless it runs; it imports what workers need in the background.
+
+    Raises:
+        RankLocalError: the temporary folder can't hold its socket.
+    """
     if sys.platform == "win32" or _METHOD != "forkserver":
         return
     _CONTEXT.set_forkserver_preload(["doccls.data.dataset"])
@@ -54,6 +59,11 @@ def start_worker_server() -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # the server and its workers inherit the mask
     try:
         forkserver.ensure_running()
+    except OSError as error:
+        raise RankLocalError(
+            f"loader workers can't be started with sockets in {tempfile.gettempdir()} ({error.strerror}): set the "
+            "environment variable TMPDIR to a folder on a local disk, or data.num_workers to 0"
+        ) from error
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
         for name, value in previous.items():
@@ -84,9 +94,10 @@ def loading(
 
     from doccls.data.dataset import TrackedDataset, collate_batch
 
-    in_progress = _CONTEXT.RawArray("q", [-1] * num_workers)
+    in_progress: MutableSequence[int] = []
     if num_workers:
         start_worker_server()
+        in_progress = _share_progress(num_workers)
     loader: DataLoader[Batch] = DataLoader(
         TrackedDataset(dataset, in_progress) if num_workers else dataset,  # type: ignore[arg-type]
         batch_sampler=requests,  # type: ignore[arg-type]  # the sampler may yield whatever `__getitems__` takes
@@ -113,6 +124,17 @@ def loading(
         for worker in workers:  # SIGTERM, which torch sends to a stuck worker, is blocked there
             worker.kill()
             worker.join()
+
+
+def _share_progress(num_workers: int) -> MutableSequence[int]:
+    """Return an array in shared memory for the sample that each worker loads; -1 is none."""
+    try:
+        samples: MutableSequence[int] = _CONTEXT.RawArray("q", [-1] * num_workers)
+    except OSError as error:
+        raise RankLocalError(
+            f"loader workers need shared memory, which can't be used here ({error.strerror}): set data.num_workers to 0"
+        ) from error
+    return samples
 
 
 def _translate_errors(

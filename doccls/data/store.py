@@ -113,8 +113,9 @@ class PageStore:
         facts = {digest: fact for digest, *fact in (astuple(page.fact) for page in pages)}
         metadata = json.dumps({digest: [zlib.crc32(scaled[digest].data), *fact] for digest, fact in facts.items()})
         segment = self.folder / f"pages_{secrets.token_hex(8)}.safetensors"
-        with replacing(segment) as file:
-            file.write(save(scaled, {"pages": metadata, "crc32": str(zlib.crc32(metadata.encode()))}))
+        content = save(scaled, {"pages": metadata, "crc32": str(zlib.crc32(metadata.encode()))})
+        with replacing(segment, len(content)) as file:
+            file.write(content)
         return _read_header(segment, self.size_px)
 
     def check_free_space(self, count: int) -> None:
@@ -137,7 +138,8 @@ class StoredPages:
 
     segments: tuple[Path, ...]
     locations_N: np.ndarray  # (n,) of dtype `_LOCATION`; segment -1 where there is no page
-    _maps: dict[int, mmap.mmap] = field(default_factory=dict)
+    # By segment; None where the file system can't map files (some FUSE): pages are read from the file then.
+    _maps: "dict[int, mmap.mmap | None]" = field(default_factory=dict)
 
     def read(self, sample: int) -> np.ndarray | None:
         """Return the sample's page, (height, width, 3) uint8, read-only; None if it is missing or damaged."""
@@ -145,7 +147,7 @@ class StoredPages:
         if segment < 0:
             return None
         try:
-            page = memoryview(self._map(segment))[offset : offset + height * width * 3]
+            page = self._read_bytes(segment, offset, height * width * 3)
         except (OSError, ValueError):
             return None  # removed, or not on this host
         if zlib.crc32(page) != checksum:
@@ -153,11 +155,19 @@ class StoredPages:
             return None
         return np.frombuffer(page, np.uint8).reshape(height, width, 3)
 
-    def _map(self, segment: int) -> mmap.mmap:
+    def _read_bytes(self, segment: int, offset: int, size: int) -> memoryview:
         if segment not in self._maps:
             with self.segments[segment].open("rb") as file:
-                self._maps[segment] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        return self._maps[segment]
+                try:
+                    self._maps[segment] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+                except OSError:
+                    self._maps[segment] = None
+        mapped = self._maps[segment]
+        if mapped is not None:
+            return memoryview(mapped)[offset : offset + size]
+        with self.segments[segment].open("rb") as file:
+            file.seek(offset)
+            return memoryview(file.read(size))
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_maps": {}}  # another process makes its own maps

@@ -23,6 +23,9 @@ _HTTP_ERROR: type[Exception] = hub_errors.HTTPError  # type: ignore[attr-defined
 _WAITS_S = (2.0, 8.0)  # between attempts; the hub's client retries within each for about 20 s
 _TRANSIENT_STATUSES = (408, 425, 429)  # below 500: timeout, too early, too many requests
 _FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+# Of mmap(2), on some FUSE file systems, in messages of safetensors, which is written in Rust.
+_NO_MAPPING = (errno.ENODEV, errno.EINVAL)
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)  # of flock(2), on NFS without a lock daemon and some FUSE
 
 
 def download(name: str, fetch: Callable[[], _T]) -> _T:
@@ -77,6 +80,16 @@ def _translate_error(name: str, error: Exception) -> UserError | DownloadError |
             f"model.name = {name!r}: its files are not in the cache {cache} on {host}, and HF_HUB_OFFLINE is set, as "
             "in all jobs that doccls-launch submits. Set HF_HOME to a folder shared with the machine that downloads, "
             f"or set {local_source}"
+        )
+    if isinstance(error, OSError) and error.errno in _NO_LOCKS:
+        return UserError(
+            f"model.name = {name!r}: the file system of the cache {cache} has no file locks ({error.strerror}): set "
+            f"HF_HOME to a folder on another one, or set {local_source}"
+        )
+    if any(f"(os error {number})" in str(error) for number in _NO_MAPPING):
+        return UserError(
+            f"model.name = {name!r}: its files in the cache {cache} can't be mapped into memory ({error}): set "
+            f"HF_HOME to a folder on another file system, or set {local_source}"
         )
     status = next((status for cause in chain if (status := _find_status(cause))), None)
     if status is not None and status < 500 and status not in _TRANSIENT_STATUSES:

@@ -201,7 +201,11 @@ def _read_content(path: Path, source: str) -> Mapping[str, Any]:
 
 def _read_mapping(path: Path) -> Mapping[str, Any]:
     if path.name.endswith(".safetensors"):
-        tensors: dict[str, Any] = safetensors.torch.load_file(path)
+        tensors: dict[str, Any]
+        try:
+            tensors = safetensors.torch.load_file(path)
+        except (OSError, RuntimeError, SafetensorError):  # damaged, or the file system can't map files (some FUSE)
+            tensors = safetensors.torch.load(path.read_bytes())
         return tensors
     with torch.serialization.safe_globals([argparse.Namespace]):  # timm's trainer stores its arguments
         content = torch.load(path, map_location="cpu", weights_only=True)

@@ -8,6 +8,7 @@ own rows.
 import json
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -262,7 +263,8 @@ def write_choice(paths: RunPaths, choice: SettingChoice) -> None:
         merged_ns = paths.summary.stat().st_mtime_ns
         summary = json.loads(paths.summary.read_text(encoding="utf-8"))
         write_text(paths.summary, _render({**summary, "views": values}))
-        os.utime(paths.summary, ns=(merged_ns, merged_ns))  # of the merge, which `is_merged` compares
+        with suppress(OSError):  # where a file's time can't be set, the summary only looks newer
+            os.utime(paths.summary, ns=(merged_ns, merged_ns))  # of the merge, which `is_merged` compares
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"{paths.summary}: damaged, or can't be read: merge the run again ({error})") from error
 

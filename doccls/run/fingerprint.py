@@ -13,8 +13,10 @@ from doccls.config.paths import describe_error, is_file
 from doccls.config.schema import Config, ModelConfig
 from doccls.errors import UserError
 from doccls.run.paths import RunPaths
-from doccls.system.atomic_files import write_once
+from doccls.system.atomic_files import write_text
+from doccls.system.lock import hold_lock
 
+_CLAIM_S = 60.0  # how long to wait for a process that sets the precision, which takes a moment
 _FIRST_DAMAGE_VERSION = 1  # of all runs from before snapshots recorded it
 
 
@@ -83,11 +85,18 @@ def claim_precision(paths: RunPaths, precision: str) -> None:
     """Set the precision of the run unless an earlier process has set it; all folds train in the same precision.
 
     `derive_fingerprint` excludes the precision, since the launching process may not know the machines that train.
+    The first process is found by a lock, which works on all file systems: a hard link, which would never replace a
+    file either, does not, and a file created as new is incomplete for a moment, or for good if the process is killed.
 
     Raises:
         UserError: the run uses another precision.
+        OSError: no disk space, no permission, ...
     """
-    claimed = write_once(paths.precision, f"{precision}\n").strip()
+    if not is_file(paths.precision):
+        with hold_lock(paths.precision_lock, f"the precision of run {paths.run_id} is being set", _CLAIM_S):
+            if not is_file(paths.precision):
+                write_text(paths.precision, f"{precision}\n")
+    claimed = paths.precision.read_text(encoding="utf-8").strip()
     if claimed != precision:
         setting = {"no": "false"}.get(claimed, claimed)
         raise UserError(

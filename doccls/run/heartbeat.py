@@ -79,8 +79,9 @@ class Heartbeat:
         if entered_stage or time.monotonic() - self._written_s >= _WRITE_INTERVAL_S:
             self._written_s = time.monotonic()
             if self._path is not None and self._path.parent.is_dir():
-                with suppress(OSError), replacing(self._path, durable=False) as file:  # a failure here is harmless
-                    file.write(json.dumps(asdict(after)).encode())
+                content = json.dumps(asdict(after)).encode()
+                with suppress(OSError), replacing(self._path, len(content), durable=False) as file:  # harmless if not
+                    file.write(content)
 
     def end(self) -> None:
         """Remove the heartbeat file when the work is done."""

@@ -5,6 +5,7 @@ import os
 import re
 import secrets
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -73,6 +74,14 @@ class RunPaths:
     def fold_lock(self, fold: int) -> Path:
         """Return the lock that the main process holds while it trains the fold, whatever started it."""
         return self.live / f"fold{fold}.lock"
+
+    @property
+    def precision_lock(self) -> Path:
+        """The lock of the process that sets the precision of the run.
+
+        It is beside that file: by creating the lock, a client of NFS notices that another one has changed the folder.
+        """
+        return self.root / "precision.lock"
 
     @property
     def opening_lock(self) -> Path:
@@ -268,7 +277,11 @@ def check_run_id(run_id: str) -> str:
 
 
 def locate_run(exp_dir: Path, run_id: str, now: datetime) -> RunPaths:
-    """Return the run with that id under `exp_dir`, whatever its date; for a new run, the folder under today's date."""
+    """Return the run with that id under `exp_dir`, whatever its date; for a new run, the folder under today's date.
+
+    Raises:
+        UserError: `exp_dir` can't be listed, or the file system takes another run's id for this one.
+    """
     try:
         dates = sorted(entry.name for entry in os.scandir(exp_dir) if DAY.fullmatch(entry.name))
     except FileNotFoundError:
@@ -276,12 +289,30 @@ def locate_run(exp_dir: Path, run_id: str, now: datetime) -> RunPaths:
     except OSError as error:
         raise UserError(f"output.exp_dir: {describe_error(error, exp_dir, 'folder')}") from error
     found = [exp_dir / date / run_id for date in dates if is_folder(exp_dir / date / run_id)]
+    if found:
+        _check_case(found[0])
     return RunPaths(found[0] if found else exp_dir / now.strftime("%Y%m%d") / run_id)
 
 
 def locate_study(exp_dir: Path, name: str) -> Path:
     """Return the folder of a study, a launch of several runs under `exp_dir`."""
     return exp_dir / "studies" / name
+
+
+def _check_case(root: Path) -> None:
+    """Refuse the name of a run in another case, which names the same folder on some file systems.
+
+    Raises:
+        UserError: the folder has another name.
+    """
+    with suppress(OSError):  # a folder that can't be listed
+        names = {entry.name for entry in os.scandir(root.parent)}
+        other = next((name for name in sorted(names) if name.lower() == root.name.lower()), None)
+        if root.name not in names and other is not None:
+            raise UserError(
+                f"run id {root.name!r}: upper and lower case make no difference on the file system of {root.parent}, "
+                f"and run {other!r} exists: continue it with --run-id {other}, or choose another --run-id"
+            )
 
 
 def find_run(folder: Path) -> RunPaths:

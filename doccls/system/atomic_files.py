@@ -1,9 +1,14 @@
-"""Atomic file writes: write to a temporary file in the same folder, sync it, and rename it into place."""
+"""Atomic file writes: write to a temporary file in the same folder, sync it, and rename it into place.
+
+Some file systems lack a part of this. Where a folder can't be synced, renames are as durable as the file system makes
+them. Where a file that exists or is open can't be replaced, it is moved aside first. Hard links are not used at all.
+"""
 
 import errno
 import glob
 import os
 import secrets
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -12,6 +17,7 @@ from typing import BinaryIO
 import numpy as np
 
 from doccls.errors import UserError
+from doccls.system.disk import describe_shortage
 from doccls.system.signals import on_immediate_exit
 
 # Errors that the user has to fix; others, such as those of a network file system, may be transient.
@@ -29,9 +35,23 @@ _USER_FIXABLE_ERRNOS = {
         "ENAMETOOLONG",
         "EEXIST",
         "ELOOP",
+        "EBUSY",
+        "ETXTBSY",
+        "ENOSYS",
+        "ENOTSUP",
     )
     if (number := getattr(errno, name, None)) is not None
 }
+# The answers of file systems on which a file that exists or is open can't be replaced: Windows shares, some FUSE.
+REPLACE_REFUSED = frozenset({errno.EACCES, errno.EPERM, errno.EBUSY, errno.ETXTBSY, errno.EEXIST})
+# The answers of file systems that can't sync a folder, such as CIFS, 9p and some FUSE.
+_FOLDER_SYNC_REFUSED = frozenset(
+    {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF, errno.EACCES, errno.EPERM, errno.EISDIR}
+)
+_READER_S = 0.3  # time for the readers of a file to close it
+_IN_USE_S = 10.0  # after this time, a file that can't be replaced is an error
+_POLL_S = 0.05
+_ASIDE = ".old.tmp"  # how the name of a file ends that was moved aside
 
 
 class WriteError(UserError, OSError):
@@ -39,11 +59,14 @@ class WriteError(UserError, OSError):
 
 
 @contextmanager
-def replacing(path: Path, durable: bool = True, writer: str | None = None) -> Iterator[BinaryIO]:
+def replacing(
+    path: Path, size_bytes: int | None = None, durable: bool = True, writer: str | None = None
+) -> Iterator[BinaryIO]:
     """Yield a binary file that replaces `path` when the block succeeds; if the block fails, `path` is unchanged.
 
-    Without `durable`, readers still see a complete file, but it may not survive a power cut. Where several processes
-    write the same file, `writer` names this one, so that its leftovers can be told apart from writes in progress.
+    `size_bytes` is how much will be written, if it is known: a message about a full disk states it. Without `durable`,
+    readers still see a complete file, but it may not survive a power cut. Where several processes write the same file,
+    `writer` names this one, so that its leftovers can be told apart from writes in progress.
 
     Raises:
         WriteError: no disk space, no permission, ...; the partial file has been removed.
@@ -58,29 +81,31 @@ def replacing(path: Path, durable: bool = True, writer: str | None = None) -> It
                 file.flush()
                 if durable:
                     os.fsync(file.fileno())
-            temporary.replace(path)
+            _move_into_place(temporary, path, waits=durable)
         if durable:
             _sync_folder(path.parent)
     except BaseException as error:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.errno is not None:
-            raise _add_path(error, path) from error
+            raise _add_path(error, path, size_bytes) from error
         raise
 
 
 def remove_leftovers(path: Path, writer: str | None = None) -> None:
-    """Remove the temporary files of `path` that killed processes left behind.
+    """Remove the temporary files of `path` that killed processes left behind; one that was moved aside is moved back.
 
     Nobody may be writing `path` during the call; with `writer`, only that writer may not.
     """
     for temporary in path.parent.glob(f".{glob.escape(path.name)}.{f'{writer}.' if writer else ''}*.tmp"):
+        if temporary.name.endswith(_ASIDE) and not path.exists():
+            temporary.replace(path)
         temporary.unlink(missing_ok=True)
 
 
 def write_bytes(path: Path, content: bytes, writer: str | None = None) -> None:
     """Write `content` to `path` atomically; `writer` as in `replacing`."""
-    with replacing(path, writer=writer) as file:
+    with replacing(path, len(content), writer=writer) as file:
         file.write(content)
 
 
@@ -89,39 +114,75 @@ def write_text(path: Path, text: str, writer: str | None = None) -> None:
     write_bytes(path, text.encode(), writer)
 
 
-def write_once(path: Path, text: str) -> str:
-    """Write `text` to `path` atomically unless the file exists; return its content. The first writer wins.
-
-    Raises:
-        OSError: no disk space, no permission, ...
-    """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        write_text(temporary, text)
-        with suppress(FileExistsError):
-            os.link(temporary, path)  # unlike a rename, a link never replaces a file
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path.read_text(encoding="utf-8")
-
-
 def write_array(path: Path, array: np.ndarray) -> None:
     """Write `array` to the .npy file `path` atomically; equal arrays give equal bytes."""
-    with replacing(path) as file:
+    with replacing(path, array.nbytes) as file:
         np.save(file, np.ascontiguousarray(array), allow_pickle=False)
 
 
-def _add_path(error: OSError, path: Path) -> OSError:
+def _move_into_place(temporary: Path, path: Path, waits: bool) -> None:
+    """Rename the file to `path`, also where a file that exists or is open can't be replaced.
+
+    There it waits a little for readers to close the file (unless `waits` is false), and then moves the file aside: for
+    a moment there is none.
+
+    Raises:
+        OSError: that is impossible too; an earlier file is unchanged.
+    """
+    start_s = time.monotonic()
+    while True:
+        try:
+            temporary.replace(path)
+            return
+        except OSError as error:
+            if error.errno not in REPLACE_REFUSED:
+                raise
+            waited_s = time.monotonic() - start_s
+            if (waited_s >= _READER_S or not waits) and _exchange(temporary, path):
+                return
+            if waited_s >= _IN_USE_S or not waits:
+                note = "; is the file open in another program?" if path.exists() else ""
+                raise OSError(error.errno, f"{error.strerror}{note}") from error
+        time.sleep(_POLL_S)
+
+
+def _exchange(temporary: Path, path: Path) -> bool:
+    """Move the file at `path` aside, rename the temporary file to `path`, and return whether both was possible.
+
+    If the process is killed in between, `remove_leftovers` moves the file back.
+    """
+    aside = temporary.with_name(temporary.name.removesuffix(".tmp") + _ASIDE)
+    try:
+        path.rename(aside)
+    except OSError:
+        return False
+    try:
+        temporary.rename(path)
+    except OSError:
+        with suppress(OSError):  # refused if another process has just put its file there, which is newer
+            aside.rename(path)
+        return False
+    with suppress(OSError):
+        aside.unlink()
+    return True
+
+
+def _add_path(error: OSError, path: Path, size_bytes: int | None) -> OSError:
     """Return the error with the path in its message, which the error of a write call lacks."""
     if error.errno in _USER_FIXABLE_ERRNOS:
-        return WriteError(f"can't write {path}: {error.strerror} (errno {error.errno})")
+        shortage = describe_shortage(error, path.parent, size_bytes)
+        return WriteError(f"can't write {path}: {error.strerror} (errno {error.errno}){shortage}")
     return OSError(error.errno, error.strerror, str(path))
 
 
 def _sync_folder(folder: Path) -> None:
-    """Sync the folder to disk: a rename is durable only after that."""
-    descriptor = os.open(folder, os.O_RDONLY)
+    """Sync the folder to disk, where that is possible: a rename is durable only after that."""
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if error.errno not in _FOLDER_SYNC_REFUSED:
+            raise

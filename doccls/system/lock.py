@@ -25,10 +25,13 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
+from typing import BinaryIO
 
 import psutil
 
 from doccls.errors import UserError
+from doccls.system.atomic_files import REPLACE_REFUSED
+from doccls.system.disk import describe_shortage
 from doccls.system.lifeline import LAUNCHED
 
 _RENEW_S = 10.0
@@ -124,7 +127,8 @@ def hold_lock(path: Path, what: str, wait_s: float = 0.0) -> Iterator[Lock]:
     try:
         _acquire(path, holder, wait_s)
     except OSError as error:
-        raise LockError(f"{path}: can't be taken: {error.strerror}") from error
+        shortage = describe_shortage(error, path.parent, len(_render(holder)))
+        raise LockError(f"{path}: can't be taken: {error.strerror}{shortage}") from error
     done = threading.Event()
     threading.Thread(target=_renew, args=(path, holder, done), name="doccls-lock", daemon=True).start()
     try:
@@ -194,7 +198,7 @@ def _create(file: Path, holder: Holder) -> bool:
         descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     except FileExistsError:
         return False
-    text = json.dumps(asdict(holder)).encode()
+    text = _render(holder)
     try:
         try:
             written = os.write(descriptor, text)
@@ -218,7 +222,7 @@ def _take_over(path: Path, chain: list[_Claim], holder: Holder) -> bool:
         current = _find_claim(path)
         taken = current is not None and current.token == holder.token
         if taken:
-            last.successor.replace(path)
+            _move(last.successor, path)
     except FileNotFoundError:  # this process was suspended, and the next taker has removed its successor
         return False
     except BaseException:
@@ -228,6 +232,20 @@ def _take_over(path: Path, chain: list[_Claim], holder: Holder) -> bool:
     for file in _list_leftovers(path) if taken else [last.successor]:
         file.unlink(missing_ok=True)
     return taken
+
+
+def _move(successor: Path, path: Path) -> None:
+    """Move the successor into place, or copy it where an open file can't be replaced.
+
+    Meanwhile the file must not be missing, since another process would create it. While it is incomplete, its holder
+    counts as one that has not described itself yet, like in `_create`. The caller removes the successor.
+    """
+    try:
+        successor.replace(path)
+    except OSError as error:
+        if error.errno not in REPLACE_REFUSED:
+            raise
+        path.write_bytes(successor.read_bytes())
 
 
 def _list_leftovers(path: Path) -> list[Path]:
@@ -255,10 +273,18 @@ def _release(path: Path, holder: Holder) -> None:
 def _renew(path: Path, holder: Holder, done: threading.Event) -> None:
     """Update the file's time regularly: it shows other machines that the holder is alive and not suspended."""
     while not done.wait(_RENEW_S):
-        with suppress(OSError), path.open("rb") as file:
+        with suppress(OSError), path.open("r+b") as file:
             current = _parse(file.read())
             if current is not None and current.token == holder.token:
-                os.utime(file.fileno())  # not by its path, which may belong to another holder by now
+                _touch(file)
+
+
+def _touch(file: BinaryIO) -> None:
+    """Update the time of an open lock file; not by its path, which may belong to another holder by now."""
+    try:
+        os.utime(file.fileno())
+    except OSError:  # where that is not allowed, writing has the same effect; every holder's file begins like this
+        os.pwrite(file.fileno(), b"{", 0)
 
 
 # --- who holds it ----------------------------------------------------------------------------------------------------
@@ -291,6 +317,10 @@ def _read_claim(file: Path, path: Path) -> _Claim | None:
             tries += 1
             if error.errno != errno.ESTALE or tries == _STALE_TRIES:
                 raise
+
+
+def _render(holder: Holder) -> bytes:
+    return json.dumps(asdict(holder)).encode()
 
 
 def _parse(text: bytes) -> Holder | None:

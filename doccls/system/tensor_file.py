@@ -1,17 +1,19 @@
 """Self-describing files of named arrays: safetensors with a format word, a description and a digest of the content.
 
-The safetensors library reads them, but does not write them: `safetensors.save` holds the GIL while it copies, and
-`save_file` uses a temporary file of its own, which this process can't sync or, after a kill, find.
+The safetensors library can read them, but is not used here: `safetensors.save` holds the GIL while it copies,
+`save_file` uses a temporary file of its own, which this process can't sync or, after a kill, find, and `safe_open` maps
+the file, which not every file system allows.
 """
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Mapping
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
 
 from doccls.errors import UserError
 from doccls.system.atomic_files import replacing
@@ -22,9 +24,11 @@ _DTYPES = {
     "<f8": "F64", "<f4": "F32", "<f2": "F16", "<i8": "I64", "<i4": "I32", "<i2": "I16", "|i1": "I8", "|u1": "U8",
     "<u2": "U16", "<u4": "U32", "<u8": "U64", "|b1": "BOOL",
 }  # fmt: skip
+_ARRAY_DTYPES = {word: np.dtype(dtype) for dtype, word in _DTYPES.items()}
 _ALIGNMENT = 8
-# Errors of code that parses malformed content; RecursionError is a RuntimeError.
-_DAMAGE = (ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError)
+_LENGTH_BYTES = 8  # of the header's length, with which a file begins
+# Errors of code that parses malformed content; RecursionError is a RuntimeError, OverflowError an ArithmeticError.
+_DAMAGE = (ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError, ArithmeticError)
 _KEY = "doccls"  # the only metadata key: safetensors would write several in an order that differs from run to run
 
 
@@ -73,8 +77,9 @@ def write_tensor_file(path: Path, format_word: str, description: Mapping[str, An
     names = sorted(
         packed, key=lambda name: (-packed[name].itemsize, name)
     )  # this order aligns each array to its item size
-    with replacing(path) as file:
-        file.write(_render_header({name: packed[name] for name in names}, {_KEY: json.dumps(metadata)}))
+    header = _render_header({name: packed[name] for name in names}, {_KEY: json.dumps(metadata)})
+    with replacing(path, len(header) + sum(array.nbytes for array in packed.values())) as file:
+        file.write(header)
         for name in names:
             file.write(_view_bytes(packed[name]))
 
@@ -88,10 +93,10 @@ def read_tensor_file(path: Path, format_word: str, parse: Callable[[dict[str, An
             `parse` failed on unexpected content.
     """
     try:
-        with safe_open(path, framework="numpy") as file:
-            metadata = json.loads((file.metadata() or {}).get(_KEY, "null"))
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-    except (OSError, SafetensorError, *_DAMAGE) as error:
+        with path.open("rb") as file:
+            file_metadata, arrays = _read_content(file, path.stat().st_size)
+        metadata = json.loads(file_metadata.get(_KEY, "null"))
+    except (OSError, *_DAMAGE) as error:
         raise TensorFileError(f"{path}: can't be read ({type(error).__name__}: {error})") from error
     found = metadata.get("format") if isinstance(metadata, dict) else None
     refuse_format(path, found, format_word)
@@ -128,6 +133,32 @@ def _render_header(arrays: Arrays, metadata: Mapping[str, str]) -> bytes:
     text = json.dumps(entries).encode()
     text += b" " * (-len(text) % _ALIGNMENT)
     return len(text).to_bytes(8, "little") + text
+
+
+def _read_content(file: BufferedReader, size: int) -> tuple[dict[str, str], dict[str, np.ndarray]]:
+    """Read a safetensors file of `size` bytes; return its metadata and its arrays, which must fill it without gaps.
+
+    Raises:
+        ValueError, TypeError, KeyError, ...: it is truncated or damaged, or has arrays of a dtype that NumPy lacks.
+    """
+    length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
+    data_bytes = size - _LENGTH_BYTES - length
+    if data_bytes < 0:
+        raise ValueError("its header is truncated")
+    entries = json.loads(file.read(length))
+    metadata = entries.pop("__metadata__", {})
+    end, arrays = 0, {}
+    for name, entry in sorted(entries.items(), key=lambda item: item[1]["data_offsets"]):
+        dtype, shape = _ARRAY_DTYPES[entry["dtype"]], tuple(entry["shape"])
+        start, end = end, end + math.prod(shape) * dtype.itemsize
+        if entry["data_offsets"] != [start, end] or end > data_bytes:  # before memory is allocated for it
+            raise ValueError(f"{name!r} does not follow the array before it, or is truncated")
+        arrays[name] = np.empty(shape, dtype)
+        if file.readinto(_view_bytes(arrays[name])) != end - start:
+            raise ValueError(f"{name!r} is truncated")
+    if end != data_bytes:
+        raise ValueError("data follow its last array")
+    return metadata, arrays
 
 
 def _view_bytes(array: np.ndarray) -> memoryview:

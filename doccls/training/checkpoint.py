@@ -68,7 +68,7 @@ def write_best(path: Path, best: BestWeights) -> None:
     meta = {name: value for name, value in vars(best).items() if name != "state_dict"}
     text = json.dumps({"format": _BEST_FORMAT} | meta)
     content = {"state_dict": best.state_dict, "meta": text, "digest": _digest_weights(best.state_dict, text)}
-    with replacing(path) as file:
+    with replacing(path, _count_bytes(best.state_dict.values()) + len(text)) as file:
         sink = _Sink(file)
         try:
             torch.save(content, sink)  # type: ignore[arg-type]

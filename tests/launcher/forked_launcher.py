@@ -25,6 +25,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import NoReturn
 
+from refusals import refuse
+
 from doccls.__main__ import main as run_doccls
 from launcher import local
 from launcher.cli import main as run_launcher
@@ -41,6 +43,8 @@ def main(argv: list[str]) -> int:
     sys.argv = [command, *words]
     os.setsid()
     os.chdir(os.environ["DOCCLS_TEST_FOLDER"])
+    if "DOCCLS_TEST_REFUSAL" in os.environ:
+        refuse(os.environ["DOCCLS_TEST_REFUSAL"])
     local._start_rank = RankForker(program).start_rank  # type: ignore[assignment]
     return _COMMANDS[command](words)
 

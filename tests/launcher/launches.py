@@ -41,11 +41,17 @@ class Launch:
 
 
 def start(
-    trainer: Trainer, sets: tuple[str, ...], folder: Path, *words: str, fault: str | None = None
+    trainer: Trainer,
+    sets: tuple[str, ...],
+    folder: Path,
+    *words: str,
+    fault: str | None = None,
+    refusal: str | None = None,
 ) -> ForkServerProcess:
-    """Start `doccls-launch run`, optionally with a fault in its ranks (`fault_train`)."""
+    """Start `doccls-launch run`, optionally with a fault in its ranks (`fault_train`) or a `refusal` (`refusals`)."""
     program = "doccls.train:main" if fault is None else "fault_train:train_with_fault"
     variables = {} if fault is None else {"DOCCLS_TEST_FAULT": fault}
+    variables |= {} if refusal is None else {"DOCCLS_TEST_REFUSAL": refusal}
     return start_command(
         folder, program, "launcher", "run", *trainer.arguments(sets, folder), "--run-id", "tiny", *words, **variables
     )
@@ -106,11 +112,16 @@ def finish(process: ForkServerProcess, folder: Path, console: str = CONSOLE) -> 
 
 
 def launch(
-    trainer: Trainer, sets: tuple[str, ...], *words: str, folder: Path | None = None, fault: str | None = None
+    trainer: Trainer,
+    sets: tuple[str, ...],
+    *words: str,
+    folder: Path | None = None,
+    fault: str | None = None,
+    refusal: str | None = None,
 ) -> Launch:
     """Run a launch to its end."""
     folder = folder or trainer.new_folder()
-    return finish(start(trainer, sets, folder, *words, fault=fault), folder)
+    return finish(start(trainer, sets, folder, *words, fault=fault, refusal=refusal), folder)
 
 
 def launch_as_user(trainer: Trainer, sets: tuple[str, ...], folder: Path, *words: str) -> Launch:

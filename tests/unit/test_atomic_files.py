@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from doccls.errors import UserError
-from doccls.system.atomic_files import WriteError, remove_leftovers, replacing, write_array, write_once, write_text
+from doccls.system import atomic_files
+from doccls.system.atomic_files import WriteError, remove_leftovers, replacing, write_array, write_bytes, write_text
 from doccls.training.checkpoint import BestWeights, write_best
 
 
@@ -58,7 +62,9 @@ def test_full_disk_keeps_previous_best_weights(small_disk: Path) -> None:
     best = BestWeights(weights, "x", 0, 1, 0.5, "raw", ("a",), (0.0,), (1.0,), "no", {})
     write_best(small_disk / "best.pth", best)
     before = (small_disk / "best.pth").read_bytes()
-    with pytest.raises(WriteError, match=r"can't write .*best\.pth: No space left on device \(errno 28\)"):
+    # The disk has 3 MiB, of which the file that exists takes 1.5.
+    message = r"can't write .*best\.pth: No space left on device \(errno 28\): 1\.5 MiB needed, 1\.[45] MiB free"
+    with pytest.raises(WriteError, match=message):
         write_best(small_disk / "best.pth", best)
     assert (small_disk / "best.pth").read_bytes() == before
     assert [path.name for path in small_disk.iterdir()] == ["best.pth"]
@@ -114,19 +120,6 @@ def test_array_that_needs_pickle_is_rejected(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_write_once_keeps_first_content(tmp_path: Path) -> None:
-    path = tmp_path / "once.txt"
-    assert write_once(path, "first\n") == "first\n"
-    assert write_once(path, "second\n") == "first\n"
-    assert [file.name for file in tmp_path.iterdir()] == ["once.txt"]
-
-
-def test_concurrent_write_once_calls_all_return_the_same_content(tmp_path: Path) -> None:
-    with ThreadPoolExecutor(8) as pool:
-        contents = list(pool.map(lambda number: write_once(tmp_path / "once.txt", f"{number}\n" * 100), range(32)))
-    assert len(set(contents)) == 1 and len(contents[0].splitlines()) == 100
-
-
 def test_only_leftovers_of_killed_processes_are_removed(tmp_path: Path) -> None:
     kept = ["a[1].pth", ".a[1].pth.tmp", ".b.pth.0123abcd.tmp", "a1.pth"]
     for name in (*kept, ".a[1].pth.0123abcd.tmp", ".a[1].pth.ffff0000.tmp"):
@@ -134,3 +127,167 @@ def test_only_leftovers_of_killed_processes_are_removed(tmp_path: Path) -> None:
     remove_leftovers(tmp_path / "a[1].pth")
     assert sorted(file.name for file in tmp_path.iterdir()) == sorted(kept)
     remove_leftovers(tmp_path / "nowhere" / "x")
+
+
+# --- what a file system may lack -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("number", "amounts"), [(errno.ENOSPC, ": 9 bytes needed, 2.0 MiB free"),
+                                                 (errno.EDQUOT, ": 9 bytes needed"), (errno.EROFS, "")])  # fmt: skip
+def test_full_disk_tells_what_is_needed_and_free(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, amounts: str
+) -> None:
+    monkeypatch.setattr("doccls.system.disk.measure_free", lambda folder: 2 * 2**20)
+    monkeypatch.setattr(Path, "replace", refuse(number))
+    with pytest.raises(WriteError) as caught:
+        write_bytes(tmp_path / "a", b"123456789")
+    assert str(caught.value).endswith(f"(errno {number}){amounts}")
+
+
+def refuse(
+    number: int, when: Callable[..., bool] = lambda *others: True, call: Callable[..., Any] | None = None
+) -> Any:
+    """Return a function that fails with this errno when its arguments fulfil the condition, and else makes the call."""
+
+    def act(*arguments: Any) -> Any:
+        if when(*arguments):
+            raise OSError(number, os.strerror(number))
+        assert call is not None
+        return call(*arguments)
+
+    return act
+
+
+@pytest.mark.parametrize("name", ["EINVAL", "ENOTSUP", "EACCES", "EBADF", "ENOSYS"])
+def test_folder_that_cannot_be_synced_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    synced: list[int] = []
+
+    def is_folder(descriptor: int) -> bool:
+        synced.append(descriptor)
+        return stat.S_ISDIR(os.fstat(descriptor).st_mode)
+
+    monkeypatch.setattr(atomic_files.os, "fsync", refuse(getattr(errno, name), is_folder, os.fsync))
+    write_text(tmp_path / "a", "new")
+    assert (tmp_path / "a").read_text() == "new" and len(synced) == 2
+    monkeypatch.setattr(atomic_files.os, "fsync", refuse(errno.EIO, is_folder, os.fsync))
+    with pytest.raises(OSError, match="Input/output error"):
+        write_text(tmp_path / "a", "new")
+
+
+def target_exists(source: Any, target: Any, *others: Any) -> bool:
+    return Path(target).exists()
+
+
+REFUSALS = ["EACCES", "EBUSY", "ETXTBSY", "EPERM", "EEXIST"]
+
+
+@pytest.mark.parametrize("durable", [True, False])
+@pytest.mark.parametrize("name", REFUSALS)
+def test_file_that_cannot_be_replaced_is_moved_aside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, durable: bool
+) -> None:
+    write_text(tmp_path / "a", "old")
+    for call in ("replace", "rename"):
+        monkeypatch.setattr(os, call, refuse(getattr(errno, name), target_exists, getattr(os, call)))
+    with replacing(tmp_path / "a", durable=durable) as file:
+        file.write(b"new")
+    assert (tmp_path / "a").read_text() == "new"
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_file_that_is_open_is_replaced_when_its_readers_have_closed_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It can't be moved aside either, as on Windows shares."""
+    write_text(tmp_path / "a", "old")
+    waits_s: list[float] = []
+    monkeypatch.setattr(atomic_files.time, "monotonic", lambda: sum(waits_s))
+    monkeypatch.setattr(atomic_files.time, "sleep", waits_s.append)
+    for call in ("replace", "rename"):
+        monkeypatch.setattr(os, call, refuse(errno.EACCES, lambda *others: sum(waits_s) < 3, getattr(os, call)))
+    write_text(tmp_path / "a", "new")
+    assert (tmp_path / "a").read_text() == "new" and 3 <= sum(waits_s) < 3.5
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+@pytest.mark.parametrize("name", ["EPERM", "ENOSYS"])
+def test_file_system_without_renames_is_a_user_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(atomic_files, "_IN_USE_S", 0.0)
+    for call in ("replace", "rename"):
+        monkeypatch.setattr(os, call, refuse(getattr(errno, name)))
+    with pytest.raises(WriteError, match=rf"/a: {os.strerror(getattr(errno, name))} \(errno \d+\)$"):
+        write_text(tmp_path / "a", "new")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+def test_file_that_stays_open_is_a_user_error_and_unchanged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    write_text(tmp_path / "a", "old")
+    waits_s: list[float] = []
+    monkeypatch.setattr(atomic_files.time, "monotonic", lambda: sum(waits_s))
+    monkeypatch.setattr(atomic_files.time, "sleep", waits_s.append)
+    for call in ("replace", "rename"):
+        monkeypatch.setattr(os, call, refuse(getattr(errno, name)))
+    with pytest.raises(WriteError, match=r"can't write .*/a: .*; is the file open in another program\?"):
+        write_text(tmp_path / "a", "new")
+    assert 10 <= sum(waits_s) < 11
+    assert (tmp_path / "a").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_file_is_moved_back_if_the_new_one_cannot_take_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_text(tmp_path / "a", "old")
+    is_new = [True]  # whether the next rename to `a` is that of the new file
+
+    def is_refused(source: Any, target: Any) -> bool:
+        return Path(target).name == "a" and is_new.pop() if is_new else False
+
+    monkeypatch.setattr(os, "replace", refuse(errno.EACCES, target_exists, os.replace))
+    monkeypatch.setattr(os, "rename", refuse(errno.EIO, is_refused, os.rename))
+    with pytest.raises(WriteError, match="Permission denied"), replacing(tmp_path / "a", durable=False) as file:
+        file.write(b"new")
+    assert (tmp_path / "a").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_several_writers_of_a_file_that_cannot_be_replaced_all_succeed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_text(tmp_path / "a", "old")
+    monkeypatch.setattr(atomic_files, "_READER_S", 0.0)
+    monkeypatch.setattr(atomic_files, "_POLL_S", 0.001)
+    for call in ("replace", "rename"):
+        monkeypatch.setattr(os, call, refuse(errno.EACCES, target_exists, getattr(os, call)))
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda number: write_text(tmp_path / "a", f"{number}", f"fold{number}"), range(16)))
+    for number in range(16):
+        remove_leftovers(tmp_path / "a", f"fold{number}")
+    assert int((tmp_path / "a").read_text()) in range(16)
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_file_that_a_killed_process_had_moved_aside_is_moved_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_text(tmp_path / "a", "old")
+    real = os.rename
+
+    def rename(source: Any, target: Any) -> None:
+        if Path(target).name == "a":
+            raise SystemExit("killed")
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", refuse(errno.EACCES, target_exists, os.replace))
+    monkeypatch.setattr(os, "rename", rename)
+    with pytest.raises(SystemExit), replacing(tmp_path / "a", durable=False) as file:
+        file.write(b"new")
+    assert not (tmp_path / "a").exists()
+    remove_leftovers(tmp_path / "a")
+    assert (tmp_path / "a").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]

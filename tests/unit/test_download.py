@@ -161,6 +161,21 @@ def test_other_errors_are_raised_unchanged(error: Exception, waits_s: list[float
     assert caught.value is error and waits_s == []
 
 
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP], ids=errno.errorcode.get)
+def test_cache_without_file_locks_is_reported_and_not_retried(hub: Path, waits_s: list[float], number: int) -> None:
+    client = Hub(OSError(number, "No locks available"))  # of fcntl.flock, which names no file
+    with pytest.raises(UserError, match=rf"'{NAME}'.*{hub} has no file locks \(No locks available\): set HF_HOME to"):
+        download(NAME, client)
+    assert client.calls == 1 and waits_s == []
+
+
+def test_cache_whose_files_cannot_be_mapped_is_reported_and_not_retried(hub: Path, waits_s: list[float]) -> None:
+    client = Hub(OSError("No such device (os error 19)"))
+    with pytest.raises(UserError, match=rf"'{NAME}'.*{hub} can't be mapped .*No such device.*: set HF_HOME to"):
+        download(NAME, client)
+    assert client.calls == 1 and waits_s == []
+
+
 def test_stop_request_ends_retries(monkeypatch: pytest.MonkeyPatch, waits_s: list[float]) -> None:
     monkeypatch.setattr(signals, "_requested", 15)
     with pytest.raises(Interrupted):

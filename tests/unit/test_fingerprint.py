@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -187,6 +188,32 @@ def test_first_training_process_sets_the_precision(tmp_path: Path) -> None:
     claim_precision(paths, "bf16")
     with pytest.raises(UserError, match=r"trained in precision 'bf16' \(.*\), and .* in 'no'.* Set train\.amp to bf16"):
         claim_precision(paths, "no")
+    assert [file.name for file in paths.root.iterdir()] == [paths.precision.name]
     paths.precision.write_text("no\n")
     with pytest.raises(UserError, match=r"Set train\.amp to false"):
         claim_precision(paths, "fp16")
+
+
+@pytest.mark.parametrize("earlier", [None, "a file that a killed process has just created"])
+def test_of_processes_that_set_the_precision_at_once_one_succeeds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, earlier: str | None
+) -> None:
+    monkeypatch.setattr("doccls.system.lock._POLL_S", 0.01)
+    paths = RunPaths(tmp_path / "r")
+    paths.root.mkdir()
+    if earlier is not None:
+        (paths.root / ".precision.txt.0123abcd.tmp").write_text(earlier)
+
+    def claim(precision: str) -> str:
+        try:
+            claim_precision(paths, precision)
+        except UserError as error:
+            return str(error)
+        return precision
+
+    precisions = ["no", "fp16", "bf16"] * 2
+    with ThreadPoolExecutor(len(precisions)) as pool:
+        results = list(pool.map(claim, precisions))
+    claimed = paths.precision.read_text().strip()
+    assert [result for result in results if result in precisions] == [claimed] * 2
+    assert sum(f"is trained in precision {claimed!r}" in result for result in results) == 4

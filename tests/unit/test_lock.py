@@ -211,7 +211,8 @@ def test_full_disk_raises_and_leaves_no_file(path: Path, monkeypatch: pytest.Mon
 
     with monkeypatch.context() as patch:
         patch.setattr(lock.os, call.split()[-1], fail)
-        with pytest.raises(LockError, match="can't be taken: No space left"), hold_lock(path, "x"):
+        message = r"launch\.lock: can't be taken: No space left on device: \d\d\d bytes needed, \d.* free"
+        with pytest.raises(LockError, match=message), hold_lock(path, "x"):
             pytest.fail("got the lock")
     assert list(path.parent.iterdir()) == []
 
@@ -363,6 +364,23 @@ def test_holder_renews_its_file_until_another_process_takes_the_lock(
     assert path.exists(), "only the other process may remove it"
 
 
+def test_holder_renews_its_file_where_times_cannot_be_set(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lock, "_RENEW_S", 0.01)
+    set_time = os.utime
+
+    def forbid(*_: object) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(lock.os, "utime", forbid)
+    with hold_lock(path, WHAT) as held:
+        before = path.read_bytes()
+        set_time(path, (0, 0))
+        while path.stat().st_mtime == 0:  # pytest's timeout bounds it
+            time.sleep(0.01)
+        held.check()
+        assert path.read_bytes() == before
+
+
 @pytest.mark.parametrize("removed", [False, True])
 def test_process_suspended_for_long_notices_the_loss_of_its_lock(path: Path, removed: bool) -> None:
     with hold_lock(path, WHAT) as held:
@@ -464,15 +482,33 @@ def test_takeover_from_outdated_chain_takes_the_lock_from_nobody(
 
 def test_failed_takeover_does_not_block_the_next(path: Path, dead_pid: int, monkeypatch: pytest.MonkeyPatch) -> None:
     def move(*_: object) -> None:
-        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     write_claim(path, dead_pid)
     with monkeypatch.context() as patch:
         patch.setattr(Path, "replace", move)
-        with pytest.raises(LockError, match="can't be taken: Operation not permitted"), hold_lock(path, WHAT):
+        with pytest.raises(LockError, match="can't be taken: Input/output error"), hold_lock(path, WHAT):
             pytest.fail("got the lock")
     with hold_lock(path, "this test") as held:
         held.check()
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EBUSY, errno.ETXTBSY, errno.EPERM], ids=errno.errorcode.get)
+def test_lock_of_dead_process_is_taken_over_where_open_files_cannot_be_replaced(
+    path: Path, dead_pid: int, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def move(*_: object) -> None:
+        assert path.exists(), "while it is missing, another process would create it"
+        raise OSError(number, os.strerror(number))
+
+    write_claim(path, dead_pid)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", move)
+        with hold_lock(path, WHAT) as held:
+            held.check()
+            assert refuse(path).startswith(f"{WHAT} by process {os.getpid()} ")
+            assert [file.name for file in path.parent.iterdir()] == [path.name]
+    assert list(path.parent.iterdir()) == []
 
 
 def test_process_suspended_during_release_removes_no_other_lock(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

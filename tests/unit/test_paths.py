@@ -55,6 +55,21 @@ def test_new_run_is_under_today_and_existing_run_is_found_under_its_date(tmp_pat
     assert locate_run(tmp_path, "v1-a", NOW).root == tmp_path / "20251231" / "v1-a"
 
 
+def test_run_id_in_another_case_is_refused_where_case_makes_no_difference(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "20251231" / "v1-A").mkdir(parents=True)
+    assert locate_run(tmp_path, "V1-a", NOW).root.parent.name == "20260307", "these are two runs"
+
+    def is_folder(path: Path) -> bool:
+        return path.name.lower() in {entry.name.lower() for entry in path.parent.iterdir()}
+
+    monkeypatch.setattr("doccls.run.paths.is_folder", is_folder)
+    assert locate_run(tmp_path, "v1-A", NOW).root == tmp_path / "20251231" / "v1-A"
+    with pytest.raises(UserError, match=r"run id 'V1-a': .*20251231, and run 'v1-A' exists: .*--run-id v1-A, or"):
+        locate_run(tmp_path, "V1-a", NOW)
+
+
 @pytest.mark.parametrize("run_id", ["v087-8c206e", "a", "A.b_c-9", "x" * 80])
 def test_valid_run_ids_are_accepted(run_id: str) -> None:
     assert check_run_id(run_id) == run_id

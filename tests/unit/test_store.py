@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import pickle
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -62,6 +64,23 @@ def test_stored_page_equals_the_decoded_page(tmp_path: Path) -> None:
             page = pages.read(sample)
             assert page is not None and np.array_equal(page, expected) and not page.flags.writeable
     assert unpickled._maps and not pickle.loads(pickle.dumps(unpickled))._maps  # noqa: S301
+
+
+@pytest.mark.parametrize("number", [errno.ENODEV, errno.EINVAL, errno.EACCES], ids=errno.errorcode.get)
+def test_pages_are_read_where_files_cannot_be_mapped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def refuse(*others: Any, **options: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(store_module.mmap, "mmap", refuse)
+    stored = locate(fill(tmp_path))
+    for sample, shape in enumerate(SHAPES):
+        page = stored.read(sample)
+        assert page is not None and np.array_equal(page, scale_page(draw_page(*shape), SIZE))
+        assert not page.flags.writeable
+    stored.segments[0].unlink()
+    assert stored.read(0) is None
 
 
 def test_sample_without_stored_page_gives_none(tmp_path: Path) -> None:

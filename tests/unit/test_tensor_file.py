@@ -135,3 +135,36 @@ def test_other_threads_run_during_a_large_write(tmp_path: Path) -> None:
         done.set()
         thread.join()
     assert after - before > 100
+
+
+ENTRY = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        {"a": ENTRY, "b": ENTRY},
+        {"a": ENTRY},
+        {"a": ENTRY, "b": {**ENTRY, "data_offsets": [8, 12]}},
+        {"a": ENTRY, "b": {**ENTRY, "data_offsets": [8, 2**60], "shape": [2**58]}},
+        {"a": ENTRY, "b": {**ENTRY, "data_offsets": [8, 8], "shape": [0, 2**80]}},
+        {"a": ENTRY, "b": {**ENTRY, "data_offsets": [8, 16], "shape": [-2, -1]}},
+        {"a": ENTRY, "b": {**ENTRY, "data_offsets": [8, 16], "shape": [2.0]}},
+        {"a": ENTRY, "b": {**ENTRY, "data_offsets": ["8", 16]}},
+        {"a": ENTRY, "b": None},
+        {"a": ENTRY, "__metadata__": None},
+    ],
+    ids=str,
+)
+def test_arrays_that_do_not_fill_the_file_count_as_damage(tmp_path: Path, entries: dict[str, Any]) -> None:
+    header = json.dumps(entries).encode()
+    (tmp_path / "x").write_bytes(len(header).to_bytes(8, "little") + header + bytes(16))
+    with pytest.raises(TensorFileError, match="can't be read"):
+        read(tmp_path / "x")
+
+
+@pytest.mark.parametrize("content", [b"", b"1234567", b"\xff" * 64, b"\x02" + bytes(7) + b"[]", b"\0" * 8])
+def test_file_without_a_header_counts_as_damage(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "x").write_bytes(content)
+    with pytest.raises(TensorFileError, match="can't be read"):
+        read(tmp_path / "x")

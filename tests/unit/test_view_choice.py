@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -191,7 +193,7 @@ def test_groups_are_resampled_together() -> None:
     assert together.gain_high - together.gain_low > 2 * (apart.gain_high - apart.gain_low)
 
 
-def test_choice_is_described_and_written(tmp_path: Path) -> None:
+def test_choice_is_described_and_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     choice = choose_setting(draw_helpful_views(0), "damaged")
     lines = describe_choice(choice)
     assert lines[0] == f"by the damaged OOF predictions of folds 0, 1, 2: macro_f1={choice.macro_f1:.5f} of view id"
@@ -213,6 +215,14 @@ def test_choice_is_described_and_written(tmp_path: Path) -> None:
     record = json.loads(paths.views_record.read_text())
     assert json.loads(paths.summary.read_text()) == {"macro_f1": 0.5, "views": record}
     assert paths.summary.stat().st_mtime_ns == merged
+
+    def forbid(*others: Any, **options: Any) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "utime", forbid)
+        write_choice(paths, choice)
+        assert paths.summary.stat().st_mtime_ns > merged, "it still counts as merged"
     paths.summary.write_text("{")
     with pytest.raises(UserError, match=r"summary\.json: damaged, or can't be read: merge the run again"):
         write_choice(paths, choice)

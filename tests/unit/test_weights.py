@@ -216,3 +216,25 @@ def test_python_objects_in_file_are_named(tmp_path: Path) -> None:
     torch.save({"state_dict": make_state(), "trainer": Path("x")}, tmp_path / "w.pth")
     message = reject(tmp_path / "w.pth")
     assert "pathlib" in message and "torch.save(model.state_dict(), FILE)" in message
+
+
+# --- file systems that can't map files -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "error",
+    [OSError("No such device (os error 19)"), RuntimeError("unable to mmap 4 bytes from file: No such device (19)")],
+    ids=repr,
+)
+def test_weights_are_read_where_files_cannot_be_mapped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def refuse(path: Path) -> None:
+        raise error
+
+    state = make_state()
+    save_file(state, tmp_path / "w.safetensors")
+    monkeypatch.setattr("safetensors.torch.load_file", refuse)
+    assert_loaded(load(tmp_path / "w.safetensors"), state)
+    (tmp_path / "w.safetensors").write_bytes(b"damaged")
+    assert "not a .safetensors or .pth file of plain tensors" in reject(tmp_path / "w.safetensors")
