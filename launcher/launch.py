@@ -2,7 +2,6 @@
 
 import os
 import socket
-import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
@@ -22,6 +21,7 @@ from doccls.reporting.log import RunLog
 from doccls.run.paths import RunPaths, locate_run
 from doccls.system.lock import LockError, hold_lock
 from doccls.system.signals import check_stop, on_immediate_exit, stop_requested, stopping_gracefully
+from doccls.system.temporary import temporary_folder
 from doccls.system.tensor_file import TensorFileError
 from launcher.attempt import Limits, RunningFold
 from launcher.ledger import Attempt, Ledger, LedgerFile, begin_launch, format_duration, format_time
@@ -88,8 +88,8 @@ def launch(config: Config, run_id: str, now: datetime, options: LaunchOptions, l
         wanted = config.data.list_wanted()
         ledger = begin_launch(paths.ledger(), describe_launch(run.experiment, wanted, options, log, now))
         ledger_file, missing = LedgerFile(paths.ledger(), ledger, run.lock, log), run.list_missing(wanted)
-        with tempfile.TemporaryDirectory(prefix="doccls-launch-") as folder, stopping_gracefully():
-            backend = LocalBackend(Path(folder), min(len(missing), len(options.slots)) * options.ranks_per_fold)
+        with temporary_folder("doccls-launch-") as folder, stopping_gracefully():
+            backend = LocalBackend(folder, min(len(missing), len(options.slots)) * options.ranks_per_fold)
             FoldLoop(run.experiment, options, backend, log, ledger_file, missing).run()
         close_run(run.experiment, log)
 

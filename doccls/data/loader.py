@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, MutableSequence, Sequence
 from contextlib import contextmanager
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import wait
@@ -22,6 +22,7 @@ from doccls.data.sampler import BatchRequest
 from doccls.data.shared_memory import describe_shared_memory
 from doccls.errors import RankLocalError
 from doccls.system.signals import STOP_SIGNALS
+from doccls.system.temporary import place_sockets
 
 if TYPE_CHECKING:  # torch takes seconds to import; meanwhile the server starts
     from doccls.data.dataset import Batch, DocClsDataset
@@ -42,19 +43,24 @@ class WorkerError(RuntimeError):
 
 
 def start_worker_server() -> None:
-    """Start the fork server unless it runs; it imports what workers need in the background."""
+    """Start the fork server unless it runs; it imports what workers need in the background.
+
+    Raises:
+        RankLocalError: no folder can hold its socket.
+    """
     if sys.platform == "win32" or _METHOD != "forkserver":
         return
+    place_sockets()
     _CONTEXT.set_forkserver_preload(["doccls.data.dataset"])
     previous = {name: os.environ.get(name) for name in _SERVER_ENVIRONMENT}
     filters = [previous["PYTHONWARNINGS"], _SERVER_ENVIRONMENT["PYTHONWARNINGS"]]
     os.environ.update(_SERVER_ENVIRONMENT | {"PYTHONWARNINGS": ",".join(filter(None, filters))})
     resource_tracker.ensure_running()  # first, because it unblocks the signals that are blocked below
-    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # the server and its workers inherit the mask
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # the server and its workers inherit the new one
     try:
         forkserver.ensure_running()
     finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         for name, value in previous.items():
             if value is None:
                 del os.environ[name]
@@ -83,9 +89,10 @@ def loading(
 
     from doccls.data.dataset import TrackedDataset, collate_batch
 
-    in_progress = _CONTEXT.RawArray("q", [-1] * num_workers)
+    in_progress: MutableSequence[int] = []
     if num_workers:
         start_worker_server()
+        in_progress = _CONTEXT.RawArray("q", [-1] * num_workers)
     loader: DataLoader[Batch] = DataLoader(
         TrackedDataset(dataset, in_progress) if num_workers else dataset,  # type: ignore[arg-type]
         batch_sampler=requests,  # type: ignore[arg-type]  # the sampler may yield whatever `__getitems__` takes
