@@ -33,6 +33,7 @@ with (
     _setting(MPLCONFIGDIR=str(_folder), MATPLOTLIBRC=os.devnull, MPL_IGNORE_SYSTEM_FONTS="1"),
 ):
     import matplotlib as mpl
+    import matplotlib.style  # noqa: F401 (otherwise `rcdefaults` imports it, which searches the user's folder)
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator

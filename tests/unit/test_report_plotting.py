@@ -8,9 +8,11 @@ from pathlib import Path
 _PROGRAM = """
 import os
 before = dict(os.environ)
-from doccls.report.plotting import Figure
+from doccls.report.plotting import Figure, mpl
 assert os.environ == before
-Figure().add_subplot().set_title("x")
+with mpl.rc_context():
+    mpl.rcdefaults()
+    Figure().add_subplot().set_title("x")
 """
 
 
