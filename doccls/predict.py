@@ -42,6 +42,7 @@ from doccls.prediction.submission import (
 from doccls.reporting.command import run_command
 from doccls.run.paths import ResultPaths, RunPaths, find_run
 from doccls.system.rank import rank_by_environment
+from doccls.system.user import complete_user
 from doccls.system.variables import drop_empty_variables
 
 if TYPE_CHECKING:  # torch takes seconds to import
@@ -109,6 +110,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `python -m doccls.predict` and return its exit code."""
     drop_empty_variables(os.environ)
+    complete_user(os.environ)
     parser = argparse.ArgumentParser(
         prog="python -m doccls.predict",
         description="Predict images with all folds of a run or a blend.",

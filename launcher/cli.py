@@ -25,6 +25,7 @@ from doccls.reporting.console import close_console
 from doccls.run.paths import check_run_id, find_run, locate_run, name_log, new_run_id
 from doccls.system.cores import count_cores
 from doccls.system.signals import stop_on_sigusr2
+from doccls.system.user import complete_user
 from doccls.system.variables import drop_empty_variables
 from launcher.arguments import build_parser, list_task_args, make_plan, make_workload, render_resume_command
 from launcher.array import describe_share, parse_array_task, pick_folds
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     drop_empty_variables(os.environ)
+    complete_user(os.environ)
     try:
         argv = list(sys.argv[1:] if argv is None else argv)
         arguments = build_parser().parse_args(argv, argparse.Namespace(argv=argv))

@@ -16,12 +16,14 @@ import threading
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import SplitResult, urlsplit
 from urllib.request import getproxies
 
 import psutil
 
+from doccls.config.paths import find_output_problem
 from doccls.errors import UserError
 from doccls.system.signals import STOP_SIGNALS
 from doccls.system.temporary import choose_socket_folder
@@ -59,9 +61,9 @@ def main() -> int:
         signal.signal(number, signal.SIG_IGN)
     for name in _FOREIGN_VARIABLES:
         os.environ.pop(name, None)
-    _choose_temporary_folder()
     os.environ.setdefault("WANDB_SILENT", "true")  # the setting `silent` comes too late for the login's output
     run = WandbRun(**json.loads(sys.stdin.readline()))
+    _choose_folders(run)
     messages: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
     receiver = threading.Thread(target=_receive, args=(messages,), daemon=True)
     receiver.start()
@@ -158,10 +160,14 @@ def _describe(error: Exception) -> str:
     return f"{type(error).__name__}: {text[:_MAX_REASON_LENGTH]}" if text else type(error).__name__
 
 
-def _choose_temporary_folder() -> None:
-    """Set TMPDIR to a folder in which W&B's own process can bind its socket, if there is one."""
+def _choose_folders(run: WandbRun) -> None:
+    """Have W&B bind its socket where that is possible, and write beside the run what can't go to the home folder."""
     with suppress(UserError):
         os.environ["TMPDIR"] = str(choose_socket_folder())
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "wandb")  # noqa: PTH111 (raises)
+    if find_output_problem(caches) is not None:
+        for name in ("WANDB_CACHE_DIR", "WANDB_DATA_DIR"):
+            os.environ.setdefault(name, str(Path(run.folder, "wandb", "cache")))
 
 
 def _choose_modes() -> tuple[_Mode, ...]:

@@ -165,8 +165,19 @@ def test_restart_continues_its_run_whatever_another_run_left_behind(
     for name in ("RUN_ID", "RESUME", "RUN_GROUP", "NAME", "PROJECT", "SWEEP_ID", "SERVICE", "RESUME_FROM"):
         monkeypatch.setenv(f"WANDB_{name}", "foreign")
     monkeypatch.setenv("WANDB_TAGS", "mine")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     for fold, fingerprint in ((0, "f1"), (0, "f1"), (1, "f1"), (0, "f2")):
         track(config, tmp_path, fold, fingerprint=fingerprint)
     ids, variables = zip(*(call[1:] for call in wandb() if call[0] == "id"), strict=True)
     assert ids[0] == ids[1] and len(set(ids)) == 3 and all(len(name) == 16 for name in ids)
     assert all(names == ["WANDB_MODE", "WANDB_SILENT", "WANDB_TAGS"] for names in variables)
+
+
+def test_logs_of_wandb_are_beside_the_run_if_the_cache_is_read_only(
+    make_config: MakeConfig, wandb: Callable[[], list[Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    track(make_config(tracking={"wandb": True}), tmp_path)
+    (variables,) = (call[2] for call in wandb() if call[0] == "id")
+    assert variables == ["WANDB_CACHE_DIR", "WANDB_DATA_DIR", "WANDB_MODE", "WANDB_SILENT"]
