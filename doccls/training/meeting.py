@@ -62,13 +62,12 @@ def meet(point: MeetingPoint, timeout: timedelta, say: Callable[[str], None], pa
         MeetingError: some did not arrive before the timeout; says which.
     """
     start_s = time.monotonic()
-    # What this rank waits for: at first an answer at the address, for which rank 0 waits if that is another machine's.
     others = [rank for rank in range(point.world_size) if rank != point.rank]
-    missing = others if point.rank == 0 else [0]
+    missing = [0]  # at first an answer at the address, which even rank 0 does not get if it is another machine's
     has_arrived = False
 
     def remind() -> None:
-        if point.rank == 0 or not has_arrived:
+        if missing and (point.rank == 0 or not has_arrived):
             times = f"{patience_s:.0f} s so far, at most {timeout.total_seconds():.0f} s"
             say(f"[WARNING] {_describe_wait(point, missing, times)}")
 
@@ -77,9 +76,8 @@ def meet(point: MeetingPoint, timeout: timedelta, say: Callable[[str], None], pa
     reminder.start()
     try:
         store = PrefixStore(f"doccls/{point.attempt}", _connect(point, timeout))
-        has_arrived = True
+        has_arrived, missing = True, others
         store.set(_name_key(point.rank), "")
-        missing = others
         while missing := [rank for rank in missing if not store.check([_name_key(rank)])]:
             if time.monotonic() - start_s > timeout.total_seconds():
                 raise MeetingError(_describe_wait(point, missing, f"given up after {timeout.total_seconds():.0f} s"))
@@ -96,7 +94,7 @@ def _connect(point: MeetingPoint, timeout: timedelta) -> TCPStore:
     try:
         return TCPStore(point.host, point.port, point.world_size, listens, timeout, wait_for_workers=False)
     except RuntimeError as error:  # torch.distributed.DistNetworkError, or what older versions of torch raised
-        reason = str(error).partition("\n")[0]
+        reason = str(error).partition("\n")[0].rstrip(".")
         if _ADDRESS_IN_USE in str(error).lower():
             raise PortTakenError(
                 f"MASTER_PORT={point.port} on {socket.gethostname()} is in use by another process: choose another port "
@@ -107,7 +105,7 @@ def _connect(point: MeetingPoint, timeout: timedelta) -> TCPStore:
 
 def _describe_wait(point: MeetingPoint, missing: list[int], outcome: str) -> str:
     listed = ", ".join(map(str, missing[:_MAX_LISTED])) + ", ..." * (len(missing) > _MAX_LISTED)
-    whom = f"rank{'s' if len(missing) > 1 else ''} {listed}"
+    whom = "itself" if missing == [point.rank] else f"rank{'s' if len(missing) > 1 else ''} {listed}"
     return (
         f"rank {point.rank} of {point.world_size} (process {os.getpid()} on {socket.gethostname()}) waits for {whom} "
         f"at {point}: {outcome}. Was each process of the group started, and can it reach that address?"

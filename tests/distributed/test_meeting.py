@@ -88,3 +88,9 @@ def test_end_of_rank_0_is_reported() -> None:
     del host
     message = rank.join()
     assert " waits for ranks 0, 2 at " in message and "given up, since rank 0 has ended" in message
+
+
+def test_address_of_another_machine_is_named_by_rank_0() -> None:
+    """Rank 0 listens on its own machine, and nobody answers at the stated one (RFC 5737 reserves the address)."""
+    with pytest.raises(MeetingError, match=r"waits for itself at 192\.0\.2\.1:.*: given up, .*[^.]\. Was each process"):
+        meet(MeetingPoint(0, 2, "192.0.2.1", find_free_port()), timedelta(seconds=1), print)
