@@ -3,6 +3,7 @@
 import argparse
 import functools
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,6 +25,8 @@ from doccls.reporting.progress import ConsoleReporter
 from doccls.runs import command as runs
 from doccls.system.atomic_files import write_text
 from doccls.system.rank import rank_by_environment
+from doccls.system.user import complete_user
+from doccls.system.variables import drop_empty_variables
 from launcher import verify
 
 
@@ -57,6 +60,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
+    drop_empty_variables(os.environ)
+    complete_user(os.environ)
     args = list(sys.argv[1:] if argv is None else argv)
     if args[:1] == ["train"]:
         return train.main(args[1:])

@@ -5,6 +5,7 @@ RUN may be a blend (`doccls blend`), whose members' probabilities are averaged b
 
 import argparse
 import math
+import os
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -39,8 +40,11 @@ from doccls.prediction.submission import (
     write_submission,
 )
 from doccls.reporting.command import run_command
+from doccls.reporting.console import guarding_console
 from doccls.run.paths import ResultPaths, RunPaths, find_run
 from doccls.system.rank import rank_by_environment
+from doccls.system.user import complete_user
+from doccls.system.variables import drop_empty_variables
 
 if TYPE_CHECKING:  # torch takes seconds to import
     from doccls.prediction.members import Member
@@ -106,14 +110,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `python -m doccls.predict` and return its exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m doccls.predict",
-        description="Predict images with all folds of a run or a blend.",
-        epilog="Several devices: accelerate launch --config_file accelerate_configs/FILE -m doccls.predict RUN ...",
-    )
-    add_arguments(parser)
-    arguments = parser.parse_args(argv)
-    return run_command("doccls predict", lambda: predict(arguments), rank_by_environment())
+    with guarding_console():
+        drop_empty_variables(os.environ)
+        complete_user(os.environ)
+        parser = argparse.ArgumentParser(
+            prog="python -m doccls.predict",
+            description="Predict images with all folds of a run or a blend.",
+            epilog="Several devices: accelerate launch --config_file accelerate_configs/FILE -m doccls.predict RUN ...",
+        )
+        add_arguments(parser)
+        arguments = parser.parse_args(argv)
+        return run_command("doccls predict", lambda: predict(arguments), rank_by_environment())
 
 
 def predict(arguments: argparse.Namespace) -> int:

@@ -31,6 +31,8 @@ from doccls.system.lifeline import LAUNCHED, end_with_parent, is_launched
 from doccls.system.lock import LockError, find_holder
 from doccls.system.rank import rank_by_environment
 from doccls.system.signals import check_stop, stop_on_sigusr2, stopping_gracefully, stopping_immediately
+from doccls.system.user import complete_user
+from doccls.system.variables import drop_empty_variables
 
 if TYPE_CHECKING:  # torch takes seconds to import: config errors should be reported before that
     from accelerate import Accelerator
@@ -68,6 +70,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Train the folds of a config and return the exit code; user errors are reported, not raised."""
     end_with_parent()
     with guarding_console():
+        drop_empty_variables(os.environ)
+        complete_user(os.environ)
         arguments = build_parser().parse_args(argv)
         return run_training(lambda log: _train(arguments, log), rank_by_environment())
 

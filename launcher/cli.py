@@ -24,6 +24,8 @@ from doccls.reporting.command import run_command, run_training
 from doccls.reporting.console import guarding_console
 from doccls.run.paths import check_run_id, find_run, locate_run, name_log, new_run_id
 from doccls.system.cores import count_cores
+from doccls.system.user import complete_user
+from doccls.system.variables import drop_empty_variables
 from launcher.arguments import (
     build_parser,
     list_task_args,
@@ -47,6 +49,8 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     with guarding_console():
+        drop_empty_variables(os.environ)
+        complete_user(os.environ)
         argv = list(sys.argv[1:] if argv is None else argv)
         arguments = build_parser().parse_args(argv, argparse.Namespace(argv=argv))
         if arguments.command in _TRAINING_COMMANDS:

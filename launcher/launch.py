@@ -2,7 +2,6 @@
 
 import os
 import socket
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
@@ -22,6 +21,7 @@ from doccls.reporting.log import RunLog
 from doccls.run.paths import RunPaths, locate_run
 from doccls.system.lock import LockError, hold_lock
 from doccls.system.signals import check_stop, on_immediate_exit, stop_requested, stopping_gracefully
+from doccls.system.temporary import temporary_folder
 from doccls.system.tensor_file import TensorFileError
 from launcher.attempt import Limits, RunningFold
 from launcher.ledger import Attempt, Ledger, LedgerFile, begin_launch, format_duration, format_time
@@ -115,8 +115,8 @@ def train_queue(
     on_finished: Callable[["QueuedRun"], None] = lambda run: None,
 ) -> None:
     """Train folds of the runs on this machine, in this order; see `FoldLoop.run`."""
-    with tempfile.TemporaryDirectory(prefix="doccls-launch-") as folder, stopping_gracefully():
-        backend = LocalBackend(Path(folder), min(len(jobs), len(options.slots)) * options.ranks_per_fold)
+    with temporary_folder("doccls-launch-") as folder, stopping_gracefully():
+        backend = LocalBackend(folder, min(len(jobs), len(options.slots)) * options.ranks_per_fold)
         FoldLoop(runs, jobs, options, backend, log, on_finished).run()
 
 

@@ -1,7 +1,6 @@
 """`doccls-launch task`: trains an array task's share of a run's folds; the task that finishes last merges them."""
 
 import signal
-import tempfile
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -16,6 +15,7 @@ from doccls.reporting.log import RunLog
 from doccls.run.paths import locate_run
 from doccls.system.lock import hold_lock
 from doccls.system.signals import Interrupted, stopping_gracefully
+from doccls.system.temporary import temporary_folder
 from launcher.array import ArrayTask
 from launcher.launch import FoldLoop, Job, LaunchOptions, QueuedRun, describe_launch, describe_processes
 from launcher.ledger import LedgerFile, begin_launch
@@ -68,7 +68,7 @@ def run_task(
         ledger_path = paths.ledger(task.index)
         ledger = begin_launch(ledger_path, ledger)
         watching = nullcontext() if share.allocation is None else watching_for_preemption()
-        with tempfile.TemporaryDirectory(prefix="doccls-task-") as folder, stopping_gracefully(), watching:
+        with temporary_folder("doccls-task-") as folder, stopping_gracefully(), watching:
             ledger_file, missing = LedgerFile(ledger_path, ledger, lock, log), run.list_missing(share.folds)
             queued = QueuedRun(experiment, options.workload, ledger_file, tuple(missing), options.resume_command)
             jobs = [Job(queued, fold, f"fold {fold}") for fold in missing]
@@ -82,12 +82,12 @@ def run_task(
     close_share(experiment, log)
 
 
-def _make_backend(share: TaskOptions, options: LaunchOptions, folder: str) -> Backend:
+def _make_backend(share: TaskOptions, options: LaunchOptions, folder: Path) -> Backend:
     """Return the backend: ranks on one node start as on any machine, those on several nodes as a Slurm job step."""
     allocation = share.allocation
     if allocation is not None and allocation.nodes > 1:
-        return SlurmBackend(allocation, options.ranks_per_fold // allocation.nodes, Path(folder))
-    return LocalBackend(Path(folder), options.ranks_per_fold)
+        return SlurmBackend(allocation, options.ranks_per_fold // allocation.nodes, folder)
+    return LocalBackend(folder, options.ranks_per_fold)
 
 
 def _handle_stop(

@@ -10,7 +10,6 @@ import secrets
 import shutil
 import signal
 import sys
-import tempfile
 import time
 from dataclasses import dataclass
 from datetime import datetime
@@ -26,6 +25,7 @@ from doccls.errors import UserError
 from doccls.reporting.progress import ConsoleReporter, Reporter
 from doccls.run.heartbeat import Beat, format_progress, has_begun, read_beat
 from doccls.run.paths import RunPaths, locate_run
+from doccls.system.temporary import temporary_folder
 from launcher.arguments import add_device_arguments, count, list_config_args
 from launcher.attempt import format_exit_code
 from launcher.local import KILL_LIMIT_S, Backend, LocalBackend, Processes, kill_folds_and_wait
@@ -106,8 +106,8 @@ def verify(arguments: argparse.Namespace) -> int:
         f"[VERIFY] fold {fold} on {slot.name}, trained {1 + 2 * arguments.kills} times, with {' '.join(settings)}; "
         f"files: {folder}"
     )
-    with tempfile.TemporaryDirectory(prefix="doccls-verify-") as meetings:
-        runs = _Runs(folder, assignment, LocalBackend(Path(meetings), len(slot.devices)))
+    with temporary_folder("doccls-verify-") as meetings:
+        runs = _Runs(folder, assignment, LocalBackend(meetings, len(slot.devices)))
         baseline = runs.train_undisturbed()
         report(f"[VERIFY] undisturbed: {baseline.steps} steps in {baseline.time_s:.1f} s")
         rng, equal = random.Random(arguments.seed), 0

@@ -24,6 +24,7 @@ from doccls.data.shared_memory import describe_shared_memory
 from doccls.errors import RankLocalError
 from doccls.reporting.console import wrap_console
 from doccls.system.signals import STOP_SIGNALS
+from doccls.system.temporary import place_sockets
 
 if TYPE_CHECKING:  # torch takes seconds to import; meanwhile the server starts
     from doccls.data.dataset import Batch, DocClsDataset
@@ -47,16 +48,17 @@ def start_worker_server() -> None:
     """Start the fork server unless it runs; it imports what workers need in the background.
 
     Raises:
-        RankLocalError: the temporary folder can't hold its socket.
+        RankLocalError: no folder can hold its socket.
     """
     if sys.platform == "win32" or _METHOD != "forkserver":
         return
+    place_sockets()
     _CONTEXT.set_forkserver_preload(["doccls.data.dataset"])
     previous = {name: os.environ.get(name) for name in _SERVER_ENVIRONMENT}
     filters = [previous["PYTHONWARNINGS"], _SERVER_ENVIRONMENT["PYTHONWARNINGS"]]
     os.environ.update(_SERVER_ENVIRONMENT | {"PYTHONWARNINGS": ",".join(filter(None, filters))})
     resource_tracker.ensure_running()  # first, because it unblocks the signals that are blocked below
-    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # the server and its workers inherit the mask
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # the server and its workers inherit the new one
     try:
         forkserver.ensure_running()
     except OSError as error:
@@ -65,7 +67,7 @@ def start_worker_server() -> None:
             "environment variable TMPDIR to a folder on a local disk, or data.num_workers to 0"
         ) from error
     finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         for name, value in previous.items():
             if value is None:
                 del os.environ[name]

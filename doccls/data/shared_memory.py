@@ -19,6 +19,7 @@ _BATCHES_IN_USE = 2  # held by the training: the current step's batch and the ne
 _BATCH_OVERHEAD_BYTES = 3 * 4096  # targets, indices, and rounding up to memory pages
 _MAX_WORKERS, _MAX_WORKERS_ON_CPU = 8, 2  # per process, for `auto`; on a CPU they compete with the training
 _IMAGES_PER_S = 1000.0  # throughput of mid-sized networks on a fast GPU; slow pages get more workers to reach it
+_PROVIDE = "provide it: docker run --shm-size=2g, or mount -t tmpfs tmpfs /dev/shm"
 _ENLARGE = "enlarge /dev/shm: docker run --shm-size=2g or --ipc=host, or remount it"
 
 
@@ -44,11 +45,15 @@ def plan_loader(
     `page_s` is the time that one worker needs per page.
 
     Raises:
-        RankLocalError: shared memory is too small for the stated number of workers.
+        RankLocalError: there is no shared memory, or too little for the stated number of workers.
     """
     shm, sharing = shutil.disk_usage(_SHM) if _SHM.is_dir() else None, count_sharing_processes(environment)
     own_bytes = sys.maxsize if shm is None else min(shm.free, shm.total / sharing)
-    remarks = []
+    remarks, obstacle = [], _find_obstacle()
+    if obstacle is not None and stated == "auto":
+        return LoaderPlan(0, _MAX_PREFETCH, (f"loader workers: 0, since {obstacle} ({_PROVIDE})",))
+    if obstacle is not None and stated:
+        raise RankLocalError(f"{obstacle}, but data.num_workers = {stated}: set it to 0 or auto, or {_PROVIDE}")
     if stated == "auto":
         cores = count_own_cores(environment)
         candidates = range(choose_workers(cores, on_gpu, stored, page_s), -1, -1)
@@ -100,6 +105,15 @@ def fit_prefetch(free_bytes: float, batch_bytes: int, num_workers: int) -> int:
         return _MAX_PREFETCH
     fitting = int(free_bytes * _USABLE_FRACTION / (batch_bytes + _BATCH_OVERHEAD_BYTES)) - _BATCHES_IN_USE
     return max(0, min(_MAX_PREFETCH, fitting // num_workers))
+
+
+def _find_obstacle() -> str | None:
+    """Return why nothing can be put into shared memory; macOS and Windows have it without a folder."""
+    if sys.platform != "linux":
+        return None
+    if not _SHM.is_dir():
+        return "this machine has no /dev/shm"
+    return None if os.access(_SHM, os.W_OK | os.X_OK) else "/dev/shm can't be written to"
 
 
 def describe_shared_memory() -> str:

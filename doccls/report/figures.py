@@ -8,13 +8,10 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from doccls.report.confidence import Reliability, ReliabilityBins
+from doccls.report.plotting import Axes, Figure, MaxNLocator, mpl
 from doccls.run.metrics_log import EpochMetrics
 
 _SIZE_INCHES = (3.6, 2.5)

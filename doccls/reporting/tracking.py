@@ -3,6 +3,7 @@
 W&B runs in a separate process (`doccls.reporting.wandb_process`), which receives messages through a non-blocking pipe.
 """
 
+import hashlib
 import json
 import os
 import subprocess
@@ -22,6 +23,7 @@ from doccls.system.signals import stop_requested
 _MARGIN_S = 5.0  # on top of FINISH_S, after which the process gives up by itself
 _FAILURE_S = 5.0  # how long a failed or stopped fold waits for the process, which may then continue alone
 _POLL_S = 0.05
+_ID_LENGTH = 16
 _MAX_UNSENT_BYTES = 2**20  # buffer, beyond the pipe's, for a process that does not read: 15,000 steps
 
 
@@ -109,12 +111,16 @@ class _WandbTracker:
 
 
 @contextmanager
-def track_fold(config: Config, run_dir: Path | None, fold: int, log: RunLog) -> Iterator[Tracker]:
-    """Yield a tracker for one fold; with `run_dir` None (every process but the main one) it tracks nothing."""
+def track_fold(config: Config, run_dir: Path | None, fold: int, fingerprint: str, log: RunLog) -> Iterator[Tracker]:
+    """Yield a tracker for one fold; with `run_dir` None (every process but the main one) it tracks nothing.
+
+    A restart of the fold continues its W&B run, whose ID depends on the run's ID and fingerprint, and on the fold.
+    """
     if run_dir is None or not config.tracking.wandb:
         yield _NoTracker()
         return
     run = WandbRun(
+        id=hashlib.sha256(f"{run_dir.name}/{fingerprint}/{fold}".encode()).hexdigest()[:_ID_LENGTH],
         project=config.tracking.project or config.project.name,
         entity=config.tracking.entity,
         group=run_dir.name,

@@ -16,17 +16,29 @@ import threading
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import SplitResult, urlsplit
 from urllib.request import getproxies
 
 import psutil
 
+from doccls.config.paths import find_output_problem
+from doccls.errors import UserError
 from doccls.system.signals import STOP_SIGNALS
+from doccls.system.temporary import choose_socket_folder
 
 FINISH_S = 30.0  # how long W&B may take to send the remaining data
 _START_TIMEOUT_S = 20
 _CONNECT_TIMEOUT_S = 3
+_MAX_REASON_LENGTH = 300
+# Variables that say which run this is, or to which process of W&B's it belongs. Left by another run (of a notebook, a
+# sweep, a job template), they would merge folds into one W&B run or refuse them.
+_FOREIGN_VARIABLES = (
+    "WANDB_RUN_ID", "WANDB_RESUME", "WANDB_RESUME_FROM", "WANDB_FORK_FROM", "WANDB_RUN_GROUP", "WANDB_NAME",
+    "WANDB_RUN_NAME", "WANDB_JOB_TYPE", "WANDB_RUN_JOB_TYPE", "WANDB_RUN_DIR", "WANDB_RUN_STORAGE_ID", "WANDB_PROJECT",
+    "WANDB_SWEEP_ID", "WANDB_SWEEP_PARAM_PATH", "WANDB_SERVICE",
+)  # fmt: skip
 _Mode = Literal["online", "offline", "disabled"]
 
 
@@ -34,6 +46,7 @@ _Mode = Literal["online", "offline", "disabled"]
 class WandbRun:
     """The arguments of a W&B run."""
 
+    id: str  # unique in the project; equal for all starts of a fold
     project: str
     entity: str | None
     group: str
@@ -46,8 +59,11 @@ def main() -> int:
     """Read the run and its values from the standard input; return exit code 0."""
     for number in STOP_SIGNALS:  # only the training process handles them; its exit closes the input
         signal.signal(number, signal.SIG_IGN)
+    for name in _FOREIGN_VARIABLES:
+        os.environ.pop(name, None)
     os.environ.setdefault("WANDB_SILENT", "true")  # the setting `silent` comes too late for the login's output
     run = WandbRun(**json.loads(sys.stdin.readline()))
+    _choose_folders(run)
     messages: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
     receiver = threading.Thread(target=_receive, args=(messages,), daemon=True)
     receiver.start()
@@ -68,7 +84,7 @@ def track(run: WandbRun, messages: Iterable[dict[str, Any]], report: Callable[[s
                 return
             wandb_run.log(message["values"], step=message["step"])
     except Exception as error:  # noqa: BLE001 (no error of W&B may stop training)
-        report(f"W&B failed ({type(error).__name__}: {error}); training continues without it")
+        report(f"W&B failed ({_describe(error)}); training continues without it")
 
 
 def _receive(messages: "queue.SimpleQueue[dict[str, Any]]") -> None:
@@ -107,6 +123,8 @@ def _start(run: WandbRun, report: Callable[[str], None]) -> Any:
     for mode in _choose_modes():
         try:
             wandb_run = wandb.init(
+                id=run.id,
+                resume="allow" if mode == "online" else None,  # offline, W&B continues a run when it is synced
                 project=run.project,
                 entity=run.entity,
                 group=run.group,
@@ -125,11 +143,31 @@ def _start(run: WandbRun, report: Callable[[str], None]) -> Any:
                 ),
             )
         except Exception as error:  # noqa: BLE001 (as above)
-            report(f"W&B {mode} did not start ({type(error).__name__}); training continues")
+            report(f"W&B {mode} did not start ({_describe(error)}); training continues")
             continue
         report(f"W&B {mode} | group={run.group} name={run.name}")
         return wandb_run
     return None
+
+
+def _describe(error: Exception) -> str:
+    """Describe an error in W&B's own words, as one line without the API key."""
+    text = " ".join(str(error).split())
+    key = os.environ.get("WANDB_API_KEY")
+    if key:
+        text = text.replace(key, "***")
+    text = "".join(character if character.isprintable() else "\ufffd" for character in text)
+    return f"{type(error).__name__}: {text[:_MAX_REASON_LENGTH]}" if text else type(error).__name__
+
+
+def _choose_folders(run: WandbRun) -> None:
+    """Have W&B bind its socket where that is possible, and write beside the run what can't go to the home folder."""
+    with suppress(UserError):
+        os.environ["TMPDIR"] = str(choose_socket_folder())
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "wandb")  # noqa: PTH111 (raises)
+    if find_output_problem(caches) is not None:
+        for name in ("WANDB_CACHE_DIR", "WANDB_DATA_DIR"):
+            os.environ.setdefault(name, str(Path(run.folder, "wandb", "cache")))
 
 
 def _choose_modes() -> tuple[_Mode, ...]:

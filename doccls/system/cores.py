@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
+from doccls.system.variables import parse_whole_number
+
 # Environment variable: the number of processes that share this machine's cores and shared memory. `launcher` sets it.
 PROCESSES_HERE = "DOCCLS_PROCESSES_HERE"
 _CGROUPS, _OWN_CGROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
@@ -24,7 +26,8 @@ def count_own_cores(environment: Mapping[str, str]) -> int:
 
 def count_sharing_processes(environment: Mapping[str, str]) -> int:
     """Return how many processes share this machine, including this one: the launcher's count, or the fold's ranks."""
-    return max(1, int(environment.get(PROCESSES_HERE) or environment.get("LOCAL_WORLD_SIZE") or 1))
+    ranks = parse_whole_number(environment, "LOCAL_WORLD_SIZE", 1)
+    return max(1, parse_whole_number(environment, PROCESSES_HERE, ranks))
 
 
 def _read_quotas(cgroups: Path, own: Path) -> Iterator[float]:

@@ -12,6 +12,7 @@ import faulthandler
 import os
 import signal
 import stat
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -52,12 +53,17 @@ class Interrupted(BaseException):
 
 @contextmanager
 def handling_signals() -> Iterator[None]:
-    """Handle STOP_SIGNALS as this module describes within the block; only the main thread may call.
+    """Handle STOP_SIGNALS as this module describes within the block.
 
-    After `ignore_signals` they stay ignored, since the process is exiting.
+    After `ignore_signals` they stay ignored, since the process is exiting. Python lets only the main thread set
+    handlers: in another thread, as of a notebook's widget or a service, signals stay with the caller, with a warning.
     """
     global _requested, _requested_s, _closing
     _requested, _requested_s, _closing = None, None, False
+    if not _is_main_thread():
+        _warn_of_thread()
+        yield
+        return
     read_end, write_end = os.pipe()
     os.set_blocking(write_end, False)
     earlier_fd = signal.set_wakeup_fd(write_end)
@@ -86,8 +92,8 @@ def handling_signals() -> Iterator[None]:
 
 
 def stop_on_sigusr2() -> None:
-    """Make SIGUSR2 request a stop while `handling_signals`, as the others do; only the main thread may call."""
-    if _STACKS is not None:
+    """Make SIGUSR2 request a stop while `handling_signals`, as the others do."""
+    if _STACKS is not None and _is_main_thread():
         signal.signal(_STACKS, _record)
 
 
@@ -166,13 +172,29 @@ def writing_closing_lines() -> Iterator[None]:
 
 
 def ignore_signals() -> None:
-    """Ignore further signals, which must not interrupt the closing lines; only the main thread may call."""
+    """Ignore further signals, which must not interrupt the closing lines."""
     global _closing
     with _lock:
         _closing = True
+    if not _is_main_thread():
+        return
     for number in STOP_SIGNALS:
         if signal.getsignal(number) is _record:
             signal.signal(number, signal.SIG_IGN)
+
+
+def _is_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
+
+
+def _warn_of_thread() -> None:
+    if rank_by_environment() == 0:
+        print(
+            "[WARNING] not called from the main thread: signals stay with the caller, so Ctrl-C or SIGTERM does not "
+            "stop this run at a safe point",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def _in_mode(graceful: bool) -> Iterator[None]:

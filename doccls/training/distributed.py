@@ -1,10 +1,9 @@
 """The process group: its size, devices and precision, and collectives of Python objects and requests to stop."""
 
 import os
-import socket
+import sys
 from collections.abc import Callable, Mapping
 from datetime import timedelta
-from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -17,12 +16,14 @@ from accelerate.utils import (
     DynamoBackend,
     set_seed,
 )
-from torch.distributed import FileStore  # type: ignore[attr-defined]  # documented, and not in its __all__
+from torch.distributed import FileStore, Store  # type: ignore[attr-defined]  # documented, and not in its __all__
 
 from doccls.config.schema import Config
-from doccls.errors import PortTakenError, RankLocalError, UserError
-from doccls.system.rank import DEVICE, MEETING_FILE, rank_by_environment
+from doccls.errors import RankLocalError, UserError
+from doccls.system.rank import DEVICE, MEETING_FILE, check_group_variables, rank_by_environment
 from doccls.system.signals import STOP_SIGNALS, Interrupted, stop_requested
+from doccls.system.variables import parse_whole_number
+from doccls.training.meeting import MeetingPoint, meet
 from doccls.training.speed import choose_kernels
 
 _T = TypeVar("_T")
@@ -32,7 +33,6 @@ _SUPPORTED_TYPES = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedTy
 _LONG_TIMEOUT = timedelta(hours=2)  # while the main process scans all images, or a slow machine downloads weights
 _MIN_TIMEOUT_S = 600.0  # torch's default for NCCL; machines of one job may start minutes apart
 _MARGIN_S = 10.0  # added to the collective timeout, so that `doccls.run.watchdog` acts first and says why
-_ADDRESS_IN_USE = "address already in use"
 # The group for waits of any length; None in a single process. The default group's collectives time out much sooner.
 _long_wait_group: dist.ProcessGroup | None = None
 
@@ -45,21 +45,26 @@ def start_processes(config: Config) -> Accelerator:
     """Join the process group and set up the device. All ranks must call, once.
 
     Raises:
+        UserError: the environment's variables place this process in no possible group.
         ProcessError: the number of processes is wrong, the device can't be used or does not support the precision.
         PortTakenError: another process listens at MASTER_PORT.
+        MeetingError: other processes did not arrive there.
     """
     global _long_wait_group
     _check_launch(os.environ)
+    check_group_variables(os.environ)
     _check_device(os.environ)
-    started = int(os.environ.get("WORLD_SIZE", "1"))
+    started = parse_whole_number(os.environ, "WORLD_SIZE", 1)
     check_world_size(started, started, config)  # before any rank waits for another
     choose_kernels(config.train)
     timeout = timedelta(seconds=max(_MIN_TIMEOUT_S, config.train.collective_timeout_s + _MARGIN_S))
-    if started > 1 and MEETING_FILE in os.environ:
-        _init_from_file(Path(os.environ[MEETING_FILE]), rank_by_environment(), started, timeout)
+    if started > 1:
+        _form_group(started, timeout)
+    elif not {"MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
+        os.environ.pop("LOCAL_RANK", None)  # Accelerate would form a group of one, for which the address is missing
     # With several processes on a machine without GPUs, Accelerate forms no group unless it is passed cpu=True.
     cpu = started > 1 and not torch.cuda.is_available()
-    group = _form_group(cpu, timeout)  # its ranks agree on the precision
+    group = PartialState(cpu, timeout=timeout)  # its ranks agree on the precision
     check_world_size(group.num_processes, started, config)
     if started > 1:
         _long_wait_group = dist.new_group(backend="gloo", timeout=_LONG_TIMEOUT)  # type: ignore[assignment]  # all ranks
@@ -77,23 +82,20 @@ def start_processes(config: Config) -> Accelerator:
     return accelerator
 
 
-def _init_from_file(file: Path, rank: int, world_size: int, timeout: timedelta) -> None:
-    """Form the group through a file instead of MASTER_ADDR and MASTER_PORT; Accelerate then uses this group."""
+def _form_group(world_size: int, timeout: timedelta) -> None:
+    """Form the group through a file or at MASTER_ADDR and MASTER_PORT; Accelerate then uses this group."""
     backend = "nccl" if torch.cuda.is_available() and not _on_cpu(os.environ) else "gloo"
-    store = FileStore(str(file), world_size)
+    store: Store
+    if MEETING_FILE in os.environ:
+        store = FileStore(os.environ[MEETING_FILE], world_size)
+    else:
+        store = meet(MeetingPoint.from_environment(os.environ), timeout, _say)
+    rank = rank_by_environment()
     dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
 
 
-def _form_group(cpu: bool, timeout: timedelta) -> PartialState:
-    try:
-        return PartialState(cpu, timeout=timeout)
-    except RuntimeError as error:  # torch.distributed.DistNetworkError, or what older versions of torch raised
-        if _ADDRESS_IN_USE not in str(error).lower():
-            raise
-        raise PortTakenError(
-            f"MASTER_PORT={os.environ.get('MASTER_PORT')} on {socket.gethostname()} is in use by another process: "
-            "choose another port (accelerate launch --main_process_port PORT)"
-        ) from error
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 def check_world_size(world_size: int, started: int, config: Config) -> None:
@@ -303,15 +305,15 @@ def _check_launch(environment: Mapping[str, str]) -> None:
             "`ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2 -m doccls.train ...`. "
             "(For a single process, unset MASTER_ADDR and MASTER_PORT, which this shell exports.)"
         )
-    counts = [f"{name}={environment[name]}" for name in _TASK_COUNT_VARIABLES if int(environment.get(name) or 1) > 1]
+    counts = [f"{name}={environment[name]}" for name in _TASK_COUNT_VARIABLES if _is_several(environment, name)]
     if counts and "RANK" not in environment:
         raise ProcessError(
             f"started as one of several processes ({', '.join(counts)}) without a rank: each would train everything. "
             "srun and mpirun start processes but form no process group. Use `sbatch slurm/kfold.sh CONFIG`, "
             "`doccls-launch run --backend slurm`, or one `accelerate launch` per machine (docs/distributed.md)"
         )
-    local = int(environment.get("LOCAL_WORLD_SIZE", "1"))
-    rank = int(environment.get("LOCAL_RANK", "0"))
+    local = parse_whole_number(environment, "LOCAL_WORLD_SIZE", 1)
+    rank = parse_whole_number(environment, "LOCAL_RANK", 0)
     if torch.cuda.is_available() and not _on_cpu(environment) and rank >= torch.cuda.device_count() == 1:
         raise ProcessError(
             f"LOCAL_RANK={rank}, but this process sees only one GPU: make all GPUs of the machine visible to each "
@@ -322,6 +324,10 @@ def _check_launch(environment: Mapping[str, str]) -> None:
             f"{local} processes were started on this machine, but only {torch.cuda.device_count()} GPUs are visible: "
             f"use accelerate launch --num_processes {torch.cuda.device_count()} ..."
         )
+
+
+def _is_several(environment: Mapping[str, str], name: str) -> bool:
+    return parse_whole_number(environment, name, 1) > 1
 
 
 def _check_device(environment: Mapping[str, str]) -> None:
@@ -341,7 +347,7 @@ def _check_device(environment: Mapping[str, str]) -> None:
         )
     others = {"xpu": torch.xpu.is_available(), "mps": torch.backends.mps.is_available()}
     available = [name for name, is_available in others.items() if is_available]
-    if available and int(environment.get("WORLD_SIZE", "1")) > 1 and not _on_cpu(environment):
+    if available and _is_several(environment, "WORLD_SIZE") and not _on_cpu(environment):
         raise ProcessError(
             f"several processes on {available[0]} devices are not supported, only on CUDA and ROCm GPUs: train with "
             "one process, or on CPUs (ACCELERATE_USE_CPU=true)"

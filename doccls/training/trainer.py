@@ -57,7 +57,7 @@ def train_fold(context: RunContext, fold: int, resume_point: ResumePoint | None,
     run_dir = experiment.paths.root if accelerator.is_main_process else None
     agree_on_stop(accelerator)
     _reset(accelerator)
-    with track_fold(experiment.config, run_dir, fold, log) as tracker:
+    with track_fold(experiment.config, run_dir, fold, experiment.fingerprint, log) as tracker:
         heartbeat.beat(phase="start", fold=fold, epoch=0, step=0)
         try:
             engine = build_engine(context, fold, tracker)

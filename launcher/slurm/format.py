@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from doccls.errors import UserError
+from doccls.system.variables import parse_whole_number
 
 _STEP_END = re.compile(r"^srun: error: \S+: tasks? ([\d,-]+): (.*?)(?: \(core dumped\))?$", re.MULTILINE)
 _EXITED = re.compile(r"Exited with exit code (\d+)")
@@ -43,9 +44,9 @@ def parse_allocation(environment: Mapping[str, str]) -> Allocation | None:
         return None
     stated = environment.get("SLURM_GPUS_PER_NODE", "")
     return Allocation(
-        nodes=int(environment.get("SLURM_JOB_NUM_NODES", "1")),
+        nodes=parse_whole_number(environment, "SLURM_JOB_NUM_NODES", 1),
         gpus_per_node=count_gpus(environment.get("SLURM_GPUS_ON_NODE", "")),
-        cpus_per_node=int(environment.get("SLURM_CPUS_ON_NODE", "1")),
+        cpus_per_node=parse_whole_number(environment, "SLURM_CPUS_ON_NODE", 1),
         stated_gpus=count_gpus(stated) if stated else None,
     )
 

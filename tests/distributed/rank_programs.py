@@ -3,8 +3,11 @@
 import functools
 import hashlib
 import json
+import multiprocessing
 import os
 import resource
+import tempfile
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -151,6 +154,22 @@ def rendezvous_at_port(argv: list[str]) -> int:
     """Train with a rendezvous at MASTER_PORT instead of a file, as for a fold over several machines."""
     del os.environ[MEETING_FILE]
     return main(argv)
+
+
+def train_with_default_temporary_folder(argv: list[str]) -> int:
+    """Train with what TMPDIR says, not the folders of the process from which this one was forked."""
+    tempfile.tempdir = None
+    multiprocessing.current_process()._config.pop("tempdir", None)  # type: ignore[attr-defined]
+    return main(argv)
+
+
+def train_in_thread(argv: list[str]) -> int:
+    """Train in another thread than the main one, as a notebook or a service may."""
+    codes: list[int] = []
+    thread = threading.Thread(target=lambda: codes.append(main(argv)))
+    thread.start()
+    thread.join()
+    return codes[0]
 
 
 class _Echo(nn.Module):

@@ -5,7 +5,6 @@ import os
 import signal
 from collections.abc import Callable
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ import torch.distributed as dist
 from accelerate.state import PartialState
 
 from doccls.run.heartbeat import Heartbeat
+from doccls.system.rank import MEETING_FILE, rank_by_environment
 from doccls.train import main
 from doccls.training import distributed, step
 
@@ -82,10 +82,10 @@ def _with_initial_scale(init: Callable[..., None]) -> Callable[..., None]:
 def train_over_gloo(argv: list[str]) -> int:
     """Train over gloo, so that several ranks can share one GPU, which NCCL does not allow."""
 
-    def meet(file: Path, rank: int, world_size: int, limit: timedelta) -> None:
-        store = distributed.FileStore(str(file), world_size)
+    def form_group(world_size: int, limit: timedelta) -> None:
+        store, rank = distributed.FileStore(os.environ[MEETING_FILE], world_size), rank_by_environment()
         dist.init_process_group("gloo", store=store, rank=rank, world_size=world_size, timeout=limit)
 
-    distributed._init_from_file = meet
+    distributed._form_group = form_group
     distributed.PartialState = functools.partial(PartialState, backend="gloo")  # type: ignore[misc, assignment]
     return main(argv)

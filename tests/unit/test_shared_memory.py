@@ -71,7 +71,8 @@ def test_too_little_memory_is_rejected_with_the_required_size(num_workers: int, 
         plan_loader(num_workers, BATCH, True, True, environment={"LOCAL_WORLD_SIZE": ranks})
 
 
-def test_no_workers_or_no_dev_shm_need_no_check(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_workers_or_systems_without_dev_shm_need_no_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shared_memory.sys, "platform", "darwin")
     monkeypatch.setattr(shared_memory, "_SHM", Path("/nowhere/at/all"))
     assert plan_loader(8, BATCH, True, True, environment={}) == LoaderPlan(8, 4)
     assert plan_loader(0, BATCH, True, True, environment={}) == LoaderPlan(0, 4)
@@ -123,3 +124,18 @@ def test_workers_are_expected_with_a_gpu_or_without_a_store(monkeypatch: pytest.
         monkeypatch.setattr(shared_memory, "_GPU", tmp_path if gpu else tmp_path / "nowhere")
         assert [expects_workers("auto", stored) for stored in (True, False)] == [gpu, True]
         assert [expects_workers(workers, True) for workers in (0, 2)] == [False, True]
+
+
+@pytest.mark.parametrize("obstacle", ["this machine has no /dev/shm", "/dev/shm can't be written to"])
+def test_without_shared_memory_there_are_no_workers(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, obstacle: str
+) -> None:
+    monkeypatch.setattr(shared_memory.sys, "platform", "linux")
+    if "no /dev/shm" in obstacle:
+        monkeypatch.setattr(shared_memory, "_SHM", tmp_path / "missing")
+    monkeypatch.setattr(shared_memory.os, "access", lambda path, mode: False)
+    planned = plan_loader("auto", BATCH, True, True, environment={})
+    assert planned.workers == 0 and planned.remarks[0].startswith(f"loader workers: 0, since {obstacle} (provide it: ")
+    assert plan_loader(0, BATCH, True, True, environment={}) == LoaderPlan(0, 4)
+    with pytest.raises(RankLocalError, match=rf"^{obstacle}, but data.num_workers = 2: set it to 0 or auto, or "):
+        plan_loader(2, BATCH, True, True, environment={})

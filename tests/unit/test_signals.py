@@ -22,6 +22,7 @@ from doccls.reporting.console import exit_code
 from doccls.system import atomic_files
 from doccls.system.atomic_files import replacing, write_array, write_bytes, write_text
 from doccls.system.signals import (
+    STOP_SIGNALS,
     Interrupted,
     attributing_errors_to_stop,
     check_stop,
@@ -218,3 +219,21 @@ def test_exception_in_write_call_becomes_another_error(tmp_path: Path, monkeypat
     with pytest.raises(RuntimeError, match="unexpected pos"):
         write_torch(tmp_path / "file")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_in_another_thread_signals_stay_with_the_caller(capfd: pytest.CaptureFixture[str]) -> None:
+    """As where a notebook or a service trains in a thread: Python sets handlers only in the main thread."""
+    before = [signal.getsignal(number) for number in STOP_SIGNALS]
+    during = list[Any]()
+
+    def train() -> None:
+        with handling_signals(), stopping_gracefully():
+            stop_on_sigusr2()
+            during.extend(signal.getsignal(number) for number in STOP_SIGNALS)
+            ignore_signals()
+
+    thread = threading.Thread(target=train)
+    thread.start()
+    thread.join(60)
+    assert before == during == [signal.getsignal(number) for number in STOP_SIGNALS]
+    assert capfd.readouterr().err.count("[WARNING] not called from the main thread: signals stay with the caller") == 1

@@ -42,6 +42,7 @@ def init(**options):
     hold("init")
     names = ("group", "name", "project", "entity", "dir")
     record("init", *(options[name] for name in names), options["config"]["fold"])
+    record("id", options["id"], sorted(name for name in os.environ if name.startswith("WANDB_")))
     return Run()
 """
 
@@ -62,9 +63,9 @@ def wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[
     return read
 
 
-def track(config: Config, folder: Path, fold: int = 2, count: int = 1) -> str:
+def track(config: Config, folder: Path, fold: int = 2, count: int = 1, fingerprint: str = "f1") -> str:
     """Track a fold with `count` steps, check that the W&B process has exited, and return the log."""
-    with RunLog(folder / "a.log") as log, track_fold(config, folder / "v1-abc", fold, log) as tracker:
+    with RunLog(folder / "a.log") as log, track_fold(config, folder / "v1-abc", fold, fingerprint, log) as tracker:
         process = find_process(tracker)
         for step in range(count):
             tracker.log({"train/loss": 0.5}, step)
@@ -82,7 +83,7 @@ def test_one_group_per_run_and_one_run_per_fold(
     config = make_config(tracking={"wandb": True, "entity": "team"}, project={"name": "pages"})
     for fold in (0, 1):
         text = track(config, tmp_path, fold)
-    assert wandb() == [
+    assert [call for call in wandb() if call[0] != "id"] == [
         call
         for fold in (0, 1)
         for call in (
@@ -93,16 +94,16 @@ def test_one_group_per_run_and_one_run_per_fold(
     ]
     assert "[TRACKING] W&B offline | group=v1-abc name=v1-abc-fold1\n" in text
     track(make_config(tracking={"wandb": True, "project": "other"}), tmp_path)
-    assert wandb()[-3][3] == "other"
+    assert wandb()[-4][3] == "other"
 
 
 def test_no_process_is_started_if_off_or_on_other_ranks(
     make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("subprocess.Popen", lambda *_, **__: pytest.fail("started a process"))
-    with track_fold(make_config(), tmp_path, 0, RunLog(None)) as tracker:
+    with track_fold(make_config(), tmp_path, 0, "f1", RunLog(None)) as tracker:
         tracker.log({"train/loss": 0.5}, 7)
-    with track_fold(make_config(tracking={"wandb": True}), None, 0, RunLog(None)) as tracker:
+    with track_fold(make_config(tracking={"wandb": True}), None, 0, "f1", RunLog(None)) as tracker:
         tracker.log({"train/loss": 0.5}, 7)
 
 
@@ -126,7 +127,7 @@ def test_lost_process_is_reported_once(
     make_config: MakeConfig, wandb: Callable[[], list[Any]], tmp_path: Path, number: signal.Signals
 ) -> None:
     config = make_config(tracking={"wandb": True})
-    with RunLog(tmp_path / "a.log") as log, track_fold(config, tmp_path / "v1-abc", 0, log) as tracker:
+    with RunLog(tmp_path / "a.log") as log, track_fold(config, tmp_path / "v1-abc", 0, "f1", log) as tracker:
         process = find_process(tracker)
         process.send_signal(number)
         for step in range(40_000):
@@ -139,7 +140,7 @@ def test_failed_fold_is_marked_and_its_error_propagates(
     make_config: MakeConfig, wandb: Callable[[], list[Any]], tmp_path: Path
 ) -> None:
     config = make_config(tracking={"wandb": True})
-    with pytest.raises(KeyError, match="mine"), track_fold(config, tmp_path / "v1-abc", 0, RunLog(None)):
+    with pytest.raises(KeyError, match="mine"), track_fold(config, tmp_path / "v1-abc", 0, "f1", RunLog(None)):
         raise KeyError("mine")
     assert wandb()[-1] == ["finish", 1]
 
@@ -148,9 +149,35 @@ def test_killed_training_is_marked_as_failed(
     make_config: MakeConfig, wandb: Callable[[], list[Any]], tmp_path: Path
 ) -> None:
     """The input of the W&B process ends without an exit code."""
-    with track_fold(make_config(tracking={"wandb": True}), tmp_path / "v1-abc", 0, RunLog(None)) as tracker:
+    with track_fold(make_config(tracking={"wandb": True}), tmp_path / "v1-abc", 0, "f1", RunLog(None)) as tracker:
         process = find_process(tracker)
         tracker._process.stdin.close()  # type: ignore[attr-defined]
         process.wait(60)
         tracker._process = None  # type: ignore[attr-defined]
     assert wandb()[-1] == ["finish", 1]
+
+
+def test_restart_continues_its_run_whatever_another_run_left_behind(
+    make_config: MakeConfig, wandb: Callable[[], list[Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The variables are those of a run that is going on in the shell, such as a notebook's."""
+    config = make_config(tracking={"wandb": True})
+    for name in ("RUN_ID", "RESUME", "RUN_GROUP", "NAME", "PROJECT", "SWEEP_ID", "SERVICE", "RESUME_FROM"):
+        monkeypatch.setenv(f"WANDB_{name}", "foreign")
+    monkeypatch.setenv("WANDB_TAGS", "mine")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for fold, fingerprint in ((0, "f1"), (0, "f1"), (1, "f1"), (0, "f2")):
+        track(config, tmp_path, fold, fingerprint=fingerprint)
+    ids, variables = zip(*(call[1:] for call in wandb() if call[0] == "id"), strict=True)
+    assert ids[0] == ids[1] and len(set(ids)) == 3 and all(len(name) == 16 for name in ids)
+    assert all(names == ["WANDB_MODE", "WANDB_SILENT", "WANDB_TAGS"] for names in variables)
+
+
+def test_logs_of_wandb_are_beside_the_run_if_the_cache_is_read_only(
+    make_config: MakeConfig, wandb: Callable[[], list[Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    track(make_config(tracking={"wandb": True}), tmp_path)
+    (variables,) = (call[2] for call in wandb() if call[0] == "id")
+    assert variables == ["WANDB_CACHE_DIR", "WANDB_DATA_DIR", "WANDB_MODE", "WANDB_SILENT"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +14,7 @@ import wandb
 from doccls.reporting import wandb_process
 from doccls.reporting.wandb_process import WandbRun, track
 
-RUN = WandbRun("pages", "team", "v1-abc", "v1-abc-fold2", {"fold": 2}, "folder")
+RUN = WandbRun("0123456789abcdef", "pages", "team", "v1-abc", "v1-abc-fold2", {"fold": 2}, "folder")
 MESSAGES: list[dict[str, Any]] = [{"values": {"train/loss": 0.5}, "step": 7}, {"exit_code": 0}]
 
 
@@ -115,8 +116,9 @@ def test_unreachable_server_selects_offline_without_waiting(
 def test_messages_are_passed_to_wandb(calls: list[dict[str, Any]]) -> None:
     track(RUN, [*MESSAGES[:1], {"exit_code": 3}, {"exit_code": 1}], print)
     (call,) = calls
-    arguments = {name: call[name] for name in ("project", "entity", "group", "name", "config", "dir")}
+    arguments = {name: call[name] for name in ("id", "project", "entity", "group", "name", "config", "dir")}
     assert arguments == {
+        "id": "0123456789abcdef",
         "project": "pages", "entity": "team", "group": "v1-abc", "name": "v1-abc-fold2", "config": {"fold": 2},
         "dir": "folder",
     }  # fmt: skip
@@ -149,7 +151,8 @@ def test_failed_start_is_reported_and_training_continues(
     monkeypatch.setattr(wandb, "init", fail)
     messages: list[str] = []
     track(RUN, MESSAGES, messages.append)
-    assert [line.partition(" (")[0] for line in messages] == ["W&B online did not start", "W&B offline did not start"]
+    reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    assert messages == [f"W&B {mode} did not start ({reason}); training continues" for mode in ("online", "offline")]
     assert [call["mode"] for call in calls] == ["online", "offline"]
 
 
@@ -181,3 +184,35 @@ def test_later_wandb_error_does_not_stop_training(
     messages: list[str] = []
     track(RUN, MESSAGES, messages.append)
     assert messages[1:] == ["W&B failed (CommError: gone); training continues without it"]
+
+
+def test_only_an_online_run_is_resumed(calls: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+    track(RUN, MESSAGES, print)
+    set_key(monkeypatch)
+    track(RUN, MESSAGES, print)
+    assert [(call["mode"], call["resume"]) for call in calls] == [("offline", None), ("online", "allow")]
+
+
+@pytest.mark.parametrize("project", ["team/pages", "p" * 129])
+def test_refused_project_is_reported_in_wandbs_words(
+    project: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    messages: list[str] = []
+    track(replace(RUN, project=project, folder=str(tmp_path)), MESSAGES, messages.append)
+    (message,) = messages
+    assert message.startswith("W&B offline did not start (UsageError: Invalid project name ")
+    assert "exceeded 128 characters" in message or "cannot contain characters" in message
+
+
+def test_reason_is_one_line_without_the_key(calls: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(**options: Any) -> None:
+        raise ValueError(f"bad\n  key {'x' * 40}: \x1b[2J" + "y" * 500)
+
+    set_key(monkeypatch)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setattr(wandb, "init", fail)
+    messages: list[str] = []
+    track(RUN, MESSAGES, messages.append)
+    assert messages[0].startswith("W&B offline did not start (ValueError: bad key ***: \ufffd[2Jyyy")
+    assert len(messages[0]) < 400
