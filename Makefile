@@ -28,6 +28,7 @@ test-gpu: $(READY)
 soak: $(READY)
 	$(BIN)/python tests/faults/fault_table.py
 	$(BIN)/python tests/faults/fault_table.py --processes 2
+	$(BIN)/python tests/faults/file_system_table.py
 	DOCCLS_TEST_KILLS=50 DOCCLS_TEST_RESUMED_STOPS=50 $(BIN)/python $(PYTEST) tests/distributed/test_resumed_runs.py
 	DOCCLS_TEST_STOPS=50 $(BIN)/python $(PYTEST) tests/distributed/test_signals_to_runs.py -k random
 	DOCCLS_HYPOTHESIS=soak $(BIN)/python $(PYTEST) --timeout 1200 tests/unit

@@ -8,6 +8,7 @@ the file, which not every file system allows.
 import hashlib
 import json
 import math
+import os
 from collections.abc import Callable, Mapping
 from io import BufferedReader
 from pathlib import Path
@@ -94,7 +95,7 @@ def read_tensor_file(path: Path, format_word: str, parse: Callable[[dict[str, An
     """
     try:
         with path.open("rb") as file:
-            file_metadata, arrays = _read_content(file, path.stat().st_size)
+            file_metadata, arrays = _read_content(file, os.fstat(file.fileno()).st_size)
         metadata = json.loads(file_metadata.get(_KEY, "null"))
     except (OSError, *_DAMAGE) as error:
         raise TensorFileError(f"{path}: can't be read ({type(error).__name__}: {error})") from error
