@@ -171,8 +171,8 @@ class Disturbed:
 
 def disturb_write(monkeypatch: pytest.MonkeyPatch, number: int, disturb: Callable[[], None]) -> None:
     @contextmanager
-    def disturbed(path: Path, **options: Any) -> Iterator[Any]:
-        with replacing(path, **options) as file:
+    def disturbed(*arguments: Any, **options: Any) -> Iterator[Any]:
+        with replacing(*arguments, **options) as file:
             yield Disturbed(file, number, disturb)
 
     monkeypatch.setattr(atomic_files, "replacing", disturbed)
