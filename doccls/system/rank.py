@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping
 
 from doccls.errors import UserError
-from doccls.system.variables import parse_whole_number
+from doccls.system.variables import parse_flag, parse_whole_number
 
 # Environment variable: `cuda` for a process that was given a GPU and must not train on anything else.
 DEVICE = "DOCCLS_DEVICE"
@@ -41,6 +41,8 @@ def check_group_variables(environment: Mapping[str, str]) -> None:
                 f"the environment has {name}={number}, but {size}: processes are numbered from 0 to WORLD_SIZE - 1. "
                 "For a single process, unset both; for several, use `accelerate launch` or `doccls-launch run`"
             )
+    for name in ("ACCELERATE_USE_CPU", "ACCELERATE_DEBUG_MODE", "ACCELERATE_CPU_AFFINITY"):
+        parse_flag(environment, name)
     if parse_whole_number(environment, "MASTER_PORT", 0) > _MAX_PORT:
         raise UserError(f"MASTER_PORT={environment['MASTER_PORT']}: a port is at most {_MAX_PORT}")
     if world_size > 1:

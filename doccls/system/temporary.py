@@ -5,6 +5,7 @@ The path of a socket has at most 107 bytes (unix(7)), and batch systems set TMPD
 
 import functools
 import os
+import re
 import socket
 import tempfile
 from collections.abc import Iterator
@@ -14,6 +15,8 @@ from pathlib import Path
 
 from doccls.errors import RankLocalError
 
+_COMPILER_CACHE = "TORCHINDUCTOR_CACHE_DIR"
+_UNQUOTABLE = re.compile(r"[\s'\"\\]")
 _SHORT_FOLDERS = ("/tmp", "/dev/shm", "/var/tmp")
 # What multiprocessing creates for its sockets, of the same length: `pymp-********/listener-********`.
 _PREFIX, _SOCKET_NAME = "pymp-", "listener-12345678"
@@ -75,8 +78,23 @@ def choose_socket_folder() -> Path:
     )
 
 
+def avoid_spaces() -> None:
+    """Use another folder for temporary files if the path of this one has spaces or quotes.
+
+    Compilers need it: torch passes them file names without quoting. Without another folder, nothing changes.
+    """
+    earlier = tempfile.gettempdir()
+    usable = [folder for folder in _SHORT_FOLDERS if _try_socket(folder) is None]
+    if usable and _UNQUOTABLE.search(earlier):
+        tempfile.tempdir = os.environ["TMPDIR"] = usable[0]
+        if os.environ.get(_COMPILER_CACHE, "").startswith(earlier):  # torch sets it as it is imported
+            del os.environ[_COMPILER_CACHE]
+
+
 def _try_socket(folder: str) -> str | None:
     """Bind a socket as multiprocessing will; return why that is impossible."""
+    if not hasattr(socket, "AF_UNIX"):  # Windows, where named pipes do without folders
+        return None
     try:
         with (
             tempfile.TemporaryDirectory(prefix=_PREFIX, dir=folder) as trial,

@@ -13,6 +13,7 @@ _PREFIXES = (
     "ACCELERATE_", "TORCHELASTIC_", "SLURM_", "PBS_", "LSB_", "SGE_", "OMPI_", "PMI_", "PMIX_", "MPI_", "MV2_COMM_",
     "JOB_COMPLETION_",
 )  # fmt: skip
+_TRUE, _FALSE = ("1", "true", "yes", "on", "y", "t"), ("0", "false", "no", "off", "n", "f")  # as Accelerate reads them
 
 
 def drop_empty_variables(environment: MutableMapping[str, str]) -> None:
@@ -38,3 +39,17 @@ def parse_whole_number(environment: Mapping[str, str], name: str, default: int, 
     if not (text.isascii() and text.isdecimal()) or int(text) < at_least:
         raise UserError(f"the environment variable {name}={text!r} must be a whole number from {at_least}, or unset")
     return int(text)
+
+
+def parse_flag(environment: Mapping[str, str], name: str) -> bool:
+    """Return whether the variable is set to a word for true, as Accelerate reads it; an absent one is false.
+
+    Raises:
+        UserError: it is a word for neither true nor false.
+    """
+    text = environment.get(name, "").strip()
+    if text.lower() in _TRUE:
+        return True
+    if not text or text.lower() in _FALSE:
+        return False
+    raise UserError(f"the environment variable {name}={text!r} must be true or false, or unset")

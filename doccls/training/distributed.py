@@ -22,7 +22,7 @@ from doccls.config.schema import Config
 from doccls.errors import RankLocalError, UserError
 from doccls.system.rank import DEVICE, MEETING_FILE, check_group_variables, rank_by_environment
 from doccls.system.signals import STOP_SIGNALS, Interrupted, stop_requested
-from doccls.system.variables import parse_whole_number
+from doccls.system.variables import parse_flag, parse_whole_number
 from doccls.training.meeting import MeetingPoint, meet
 from doccls.training.speed import choose_kernels
 
@@ -51,8 +51,8 @@ def start_processes(config: Config) -> Accelerator:
         MeetingError: other processes did not arrive there.
     """
     global _long_wait_group
-    _check_launch(os.environ)
     check_group_variables(os.environ)
+    _check_launch(os.environ)
     _check_device(os.environ)
     started = parse_whole_number(os.environ, "WORLD_SIZE", 1)
     check_world_size(started, started, config)  # before any rank waits for another
@@ -366,4 +366,4 @@ def _explain_cuda() -> str:
 
 
 def _on_cpu(environment: Mapping[str, str]) -> bool:
-    return environment.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
+    return parse_flag(environment, "ACCELERATE_USE_CPU")

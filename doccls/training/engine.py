@@ -40,6 +40,7 @@ from doccls.reporting.tracking import Tracker
 from doccls.run.heartbeat import Heartbeat
 from doccls.run.metrics_log import EpochMetrics
 from doccls.run.owner import FoldOwner
+from doccls.system.temporary import avoid_spaces
 from doccls.training.checkpoint import BestEpoch
 from doccls.training.distributed import await_all
 from doccls.training.error_hints import advise_on_batchnorm, check_smallest_micro_batch
@@ -140,6 +141,7 @@ def build_engine(context: RunContext, fold: int, tracker: Tracker) -> Engine:
     for warning in filter(None, (mixing, describe_unreached_ema(train, plan.total_steps), *idle_here)):
         log.line(f"[WARNING] {warning}")
     if wants_compile(train, device):
+        avoid_spaces()
         model.compile()
     with warnings.catch_warnings():  # torch renamed the argument; Accelerate has not yet
         warnings.filterwarnings("ignore", ".*broadcast_buffers", FutureWarning)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -11,7 +12,7 @@ import pytest
 
 from doccls.errors import RankLocalError
 from doccls.system import temporary
-from doccls.system.temporary import choose_socket_folder, temporary_folder
+from doccls.system.temporary import avoid_spaces, choose_socket_folder, temporary_folder
 
 # A program that makes the socket of a fork server and prints its address.
 _PROGRAM = """
@@ -82,3 +83,29 @@ def test_multiprocessing_binds_its_sockets_there(tmpdir: Path) -> None:
     done = subprocess.run([sys.executable, "-c", _PROGRAM], capture_output=True, text=True, timeout=60, check=False)
     assert done.stdout.startswith("/tmp/pymp-") and done.returncode == 0, done.stderr
     assert not Path(done.stdout.strip()).parent.exists() and list(tmpdir.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["a b", "it's", "tab\t"])
+def test_temporary_files_leave_a_folder_that_compilers_can_not_have(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    (tmp_path / name).mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / name))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(temporary, "_SHORT_FOLDERS", (str(tmp_path / "missing"),))
+    avoid_spaces()
+    assert tempfile.gettempdir() == str(tmp_path / name)
+    monkeypatch.undo()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / name))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / name / "torchinductor_me"))
+    avoid_spaces()
+    assert "TORCHINDUCTOR_CACHE_DIR" not in os.environ
+    assert tempfile.gettempdir() == os.environ["TMPDIR"] == "/tmp"
+
+
+def test_temporary_files_stay_in_a_folder_without_spaces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    avoid_spaces()
+    assert tempfile.gettempdir() == os.environ["TMPDIR"] == str(tmp_path)

@@ -1,10 +1,11 @@
 """Variables of launchers and batch systems: empty ones count as absent, others must be numbers."""
 
 import pytest
+from accelerate.utils.environment import str_to_bool
 
 from doccls.errors import UserError
 from doccls.system.rank import MEETING_FILE, check_group_variables, rank_by_environment
-from doccls.system.variables import drop_empty_variables, parse_whole_number
+from doccls.system.variables import drop_empty_variables, parse_flag, parse_whole_number
 
 PAIR = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "h", "MASTER_PORT": "29500"}
 
@@ -25,6 +26,12 @@ def test_number_is_parsed_or_refused_by_name() -> None:
             parse_whole_number({"A": text}, "A", 7)
     with pytest.raises(UserError, match="must be a whole number from 1"):
         parse_whole_number({"A": "0"}, "A", 7, at_least=1)
+
+
+def test_flag_is_read_as_accelerate_does() -> None:
+    for text in ("1", "true", "True", "yes", "on", "y", "t", "0", "false", "no", "off", "n", "f"):
+        assert parse_flag({"A": text}, "A") == bool(str_to_bool(text))
+    assert not parse_flag({}, "A") and not parse_flag({"A": ""}, "A")
 
 
 def test_rank_without_a_number_reports_errors_as_rank_0() -> None:
@@ -52,6 +59,7 @@ def test_variable_that_is_no_number_is_refused_by_name(name: str) -> None:
         ({"RANK": ""}, "WORLD_SIZE=2, but RANK is not set"),
         ({"MASTER_ADDR": "", "MASTER_PORT": ""}, "WORLD_SIZE=2, but MASTER_ADDR and MASTER_PORT are not set"),
         ({"MASTER_PORT": "70000"}, "MASTER_PORT=70000: a port is at most 65535"),
+        ({"ACCELERATE_USE_CPU": "maybe"}, "ACCELERATE_USE_CPU='maybe' must be true or false"),
         ({"OMP_NUM_THREADS": "many"}, "OMP_NUM_THREADS='many' must be"),
     ],
 )
