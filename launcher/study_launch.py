@@ -46,9 +46,9 @@ def launch_study(name: str, runs: Sequence[LoadedRun], now: datetime, log: RunLo
     def close(queued: QueuedRun) -> None:
         try:
             close_run(queued.experiment, log)
-        except UserError as error:
-            problems[queued.paths.run_id] = str(error)
-            log.line(f"[WARNING] run {queued.paths.run_id}: {error}")
+        except Exception as error:  # noqa: BLE001 (the folds of other runs must not end for it)
+            problems[queued.paths.run_id] = str(error) or type(error).__name__
+            log.line(f"[WARNING] run {queued.paths.run_id}: {problems[queued.paths.run_id]}")
 
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -71,14 +71,17 @@ def launch_study(name: str, runs: Sequence[LoadedRun], now: datetime, log: RunLo
                     close(run)
             train_queue(queued, jobs, runs[0].options, log, close)
         finally:
-            standings = [
-                _measure(loaded.run, run, own, problems.get(loaded.run.run_id))
-                for loaded, run, own in zip(runs, queued, settings, strict=True)
-            ]
-            write_text(folder / "study.json", json.dumps(describe_study(name, standings), indent=2) + "\n")
-            for line in render_leaderboard(standings):
-                log.line(f"[STUDY] {line}")
-            log.line(f"[STUDY] -> {folder / 'study.json'}")
+            try:
+                standings = [
+                    _measure(loaded.run, run, own, problems.get(loaded.run.run_id))
+                    for loaded, run, own in zip(runs, queued, settings, strict=True)
+                ]
+                for line in render_leaderboard(standings):
+                    log.line(f"[STUDY] {line}")
+                write_text(folder / "study.json", json.dumps(describe_study(name, standings), indent=2) + "\n")
+                log.line(f"[STUDY] -> {folder / 'study.json'}")
+            except (OSError, UserError) as error:  # how the folds ended matters more
+                log.line(f"[WARNING] study {name}: {error}")
     if problems:
         raise UserError("\n".join(f"run {run_id}: {problem}" for run_id, problem in problems.items()))
 

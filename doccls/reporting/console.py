@@ -1,6 +1,7 @@
 """The console: whether it is closed, broken, full, stuck or lacks a character, it never ends or delays a run."""
 
 import errno
+import io
 import os
 import signal
 import sys
@@ -21,8 +22,9 @@ _PASSING = (errno.ENOSPC, errno.EDQUOT, errno.ETIMEDOUT)  # after other errors a
 class ConsoleStream:
     """A text stream on a console. Output that the console does not take is skipped, whatever the reason.
 
-    It writes complete lines, or what there is when it is flushed, straight to the descriptor. Characters that the
-    encoding lacks are escaped. All other attributes are those of the original stream.
+    It writes complete lines, or what there is when it is flushed, straight to the descriptor; those of a notebook's or
+    a logger's stream, whose descriptor may be another console, through that stream. Characters that the encoding lacks
+    are escaped. All other attributes are those of the original stream.
     """
 
     def __init__(self, stream: TextIO, name: str) -> None:
@@ -34,7 +36,7 @@ class ConsoleStream:
         self._reported = False
         self._unwritten, self._skipped_lines = "", 0
         self._lock = threading.RLock()  # reentrant: a finalizer may print anywhere
-        with suppress(OSError, ValueError):
+        with suppress(OSError, ValueError, AttributeError):
             stream.flush()
 
     def write(self, text: str) -> int:
@@ -54,7 +56,7 @@ class ConsoleStream:
             notice = f"\n[WARNING] {self._skipped_lines} lines are missing here\n" if self._skipped_lines else ""
             try:
                 self._write(notice + text)
-            except (OSError, ValueError) as error:
+            except Exception as error:  # noqa: BLE001 (the stream may be of any class)
                 self._skipped_lines += text.count("\n")
                 self._lose(error)
             else:
@@ -67,7 +69,7 @@ class ConsoleStream:
 
     def isatty(self) -> bool:
         """Return whether the console is a terminal; one that is lost is none."""
-        with suppress(OSError, ValueError):
+        with suppress(OSError, ValueError, AttributeError):
             return self._stream.isatty()
         return False
 
@@ -86,12 +88,13 @@ class ConsoleStream:
         return getattr(self._stream, name)
 
     def _write(self, text: str) -> None:
-        encoding = self._stream.encoding or "utf-8"
+        encoding = getattr(self._stream, "encoding", None) or "utf-8"
         encoded = text.encode(encoding, "backslashreplace")
         descriptor = self._find_descriptor()
         if descriptor is None:
             self._stream.write(encoded.decode(encoding))
-            self._stream.flush()
+            with suppress(AttributeError):
+                self._stream.flush()
         elif self.patience_s is None:
             write_within(descriptor, encoded, None)
         else:
@@ -99,20 +102,24 @@ class ConsoleStream:
 
     def _find_descriptor(self) -> int | None:
         """Return the stream's descriptor, asked for each time: a closed stream's may be that of another file by now."""
-        if self._stream.closed:
+        if getattr(self._stream, "closed", False):
             raise ValueError("it was closed")
-        with suppress(OSError, ValueError, AttributeError):
-            return None if os.name == "nt" else self._stream.fileno()  # Windows: the stream translates line ends
+        if type(self._stream) is not io.TextIOWrapper or os.name == "nt":  # Windows: the stream translates line ends
+            return None
+        with suppress(OSError, ValueError):
+            return self._stream.fileno()
         return None
 
-    def _lose(self, error: OSError | ValueError) -> None:
+    def _lose(self, error: Exception) -> None:
         self.error = self.error or error
         if isinstance(error, TimeoutError):
             self.patience_s = 0.0
         elif isinstance(error, OSError) and error.errno not in _PASSING:
             # So that C code and the processes that this one starts don't fail, or end by SIGPIPE, there either.
             with suppress(OSError, ValueError):
-                discard_output(self._stream.fileno())
+                descriptor = self._find_descriptor()
+                if descriptor is not None:
+                    discard_output(descriptor)
 
 
 def wrap_stream(stream: TextIO | None, name: str) -> ConsoleStream:

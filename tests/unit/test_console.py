@@ -287,3 +287,51 @@ def test_errno_of_a_full_disk_keeps_the_console() -> None:
         with pytest.raises(OSError) as caught:
             os.write(stream.fileno(), b"x")
         assert caught.value.errno == errno.ENOSPC
+
+
+class Minimal:
+    """A logger's stream, which has nothing but what `print` needs."""
+
+    def __init__(self) -> None:
+        self.text = ""
+
+    def write(self, text: str) -> int:
+        self.text += text
+        return len(text)
+
+
+class Notebook(Minimal):
+    """A notebook's stream: its descriptor is that of the terminal in which the server runs."""
+
+    encoding = "utf-8"
+
+    def __init__(self, terminal: int) -> None:
+        super().__init__()
+        self._terminal = terminal
+
+    def fileno(self) -> int:
+        return self._terminal
+
+    def flush(self) -> None:
+        pass
+
+
+def test_streams_of_notebooks_and_loggers_get_the_output(tmp_path: Path) -> None:
+    with (tmp_path / "terminal").open("wb") as terminal:
+        for stream in (Minimal(), Notebook(terminal.fileno())):
+            console = ConsoleStream(stream, "stdout")  # type: ignore[arg-type]
+            console.write("one\ntwo")
+            console.flush()
+            assert stream.text == "one\ntwo" and console.error is None and not console.isatty()
+    assert (tmp_path / "terminal").read_bytes() == b""
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no kernel"), BrokenPipeError()])
+def test_stream_that_fails_in_any_way_ends_nothing(error: Exception, tmp_path: Path) -> None:
+    class Broken(Notebook):
+        def write(self, text: str) -> int:
+            raise error
+
+    with (tmp_path / "terminal").open("wb") as terminal:
+        ConsoleStream(Broken(terminal.fileno()), "stdout").write("lost\n")  # type: ignore[arg-type]
+        assert os.fstat(terminal.fileno()).st_ino == (tmp_path / "terminal").stat().st_ino, "not the null device"
