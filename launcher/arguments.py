@@ -37,9 +37,15 @@ def build_parser() -> argparse.ArgumentParser:
             "--seeds", metavar="LIST", help="train each config once for each of these values of project.seed: 42,43,44"
         )
         command.add_argument(
-            "--study", metavar="NAME",
-            help="name of a launch of several configs or seeds; if it exists, only its missing folds are trained",
+            "--set-each", action="append", default=[], metavar="KEY=LIST",
+            help="train each config once for each of these values, as in --set-each train.lr=1e-4,3e-4; may be "
+            "repeated, for every combination",
         )  # fmt: skip
+        command.add_argument(
+            "--study", metavar="NAME",
+            help="name of a launch of several runs; if it exists, only its missing folds are trained",
+        )  # fmt: skip
+        command.add_argument("--blend", action="store_true", help="at the end, blend all runs of the study")
         command.add_argument(
             "--backend", choices=("local", "slurm"), default="local", help="where to train (default: local)"
         )
@@ -51,9 +57,13 @@ def build_parser() -> argparse.ArgumentParser:
     merge = commands.add_parser("merge", help="merge the fold predictions and metrics of a run")
     status = commands.add_parser("status", help="show the state of each fold of a run")
     status.add_argument("--json", action="store_true", help="print JSON")
-    cancel = commands.add_parser("cancel", help="gracefully stop a run's launcher and all its folds")
-    for command in (merge, status, cancel):
+    cancel = commands.add_parser("cancel", help="gracefully stop a run, or all runs of a study")
+    for command in (merge, status):
         command.add_argument("run", type=Path, metavar="RUN", help="run folder: <exp_dir>/YYYYMMDD/<run_id>")
+    cancel.add_argument(
+        "run", type=Path, metavar="RUN",
+        help="run folder: <exp_dir>/YYYYMMDD/<run_id>, or that of a study: <exp_dir>/studies/<name>",
+    )  # fmt: skip
     return parser
 
 

@@ -1,4 +1,4 @@
-"""`doccls-launch cancel RUN`: stop the run's launcher and its Slurm jobs, and wait until they have."""
+"""`doccls-launch cancel`: stop a run or a study, its launcher and its Slurm jobs, and wait until they have stopped."""
 
 import os
 import signal
@@ -6,14 +6,18 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 
 from doccls.errors import UserError
 from doccls.run.paths import RunPaths
+from doccls.system.atomic_files import write_text
 from doccls.system.lock import Holder, LockError, find_holder, hold_lock, is_visible
+from launcher.ledger import read_ledger
 from launcher.slurm.array_jobs import list_clusters, read_array_jobs, write_array_jobs
 from launcher.slurm.format import JobPhase, QueueEntry, SlurmError
 from launcher.slurm.queue import POLL_S, cancel_jobs, next_interval, read_queue
 from launcher.status import find_launchers, list_run_jobs
+from launcher.study_file import locate_member, locate_study_lock, read_study
 
 _POLL_S = 0.2
 _SLURM_CLEANUP_S = 2.0  # time for Slurm to clean up after a job whose process has ended
@@ -31,11 +35,40 @@ def cancel_run(paths: RunPaths, report: Callable[[str], None]) -> None:
         raise SlurmError("squeue does not answer: nothing was cancelled")
     if active:
         _stop_jobs(active, paths, report)
+    elif study := _find_study(paths):
+        _stop_member(study, paths, report)
     elif launchers := find_launchers(paths):
         _stop_launchers(launchers, paths, report)
     else:
         raise UserError(f"no launcher or job of run {paths.root} is active: there is nothing to cancel")
     report("[CANCEL] stopped; finished folds are kept")
+
+
+def cancel_study(folder: Path, report: Callable[[str], None]) -> None:
+    """Stop all runs of a study, whose folder this is, as `cancel_run` does for one.
+
+    Raises:
+        UserError: nothing of it is active, or a launcher can't be reached from here.
+        SlurmError: its runs have jobs, and Slurm does not answer.
+    """
+    lock = locate_study_lock(folder)
+    holder, study = find_holder(lock), read_study(folder)
+    if holder is not None:
+        _ask_to_stop(holder, signal.SIGTERM, report)
+        while find_holder(lock) == holder:
+            time.sleep(_POLL_S)
+        report("[CANCEL] stopped; finished folds are kept")
+        return
+    active = []
+    for member in () if study is None else study.members:
+        paths = locate_member(folder, member)
+        if find_launchers(paths) or _list_active_jobs(paths) != []:
+            active.append(paths)
+    if not active:
+        raise UserError(f"no launcher or job of study {folder} is active: there is nothing to cancel")
+    for paths in active:
+        report(f"[CANCEL] run {paths.root}")
+        cancel_run(paths, report)
 
 
 def _list_active_jobs(paths: RunPaths) -> list[QueueEntry] | None:
@@ -104,20 +137,55 @@ def _await_tasks(paths: RunPaths, limit_s: float, ended: bool) -> bool:
     return ended
 
 
+def _find_study(paths: RunPaths) -> Holder | None:
+    """Return the launcher that trains the run as part of a study; None if there is none."""
+    holder = find_holder(paths.launch_lock())
+    ledger = None if holder is None else read_ledger(paths.ledger())
+    return holder if ledger is not None and ledger.study is not None else None
+
+
+def _stop_member(launcher: Holder, paths: RunPaths, report: Callable[[str], None]) -> None:
+    """Ask the launcher of a study, on any machine, to stop the folds of this run, and wait until none is trained."""
+    write_text(paths.cancel_request, launcher.token)
+    report(f"[CANCEL] {launcher}: asked to stop the folds of this run at their next safe point; its study goes on")
+    while find_holder(paths.launch_lock()) == launcher and not _has_stopped(paths):
+        time.sleep(_POLL_S)
+    with suppress(OSError):
+        paths.cancel_request.unlink()
+
+
+def _has_stopped(paths: RunPaths) -> bool:
+    """Return whether the launcher has answered the request by stopping every fold."""
+    ledger = read_ledger(paths.ledger())
+    assert ledger is not None
+    return ledger.cancelled and all(attempt.outcome is not None for attempt in ledger.attempts)
+
+
+def _ask_to_stop(holder: Holder, signum: int, report: Callable[[str], None]) -> None:
+    """Send the signal to a process on this machine.
+
+    Raises:
+        UserError: it is on another machine, or belongs to another user.
+    """
+    if not is_visible(holder):
+        raise UserError(f"{holder}: cancel it there, on that machine and in the same container")
+    try:
+        os.kill(holder.pid, signum)
+    except ProcessLookupError:
+        return
+    except PermissionError as error:
+        raise UserError(f"{holder}: it belongs to another user; only that user can cancel it") from error
+    report(f"[CANCEL] {holder}: asked to stop; its folds stop at their next safe point")
+
+
 def _stop_launchers(holders: Sequence[Holder], paths: RunPaths, report: Callable[[str], None]) -> None:
     """Stop the run's launcher, or its tasks in another batch system, on this machine."""
     if unreachable := [str(holder) for holder in holders if not is_visible(holder)]:
         raise UserError(f"{'; '.join(unreachable)}: cancel it there, on that machine and in the same container")
     launcher = find_holder(paths.launch_lock())
     for holder in holders:
-        try:
-            # After SIGTERM, a task would ask by its exit code to be restarted.
-            os.kill(holder.pid, signal.SIGTERM if holder == launcher else signal.SIGINT)
-        except ProcessLookupError:
-            continue
-        except PermissionError as error:
-            raise UserError(f"{holder}: it belongs to another user; only that user can cancel it") from error
-        report(f"[CANCEL] {holder}: asked to stop; its folds stop at their next safe point")
+        # After SIGTERM, a task would ask by its exit code to be restarted.
+        _ask_to_stop(holder, signal.SIGTERM if holder == launcher else signal.SIGINT, report)
     while set(holders) & set(find_launchers(paths)):
         time.sleep(_POLL_S)
     if launcher is None:

@@ -38,8 +38,8 @@ from launcher.placement import choose_slots, choose_task_slots, make_request
 from launcher.plan import describe_plan, render_plan
 from launcher.slurm.format import parse_allocation, render_comment
 from launcher.slurm.script import JobRequest, render_output, render_sbatch, render_script
-from launcher.study import check_study_name
-from launcher.study_command import is_study, load_study, run_study
+from launcher.study_command import is_study, make_study_plan, run_study
+from launcher.study_plan import describe_study_plan, render_study_plan
 
 if TYPE_CHECKING:
     from doccls.reporting.log import RunLog
@@ -139,9 +139,8 @@ def _train_task(arguments: argparse.Namespace, log: "RunLog", end_command: "EndC
 
 def _plan(arguments: argparse.Namespace) -> int:
     if is_study(arguments):
-        plans = [run.options.plan for run in load_study(arguments, check_study_name(arguments.study or "study-NEW"))]
-        text = json.dumps([describe_plan(plan) for plan in plans], indent=2)
-        print(text if arguments.json else "\n".join(map(render_plan, plans)))
+        study = make_study_plan(arguments)
+        print(json.dumps(describe_study_plan(study), indent=2) if arguments.json else render_study_plan(study))
         return 0
     loaded = load_arguments_with_warnings(arguments)
     config = loaded.config
@@ -204,9 +203,15 @@ def _status(arguments: argparse.Namespace) -> int:
 
 
 def _cancel(arguments: argparse.Namespace) -> int:
-    from launcher.cancel import cancel_run
+    from launcher.cancel import cancel_run, cancel_study
+    from launcher.study_file import find_study
 
-    cancel_run(find_run(arguments.run), functools.partial(print, flush=True))
+    report = functools.partial(print, flush=True)
+    study = find_study(arguments.run)
+    if study is not None:
+        cancel_study(study, report)
+    else:
+        cancel_run(find_run(arguments.run), report)
     return 0
 
 

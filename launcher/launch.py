@@ -1,32 +1,27 @@
 """`doccls-launch run`: train the folds of a run side by side, restart failed ones, and merge the results."""
 
-import os
-import socket
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import replace
 from datetime import datetime
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 from doccls.config import Config
-from doccls.config.paths import is_file
 from doccls.data.sampler import BatchDivision
 from doccls.errors import UserError
-from doccls.experiment import Experiment, close_run, log_config, open_run
+from doccls.experiment import close_run, log_config
 from doccls.oof.predictions import read_predictions
 from doccls.reporting.log import RunLog
-from doccls.run.paths import RunPaths, locate_run
-from doccls.system.lock import LockError, hold_lock
+from doccls.system.lock import LockError
 from doccls.system.signals import check_stop, on_immediate_exit, stop_requested, stopping_gracefully
 from doccls.system.temporary import temporary_folder
 from doccls.system.tensor_file import TensorFileError
 from launcher.attempt import Limits, RunningFold
-from launcher.ledger import Attempt, Ledger, LedgerFile, begin_launch, format_duration, format_time
+from launcher.ledger import Attempt, format_duration, format_time
 from launcher.local import Backend, LocalBackend, Processes, StartError, kill_folds, kill_folds_and_wait
-from launcher.plan import LaunchPlan, Slot, Workload, render_plan
+from launcher.plan import Slot, render_plan
+from launcher.queued_run import Job, LaunchOptions, QueuedRun, queue_run
 from launcher.supervise import (
     MEMORY_OUTCOMES,
     Action,
@@ -35,7 +30,6 @@ from launcher.supervise import (
     FoldState,
     LaunchState,
     Outcome,
-    Policy,
     Start,
     Stop,
     Wait,
@@ -43,27 +37,12 @@ from launcher.supervise import (
     end_fold,
     next_action,
     start_fold,
+    stop_folds,
     stop_launch,
 )
 
 _TICK_S = 0.05
-
-
-@dataclass(frozen=True)
-class LaunchOptions:
-    """The options of a launch beside the config."""
-
-    plan: LaunchPlan  # only logged
-    slots: tuple[Slot, ...]
-    workload: Workload
-    policy: Policy
-    hang_timeout_s: float  # a process without progress for this long is killed; 0 is no limit
-    resume_command: str  # trains the missing folds
-
-    @property
-    def ranks_per_fold(self) -> int:
-        """The number of processes of each fold."""
-        return len(self.slots[0].devices)
+_CANCEL_POLL_S = 0.5
 
 
 def launch(config: Config, run_id: str, now: datetime, options: LaunchOptions, log: RunLog) -> None:
@@ -77,95 +56,23 @@ def launch(config: Config, run_id: str, now: datetime, options: LaunchOptions, l
     log.line(render_plan(options.plan, commands=False))
     with ExitStack() as held:
         run = queue_run(config, run_id, now, options, log, held)
-        jobs = [Job(run, fold, f"fold {fold}") for fold in run.missing]
+        jobs = [Job(run, fold) for fold in run.missing]
         train_queue([run], jobs, options, log)
         close_run(run.experiment, log)
 
 
-def queue_run(
-    config: Config, run_id: str, now: datetime, options: LaunchOptions, log: RunLog, held: ExitStack
-) -> "QueuedRun":
-    """Open or join the run, lock it until `held` is closed, and return it with its missing folds.
-
-    Raises:
-        UserError: its config or data can't be used, or another launcher has the run.
-    """
-    paths = locate_run(config.output.exp_dir, run_id, now)
-    what = f"run {run_id} is being launched"
-    if is_file(paths.launch_lock()):
-        with hold_lock(paths.launch_lock(), what):
-            pass  # report another launcher before the data is scanned
-    take_lock = partial(held.enter_context, hold_lock(paths.launch_lock(), what))
-    run = open_run(config, paths, now, describe_processes(options), log, take_lock)
-    assert run.lock is not None
-    log.line(f"[ARTIFACTS] {paths.root}")
-    wanted = config.data.list_wanted()
-    ledger = begin_launch(paths.ledger(), describe_launch(run.experiment, wanted, options, log, now))
-    ledger_file = LedgerFile(paths.ledger(), ledger, run.lock, log)
-    return QueuedRun(
-        run.experiment, options.workload, ledger_file, tuple(run.list_missing(wanted)), options.resume_command
-    )
-
-
 def train_queue(
-    runs: "Sequence[QueuedRun]",
-    jobs: "Sequence[Job]",
+    runs: Sequence[QueuedRun],
+    jobs: Sequence[Job],
     options: LaunchOptions,
     log: RunLog,
-    on_finished: Callable[["QueuedRun"], None] = lambda run: None,
+    on_finished: Callable[[QueuedRun], None] = lambda run: None,
+    on_tick: Callable[[], None] = lambda: None,
 ) -> None:
-    """Train folds of the runs on this machine, in this order; see `FoldLoop.run`."""
+    """Train folds of the runs on this machine, in this order; see `FoldLoop`."""
     with temporary_folder("doccls-launch-") as folder, stopping_gracefully():
         backend = LocalBackend(folder, min(len(jobs), len(options.slots)) * options.ranks_per_fold)
-        FoldLoop(runs, jobs, options, backend, log, on_finished).run()
-
-
-def describe_processes(options: LaunchOptions) -> dict[str, Any]:
-    """Return the provenance of the run's processes, which add their devices themselves."""
-    return {"world_size": options.ranks_per_fold}
-
-
-def describe_launch(
-    experiment: Experiment, folds: Sequence[int], options: LaunchOptions, log: RunLog, now: datetime
-) -> Ledger:
-    """Return the ledger of a launch that has started no fold yet."""
-    return Ledger(
-        run_id=experiment.paths.run_id,
-        fingerprint=experiment.fingerprint,
-        num_folds=experiment.config.data.folds,
-        folds=tuple(folds),
-        ranks_per_fold=options.ranks_per_fold,
-        host=socket.gethostname(),
-        pid=os.getpid(),
-        resume_command=options.resume_command,
-        started=format_time(now),
-        log=str(log.path),
-    )
-
-
-@dataclass(frozen=True)
-class QueuedRun:
-    """A run whose missing folds are in the queue of a launch."""
-
-    experiment: Experiment
-    workload: Workload
-    ledger: LedgerFile
-    missing: tuple[int, ...]  # folds
-    resume_command: str  # trains the missing folds
-
-    @property
-    def paths(self) -> RunPaths:
-        """The files of the run."""
-        return self.experiment.paths
-
-
-@dataclass(frozen=True)
-class Job:
-    """A fold in the queue of a launch."""
-
-    run: QueuedRun
-    fold: int
-    name: str  # in log lines
+        FoldLoop(runs, jobs, options, backend, log, on_finished, on_tick).run()
 
 
 class FoldLoop:
@@ -179,15 +86,20 @@ class FoldLoop:
         backend: Backend,
         log: RunLog,
         on_finished: Callable[[QueuedRun], None] = lambda run: None,
+        on_tick: Callable[[], None] = lambda: None,
     ) -> None:
         """Prepare to train folds of the runs, in the order of `jobs`.
 
-        `on_finished` is called once all folds of a run are done, when no slot is free that a fold could take.
+        `on_finished` is called when the last fold of a run is done, and `on_tick` many times a second; both must return
+        at once.
         """
         self._runs, self._jobs, self._options, self._backend, self._log = runs, jobs, options, backend, log
-        self._on_finished, self._finished = on_finished, list[QueuedRun]()
+        self._on_finished, self._on_tick = on_finished, on_tick
         self._running: dict[int, RunningFold] = {}
-        self._advanced = self._any_has_begun = False
+        self._advanced = False
+        self._begun: set[str] = set()  # runs of which a fold was seen to train
+        self._cancelled: list[QueuedRun] = []
+        self._cancel_polled_s = time.monotonic()
         self._reasons: dict[int, str] = {}
         self._started_s: dict[int, float] = {}
         self._state = LaunchState(tuple(map(self._make_fold_state, range(len(jobs)))), options.slots)
@@ -203,13 +115,10 @@ class FoldLoop:
         try:
             with on_immediate_exit(lambda reason, code: kill_folds(self._list_processes())):
                 while not isinstance(action := self._decide(), Finish):
-                    if isinstance(action, Wait) and self._finished:  # free slots are filled first
-                        self._on_finished(self._finished.pop(0))
-                    else:
-                        self._act(action)
+                    self._act(action)
                     self._settle_ended()
-                while self._finished and not self._state.stopping:
-                    self._on_finished(self._finished.pop(0))
+                    self._stop_cancelled()
+                    self._on_tick()
         finally:
             kill_folds_and_wait(self._list_processes())
             for run in self._runs:
@@ -219,7 +128,7 @@ class FoldLoop:
         failed = [fold_state.job for fold_state in self._state.list_by_status("failed")]
         unfinished = [fold_state.job for fold_state in self._state.folds if fold_state.status != "done"]
         missing = [job for job in unfinished if _read_score(self._jobs[job]) is None]
-        if failed and missing:  # another owner of a failed fold may have finished it since
+        if (failed or self._cancelled) and missing:  # another owner of a failed fold may have finished it since
             raise UserError(self._format_failure([job for job in failed if job in missing], missing))
 
     @property
@@ -246,9 +155,28 @@ class FoldLoop:
         for run in self._runs:
             run.ledger.retry_write()
         for job, running in list(self._running.items()):
-            self._any_has_begun |= running.has_begun
-            if running.has_ended(self._any_has_begun):
+            run_id = self._jobs[job].run.paths.run_id
+            if running.has_begun:
+                self._begun.add(run_id)
+            if running.has_ended(run_id in self._begun):
                 self._settle(job, running)
+
+    def _stop_cancelled(self) -> None:
+        """Stop the folds of runs that `doccls-launch cancel RUN` asks for."""
+        now_s = time.monotonic()
+        if now_s - self._cancel_polled_s < _CANCEL_POLL_S:
+            return
+        self._cancel_polled_s = now_s
+        for run in self._runs:
+            if run not in self._cancelled and run.is_cancelled():
+                self._cancelled.append(run)
+                run.ledger.write(replace(run.ledger.content, cancelled=True))
+                jobs = [job for job, queued in enumerate(self._jobs) if queued.run is run]
+                self._state = stop_folds(self._state, jobs)
+                self._log.line(f"[LAUNCH] run {run.paths.run_id} is cancelled: only its folds stop")
+                for job in jobs:
+                    if job in self._running:
+                        self._running[job].request_stop()
 
     def _start(self, job: int, slot: Slot) -> None:
         run, fold = self._jobs[job].run, self._jobs[job].fold
@@ -281,8 +209,8 @@ class FoldLoop:
     def _settle(self, job: int, running: RunningFold) -> None:
         """Settle a fold: done if its predictions are valid, else by the reports and exit codes of its processes."""
         score = _read_score(self._jobs[job])
-        stopping = self._state.stopping or stop_requested() is not None
-        ending, reason = running.conclude(score is not None, stopping)
+        is_stopping = self._state.stopping or self._state.find(job).stopping or stop_requested() is not None
+        ending, reason = running.conclude(score is not None, is_stopping)
         self._advanced |= score is not None or running.has_advanced
         del self._running[job]
         message = reason if score is None else f"done macro_f1={score:.5f}"
@@ -316,7 +244,7 @@ class FoldLoop:
             self._log.line(f"{label}: {message} in {duration}")
             run = self._jobs[job].run
             if all(state.status == "done" for state in self._state.folds if self._jobs[state.job].run is run):
-                self._finished.append(run)
+                self._on_finished(run)
         elif ending.outcome is Outcome.STOPPED:
             self._log.line(f"{label}: stopped after {duration}")
         elif ending.outcome is Outcome.PREEMPTED:
@@ -347,8 +275,8 @@ class FoldLoop:
             for attempt in run.ledger.content.attempts:
                 if attempt.outcome is None:
                     self._log.line(
-                        f"[LAUNCH] fold {attempt.fold}: attempt {attempt.number}, started {attempt.started}, ended "
-                        "when its launcher was killed"
+                        f"[LAUNCH] {run.name_fold(attempt.fold)}: attempt {attempt.number}, started {attempt.started}, "
+                        "ended when its launcher was killed"
                     )
             run.ledger.write(run.ledger.content.close_open(format_time(datetime.now())))
 
@@ -373,11 +301,15 @@ class FoldLoop:
     def _format_failure(self, failed: list[int], missing: list[int]) -> str:
         heading = f"{len(failed)} fold{'s' if len(failed) > 1 else ''} failed" if failed else "folds are missing"
         lines = [heading, *(f"- {self._jobs[job].name}: {self._reasons[job]}" for job in failed)]
+        lines += [f"- run {run.paths.run_id} was cancelled (doccls-launch cancel)" for run in self._cancelled]
+        command = f"to train just them: {self._runs[0].resume_command}"  # the same for all runs of a study
         for run in self._runs:
-            folds = [self._jobs[job].fold for job in missing if self._jobs[job].run is run]
-            if folds:
-                lines.append(f"missing: folds {', '.join(map(str, folds))}; to train just them: {run.resume_command}")
-        return "\n".join(lines)
+            folds = ", ".join(str(self._jobs[job].fold) for job in missing if self._jobs[job].run is run)
+            if folds and run.study is None:
+                lines.append(f"missing: folds {folds}; {command}")
+            elif folds:
+                lines.append(f"missing: folds {folds} of run {run.paths.run_id}")
+        return "\n".join(lines if self._runs[0].study is None else [*lines, command])
 
     def _list_processes(self) -> list[Processes]:
         return [running.processes for running in self._running.values()]

@@ -13,7 +13,7 @@ from launcher.placement import ChosenSlots
 from launcher.plan import LaunchPlan, Slot
 
 if TYPE_CHECKING:
-    from launcher.launch import LaunchOptions
+    from launcher.queued_run import LaunchOptions
 
 
 def load_config_for_training(arguments: argparse.Namespace) -> LoadedConfig:
@@ -44,7 +44,7 @@ def make_options(
     slots: tuple[Slot, ...],
 ) -> "LaunchOptions":
     """Derive the options of a launch of one run."""
-    from launcher.launch import LaunchOptions
+    from launcher.queued_run import LaunchOptions
     from launcher.supervise import Policy
 
     return LaunchOptions(

@@ -112,7 +112,7 @@ def _derive_state(
         return State.DONE
     if evidence.alive or (launching and last is not None and last.outcome is None):
         return State.RUNNING
-    if launching and ledger is not None and fold in ledger.folds:
+    if launching and ledger is not None and not ledger.cancelled and fold in ledger.folds:
         will_start = last is None or last.then == "waiting" or last.started < ledger.started
         if will_start:
             return State.WAITING

@@ -1,16 +1,18 @@
-"""A study, configs and seeds as runs whose folds share one queue: its runs, their order, how they did; pure."""
+"""A study, configs x settings x seeds as runs whose folds share one queue: its runs, and the order of folds; pure."""
 
+import hashlib
+import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from doccls.errors import UserError
-from doccls.oof.summary import Summary
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,39}")
 _FOREIGN = re.compile(r"[^A-Za-z0-9._-]+")
 _MAX_ID = 80
+_MAX_LABEL = 30  # of a run's settings in its ID
 
 
 @dataclass(frozen=True)
@@ -19,12 +21,13 @@ class StudyRun:
 
     run_id: str
     config: Path
-    seed: int | None  # None: the config's own
+    seed: int | None = None  # None: the config's own
+    settings: tuple[str, ...] = ()  # KEY=VALUE of --set-each
 
     @property
     def overrides(self) -> tuple[str, ...]:
         """The keys that the study sets, as in `--set`."""
-        return () if self.seed is None else (f"project.seed={self.seed}",)
+        return (*self.settings, *(() if self.seed is None else (f"project.seed={self.seed}",)))
 
 
 def check_study_name(name: str) -> str:
@@ -56,26 +59,63 @@ def parse_seeds(text: str) -> tuple[int, ...]:
     return seeds
 
 
-def list_runs(name: str, configs: Sequence[Path], seeds: Sequence[int]) -> tuple[StudyRun, ...]:
-    """List the runs of a study: each config with each seed, or with its own seed if there are none.
+def parse_grid(texts: Sequence[str]) -> tuple[tuple[str, ...], ...]:
+    """Parse all `--set-each KEY=VALUE,VALUE`, and return every combination of their values, as `--set` takes them.
 
-    The run id is made from the names of the study and of the config's file, and from the seed.
+    Raises:
+        UserError: a key has no values or is there twice, or a value is a list.
+    """
+    axes: dict[str, list[str]] = {}
+    for text in texts:
+        key, _, values = text.partition("=")
+        key, words = key.strip(), [word.strip() for word in values.split(",")]
+        if not key or not all(words):
+            raise UserError(f"--set-each {text!r}: write key=value,value, for example --set-each train.lr=1e-4,3e-4")
+        if any(character in values for character in "[]{}"):
+            raise UserError(
+                f"--set-each {text!r}: a value can't be a list or mapping: state these in configs of their own"
+            )
+        if key in axes:
+            raise UserError(f"--set-each {text!r}: {key} is there twice; list all its values in one option")
+        if len(set(words)) < len(words):
+            raise UserError(f"--set-each {text!r}: a value is there twice")
+        axes[key] = [f"{key}={word}" for word in words]
+    return tuple(itertools.product(*axes.values()))
+
+
+def list_runs(
+    name: str, configs: Sequence[Path], seeds: Sequence[int], grid: Sequence[tuple[str, ...]] = ((),)
+) -> tuple[StudyRun, ...]:
+    """List the runs of a study: each config with each settings of the grid and each seed, or else with its own seed.
+
+    The run id is made from the names of the study and of the config's file, from the settings, and from the seed.
 
     Raises:
         UserError: two configs would give the same run id.
     """
     runs: dict[str, StudyRun] = {}
-    for config in configs:
+    for config, settings in itertools.product(configs, grid):
         stem = _FOREIGN.sub("-", config.stem).strip("-.") or "config"
         for seed in seeds or (None,):
-            suffix = "" if seed is None else f"-s{seed}"
+            suffix = _label(settings) + ("" if seed is None else f"-s{seed}")
             run_id = f"{name}-{stem[: _MAX_ID - len(name) - len(suffix) - 1]}{suffix}"
             if run_id in runs:
                 raise UserError(
                     f"--config {runs[run_id].config} and {config} would both be run {run_id}: rename one of the files"
                 )
-            runs[run_id] = StudyRun(run_id, config, seed)
+            runs[run_id] = StudyRun(run_id, config, seed, settings)
     return tuple(runs.values())
+
+
+def _label(settings: Sequence[str]) -> str:
+    """Return a part of a run id: the last words of the keys and the values, or a digest where these can't be in it."""
+    if not settings:
+        return ""
+    pairs = [setting.partition("=") for setting in settings]
+    text = "-".join(f"{key.rpartition('.')[2]}{value}" for key, _, value in pairs)
+    if _FOREIGN.search(text) or len(text) > _MAX_LABEL:
+        text = "x" + hashlib.sha256("\n".join(settings).encode()).hexdigest()[:8]
+    return f"-{text}"
 
 
 @dataclass(frozen=True)
@@ -103,94 +143,3 @@ def order_folds(works: Sequence[Work]) -> list[tuple[int, int]]:
 
     ordered = sorted(works, key=lambda work: (-expect(work), work.run))
     return [(work.run, fold) for work in ordered for fold in work.folds]
-
-
-@dataclass(frozen=True)
-class Standing:
-    """How a run of a study did."""
-
-    run_id: str
-    folder: str
-    config: str
-    seed: int | None
-    finished: int  # folds
-    num_folds: int
-    device_hours: float | None  # of its finished epochs; None without any
-    settings: Mapping[str, str]  # config keys that differ among the runs of the study
-    summary: Summary | None  # None unless it is merged
-    problem: str | None = None  # why it is not merged
-
-
-def rank_runs(standings: Sequence[Standing]) -> list[Standing]:
-    """Order runs by their score, on damaged copies if all have one, else on clean pages; unmerged ones come last."""
-    summaries = [standing.summary for standing in standings if standing.summary is not None]
-    by_damaged = all(summary.damaged is not None for summary in summaries)
-
-    def score(standing: Standing) -> float:
-        if standing.summary is None:
-            return float("-inf")
-        damaged = standing.summary.damaged
-        return damaged.macro_f1 if by_damaged and damaged is not None else standing.summary.macro_f1
-
-    return sorted(standings, key=lambda standing: (-score(standing), standing.run_id))
-
-
-def render_leaderboard(standings: Sequence[Standing]) -> list[str]:
-    """Render the runs, the best first, as lines of a table."""
-    ranked = rank_runs(standings)
-    width = max(len(standing.run_id) for standing in ranked)
-    lines = [f"{'':>2}  {'run':<{width}}  {'clean':<21}  {'damaged':<21}  device-hours  differing keys"]
-    for place, standing in enumerate(ranked, 1):
-        settings = " ".join(f"{key}={value}" for key, value in standing.settings.items())
-        hours = "" if standing.device_hours is None else f"{standing.device_hours:.2f}"
-        lines.append(
-            f"{place:>2}  {standing.run_id:<{width}}  {_format_scores(standing)}  {hours:>12}  {settings}".rstrip()
-        )
-        if standing.problem is not None:
-            lines.append(f"      {standing.problem}")
-    return lines
-
-
-def _format_scores(standing: Standing) -> str:
-    summary = standing.summary
-    if summary is None:
-        return f"{f'{standing.finished} of {standing.num_folds} folds':<21}  {'':<21}"
-    clean = _format_score(summary.macro_f1, summary.macro_f1_low, summary.macro_f1_high)
-    damaged = summary.damaged
-    if damaged is None:
-        return f"{clean:<21}  {'-':<21}"
-    return f"{clean:<21}  {_format_score(damaged.macro_f1, damaged.macro_f1_low, damaged.macro_f1_high):<21}"
-
-
-def _format_score(value: float, low: float, high: float) -> str:
-    return f"{value:.4f} [{low:.3f}, {high:.3f}]"
-
-
-def describe_study(name: str, standings: Sequence[Standing]) -> dict[str, object]:
-    """Describe the study as JSON values, the best run first."""
-    return {"name": name, "runs": [_describe_standing(standing) for standing in rank_runs(standings)]}
-
-
-def _describe_standing(standing: Standing) -> dict[str, object]:
-    described: dict[str, object] = {
-        "run_id": standing.run_id,
-        "folder": standing.folder,
-        "config": standing.config,
-        "seed": standing.seed,
-        "finished_folds": standing.finished,
-        "num_folds": standing.num_folds,
-        "device_hours": standing.device_hours,
-        "settings": dict(standing.settings),
-        "problem": standing.problem,
-    }
-    summary = standing.summary
-    if summary is not None:
-        described["clean"] = _describe_score(summary.macro_f1, summary.macro_f1_low, summary.macro_f1_high)
-        if summary.damaged is not None:
-            damaged = summary.damaged
-            described["damaged"] = _describe_score(damaged.macro_f1, damaged.macro_f1_low, damaged.macro_f1_high)
-    return described
-
-
-def _describe_score(value: float, low: float, high: float) -> dict[str, float]:
-    return {"macro_f1": value, "low": low, "high": high}

@@ -1,16 +1,21 @@
 """`doccls-launch run` and `plan` for a study: from the arguments to its runs, each with its config and options."""
 
 import argparse
+from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from doccls.config import Config
+from doccls.config.files import check_inputs
 from doccls.errors import UserError
-from doccls.run.paths import locate_study, name_log, new_run_id
+from doccls.run.paths import RunPaths, locate_study, name_log, new_run_id
 from launcher.arguments import render_study_command
 from launcher.options import load_config_for_training, make_local_plan, make_options
-from launcher.placement import choose_slots
-from launcher.study import check_study_name, list_runs, parse_seeds
+from launcher.placement import ChosenSlots, choose_slots
+from launcher.study import check_study_name, list_runs, order_folds, parse_grid, parse_seeds
+from launcher.study_plan import StudyPlan, plan_study
 
 if TYPE_CHECKING:
     from doccls.reporting.log import RunLog
@@ -20,7 +25,8 @@ if TYPE_CHECKING:
 
 def is_study(arguments: argparse.Namespace) -> bool:
     """Return whether the arguments of `run` or `plan` ask for more than one run, or name a study."""
-    return len(arguments.configs) > 1 or arguments.seeds is not None or arguments.study is not None
+    is_named = arguments.seeds is not None or arguments.study is not None
+    return len(arguments.configs) > 1 or is_named or bool(arguments.set_each) or arguments.blend
 
 
 def run_study(arguments: argparse.Namespace, log: "RunLog", end_command: "EndCommand") -> None:
@@ -37,11 +43,13 @@ def run_study(arguments: argparse.Namespace, log: "RunLog", end_command: "EndCom
     with log.writing_to(name_log(output.logs_dir, name, now)):
         from launcher.study_launch import launch_study
 
-        launch_study(name, runs, now, log)
+        launch_study(name, runs, arguments.blend, now, log)
 
 
-def load_study(arguments: argparse.Namespace, name: str) -> "list[LoadedRun]":
+def load_study(arguments: argparse.Namespace, name: str, is_plan: bool = False) -> "list[LoadedRun]":
     """Load the runs of a study, with the options of a launch of each alone.
+
+    `is_plan`: data that does not exist on this machine is only a warning.
 
     Raises:
         UserError: a config can't be used, or the options do not fit a study.
@@ -54,10 +62,11 @@ def load_study(arguments: argparse.Namespace, name: str) -> "list[LoadedRun]":
         raise UserError("--run-id: the runs of a study are named by --study, the config's file and the seed")
     seeds = () if arguments.seeds is None else parse_seeds(arguments.seeds)
     resume_command, loaded_runs = render_study_command(arguments.argv, name), list["LoadedRun"]()
-    for run in list_runs(name, arguments.configs, seeds):
+    for run in list_runs(name, arguments.configs, seeds, parse_grid(arguments.set_each)):
         overrides = [*arguments.overrides, *run.overrides]
         own = argparse.Namespace(**vars(arguments) | {"config": run.config, "overrides": overrides})
         loaded = load_config_for_training(own)
+        absent = check_inputs(loaded.config, may_be_absent=True) if is_plan else ()
         chosen = choose_slots(own, loaded.config)
         slots = loaded_runs[0].options.slots if loaded_runs else chosen.slots
         if len(slots[0].devices) != len(chosen.slots[0].devices):
@@ -65,7 +74,43 @@ def load_study(arguments: argparse.Namespace, name: str) -> "list[LoadedRun]":
                 f"{run.config}: its folds take {len(chosen.slots[0].devices)} devices, those of {arguments.config} "
                 f"{len(slots[0].devices)} (train.num_processes): the runs of a study share the same slots"
             )
-        plan = make_local_plan(own, loaded, run.run_id, replace(chosen, slots=slots))
+        if loaded_runs and (exp_dir := loaded_runs[0].config.output.exp_dir) != loaded.config.output.exp_dir:
+            raise UserError(
+                f"{run.config}: output.exp_dir = {loaded.config.output.exp_dir}, that of {arguments.config} is "
+                f"{exp_dir}: the runs of a study are in the same folder"
+            )
+        plan = make_local_plan(own, loaded, run.run_id, ChosenSlots(slots, (*absent, *chosen.warnings)))
         options = replace(make_options(own, loaded.config, run.run_id, plan, slots), resume_command=resume_command)
-        loaded_runs.append(LoadedRun(run, loaded.config, options))
+        loaded_runs.append(LoadedRun(run, loaded.config, replace(options, study=name)))
     return loaded_runs
+
+
+def make_study_plan(arguments: argparse.Namespace) -> StudyPlan:
+    """Derive what a launch of the study would do.
+
+    Raises:
+        UserError: see `load_study`.
+    """
+    from launcher.study_launch import estimate_work
+
+    name = check_study_name(arguments.study or "study-NEW")
+    runs = {loaded.run.run_id: loaded for loaded in load_study(arguments, name, is_plan=True)}
+    plans = {run_id: loaded.options.plan for run_id, loaded in runs.items()}
+    works = []
+    for number, (run_id, loaded) in enumerate(runs.items()):
+        missing = tuple(assignment.fold for wave in plans[run_id].waves for assignment in wave)
+        paths = RunPaths(Path(plans[run_id].run_folder))
+        works.append(estimate_work(number, missing, loaded.config, _count_pages(loaded.config), paths))
+    run_ids = list(runs)
+    order = [(run_ids[number], fold) for number, fold in order_folds(works)]
+    workloads = {run_id: loaded.options.workload for run_id, loaded in runs.items()}
+    return plan_study(name, plans, workloads, order, next(iter(runs.values())).options.slots)
+
+
+def _count_pages(config: Config) -> int:
+    """Return the number of rows of the training CSV; 1 where it can't be read, which the launch will report."""
+    from doccls.data.table import read_table
+
+    with suppress(UserError):
+        return len(read_table(config.data.train_csv, "data.train_csv", [config.data.id_col]))
+    return 1

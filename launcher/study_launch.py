@@ -1,25 +1,38 @@
-"""`doccls-launch run` with several configs or seeds: trains the folds of all runs in one queue, and ranks the runs."""
+"""`doccls-launch run` with several runs: trains the folds of all in one queue, and ranks the runs."""
 
-import json
+import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 
 from doccls.config import Config
 from doccls.config.load import list_values
 from doccls.config.paths import describe_error
 from doccls.errors import UserError
-from doccls.experiment import close_run
 from doccls.oof.predictions import is_merged
-from doccls.oof.summary import read_summary
 from doccls.reporting.log import RunLog
 from doccls.run.metrics_log import read_metrics
-from doccls.run.paths import locate_study
-from doccls.system.atomic_files import write_text
-from doccls.system.lock import hold_lock
-from launcher.launch import Job, LaunchOptions, QueuedRun, queue_run, train_queue
-from launcher.study import Standing, StudyRun, Work, describe_study, order_folds, render_leaderboard
+from doccls.run.paths import RunPaths, locate_study
+from doccls.system.lock import Lock, hold_lock
+from doccls.system.signals import Interrupted, stopping_gracefully
+from launcher.closing import Closings, Ended, list_command
+from launcher.launch import train_queue
+from launcher.leaderboard import Standing, render_leaderboard
+from launcher.queued_run import Job, LaunchOptions, QueuedRun, queue_run
+from launcher.study import StudyRun, Work, order_folds
+from launcher.study_file import (
+    Member,
+    Study,
+    locate_study_file,
+    locate_study_lock,
+    measure_runs,
+    read_study,
+    write_study,
+)
+
+_BLEND = "blend"
 
 
 @dataclass(frozen=True)
@@ -31,94 +44,168 @@ class LoadedRun:
     options: LaunchOptions
 
 
-def launch_study(name: str, runs: Sequence[LoadedRun], now: datetime, log: RunLog) -> None:
+def launch_study(name: str, runs: Sequence[LoadedRun], blend: bool, now: datetime, log: RunLog) -> None:
     """Train the missing folds of all runs in one queue, merge each run as its last fold ends, and rank them.
 
-    The options of the first run, such as its slots, are those of the queue.
+    The options of the first run, such as its slots, are those of the queue. With `blend`, all runs are blended at last.
 
     Raises:
         UserError: a config or its data can't be used, another launcher has the study or a run, or folds failed.
         Interrupted: a signal came; each fold has stopped at its next safe point.
     """
-    folder = locate_study(runs[0].config.output.exp_dir, name)
-    problems: dict[str, str] = {}
+    folder = open_study(runs[0].config, name)
+    with ExitStack() as held:
+        lock = held.enter_context(hold_lock(locate_study_lock(folder), f"study {name} is being launched"))
+        before = read_study(folder)
+        warnings = dict.fromkeys(warning for loaded in runs for warning in loaded.options.plan.warnings)
+        for warning in warnings:
+            log.line(f"[WARNING] {warning}")
+        queued = []
+        for loaded, settings in zip(runs, find_differing([loaded.config for loaded in runs]), strict=True):
+            described = " ".join(f"{key}={value}" for key, value in settings.items())
+            log.line(f"[STUDY] run {loaded.run.run_id}: {described}".rstrip(": "))
+            queued.append(queue_run(loaded.config, loaded.run.run_id, now, loaded.options, log, held))
+        study = describe_study(name, runs, [run.paths.root for run in queued]).join(before)
+        launch = _StudyLaunch(folder, study, queued, lock, log)
+        launch.rank(quietly=True)
+        launch.train(runs[0].options, blend)
 
-    def close(queued: QueuedRun) -> None:
-        try:
-            close_run(queued.experiment, log)
-        except Exception as error:  # noqa: BLE001 (the folds of other runs must not end for it)
-            problems[queued.paths.run_id] = str(error) or type(error).__name__
-            log.line(f"[WARNING] run {queued.paths.run_id}: {problems[queued.paths.run_id]}")
 
+def open_study(config: Config, name: str) -> Path:
+    """Return the folder of the study, which is created if need be.
+
+    Raises:
+        UserError: it can't be created.
+    """
+    folder = locate_study(config.output.exp_dir, name)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"output.exp_dir: {describe_error(error, folder, 'folder')}") from error
-    with ExitStack() as held:
-        held.enter_context(hold_lock(folder / "study.lock", f"study {name} is being launched"))
-        settings = _find_differing([loaded.config for loaded in runs])
-        for loaded, own in zip(runs, settings, strict=True):
-            log.line(f"[STUDY] run {loaded.run.run_id}: {' '.join(f'{key}={value}' for key, value in own.items())}")
-        warnings = dict.fromkeys(warning for loaded in runs for warning in loaded.options.plan.warnings)
-        for warning in warnings:
-            log.line(f"[WARNING] {warning}")
-        queued = [queue_run(loaded.config, loaded.run.run_id, now, loaded.options, log, held) for loaded in runs]
-        jobs = _list_jobs(queued)
-        log.line(f"[STUDY] {len(jobs)} folds of {len(runs)} runs to train")
+    return folder
+
+
+def describe_study(name: str, runs: Sequence[LoadedRun], roots: Sequence[Path]) -> Study:
+    """Return the study of these runs, whose folders are `roots`."""
+    settings = find_differing([loaded.config for loaded in runs])
+    members = tuple(
+        Member(
+            run_id=loaded.run.run_id,
+            folder=f"{root.parent.name}/{root.name}",
+            config=str(loaded.run.config),
+            seed=loaded.run.seed,
+            num_folds=loaded.config.data.folds,
+            settings=own,
+        )
+        for loaded, root, own in zip(runs, roots, settings, strict=True)
+    )
+    return Study(name, runs[0].options.resume_command, members)
+
+
+class _StudyLaunch:
+    """The launch of a study whose runs are open and locked."""
+
+    def __init__(self, folder: Path, study: Study, queued: Sequence[QueuedRun], lock: Lock, log: RunLog) -> None:
+        self._folder, self._study, self._queued, self._lock, self._log = folder, study, queued, lock, log
+        self._problems: dict[str, str] = {}
+        self._closings = Closings(self._report_closing)
+
+    def train(self, options: LaunchOptions, blend: bool) -> None:
+        """Train the missing folds; merge, blend and rank the runs.
+
+        Raises:
+            UserError: folds or merges failed, or runs were cancelled.
+            Interrupted: a signal came.
+        """
+        jobs = _list_jobs(self._queued)
+        self._log.line(f"[STUDY] {len(jobs)} folds of {len(self._queued)} runs to train")
         try:
-            for run in queued:
-                if not run.missing and not is_merged(run.paths):
-                    close(run)
-            train_queue(queued, jobs, runs[0].options, log, close)
+            with self._closings.stopping(), stopping_gracefully():
+                self._train(jobs, options)
+                if blend:
+                    self._blend()
+        except Interrupted:
+            self._log.line(f"[STUDY] to continue: {self._study.resume_command}")
+            raise
         finally:
             try:
-                standings = [
-                    _measure(loaded.run, run, own, problems.get(loaded.run.run_id))
-                    for loaded, run, own in zip(runs, queued, settings, strict=True)
-                ]
-                for line in render_leaderboard(standings):
-                    log.line(f"[STUDY] {line}")
-                write_text(folder / "study.json", json.dumps(describe_study(name, standings), indent=2) + "\n")
-                log.line(f"[STUDY] -> {folder / 'study.json'}")
+                self.rank()
             except (OSError, UserError) as error:  # how the folds ended matters more
-                log.line(f"[WARNING] study {name}: {error}")
-    if problems:
-        raise UserError("\n".join(f"run {run_id}: {problem}" for run_id, problem in problems.items()))
+                self._log.line(f"[WARNING] study {self._study.name}: {error}")
+        if self._problems:
+            problems = "\n".join(f"run {run_id}: {problem}" for run_id, problem in self._problems.items())
+            raise UserError(f"{problems}\nto try again: {self._study.resume_command}")
+
+    def _train(self, jobs: Sequence[Job], options: LaunchOptions) -> None:
+        for run in self._queued:
+            if not run.missing and not is_merged(run.paths):
+                self._close(run)
+        try:
+            train_queue(self._queued, jobs, options, self._log, self._close, self._closings.poll)
+        finally:
+            # Unless a stop was requested, the runs that are complete are merged although folds of others failed.
+            self._closings.finish()
+
+    def _close(self, run: QueuedRun) -> None:
+        command = list_command(run.experiment)
+        if command is not None:
+            self._closings.add(run.paths.run_id, command)
+
+    def _blend(self) -> None:
+        roots = [str(run.paths.root) for run in self._queued if is_merged(run.paths)]
+        if len(roots) < len(self._queued) or len(roots) < 2:
+            self._log.line("[WARNING] --blend: not all runs are merged, or there is only one: nothing is blended")
+            return
+        self._closings.add(_BLEND, [sys.executable, "-m", "doccls", "blend", *roots])
+        self._closings.finish()
+
+    def _report_closing(self, ended: Ended) -> None:
+        what = _BLEND if ended.run_id == _BLEND else f"run {ended.run_id}"
+        if ended.code:
+            self._problems[ended.run_id] = ended.output or f"the process that merges it ended with code {ended.code}"
+            self._log.line(f"[WARNING] {what}: {self._problems[ended.run_id]}")
+        else:
+            self._log.line("\n  ".join([f"[STUDY] {what}:", *ended.output.splitlines()]))
+
+    def rank(self, quietly: bool = False) -> None:
+        """Write study.json, and log the leaderboard unless `quietly`.
+
+        Raises:
+            UserError: another process has taken over the study.
+            OSError: the file can't be written.
+        """
+        standings = measure_runs(self._folder, self._study, self._problems)
+        if not quietly:
+            log_leaderboard(standings, self._log)
+        self._lock.check()
+        write_study(self._folder, self._study, standings)
+        if not quietly:
+            self._log.line(f"[STUDY] -> {locate_study_file(self._folder)}")
+
+
+def log_leaderboard(standings: Sequence[Standing], log: RunLog) -> None:
+    """Log the runs of the study, the best first."""
+    for line in render_leaderboard(standings):
+        log.line(f"[STUDY] {line}")
 
 
 def _list_jobs(runs: Sequence[QueuedRun]) -> list[Job]:
-    works = [_estimate(number, run) for number, run in enumerate(runs)]
-    return [Job(runs[number], fold, f"{runs[number].paths.run_id} fold {fold}") for number, fold in order_folds(works)]
+    works = [
+        estimate_work(number, run.missing, run.experiment.config, len(run.experiment.data.manifest), run.paths)
+        for number, run in enumerate(runs)
+    ]
+    return [Job(runs[number], fold) for number, fold in order_folds(works)]
 
 
-def _estimate(number: int, run: QueuedRun) -> Work:
-    train, data = run.experiment.config.train, run.experiment.data
-    finished = {fold for fold in run.experiment.config.data.list_wanted() if fold not in run.missing}
-    times_s = [row.time_s for row in read_metrics(run.paths)[0] if row.fold in finished]
+def estimate_work(number: int, missing: tuple[int, ...], config: Config, num_pages: int, paths: RunPaths) -> Work:
+    """Estimate how long the missing folds of the study's run `number` take, by its finished folds if it has any."""
+    finished = {fold for fold in config.data.list_wanted() if fold not in missing}
+    times_s = [row.time_s for row in read_metrics(paths)[0] if row.fold in finished]
     measured_s = sum(times_s) / len(finished) if times_s and finished else None
-    return Work(number, run.missing, float(train.epochs * len(data.manifest) * train.img_size**2), measured_s)
+    return Work(number, missing, float(config.train.epochs * num_pages * config.train.img_size**2), measured_s)
 
 
-def _measure(run: StudyRun, queued: QueuedRun, settings: dict[str, str], problem: str | None) -> Standing:
-    epochs, _ = read_metrics(queued.paths)
-    ranks = len(queued.ledger.content.attempts[-1].devices) if queued.ledger.content.attempts else 1
-    seconds = sum(row.time_s for row in epochs)
-    finished = queued.experiment.find_finished()
-    return Standing(
-        run_id=run.run_id,
-        folder=str(queued.paths.root),
-        config=str(run.config),
-        seed=run.seed,
-        finished=len(finished),
-        num_folds=queued.experiment.config.data.folds,
-        device_hours=seconds * ranks / 3600 if epochs else None,
-        settings=settings,
-        summary=read_summary(queued.paths.summary) if is_merged(queued.paths) else None,
-        problem=problem,
-    )
-
-
-def _find_differing(configs: Sequence[Config]) -> list[dict[str, str]]:
+def find_differing(configs: Sequence[Config]) -> list[dict[str, str]]:
     """Return for each config the keys whose values are not the same in all of them, without `output`."""
     values = [{key: str(value) for key, value in list_values(config)} for config in configs]
     keys = [

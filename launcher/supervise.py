@@ -70,6 +70,7 @@ class FoldState:
     error: str | None = None  # of its last attempt
     port_conflicts: int = 0  # attempts that ended with `Outcome.PORT_TAKEN`; they do not count as restarts
     min_micro_batch_size: int = 1  # 2 with Mixup, which needs pairs
+    stopping: bool = False  # it was asked to stop, and does not start again
 
 
 @dataclass(frozen=True)
@@ -149,7 +150,7 @@ def end_fold(state: LaunchState, job: int, ending: Ending, policy: Policy, now_s
     before = state.find(job)
     assert before.status == "running"
     after = _decide_next(replace(before, slot=None), ending, policy, now_s)
-    if after.status == "waiting" and state.stopping:
+    if after.status == "waiting" and (state.stopping or before.stopping):
         after = replace(after, status="stopped")
     if ending.is_stuck and before.slot is not None:
         lost = set(before.slot.devices)
@@ -160,6 +161,16 @@ def end_fold(state: LaunchState, job: int, ending: Ending, policy: Policy, now_s
 def stop_launch(state: LaunchState) -> LaunchState:
     """Return the state once all running folds were asked to stop: waiting folds never start."""
     return replace(state, stopping=True)
+
+
+def stop_folds(state: LaunchState, jobs: Sequence[int]) -> LaunchState:
+    """Return the state once these folds were asked to stop: those that run end, and those that wait never start."""
+    for fold_state in state.folds:
+        if fold_state.job in jobs and fold_state.status == "running":
+            state = _update(state, replace(fold_state, stopping=True))
+        elif fold_state.job in jobs and fold_state.status == "waiting":
+            state = _update(state, replace(fold_state, stopping=True, status="stopped"))
+    return state
 
 
 def choose_micro_batch_size(configured: int, too_large: Sequence[int]) -> int:

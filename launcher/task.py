@@ -17,10 +17,11 @@ from doccls.system.lock import hold_lock
 from doccls.system.signals import Interrupted, stopping_gracefully
 from doccls.system.temporary import temporary_folder
 from launcher.array import ArrayTask
-from launcher.launch import FoldLoop, Job, LaunchOptions, QueuedRun, describe_launch, describe_processes
+from launcher.launch import FoldLoop
 from launcher.ledger import LedgerFile, begin_launch
 from launcher.local import Backend, LocalBackend
 from launcher.plan import render_plan
+from launcher.queued_run import Job, LaunchOptions, describe_launch, describe_processes, make_queued_run
 from launcher.slurm.format import Allocation
 from launcher.slurm.queue import read_job, requeue_job
 from launcher.slurm.steps import SlurmBackend, watching_for_preemption
@@ -69,9 +70,9 @@ def run_task(
         ledger = begin_launch(ledger_path, ledger)
         watching = nullcontext() if share.allocation is None else watching_for_preemption()
         with temporary_folder("doccls-task-") as folder, stopping_gracefully(), watching:
-            ledger_file, missing = LedgerFile(ledger_path, ledger, lock, log), run.list_missing(share.folds)
-            queued = QueuedRun(experiment, options.workload, ledger_file, tuple(missing), options.resume_command)
-            jobs = [Job(queued, fold, f"fold {fold}") for fold in missing]
+            ledger_file = LedgerFile(ledger_path, ledger, lock, log)
+            queued = make_queued_run(run, share.folds, ledger_file, lock, options)
+            jobs = [Job(queued, fold) for fold in queued.missing]
             loop = FoldLoop([queued], jobs, options, _make_backend(share, options, folder), log)
             try:
                 loop.run()

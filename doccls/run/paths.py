@@ -107,6 +107,11 @@ class RunPaths:
         """Return the lock of the launcher, or of an array task, which launches its share of the folds."""
         return self.live / f"{_name_launch(task)}.lock"
 
+    @property
+    def cancel_request(self) -> Path:
+        """The request to stop this run alone: the token of the launch lock of the study's launcher."""
+        return self.live / "cancel.txt"
+
     def list_launch_locks(self) -> list[Path]:
         """Return the locks of all launches of the run."""
         return list_matching(self.live, rf"{_LAUNCH}\.lock")

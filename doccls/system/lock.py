@@ -92,6 +92,11 @@ class Lock:
     def __init__(self, path: Path, holder: Holder) -> None:
         self._path, self._holder = path, holder
 
+    @property
+    def token(self) -> str:
+        """The ID of this acquisition, as in `Holder`."""
+        return self._holder.token
+
     def check(self) -> None:
         """Check that this process still holds the lock; call it before each write that only the holder may make.
 

@@ -2,12 +2,13 @@
 
 import json
 from dataclasses import dataclass
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from launches import Launch, assert_same_bytes, finish, start_command
+from launches import Launch, ask, assert_none_left, assert_same_bytes, await_event, finish, start_command
 from tiny_runs import PLAIN, Run, Trainer
 
 _SHORT = (*(override for override in PLAIN if not override.startswith("train.lr=")), "train.epochs=1")
@@ -36,8 +37,8 @@ def other_config(trainer: Trainer) -> Path:
     return path
 
 
-def launch_study(trainer: Trainer, folder: Path, other: Path, *sets: str) -> Launch:
-    words = [*trainer.arguments((*_SHORT, *sets), folder), "--config", str(other), "--seeds", "1,2", "--study", "s"]
+def launch_study(trainer: Trainer, folder: Path, other: Path, *words: str) -> Launch:
+    words = (*trainer.arguments(_SHORT, folder), "--config", str(other), "--seeds", "1,2", "--study", "s", *words)
     return finish(start_command(folder, "doccls.train:main", "launcher", "run", *words, "--slots", "2"), folder)
 
 
@@ -48,8 +49,11 @@ def read_study(folder: Path) -> dict[str, dict[str, Any]]:
 
 def test_study_gives_the_bytes_of_each_run_alone_and_continues(trainer: Trainer, other_config: Path) -> None:
     folder = trainer.new_folder()
-    launched = launch_study(trainer, folder, other_config)
+    launched = launch_study(trainer, folder, other_config, "--blend")
     assert launched.code == 0, launched.out + launched.err
+    (blend,) = folder.glob("experiments/2*/blend-*/blend.json")
+    assert len(json.loads(blend.read_text())["members"]) == 4 and "[STUDY] blend:\n" in launched.out
+    assert launched.out.count("\n[STUDY] run s-other-s2:\n  [OOF] -> ") == 1
     assert "[STUDY] 12 folds of 4 runs to train" in launched.out
     runs = read_study(folder)
     assert sorted(runs) == ["s-other-s1", "s-other-s2", "s-tiny-s1", "s-tiny-s2"]
@@ -75,9 +79,48 @@ def test_folds_that_fail_leave_the_other_runs_complete(trainer: Trainer, other_c
     folder = trainer.new_folder()
     launched = launch_study(trainer, folder, other_config)
     assert launched.code == 1 and "6 folds failed" in launched.err
-    assert launched.err.count("; to train just them: doccls-launch run ") == 2 and "--study s" in launched.err
+    assert "- s-other-s1 fold 0: " in launched.err and "missing: folds 0, 1, 2 of run s-other-s2" in launched.err
+    assert launched.err.count("to train just them: doccls-launch run ") == 1 and "--study s" in launched.err
     runs = read_study(folder)
     assert {name: "clean" in run for name, run in runs.items()} == {
         "s-tiny-s1": True, "s-tiny-s2": True, "s-other-s1": False, "s-other-s2": False,
     }  # fmt: skip
-    assert [line for line in launched.out.splitlines() if line.startswith("[STUDY]  4  s-other-s2")]
+    assert [line for line in launched.out.splitlines() if line.startswith("[STUDY]     s-other-s2  0 of 3 folds")]
+
+
+def test_cancel_stops_one_run_of_a_study_or_all(trainer: Trainer) -> None:
+    folder = trainer.new_folder()
+    sets = [override for override in _SHORT if override != "train.epochs=1"]
+    grid = ("--set-each", "train.epochs=1,500", "--study", "s", "--slots", "2")
+
+    def start() -> ForkServerProcess:
+        arguments = trainer.arguments(tuple(sets), folder)
+        return start_command(folder, "doccls.train:main", "launcher", "run", *arguments, *grid)
+
+    def trains() -> bool:
+        return len(list(folder.glob("experiments/2*/s-tiny-epochs500/metrics/fold*.jsonl"))) == 2
+
+    process = start()
+    await_event(lambda: not process.is_alive() or trains(), "epochs of two folds", folder)  # the longest start first
+    (root,) = folder.glob("experiments/2*/s-tiny-epochs500")
+    assert "[CANCEL] stopped" in ask(folder, "cancel", str(root))
+    ended = finish(process, folder)
+    assert ended.code == 1 and "- run s-tiny-epochs500 was cancelled (doccls-launch cancel)" in ended.err
+    assert not (root / "live" / "cancel.txt").exists()
+    assert {name: run["finished_folds"] for name, run in read_study(folder).items()} == {
+        "s-tiny-epochs1": 3, "s-tiny-epochs500": 0,
+    }  # fmt: skip
+    states = json.loads(ask(folder, "status", "--json", str(root)))["folds"]
+    assert [fold["state"] for fold in states] == ["stopped", "stopped", "missing"]
+    attempts = [len(fold_attempts(root, fold)) for fold in range(3)]
+    process = start()
+    await_event(lambda: not process.is_alive() or len(fold_attempts(root, 1)) > attempts[1], "fold 1", folder)
+    assert "[CANCEL] stopped" in ask(folder, "cancel", str(folder / "experiments" / "studies" / "s"))
+    ended = finish(process, folder)
+    assert ended.code == 143 and "[STUDY] to continue: doccls-launch run " in ended.out
+    assert_none_left(folder)
+
+
+def fold_attempts(root: Path, fold: int) -> list[dict[str, Any]]:
+    attempts = json.loads((root / "launch.json").read_text())["attempts"]
+    return [attempt for attempt in attempts if attempt["fold"] == fold]

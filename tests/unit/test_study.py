@@ -1,7 +1,8 @@
-"""Studies: their runs, the order of their folds, and the ranking."""
+"""Studies: their runs, the order of their folds, the ranking, and study.json."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,17 +11,9 @@ import pytest
 
 from doccls.errors import UserError
 from doccls.oof.summary import DamagedCopies, Summary, summarize
-from launcher.study import (
-    Standing,
-    Work,
-    check_study_name,
-    describe_study,
-    list_runs,
-    order_folds,
-    parse_seeds,
-    rank_runs,
-    render_leaderboard,
-)
+from launcher.leaderboard import Standing, rank_runs, render_leaderboard
+from launcher.study import Work, check_study_name, list_runs, order_folds, parse_grid, parse_seeds
+from launcher.study_file import Member, Study, locate_member, measure_runs, read_study, write_study
 
 
 def test_runs_are_configs_times_seeds() -> None:
@@ -79,7 +72,7 @@ def make_summary(hits: int, damaged_hits: int | None) -> Summary:
 
 
 def make_standing(run_id: str, summary: Summary | None) -> Standing:
-    return Standing(run_id, f"/e/{run_id}", "c.yaml", 42, 3, 4, 1.5, {"train.lr": "0.1"}, summary)
+    return Standing(run_id, 3, 4, 1.5, {"train.lr": "0.1"}, summary)
 
 
 def test_ranking_is_by_damaged_pages_if_all_have_them() -> None:
@@ -90,15 +83,81 @@ def test_ranking_is_by_damaged_pages_if_all_have_them() -> None:
     assert [standing.run_id for standing in rank_runs([unmerged, clean, first, second])] == ["a", "d", "b", "c"]
 
 
-def test_leaderboard_and_study_file_say_how_each_run_did() -> None:
+def test_leaderboard_and_study_file_say_how_each_run_did(tmp_path: Path) -> None:
     standings = [replace(make_standing("c", None), problem="fold 2 failed"), make_standing("a", make_summary(20, 20))]
     lines = render_leaderboard(standings)
     assert lines[1].startswith(" 1  a  1.0000 [1.000, 1.000]  1.0000 [1.000, 1.000]")
     assert lines[1].endswith("1.50  train.lr=0.1")
-    assert lines[2].startswith(" 2  c  3 of 4 folds") and lines[3] == "      fold 2 failed"
-    described = describe_study("s", standings)
-    assert described["name"] == "s"
-    runs = described["runs"]
-    assert isinstance(runs, list) and [run["run_id"] for run in runs] == ["a", "c"]
+    assert lines[2].startswith("    c  3 of 4 folds") and lines[3] == "      fold 2 failed"  # no place without a score
+    study = Study("s", "doccls-launch run --study s", (make_member("a"), make_member("c")))
+    write_study(tmp_path, study, standings)
+    runs = json.loads((tmp_path / "study.json").read_text())["runs"]
+    assert [run["run_id"] for run in runs] == ["a", "c"]
     assert runs[0]["clean"] == {"macro_f1": 1.0, "low": 1.0, "high": 1.0} and "clean" not in runs[1]
     assert runs[1]["problem"] == "fold 2 failed" and runs[1]["finished_folds"] == 3
+    assert read_study(tmp_path) == study
+
+
+def make_member(run_id: str) -> Member:
+    return Member(run_id, f"20260102/{run_id}", "c.yaml", 42, 4, {"train.lr": "0.1"})
+
+
+def test_study_keeps_the_runs_of_earlier_commands() -> None:
+    before = Study("s", "first", (make_member("a"), make_member("b")))
+    after = Study("s", "second", (make_member("c"), replace(make_member("a"), seed=7)))
+    assert after.join(None) == after
+    assert after.join(before) == Study("s", "second", (*after.members, make_member("b")))
+
+
+def test_runs_are_found_from_the_study(tmp_path: Path) -> None:
+    folder = tmp_path / "studies" / "s"
+    assert locate_member(folder, make_member("a")).root == tmp_path / "20260102" / "a"
+    (standing,) = measure_runs(folder, Study("s", "x", (make_member("a"),)), {"a": "no space left"})
+    assert standing == Standing("a", 0, 4, None, {"train.lr": "0.1"}, None, "no space left")
+    assert read_study(folder) is None
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", '{"format": "doccls-study-1"}', '{"format": "doccls-study-9"}', "FOREIGN"]
+)
+def test_damaged_study_is_refused(content: str, tmp_path: Path) -> None:
+    write_study(tmp_path, Study("s", "x", (make_member("a"),)), [make_standing("a", None)])
+    text = (tmp_path / "study.json").read_text()
+    (tmp_path / "study.json").write_text(text.replace("20260102/a", "../../a") if content == "FOREIGN" else content)
+    with pytest.raises(UserError, match=r"study.json: damaged \(.*Delete it to continue"):
+        read_study(tmp_path)
+
+
+def test_grid_has_every_combination() -> None:
+    assert parse_grid([]) == ((),)
+    assert parse_grid(["train.lr=1e-4, 3e-4", "train.epochs=2,4"]) == (
+        ("train.lr=1e-4", "train.epochs=2"),
+        ("train.lr=1e-4", "train.epochs=4"),
+        ("train.lr=3e-4", "train.epochs=2"),
+        ("train.lr=3e-4", "train.epochs=4"),
+    )
+    runs = list_runs("s", [Path("c.yaml")], [7], parse_grid(["train.lr=1e-4,3e-4", "model.name=a/b"]))
+    assert [run.overrides for run in runs] == [
+        ("train.lr=1e-4", "model.name=a/b", "project.seed=7"),
+        ("train.lr=3e-4", "model.name=a/b", "project.seed=7"),
+    ]
+    ids = [run.run_id for run in runs]
+    assert len(set(ids)) == 2 and all(run_id.startswith("s-c-x") and run_id.endswith("-s7") for run_id in ids)
+    (run,) = list_runs("s", [Path("c.yaml")], [], parse_grid(["train.lr=1e-4"]))
+    assert run.run_id == "s-c-lr1e-4"
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        (["train.lr"], "write key=value,value"),
+        (["=1"], "write key=value,value"),
+        (["train.lr=1,"], "write key=value,value"),
+        (["a=[1,2]"], "a list or mapping"),
+        (["a=1", "a=2"], "a is there twice"),
+        (["a=1,1"], "a value is there twice"),
+    ],
+)
+def test_malformed_grids_are_refused(texts: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=f"--set-each .*{message}"):
+        parse_grid(texts)

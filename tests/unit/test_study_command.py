@@ -42,16 +42,23 @@ def call(configs: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> Call
 
 def test_plan_shows_each_run(call: Call, tmp_path: Path) -> None:
     code, out, _ = call("plan", "--seeds", "1,2", "--study", "s", "--json")
-    plans = json.loads(out)
-    assert code == 0
-    assert [Path(plan["run_folder"]).name for plan in plans] == ["s-a-s1", "s-a-s2", "s-b-s1", "s-b-s2"]
-    argv = plans[3]["waves"][0][1]["ranks"][0]["argv"]
+    plan = json.loads(out)
+    assert code == 0 and list(plan["runs"]) == ["s-a-s1", "s-a-s2", "s-b-s1", "s-b-s2"]
+    assert [(fold["run_id"], fold["assignment"]["fold"]) for wave in plan["waves"] for fold in wave][:4] == [
+        ("s-a-s1", 0), ("s-a-s1", 1), ("s-a-s1", 2), ("s-a-s2", 0),
+    ]  # fmt: skip
+    assert [len(wave) for wave in plan["waves"]] == [2] * 6 and plan["waves"][-1][1]["run_id"] == "s-b-s2"
+    argv = plan["waves"][-1][0]["assignment"]["ranks"][0]["argv"]
     assert argv[argv.index("--config") + 1] == str(tmp_path / "b.yaml") and argv[argv.index("--run-id") + 1] == "s-b-s2"
     assert [value for word, value in itertools.pairwise(argv) if word == "--set"] == [
         "project.seed=2", "data.valid_fold=1",
     ]  # fmt: skip
     code, out, _ = call("plan")
-    assert out.count("[PLAN] run ") == 2 and "study-NEW-b" in out
+    assert out.count("[PLAN] run ") == 2 and "[PLAN] study study-NEW: 6 folds of 2 runs" in out
+    assert "[PLAN] wave 3: study-NEW-b fold 2 on cpu 1, or in the first free slot" in out
+    assert out.count("[WARNING] data.train_csv") == 1  # the data is not on this machine
+    code, out, _ = call("plan", "--set-each", "train.epochs=3,9", "--study", "s")
+    assert code == 0 and "[PLAN] wave 1: s-a-epochs9 fold 0 on cpu 0\n" in out  # the longest first
 
 
 @pytest.mark.parametrize("command", ["run", "plan"])
@@ -62,6 +69,7 @@ def test_plan_shows_each_run(call: Call, tmp_path: Path) -> None:
         (("--seeds", "1,x"), "--seeds '1,x': must be integers"),
         (("--study", "../x"), "--study '../x': up to 40"),
         (("--set", "project.seed=x"), "project.seed"),
+        (("--set-each", "train.lr=1,1"), "--set-each 'train.lr=1,1': a value is there twice"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(
@@ -82,6 +90,12 @@ def test_runs_that_need_other_slots_are_refused(call: Call, configs: tuple[Path,
     configs[1].write_text(text.replace("lr: 0.2", "lr: 0.2\n  num_processes: 2"))
     code, _, err = call("plan")
     assert code == 1 and "b.yaml: its folds take 2 devices, those of" in err
+
+
+def test_runs_in_several_folders_are_refused(call: Call, configs: tuple[Path, Path]) -> None:
+    configs[1].write_text(configs[1].read_text().replace("exp_dir: exp", "exp_dir: other"))
+    code, _, err = call("plan")
+    assert code == 1 and "other, that of" in err and "the runs of a study are in the same folder" in err
 
 
 def test_one_config_without_seeds_is_a_run(configs: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:

@@ -31,6 +31,7 @@ from launcher.supervise import (
     end_fold,
     next_action,
     start_fold,
+    stop_folds,
     stop_launch,
 )
 
@@ -444,3 +445,16 @@ def test_only_sizes_that_ran_out_of_memory_reduce_micro_batch_size(
     configured: int, too_large: list[int], chosen: int
 ) -> None:
     assert choose_micro_batch_size(configured, too_large) == chosen
+
+
+def test_folds_that_are_stopped_do_not_start_again_and_others_go_on() -> None:
+    state = LaunchState(tuple(map(FoldState, range(4))), SLOTS[:2])
+    for job in (0, 1):
+        state = start_fold(state, job, SLOTS[job])
+    state = stop_folds(state, [0, 2])
+    assert [fold_state.status for fold_state in state.folds] == ["running", "running", "stopped", "waiting"]
+    state = end_fold(state, 0, Ending(Outcome.CRASHED), Policy(), 0.0)
+    assert state.find(0).status == "stopped"
+    assert next_action(state, Policy(), 0.0) == Start(3, SLOTS[0])
+    state = end_fold(state, 1, Ending(Outcome.CRASHED), Policy(), 0.0)
+    assert state.find(1).status == "waiting"

@@ -1,0 +1,104 @@
+"""The end of each run of a study: its folds are merged, and its report written, while other runs train."""
+
+import subprocess
+import sys
+import tempfile
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import IO
+
+from doccls.experiment import Experiment
+from doccls.system.signals import check_stop, on_immediate_exit
+
+_TICK_S = 0.05
+_STOP_S = 10.0  # for a merge to end after a stop was requested; what it has not finished is repeated later
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A process that has ended."""
+
+    run_id: str
+    code: int
+    output: str
+
+
+def list_command(experiment: Experiment) -> list[str] | None:
+    """Return the command that merges the run, or for single folds writes their report; None if there is nothing to do.
+
+    It is a process of its own, so that neither its time nor its memory, nor an error in it, affects folds that train.
+    """
+    root = str(experiment.paths.root)
+    if experiment.config.data.valid_fold == "all":
+        return [sys.executable, "-m", "launcher", "merge", root]
+    return [sys.executable, "-m", "doccls", "report", root] if experiment.config.output.report else None
+
+
+class Closings:
+    """Commands that close runs, one after the other."""
+
+    def __init__(self, on_end: Callable[[Ended], None]) -> None:
+        """`on_end` is called by `poll` and `finish` when a command has ended."""
+        self._on_end = on_end
+        self._waiting: deque[tuple[str, Sequence[str]]] = deque()
+        self._current: tuple[str, subprocess.Popen[bytes], IO[bytes]] | None = None
+
+    def add(self, run_id: str, command: Sequence[str]) -> None:
+        """Add a command about the run to the queue."""
+        self._waiting.append((run_id, command))
+
+    def poll(self) -> None:
+        """Start the next command if none runs, and report one that has ended; return at once."""
+        if self._current is not None:
+            run_id, process, output = self._current
+            code = process.poll()
+            if code is None:
+                return
+            self._current = None
+            output.seek(0)
+            with output:
+                text = output.read().decode("utf-8", "replace").strip()
+            self._on_end(Ended(run_id, code, text))
+        if self._waiting and self._current is None:
+            run_id, command = self._waiting.popleft()
+            output = tempfile.TemporaryFile()  # noqa: SIM115 (closed once the process has ended)
+            # In a session of its own, a terminal's Ctrl-C does not reach it.
+            process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+            )
+            self._current = run_id, process, output
+
+    def finish(self) -> None:
+        """Wait until all commands have ended.
+
+        Raises:
+            Interrupted: a signal came.
+        """
+        self.poll()
+        while self._current is not None:
+            check_stop()
+            time.sleep(_TICK_S)
+            self.poll()
+
+    @contextmanager
+    def stopping(self) -> Iterator[None]:
+        """End the command that runs at the end of the block, however that ends."""
+        try:
+            with on_immediate_exit(lambda reason, code: self._kill()):
+                yield
+        finally:
+            self._waiting.clear()
+            if self._current is not None:
+                self._current[1].terminate()
+                try:
+                    self._current[1].wait(_STOP_S)
+                except subprocess.TimeoutExpired:
+                    self._kill()
+                    self._current[1].wait()
+
+    def _kill(self) -> None:
+        if self._current is not None:
+            self._current[1].kill()

@@ -1,0 +1,148 @@
+"""study.json: the runs of a study, and how each of them did."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from doccls.config.paths import is_file, resolve_option
+from doccls.errors import UserError
+from doccls.oof.predictions import find_finished_folds, is_merged
+from doccls.oof.summary import read_summary
+from doccls.run.metrics_log import read_metrics
+from doccls.run.paths import RunPaths
+from doccls.system.atomic_files import write_text
+from doccls.system.tensor_file import TensorFileError, refuse_format
+from launcher.leaderboard import Standing, rank_runs
+from launcher.ledger import read_ledger
+
+_FORMAT = "doccls-study-1"
+
+
+@dataclass(frozen=True)
+class Member:
+    """A run of a study."""
+
+    run_id: str
+    folder: str  # in the experiments folder: `YYYYMMDD/<run_id>`
+    config: str
+    seed: int | None  # None: the config's own
+    num_folds: int
+    settings: Mapping[str, str]  # config keys that differ among the runs that were launched together
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study and its runs, those of earlier commands included."""
+
+    name: str
+    resume_command: str  # trains the missing folds of the last command's runs
+    members: tuple[Member, ...]
+
+    def join(self, before: "Study | None") -> "Study":
+        """Return the study with the runs of an earlier command that are not in this one after its own."""
+        own = {member.run_id for member in self.members}
+        others = () if before is None else tuple(member for member in before.members if member.run_id not in own)
+        return replace(self, members=(*self.members, *others))
+
+
+def locate_study_file(folder: Path) -> Path:
+    """Return the study's file in its folder."""
+    return folder / "study.json"
+
+
+def locate_study_lock(folder: Path) -> Path:
+    """Return the lock of the process that launches the study, or updates its file."""
+    return folder / "study.lock"
+
+
+def locate_member(folder: Path, member: Member) -> RunPaths:
+    """Return the run of a study in `folder`, which is `<exp_dir>/studies/<name>`."""
+    return RunPaths(folder.parent.parent / member.folder)
+
+
+def find_study(folder: Path) -> Path | None:
+    """Return the folder of the study that a command's argument names; None if it names no study."""
+    root = resolve_option(folder, "RUN")
+    return root if is_file(locate_study_file(root)) or is_file(locate_study_lock(root)) else None
+
+
+def read_study(folder: Path) -> Study | None:
+    """Read the study in the folder; None if it has no study.json.
+
+    Raises:
+        UserError: the file is damaged, or was written by another version of doccls.
+    """
+    path = locate_study_file(folder)
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+        refuse_format(path, fields["format"], _FORMAT)
+        members = tuple(_parse(run) for run in fields["runs"])
+        return Study(str(fields["name"]), str(fields["resume_command"]), members)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (TensorFileError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: damaged ({error}). Delete it to continue: the runs keep their results") from error
+
+
+def _parse(fields: Mapping[str, Any]) -> Member:
+    member = Member(**{name: fields[name] for name in Member.__dataclass_fields__})
+    day, _, run_id = member.folder.partition("/")
+    if run_id != member.run_id or not day.isdecimal() or Path(run_id).name != run_id or run_id == "..":
+        raise ValueError(f"folder {member.folder!r}")
+    return member
+
+
+def write_study(folder: Path, study: Study, standings: Sequence[Standing]) -> None:
+    """Write the study atomically, the best run first; only the holder of the study's lock may call."""
+    members = {member.run_id: member for member in study.members}
+    described = {
+        "format": _FORMAT,
+        "name": study.name,
+        "resume_command": study.resume_command,
+        "runs": [asdict(members[standing.run_id]) | _describe(standing) for standing in rank_runs(standings)],
+    }
+    write_text(locate_study_file(folder), json.dumps(described, indent=2) + "\n")
+
+
+def _describe(standing: Standing) -> dict[str, object]:
+    described: dict[str, object] = {
+        "finished_folds": standing.finished,
+        "device_hours": standing.device_hours,
+        "problem": standing.problem,
+    }
+    summary = standing.summary
+    if summary is not None:
+        described["clean"] = _describe_score(summary.macro_f1, summary.macro_f1_low, summary.macro_f1_high)
+        if summary.damaged is not None:
+            damaged = summary.damaged
+            described["damaged"] = _describe_score(damaged.macro_f1, damaged.macro_f1_low, damaged.macro_f1_high)
+    return described
+
+
+def _describe_score(value: float, low: float, high: float) -> dict[str, float]:
+    return {"macro_f1": value, "low": low, "high": high}
+
+
+def measure_runs(folder: Path, study: Study, problems: Mapping[str, str]) -> list[Standing]:
+    """Measure how each run of the study did, from its files; `problems` has the errors of merges, by run id."""
+    return [_measure(locate_member(folder, member), member, problems.get(member.run_id)) for member in study.members]
+
+
+def _measure(paths: RunPaths, member: Member, problem: str | None) -> Standing:
+    finished, summary, device_hours = 0, None, None
+    try:
+        finished = len(find_finished_folds(paths, None, member.num_folds))
+        summary = read_summary(paths.summary) if is_merged(paths) else None
+        device_hours = _measure_device_hours(paths)
+    except (UserError, OSError) as error:
+        problem = problem or str(error)
+    return Standing(member.run_id, finished, member.num_folds, device_hours, member.settings, summary, problem)
+
+
+def _measure_device_hours(paths: RunPaths) -> float | None:
+    epochs, _ = read_metrics(paths)
+    ledgers = [ledger for path in paths.list_ledgers() if (ledger := read_ledger(path)) is not None]
+    devices = [len(attempt.devices) for ledger in ledgers for attempt in ledger.attempts]
+    return sum(row.time_s for row in epochs) * max(devices, default=1) / 3600 if epochs else None

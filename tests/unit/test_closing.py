@@ -1,0 +1,47 @@
+"""The commands that close the runs of a study while others train."""
+
+import sys
+
+import pytest
+
+from doccls.system import signals
+from doccls.system.signals import Interrupted
+from launcher.closing import Closings, Ended
+
+PRINT = [sys.executable, "-c", "import sys; print('x'); print('y', file=sys.stderr); sys.exit(int(sys.argv[1]))"]
+SLEEP = [sys.executable, "-c", "import time; print('up', flush=True); time.sleep(600)"]
+
+
+def test_commands_end_one_after_the_other() -> None:
+    ended: list[Ended] = []
+    closings = Closings(ended.append)
+    with closings.stopping():
+        for number in range(3):
+            closings.add(f"run{number}", [*PRINT, str(number)])
+        closings.finish()
+    assert [(end.run_id, end.code, sorted(end.output.split())) for end in ended] == [
+        ("run0", 0, ["x", "y"]), ("run1", 1, ["x", "y"]), ("run2", 2, ["x", "y"]),
+    ]  # fmt: skip
+
+
+def test_polling_does_not_wait() -> None:
+    ended: list[Ended] = []
+    closings = Closings(ended.append)
+    with closings.stopping():
+        closings.poll()  # nothing to do
+        closings.add("a", SLEEP)
+        closings.add("b", SLEEP)
+        closings.poll()
+        closings.poll()
+        assert ended == []
+    # Both were stopped: one that ran, and one that had not begun.
+    closings.poll()
+    assert [end.run_id for end in ended] == ["a"] and ended[0].code < 0
+
+
+def test_stop_ends_the_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    closings = Closings(lambda end: None)
+    closings.add("a", SLEEP)
+    monkeypatch.setattr(signals, "_requested", 15)
+    with pytest.raises(Interrupted), closings.stopping():
+        closings.finish()
