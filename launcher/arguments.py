@@ -10,7 +10,7 @@ from datetime import datetime
 from pathlib import Path
 
 from doccls.config import Config
-from doccls.config.arguments import add_config_arguments, add_study_arguments
+from doccls.config.arguments import add_study_arguments
 from doccls.config.load import redact_argument
 from doccls.run.paths import RunPaths, locate_run
 from launcher.array import REQUEUE_CODE
@@ -26,13 +26,10 @@ def build_parser() -> argparse.ArgumentParser:
     run = commands.add_parser("run", help="train the missing folds side by side and merge them")
     plan = commands.add_parser("plan", help="show which fold would run where and in which order, without starting any")
     task = commands.add_parser("task", help="train this array task's share of the folds (inside a batch job)")
-    for command in (run, plan):
-        add_study_arguments(command)
-    add_config_arguments(task)
     for command in (run, plan, task):
+        add_study_arguments(command)
         _add_run_arguments(command)
         _add_policy_arguments(command)
-    for command in (run, plan):
         command.add_argument(
             "--seeds", metavar="LIST", help="train each config once for each of these values of project.seed: 42,43,44"
         )
@@ -46,6 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
             help="name of a launch of several runs; if it exists, only its missing folds are trained",
         )  # fmt: skip
         command.add_argument("--blend", action="store_true", help="at the end, blend all runs of the study")
+    for command in (run, plan):
         command.add_argument(
             "--backend", choices=("local", "slurm"), default="local", help="where to train (default: local)"
         )

@@ -38,7 +38,7 @@ def parse_array_task(
     if stated is not None:
         index, first, last = _parse_task_option(stated)
         sharing = 0 if index_is_fold else last - first + 1
-        return replace(task, name=task.name or f"task {index}", index=index, first=first, sharing=sharing)
+        return replace(task, name=task.name or str(index), index=index, first=first, sharing=sharing)
     if not task.name:
         raise UserError(
             "not a task of a batch job: `doccls-launch task` runs within Slurm (sbatch slurm/kfold.sh CONFIG), PBS, "
@@ -102,7 +102,7 @@ def _parse_number(environment: Mapping[str, str], name: str) -> int | None:
     return int(text)
 
 
-def pick_folds(task: ArrayTask, wanted: Sequence[int], num_folds: int) -> tuple[int, ...]:
+def pick_folds(task: ArrayTask, wanted: Sequence[int], num_folds: int, source: str | None = None) -> tuple[int, ...]:
     """Return those of the wanted folds that the task trains.
 
     Without an array that is all of them, in an array of T tasks that divide the folds every T-th, otherwise the fold
@@ -118,8 +118,8 @@ def pick_folds(task: ArrayTask, wanted: Sequence[int], num_folds: int) -> tuple[
     if task.index >= num_folds:
         raise UserError(
             f"task {task.name}: its index is the number of the fold to train, but folds are numbered 0 to "
-            f"{num_folds - 1} (data.folds = {num_folds}). Submit an array from 0 to {num_folds - 1}; for one from 1 to "
-            f"{num_folds}, pass --task {task.variable}/1-{num_folds} in the job script"
+            f"{num_folds - 1} ({source or f'data.folds = {num_folds}'}). Submit an array from 0 to {num_folds - 1}; "
+            f"for one from 1 to {num_folds}, pass --task {task.variable}/1-{num_folds} in the job script"
         )
     return tuple(fold for fold in wanted if fold == task.index)
 

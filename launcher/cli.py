@@ -111,6 +111,11 @@ def _render_task_script(arguments: argparse.Namespace, request: JobRequest, run_
 
 
 def _train_task(arguments: argparse.Namespace, log: "RunLog", end_command: "EndCommand") -> None:
+    if is_study(arguments):
+        from launcher.study_task import train_study_task
+
+        train_study_task(arguments, log, end_command)
+        return
     loaded, now = load_config_for_training(arguments), datetime.now()
     config = loaded.config
     task = parse_array_task(os.environ, config.data.folds, arguments.task, arguments.index_is_fold)

@@ -54,6 +54,7 @@ class Ledger:
     job: str | None = None  # Slurm's name of the array task, such as `12_3`
     first_task: int = 0  # index of that array's first task
     sharing: int = 0  # number of tasks of that array that share the folds; 0: each trains the fold of its index
+    offset: int = 0  # number of the run's fold 0 among the folds that the array trains
     study: str | None = None  # the study that the launch trains
     cancelled: bool = False  # a launch of a study was asked to stop this run alone
     attempts: tuple[Attempt, ...] = ()

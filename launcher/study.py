@@ -107,6 +107,11 @@ def list_runs(
     return tuple(runs.values())
 
 
+def order_runs(efforts: Sequence[float]) -> list[int]:
+    """Return the numbers of runs whose folds take this effort, in the order in which an array trains them."""
+    return sorted(range(len(efforts)), key=lambda number: (-efforts[number], number))
+
+
 def _label(settings: Sequence[str]) -> str:
     """Return a part of a run id: the last words of the keys and the values, or a digest where these can't be in it."""
     if not settings:

@@ -2,19 +2,20 @@
 
 import argparse
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from doccls.config import Config
 from doccls.config.files import check_inputs
+from doccls.config.load import LoadedConfig
 from doccls.errors import UserError
 from doccls.run.paths import RunPaths, locate_study, name_log, new_run_id
 from launcher.arguments import render_study_command
 from launcher.options import load_config_for_training, make_local_plan, make_options
 from launcher.placement import ChosenSlots, choose_slots
-from launcher.study import check_study_name, list_runs, order_folds, parse_grid, parse_seeds
+from launcher.study import StudyRun, check_study_name, list_runs, order_folds, order_runs, parse_grid, parse_seeds
 from launcher.study_plan import StudyPlan, plan_study
 
 if TYPE_CHECKING:
@@ -58,13 +59,9 @@ def load_study(arguments: argparse.Namespace, name: str, is_plan: bool = False) 
 
     if arguments.backend == "slurm":
         raise UserError("--backend slurm: only one config and seed at a time; submit each run by itself")
-    if arguments.run_id is not None:
-        raise UserError("--run-id: the runs of a study are named by --study, the config's file and the seed")
-    seeds = () if arguments.seeds is None else parse_seeds(arguments.seeds)
+    _refuse_run_id(arguments)
     resume_command, loaded_runs = render_study_command(arguments.argv, name), list["LoadedRun"]()
-    for run in list_runs(name, arguments.configs, seeds, parse_grid(arguments.set_each)):
-        overrides = [*arguments.overrides, *run.overrides]
-        own = argparse.Namespace(**vars(arguments) | {"config": run.config, "overrides": overrides})
+    for run, own in _list_runs(arguments, name):
         loaded = load_config_for_training(own)
         absent = check_inputs(loaded.config, may_be_absent=True) if is_plan else ()
         chosen = choose_slots(own, loaded.config)
@@ -74,15 +71,77 @@ def load_study(arguments: argparse.Namespace, name: str, is_plan: bool = False) 
                 f"{run.config}: its folds take {len(chosen.slots[0].devices)} devices, those of {arguments.config} "
                 f"{len(slots[0].devices)} (train.num_processes): the runs of a study share the same slots"
             )
-        if loaded_runs and (exp_dir := loaded_runs[0].config.output.exp_dir) != loaded.config.output.exp_dir:
-            raise UserError(
-                f"{run.config}: output.exp_dir = {loaded.config.output.exp_dir}, that of {arguments.config} is "
-                f"{exp_dir}: the runs of a study are in the same folder"
-            )
+        if loaded_runs:
+            _check_exp_dir(run, loaded.config, arguments.config, loaded_runs[0].config)
         plan = make_local_plan(own, loaded, run.run_id, ChosenSlots(slots, (*absent, *chosen.warnings)))
         options = replace(make_options(own, loaded.config, run.run_id, plan, slots), resume_command=resume_command)
         loaded_runs.append(LoadedRun(run, loaded.config, replace(options, study=name)))
     return loaded_runs
+
+
+@dataclass(frozen=True)
+class NumberedRun:
+    """A run of a study in a job array, whose index is the number of a fold of a run."""
+
+    run: StudyRun
+    arguments: argparse.Namespace  # of a task that trains this run alone
+    config: Config
+    warnings: tuple[str, ...]
+    offset: int  # number of the run's fold 0 among the folds of all runs
+    resume_command: str  # trains the missing folds of the study
+
+    @property
+    def run_id(self) -> str:
+        """The name of the run."""
+        return self.run.run_id
+
+
+def load_numbered_runs(arguments: argparse.Namespace, name: str) -> list[NumberedRun]:
+    """Load the runs of a study and number their folds: the runs whose folds are expected to take longest come first.
+
+    The numbers depend on the arguments and configs alone, so all tasks of an array agree on them.
+
+    Raises:
+        UserError: a config can't be used, or the options do not fit a study.
+    """
+    _refuse_run_id(arguments)
+    resume_command = getattr(arguments, "resume_command", None) or render_study_command(arguments.argv, name)
+    loaded_runs: list[tuple[StudyRun, argparse.Namespace, LoadedConfig]] = []
+    for run, own in _list_runs(arguments, name):
+        loaded = load_config_for_training(own)
+        if loaded_runs:
+            _check_exp_dir(run, loaded.config, arguments.config, loaded_runs[0][2].config)
+        loaded_runs.append((run, own, loaded))
+    efforts = [float(loaded.config.train.epochs * loaded.config.train.img_size**2) for *_, loaded in loaded_runs]
+    runs, offset = [], 0
+    for number in order_runs(efforts):
+        run, own, loaded = loaded_runs[number]
+        runs.append(NumberedRun(run, own, loaded.config, loaded.warnings, offset, resume_command))
+        offset += loaded.config.data.folds
+    return runs
+
+
+def _list_runs(arguments: argparse.Namespace, name: str) -> list[tuple[StudyRun, argparse.Namespace]]:
+    """List the runs of a study, each with the arguments of a command about this run alone."""
+    seeds = () if arguments.seeds is None else parse_seeds(arguments.seeds)
+    runs = []
+    for run in list_runs(name, arguments.configs, seeds, parse_grid(arguments.set_each)):
+        own = {"config": run.config, "overrides": [*arguments.overrides, *run.overrides]}
+        runs.append((run, argparse.Namespace(**vars(arguments) | own)))
+    return runs
+
+
+def _refuse_run_id(arguments: argparse.Namespace) -> None:
+    if arguments.run_id is not None:
+        raise UserError("--run-id: the runs of a study are named by --study, the config's file and the seed")
+
+
+def _check_exp_dir(run: StudyRun, config: Config, first_path: Path, first: Config) -> None:
+    if config.output.exp_dir != first.output.exp_dir:
+        raise UserError(
+            f"{run.config}: output.exp_dir = {config.output.exp_dir}, that of {first_path} is {first.output.exp_dir}: "
+            "the runs of a study are in the same folder"
+        )
 
 
 def make_study_plan(arguments: argparse.Namespace) -> StudyPlan:

@@ -1,7 +1,7 @@
 """`doccls-launch run` with several runs: trains the folds of all in one queue, and ranks the runs."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime
@@ -25,6 +25,7 @@ from launcher.study import StudyRun, Work, order_folds
 from launcher.study_file import (
     Member,
     Study,
+    locate_member,
     locate_study_file,
     locate_study_lock,
     measure_runs,
@@ -33,6 +34,7 @@ from launcher.study_file import (
 )
 
 _BLEND = "blend"
+_UPDATE_LIMIT_S = 600.0  # how long other tasks may take to update the study, and to blend its runs
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,8 @@ def launch_study(name: str, runs: Sequence[LoadedRun], blend: bool, now: datetim
             described = " ".join(f"{key}={value}" for key, value in settings.items())
             log.line(f"[STUDY] run {loaded.run.run_id}: {described}".rstrip(": "))
             queued.append(queue_run(loaded.config, loaded.run.run_id, now, loaded.options, log, held))
-        study = describe_study(name, runs, [run.paths.root for run in queued]).join(before)
+        pairs, roots = [(loaded.run, loaded.config) for loaded in runs], [run.paths.root for run in queued]
+        study = describe_study(name, runs[0].options.resume_command, pairs, roots).join(before)
         launch = _StudyLaunch(folder, study, queued, lock, log)
         launch.rank(quietly=True)
         launch.train(runs[0].options, blend)
@@ -85,21 +88,67 @@ def open_study(config: Config, name: str) -> Path:
     return folder
 
 
-def describe_study(name: str, runs: Sequence[LoadedRun], roots: Sequence[Path]) -> Study:
+def describe_study(
+    name: str, resume_command: str, runs: Sequence[tuple[StudyRun, Config]], roots: Sequence[Path]
+) -> Study:
     """Return the study of these runs, whose folders are `roots`."""
-    settings = find_differing([loaded.config for loaded in runs])
+    settings = find_differing([config for _, config in runs])
     members = tuple(
         Member(
-            run_id=loaded.run.run_id,
+            run_id=run.run_id,
             folder=f"{root.parent.name}/{root.name}",
-            config=str(loaded.run.config),
-            seed=loaded.run.seed,
-            num_folds=loaded.config.data.folds,
+            config=str(run.config),
+            seed=run.seed,
+            num_folds=config.data.folds,
             settings=own,
         )
-        for loaded, root, own in zip(runs, roots, settings, strict=True)
+        for (run, config), root, own in zip(runs, roots, settings, strict=True)
     )
-    return Study(name, runs[0].options.resume_command, members)
+    return Study(name, resume_command, members)
+
+
+def close_study_share(
+    folder: Path, study: Study, problems: Mapping[str, str], log: RunLog, blend: bool = False
+) -> None:
+    """Update study.json, and once all runs are merged, log the leaderboard and with `blend` blend them.
+
+    Processes that call this at the same time take turns. Whatever goes wrong is a warning: the folds are trained.
+    """
+    try:
+        with hold_lock(locate_study_lock(folder), f"study {study.name} is being updated", _UPDATE_LIMIT_S) as lock:
+            study = study.join(read_study(folder))
+            standings = measure_runs(folder, study, problems)
+            lock.check()
+            write_study(folder, study, standings)
+            if all(standing.summary is not None for standing in standings):
+                log_leaderboard(standings, log)
+                if blend:
+                    blend_runs([locate_member(folder, member) for member in study.members], log)
+    except (OSError, UserError) as error:
+        log.line(f"[WARNING] study {study.name}: {error}")
+
+
+def list_blend_command(runs: Sequence[RunPaths]) -> list[str]:
+    """Return the command that blends the runs."""
+    return [sys.executable, "-m", "doccls", "blend", *(str(paths.root) for paths in runs)]
+
+
+def blend_runs(runs: Sequence[RunPaths], log: RunLog) -> None:
+    """Blend the runs, and log the result.
+
+    Raises:
+        UserError: they can't be blended.
+    """
+
+    def report(ended: Ended) -> None:
+        if ended.code:
+            raise UserError(f"--blend: {ended.output}")
+        log.line("\n  ".join(["[STUDY] blend:", *ended.output.splitlines()]))
+
+    closings = Closings(report)
+    with closings.stopping(), stopping_gracefully():
+        closings.add(_BLEND, list_blend_command(runs))
+        closings.finish()
 
 
 class _StudyLaunch:
@@ -152,11 +201,11 @@ class _StudyLaunch:
             self._closings.add(run.paths.run_id, command)
 
     def _blend(self) -> None:
-        roots = [str(run.paths.root) for run in self._queued if is_merged(run.paths)]
-        if len(roots) < len(self._queued) or len(roots) < 2:
+        merged = [run.paths for run in self._queued if is_merged(run.paths)]
+        if len(merged) < len(self._queued) or len(merged) < 2:
             self._log.line("[WARNING] --blend: not all runs are merged, or there is only one: nothing is blended")
             return
-        self._closings.add(_BLEND, [sys.executable, "-m", "doccls", "blend", *roots])
+        self._closings.add(_BLEND, list_blend_command(merged))
         self._closings.finish()
 
     def _report_closing(self, ended: Ended) -> None:

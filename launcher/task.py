@@ -42,12 +42,13 @@ class TaskOptions:
     folds: tuple[int, ...]
     allocation: Allocation | None  # None outside Slurm
     requeue_code: int  # exit code of a task that was stopped and can resume
+    offset: int = 0  # number of the run's fold 0 among the folds of all runs of its study
 
 
 def run_task(
     config: Config, run_id: str, now: datetime, share: TaskOptions, options: LaunchOptions, log: RunLog
-) -> None:
-    """Train the unfinished folds of the share, and merge the run if all its folds are finished then.
+) -> tuple[int, ...]:
+    """Train the unfinished folds of the share, merge the run if all its folds are finished then, or return the missing.
 
     Raises:
         UserError: config, data or another launcher of the run prevent it, or folds failed.
@@ -65,7 +66,7 @@ def run_task(
     with hold_lock(paths.launch_lock(task.index), f"{owner} is being launched", _EXIT_LIMIT_S) as lock:
         ledger = describe_launch(experiment, share.folds, options, log, now)
         if share.allocation is not None:
-            ledger = replace(ledger, job=task.name, first_task=task.first, sharing=task.sharing)
+            ledger = replace(ledger, job=task.name, first_task=task.first, sharing=task.sharing, offset=share.offset)
         ledger_path = paths.ledger(task.index)
         ledger = begin_launch(ledger_path, ledger)
         watching = nullcontext() if share.allocation is None else watching_for_preemption()
@@ -80,7 +81,7 @@ def run_task(
                 if _handle_stop(stop, loop.has_advanced, share, options, log):
                     stop.exit_code = share.requeue_code
                 raise
-    close_share(experiment, log)
+    return close_share(experiment, log)
 
 
 def _make_backend(share: TaskOptions, options: LaunchOptions, folder: Path) -> Backend:

@@ -28,6 +28,8 @@ class ArrayJob:
     # The cluster that has the job or, until that is known, those sbatch may choose from. None: squeue's default.
     cluster: str | None = None
     preempted: tuple[int, ...] = ()  # the folds that are resubmitted because Slurm's preemption cancelled their job
+    study: str | None = None  # the study whose array it is: its tasks train folds of other runs too
+    offset: int = 0  # index of the task that trains the run's fold 0
     cancelled: bool = False  # by `doccls-launch cancel`: a launcher that waits for the run does not resubmit its folds
 
 
@@ -75,7 +77,7 @@ def resolve_lost_answers(
     resolved = []
     for array_job in array_jobs:
         if array_job.job is None:
-            found = find_array_job(run_id, array_job.token, queue)
+            found = find_array_job(array_job.study or run_id, array_job.token, queue)
             if found:
                 array_job = replace(array_job, job=found.job, cluster=found.cluster, refused=None)
             elif array_job.refused is None:
@@ -84,9 +86,9 @@ def resolve_lost_answers(
     return tuple(resolved)
 
 
-def find_array_job(run_id: str, token: str, queue: Sequence[QueueEntry]) -> Submitted | None:
-    """Find the array that was submitted with the token; None if the queue does not show it."""
-    comment = render_comment(run_id, token)
+def find_array_job(owner: str, token: str, queue: Sequence[QueueEntry]) -> Submitted | None:
+    """Find the array that was submitted for a run or study with the token; None if the queue does not show it."""
+    comment = render_comment(owner, token)
     matches = [Submitted(entry.array_job, entry.cluster) for entry in queue if entry.comment == comment]
     return matches[-1] if matches else None  # if two queues show it, the one with a cluster's name
 
@@ -103,7 +105,7 @@ def list_preempted(array_jobs: Sequence[ArrayJob], queue: Sequence[QueueEntry]) 
     """
     newest = {fold: array_job for array_job in array_jobs if array_job.refused is None for fold in array_job.folds}
     entries = {(entry.cluster, entry.job): entry for entry in queue if entry.state == "PREEMPTED"}
-    tasks = {fold: (job.cluster, f"{job.job}_{fold}") for fold, job in newest.items() if not job.cancelled}
+    tasks = {fold: (job.cluster, f"{job.job}_{job.offset + fold}") for fold, job in newest.items() if not job.cancelled}
     return {fold: entries[task] for fold, task in tasks.items() if task in entries}
 
 
@@ -115,23 +117,26 @@ class RunJob:
     array: bool
     sharing: int = 0  # number of the array's tasks that divide all folds; 0: each trains the fold of its index
     first: int = 0  # index of the first of these tasks
+    offset: int = 0  # number of the run's fold 0 among the folds that the array trains
     cluster: str | None = None  # None: the one that `squeue` shows by default
 
     def name(self, fold: int) -> str:
         """Return Slurm's name of the task that trains the fold."""
         if not self.array:
             return self.number
-        return f"{self.number}_{fold % self.sharing + self.first if self.sharing else fold}"
+        number = fold + self.offset
+        return f"{self.number}_{number % self.sharing + self.first if self.sharing else number}"
 
 
 def list_jobs(array_jobs: Sequence[ArrayJob], ledgers: Sequence[Ledger]) -> list[RunJob]:
     """List the jobs that were submitted for the run, by the launcher or by hand, in order of their numbers."""
-    jobs = {RunJob(job.job, True, cluster=job.cluster) for job in array_jobs if job.job is not None}
+    jobs = {RunJob(job.job, True, cluster=job.cluster, offset=job.offset) for job in array_jobs if job.job is not None}
     clusters = {job.number: job.cluster for job in jobs}
     for ledger in ledgers:
         if ledger.job is not None:
             number, _, task = ledger.job.partition("_")
-            jobs.add(RunJob(number, bool(task), ledger.sharing, ledger.first_task, clusters.get(number)))
+            cluster = clusters.get(number)
+            jobs.add(RunJob(number, bool(task), ledger.sharing, ledger.first_task, ledger.offset, cluster))
     return sorted(jobs, key=lambda job: int(job.number))
 
 

@@ -124,3 +124,20 @@ def test_cancel_stops_one_run_of_a_study_or_all(trainer: Trainer) -> None:
 def fold_attempts(root: Path, fold: int) -> list[dict[str, Any]]:
     attempts = json.loads((root / "launch.json").read_text())["attempts"]
     return [attempt for attempt in attempts if attempt["fold"] == fold]
+
+
+def test_tasks_share_the_folds_of_a_study(trainer: Trainer) -> None:
+    folder = trainer.new_folder()
+    words = [*trainer.arguments(_SHORT, folder), "--seeds", "1,2", "--study", "s", "--blend"]
+    first, second = (
+        finish(start_command(folder, "doccls.train:main", "launcher", "task", *words, "--task", f"{index}/2"), folder)
+        for index in range(2)
+    )
+    assert first.code == 0 and "[EXIT] INCOMPLETE missing=s-tiny-s1:1,s-tiny-s2:0,s-tiny-s2:2 code=0" in first.out
+    assert "[LAUNCH] task 1: s-tiny-s1 fold 1; s-tiny-s2 folds 0, 2 (6 folds of 2 runs)" in second.out
+    assert second.code == 0 and "[EXIT] TRAINING SUCCESS code=0" in second.out, second.out + second.err
+    assert "[STUDY]  1  s-tiny-s" in second.out and "[STUDY] blend:\n" in second.out
+    assert all(run["finished_folds"] == 3 and run["clean"] for run in read_study(folder).values())
+    for seed in (1, 2):
+        alone = trainer.train(*_SHORT, f"project.seed={seed}")
+        assert_same_bytes(alone, Member([], folder, f"s-tiny-s{seed}"))
