@@ -167,8 +167,8 @@ def _check_comparable(runs: Sequence[FinishedRun]) -> None:
         listed = "\n".join(f"- {problem}" for problem in problems)
         raise UserError(
             f"only runs on the same rows, labels and folds can be blended; compared with {first.paths.root}:\n"
-            f"{listed}\n(folds follow project.seed, unless train.csv has a column `fold`: for runs with other seeds, "
-            "copy that of the first run's oof.csv)"
+            f"{listed}\n(folds follow project.seed, unless data.fold_seed is set or train.csv has a column `fold`: "
+            "train runs with other seeds with data.fold_seed = the first run's project.seed)"
         )
 
 

@@ -260,11 +260,26 @@ def make_workload(arguments: argparse.Namespace, config: Config, run_id: str) ->
 
 def list_task_args(arguments: argparse.Namespace, run_id: str, resume_command: str) -> tuple[str, ...]:
     """List the arguments of a submitted task; `resume_command` submits the missing folds."""
+    return (*_list_run_args(arguments, run_id), *_list_policy_args(arguments, resume_command))
+
+
+def list_study_task_args(arguments: argparse.Namespace, name: str, resume_command: str) -> tuple[str, ...]:
+    """List the arguments of a submitted task of a study."""
+    args = [word for config in arguments.configs for word in ("--config", str(config.absolute()))]
+    args += list_config_args(arguments)[2:]
+    args += [word for text in arguments.set_each for word in ("--set-each", text)]
+    args += [] if arguments.seeds is None else ["--seeds", arguments.seeds]
+    args += ["--allow-world-size-change"] if arguments.allow_world_size_change else []
+    args += ["--blend"] if arguments.blend else []
+    return (*args, "--study", name, *_list_policy_args(arguments, resume_command))
+
+
+def _list_policy_args(arguments: argparse.Namespace, resume_command: str) -> list[str]:
     policy = ["--max-restarts", str(arguments.max_restarts), "--hang-timeout", f"{arguments.hang_timeout:g}"]
     no_shrink = ["--no-shrink"] if arguments.no_shrink else []
     on_end = ["--on-end", arguments.on_end] if arguments.on_end and not getattr(arguments, "wait", False) else []
     task = ["--index-is-fold", "--resume-command", resume_command]
-    return (*_list_run_args(arguments, run_id), *policy, *no_shrink, *on_end, *task)
+    return [*policy, *no_shrink, *on_end, *task]
 
 
 def _list_run_args(arguments: argparse.Namespace, run_id: str) -> list[str]:

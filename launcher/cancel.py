@@ -16,7 +16,7 @@ from launcher.ledger import read_ledger
 from launcher.slurm.array_jobs import list_clusters, read_array_jobs, write_array_jobs
 from launcher.slurm.format import JobPhase, QueueEntry, SlurmError
 from launcher.slurm.queue import POLL_S, cancel_jobs, next_interval, read_queue
-from launcher.status import find_launchers, list_run_jobs
+from launcher.status import count_folds, find_launchers, list_run_jobs
 from launcher.study_file import locate_member, locate_study_lock, read_study
 
 _POLL_S = 0.2
@@ -73,16 +73,20 @@ def cancel_study(folder: Path, report: Callable[[str], None]) -> None:
 
 def _list_active_jobs(paths: RunPaths) -> list[QueueEntry] | None:
     """Return the run's own jobs and tasks that have not ended, or None if Slurm does not answer."""
-    own = {(job.cluster, job.number, job.array) for job in list_run_jobs(paths)}
-    if not own:
+    jobs = list_run_jobs(paths)
+    if not jobs:
         return []
+    own = {(job.cluster, job.number, job.array) for job in jobs if not job.of_study}
+    folds = range(count_folds(paths))
+    tasks = {(job.cluster, job.name(fold)) for job in jobs if job.of_study for fold in folds}
     queue = read_queue(list_clusters(read_array_jobs(paths.array_jobs)))
     if queue is None:
         return None
     return [
         entry
         for entry in queue
-        if (entry.cluster, entry.array_job, entry.number is not None) in own and entry.phase is not JobPhase.ENDED
+        if entry.phase is not JobPhase.ENDED
+        and ((entry.cluster, entry.array_job, entry.number is not None) in own or (entry.cluster, entry.job) in tasks)
     ]
 
 

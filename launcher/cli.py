@@ -68,6 +68,11 @@ def _run_with_end_command(arguments: argparse.Namespace, log: "RunLog") -> None:
 
 
 def _run(arguments: argparse.Namespace, log: "RunLog", end_command: "EndCommand") -> None:
+    if is_study(arguments) and arguments.backend == "slurm":
+        from launcher.study_submit import submit_study
+
+        submit_study(arguments, log, end_command)
+        return
     if is_study(arguments):
         run_study(arguments, log, end_command)
         return
@@ -94,13 +99,15 @@ def _submit(arguments: argparse.Namespace, loaded: LoadedConfig, log: "RunLog", 
     end_command.run_folder = locate_run(config.output.exp_dir, run_id, now).root
     path = name_log(config.output.logs_dir, run_id, now, "submit")
     with log.writing_to(path):
-        from launcher.slurm.submit import SubmitOptions, submit
+        from launcher.slurm.run import submit
+        from launcher.slurm.submit import SubmitOptions
 
         resume_command = render_resume_command(arguments.argv, run_id)
         script = _render_task_script(arguments, request, run_id, resume_command)
         for warning in loaded.warnings:
             log.line(f"[WARNING] {warning}")
-        submit(config, run_id, now, SubmitOptions(request, script, world_size, arguments.wait, resume_command), log)
+        options = SubmitOptions(request, script, world_size, resume_command)
+        submit(config, run_id, now, options, arguments.wait, log)
 
 
 def _render_task_script(arguments: argparse.Namespace, request: JobRequest, run_id: str, resume_command: str) -> str:
@@ -143,6 +150,12 @@ def _train_task(arguments: argparse.Namespace, log: "RunLog", end_command: "EndC
 
 
 def _plan(arguments: argparse.Namespace) -> int:
+    if is_study(arguments) and arguments.backend == "slurm":
+        from launcher.study_submit import plan_submission, render_submission
+
+        submission = plan_submission(arguments)
+        print(json.dumps(submission, indent=2) if arguments.json else render_submission(submission))
+        return 0
     if is_study(arguments):
         study = make_study_plan(arguments)
         print(json.dumps(describe_study_plan(study), indent=2) if arguments.json else render_study_plan(study))

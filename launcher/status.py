@@ -223,7 +223,7 @@ def read_status(paths: RunPaths) -> RunStatus:
     fingerprint = newest.fingerprint if newest else None
     folds = tuple(
         _describe(fold, _read_predictions(paths, fold, fingerprint), find_holder(paths.fold_lock(fold)), evidence)
-        for fold in range(_count_folds(paths, newest))
+        for fold in range(count_folds(paths))
     )
     holders = find_launchers(paths)
     is_unfinished = any(fold.state is not State.DONE for fold in folds)
@@ -321,10 +321,16 @@ def _find_attempts(fold: int, run: _RunEvidence) -> tuple[_Launch | None, list[A
     return newest, sorted(attempts, key=lambda attempt: attempt.started)
 
 
-def _count_folds(paths: RunPaths, ledger: Ledger | None) -> int:
-    """Return the number of folds by the ledger, the run's snapshot or fold predictions, whichever exists."""
-    if ledger is not None:
-        return ledger.num_folds
+def count_folds(paths: RunPaths) -> int:
+    """Return the number of folds by a ledger, the run's snapshot or fold predictions, whichever exists.
+
+    Raises:
+        UserError: there is no run in the folder, or a ledger is damaged.
+    """
+    for path in paths.list_ledgers():
+        ledger = read_ledger(path)
+        if ledger is not None:
+            return ledger.num_folds
     with suppress(OSError, yaml.YAMLError, KeyError, TypeError, ValueError):
         return int(yaml.safe_load(paths.snapshot.read_text(encoding="utf-8"))["data"]["folds"])
     for file in paths.list_predictions():

@@ -24,10 +24,17 @@ class StudyRun:
     seed: int | None = None  # None: the config's own
     settings: tuple[str, ...] = ()  # KEY=VALUE of --set-each
 
-    @property
-    def overrides(self) -> tuple[str, ...]:
-        """The keys that the study sets, as in `--set`."""
-        return (*self.settings, *(() if self.seed is None else (f"project.seed={self.seed}",)))
+    def list_overrides(self, fold_seed: int | None) -> list[str]:
+        """List the keys that the study sets, as in `--set`: all seeds of a config are trained on the same folds.
+
+        `fold_seed` is the seed of the config's own folds; None if the config states it, or there is no `--seeds`.
+        """
+        overrides = list(self.settings)
+        if self.seed is not None:
+            overrides.append(f"project.seed={self.seed}")
+            if fold_seed not in (None, self.seed):
+                overrides.append(f"data.fold_seed={fold_seed}")
+        return overrides
 
 
 def check_study_name(name: str) -> str:

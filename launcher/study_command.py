@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from doccls.config import Config
+from doccls.config.arguments import load_arguments
 from doccls.config.files import check_inputs
 from doccls.config.load import LoadedConfig
 from doccls.errors import UserError
@@ -57,8 +58,6 @@ def load_study(arguments: argparse.Namespace, name: str, is_plan: bool = False) 
     """
     from launcher.study_launch import LoadedRun
 
-    if arguments.backend == "slurm":
-        raise UserError("--backend slurm: only one config and seed at a time; submit each run by itself")
     _refuse_run_id(arguments)
     resume_command, loaded_runs = render_study_command(arguments.argv, name), list["LoadedRun"]()
     for run, own in _list_runs(arguments, name):
@@ -126,7 +125,11 @@ def _list_runs(arguments: argparse.Namespace, name: str) -> list[tuple[StudyRun,
     seeds = () if arguments.seeds is None else parse_seeds(arguments.seeds)
     runs = []
     for run in list_runs(name, arguments.configs, seeds, parse_grid(arguments.set_each)):
-        own = {"config": run.config, "overrides": [*arguments.overrides, *run.overrides]}
+        own = {"config": run.config, "overrides": [*arguments.overrides, *run.settings]}
+        if run.seed is not None:
+            config = load_arguments(argparse.Namespace(**vars(arguments) | own))
+            fold_seed = config.project.seed if config.data.fold_seed is None else None
+            own["overrides"] = [*arguments.overrides, *run.list_overrides(fold_seed)]
         runs.append((run, argparse.Namespace(**vars(arguments) | own)))
     return runs
 

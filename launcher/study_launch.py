@@ -11,6 +11,7 @@ from doccls.config import Config
 from doccls.config.load import list_values
 from doccls.config.paths import describe_error
 from doccls.errors import UserError
+from doccls.experiment import Experiment
 from doccls.oof.predictions import is_merged
 from doccls.reporting.log import RunLog
 from doccls.run.metrics_log import read_metrics
@@ -69,6 +70,8 @@ def launch_study(name: str, runs: Sequence[LoadedRun], blend: bool, now: datetim
             queued.append(queue_run(loaded.config, loaded.run.run_id, now, loaded.options, log, held))
         pairs, roots = [(loaded.run, loaded.config) for loaded in runs], [run.paths.root for run in queued]
         study = describe_study(name, runs[0].options.resume_command, pairs, roots).join(before)
+        if blend:
+            check_blendable([run.experiment for run in queued])
         launch = _StudyLaunch(folder, study, queued, lock, log)
         launch.rank(quietly=True)
         launch.train(runs[0].options, blend)
@@ -126,6 +129,26 @@ def close_study_share(
                     blend_runs([locate_member(folder, member) for member in study.members], log)
     except (OSError, UserError) as error:
         log.line(f"[WARNING] study {study.name}: {error}")
+
+
+def check_blendable(experiments: Sequence[Experiment]) -> None:
+    """Check before the training that the runs can be blended after it.
+
+    Raises:
+        UserError: there is only one, or they differ in data or folds.
+    """
+    first, *others = experiments
+    if not others:
+        raise UserError("--blend: the study has only one run")
+    for other in others:
+        names = f"runs {first.paths.run_id} and {other.paths.run_id}"
+        if other.data.digest != first.data.digest:
+            raise UserError(f"--blend: {names} are on different data, so they can't be blended")
+        if other.data.assignment.digest() != first.data.assignment.digest():
+            raise UserError(
+                f"--blend: {names} are on different folds, so they can't be blended: give their configs the same "
+                "data.folds, data.stratify, data.group_col and project.seed (or data.fold_seed)"
+            )
 
 
 def list_blend_command(runs: Sequence[RunPaths]) -> list[str]:

@@ -107,7 +107,7 @@ class ProjectConfig(Section):
     version: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,39}$"), Operational()] = "v001"
     """Prefix of the run id: `v087` gives run ids such as `v087-8c206e`."""
     seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = 42
-    """Seed of the folds, initial weights, sample order, augmentation and dropout."""
+    """Seed of the folds (see data.fold_seed), initial weights, sample order, augmentation and dropout."""
 
 
 class DataConfig(Section):
@@ -133,6 +133,8 @@ class DataConfig(Section):
     """The fold to validate on while training on the others; `all` trains every fold and merges the OOF files."""
     stratify: bool = True
     """Keep the class proportions equal across folds."""
+    fold_seed: Annotated[int, Field(ge=0, le=2**32 - 1)] | None = None
+    """Seed of the folds; null: project.seed. Runs on the same folds can be blended. A column `fold` needs no seed."""
     missing_labels: Annotated[tuple[str, ...], Strict(False)] = MISSING_LABELS
     """Labels that count as missing, an error, in any case; `*`: any text. Without `none`, a class may be named so."""
     on_duplicate: Literal["keep", "error", "allow"] = "keep"

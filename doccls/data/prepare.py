@@ -73,7 +73,7 @@ def prepare_data(
         manifest,
         num_folds=data.folds,
         stratify=data.stratify,
-        seed=config.project.seed,
+        seed=config.project.seed if data.fold_seed is None else data.fold_seed,
         allow_split=data.on_duplicate == "allow",
     )
     units = find_units(manifest)

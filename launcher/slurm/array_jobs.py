@@ -119,6 +119,7 @@ class RunJob:
     first: int = 0  # index of the first of these tasks
     offset: int = 0  # number of the run's fold 0 among the folds that the array trains
     cluster: str | None = None  # None: the one that `squeue` shows by default
+    of_study: bool = False  # other tasks of the array train folds of other runs
 
     def name(self, fold: int) -> str:
         """Return Slurm's name of the task that trains the fold."""
@@ -130,14 +131,20 @@ class RunJob:
 
 def list_jobs(array_jobs: Sequence[ArrayJob], ledgers: Sequence[Ledger]) -> list[RunJob]:
     """List the jobs that were submitted for the run, by the launcher or by hand, in order of their numbers."""
-    jobs = {RunJob(job.job, True, cluster=job.cluster, offset=job.offset) for job in array_jobs if job.job is not None}
+    jobs = {_make_job(job) for job in array_jobs if job.job is not None}
     clusters = {job.number: job.cluster for job in jobs}
     for ledger in ledgers:
         if ledger.job is not None:
             number, _, task = ledger.job.partition("_")
-            cluster = clusters.get(number)
-            jobs.add(RunJob(number, bool(task), ledger.sharing, ledger.first_task, ledger.offset, cluster))
+            share = ledger.sharing, ledger.first_task, ledger.offset
+            jobs.add(RunJob(number, bool(task), *share, clusters.get(number), ledger.study is not None))
     return sorted(jobs, key=lambda job: int(job.number))
+
+
+def _make_job(array_job: ArrayJob) -> RunJob:
+    assert array_job.job is not None
+    of_study = array_job.study is not None
+    return RunJob(array_job.job, True, offset=array_job.offset, cluster=array_job.cluster, of_study=of_study)
 
 
 def find_newest(fold: int, jobs: Sequence[RunJob], queue: Sequence[QueueEntry]) -> QueueEntry | None:

@@ -138,14 +138,14 @@ def render_merge() -> str:
 
 
 def render_script(
-    request: JobRequest, run_id: str, home: str, setup: Sequence[str], python: str, args: Sequence[str]
+    request: JobRequest, name: str, home: str, setup: Sequence[str], python: str, args: Sequence[str]
 ) -> str:
     """Render the script of a submitted task: `python` runs `doccls-launch task` with the arguments `args`."""
     gpus = 0 if request.gres or find_gpu_request(request.others) else request.gpus_per_node
-    directives = render_directives(f"doccls-{run_id}", request.nodes, gpus, request.cpus_per_task)
+    directives = render_directives(f"doccls-{name}", request.nodes, gpus, request.cpus_per_task)
     offline = "export HF_HUB_OFFLINE=1 # the weights were downloaded before the submission"
     steps = ["\n".join([offline, *setup]), f"python=${{DOCCLS_PYTHON:-{shlex.quote(python)}}}"]
-    help_text = f"Train folds of run {run_id}."
+    help_text = f"Train folds of {name}."
     return render_job(help_text, directives, f"home={shlex.quote(home)}", steps, f"task {shlex.join(args)}")
 
 

@@ -1,21 +1,20 @@
-"""`doccls-launch run --backend slurm`: submits the missing folds of a run as one array, exactly once."""
+"""`doccls-launch run --backend slurm`: submits the missing folds of runs as one array, each exactly once."""
 
 import os
 import secrets
 import time
-from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager, ExitStack, suppress
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
+from pathlib import Path
 
 from doccls.config import Config
-from doccls.errors import UserError
-from doccls.experiment import Experiment, log_config, open_run
+from doccls.experiment import Experiment, open_run
 from doccls.reporting.log import RunLog
 from doccls.run.paths import RunPaths, locate_run
 from doccls.system.lock import Lock, LockError, find_holder, hold_lock
-from doccls.system.signals import check_stop, stopping_gracefully
 from launcher.ledger import format_time
 from launcher.slurm.array_jobs import (
     ArrayJob,
@@ -27,64 +26,90 @@ from launcher.slurm.array_jobs import (
     resolve_lost_answers,
     write_array_jobs,
 )
-from launcher.slurm.format import JobPhase, LostAnswerError, QueueEntry, SlurmError, Submitted, render_comment
-from launcher.slurm.queue import POLL_S, find_clusters, next_interval, read_queue, submit_script
+from launcher.slurm.format import LostAnswerError, QueueEntry, SlurmError, Submitted, render_comment
+from launcher.slurm.queue import POLL_S, find_clusters, read_queue, submit_script
 from launcher.slurm.script import JobRequest, render_output, render_sbatch
-from launcher.status import find_launchers, list_run_jobs, list_unfinished, read_status
-from launcher.task import close_share
+from launcher.status import list_run_jobs
 
 _FIND_TRIES = 2
-_FILES_POLL_S = 2.0
-_TICK_S = 0.2
 
 
 @dataclass(frozen=True)
 class SubmitOptions:
-    """Options of a submission, besides the config."""
+    """Options of a submission, besides the configs."""
 
     request: JobRequest
     script: str  # of each task
     world_size: int  # processes per fold
-    wait: bool  # return when the run has ended, not when it is submitted
     resume_command: str  # trains the missing folds
+    study: Path | None = None  # the folder of the study that the runs belong to; None: a single run
 
 
-def submit(config: Config, run_id: str, now: datetime, options: SubmitOptions, log: RunLog) -> None:
-    """Check config and data, open the run, and submit its folds that are neither finished nor pending or running.
+@dataclass(frozen=True)
+class SubmittedRun:
+    """A run whose folds are trained by tasks of an array."""
+
+    experiment: Experiment
+    offset: int = 0  # index of the task that trains its fold 0
+    study: str | None = None  # the study that it belongs to
+
+    @property
+    def paths(self) -> RunPaths:
+        """The files of the run."""
+        return self.experiment.paths
+
+    def name_fold(self, fold: int) -> str:
+        """Return the name of a fold in log lines."""
+        return f"fold {fold}" if self.study is None else f"{self.paths.run_id} fold {fold}"
+
+    def hold_lock(self) -> AbstractContextManager[Lock]:
+        """Hold the lock of the process that submits the run."""
+        return _hold_submit_lock(self.paths)
+
+
+@dataclass(frozen=True)
+class Missing:
+    """Folds of a run to submit unless they are finished, pending or running.
+
+    Its lock must be taken before `array_jobs` are read, and Slurm's queue be read after that.
+    """
+
+    run: SubmittedRun
+    folds: tuple[int, ...]
+    lock: Lock
+    array_jobs: tuple[ArrayJob, ...]
+
+
+@dataclass(frozen=True)
+class _Part:
+    """The part of an array that trains folds of one run."""
+
+    run: SubmittedRun
+    folds: tuple[int, ...]
+    array_jobs: tuple[ArrayJob, ...]  # earlier ones of the run
+    preempted: dict[int, QueueEntry]
+
+
+def open_submitted_run(
+    config: Config, run_id: str, now: datetime, options: SubmitOptions, offset: int, log: RunLog, held: ExitStack
+) -> Missing:
+    """Check config and data, open the run, hold its lock until `held` is closed, and return its missing folds.
 
     Raises:
-        UserError: config, data, Slurm or a launcher of the run prevent it; with `wait` also if folds failed.
-        Interrupted: a signal arrived; submitted jobs continue.
+        UserError: config, data or a launcher of the run prevent it.
     """
-    log_config(config, log)
     paths = locate_run(config.output.exp_dir, run_id, now)
     if (launcher := find_holder(paths.launch_lock())) is not None:
         raise LockError(f"{launcher} ({paths.launch_lock()}): stop it first, or wait for it")
-    with ExitStack() as held:
-        take_lock = partial(held.enter_context, _hold_submit_lock(paths))
-        run = open_run(config, paths, now, {"world_size": options.world_size}, log, take_lock)
-        assert run.lock is not None
-        log.line(f"[ARTIFACTS] {paths.root}")
-        array_jobs = read_array_jobs(paths.array_jobs)
-        queue = read_queue(list_clusters(array_jobs))
-        if queue is None:
-            raise SlurmError("squeue does not answer: nothing was submitted. Try again when Slurm is available")
-        if run.list_missing(config.data.list_wanted()):
-            _fetch_weights(config, log)
-        submitter = _Submitter(run.experiment, options, log)
-        submitter.submit_missing(run.lock, config.data.list_wanted(), array_jobs, queue)
-    log.line(f"[SLURM] show status: doccls-launch status {paths.root}")
-    log.line(f"[SLURM] cancel:      doccls-launch cancel {paths.root}")
-    if not options.wait and run.list_missing(config.data.list_wanted()):
-        log.end_as("SUBMITTED", "submitted")
-    if options.wait:
-        with stopping_gracefully():
-            _Watch(submitter).run()
-        if close_share(run.experiment, log):
-            unfinished = "\n".join(list_unfinished(read_status(paths)))
-            raise UserError(
-                f"the run has ended, but folds are missing\n{unfinished}\nto train them: {options.resume_command}"
-            )
+    take_lock = partial(held.enter_context, _hold_submit_lock(paths))
+    run = open_run(config, paths, now, {"world_size": options.world_size}, log, take_lock)
+    assert run.lock is not None
+    log.line(f"[ARTIFACTS] {paths.root}")
+    if run.list_missing(config.data.list_wanted()):
+        _fetch_weights(config, log)
+    study = None if options.study is None else options.study.name
+    submitted = SubmittedRun(run.experiment, offset, study)
+    return Missing(submitted, tuple(config.data.list_wanted()), run.lock, read_array_jobs(paths.array_jobs))
 
 
 def _fetch_weights(config: Config, log: RunLog) -> None:
@@ -100,77 +125,108 @@ def _hold_submit_lock(paths: RunPaths) -> AbstractContextManager[Lock]:
     return hold_lock(paths.submit_lock, f"run {paths.run_id} is being submitted")
 
 
-class _Submitter:
-    """Submitter of the folds of one run."""
+def read_queue_of(missing: Sequence[Missing]) -> list[QueueEntry]:
+    """Read Slurm's queue, in all clusters that have jobs of the runs.
 
-    def __init__(self, experiment: Experiment, options: SubmitOptions, log: RunLog) -> None:
-        self.experiment, self.paths = experiment, experiment.paths
-        self._options, self.log = options, log
+    Raises:
+        SlurmError: squeue does not answer.
+    """
+    queue = read_queue(list_clusters([job for part in missing for job in part.array_jobs]))
+    if queue is None:
+        raise SlurmError("squeue does not answer: nothing was submitted. Try again when Slurm is available")
+    return queue
 
-    def submit_missing(
-        self, lock: Lock, folds: Iterable[int], array_jobs: Sequence[ArrayJob], queue: Sequence[QueueEntry]
-    ) -> None:
-        """Submit those of the folds that are neither finished nor pending or running.
 
-        The caller must take `lock` before it reads `array_jobs`, and read `queue` after that.
-        """
-        paths, log = self.paths, self.log
-        lock.check()
-        resolved = resolve_lost_answers(array_jobs, paths.run_id, queue)
-        if resolved != array_jobs:
-            write_array_jobs(paths.array_jobs, resolved)
-        finished = self.experiment.find_finished()
-        unfinished = [fold for fold in folds if fold not in finished]
-        active = list_active(unfinished, list_run_jobs(paths), queue)
-        for fold, entry in active.items():
-            log.line(f"[SLURM] fold {fold}: already submitted as job {entry.job} ({entry.state})")
-        missing = tuple(fold for fold in unfinished if fold not in active)
-        if not missing:
-            log.line("[SLURM] nothing to submit")
-            return
-        preempted = {fold: entry for fold, entry in list_preempted(resolved, queue).items() if fold in missing}
-        array_jobs = self._submit(resolved, missing, tuple(preempted))
-        number = array_jobs[-1].job
-        if new := [fold for fold in missing if fold not in preempted]:
-            log.line(f"[SLURM] job {number}: folds {', '.join(map(str, new))} submitted, one task per fold")
-        for fold, entry in preempted.items():
-            count = sum(fold in array_job.preempted for array_job in array_jobs if array_job.refused is None)
+def submit_missing(
+    missing: Sequence[Missing], queue: Sequence[QueueEntry], options: SubmitOptions, log: RunLog
+) -> None:
+    """Submit those of the folds that are neither finished nor pending or running, as one array.
+
+    Raises:
+        SlurmError: Slurm refuses them, or does not answer.
+    """
+    parts = [part for run in missing if (part := _find_part(run, queue, log)) is not None]
+    if not parts:
+        log.line("[SLURM] nothing to submit")
+        return
+    number, submitted = _submit(parts, options, log)
+    for part in parts:
+        if new := [fold for fold in part.folds if fold not in part.preempted]:
+            run = "" if part.run.study is None else f"{part.run.paths.run_id} "
+            log.line(f"[SLURM] job {number}: {run}folds {', '.join(map(str, new))} submitted, one task per fold")
+        for fold, entry in part.preempted.items():
+            jobs = submitted[part.run.paths.root]
+            count = sum(fold in array_job.preempted for array_job in jobs if array_job.refused is None)
             resubmission = f"resubmitted as job {number} (preemption {count})"
-            log.line(f"[SLURM] fold {fold}: job {entry.job} was preempted; {resubmission}")
-
-    def _submit(
-        self, array_jobs: Sequence[ArrayJob], folds: tuple[int, ...], preempted: tuple[int, ...]
-    ) -> tuple[ArrayJob, ...]:
-        """Submit the folds, recorded before sbatch is called, and return all array jobs with the new one."""
-        paths, options, token = self.paths, self._options, secrets.token_hex(8)
-        paths.consoles.mkdir(parents=True, exist_ok=True)
-        comment, output = render_comment(paths.run_id, token), render_output(str(paths.consoles))
-        command = render_sbatch(options.request, folds, comment, output)
-        new = ArrayJob(
-            token,
-            folds,
-            format_time(datetime.now()),
-            options.resume_command,
-            cluster=find_clusters(command, os.environ),
-            preempted=preempted,
-        )
-        write_array_jobs(paths.array_jobs, (*array_jobs, new))
-        try:
-            submitted = submit_script(command, options.script)
-            new = replace(new, job=submitted.job, cluster=submitted.cluster or new.cluster)
-        except LostAnswerError as error:
-            self.log.line(f"[SLURM] {error}; checking the queue in {POLL_S:g} s whether the job arrived")
-            found = _find_lost_job(paths.run_id, new, str(error))
-            new = replace(new, job=found.job, cluster=found.cluster) if found else replace(new, refused=str(error))
-        except SlurmError as error:
-            new = replace(new, refused=str(error))
-        write_array_jobs(paths.array_jobs, (*array_jobs, new))
-        if new.refused is not None:
-            raise SlurmError(f"the folds were not submitted: {new.refused}")
-        return (*array_jobs, new)
+            log.line(f"[SLURM] {part.run.name_fold(fold)}: job {entry.job} was preempted; {resubmission}")
 
 
-def _find_lost_job(run_id: str, array_job: ArrayJob, message: str) -> Submitted | None:
+def _find_part(missing: Missing, queue: Sequence[QueueEntry], log: RunLog) -> _Part | None:
+    """Return the folds to submit of a run; None if there are none."""
+    run, paths = missing.run, missing.run.paths
+    missing.lock.check()
+    resolved = resolve_lost_answers(missing.array_jobs, paths.run_id, queue)
+    if resolved != missing.array_jobs:
+        write_array_jobs(paths.array_jobs, resolved)
+    finished = run.experiment.find_finished()
+    unfinished = [fold for fold in missing.folds if fold not in finished]
+    active = list_active(unfinished, list_run_jobs(paths), queue)
+    for fold, entry in active.items():
+        log.line(f"[SLURM] {run.name_fold(fold)}: already submitted as job {entry.job} ({entry.state})")
+    folds = tuple(fold for fold in unfinished if fold not in active)
+    preempted = {fold: entry for fold, entry in list_preempted(resolved, queue).items() if fold in folds}
+    return _Part(run, folds, resolved, preempted) if folds else None
+
+
+def _submit(
+    parts: Sequence[_Part], options: SubmitOptions, log: RunLog
+) -> tuple[str | None, dict[Path, tuple[ArrayJob, ...]]]:
+    """Submit one array, recorded for each run before sbatch is called; return its number, and all array jobs by run."""
+    token, first = secrets.token_hex(8), parts[0].run
+    owner = first.study or first.paths.run_id
+    consoles = first.paths.consoles if options.study is None else options.study / first.paths.consoles.name
+    consoles.mkdir(parents=True, exist_ok=True)
+    indices = [part.run.offset + fold for part in parts for fold in part.folds]
+    command = render_sbatch(options.request, indices, render_comment(owner, token), render_output(str(consoles)))
+    clusters, started = find_clusters(command, os.environ), format_time(datetime.now())
+
+    def record(**changes: str | None) -> dict[Path, tuple[ArrayJob, ...]]:
+        recorded = {}
+        for part in parts:
+            new = ArrayJob(
+                token,
+                part.folds,
+                started,
+                options.resume_command,
+                cluster=clusters,
+                preempted=tuple(part.preempted),
+                study=part.run.study,
+                offset=part.run.offset,
+            )
+            array_jobs = (*part.array_jobs, replace(new, **changes))  # type: ignore[arg-type]
+            write_array_jobs(part.run.paths.array_jobs, array_jobs)
+            recorded[part.run.paths.root] = array_jobs
+        return recorded
+
+    record()
+    try:
+        submitted = submit_script(command, options.script)
+    except LostAnswerError as error:
+        log.line(f"[SLURM] {error}; checking the queue in {POLL_S:g} s whether the job arrived")
+        found, refusal = _find_lost_job(owner, token, clusters, options, str(error)), str(error)
+    except SlurmError as error:
+        found, refusal = None, str(error)
+    else:
+        found, refusal = submitted, ""
+    if found is None:
+        record(refused=refusal)
+        raise SlurmError(f"the folds were not submitted: {refusal}")
+    return found.job, record(job=found.job, cluster=found.cluster or clusters)
+
+
+def _find_lost_job(
+    owner: str, token: str, clusters: str | None, options: SubmitOptions, message: str
+) -> Submitted | None:
     """Find the job whose answer was lost, which may take a moment to appear; None if it is not in the queue.
 
     Raises:
@@ -179,90 +235,14 @@ def _find_lost_job(run_id: str, array_job: ArrayJob, message: str) -> Submitted 
     has_answered = False
     for _ in range(_FIND_TRIES):
         time.sleep(POLL_S)
-        queue = read_queue(list_clusters([array_job]))
+        queue = read_queue([clusters] if clusters is not None else [])
         has_answered = has_answered or queue is not None
-        if found := find_array_job(run_id, array_job.token, queue or []):
+        if found := find_array_job(owner, token, queue or []):
             return found
     if not has_answered:
+        option = "--run-id" if options.study is None else "--study"
         raise SlurmError(
             f"{message}; squeue does not answer either: it is not known whether the folds are submitted. Run the same "
-            f"command with --run-id {run_id} to find out; it submits nothing twice"
+            f"command with {option} {owner} to find out; it submits nothing twice"
         )
     return None
-
-
-class _Watch:
-    """Watch on a submitted run: logs the changes, and resubmits folds whose job was cancelled by a preemption.
-
-    It polls the run's files every two seconds, and the controller, which all users share, less often.
-    """
-
-    def __init__(self, submitter: _Submitter) -> None:
-        self._submitter, self._log = submitter, submitter.log
-        self._experiment, self._paths = submitter.experiment, submitter.paths
-        self._reported: dict[int, str] = {}
-        self._is_silent = False
-
-    def run(self) -> None:
-        """Watch until the wanted folds are finished, or the queue has no job of the run any more."""
-        wanted = set(self._experiment.config.data.list_wanted())
-        last_files, polled_s, interval_s = None, time.monotonic(), POLL_S
-        while True:
-            finished, launchers = self._experiment.find_finished(), find_launchers(self._paths)
-            self._report(dict.fromkeys(finished, "done"))
-            if wanted <= set(finished) and not launchers:
-                return
-            if last_files != (finished, launchers):
-                last_files, interval_s = (finished, launchers), POLL_S
-            if time.monotonic() - polled_s >= interval_s:
-                has_ended, changed = self._poll_queue(finished)
-                if has_ended:
-                    return
-                polled_s, interval_s = time.monotonic(), next_interval(interval_s, changed)
-            for _ in range(round(_FILES_POLL_S / _TICK_S)):
-                check_stop()
-                time.sleep(_TICK_S)
-
-    def _poll_queue(self, finished: Sequence[int]) -> tuple[bool, bool]:
-        """Return whether the queue has no job of the run any more, and whether the run's jobs have changed."""
-        array_jobs = read_array_jobs(self._paths.array_jobs)
-        queue = read_queue(list_clusters(array_jobs))
-        if queue is None:
-            if not self._is_silent:
-                self._log.line("[SLURM] squeue does not answer; the jobs continue")
-            self._is_silent = True
-            return False, False
-        self._is_silent = False
-        active = list_active(range(self._experiment.config.data.folds), list_run_jobs(self._paths), queue)
-        states = {
-            fold: f"{'waiting' if entry.phase is JobPhase.WAITING else 'running'} as {entry.job} ({entry.state})"
-            for fold, entry in active.items()
-            if fold not in finished
-        }
-        changed = self._report(states)
-        wanted = self._experiment.config.data.list_wanted()
-        preempted = [
-            fold
-            for fold in list_preempted(array_jobs, queue)
-            if fold in wanted and fold not in active and fold not in finished
-        ]
-        if preempted:
-            self._resubmit(preempted, array_jobs, queue)
-        return not active and not preempted, changed or bool(preempted)
-
-    def _resubmit(self, folds: Sequence[int], array_jobs: Sequence[ArrayJob], queue: Sequence[QueueEntry]) -> None:
-        """Submit preempted folds, unless another process is submitting or has since `array_jobs` were read.
-
-        In that case the next poll reads what the other process has submitted.
-        """
-        with suppress(LockError), _hold_submit_lock(self._paths) as lock:
-            if read_array_jobs(self._paths.array_jobs) == array_jobs:
-                self._submitter.submit_missing(lock, folds, array_jobs, queue)
-
-    def _report(self, states: dict[int, str]) -> bool:
-        """Log the folds' states that have changed; return whether any has."""
-        new = {fold: state for fold, state in states.items() if self._reported.get(fold) != state}
-        for fold, state in new.items():
-            self._log.line(f"[SLURM] fold {fold}: {state}")
-        self._reported |= new
-        return bool(new)

@@ -1,12 +1,14 @@
 """`sbatch slurm/kfold.sh CONFIG` on a real Slurm: the array's merged results are identical to those of one process."""
 
+import json
 import shutil
+import subprocess
 import sys
 import time
 
 import pytest
 from launches import assert_same_bytes
-from slurm_cluster import CPU_OPTIONS, ROOT, TWO_FOLDS, Cluster, read_outputs, submit_folds
+from slurm_cluster import CPU_OPTIONS, JOBS_S, ROOT, TWO_FOLDS, Cluster, read_outputs, submit_folds
 from tiny_runs import PLAIN, Run, Trainer
 
 
@@ -110,3 +112,27 @@ def test_gpus_hidden_from_the_driver_are_rejected(cluster: Cluster, trainer: Tra
     assert cluster.wait(job, folder) == ["FAILED"]
     output = (folder / "slurm-0.out").read_text()
     assert "Slurm gave this job 1 nodes x 2 GPUs, but the NVIDIA driver of node1 shows none" in output
+
+
+def test_study_is_one_array(cluster: Cluster, trainer: Trainer) -> None:
+    folder = trainer.new_folder()
+    options = ("--backend", "slurm", "--gpus-per-fold", "0", "--cpus-per-node", "1", "--wait", "--blend")
+    words = [*trainer.arguments(TWO_FOLDS, folder), "--seeds", "1,2", "--study", "s", *options]
+    launched = subprocess.run(
+        [sys.executable, "-m", "launcher", "run", *words],
+        cwd=ROOT, env=cluster.environment, capture_output=True, text=True, timeout=JOBS_S, check=False,
+    )  # fmt: skip
+    study = folder / "experiments" / "studies" / "s"
+    outputs = "".join(file.read_text() for file in study.glob("console/*.out"))
+    assert launched.returncode == 0, launched.stdout + launched.stderr + outputs
+    jobs = {}
+    for seed in (1, 2):
+        (root,) = folder.glob(f"experiments/*/s-tiny-s{seed}")
+        ((jobs[seed],)) = json.loads((root / "slurm_jobs.json").read_text())["jobs"]
+        alone = trainer.train(*TWO_FOLDS, f"project.seed={seed}", "data.fold_seed=42")
+        for name in ("oof/oof_logits.npy", "summary.json"):
+            assert (root / name).read_bytes() == (alone.root / name).read_bytes()
+    assert jobs[1]["job"] == jobs[2]["job"] and [jobs[seed]["offset"] for seed in (1, 2)] == [0, 2]
+    assert sorted(cluster.list_states(jobs[1]["job"])) == ["COMPLETED"] * 4
+    assert "[STUDY]  1  s-tiny-s" in launched.stdout and "[STUDY] blend:" in launched.stdout
+    assert {run["finished_folds"] for run in json.loads((study / "study.json").read_text())["runs"]} == {2}

@@ -18,14 +18,14 @@ from launcher.study_file import Member, Study, locate_member, measure_runs, read
 
 def test_runs_are_configs_times_seeds() -> None:
     runs = list_runs("s", [Path("conf/a b.yaml"), Path("x/b.yml")], [7, 8])
-    assert [(run.run_id, run.overrides) for run in runs] == [
-        ("s-a-b-s7", ("project.seed=7",)),
-        ("s-a-b-s8", ("project.seed=8",)),
-        ("s-b-s7", ("project.seed=7",)),
-        ("s-b-s8", ("project.seed=8",)),
+    assert [(run.run_id, run.list_overrides(7)) for run in runs] == [
+        ("s-a-b-s7", ["project.seed=7"]),
+        ("s-a-b-s8", ["project.seed=8", "data.fold_seed=7"]),
+        ("s-b-s7", ["project.seed=7"]),
+        ("s-b-s8", ["project.seed=8", "data.fold_seed=7"]),
     ]
     (run,) = list_runs("s", [Path("...yaml")], [])
-    assert (run.run_id, run.overrides, run.seed) == ("s-config", (), None)
+    assert (run.run_id, run.list_overrides(None), run.seed) == ("s-config", [], None)
     (run,) = list_runs("s", [Path("x" * 200 + ".yaml")], [3])
     assert len(run.run_id) == 80 and run.run_id.endswith("x-s3")
 
@@ -137,9 +137,9 @@ def test_grid_has_every_combination() -> None:
         ("train.lr=3e-4", "train.epochs=4"),
     )
     runs = list_runs("s", [Path("c.yaml")], [7], parse_grid(["train.lr=1e-4,3e-4", "model.name=a/b"]))
-    assert [run.overrides for run in runs] == [
-        ("train.lr=1e-4", "model.name=a/b", "project.seed=7"),
-        ("train.lr=3e-4", "model.name=a/b", "project.seed=7"),
+    assert [run.list_overrides(None) for run in runs] == [
+        ["train.lr=1e-4", "model.name=a/b", "project.seed=7"],
+        ["train.lr=3e-4", "model.name=a/b", "project.seed=7"],
     ]
     ids = [run.run_id for run in runs]
     assert len(set(ids)) == 2 and all(run_id.startswith("s-c-x") and run_id.endswith("-s7") for run_id in ids)

@@ -51,7 +51,7 @@ def test_plan_shows_each_run(call: Call, tmp_path: Path) -> None:
     argv = plan["waves"][-1][0]["assignment"]["ranks"][0]["argv"]
     assert argv[argv.index("--config") + 1] == str(tmp_path / "b.yaml") and argv[argv.index("--run-id") + 1] == "s-b-s2"
     assert [value for word, value in itertools.pairwise(argv) if word == "--set"] == [
-        "project.seed=2", "data.valid_fold=1",
+        "project.seed=2", "data.fold_seed=42", "data.valid_fold=1",
     ]  # fmt: skip
     code, out, _ = call("plan")
     assert out.count("[PLAN] run ") == 2 and "[PLAN] study study-NEW: 6 folds of 2 runs" in out
@@ -80,9 +80,26 @@ def test_options_that_do_not_fit_are_refused(
     assert not (tmp_path / "exp").exists() and not (tmp_path / "logs").exists()
 
 
-def test_slurm_is_refused(configs: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["plan", "--config", str(configs[0]), "--seeds", "1", "--backend", "slurm"]
-    assert main(words) == 1 and "--backend slurm: only one config and seed" in capsys.readouterr().err
+def test_plan_of_a_submission_is_one_array(configs: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["plan", "--config", str(configs[0]), "--seeds", "1,2", "--set-each", "train.epochs=3,9", "--study", "s"]
+    words += ["--backend", "slurm", "--at-once", "4", "--blend"]
+    assert main([*words, "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert list(plan["runs"]) == ["s-a-epochs9-s1", "s-a-epochs9-s2", "s-a-epochs3-s1", "s-a-epochs3-s2"]
+    assert "--array=0,1,2,3,4,5,6,7,8,9,10,11%4" in plan["command"] and "--comment=doccls:s:TOKEN" in plan["command"]
+    assert f"task --config {configs[0]} --set-each train.epochs=3,9 --seeds 1,2 --blend --study s " in plan["script"]
+    assert main(words) == 0
+    out = capsys.readouterr().out
+    assert "[PLAN] study s: 12 folds to submit" in out and "#SBATCH --job-name=doccls-s\n" in out
+
+
+def test_runs_that_need_other_resources_are_not_one_array(
+    configs: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    configs[1].write_text(configs[1].read_text().replace("lr: 0.2", "lr: 0.2\n  num_processes: 2"))
+    words = ["plan", "--config", str(configs[0]), "--config", str(configs[1]), "--backend", "slurm"]
+    assert main(words) == 1
+    assert "b.yaml: a fold needs other resources (1 nodes" in capsys.readouterr().err
 
 
 def test_runs_that_need_other_slots_are_refused(call: Call, configs: tuple[Path, Path]) -> None:

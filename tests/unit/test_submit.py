@@ -21,17 +21,21 @@ from doccls.reporting.log import RunLog
 from doccls.run.paths import RunPaths
 from doccls.system.lock import hold_lock
 from doccls.system.signals import Interrupted
-from launcher.cancel import cancel_run
+from launcher.cancel import cancel_run, cancel_study
 from launcher.slurm import submit as submit_module
+from launcher.slurm import watch as watch_module
 from launcher.slurm.array_jobs import read_array_jobs
 from launcher.slurm.format import LostAnswerError, QueueEntry, SlurmError, Submitted
+from launcher.slurm.run import submit
 from launcher.slurm.script import JobRequest
-from launcher.slurm.submit import SubmitOptions, submit
+from launcher.slurm.submit import SubmitOptions, SubmittedRun, open_submitted_run, read_queue_of, submit_missing
+from launcher.slurm.watch import Watch
 from launcher.status import read_status
+from launcher.study_file import Member, Study, measure_runs, write_study
 from tests.unit.conftest import KeptLog
 
 NOW = datetime(2026, 1, 2, 3, 4)
-OPTIONS = SubmitOptions(JobRequest(1, 1, 4), "#!/bin/bash\n", 1, False, "resume")
+OPTIONS = SubmitOptions(JobRequest(1, 1, 4), "#!/bin/bash\n", 1, "resume")
 
 
 class Slurm:
@@ -85,13 +89,14 @@ class Slurm:
 @pytest.fixture
 def slurm(monkeypatch: pytest.MonkeyPatch) -> Slurm:
     slurm = Slurm()
-    for module in ("slurm.submit", "status", "cancel"):
+    for module in ("slurm.submit", "slurm.watch", "status", "cancel"):
         monkeypatch.setattr(f"launcher.{module}.read_queue", slurm.read_queue)
     monkeypatch.setattr(submit_module, "submit_script", slurm.submit_script)
     monkeypatch.setattr("doccls.model.build.fetch_pretrained", lambda config, img_size: Path("/the cache"))
     monkeypatch.setattr("launcher.cancel.cancel_jobs", slurm.cancel_jobs)
     clock = SimpleNamespace(sleep=slurm.sleep, monotonic=lambda: slurm.now_s)  # not the clock of other threads
     monkeypatch.setattr(submit_module, "time", clock)
+    monkeypatch.setattr(watch_module, "time", clock)
     monkeypatch.setattr("launcher.cancel.time", clock)
     return slurm
 
@@ -113,7 +118,7 @@ def submit_run(slurm: Slurm, config: Config) -> Submit:
 
     def submit_once(wait: bool = False, log: RunLog | None = None) -> RunPaths:
         slurm.paths = RunPaths(config.output.exp_dir / "20260102" / "r")
-        submit(config, "r", NOW, replace(OPTIONS, wait=wait), log or KeptLog())
+        submit(config, "r", NOW, OPTIONS, wait, log or KeptLog())
         return slurm.paths
 
     return submit_once
@@ -235,7 +240,7 @@ def finish(paths: RunPaths, fold: int) -> None:
 @pytest.fixture
 def merges(monkeypatch: pytest.MonkeyPatch) -> None:
     """Replace the merge: the content of the predictions is not tested here."""
-    monkeypatch.setattr(submit_module, "close_share", lambda run, log: tuple({0, 1, 2} - set(run.find_finished())))
+    monkeypatch.setattr("launcher.slurm.run.close_share", lambda run, log: tuple({0, 1, 2} - set(run.find_finished())))
 
 
 @pytest.mark.usefixtures("merges")
@@ -365,7 +370,7 @@ def test_signal_ends_wait_at_once(slurm: Slurm, submit_run: Submit, monkeypatch:
         if slurm.now_s > 100:
             raise Interrupted(signal.SIGINT)
 
-    monkeypatch.setattr(submit_module, "check_stop", check)
+    monkeypatch.setattr(watch_module, "check_stop", check)
     with pytest.raises(Interrupted):
         submit_run(wait=True)
     assert slurm.now_s < 100.5
@@ -415,3 +420,78 @@ def test_cancel_ends_jobs_submitted_meanwhile_and_waits_for_silent_controller(sl
     slurm.queue_answers = False
     with pytest.raises(SlurmError, match="nothing was cancelled"):
         cancel_run(paths, messages.append)
+
+
+# --- studies ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def submit_both(slurm: Slurm, config: Config, tmp_path: Path) -> Callable[[], list[SubmittedRun]]:
+    """Submit a study of two runs with three folds each, whose tasks are 0 to 2 and 3 to 5."""
+    options = replace(OPTIONS, study=tmp_path / "exp" / "studies" / "s")
+    slurm.paths = RunPaths(config.output.exp_dir / "20260102" / "s-b")
+
+    def submit_once() -> list[SubmittedRun]:
+        with contextlib.ExitStack() as held:
+            missing = [
+                open_submitted_run(config, run_id, NOW, options, offset, KeptLog(), held)
+                for run_id, offset in (("s-a", 0), ("s-b", 3))
+            ]
+            submit_missing(missing, read_queue_of(missing), options, KeptLog())
+        return [part.run for part in missing]
+
+    return submit_once
+
+
+def test_study_is_submitted_as_one_array(slurm: Slurm, submit_both: Callable[[], list[SubmittedRun]]) -> None:
+    runs = submit_both()
+    assert list_tasks(slurm) == [f"101_{index}" for index in range(6)] and slurm.recorded_before == [1]
+    assert {entry.comment.rpartition(":")[0] for entry in slurm.queue} == {"doccls:s"}
+    slurm.set_state("RUNNING", "101_4")
+    states = [[str(fold.state) for fold in read_status(run.paths).folds] for run in runs]
+    assert states == [["waiting"] * 3, ["waiting", "running", "waiting"]]
+    slurm.queue = [entry for entry in slurm.queue if entry.number not in (2, 3)]  # as if they were cancelled
+    submit_both()
+    assert list_tasks(slurm) == ["101_0", "101_1", "101_4", "101_5", "102_2", "102_3"]
+    submit_both()
+    assert len(slurm.queue) == 6
+
+
+def test_lost_answer_of_a_study_is_found(slurm: Slurm, submit_both: Callable[[], list[SubmittedRun]]) -> None:
+    slurm.replies = False
+    runs = submit_both()
+    assert {read_array_jobs(run.paths.array_jobs)[0].job for run in runs} == {"101"}
+    submit_both()
+    assert len(slurm.queue) == 6
+
+
+def test_cancel_of_a_run_leaves_the_other_tasks_of_its_study(
+    slurm: Slurm, submit_both: Callable[[], list[SubmittedRun]], tmp_path: Path
+) -> None:
+    first, second = submit_both()
+    cancel_run(second.paths, lambda line: None)
+    assert slurm.cancelled == ["101_3", "101_4", "101_5"]
+    members = tuple(Member(name, f"20260102/{name}", "c", 1, 3, {}) for name in ("s-a", "s-b"))
+    folder = tmp_path / "exp" / "studies" / "s"
+    write_study(folder, Study("s", "resume", members), measure_runs(folder, Study("s", "resume", members), {}))
+    cancel_study(folder, lambda line: None)
+    assert slurm.cancelled[3:] == ["101_0", "101_1", "101_2"] and slurm.queue == []
+    with pytest.raises(UserError, match=r"of study .* is active: there is nothing to cancel"):
+        cancel_study(folder, lambda line: None)
+    assert first.paths.run_id == "s-a"
+
+
+def test_preempted_fold_of_a_study_is_resubmitted_as_the_same_task(
+    slurm: Slurm, submit_both: Callable[[], list[SubmittedRun]], tmp_path: Path
+) -> None:
+    runs = submit_both()
+    others = [f"101_{index}" for index in (0, 1, 2, 3, 5)]
+    slurm.events = {
+        20.0: lambda: slurm.set_state("PREEMPTED", "101_4"),
+        100.0: lambda: slurm.set_state("FAILED", *others, "102_4"),
+    }
+    log = KeptLog()
+    Watch(runs, replace(OPTIONS, study=tmp_path / "exp" / "studies" / "s"), log).run()
+    assert "[SLURM] s-b fold 1: job 101_4 was preempted; resubmitted as job 102 (preemption 1)" in log.lines
+    assert [job.offset for job in read_array_jobs(runs[1].paths.array_jobs)] == [3, 3]
+    assert len(read_array_jobs(runs[0].paths.array_jobs)) == 1
