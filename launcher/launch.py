@@ -25,6 +25,7 @@ from doccls.system.temporary import temporary_folder
 from doccls.system.tensor_file import TensorFileError
 from launcher.attempt import Limits, RunningFold
 from launcher.ledger import Attempt, Ledger, LedgerFile, begin_launch, format_duration, format_time
+from launcher.live_view import showing_progress
 from launcher.local import Backend, LocalBackend, Processes, StartError, kill_folds, kill_folds_and_wait
 from launcher.plan import LaunchPlan, Slot, Workload, render_plan
 from launcher.supervise import (
@@ -115,7 +116,8 @@ def train_queue(
     on_finished: Callable[["QueuedRun"], None] = lambda run: None,
 ) -> None:
     """Train folds of the runs on this machine, in this order; see `FoldLoop.run`."""
-    with temporary_folder("doccls-launch-") as folder, stopping_gracefully():
+    shown = showing_progress([run.paths for run in runs], log)
+    with temporary_folder("doccls-launch-") as folder, stopping_gracefully(), shown:
         backend = LocalBackend(folder, min(len(jobs), len(options.slots)) * options.ranks_per_fold)
         FoldLoop(runs, jobs, options, backend, log, on_finished).run()
 
