@@ -4,9 +4,12 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from doccls.errors import UserError
-from doccls.oof.summary import Summary
+
+if TYPE_CHECKING:  # its import is slow, and `doccls-launch --help` has to be fast
+    from doccls.oof.summary import Summary
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,39}")
 _FOREIGN = re.compile(r"[^A-Za-z0-9._-]+")
@@ -117,7 +120,7 @@ class Standing:
     num_folds: int
     device_hours: float | None  # of its finished epochs; None without any
     settings: Mapping[str, str]  # config keys that differ among the runs of the study
-    summary: Summary | None  # None unless it is merged
+    summary: "Summary | None"  # None unless it is merged
     problem: str | None = None  # why it is not merged
 
 
