@@ -67,8 +67,9 @@ def render_live(
     sizes = [max(cell_len(row[number]) for row in rows) for number in range(len(columns))]
     used = sum(sizes) + len(_GAP) * len(sizes)
     last_size = None if width is None else width - used
+    trend = "macro-F1 by epoch" if last_size is None or last_size >= len("macro-F1 by epoch") else "macro-F1"
     lines = [_paint(_fit(totals, width), _BOLD, style)]
-    lines.append(_paint(_fit(_join(rows[0], columns, sizes, "macro-F1 by epoch", last_size), width), _DIM, style))
+    lines.append(_paint(_fit(_join(rows[0], columns, sizes, trend, last_size), width), _DIM, style))
     for fold, cells in zip(folds, rows[1:], strict=True):
         line = _fit(_join(cells, columns, sizes, _render_last(fold, last_size, style), last_size), width)
         lines.append(_paint_state(line, fold, columns, sizes, style))
@@ -80,11 +81,11 @@ def render_live(
 def _choose_folds(
     folds: Sequence[FoldProgress], room: int | None
 ) -> tuple[list[FoldProgress], list[tuple[State, int]]]:
-    """Return the folds to show, in their own order, and the number of the others in each state."""
+    """Return the folds to show, and the number of the others in each state."""
     if room is None or len(folds) <= room:
         return list(folds), []
     ranked = sorted(range(len(folds)), key=lambda number: (_ORDER.index(folds[number].state), number))
-    shown, others = sorted(ranked[: room - 1]), [folds[number].state for number in ranked[room - 1 :]]
+    shown, others = ranked[: room - 1], [folds[number].state for number in ranked[room - 1 :]]
     return [folds[number] for number in shown], [(state, others.count(state)) for state in _ORDER if state in others]
 
 

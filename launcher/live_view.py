@@ -61,6 +61,7 @@ class _View:
 
     def _run(self) -> None:
         try:
+            self._draw()
             while not self._ended.wait(REFRESH_S):
                 self._draw()
         except Exception as error:  # noqa: BLE001 (the launch goes on without the view)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import io
 import os
-import re
 import struct
 import sys
 import termios
@@ -13,35 +12,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from terminals import show
 
 from doccls.reporting import console as console_module
 from doccls.reporting.console import ConsoleStream, guarding_console
 from doccls.reporting.footer import Footer, can_redraw
 from doccls.reporting.log import RunLog
-
-TOKENS = re.compile(r"\x1b\[(\d*)([AJK])|\r|\n|[^\x1b\r\n]+")
-
-
-def show(output: str) -> list[str]:
-    """Return the lines that a terminal shows after the output."""
-    lines, row, column = [""], 0, 0
-    for token in TOKENS.finditer(output):
-        count, code = token.groups()
-        if code == "A":
-            row = max(0, row - int(count or 1))
-        elif code == "K":
-            lines[row] = lines[row][:column]
-        elif code == "J":
-            lines[row:] = [lines[row][:column]]
-        elif token[0] == "\r":
-            column = 0
-        elif token[0] == "\n":
-            row, column = row + 1, 0
-            lines += [""] * (row + 1 - len(lines))
-        else:
-            lines[row] = lines[row][:column] + token[0] + lines[row][column + len(token[0]) :]
-            column += len(token[0])
-    return lines
 
 
 class Terminal(io.StringIO):
@@ -197,7 +173,7 @@ def test_log_scrolls_above_the_footer_and_its_file_has_only_lines(
     assert "\x1b" not in text and "total" not in text
     assert text.splitlines()[1:5] == ["one", "two", "three", "four"]
     assert "hidden" not in terminal.getvalue()
-    assert show(terminal.getvalue().replace("\x1b[2K", "\x1b[K").replace("\x1b[1A", "\x1b[A"))[-4:-1] == [
+    assert show(terminal.getvalue())[-4:-1] == [
         "four", "[EXIT] TRAINING SUCCESS code=0", ">> Stopping logger and restoring stdio",
     ]  # fmt: skip
 

@@ -73,7 +73,7 @@ def test_low_terminal_shows_running_and_failed_folds_and_counts_the_others() -> 
     lines = render_live(Progress("run r", tuple(folds)), 80, 24)
     assert len(lines) == 24
     shown = [int(line.split()[0]) for line in lines[2:-1]]
-    assert shown == sorted(shown) and {3, 7, 50} < set(shown) and not {0, 1, 2} & set(shown)
+    assert shown == [3, 50, 7, *(fold for fold in range(4, 23) if fold != 7)]
     assert lines[-1] == "... and 36 waiting, 3 done"
     assert len(render_live(Progress("run r", tuple(folds)), 80)) == 62
     for height in (1, 2, 3, 4):

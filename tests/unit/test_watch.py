@@ -8,7 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from test_footer import Terminal, show
+from terminals import show
+from test_footer import Terminal
 from test_live_files import begin, paths, study
 from test_status import LEDGER
 
