@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from doccls.reporting.footer import Footer
 from doccls.reporting.log import RunLog
 from doccls.run.paths import RunPaths
-from doccls.system.signals import stop_requested
 from launcher.live_files import LiveReader, Watched, read_or_keep, watch_run
 from launcher.live_table import Style, render_live
 from launcher.progress import Progress
@@ -48,7 +47,6 @@ class _View:
         self.error: Exception | None = None
         self._reader, self._footer = reader, footer
         self._style = find_style(sys.stdout.encoding)
-        self._has_stopped = False
         self._progress = Progress(title, ())
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="doccls-live-view", daemon=True)
@@ -69,9 +67,6 @@ class _View:
 
     def _draw(self) -> None:
         progress = self._progress = read_or_keep(self._reader.read, self._progress)
-        if stop_requested() is not None and not self._has_stopped:
-            self._has_stopped = True
-            self._footer.leave()  # the message that confirms the signal was written below the lines
         width, height = self._footer.measure()
         self._footer.draw(render_live(progress, width - 1, choose_height(height), self._style))
 

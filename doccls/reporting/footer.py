@@ -2,13 +2,16 @@
 
 import os
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 
 from doccls.reporting.console import ConsoleStream
+from doccls.system.signals import stop_requested
 
 _NO_CURSOR = ("dumb", "unknown")  # terminals that can't move it
 _FALLBACK_SIZE = (80, 24)
+_CONFIRMATION_S = 0.5  # how long the message that confirms a signal may take to be written
 
 
 def can_redraw(console: ConsoleStream, environment: Mapping[str, str]) -> bool:
@@ -37,7 +40,8 @@ class Footer:
         self._console = console
         self._lines: list[str] = []
         self._drawn = 0  # lines of the footer above the cursor
-        self._hidden = self._closed = False
+        self._hidden = self._closed = self._stopping = False
+        self._quiet_until_s = float("-inf")  # draw nothing before this time
         self._pending = ""  # of an unfinished line of other output
         self._lock = threading.RLock()
 
@@ -53,6 +57,7 @@ class Footer:
         """Show these lines, none of which is wider than the terminal, in place of the last ones."""
         with self._lock:
             self._lines = list(lines)
+            self._make_room_for_confirmation()
             if self._can_draw() and self._console.is_ready():
                 self._redraw()
 
@@ -62,6 +67,7 @@ class Footer:
             complete, newline, self._pending = (self._pending + text).rpartition("\n")
             if not newline:
                 return
+            self._make_room_for_confirmation()
             if not self._drawn:
                 self._console.write(complete + newline)
                 return
@@ -69,11 +75,6 @@ class Footer:
             self._drawn = 0
             if self._can_draw():
                 self._redraw()
-
-    def leave(self) -> None:
-        """Leave the lines as they are and draw the next ones below: another process or thread has written there."""
-        with self._lock:
-            self._drawn = 0
 
     @contextmanager
     def hidden(self) -> Iterator[None]:
@@ -97,8 +98,19 @@ class Footer:
                 self._console.write(self._pending)
                 self._pending = ""
 
+    def _make_room_for_confirmation(self) -> None:
+        """Leave the lines where they are once a stop is requested, and draw new ones a moment later.
+
+        Another thread confirms the signal below them, past this class and at any time around the request.
+        """
+        if not self._stopping and stop_requested() is not None:
+            self._stopping, self._drawn = True, 0
+            self._quiet_until_s = time.monotonic() + _CONFIRMATION_S
+
     def _can_draw(self) -> bool:
-        return not self._hidden and not self._closed and self._console.error is None
+        if self._hidden or self._closed or self._console.error is not None:
+            return False
+        return time.monotonic() >= self._quiet_until_s
 
     def _redraw(self) -> None:
         self._console.write(render_redraw(self._drawn, self._lines))

@@ -15,6 +15,7 @@ import pytest
 from terminals import show
 
 from doccls.reporting import console as console_module
+from doccls.reporting import footer as footer_module
 from doccls.reporting.console import ConsoleStream, guarding_console
 from doccls.reporting.footer import Footer, can_redraw
 from doccls.reporting.log import RunLog
@@ -76,12 +77,28 @@ def test_hidden_footer_makes_room(terminal: Terminal, footer: Footer) -> None:
     assert show(terminal.getvalue()) == ["shown", ""]
 
 
-def test_lines_are_left_where_another_process_wrote(terminal: Terminal, footer: Footer) -> None:
+@pytest.mark.parametrize("writes_first", [False, True])
+def test_message_that_confirms_a_signal_is_kept(
+    terminal: Terminal, footer: Footer, monkeypatch: pytest.MonkeyPatch, writes_first: bool
+) -> None:
+    """It is written past the footer by another thread, before or after the first line of the stop."""
+    now_s = [100.0]
+    monkeypatch.setattr(footer_module.time, "monotonic", lambda: now_s[0])
     footer.draw(["total", "fold 0"])
-    terminal.write("SIGINT received\n")
-    footer.leave()
+    monkeypatch.setattr(footer_module, "stop_requested", lambda: 2)
+    lines = ["SIGINT received\n", "stopping fold 0\n"]
+    if writes_first:
+        footer.write(lines[1])
+        footer.draw(["too early"])
+    terminal.write(lines[0])
+    if not writes_first:
+        footer.write(lines[1])
+        footer.draw(["too early"])
+    now_s[0] += 1.0
     footer.draw(["total", "fold 1"])
-    assert show(terminal.getvalue()) == ["total", "fold 0", "SIGINT received", "total", "fold 1", ""]
+    footer.write("stopped\n")
+    between = ["stopping fold 0", "SIGINT received"] if writes_first else ["SIGINT received", "stopping fold 0"]
+    assert show(terminal.getvalue()) == ["total", "fold 0", *between, "stopped", "total", "fold 1", ""]
 
 
 def test_terminals_that_can_not_move_the_cursor_get_lines(terminal: Terminal, tmp_path: Path) -> None:
