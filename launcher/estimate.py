@@ -70,16 +70,14 @@ def estimate_fold_s(beat: Beat, pace: Pace) -> float:
 def estimate_queue_s(running_s: Sequence[float | None], waiting_s: Sequence[float | None]) -> float | None:
     """Return the seconds until the last fold is done, if waiting folds start in this order in slots that become free.
 
-    There are as many slots as running folds. Folds of unknown length count like the mean of the others; None if nothing
-    runs or no length is known.
+    There are as many slots as running folds. None if none runs, or the time of a fold is unknown.
     """
-    known = [time_s for time_s in waiting_s if time_s is not None]
-    known = known or [time_s for time_s in running_s if time_s is not None]
-    if not running_s or not known:
+    slots = [time_s for time_s in running_s if time_s is not None]
+    if not slots or len(slots) < len(running_s):
         return None
-    mean_s = sum(known) / len(known)
-    slots = [mean_s if time_s is None else time_s for time_s in running_s]
     heapq.heapify(slots)
     for time_s in waiting_s:
-        heapq.heapreplace(slots, slots[0] + (mean_s if time_s is None else time_s))
+        if time_s is None:
+            return None
+        heapq.heapreplace(slots, slots[0] + time_s)
     return max(slots)

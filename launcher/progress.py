@@ -76,19 +76,21 @@ class Progress:
 def derive_progress(title: str, runs: Sequence[RunEvidence], is_launched: bool = False) -> Progress:
     """Derive the view of runs whose folds share one queue."""
     names = _shorten([run.run_id for run in runs])
-    folds: list[FoldProgress] = []
-    expected_s: list[float | None] = []  # of each fold that waits
-    for name, run in zip(names, runs, strict=True):
-        own, fold_s = _derive_run(name, run)
-        folds += own
-        expected_s += [
+    derived = [_derive_run(name, run) for name, run in zip(names, runs, strict=True)]
+    known_s = [fold_s for _, fold_s in derived if fold_s is not None]
+    mean_s = sum(known_s) / len(known_s) if known_s else None
+    running_s, waiting_s = list[float | None](), list[float | None]()
+    for folds, own_s in derived:
+        fold_s = mean_s if own_s is None else own_s
+        running_s += [fold_s if fold.left_s is None else fold.left_s for fold in folds if fold.state is State.RUNNING]
+        waiting_s += [
             None if fold_s is None else fold_s * _find_missing_share(fold)
-            for fold in own
+            for fold in folds
             if fold.state is State.WAITING
         ]
-    running_s = [fold.left_s for fold in folds if fold.state is State.RUNNING]
     is_launched = is_launched or any(run.status.launchers for run in runs)
-    return Progress(title, tuple(folds), estimate_queue_s(running_s, expected_s), is_launched)
+    all_folds = tuple(fold for folds, _ in derived for fold in folds)
+    return Progress(title, all_folds, estimate_queue_s(running_s, waiting_s), is_launched)
 
 
 def _shorten(run_ids: Sequence[str]) -> list[str]:

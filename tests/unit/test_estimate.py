@@ -92,9 +92,8 @@ def test_no_time_left_outside_the_training() -> None:
         ([10.0, 30.0], [20.0, 20.0], 50.0),  # 10 + 20 in one slot, then 30 + 20 in either
         ([10.0], [20.0, 20.0], 50.0),
         ([10.0, 12.0], [], 12.0),
-        ([None, 10.0], [20.0], 30.0),  # a fold that starts counts like those that wait
-        ([4.0, 8.0], [None], 10.0),
-        ([4.0], [6.0, None], 16.0),
+        ([None, 10.0], [20.0], None),
+        ([4.0], [6.0, None], None),
         ([None], [], None),
         ([], [20.0], None),
         ([], [], None),

@@ -77,6 +77,18 @@ def test_waiting_folds_count_for_the_queue() -> None:
     assert derive_progress("", [measured]).left_s == pytest.approx(left_s + 2 * 60.0)
 
 
+def test_runs_without_an_estimate_count_like_the_others() -> None:
+    """So does a fold that has just started, whose beats say nothing yet."""
+    row = make_row(1, 1, 0.5)
+    known = make_run(RUNNING, beats=(BEAT,), epochs={1: [row]}, num_epochs=4)
+    fold_s, left_s = 100.0, 65.0
+    waiting = make_run(FoldStatus(0, State.WAITING))
+    assert derive_progress("", [known, waiting]).left_s == pytest.approx(left_s + fold_s)
+    starting = make_run(replace(RUNNING, fold=2))
+    assert derive_progress("", [known, starting]).left_s == pytest.approx(fold_s)
+    assert derive_progress("", [starting, waiting]).left_s is None
+
+
 @pytest.mark.parametrize(
     ("run_ids", "names"),
     [
