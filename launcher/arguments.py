@@ -53,16 +53,44 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument("--wait", action="store_true", help="with --backend slurm: wait until the run has ended")
     plan.add_argument("--json", action="store_true", help="print JSON")
     merge = commands.add_parser("merge", help="merge the fold predictions and metrics of a run")
-    status = commands.add_parser("status", help="show the state of each fold of a run")
-    status.add_argument("--json", action="store_true", help="print JSON")
+    status = commands.add_parser("status", help="show the state of each fold of a run or a study, or the newest runs")
+    _add_status_arguments(status)
+    logs = commands.add_parser("logs", help="print the log of a run's last launch or of a fold")
+    _add_logs_arguments(logs)
     cancel = commands.add_parser("cancel", help="gracefully stop a run, or all runs of a study")
-    for command in (merge, status):
+    for command in (merge, logs):
         command.add_argument("run", type=Path, metavar="RUN", help="run folder: <exp_dir>/YYYYMMDD/<run_id>")
     cancel.add_argument(
         "run", type=Path, metavar="RUN",
         help="run folder: <exp_dir>/YYYYMMDD/<run_id>, or that of a study: <exp_dir>/studies/<name>",
     )  # fmt: skip
     return parser
+
+
+def _add_status_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument(
+        "--watch",
+        action="store_true",
+        help="show a live table until nothing runs any more; without a terminal, a line for each event",
+    )
+    parser.add_argument(
+        "--exp-dir", type=Path, default=Path("experiments"), metavar="DIR",
+        help="without RUN: the folder of the runs, output.exp_dir (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "run", type=Path, nargs="?", metavar="RUN",
+        help="run folder, <exp_dir>/YYYYMMDD/<run_id>, or study folder, <exp_dir>/studies/<name>; without it, the "
+        "newest runs are listed",
+    )  # fmt: skip
+
+
+def _add_logs_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--fold", type=_non_negative_int, metavar="K", help="the log of this fold's last attempt")
+    parser.add_argument(
+        "--rank", type=_non_negative_int, metavar="R", help="with --fold: the console output of this process"
+    )
+    parser.add_argument("-f", "--follow", action="store_true", help="go on with new lines until the run has ended")
 
 
 def _add_run_arguments(parser: argparse.ArgumentParser) -> None:

@@ -177,8 +177,7 @@ class RunningFold:
 
     def find_log(self) -> Path:
         """Return the path of the fold's log, or of its console output if no log was started."""
-        started = [line for line in self._read_console(0).splitlines() if line.startswith(_LOG_STARTED)]
-        return Path(started[-1].removeprefix(_LOG_STARTED)) if started else self._consoles[0]
+        return find_log_name(self._read_console(0)) or self._consoles[0]
 
     def _prefix_rank(self, rank: int, message: str) -> str:
         return f"rank {rank}: {message}" if len(self._ranks) > 1 else message
@@ -252,6 +251,12 @@ def _format_process_status(beat: Beat | None) -> str:
             if status in (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP, psutil.STATUS_DISK_SLEEP):
                 return f" ({status})"
     return ""
+
+
+def find_log_name(console: str) -> Path | None:
+    """Return the path of the last log that was started by a process with this console output; None if none was."""
+    started = [line for line in console.splitlines() if line.startswith(_LOG_STARTED)]
+    return Path(started[-1].removeprefix(_LOG_STARTED)) if started else None
 
 
 def format_exit_code(code: int) -> str:

@@ -77,7 +77,8 @@ def _list_active_jobs(paths: RunPaths) -> list[QueueEntry] | None:
     if not jobs:
         return []
     own = {(job.cluster, job.number, job.array) for job in jobs if not job.of_study}
-    folds = range(count_folds(paths))
+    ledgers = [ledger for path in paths.list_ledgers() if (ledger := read_ledger(path)) is not None]
+    folds = range(count_folds(paths, ledgers[0] if ledgers else None))
     tasks = {(job.cluster, job.name(fold)) for job in jobs if job.of_study for fold in folds}
     queue = read_queue(list_clusters(read_array_jobs(paths.array_jobs)))
     if queue is None:

@@ -1,4 +1,4 @@
-"""The commands of `doccls-launch`: run, plan, task, status, cancel and merge.
+"""The commands of `doccls-launch`: run, plan, task, status, logs, cancel and merge.
 
 Each command imports its own dependencies besides the config, so that `--help` and `plan` stay fast.
 """
@@ -19,6 +19,7 @@ from doccls.config import Config
 from doccls.config.arguments import load_arguments_with_warnings
 from doccls.config.files import check_inputs
 from doccls.config.load import LoadedConfig
+from doccls.config.paths import resolve_option
 from doccls.errors import UserError
 from doccls.reporting.command import run_command, run_training
 from doccls.reporting.console import guarding_console
@@ -56,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.command in _TRAINING_COMMANDS:
             return run_training(functools.partial(_run_with_end_command, arguments))
         command = functools.partial(_COMMANDS[arguments.command], arguments)
-        prints = arguments.command in ("plan", "status")
+        prints = arguments.command in ("plan", "status", "logs")
         return run_command(f"doccls-launch {arguments.command}", command, prints=prints)
 
 
@@ -212,11 +213,48 @@ def _merge(arguments: argparse.Namespace) -> int:
 
 
 def _status(arguments: argparse.Namespace) -> int:
+    if arguments.watch and (arguments.json or arguments.run is None):
+        raise UserError("--watch: takes the folder of a run or a study, and not --json")
+    if arguments.run is None:
+        return _list_recent(arguments)
+    from launcher.live_files import find_watched
     from launcher.status import describe_status, read_status, render_status
+    from launcher.study_file import find_study
 
-    status = read_status(find_run(arguments.run))
-    now = datetime.now().astimezone()
-    print(json.dumps(describe_status(status), indent=2) if arguments.json else render_status(status, now))
+    path, now = resolve_option(arguments.run, "RUN"), datetime.now().astimezone()
+    if arguments.watch:
+        from launcher.watch import watch
+
+        watch(find_watched(path))
+    elif find_study(path) is not None:
+        from launcher.watch import describe_watched, render_watched
+
+        watched = find_watched(path)
+        print(json.dumps(describe_watched(watched), indent=2) if arguments.json else render_watched(watched))
+    else:
+        status = read_status(find_run(arguments.run))
+        print(json.dumps(describe_status(status), indent=2) if arguments.json else render_status(status, now))
+    return 0
+
+
+def _list_recent(arguments: argparse.Namespace) -> int:
+    from launcher.recent import describe_recent, read_recent, render_recent
+
+    now = datetime.now()
+    runs = read_recent(arguments.exp_dir, now)
+    print(
+        json.dumps(describe_recent(runs), indent=2) if arguments.json else render_recent(arguments.exp_dir, runs, now)
+    )
+    return 0
+
+
+def _logs(arguments: argparse.Namespace) -> int:
+    from launcher.logs import LogRequest, print_log
+
+    def write(text: str) -> None:
+        print(text, end="", flush=True)
+
+    print_log(find_run(arguments.run), LogRequest(arguments.fold, arguments.rank), arguments.follow, write)
     return 0
 
 
@@ -234,7 +272,7 @@ def _cancel(arguments: argparse.Namespace) -> int:
 
 
 _TRAINING_COMMANDS = {"run": _run, "task": _train_task}  # these write a log file of their own
-_COMMANDS = {"plan": _plan, "status": _status, "cancel": _cancel, "merge": _merge}
+_COMMANDS = {"plan": _plan, "status": _status, "logs": _logs, "cancel": _cancel, "merge": _merge}
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from doccls.system.temporary import temporary_folder
 from doccls.system.tensor_file import TensorFileError
 from launcher.attempt import Limits, RunningFold
 from launcher.ledger import Attempt, format_duration, format_time
+from launcher.live_view import showing_progress
 from launcher.local import Backend, LocalBackend, Processes, StartError, kill_folds, kill_folds_and_wait
 from launcher.plan import Slot, render_plan
 from launcher.queued_run import Job, LaunchOptions, QueuedRun, queue_run
@@ -70,7 +71,8 @@ def train_queue(
     on_tick: Callable[[], None] = lambda: None,
 ) -> None:
     """Train folds of the runs on this machine, in this order; see `FoldLoop`."""
-    with temporary_folder("doccls-launch-") as folder, stopping_gracefully():
+    shown = showing_progress([run.paths for run in runs], log)
+    with temporary_folder("doccls-launch-") as folder, stopping_gracefully(), shown:
         backend = LocalBackend(folder, min(len(jobs), len(options.slots)) * options.ranks_per_fold)
         FoldLoop(runs, jobs, options, backend, log, on_finished, on_tick).run()
 

@@ -20,7 +20,7 @@ class Standing:
 
 
 def rank_runs(standings: Sequence[Standing]) -> list[Standing]:
-    """Order runs by their score, on damaged copies if all have one, else on clean pages; unmerged ones come last."""
+    """Order runs by their score, on damaged copies if all have one, else on clean pages; unmerged ones come last, as given."""
     summaries = [standing.summary for standing in standings if standing.summary is not None]
     by_damaged = all(summary.damaged is not None for summary in summaries)
 
@@ -30,7 +30,7 @@ def rank_runs(standings: Sequence[Standing]) -> list[Standing]:
         damaged = standing.summary.damaged
         return damaged.macro_f1 if by_damaged and damaged is not None else standing.summary.macro_f1
 
-    return sorted(standings, key=lambda standing: (-score(standing), standing.run_id))
+    return sorted(standings, key=lambda standing: -score(standing))
 
 
 def render_leaderboard(standings: Sequence[Standing]) -> list[str]:

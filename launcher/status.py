@@ -1,11 +1,12 @@
 """The status of each fold of a run, derived from its files and Slurm's queue, and rendered."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 import yaml
 
@@ -21,6 +22,8 @@ from launcher.slurm.array_jobs import ArrayJob, RunJob, find_newest, list_cluste
 from launcher.slurm.format import JobPhase, QueueEntry
 from launcher.slurm.queue import read_queue
 from launcher.supervise import Outcome
+
+_T = TypeVar("_T")
 
 
 class State(StrEnum):
@@ -211,21 +214,43 @@ class _RunEvidence:
     queue: list[QueueEntry] | None  # None if Slurm does not answer
 
 
-def read_status(paths: RunPaths) -> RunStatus:
+class Source:
+    """Where a status is read from; who reads it every second keeps what has not changed."""
+
+    def read(self, path: Path, reader: Callable[[Path], _T]) -> _T:
+        """Return what the reader makes of the file."""
+        return reader(path)
+
+    def find_holder(self, lock: Path) -> Holder | None:
+        """Return the holder of the lock, if there is one."""
+        return find_holder(lock)
+
+    def ask_queue(self, clusters: Sequence[str]) -> list[QueueEntry] | None:
+        """Return Slurm's queue; None if it does not answer."""
+        return read_queue(clusters)
+
+
+def read_status(paths: RunPaths, source: Source | None = None) -> RunStatus:
     """Return the status of a run; write nothing.
 
     Raises:
         UserError: the folder holds no run.
         UserError: the run's ledger is damaged.
     """
-    evidence = _read_evidence(paths)
+    source = source or Source()
+    evidence = _read_evidence(paths, source)
     newest = max((launch.ledger for launch in evidence.launches), key=lambda ledger: ledger.started, default=None)
     fingerprint = newest.fingerprint if newest else None
     folds = tuple(
-        _describe(fold, _read_predictions(paths, fold, fingerprint), find_holder(paths.fold_lock(fold)), evidence)
-        for fold in range(count_folds(paths))
+        _describe(
+            fold,
+            _read_predictions(paths, fold, fingerprint, source),
+            source.find_holder(paths.fold_lock(fold)),
+            evidence,
+        )
+        for fold in range(count_folds(paths, newest))
     )
-    holders = find_launchers(paths)
+    holders = find_launchers(paths, source)
     is_unfinished = any(fold.state is not State.DONE for fold in folds)
     is_active = bool(holders) or any(fold.state in (State.RUNNING, State.WAITING) for fold in folds)
     return RunStatus(
@@ -237,9 +262,10 @@ def read_status(paths: RunPaths) -> RunStatus:
     )
 
 
-def find_launchers(paths: RunPaths) -> tuple[Holder, ...]:
+def find_launchers(paths: RunPaths, source: Source | None = None) -> tuple[Holder, ...]:
     """Return the holders of the run's launch locks; each array task has a lock of its own."""
-    return tuple(holder for lock in paths.list_launch_locks() if (holder := find_holder(lock)) is not None)
+    source = source or Source()
+    return tuple(holder for lock in paths.list_launch_locks() if (holder := source.find_holder(lock)) is not None)
 
 
 def _find_resume_command(evidence: _RunEvidence) -> str | None:
@@ -259,20 +285,20 @@ def list_run_jobs(paths: RunPaths) -> list[RunJob]:
     return list_jobs(read_array_jobs(paths.array_jobs), ledgers)
 
 
-def _read_evidence(paths: RunPaths) -> _RunEvidence:
+def _read_evidence(paths: RunPaths, source: Source) -> _RunEvidence:
     launches = []
     for path in paths.list_ledgers():
-        ledger = read_ledger(path)
+        ledger = source.read(path, read_ledger)
         if ledger is not None:
-            launches.append(_Launch(ledger, find_holder(paths.live / f"{path.stem}.lock")))
+            launches.append(_Launch(ledger, source.find_holder(paths.live / f"{path.stem}.lock")))
     array_jobs = read_array_jobs(paths.array_jobs)
     jobs = list_jobs(array_jobs, [launch.ledger for launch in launches])
     return _RunEvidence(
         launches=launches,
-        beats=[beat for file in paths.list_heartbeats() if (beat := read_beat(file)) is not None],
+        beats=[beat for file in paths.list_heartbeats() if (beat := source.read(file, read_beat)) is not None],
         jobs=jobs,
         array_jobs=array_jobs,
-        queue=read_queue(list_clusters(array_jobs)) if array_jobs or jobs else [],
+        queue=source.ask_queue(list_clusters(array_jobs)) if array_jobs or jobs else [],
     )
 
 
@@ -321,16 +347,14 @@ def _find_attempts(fold: int, run: _RunEvidence) -> tuple[_Launch | None, list[A
     return newest, sorted(attempts, key=lambda attempt: attempt.started)
 
 
-def count_folds(paths: RunPaths) -> int:
+def count_folds(paths: RunPaths, ledger: Ledger | None) -> int:
     """Return the number of folds by a ledger, the run's snapshot or fold predictions, whichever exists.
 
     Raises:
-        UserError: there is no run in the folder, or a ledger is damaged.
+        UserError: there is no run in the folder.
     """
-    for path in paths.list_ledgers():
-        ledger = read_ledger(path)
-        if ledger is not None:
-            return ledger.num_folds
+    if ledger is not None:
+        return ledger.num_folds
     with suppress(OSError, yaml.YAMLError, KeyError, TypeError, ValueError):
         return int(yaml.safe_load(paths.snapshot.read_text(encoding="utf-8"))["data"]["folds"])
     for file in paths.list_predictions():
@@ -339,18 +363,24 @@ def count_folds(paths: RunPaths) -> int:
     raise UserError(f"no run in {paths.root} (runs are in <output.exp_dir>/YYYYMMDD/<run_id>)")
 
 
-def _read_predictions(paths: RunPaths, fold: int, fingerprint: str | None) -> PredictionsInfo | str | None:
+def _read_predictions(
+    paths: RunPaths, fold: int, fingerprint: str | None, source: Source
+) -> PredictionsInfo | str | None:
     """Return the info of the fold's predictions, or what is wrong with them; None if they do not exist.
 
     Without a fingerprint, that of the predictions is not checked.
     """
     path = paths.predictions(fold)
+    info = source.read(path, _read_info)
+    if isinstance(info, PredictionsInfo) and (info.fold != fold or fingerprint not in (None, info.fingerprint)):
+        return f"{path}: predictions of another fold or another experiment"
+    return info
+
+
+def _read_info(path: Path) -> PredictionsInfo | str | None:
     if not is_file(path):
         return None
     try:
-        info = read_predictions(path).info
+        return read_predictions(path).info
     except TensorFileError as error:
         return str(error)
-    if info.fold != fold or fingerprint not in (None, info.fingerprint):
-        return f"{path}: predictions of another fold or another experiment"
-    return info

@@ -63,8 +63,9 @@ def locate_member(folder: Path, member: Member) -> RunPaths:
 
 
 def find_study(folder: Path) -> Path | None:
-    """Return the folder of the study that a command's argument names; None if it names no study."""
+    """Return the folder of the study that a command's argument names, or its study.json; None if it names no study."""
     root = resolve_option(folder, "RUN")
+    root = root.parent if root.name == "study.json" else root
     return root if is_file(locate_study_file(root)) or is_file(locate_study_lock(root)) else None
 
 

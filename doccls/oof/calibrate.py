@@ -6,7 +6,6 @@ Every figure of its benefit is cross-fitted: a row is scored with a temperature 
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import brentq
 from scipy.special import log_softmax, softmax
 
 from doccls.oof.metrics import iterate_blocks
@@ -72,6 +71,8 @@ def fit_temperature(targets_N: np.ndarray, logits_NC: np.ndarray) -> float:
     Support Vector Machines, 1999, section 2.2, smooths the targets to the same end). Constant logits have no best T,
     and give 1.
     """
+    from scipy.optimize import brentq  # slow to import, and read_summary needs this module
+
     if not len(targets_N):
         return 1.0
     top_N = logits_NC.max(axis=1).astype(np.float64)

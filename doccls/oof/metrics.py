@@ -1,10 +1,12 @@
-"""Classification metrics on NumPy arrays, computed with scikit-learn and SciPy."""
+"""Classification metrics on NumPy arrays, computed with scikit-learn and SciPy.
+
+Scikit-learn takes a second to import, which commands that only show scores must not: functions import it.
+"""
 
 from collections.abc import Iterator
 
 import numpy as np
 from scipy.special import log_softmax, softmax
-from sklearn.metrics import f1_score
 
 _BLOCK_VALUES = 2**17  # a megabyte of float64
 
@@ -19,6 +21,8 @@ def macro_f1(targets_N: np.ndarray, logits_NC: np.ndarray) -> float:
 
 def score_labels(targets_N: np.ndarray, predictions_N: np.ndarray) -> float:
     """Return the macro-F1 of predicted classes (n,), as `macro_f1`."""
+    from sklearn.metrics import f1_score
+
     return float(f1_score(targets_N, predictions_N, average="macro", zero_division=0))
 
 
@@ -28,6 +32,8 @@ def selection_f1(targets_N: np.ndarray, logits_NC: np.ndarray) -> float:
     A small fold may lack classes. In `macro_f1` one wrong prediction of such a class adds a class with an F1 of 0, and
     so costs as much as getting an entire class wrong (0.06 of 17); here it costs as much as any other error.
     """
+    from sklearn.metrics import f1_score
+
     labels = np.unique(targets_N)
     return float(f1_score(targets_N, logits_NC.argmax(axis=1), labels=labels, average="macro", zero_division=0))
 

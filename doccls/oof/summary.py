@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 from pydantic import TypeAdapter
-from sklearn.metrics import precision_recall_fscore_support
 
 from doccls.config.paths import describe_error
 from doccls.errors import UserError
@@ -119,6 +118,8 @@ def summarize(
     With `groups` (one name per row) the intervals come from resampling groups, else from resampling rows. With damaged
     copies, the summary also measures those. Thresholds are learned unless they are given.
     """
+    from sklearn.metrics import precision_recall_fscore_support  # as in `doccls.oof.metrics`
+
     used = np.setdiff1d(np.arange(len(targets_N)), skipped)
     targets, logits, folds = targets_N[used], logits_NC[used], folds_N[used]
     if copies is not None:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, TextIO
 
-from doccls.system.descriptors import discard_output, open_missing_descriptors, write_within
+from doccls.system.descriptors import discard_output, is_ready, open_missing_descriptors, write_within
 from doccls.system.signals import Interrupted
 
 # How long all writes to a console may wait for its reader, in total. Afterwards, what does not fit at once is skipped.
@@ -71,6 +71,13 @@ class ConsoleStream:
         """Return whether the console is a terminal; one that is lost is none."""
         with suppress(OSError, ValueError, AttributeError):
             return self._stream.isatty()
+        return False
+
+    def is_ready(self) -> bool:
+        """Return whether the console takes output now; nobody knows that of a stream without a descriptor."""
+        with suppress(OSError, ValueError):
+            descriptor = self._find_descriptor()
+            return descriptor is None or is_ready(descriptor, 0.0)
         return False
 
     def close(self) -> None:

@@ -17,6 +17,7 @@ from rich.text import Text
 from doccls.config.paths import describe_error, find_output_problem
 from doccls.errors import UserError
 from doccls.reporting.console import ConsoleStream, exit_code, render_exit, wrap_stream
+from doccls.reporting.footer import Footer, can_redraw
 from doccls.reporting.progress import ProgressBar, make_bar
 from doccls.system.descriptors import write_closing
 from doccls.system.signals import (
@@ -83,6 +84,7 @@ class RunLog:
         self.ending, self.closing_message = "TRAINING SUCCESS", "training finished successfully"
         self._file: IO[str] | None = None
         self._progress: Progress | None = None
+        self._footer: Footer | None = None
         self._stdio: tuple[TextIO, TextIO] = (sys.stdout, sys.stderr)  # before the log was opened
         self._consoles: tuple[ConsoleStream, ConsoleStream]  # while it is open
         self._pending = ""
@@ -179,9 +181,12 @@ class RunLog:
                 self.write_file(f"[WARNING] {console.name}: {problem}; continuing: this file has everything\n")
 
     def write_console(self, text: str, console: ConsoleStream) -> None:
-        """Write text from a `_Tee` to the console, above the progress bar if there is one."""
+        """Write text from a `_Tee` to the console, above the progress bar or the footer if there is one."""
         if self._progress is None:
-            console.write(text)
+            if self._footer is not None and console.isatty():
+                self._footer.write(text)
+            else:
+                console.write(text)
             return
         *lines, self._pending = (self._pending + text).split("\n")
         for line in lines:
@@ -202,7 +207,10 @@ class RunLog:
         if self._file is None or not self._consoles[1].isatty():
             yield ProgressBar(None)
             return
-        with make_bar(Console(file=cast(TextIO, self._consoles[1])), what, total) as bar:
+        with ExitStack() as shown:
+            if self._footer is not None:
+                shown.enter_context(self._footer.hidden())
+            bar = shown.enter_context(make_bar(Console(file=cast(TextIO, self._consoles[1])), what, total))
             self._progress = bar
             try:
                 yield ProgressBar(bar)
@@ -211,3 +219,16 @@ class RunLog:
                 if self._pending:
                     self._consoles[0].write(self._pending)
                     self._pending = ""
+
+    @contextmanager
+    def footer(self) -> Iterator[Footer | None]:
+        """Keep lines at the bottom of the console while the block runs; None if no terminal can show them."""
+        if self._file is None or not can_redraw(self._consoles[0], os.environ):
+            yield None
+            return
+        self._footer = footer = Footer(self._consoles[0])
+        try:
+            yield footer
+        finally:
+            self._footer = None
+            footer.close()

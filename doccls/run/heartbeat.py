@@ -48,6 +48,13 @@ class Beat:
     cause: Cause | None = None
     error: str | None = None  # type of the error that ended the process
     message: str | None = None
+    # What the fold has to do, once it is known; 0 before.
+    epochs: int = 0
+    steps_per_epoch: int = 0
+    batch_size: int = 0  # training images of all processes in a step
+    # The time and step of the beat that entered this phase of this epoch: the pace since then is that of its steps.
+    stage_s: float = 0.0
+    stage_step: int = 0
 
 
 class Heartbeat:
@@ -74,8 +81,11 @@ class Heartbeat:
     def beat(self, **changes: Any) -> None:
         """Record a beat with these changes; write it at each change of phase, fold or epoch, else once a second."""
         before = self._beat
-        after = self._beat = replace(before, count=before.count + 1, time_s=time.time(), **changes)
+        after = replace(before, count=before.count + 1, time_s=time.time(), **changes)
         entered_stage = (before.phase, before.fold, before.epoch) != (after.phase, after.fold, after.epoch)
+        if entered_stage:
+            after = replace(after, stage_s=after.time_s, stage_step=after.step)
+        self._beat = after
         if entered_stage or time.monotonic() - self._written_s >= _WRITE_INTERVAL_S:
             self._written_s = time.monotonic()
             if self._path is not None and self._path.parent.is_dir():

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -87,6 +88,15 @@ def read_metrics(paths: RunPaths) -> tuple[list[EpochMetrics], list[str]]:
             if row is None
         ]
     return sorted(rows, key=lambda row: (row.fold, row.epoch)), warnings
+
+
+def read_fold_metrics(file: Path) -> list[EpochMetrics]:
+    """Read the epochs of one fold's file, without damaged lines; none if there is no such file."""
+    try:
+        lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
+    return [row for row in map(_parse_row, lines) if row is not None]
 
 
 def _render_rows(rows: Sequence[EpochMetrics]) -> str:

@@ -49,9 +49,9 @@ def write_within(descriptor: int, text: bytes, limit_s: float | None) -> float:
     waited_s, unwritten = 0.0, memoryview(text)
     with _opened_without_blocking(descriptor) as target:
         while unwritten:
-            if not _is_ready(target, 0.0):
+            if not is_ready(target, 0.0):
                 start_s = time.monotonic()
-                if not _is_ready(target, None if limit_s is None else max(0.0, limit_s - waited_s)):
+                if not is_ready(target, None if limit_s is None else max(0.0, limit_s - waited_s)):
                     raise TimeoutError(errno.ETIMEDOUT, "nobody reads it")
                 waited_s += time.monotonic() - start_s
             try:
@@ -88,7 +88,7 @@ def write_closing(descriptor: int, text: str) -> None:
         write_within(descriptor, text.encode(errors="backslashreplace"), _CLOSING_LIMIT_S)
 
 
-def _is_ready(descriptor: int, within_s: float | None) -> bool:
+def is_ready(descriptor: int, within_s: float | None) -> bool:
     """Return whether a write to the descriptor would not block, or would fail, within the time."""
     if not hasattr(select, "poll"):  # Windows
         return True

@@ -61,6 +61,8 @@ def train_fold(context: RunContext, fold: int, resume_point: ResumePoint | None,
         heartbeat.beat(phase="start", fold=fold, epoch=0, step=0)
         try:
             engine = build_engine(context, fold, tracker)
+            plan = engine.plan
+            heartbeat.beat(epochs=plan.epochs, steps_per_epoch=plan.steps_per_epoch, batch_size=plan.size)
             _log_disk(engine, experiment.paths)
             group_gradients(engine)
             progress = FoldProgress()

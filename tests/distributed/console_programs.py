@@ -55,6 +55,11 @@ def _block_pipe() -> None:
     _connect(write_end)
 
 
+def _use_terminal() -> None:
+    """Write to the terminal that DOCCLS_TEST_TERMINAL names; it does not become the controlling one."""
+    _connect(os.open(os.environ["DOCCLS_TEST_TERMINAL"], os.O_WRONLY | os.O_NOCTTY))
+
+
 def _use_ascii() -> None:
     for descriptor, name in ((1, "stdout"), (2, "stderr")):
         setattr(sys, name, open(descriptor, "w", encoding="ascii", closefd=False))  # noqa: SIM115
@@ -72,4 +77,5 @@ _KINDS: dict[str, Callable[[], None]] = {
     "broken pipe": _break_pipe,
     "stuck pipe": _block_pipe,
     "ascii": _use_ascii,
+    "terminal": _use_terminal,
 }

@@ -53,6 +53,7 @@ HELPS = {
     "doccls_launch_task": (launcher, "task", "--help"),
     "doccls_launch_merge": (launcher, "merge", "--help"),
     "doccls_launch_status": (launcher, "status", "--help"),
+    "doccls_launch_logs": (launcher, "logs", "--help"),
     "doccls_launch_cancel": (launcher, "cancel", "--help"),
 }
 

@@ -13,7 +13,7 @@ from doccls.errors import UserError
 from doccls.oof.summary import DamagedCopies, Summary, summarize
 from launcher.leaderboard import Standing, rank_runs, render_leaderboard
 from launcher.study import Work, check_study_name, list_runs, order_folds, parse_grid, parse_seeds
-from launcher.study_file import Member, Study, locate_member, measure_runs, read_study, write_study
+from launcher.study_file import Member, Study, find_study, locate_member, measure_runs, read_study, write_study
 
 
 def test_runs_are_configs_times_seeds() -> None:
@@ -114,7 +114,10 @@ def test_runs_are_found_from_the_study(tmp_path: Path) -> None:
     assert locate_member(folder, make_member("a")).root == tmp_path / "20260102" / "a"
     (standing,) = measure_runs(folder, Study("s", "x", (make_member("a"),)), {"a": "no space left"})
     assert standing == Standing("a", 0, 4, None, {"train.lr": "0.1"}, None, "no space left")
-    assert read_study(folder) is None
+    assert read_study(folder) is None and find_study(folder) is None
+    folder.mkdir(parents=True)
+    write_study(folder, Study("s", "x", ()), [])
+    assert find_study(folder) == find_study(folder / "study.json") == folder
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,83 @@
+"""How long folds and queues still take, from measured epochs and steps; pure."""
+
+import heapq
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from doccls.run.heartbeat import Beat
+from doccls.run.metrics_log import EpochMetrics
+
+# A pace of the current epoch's steps counts more than the last epoch's once it was measured for this long.
+_MIN_PACE_S = 5.0
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How long the parts of an epoch take."""
+
+    step_s: float
+    validation_s: float  # with everything else after the last step of an epoch
+
+    def expect_s(self, steps: int, validations: float) -> float:
+        """Return how long so many steps and validations take."""
+        return steps * self.step_s + validations * self.validation_s
+
+
+def measure_epoch(row: EpochMetrics, beat: Beat) -> Pace | None:
+    """Return the pace of a finished epoch of a fold as large as the beat's; None if it was not measured."""
+    if not row.images_per_s or not beat.batch_size:
+        return None
+    first_step = row.resumed_step if row.resumed_step is not None else beat.steps_per_epoch * (row.epoch - 1)
+    step_s = beat.batch_size / row.images_per_s
+    steps = max(0, beat.steps_per_epoch * row.epoch - first_step)
+    return Pace(step_s, max(0.0, row.time_s - steps * step_s))
+
+
+def measure_steps(beat: Beat) -> float | None:
+    """Return the seconds per step since the epoch began; None before its second step, and outside the training."""
+    steps = beat.step - beat.stage_step
+    if beat.phase != "train" or steps < 1 or beat.time_s <= beat.stage_s:
+        return None
+    return (beat.time_s - beat.stage_s) / steps
+
+
+def measure_pace(beat: Beat, last: EpochMetrics | None) -> Pace | None:
+    """Return the pace of a fold that is being trained. `last` is its last epoch, or that of another fold of its run."""
+    epoch, step_s = None if last is None else measure_epoch(last, beat), measure_steps(beat)
+    if epoch is None:
+        return None if step_s is None else Pace(step_s, 0.0)
+    if step_s is not None and beat.time_s - beat.stage_s >= _MIN_PACE_S:
+        return Pace(step_s, epoch.validation_s)
+    return epoch
+
+
+def estimate_left_s(beat: Beat, pace: Pace) -> float | None:
+    """Return the seconds until the fold is done, by the time of its last beat; None if that can't be said."""
+    if not beat.steps_per_epoch or beat.phase not in ("train", "validate"):
+        return None
+    steps = max(0, beat.epochs * beat.steps_per_epoch - beat.step)
+    if beat.phase == "train":
+        return pace.expect_s(steps, beat.epochs - beat.epoch + 1)
+    validating_s = max(0.0, pace.validation_s - (beat.time_s - beat.stage_s))
+    return pace.expect_s(steps, beat.epochs - beat.epoch) + validating_s
+
+
+def estimate_fold_s(beat: Beat, pace: Pace) -> float:
+    """Return the seconds that a fold like the beat's takes from its first step to its last validation."""
+    return pace.expect_s(beat.epochs * beat.steps_per_epoch, beat.epochs)
+
+
+def estimate_queue_s(running_s: Sequence[float | None], waiting_s: Sequence[float | None]) -> float | None:
+    """Return the seconds until the last fold is done, if waiting folds start in this order in slots that become free.
+
+    There are as many slots as running folds. None if none runs, or the time of a fold is unknown.
+    """
+    slots = [time_s for time_s in running_s if time_s is not None]
+    if not slots or len(slots) < len(running_s):
+        return None
+    heapq.heapify(slots)
+    for time_s in waiting_s:
+        if time_s is None:
+            return None
+        heapq.heapreplace(slots, slots[0] + time_s)
+    return max(slots)

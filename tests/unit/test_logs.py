@@ -1,0 +1,120 @@
+"""`doccls-launch logs`: the log that is asked for, until the run has ended, or which logs there are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from test_status import LEDGER, OPEN
+
+from doccls.run.paths import RunPaths
+from doccls.system.lock import hold_lock
+from launcher import logs
+from launcher.cli import main
+from launcher.ledger import write_ledger
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> RunPaths:
+    """A run that was launched, with a log of the launch and of fold 1, which has two ranks."""
+    paths = RunPaths(tmp_path / "20260102" / "r")
+    for folder in (paths.live, paths.consoles, tmp_path / "logs"):
+        folder.mkdir(parents=True)
+    write_ledger(paths.ledger(), replace(LEDGER, attempts=(OPEN,), log=str(tmp_path / "logs" / "run.log")))
+    (tmp_path / "logs" / "run.log").write_text("the launch: 영수증\n", encoding="utf-8")
+    (tmp_path / "logs" / "old.log").write_text("an earlier attempt\n")
+    (tmp_path / "logs" / "fold1.log").write_text("the fold\n")
+    starts = "".join(f">> Logger started: {tmp_path / 'logs' / name}\nwords\n" for name in ("old.log", "fold1.log"))
+    paths.console(1, 0).write_text(starts)
+    paths.console(1, 1).write_text("the second rank\n")
+    return paths
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        ((), "the launch: 영수증\n"),
+        (("--fold", "1"), "the fold\n"),
+        (("--fold", "1", "--rank", "1"), "the second rank\n"),
+        (("-f",), "the launch: 영수증\n"),  # it has ended
+        (("--fold", "1", "-f"), "the fold\n"),
+    ],
+)
+def test_log(paths: RunPaths, words: tuple[str, ...], text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["logs", str(paths.root), *words]) == 0
+    assert capsys.readouterr().out == text
+
+
+def test_fold_that_started_no_log_has_its_console_output(paths: RunPaths, capsys: pytest.CaptureFixture[str]) -> None:
+    paths.console(2, 0).write_text("no such module\n")
+    assert main(["logs", str(paths.root), "--fold", "2"]) == 0
+    assert capsys.readouterr().out == "no such module\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (("--fold", "3"), "has no log of fold 3 (there are of the launch: {logs}/run.log; fold 1: ranks 0, 1)"),
+        (("--fold", "1", "--rank", "2"), "has no log of fold 1, rank 2: {root}/console/fold1_rank2.txt does not exist"),
+        (("--rank", "1"), "--rank: say of which fold, with --fold K"),
+    ],
+)
+def test_missing_log_says_what_exists(
+    paths: RunPaths, words: tuple[str, ...], problem: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["logs", str(paths.root), *words]) == 1
+    assert problem.format(logs=paths.exp_dir / "logs", root=paths.root) in capsys.readouterr().err
+
+
+def test_run_without_a_launch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["logs", str(tmp_path)]) == 1
+    assert "has no log of a launch (it was not launched with doccls-launch)" in capsys.readouterr().err
+
+
+def follow(monkeypatch: pytest.MonkeyPatch, *events: Callable[[], object]) -> None:
+    """Let one of the events happen in each pause of `logs -f`."""
+    pending = iter(events)
+    monkeypatch.setattr(logs.time, "sleep", lambda seconds: next(pending)())
+
+
+def test_followed_log_ends_with_the_launch(
+    paths: RunPaths, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log, encoded = paths.exp_dir / "logs" / "run.log", "증\n".encode()
+
+    def append(text: bytes) -> None:
+        with log.open("ab") as file:
+            file.write(text)
+
+    with ExitStack() as held:
+        held.enter_context(hold_lock(paths.launch_lock(), "run r is being launched"))
+
+        def end() -> None:
+            append(b"last\n")
+            held.close()
+
+        follow(monkeypatch, lambda: append(encoded[:2]), lambda: append(encoded[2:]), end)
+        assert main(["logs", str(paths.root), "-f"]) == 0
+    assert capsys.readouterr().out == "the launch: 영수증\n증\nlast\n"
+
+
+def test_followed_fold_goes_on_with_the_log_of_its_restart(
+    paths: RunPaths, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logs_dir = paths.exp_dir / "logs"
+
+    def restart() -> None:
+        with (logs_dir / "fold1.log").open("a") as file:
+            file.write("killed\n")
+        (logs_dir / "again.log").write_text("resumed\n")
+        with paths.console(1, 0).open("a") as file:
+            file.write(f">> Logger started: {logs_dir / 'again.log'}\n")
+
+    with ExitStack() as held:
+        held.enter_context(hold_lock(paths.launch_lock(), "run r is being launched"))
+        follow(monkeypatch, restart, held.close)
+        assert main(["logs", str(paths.root), "--fold", "1", "--follow"]) == 0
+    assert capsys.readouterr().out == f"the fold\nkilled\n==> {logs_dir / 'again.log'} <==\nresumed\n"
