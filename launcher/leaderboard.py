@@ -20,7 +20,7 @@ class Standing:
 
 
 def rank_runs(standings: Sequence[Standing]) -> list[Standing]:
-    """Order runs by their score, on damaged copies if all have one, else on clean pages; unmerged ones come last, as given."""
+    """Order runs by their score, on damaged copies if all have one, else on clean pages; unmerged ones come last."""
     summaries = [standing.summary for standing in standings if standing.summary is not None]
     by_damaged = all(summary.damaged is not None for summary in summaries)
 
