@@ -4,6 +4,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from doccls.config.paths import is_file
 from doccls.errors import UserError
 from doccls.run.paths import RunPaths
 
@@ -35,7 +36,7 @@ class StudyFile:
 def find_study(path: Path) -> Path | None:
     """Return the study.json that a command's argument names, itself or by its folder; None if it names no study."""
     file = path if path.name == _NAME else path / _NAME
-    return file if file.is_file() else None
+    return file if is_file(file) else None
 
 
 def read_study(file: Path) -> StudyFile:

@@ -35,3 +35,4 @@ def test_damaged_study_is_a_user_error(tmp_path: Path, text: str) -> None:
 
 def test_a_run_is_no_study(tmp_path: Path) -> None:
     assert find_study(tmp_path) is None and find_study(tmp_path / "study.json") is None
+    assert find_study(tmp_path / ("y" * 300)) is None
