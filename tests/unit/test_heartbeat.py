@@ -99,6 +99,17 @@ def test_steps_are_written_once_per_second_without_loss(path: Path, clock: Clock
     assert read(path).step == 4, "each write restarts the second"
 
 
+def test_stage_begins_with_the_first_beat_of_a_phase_or_epoch(path: Path, clock: Clock) -> None:
+    writer = start(path, phase="train", epoch=1, step=1)
+    began_s = clock.now + 1e9
+    clock.now += 5
+    writer.beat(step=6)
+    assert (read(path).stage_s, read(path).stage_step) == (began_s, 1)
+    clock.now += 2
+    writer.beat(epoch=2, step=7)
+    assert (read(path).stage_s, read(path).stage_step) == (clock.now + 1e9, 7)
+
+
 def test_count_grows_with_every_beat(path: Path, clock: Clock) -> None:
     writer, counts = start(path), []
     for _ in range(4):

@@ -9,7 +9,13 @@ from typing import Any
 
 import pytest
 
-from doccls.run.metrics_log import EpochMetrics, remove_metrics_leftovers, write_fold_metrics, write_metrics
+from doccls.run.metrics_log import (
+    EpochMetrics,
+    read_fold_metrics,
+    remove_metrics_leftovers,
+    write_fold_metrics,
+    write_metrics,
+)
 from doccls.run.paths import RunPaths
 
 
@@ -103,3 +109,13 @@ def test_empty_file_is_reported(tmp_path: Path) -> None:
     write_fold_metrics(paths, [make_row(1, 1)])
     paths.fold_metrics(1).write_text("")
     assert write_metrics(paths) == ["metrics/fold1.jsonl: empty"]
+
+
+def test_epochs_of_one_fold_are_read_without_damaged_lines(tmp_path: Path) -> None:
+    paths = RunPaths(tmp_path)
+    assert read_fold_metrics(paths.fold_metrics(1)) == []
+    rows = [make_row(1, 1), make_row(1, 2)]
+    write_fold_metrics(paths, rows)
+    with paths.fold_metrics(1).open("a") as file:
+        file.write('{"fold": 1, "ep')
+    assert read_fold_metrics(paths.fold_metrics(1)) == rows

@@ -31,6 +31,8 @@ def test_newest_runs_first_and_no_others_are_read(tmp_path: Path, monkeypatch: p
     for number in range(COUNT + 5):
         make_run(tmp_path, "20260103", f"a{COUNT - number:02}", f"2026-01-03T00:{number:02}:00")
     make_run(tmp_path, "20260104", "first", "2026-01-04T00:00:00")
+    for folder in (tmp_path / "20260103").iterdir():  # whose time changes with any file in it
+        os.utime(folder, (0, 0))
     reads: list[str] = []
 
     def read(folder: Path, now: datetime) -> RunFacts | None:
