@@ -9,7 +9,7 @@ from typing import Any
 from doccls.config import Config, render_snapshot
 from doccls.config.files import check_files
 from doccls.config.load import complete_snapshot, list_values
-from doccls.config.paths import find_output_problem, is_file
+from doccls.config.paths import find_output_problem
 from doccls.data.mixing import check_mixing
 from doccls.data.prepare import PreparedData, describe_folds, prepare_data
 from doccls.data.sampler import BatchPlan
@@ -24,7 +24,7 @@ from doccls.reporting.log import RunLog
 from doccls.run.fingerprint import check_snapshot, derive_fingerprint, digest_weights
 from doccls.run.paths import RunPaths
 from doccls.run.provenance import describe_software, render_command
-from doccls.system.atomic_files import write_text
+from doccls.system.atomic_files import read_text, restore_files, write_text
 from doccls.system.lifeline import is_launched
 from doccls.system.lock import Lock
 from doccls.system.signals import stopping_gracefully
@@ -118,6 +118,7 @@ def open_run(
     fingerprint = derive_fingerprint(config, data.digest, data.assignment.digest(), weights)
     experiment = Experiment(config, data, fingerprint, paths)
     lock = before_write()
+    restore_files(paths.root)
     finished = experiment.find_finished()
     check_snapshot(paths, fingerprint)
     try:
@@ -138,8 +139,12 @@ def open_run(
 def _write_snapshot(experiment: Experiment, now: datetime, processes: Mapping[str, Any]) -> None:
     """Write the run's snapshot, or add to an existing one what a launcher can't know: the devices of the ranks."""
     config, data, paths = experiment.config, experiment.data, experiment.paths
-    if is_file(paths.snapshot):
-        completed = complete_snapshot(paths.snapshot.read_text(encoding="utf-8"), processes)
+    try:
+        earlier = read_text(paths.snapshot)
+    except FileNotFoundError:
+        earlier = None
+    if earlier is not None:
+        completed = complete_snapshot(earlier, processes)
         if completed is not None:
             write_text(paths.snapshot, completed)
     elif config.output.snapshots:

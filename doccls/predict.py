@@ -42,6 +42,7 @@ from doccls.prediction.submission import (
 from doccls.reporting.command import run_command
 from doccls.reporting.console import guarding_console
 from doccls.run.paths import ResultPaths, RunPaths, find_run
+from doccls.system.atomic_files import restore_files
 from doccls.system.rank import rank_by_environment
 from doccls.system.user import complete_user
 from doccls.system.variables import drop_empty_variables
@@ -131,6 +132,7 @@ def predict(arguments: argparse.Namespace) -> int:
             changed, or images that can't be used.
     """
     task = _parse_task(arguments)
+    restore_files(task.paths.root)
     leave_deleted_folder()
     from doccls.prediction.folds import predict_members
     from doccls.prediction.members import ConfigChanges, choose_precision, list_members, unify_data

@@ -10,7 +10,7 @@ from typing import Any
 
 from doccls.errors import UserError
 from doccls.reporting.log import RunLog
-from doccls.system.atomic_files import write_text
+from doccls.system.atomic_files import read_text, write_text
 from doccls.system.lock import Lock
 from doccls.system.tensor_file import OtherVersionError, TensorFileError, refuse_format
 
@@ -120,7 +120,7 @@ def read_ledger(path: Path) -> Ledger | None:
         UserError: it is damaged, or was written by another version of doccls.
     """
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
+        fields = json.loads(read_text(path))
         refuse_format(path, fields.pop("format"), _FORMAT)
         attempts = tuple(Attempt(**_with_tuples(attempt)) for attempt in fields.pop("attempts"))
         return Ledger(attempts=attempts, **_with_tuples(fields))

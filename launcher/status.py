@@ -15,6 +15,7 @@ from doccls.errors import UserError
 from doccls.oof.predictions import PredictionsInfo, is_merged, read_predictions
 from doccls.run.heartbeat import Beat, format_progress, read_beat
 from doccls.run.paths import RunPaths
+from doccls.system.atomic_files import read_text
 from doccls.system.lock import Holder, find_holder
 from doccls.system.tensor_file import TensorFileError
 from launcher.ledger import Attempt, Ledger, format_duration, read_ledger
@@ -356,7 +357,7 @@ def count_folds(paths: RunPaths, ledger: Ledger | None) -> int:
     if ledger is not None:
         return ledger.num_folds
     with suppress(OSError, yaml.YAMLError, KeyError, TypeError, ValueError):
-        return int(yaml.safe_load(paths.snapshot.read_text(encoding="utf-8"))["data"]["folds"])
+        return int(yaml.safe_load(read_text(paths.snapshot))["data"]["folds"])
     for file in paths.list_predictions():
         with suppress(TensorFileError):
             return read_predictions(file).info.num_folds

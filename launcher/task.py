@@ -7,7 +7,7 @@ from datetime import datetime
 from pathlib import Path
 
 from doccls.config import Config
-from doccls.experiment import Experiment, log_config, log_done, merge, open_run, report
+from doccls.experiment import Experiment, describe_unmerged, log_config, log_done, merge, open_run, report
 from doccls.oof.merge import load_merged
 from doccls.oof.predictions import is_merged
 from doccls.oof.summary import list_scores
@@ -136,11 +136,17 @@ def _requeue(name: str, is_time_limit: bool, options: LaunchOptions, log: RunLog
 def close_share(experiment: Experiment, log: RunLog) -> tuple[int, ...]:
     """Merge the run if all its folds are finished and it is not merged yet; otherwise log and return the missing folds.
 
-    Processes that call this at the same time take turns, and the second finds the run merged.
+    With a single fold as `valid_fold` it never merges, like `close_run`. Processes that call this at the same time take
+    turns, and the second finds the run merged.
     """
-    paths = experiment.paths
+    paths, data = experiment.paths, experiment.config.data
     finished = experiment.find_finished()
-    if len(finished) == experiment.config.data.folds:
+    missing = tuple(fold for fold in data.list_wanted() if fold not in finished)
+    if data.valid_fold != "all":
+        log.line(describe_unmerged(experiment))
+        if not missing:
+            report(experiment, log)
+    elif not missing:
         with hold_lock(paths.merge_lock, f"run {paths.run_id} is being merged", wait_s=_MERGE_LIMIT_S):
             is_new = not is_merged(paths)
             if is_new:
@@ -155,7 +161,6 @@ def close_share(experiment: Experiment, log: RunLog) -> tuple[int, ...]:
         for line in list_unfinished(read_status(paths)):
             log.line(line)
     log_done(paths, log)
-    missing = tuple(fold for fold in experiment.config.data.list_wanted() if fold not in finished)
     if missing:
         log.end_as(
             f"INCOMPLETE missing={','.join(map(str, missing))}",

@@ -8,7 +8,9 @@ import errno
 import os
 import re
 import stat
+import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
@@ -61,7 +63,7 @@ def resolve_path(
         resolved = _follow_links(expanded if base is None else base / expanded, absolute)
         str(resolved).encode()
     except UnicodeEncodeError as error:
-        raise PathError("not valid UTF-8, and files of a run record paths as UTF-8: rename that folder") from error
+        raise PathError(_describe_encoding(expanded if base is None else str(base / expanded))) from error
     except FileNotFoundError as error:
         raise PathError(
             "the working directory no longer exists: change to another one, or state an absolute path"
@@ -133,6 +135,24 @@ def _is_broken_link(path: Path) -> bool:
     except OSError:
         return True
     return False
+
+
+def _describe_encoding(path: str) -> str:
+    """Return why a path can't be recorded as UTF-8: its bytes are not, or this locale's file names are not."""
+    encoding = sys.getfilesystemencoding()
+    with suppress(UnicodeEncodeError):  # it has characters that the locale lacks
+        try:
+            path.encode(encoding, "surrogateescape").decode()
+        except UnicodeDecodeError:
+            encoding = "utf-8"
+    if encoding == "utf-8":
+        return "not valid UTF-8, and files of a run record paths as UTF-8: rename that folder"
+    name = next((name for name in ("LC_ALL", "LC_CTYPE", "LANG") if os.environ.get(name)), None)
+    stated = "LC_ALL, LC_CTYPE and LANG are not set" if name is None else f"{name}={os.environ[name]}"
+    return (
+        f"the locale ({stated}) reads file names as {encoding.upper()}, which lacks characters of this path: set "
+        "PYTHONUTF8=1, or choose a locale of UTF-8 such as LC_ALL=C.UTF-8"
+    )
 
 
 def _find_value(match: re.Match[str], variables: Mapping[str, str]) -> str:

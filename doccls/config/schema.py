@@ -130,7 +130,8 @@ class DataConfig(Section):
     folds: Annotated[int, Field(ge=2)] = 5
     """Number of folds. If the CSV has a column `fold`, it assigns the rows to the folds."""
     valid_fold: Annotated[int, Field(ge=0)] | Literal["all"] = "all"
-    """The fold to validate on while training on the others; `all` trains every fold and merges the OOF files."""
+    """The fold to validate on while training on the others; `all` trains every fold and merges the OOF files. With a
+    single fold no training merges, array tasks included: `doccls-launch merge` does."""
     stratify: bool = True
     """Keep the class proportions equal across folds."""
     fold_seed: Annotated[int, Field(ge=0, le=2**32 - 1)] | None = None

@@ -14,6 +14,7 @@ from doccls.oof.bootstrap import LEVEL, RESAMPLES, bootstrap_gap, bootstrap_macr
 from doccls.oof.calibrate import Calibration, OofRows, cross_fit, measure_calibration
 from doccls.oof.metrics import macro_f1
 from doccls.oof.thresholds import Thresholds, find_thresholds
+from doccls.system.atomic_files import read_bytes
 
 _SELECTION = (
     "each fold's best epoch was selected by its score on these same rows, so the scores are optimistic: expect "
@@ -216,7 +217,7 @@ def read_summary(path: Path) -> Summary:
         UserError: it can't be read, is damaged, or another version of doccls wrote it.
     """
     try:
-        return _SUMMARY.validate_json(path.read_bytes(), strict=True)
+        return _SUMMARY.validate_json(read_bytes(path), strict=True)
     except OSError as error:
         raise UserError(describe_error(error, path, "file")) from error
     except ValueError as error:

@@ -21,7 +21,7 @@ from doccls.oof.metrics import count_macro_f1, probabilities
 from doccls.oof.predictions import FoldPredictions, is_merged
 from doccls.oof.view_logits import FoldViews, list_usable
 from doccls.run.paths import RunPaths
-from doccls.system.atomic_files import write_text
+from doccls.system.atomic_files import read_text, write_text
 
 _FORMAT = "doccls-views-2"
 TOLERANCE = 0.002  # of macro-F1: each view costs a pass over the pages, so a larger set must gain more than this
@@ -261,7 +261,7 @@ def write_choice(paths: RunPaths, choice: SettingChoice) -> None:
         return
     try:
         merged_ns = paths.summary.stat().st_mtime_ns
-        summary = json.loads(paths.summary.read_text(encoding="utf-8"))
+        summary = json.loads(read_text(paths.summary))
         write_text(paths.summary, _render({**summary, "views": values}))
         with suppress(OSError):  # where a file's time can't be set, the summary only looks newer
             os.utime(paths.summary, ns=(merged_ns, merged_ns))  # of the merge, which `is_merged` compares

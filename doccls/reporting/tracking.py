@@ -6,6 +6,8 @@ W&B runs in a separate process (`doccls.reporting.wandb_process`), which receive
 import hashlib
 import json
 import os
+import re
+import secrets
 import subprocess
 import sys
 import time
@@ -18,12 +20,14 @@ from typing import Any, Protocol
 from doccls.config.schema import Config
 from doccls.reporting.log import RunLog
 from doccls.reporting.wandb_process import FINISH_S, WandbRun
+from doccls.system.atomic_files import read_text, write_text
 from doccls.system.signals import stop_requested
 
 _MARGIN_S = 5.0  # on top of FINISH_S, after which the process gives up by itself
 _FAILURE_S = 5.0  # how long a failed or stopped fold waits for the process, which may then continue alone
 _POLL_S = 0.05
 _ID_LENGTH = 16
+_TOKEN = re.compile("[0-9a-f]{16}")
 _MAX_UNSENT_BYTES = 2**20  # buffer, beyond the pipe's, for a process that does not read: 15,000 steps
 
 
@@ -114,13 +118,13 @@ class _WandbTracker:
 def track_fold(config: Config, run_dir: Path | None, fold: int, fingerprint: str, log: RunLog) -> Iterator[Tracker]:
     """Yield a tracker for one fold; with `run_dir` None (every process but the main one) it tracks nothing.
 
-    A restart of the fold continues its W&B run, whose ID depends on the run's ID and fingerprint, and on the fold.
+    A restart of the fold continues its W&B run.
     """
     if run_dir is None or not config.tracking.wandb:
         yield _NoTracker()
         return
     run = WandbRun(
-        id=hashlib.sha256(f"{run_dir.name}/{fingerprint}/{fold}".encode()).hexdigest()[:_ID_LENGTH],
+        id=_derive_id(_keep_token(run_dir / "wandb" / f"fold{fold}.token", log), fingerprint),
         project=config.tracking.project or config.project.name,
         entity=config.tracking.entity,
         group=run_dir.name,
@@ -135,3 +139,22 @@ def track_fold(config: Config, run_dir: Path | None, fold: int, fingerprint: str
         tracker.finish(1, _FAILURE_S)
         raise
     tracker.finish(0, FINISH_S + _MARGIN_S)
+
+
+def _keep_token(path: Path, log: RunLog) -> str:
+    """Return the fold's random token, which its first start writes to the file: run IDs repeat in a W&B project."""
+    with suppress(OSError, UnicodeDecodeError):
+        earlier = read_text(path).strip()
+        if _TOKEN.fullmatch(earlier):
+            return earlier
+    token = secrets.token_hex(8)
+    try:
+        write_text(path, f"{token}\n")
+    except OSError as error:
+        log.line(f"[TRACKING] {error}: a restart of this fold will begin another W&B run")
+    return token
+
+
+def _derive_id(token: str, fingerprint: str) -> str:
+    """Return the ID of the W&B run of a fold: one of another config is another run."""
+    return hashlib.sha256(f"{token}/{fingerprint}".encode()).hexdigest()[:_ID_LENGTH]

@@ -13,7 +13,7 @@ from doccls.config.paths import describe_error, is_file
 from doccls.config.schema import Config, ModelConfig
 from doccls.errors import UserError
 from doccls.run.paths import RunPaths
-from doccls.system.atomic_files import write_text
+from doccls.system.atomic_files import read_text, write_text
 from doccls.system.lock import hold_lock
 
 _CLAIM_S = 60.0  # how long to wait for a process that sets the precision, which takes a moment
@@ -128,10 +128,8 @@ def read_provenance(paths: RunPaths) -> dict[str, str] | None:
     Raises:
         UserError: the snapshot can't be read, is damaged, or is of an earlier version.
     """
-    if not is_file(paths.snapshot):
-        return None
     try:
-        provenance = yaml.safe_load(paths.snapshot.read_text(encoding="utf-8"))["provenance"]
+        provenance = yaml.safe_load(read_text(paths.snapshot))["provenance"]
         if "fingerprint" not in provenance and "identity" in provenance:  # its former name
             raise UserError(
                 f"{paths.snapshot}: written by an earlier version of doccls: continue run {paths.run_id} with that "
@@ -139,6 +137,8 @@ def read_provenance(paths: RunPaths) -> dict[str, str] | None:
             )
         found = {name: str(provenance[name]) for name in ("fingerprint", "data_digest", "folds_digest")}
         return found | {"damage_version": str(provenance.get("damage_version", _FIRST_DAMAGE_VERSION))}
+    except (FileNotFoundError, NotADirectoryError):
+        return None
     except OSError as error:
         raise UserError(describe_error(error, paths.snapshot, "file")) from error
     except (UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError) as error:

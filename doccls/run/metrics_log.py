@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from doccls.run.paths import RunPaths
-from doccls.system.atomic_files import remove_leftovers, write_text
+from doccls.system.atomic_files import read_bytes, remove_leftovers, write_text
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def read_metrics(paths: RunPaths) -> tuple[list[EpochMetrics], list[str]]:
     """
     rows, warnings = [], []
     for file in paths.list_fold_metrics():
-        lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = read_bytes(file).decode(errors="replace").splitlines()
         parsed = [_parse_row(line) for line in lines]
         rows += [row for row in parsed if row is not None]
         name = file.relative_to(paths.root)

@@ -7,9 +7,11 @@ them. Where a file that exists or is open can't be replaced, it is moved aside f
 import errno
 import glob
 import os
+import re
 import secrets
 import time
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -51,7 +53,9 @@ _FOLDER_SYNC_REFUSED = frozenset(
 _READER_S = 0.3  # time for the readers of a file to close it
 _IN_USE_S = 10.0  # after this time, a file that can't be replaced is an error
 _POLL_S = 0.05
+_GAP_S = 1.0  # how long readers wait for a file that is moved aside: the gap is between two renames
 _ASIDE = ".old.tmp"  # how the name of a file ends that was moved aside
+_ASIDE_NAME = re.compile(rf"\.(?P<name>.+)\.[^.]+{re.escape(_ASIDE)}", re.DOTALL)
 
 
 class WriteError(UserError, OSError):
@@ -72,10 +76,10 @@ def replacing(
         WriteError: no disk space, no permission, ...; the partial file has been removed.
         OSError: another error of the file system; it names the path.
     """
-    temporary = path.with_name(f".{path.name}.{f'{writer}.' if writer else ''}{secrets.token_hex(4)}.tmp")
+    temporary = path.with_name(f".{path.name}.{f'{writer}-' if writer else ''}{secrets.token_hex(4)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with on_immediate_exit(lambda reason, code: temporary.unlink(missing_ok=True)):
+        with on_immediate_exit(lambda reason, code: _abandon(temporary, path)):
             with temporary.open("wb") as file:
                 yield file
                 file.flush()
@@ -97,10 +101,56 @@ def remove_leftovers(path: Path, writer: str | None = None) -> None:
 
     Nobody may be writing `path` during the call; with `writer`, only that writer may not.
     """
-    for temporary in path.parent.glob(f".{glob.escape(path.name)}.{f'{writer}.' if writer else ''}*.tmp"):
-        if temporary.name.endswith(_ASIDE) and not path.exists():
-            temporary.replace(path)
-        temporary.unlink(missing_ok=True)
+    ours = re.compile(rf"\.{re.escape(path.name)}\.{re.escape(f'{writer}-') if writer else ''}[^.]+(?:\.old)?\.tmp")
+    found = [file for file in path.parent.glob(f".{glob.escape(path.name)}.*.tmp") if ours.fullmatch(file.name)]
+    asides = [file for file in found if file.name.endswith(_ASIDE)]
+    _move_back(path, asides)
+    for temporary in found:
+        if temporary not in asides:
+            temporary.unlink(missing_ok=True)
+
+
+def restore_files(root: Path) -> None:
+    """Move back each file in the folder or a subfolder that a process killed in `replacing` had moved aside.
+
+    Others may be writing these files: a writer whose file is moved back tries again.
+    """
+    asides = defaultdict[Path, list[Path]](list)
+    for aside in root.rglob(f".*{_ASIDE}"):
+        name = _ASIDE_NAME.fullmatch(aside.name)
+        if name is not None:
+            asides[aside.with_name(name["name"])].append(aside)
+    for path, files in asides.items():
+        _move_back(path, files)
+
+
+def read_text(path: Path) -> str:
+    """Return the UTF-8 text of a file that another process may be replacing; waits while that has moved it aside.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        OSError, UnicodeDecodeError: it can't be read.
+    """
+    return read_bytes(path).decode()
+
+
+def read_bytes(path: Path) -> bytes:
+    """Return the content of a file; waits as `read_text` does.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        OSError: it can't be read.
+    """
+    start_s = time.monotonic()
+    while True:
+        try:
+            return path.read_bytes()
+        except FileNotFoundError:
+            is_aside = any(path.parent.glob(f".{glob.escape(path.name)}.*{_ASIDE}"))
+            # Between the two calls, the file may have come back.
+            if not path.exists() and (not is_aside or time.monotonic() - start_s >= _GAP_S):
+                raise
+        time.sleep(_POLL_S)
 
 
 def write_bytes(path: Path, content: bytes, writer: str | None = None) -> None:
@@ -149,9 +199,10 @@ def _move_into_place(temporary: Path, path: Path, waits: bool) -> None:
 def _exchange(temporary: Path, path: Path) -> bool:
     """Move the file at `path` aside, rename the temporary file to `path`, and return whether both was possible.
 
-    If the process is killed in between, `remove_leftovers` moves the file back.
+    If the process is killed in between, `remove_leftovers` and `restore_files` move the file back. Each try has another
+    name for it, since a file that can't be moved back or removed keeps its name.
     """
-    aside = temporary.with_name(temporary.name.removesuffix(".tmp") + _ASIDE)
+    aside = temporary.with_name(f"{temporary.stem}-{secrets.token_hex(2)}{_ASIDE}")
     try:
         path.rename(aside)
     except OSError:
@@ -159,12 +210,42 @@ def _exchange(temporary: Path, path: Path) -> bool:
     try:
         temporary.rename(path)
     except OSError:
-        with suppress(OSError):  # refused if another process has just put its file there, which is newer
-            aside.rename(path)
+        _move_back(path, [aside])
         return False
     with suppress(OSError):
         aside.unlink()
     return True
+
+
+def _abandon(temporary: Path, path: Path) -> None:
+    """Remove the temporary file as the process exits, and move the earlier file back if it is moved aside."""
+    with suppress(OSError):
+        temporary.unlink(missing_ok=True)
+    _move_back(path, temporary.parent.glob(f"{glob.escape(temporary.stem)}-*{_ASIDE}"))
+
+
+def _move_back(path: Path, asides: Iterable[Path]) -> None:
+    """Move the newest of the files that were moved aside to `path` if there is none, and remove the others.
+
+    Another process may have put its file at `path`, which is newer than all of them. If the newest can't be moved, they
+    all stay.
+    """
+    for aside in sorted(asides, key=_read_mtime_ns, reverse=True):
+        try:
+            if not path.exists():
+                aside.rename(path)
+        except OSError:
+            if not path.exists():
+                return
+        with suppress(OSError):
+            aside.unlink(missing_ok=True)
+
+
+def _read_mtime_ns(file: Path) -> int:
+    try:
+        return file.stat().st_mtime_ns
+    except OSError:  # another process has just moved it back or removed it
+        return 0
 
 
 def _add_path(error: OSError, path: Path, size_bytes: int | None) -> OSError:

@@ -3,6 +3,7 @@
 import errno
 import os
 import select
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -66,14 +67,14 @@ def write_within(descriptor: int, text: bytes, limit_s: float | None) -> float:
 
 @contextmanager
 def _opened_without_blocking(descriptor: int) -> Iterator[int]:
-    """Yield a descriptor of the same terminal that does not block; any other descriptor itself.
+    """Yield a descriptor of the same terminal or pipe that does not block; any other descriptor itself.
 
-    A terminal can be ready and still block at a write. The flag O_NONBLOCK must not be set on the descriptor itself:
-    the shell and other processes share it.
+    A terminal can be ready and still block at a write, and so can a pipe that another process fills just then. The flag
+    O_NONBLOCK must not be set on the descriptor itself: the shell and other processes share it.
     """
     own = None
-    if os.name == "posix" and os.isatty(descriptor):
-        with suppress(OSError):  # a terminal that was closed, or a system without /proc
+    if os.name == "posix" and (os.isatty(descriptor) or stat.S_ISFIFO(os.fstat(descriptor).st_mode)):
+        with suppress(OSError):  # closed at the other end, another user's, or a system without /proc
             own = os.open(f"/proc/self/fd/{descriptor}", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY)
     try:
         yield descriptor if own is None else own

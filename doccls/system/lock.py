@@ -4,7 +4,8 @@ The lock is a file that names its holder. Only one process can create it (O_EXCL
 kernel's own locks (flock) are missing on some and local to a machine on others. A process that wants to change a
 holder's file, to release it or to take it over from a dead holder, first creates the file's successor,
 `<file>.<token>.next`, with the token of that holder: again only one process can. If it dies before it has moved the
-successor into place, the successor remains as the newest claim. So the holder is the end of this chain.
+successor into place, or if the file system refuses that, the successor remains as the newest claim. So the holder is
+the end of this chain.
 
 A holder on this machine and in this PID namespace is alive while its process is. Any other holder is known only by the
 time of the file, which it renews every ten seconds: after two minutes of silence, half a minute of which the waiting
@@ -43,6 +44,9 @@ _LONG_DEAD_S = 3600.0  # after this silence, a holder is dead without being watc
 _WATCH_S = 3 * _RENEW_S  # how long to watch a silent holder: the file server may be down, or its clock wrong
 _PROOF_S = _DEAD_S + _WATCH_S  # after this time, a holder has shown a sign of life or is dead
 _STALE_TRIES = 5
+_IN_USE_S = 2.0  # how long to retry the removal of a file that another process may be reading
+_IN_USE_POLL_S = 0.05
+_RELEASED = "released"  # the start time in a claim that could not be removed: no process has it, so its holder is dead
 _TOKEN = re.compile("[0-9a-f]{16}")
 
 
@@ -70,9 +74,10 @@ class Holder:
 
 @dataclass(frozen=True)
 class _Claim:
-    """A claim to the lock `path`, read from that file or a successor."""
+    """A claim to the lock `path`, read from `file`: that file or a successor."""
 
     path: Path
+    file: Path
     holder: Holder | None  # None: the process has not written the file yet, or died before
     renewed_ns: int  # in nanoseconds since 1970
 
@@ -222,35 +227,70 @@ def _take_over(path: Path, chain: list[_Claim], holder: Holder) -> bool:
     last = chain[-1]
     if not _create(last.successor, holder):
         return False
+    leftovers = list[Path]()
     try:
         # The chain may be outdated: another process may have taken the lock since and removed its own successor.
-        current = _find_claim(path)
-        taken = current is not None and current.token == holder.token
-        if taken:
-            _move(last.successor, path)
-    except FileNotFoundError:  # this process was suspended, and the next taker has removed its successor
+        tokens = _list_tokens(path)
+        taken = tokens[-1:] == [holder.token]
+        if taken and _move(last.successor, path):
+            leftovers = _list_leftovers(path)
+        elif holder.token not in tokens:
+            leftovers = [last.successor]
+        # This process may have been suspended for long, and another one may have taken the lock from it.
+        taken = taken and _list_tokens(path)[-1:] == [holder.token]
+    except FileNotFoundError:  # and the next taker has removed its successor
         return False
     except BaseException:
-        with suppress(OSError):
-            last.successor.unlink(missing_ok=True)
+        try:
+            _unlink(last.successor)
+        except OSError:
+            _mark_released(last.successor, holder.token)
         raise
-    for file in _list_leftovers(path) if taken else [last.successor]:
-        file.unlink(missing_ok=True)
+    for file in leftovers:
+        with suppress(OSError):  # it belongs to no chain
+            file.unlink(missing_ok=True)
     return taken
 
 
-def _move(successor: Path, path: Path) -> None:
-    """Move the successor into place, or copy it where an open file can't be replaced.
+def _move(successor: Path, path: Path) -> bool:
+    """Move the successor into place, and return whether the file system allows it; if not, it remains a successor.
 
-    Meanwhile the file must not be missing, since another process would create it. While it is incomplete, its holder
-    counts as one that has not described itself yet, like in `_create`. The caller removes the successor.
+    Copying it is no way: this process may be suspended at any time, and overwrite the claim of a later holder.
     """
     try:
         successor.replace(path)
     except OSError as error:
         if error.errno not in REPLACE_REFUSED:
             raise
-        path.write_bytes(successor.read_bytes())
+        return False
+    return True
+
+
+def _unlink(file: Path) -> None:
+    """Remove the file; retry for a short time while another process has it open, where that prevents it.
+
+    Raises:
+        OSError: it can't be removed.
+    """
+    start_s = time.monotonic()
+    while True:
+        try:
+            file.unlink(missing_ok=True)
+            return
+        except OSError as error:
+            if error.errno not in REPLACE_REFUSED or time.monotonic() - start_s >= _IN_USE_S:
+                raise
+        time.sleep(_IN_USE_POLL_S)
+
+
+def _mark_released(file: Path, token: str) -> None:
+    """Mark a claim of this process, which can't be removed, such that others take its holder for dead."""
+    with suppress(OSError), file.open("r+b") as opened:  # never the file of another process that takes its place
+        holder = _parse(opened.read())
+        if holder is not None and holder.token == token:
+            opened.seek(0)
+            opened.write(_render(replace(holder, started=_RELEASED)))
+            opened.truncate()
 
 
 def _list_leftovers(path: Path) -> list[Path]:
@@ -259,29 +299,41 @@ def _list_leftovers(path: Path) -> list[Path]:
 
 
 def _release(path: Path, holder: Holder) -> None:
-    """Remove the file, unless the lock was taken from this process."""
-    claim = _read_claim(path, path)
-    if claim is None or claim.token != holder.token:
+    """Remove the files of the chain, unless the lock was taken from this process."""
+    chain = _read_chain(path)
+    if not chain or chain[-1].token != holder.token:
         return
+    claim, closing = chain[-1], replace(holder, token=secrets.token_hex(8))
     try:
-        if not _create(claim.successor, replace(holder, token=secrets.token_hex(8))):
+        if not _create(claim.successor, closing):
             return
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            _mark_released(claim.file, holder.token)
             raise
-    current = _read_claim(path, path)  # this process may have been suspended since the first read
-    if current is not None and current.token == holder.token:
-        path.unlink(missing_ok=True)
-    claim.successor.unlink(missing_ok=True)
+    newest = _find_claim(path)  # this process may have been suspended since the first read
+    if newest is not None and newest.token in (holder.token, closing.token):
+        try:
+            _unlink(path)
+        except OSError:
+            _mark_released(newest.file, newest.token)
+            raise
+    for file in (*(earlier.file for earlier in chain[1:]), claim.successor):
+        with suppress(OSError):  # without the first file, they belong to no chain
+            file.unlink(missing_ok=True)
 
 
 def _renew(path: Path, holder: Holder, done: threading.Event) -> None:
     """Update the file's time regularly: it shows other machines that the holder is alive and not suspended."""
     while not done.wait(_RENEW_S):
-        with suppress(OSError), path.open("r+b") as file:
-            current = _parse(file.read())
-            if current is not None and current.token == holder.token:
-                _touch(file)
+        with suppress(OSError):
+            claim = _find_claim(path)
+            if claim is None or claim.token != holder.token:
+                continue
+            with claim.file.open("r+b") as file:
+                current = _parse(file.read())
+                if current is not None and current.token == holder.token:
+                    _touch(file)
 
 
 def _touch(file: BinaryIO) -> None:
@@ -304,6 +356,10 @@ def _read_chain(path: Path) -> list[_Claim]:
     return chain
 
 
+def _list_tokens(path: Path) -> list[str]:
+    return [claim.token for claim in _read_chain(path)]
+
+
 def _find_claim(path: Path) -> _Claim | None:
     """Return the newest claim; None if the lock is free."""
     chain = _read_chain(path)
@@ -315,7 +371,7 @@ def _read_claim(file: Path, path: Path) -> _Claim | None:
     while True:
         try:
             with file.open("rb") as opened:  # opening has an NFS client ask the server for the file's time
-                return _Claim(path, _parse(opened.read()), os.fstat(opened.fileno()).st_mtime_ns)
+                return _Claim(path, file, _parse(opened.read()), os.fstat(opened.fileno()).st_mtime_ns)
         except FileNotFoundError:
             return None
         except OSError as error:  # ESTALE: another machine replaced the file while it was read

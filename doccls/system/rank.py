@@ -25,6 +25,11 @@ def rank_by_environment(environment: Mapping[str, str] = os.environ) -> int:
         return 0
 
 
+def has_meeting_address(environment: Mapping[str, str]) -> bool:
+    """Return whether MASTER_ADDR and MASTER_PORT are an address, of which a group of one process can make use."""
+    return "MASTER_ADDR" in environment and environment.get("MASTER_PORT", "").strip().isdecimal()
+
+
 def check_group_variables(environment: Mapping[str, str]) -> None:
     """Check the variables that place this process in a group, as torchrun, Accelerate and `launcher` set them.
 
@@ -43,9 +48,10 @@ def check_group_variables(environment: Mapping[str, str]) -> None:
             )
     for name in ("ACCELERATE_USE_CPU", "ACCELERATE_DEBUG_MODE", "ACCELERATE_CPU_AFFINITY"):
         parse_flag(environment, name)
-    if parse_whole_number(environment, "MASTER_PORT", 0) > _MAX_PORT:
-        raise UserError(f"MASTER_PORT={environment['MASTER_PORT']}: a port is at most {_MAX_PORT}")
     if world_size > 1:
+        # Otherwise it means nothing: in Kubernetes, a service named `master` makes it tcp://10.0.0.1:29500.
+        if parse_whole_number(environment, "MASTER_PORT", 0) > _MAX_PORT:
+            raise UserError(f"MASTER_PORT={environment['MASTER_PORT']}: a port is at most {_MAX_PORT}")
         parse_whole_number(environment, "OMP_NUM_THREADS", 0)  # Accelerate reads it
         needed = ["RANK"] if MEETING_FILE in environment else ["RANK", "MASTER_ADDR", "MASTER_PORT"]
         missing = [name for name in needed if not environment.get(name)]

@@ -13,17 +13,19 @@ _PREFIXES = (
     "ACCELERATE_", "TORCHELASTIC_", "SLURM_", "PBS_", "LSB_", "SGE_", "OMPI_", "PMI_", "PMIX_", "MPI_", "MV2_COMM_",
     "JOB_COMPLETION_",
 )  # fmt: skip
+_RANKS = ("RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK")
 _TRUE, _FALSE = ("1", "true", "yes", "on", "y", "t"), ("0", "false", "no", "off", "n", "f")  # as Accelerate reads them
 
 
 def drop_empty_variables(environment: MutableMapping[str, str]) -> None:
     """Remove the variables of launchers and batch systems that are exported but empty: they count as absent.
 
-    Templates of job scripts export them so, and torch and Accelerate would read them as numbers. An empty
-    CUDA_VISIBLE_DEVICES hides all GPUs, and stays.
+    Templates of job scripts export them so, and torch and Accelerate would read them as numbers. A rank of -1 means the
+    same. An empty CUDA_VISIBLE_DEVICES hides all GPUs, and stays.
     """
     for name, value in list(environment.items()):
-        if not value.strip() and (name in _NAMES or name.startswith(_PREFIXES)):
+        is_empty = not value.strip() and (name in _NAMES or name.startswith(_PREFIXES))
+        if is_empty or (name in _RANKS and value.strip() == "-1"):
             del environment[name]
 
 

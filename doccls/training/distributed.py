@@ -20,7 +20,7 @@ from torch.distributed import FileStore, Store  # type: ignore[attr-defined]  # 
 
 from doccls.config.schema import Config
 from doccls.errors import RankLocalError, UserError
-from doccls.system.rank import DEVICE, MEETING_FILE, check_group_variables, rank_by_environment
+from doccls.system.rank import DEVICE, MEETING_FILE, check_group_variables, has_meeting_address, rank_by_environment
 from doccls.system.signals import STOP_SIGNALS, Interrupted, stop_requested
 from doccls.system.variables import parse_flag, parse_whole_number
 from doccls.training.meeting import MeetingPoint, meet
@@ -60,7 +60,7 @@ def start_processes(config: Config) -> Accelerator:
     timeout = timedelta(seconds=max(_MIN_TIMEOUT_S, config.train.collective_timeout_s + _MARGIN_S))
     if started > 1:
         _form_group(started, timeout)
-    elif not {"MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
+    elif not has_meeting_address(os.environ):
         os.environ.pop("LOCAL_RANK", None)  # Accelerate would form a group of one, for which the address is missing
     # With several processes on a machine without GPUs, Accelerate forms no group unless it is passed cpu=True.
     cpu = started > 1 and not torch.cuda.is_available()

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from doccls.errors import UserError
-from doccls.system.atomic_files import write_text
+from doccls.system.atomic_files import read_text, write_text
 from doccls.system.tensor_file import OtherVersionError, TensorFileError, refuse_format
 from launcher.ledger import Ledger
 from launcher.slurm.format import JobPhase, QueueEntry, Submitted, render_comment
@@ -40,7 +40,7 @@ def read_array_jobs(path: Path) -> tuple[ArrayJob, ...]:
         UserError: the file is damaged, or was written by another version of doccls.
     """
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
+        fields = json.loads(read_text(path))
         refuse_format(path, fields["format"], _FORMAT)
         return tuple(_parse(job) for job in fields["jobs"])
     except FileNotFoundError:

@@ -15,8 +15,18 @@ import pytest
 import torch
 
 from doccls.errors import UserError
-from doccls.system import atomic_files
-from doccls.system.atomic_files import WriteError, remove_leftovers, replacing, write_array, write_bytes, write_text
+from doccls.system import atomic_files, signals
+from doccls.system.atomic_files import (
+    WriteError,
+    read_bytes,
+    read_text,
+    remove_leftovers,
+    replacing,
+    restore_files,
+    write_array,
+    write_bytes,
+    write_text,
+)
 from doccls.training.checkpoint import BestWeights, write_best
 
 
@@ -121,8 +131,8 @@ def test_array_that_needs_pickle_is_rejected(tmp_path: Path) -> None:
 
 
 def test_only_leftovers_of_killed_processes_are_removed(tmp_path: Path) -> None:
-    kept = ["a[1].pth", ".a[1].pth.tmp", ".b.pth.0123abcd.tmp", "a1.pth"]
-    for name in (*kept, ".a[1].pth.0123abcd.tmp", ".a[1].pth.ffff0000.tmp"):
+    kept = ["a[1].pth", ".a[1].pth.tmp", ".b.pth.0123abcd.tmp", "a1.pth", ".a[1].pth.json.0123abcd.tmp"]
+    for name in (*kept, ".a[1].pth.0123abcd.tmp", ".a[1].pth.fold1-ffff0000.tmp"):
         (tmp_path / name).touch()
     remove_leftovers(tmp_path / "a[1].pth")
     assert sorted(file.name for file in tmp_path.iterdir()) == sorted(kept)
@@ -283,11 +293,121 @@ def test_file_that_a_killed_process_had_moved_aside_is_moved_back(
             raise SystemExit("killed")
         real(source, target)
 
-    monkeypatch.setattr(os, "replace", refuse(errno.EACCES, target_exists, os.replace))
-    monkeypatch.setattr(os, "rename", rename)
-    with pytest.raises(SystemExit), replacing(tmp_path / "a", durable=False) as file:
-        file.write(b"new")
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(os, "replace", refuse(errno.EACCES, target_exists, os.replace))
+        patch.setattr(os, "rename", rename)
+        with replacing(tmp_path / "a", durable=False) as file:
+            file.write(b"new")
     assert not (tmp_path / "a").exists()
     remove_leftovers(tmp_path / "a")
     assert (tmp_path / "a").read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def take_place(monkeypatch: pytest.MonkeyPatch, tries: int) -> None:
+    """Have another process write the file `a` just after each of the first `tries` times that it is moved aside."""
+    left = [None] * tries
+    for call in ("replace", "rename"):
+        monkeypatch.setattr(os, call, refuse(errno.EACCES, target_exists, getattr(os, call)))
+    refusing = os.rename
+
+    def rename(source: Any, target: Any) -> None:
+        refusing(source, target)
+        if Path(source).name == "a" and left:
+            left.pop()
+            Path(source).write_text("other")
+
+    monkeypatch.setattr(os, "rename", rename)
+
+
+@pytest.mark.parametrize("can_be_removed", [True, False])
+def test_file_that_another_process_writes_while_the_earlier_one_is_aside_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, can_be_removed: bool
+) -> None:
+    write_text(tmp_path / "a", "old")
+    monkeypatch.setattr(atomic_files, "_READER_S", 0.0)
+    monkeypatch.setattr(atomic_files, "_IN_USE_S", 0.2)
+    monkeypatch.setattr(atomic_files, "_POLL_S", 0.001)
+    take_place(monkeypatch, tries=2)
+    with monkeypatch.context() as patch:
+        if not can_be_removed:
+            patch.setattr(os, "unlink", refuse(errno.EACCES))
+        write_text(tmp_path / "a", "new")
+    assert (tmp_path / "a").read_text() == "new"
+    remove_leftovers(tmp_path / "a")
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_newest_of_several_files_that_were_moved_aside_is_moved_back(tmp_path: Path) -> None:
+    for number, name in enumerate(("b", "c", "a")):  # neither by name nor by the order of creation
+        aside = tmp_path / f".a.0123abc{name}-{name}000.old.tmp"
+        aside.write_text(name)
+        os.utime(aside, (1000 - (number - 1) ** 2, 1000 - (number - 1) ** 2))
+    remove_leftovers(tmp_path / "a")
+    assert (tmp_path / "a").read_text() == "c"
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_files_of_a_folder_that_were_moved_aside_are_moved_back(tmp_path: Path) -> None:
+    folder = tmp_path / "oof" / "views"
+    folder.mkdir(parents=True)
+    (tmp_path / ".launch.json.0123abcd-0a1b.old.tmp").write_text("launch")
+    (tmp_path / ".metrics.jsonl.fold1-0123abcd-0a1b.old.tmp").write_text("metrics")
+    (tmp_path / ".metrics.jsonl.fold2-0123abcd.tmp").write_text("is being written")
+    (folder / ".fold0.safetensors.0123abcd-0a1b.old.tmp").write_text("views")
+    (folder / "fold1.safetensors").write_text("new")
+    (folder / ".fold1.safetensors.0123abcd-0a1b.old.tmp").write_text("old")
+    restore_files(tmp_path)
+    files = {str(path.relative_to(tmp_path)): path.read_text() for path in tmp_path.rglob("*") if path.is_file()}
+    assert files == {
+        "launch.json": "launch",
+        "metrics.jsonl": "metrics",
+        ".metrics.jsonl.fold2-0123abcd.tmp": "is being written",
+        "oof/views/fold0.safetensors": "views",
+        "oof/views/fold1.safetensors": "new",
+    }
+    restore_files(tmp_path / "nowhere")
+
+
+def test_exit_while_a_file_is_aside_moves_it_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process exits, in another thread, between the two renames."""
+    write_text(tmp_path / "a", "old")
+    monkeypatch.setattr(os, "replace", refuse(errno.EACCES, target_exists, os.replace))
+    refusing, found = refuse(errno.EACCES, target_exists, os.rename), dict[str, str]()
+
+    def rename(source: Any, target: Any) -> None:
+        refusing(source, target)
+        if Path(source).name == "a":
+            with monkeypatch.context() as patch:
+                patch.setattr(os, "_exit", lambda code: None)
+                signals._exit("killed", 130)
+            found.update((path.name, path.read_text()) for path in tmp_path.iterdir())
+
+    monkeypatch.setattr(os, "rename", rename)
+    with pytest.raises(OSError, match="Permission denied"), replacing(tmp_path / "a", durable=False) as file:
+        file.write(b"new")
+    assert found == {"a": "old"}
+
+
+def test_reader_waits_for_a_file_that_is_moved_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    aside = tmp_path / ".a.fold1-0123abcd-0a1b.old.tmp"
+    aside.write_text("ü")
+    waits_s: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        waits_s.append(seconds)
+        if len(waits_s) == 3:
+            aside.rename(tmp_path / "a")
+
+    monkeypatch.setattr(atomic_files.time, "monotonic", lambda: sum(waits_s))
+    monkeypatch.setattr(atomic_files.time, "sleep", sleep)
+    assert read_text(tmp_path / "a") == "ü" and len(waits_s) == 3
+    waits_s.clear()
+    with pytest.raises(FileNotFoundError):
+        read_bytes(tmp_path / "b")
+    assert not waits_s, "nothing is aside"
+    (tmp_path / ".b.0123abcd-0a1b.old.tmp").touch()
+    monkeypatch.setattr(atomic_files.time, "sleep", waits_s.append)
+    with pytest.raises(FileNotFoundError):
+        read_bytes(tmp_path / "b")
+    assert 1 <= sum(waits_s) < 1.1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,28 @@ def test_paths_that_can_not_be_expanded_are_refused_with_reason(tmp_path: Path, 
     with pytest.raises(PathError) as caught:
         resolve_path(stated, tmp_path, {"EMPTY": ""})
     assert reason in str(caught.value)
+
+
+@pytest.mark.parametrize("stated", ["\udcc3\udca9/x", "é"])
+def test_locale_without_the_characters_of_a_path_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stated: str
+) -> None:
+    """With LC_ALL=POSIX, Python may take file names for ASCII: `é` has the bytes C3 A9."""
+
+    def look_up(path: object, *_: object, **__: object) -> str:
+        return str(path).encode("ascii", "surrogateescape").decode("ascii", "surrogateescape")
+
+    monkeypatch.setattr(sys, "getfilesystemencoding", lambda: "ascii")
+    monkeypatch.setattr(os.path, "realpath", look_up)
+    for name in ("LC_ALL", "LC_CTYPE", "LANG"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(PathError, match=r"LC_ALL, LC_CTYPE and LANG are not set.* reads file names as ASCII"):
+        resolve_path(stated, tmp_path)
+    monkeypatch.setenv("LANG", "POSIX")
+    with pytest.raises(PathError, match=r"\(LANG=POSIX\) .*: set PYTHONUTF8=1, or choose a locale of UTF-8 such as"):
+        resolve_path(stated, tmp_path)
+    with pytest.raises(PathError, match="not valid UTF-8"):
+        resolve_path("\udcff", tmp_path)
 
 
 def test_dollar_is_ordinary_character_without_variables(tmp_path: Path) -> None:

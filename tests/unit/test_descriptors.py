@@ -6,10 +6,13 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from doccls.system import descriptors
 from doccls.system.descriptors import discard_output, write_closing, write_within
 
 LINE = b"x" * 99 + b"\n"
@@ -57,6 +60,26 @@ def test_full_pipe_does_not_block(pipe: tuple[int, int], blocking: bool) -> None
     write_closing(write_end, "last line\n")
     os.read(read_end, 65536)
     assert write_within(write_end, LINE, 0.0) == 0
+
+
+def test_pipe_that_another_process_fills_before_the_write_does_not_block(
+    pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read_end, write_end = pipe
+    os.set_blocking(write_end, False)
+    with suppress(BlockingIOError):
+        while True:
+            os.write(write_end, LINE)
+    os.set_blocking(write_end, True)
+    monkeypatch.setattr(descriptors, "_is_ready", lambda *_: True)  # as it was just before
+    with ThreadPoolExecutor(1) as pool:
+        writing = pool.submit(write_within, write_end, LINE, 0.05)
+        try:
+            with pytest.raises(OSError, match="nobody reads it"):
+                writing.result(30)
+        finally:
+            os.read(read_end, 65536)
+    assert os.get_blocking(write_end), "shared with other processes"
 
 
 def test_terminal_that_nobody_reads_does_not_block_and_one_that_hangs_up_fails() -> None:

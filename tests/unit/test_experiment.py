@@ -94,6 +94,16 @@ def test_training_adds_to_snapshot_what_launcher_cannot_know(pages: Path, make_c
     assert trained.model_copy(update={"provenance": launched.provenance}) == launched
 
 
+def test_files_that_a_killed_process_had_moved_aside_are_back_before_they_are_read(open_run_of: Any) -> None:
+    paths = open_run_of().experiment.paths
+    content = paths.snapshot.read_bytes()
+    paths.snapshot.rename(paths.root / ".config.yaml.0123abcd-0a1b.old.tmp")
+    with pytest.raises(UserError, match="choose another --run-id"):
+        open_run_of(train={"lr": 0.5})
+    open_run_of()
+    assert paths.snapshot.read_bytes() == content and not list(paths.root.glob(".*"))
+
+
 # --- files and data --------------------------------------------------------------------------------------------------
 
 

@@ -507,7 +507,113 @@ def test_lock_of_dead_process_is_taken_over_where_open_files_cannot_be_replaced(
         with hold_lock(path, WHAT) as held:
             held.check()
             assert refuse(path).startswith(f"{WHAT} by process {os.getpid()} ")
-            assert [file.name for file in path.parent.iterdir()] == [path.name]
+            assert len(list(path.parent.iterdir())) == 2, "the claim stays beside the file"
+        assert list(path.parent.iterdir()) == []
+        token = write_claim(path, dead_pid)
+        write_claim(path.with_name(f"{path.name}.{token}.next"), dead_pid)
+        with hold_lock(path, WHAT) as held:
+            held.check()
+            assert refuse(path).startswith(f"{WHAT} by process {os.getpid()} ")
+    assert list(path.parent.iterdir()) == []
+
+
+def test_holder_renews_its_claim_where_it_cannot_replace_the_file(
+    path: Path, dead_pid: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def move(*_: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    token = write_claim(path, dead_pid)
+    monkeypatch.setattr(Path, "replace", move)
+    monkeypatch.setattr(lock, "_RENEW_S", 0.01)
+    with hold_lock(path, WHAT):
+        claim = path.with_name(f"{path.name}.{token}.next")
+        os.utime(claim, (0, 0))
+        os.utime(path, (0, 0))
+        while claim.stat().st_mtime == 0:  # pytest's timeout bounds it
+            time.sleep(0.01)
+        assert path.stat().st_mtime == 0
+
+
+@pytest.mark.parametrize("replaceable", [True, False])
+def test_process_suspended_during_takeover_takes_the_lock_from_nobody(
+    path: Path, dead_pid: int, monkeypatch: pytest.MonkeyPatch, replaceable: bool
+) -> None:
+    """Just before it moves its claim into place, another process takes the lock as if from a dead holder."""
+
+    def move(*_: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    write_claim(path, dead_pid)
+    if not replaceable:
+        monkeypatch.setattr(Path, "replace", move)
+    other = lock._describe_self("other holder")
+    interleave(monkeypatch, "_move", lambda: lock._take_over(path, lock._read_chain(path), other))
+    assert not lock._take_over(path, lock._read_chain(path), lock._describe_self("this test"))
+    assert "other holder by process" in refuse(path)
+    lock._release(path, other)
+    assert list(path.parent.iterdir()) == []
+
+
+def in_use(monkeypatch: pytest.MonkeyPatch, name: str, tries: int | None = None) -> list[float]:
+    """Refuse to remove files of that ending, for the first `tries` times or always; return the waits."""
+    unlink, waits_s, refused = Path.unlink, list[float](), list[Path]()
+
+    def act(file: Path, missing_ok: bool = False) -> None:
+        if file.name.endswith(name) and file.exists() and (tries is None or len(refused) < tries):
+            refused.append(file)
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        unlink(file, missing_ok=missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", act)
+    monkeypatch.setattr(lock.time, "monotonic", lambda: sum(waits_s))
+    monkeypatch.setattr(lock.time, "sleep", waits_s.append)
+    return waits_s
+
+
+def test_file_that_is_open_for_a_moment_is_removed_later(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    waits_s = in_use(monkeypatch, ".lock", tries=3)
+    with hold_lock(path, WHAT):
+        pass
+    assert list(path.parent.iterdir()) == [] and len(waits_s) == 3
+
+
+def test_lock_that_cannot_be_removed_is_free(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    waits_s = in_use(monkeypatch, ".lock")
+    for number in range(3):
+        with hold_lock(path, f"holder {number}") as held:
+            held.check()
+            assert refuse(path).startswith(f"holder {number} by process")
+        assert find_holder(path) is None
+    assert 6.0 <= sum(waits_s) < 7.0
+
+
+def test_lock_is_taken_over_where_the_files_of_dead_processes_cannot_be_removed(
+    path: Path, dead_pid: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token = write_claim(path, dead_pid)
+    write_claim(path.with_name(f"{path.name}.{token}.next"), dead_pid)
+    in_use(monkeypatch, ".next")
+    for _ in range(2):
+        with hold_lock(path, "this test") as held:
+            held.check()
+            assert refuse(path).startswith("this test by process")
+
+
+def test_failed_takeover_whose_claim_cannot_be_removed_does_not_block_the_next(
+    path: Path, dead_pid: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def move(*_: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    write_claim(path, dead_pid)
+    with monkeypatch.context() as patch:
+        in_use(patch, ".next")
+        patch.setattr(Path, "replace", move)
+        with pytest.raises(LockError, match="can't be taken: Input/output error"), hold_lock(path, WHAT):
+            pytest.fail("got the lock")
+    with hold_lock(path, "this test") as held:
+        held.check()
     assert list(path.parent.iterdir()) == []
 
 

@@ -105,7 +105,7 @@ def test_merge_removes_resume_checkpoints_of_folds_killed_after_writing_their_pr
     for path in (*run.resume_checkpoints(1), foreign, run.root / "ckpt" / ".last_fold2_1.safetensors.0a1b.tmp"):
         path.parent.mkdir(exist_ok=True)
         path.touch()
-    half_written = run.root / ".metrics.jsonl.fold1.0a1b.tmp"
+    half_written = run.root / ".metrics.jsonl.fold1-0a1b.tmp"
     half_written.touch()
     merge_run(run)
     assert list((run.root / "ckpt").iterdir()) == [foreign] and not half_written.exists()

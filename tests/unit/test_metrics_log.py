@@ -67,7 +67,7 @@ def test_only_partial_files_of_the_killed_fold_are_removed(tmp_path: Path, monke
     assert len(list(tmp_path.glob(".metrics.jsonl.fold*.tmp"))) == 2
     remove_metrics_leftovers(paths, 1)
     (remaining,) = tmp_path.glob(".*.tmp")
-    assert remaining.name.startswith(".metrics.jsonl.fold12.")
+    assert remaining.name.startswith(".metrics.jsonl.fold12-")
     write_fold_metrics(paths, [make_row(12, 1)])
     assert [row["fold"] for row in read(paths)] == [12]
 

@@ -5,14 +5,33 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 _PROGRAM = """
-import os
+import os, sys
+sys.argv = ["/usr/bin/doccls", "report"]
 before = dict(os.environ)
 from doccls.report.plotting import Figure, mpl
 assert os.environ == before
 with mpl.rc_context():
     mpl.rcdefaults()
     Figure().add_subplot().set_title("x")
+"""
+
+_HOST = """
+import sys
+from pathlib import Path
+sys.argv = ["notebook.py"]
+FIRST
+from doccls.report.figures import _drawing
+with _drawing("x") as (axes, render):
+    axes.plot([1, 2])
+    plot = render()
+import matplotlib
+assert matplotlib.rcParams["lines.linewidth"] == 7
+assert matplotlib.get_configdir() == sys.path[-1] and matplotlib.get_backend() == "pdf"
+assert "matplotlib.pyplot" not in sys.modules
+Path("plot").write_text(plot)
 """
 
 
@@ -35,3 +54,19 @@ def test_import_needs_no_home_and_leaves_no_trace(tmp_path: Path) -> None:
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert not (tmp_path / "asked").exists() and list((tmp_path / "tmp").iterdir()) == []
+
+
+@pytest.mark.parametrize("first", ["", "import matplotlib"])
+def test_program_that_calls_doccls_keeps_its_own_settings(tmp_path: Path, first: str) -> None:
+    (tmp_path / "matplotlibrc").write_text("lines.linewidth: 7\n")
+    plots = []
+    for program in (
+        f"import sys; sys.path.append({str(tmp_path)!r})\n{_HOST.replace('FIRST', first)}",
+        "import sys; sys.argv = ['doccls']\n"
+        "from doccls.report.figures import _drawing\n"
+        "with _drawing('x') as (axes, render): axes.plot([1, 2]); open('plot', 'w').write(render())",
+    ):
+        environment = os.environ | {"MPLCONFIGDIR": str(tmp_path), "MPLBACKEND": "pdf"}
+        subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=environment, timeout=100, check=True)
+        plots.append((tmp_path / "plot").read_text())
+    assert plots[0] == plots[1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
@@ -64,6 +65,19 @@ def test_last_task_merges_and_later_task_logs_the_same_scores(experiment: Experi
     assert any(line.startswith("[OOF] already merged: ") for line in later)
     assert [line for line in lines if "macro_f1=" in line] == [line for line in later if "macro_f1=" in line] != []
     assert experiment.paths.summary.stat().st_mtime_ns == before
+
+
+def test_share_of_a_single_fold_is_not_merged(experiment: Experiment) -> None:
+    """As for other ways to train, and as the description of `data.valid_fold` says."""
+    data = experiment.config.data.model_copy(update={"valid_fold": 1})
+    single = replace(experiment, config=experiment.config.model_copy(update={"data": data}))
+    finish(experiment, 0)
+    missing, log = close(single)
+    assert missing == (1,) and log.ending == "INCOMPLETE missing=1"
+    finish(experiment, 1)
+    missing, log = close(single)
+    assert missing == () and log.ending == "TRAINING SUCCESS" and not is_merged(experiment.paths)
+    assert f"[OOF] all 2 folds are finished; merge them: doccls-launch merge {experiment.paths.root}" in log.lines
 
 
 def test_only_one_of_two_simultaneous_tasks_merges(experiment: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -171,6 +172,42 @@ def test_restart_continues_its_run_whatever_another_run_left_behind(
     ids, variables = zip(*(call[1:] for call in wandb() if call[0] == "id"), strict=True)
     assert ids[0] == ids[1] and len(set(ids)) == 3 and all(len(name) == 16 for name in ids)
     assert all(names == ["WANDB_MODE", "WANDB_SILENT", "WANDB_TAGS"] for names in variables)
+
+
+def test_equal_run_ids_in_two_folders_are_two_runs(
+    make_config: MakeConfig, wandb: Callable[[], list[Any]], tmp_path: Path
+) -> None:
+    """One is copied with its folder, as to another machine: it stays the same run."""
+    config = make_config(tracking={"wandb": True})
+    for folder in ("20260101", "20260102"):
+        (tmp_path / folder).mkdir()
+        track(config, tmp_path / folder)
+    shutil.copytree(tmp_path / "20260101", tmp_path / "copy")
+    track(config, tmp_path / "copy")
+    first, second, copied = (call[1] for call in wandb() if call[0] == "id")
+    assert first != second and first == copied
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff", b"half of a tok"])
+def test_damaged_token_is_replaced(
+    make_config: MakeConfig, wandb: Callable[[], list[Any]], tmp_path: Path, content: bytes
+) -> None:
+    path = tmp_path / "v1-abc" / "wandb" / "fold2.token"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(content)
+    for _ in range(2):
+        track(make_config(tracking={"wandb": True}), tmp_path)
+    first, second = (call[1] for call in wandb() if call[0] == "id")
+    assert first == second and path.read_bytes() != content
+
+
+def test_token_that_cannot_be_kept_does_not_stop_training(
+    make_config: MakeConfig, wandb: Callable[[], list[Any]], tmp_path: Path
+) -> None:
+    (tmp_path / "v1-abc" / "wandb" / "fold2.token").mkdir(parents=True)
+    text = track(make_config(tracking={"wandb": True}), tmp_path)
+    assert "fold2.token: Is a directory (errno 21): a restart of this fold will begin another W&B run\n" in text
+    assert wandb()[-1] == ["finish", 0]
 
 
 def test_logs_of_wandb_are_beside_the_run_if_the_cache_is_read_only(

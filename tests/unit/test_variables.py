@@ -4,7 +4,7 @@ import pytest
 from accelerate.utils.environment import str_to_bool
 
 from doccls.errors import UserError
-from doccls.system.rank import MEETING_FILE, check_group_variables, rank_by_environment
+from doccls.system.rank import MEETING_FILE, check_group_variables, has_meeting_address, rank_by_environment
 from doccls.system.variables import drop_empty_variables, parse_flag, parse_whole_number
 
 PAIR = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "h", "MASTER_PORT": "29500"}
@@ -16,6 +16,25 @@ def test_empty_variables_count_as_absent_except_hidden_gpus() -> None:
     environment |= {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": ""}
     drop_empty_variables(environment)
     assert environment == {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": "", "LOCAL_WORLD_SIZE": "2"}
+
+
+def test_ranks_of_minus_one_count_as_absent() -> None:
+    environment = {"RANK": "-1", "LOCAL_RANK": " -1", "GROUP_RANK": "-1", "WORLD_SIZE": "-1", "SLURM_PROCID": "-1"}
+    drop_empty_variables(environment)
+    assert environment == {"WORLD_SIZE": "-1", "SLURM_PROCID": "-1"}
+
+
+@pytest.mark.parametrize("port", ["tcp://10.0.0.1:29500", "70000"])
+def test_port_matters_only_to_several_processes(port: str) -> None:
+    check_group_variables({"MASTER_ADDR": "h", "MASTER_PORT": port})
+    with pytest.raises(UserError, match="MASTER_PORT="):
+        check_group_variables(PAIR | {"MASTER_PORT": port})
+
+
+def test_address_for_a_group_of_one_has_a_port() -> None:
+    assert has_meeting_address({"MASTER_ADDR": "h", "MASTER_PORT": "29500"})
+    for environment in ({"MASTER_ADDR": "h"}, {"MASTER_PORT": "1"}, {"MASTER_ADDR": "h", "MASTER_PORT": "tcp://h:1"}):
+        assert not has_meeting_address(environment)
 
 
 def test_number_is_parsed_or_refused_by_name() -> None:
