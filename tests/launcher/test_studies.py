@@ -81,3 +81,25 @@ def test_folds_that_fail_leave_the_other_runs_complete(trainer: Trainer, other_c
         "s-tiny-s1": True, "s-tiny-s2": True, "s-other-s1": False, "s-other-s2": False,
     }  # fmt: skip
     assert [line for line in launched.out.splitlines() if line.startswith("[STUDY]  4  s-other-s2")]
+
+
+def test_run_that_cannot_be_merged_and_lost_leaderboard_leave_the_other_runs_complete(
+    trainer: Trainer, other_config: Path
+) -> None:
+    """Folders are where files have to be written."""
+    folder = trainer.new_folder()
+    experiments = folder / "experiments"
+    (experiments / "20260101" / "s-tiny-s1" / "oof" / "oof_logits.npy").mkdir(parents=True)
+    (experiments / "studies" / "s" / "study.json").mkdir(parents=True)
+    launched = launch_study(trainer, folder, other_config)
+    assert launched.code == 1, launched.out
+    (reason,) = (line for line in launched.err.splitlines() if "run s-tiny-s1: " in line)
+    assert reason.endswith("oof_logits.npy: Is a directory (errno 21)")
+    warnings = [line for line in launched.out.splitlines() if line.startswith("[WARNING] ")]
+    assert [line.partition(": ")[0] for line in warnings] == ["[WARNING] run s-tiny-s1", "[WARNING] study s"]
+    assert "study.json: Is a directory" in warnings[1]
+    roots = {root.name: root for root in experiments.glob("2*/s-*")}
+    assert all(len(list(root.glob("oof/parts/*.safetensors"))) == 3 for root in roots.values())
+    assert sorted(name for name, root in roots.items() if (root / "summary.json").exists()) == [
+        "s-other-s1", "s-other-s2", "s-tiny-s2",
+    ]  # fmt: skip
