@@ -17,10 +17,8 @@ from doccls.config.arguments import add_config_arguments, load_arguments_with_wa
 from doccls.config.files import check_inputs
 from doccls.config.paths import (
     describe_error,
-    find_output_problem,
-    find_problem,
+    find_file_output_problem,
     format_path,
-    is_absent,
     resolve_option,
 )
 from doccls.data.image_scan import scan_files
@@ -144,27 +142,15 @@ def _check_output(output: Path, image_folders: Iterable[Path]) -> None:
     Raises:
         UserError: it may not.
     """
-    problem = _find_output_problem(output, image_folders)
+    problem = find_file_output_problem(output, "picture", ".png", "preview", _is_earlier_preview)
     if problem is not None:
         raise UserError(f"--output: {problem}")
-
-
-def _find_output_problem(output: Path, image_folders: Iterable[Path]) -> str | None:
-    shown = format_path(output)
-    if output.suffix.lower() != ".png":
-        return f"the picture's name must end in .png: {shown}"
-    problem = find_problem(output.parent, "folder") or find_output_problem(output.parent)
-    if problem is not None:
-        return problem
     for folder in image_folders:
         if any(parent.samefile(folder) for parent in output.parents):
-            return f"{shown} is in a folder of the images, {format_path(folder)}: choose another folder"
-    if is_absent(output):
-        return None
-    problem = find_problem(output, "file")
-    if problem is None and not _is_earlier_preview(output):
-        problem = f"{shown} exists and is no earlier preview: remove it or choose another name"
-    return problem
+            raise UserError(
+                f"--output: {format_path(output)} is in a folder of the images, {format_path(folder)}: choose another "
+                "folder"
+            )
 
 
 def _is_earlier_preview(path: Path) -> bool:

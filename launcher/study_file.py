@@ -2,11 +2,12 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from doccls.config.paths import is_file, resolve_option
+from doccls.config.paths import resolve_option
 from doccls.errors import UserError
 from doccls.oof.predictions import find_finished_folds, is_merged
 from doccls.oof.summary import read_summary
@@ -66,7 +67,9 @@ def find_study(folder: Path) -> Path | None:
     """Return the folder of the study that a command's argument names, or its study.json; None if it names no study."""
     root = resolve_option(folder, "RUN")
     root = root.parent if root.name == "study.json" else root
-    return root if is_file(locate_study_file(root)) or is_file(locate_study_lock(root)) else None
+    with suppress(OSError):  # reading the run will say what is wrong with the folder
+        return root if locate_study_file(root).is_file() or locate_study_lock(root).is_file() else None
+    return None
 
 
 def read_study(folder: Path) -> Study | None:

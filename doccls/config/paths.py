@@ -9,7 +9,7 @@ import os
 import re
 import stat
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
@@ -208,6 +208,30 @@ def find_output_problem(path: Path) -> str | None:
         too_long = next((name for name in names if len(os.fsencode(name)) > _MAX_NAME_BYTES), None)
         return None if too_long is None else f"too long: {format_path(path)} ({_describe_length(path)})"
     return f"no such folder: {format_path(path)}"
+
+
+def find_file_output_problem(
+    output: Path, kind: str, suffix: str, earlier: str, is_earlier: Callable[[Path], bool]
+) -> str | None:
+    """Return why a page or picture that a user asks for can't be written; None if it can be.
+
+    Args:
+        output: the path of the file.
+        kind: what it is, as in `the report's name`.
+        suffix: how its name must end.
+        earlier: what it may replace, as in `exists and is not an earlier report`.
+        is_earlier: whether the file that exists is such a one.
+    """
+    shown = format_path(output)
+    if output.suffix.lower() != suffix:
+        return f"the {kind}'s name must end in {suffix}: {shown}"
+    problem = find_problem(output.parent, "folder") or find_output_problem(output.parent)
+    if problem is not None or is_absent(output):
+        return problem
+    problem = find_problem(output, "file")
+    if problem is None and not is_earlier(output):
+        problem = f"{shown} exists and is not an earlier {earlier}: remove it or choose another name"
+    return problem
 
 
 def check_paths(

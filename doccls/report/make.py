@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from doccls.config import Config, load_config
-from doccls.config.paths import describe_error, find_output_problem, find_problem, format_path, is_absent, is_file
+from doccls.config.paths import describe_error, find_file_output_problem, find_problem, format_path, is_file
 from doccls.config.snapshot import read_snapshot
 from doccls.errors import UserError
 from doccls.oof.predictions import is_merged
@@ -88,7 +88,7 @@ def wants_report(paths: RunPaths) -> bool:
 
 
 def _write(output: Path, render: Callable[[], tuple[str, str | None]]) -> Report:
-    problem = _find_output_problem(output)
+    problem = find_file_output_problem(output, "report", ".html", "report", _is_earlier_report)
     if problem is not None:
         raise UserError(problem)
     html, note = render()
@@ -97,19 +97,6 @@ def _write(output: Path, render: Callable[[], tuple[str, str | None]]) -> Report
     except OSError as error:
         raise UserError(describe_error(error, output, "file")) from error
     return Report(output, len(html.encode()), note)
-
-
-def _find_output_problem(output: Path) -> str | None:
-    shown = format_path(output)
-    if output.suffix.lower() != ".html":
-        return f"the report's name must end in .html: {shown}"
-    problem = find_problem(output.parent, "folder") or find_output_problem(output.parent)
-    if problem is not None or is_absent(output):
-        return problem
-    problem = find_problem(output, "file")
-    if problem is None and not _is_earlier_report(output):
-        problem = f"{shown} exists and is not an earlier report: remove it or choose another name"
-    return problem
 
 
 def _is_earlier_report(path: Path) -> bool:

@@ -1,6 +1,5 @@
 """The end of a command: the only place that turns errors into exit codes, markers and closing messages."""
 
-import signal
 import socket
 import sys
 import traceback
@@ -8,7 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from doccls.errors import RankLocalError, UserError
-from doccls.reporting.console import ConsoleStream, exit_code, render_exit
+from doccls.reporting.console import ConsoleStream, exit_code, render_exit, report_lost_output
 from doccls.system.descriptors import write_closing
 from doccls.system.signals import Interrupted, handling_signals, ignore_signals, on_immediate_exit
 
@@ -16,31 +15,17 @@ if TYPE_CHECKING:  # its import is slow, and `doccls-launch --help` has to be fa
     from doccls.reporting.log import RunLog
 
 
-# The exit code of a program that is killed since the reader of its output is gone, as most programs are.
-_BROKEN_PIPE = 128 + getattr(signal, "SIGPIPE", 13)
-
-
 def run_command(name: str, command: Callable[[], int], rank: int = 0, prints: bool = False) -> int:
     """Run a command that keeps no log and return its exit code. Only rank 0 reports errors that all ranks share.
 
     `prints`: all it does is to print. Then it waits for a slow reader of its output, and fails if output is lost:
-    silently with _BROKEN_PIPE if its reader is gone, else with a message.
+    silently with 128 + SIGPIPE if its reader is gone, else with a message.
     """
     console = sys.stdout
     if not prints or not isinstance(console, ConsoleStream):
         return _run(name, command, rank)
     console.patience_s = None
-    return _run(name, command, rank) or _report_lost_output(name, console)
-
-
-def _report_lost_output(name: str, console: ConsoleStream) -> int:
-    console.flush()
-    if console.error is None:
-        return 0
-    if isinstance(console.error, BrokenPipeError):
-        return _BROKEN_PIPE
-    print(f"{name}: {console.name}: {console.take_problem()}", file=sys.stderr)
-    return 1
+    return _run(name, command, rank) or report_lost_output(name, console)
 
 
 def _run(name: str, command: Callable[[], int], rank: int) -> int:

@@ -15,6 +15,8 @@ from doccls.system.signals import Interrupted
 
 # How long all writes to a console may wait for its reader, in total. Afterwards, what does not fit at once is skipped.
 PATIENCE_S = 5.0
+# The exit code of a program that is killed since the reader of its output is gone, as most programs are.
+_BROKEN_PIPE = 128 + getattr(signal, "SIGPIPE", 13)
 _BUFFER_CHARACTERS = 8192  # of an unfinished line
 _PASSING = (errno.ENOSPC, errno.EDQUOT, errno.ETIMEDOUT)  # after other errors a console never takes output again
 
@@ -152,10 +154,26 @@ def guarding_console() -> Iterator[None]:
     wrap_console()
     try:
         yield
+    except SystemExit as end:  # of argparse, which has printed the help or what is wrong with the arguments
+        console = sys.stdout
+        if not end.code and isinstance(console, ConsoleStream) and (code := report_lost_output("doccls", console)):
+            raise SystemExit(code) from end
+        raise
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
         sys.stdout, sys.stderr = earlier
+
+
+def report_lost_output(name: str, console: ConsoleStream) -> int:
+    """Return the exit code of a command that only prints, 0 if it has printed everything, and say what prevented it."""
+    console.flush()
+    if console.error is None:
+        return 0
+    if isinstance(console.error, BrokenPipeError):
+        return _BROKEN_PIPE
+    print(f"{name}: {console.name}: {console.take_problem()}", file=sys.stderr)
+    return 1
 
 
 def render_exit(code: int) -> str:

@@ -72,19 +72,22 @@ def test_study_gives_the_bytes_of_each_run_alone_and_continues(trainer: Trainer,
     assert_same_bytes(trainer.train(*_SHORT, "train.lr=0.005", "project.seed=2"), member)
 
 
-def test_folds_that_fail_leave_the_other_runs_complete(trainer: Trainer, other_config: Path) -> None:
+def test_folds_and_merges_that_fail_leave_the_other_runs_complete(trainer: Trainer, other_config: Path) -> None:
     values = yaml.safe_load(other_config.read_text())
     values["train"]["lr"] = 1e30  # the loss is not finite after a step
     other_config.write_text(yaml.safe_dump(values))
     folder = trainer.new_folder()
+    (folder / "experiments" / "20260101" / "s-tiny-s1" / "oof" / "oof_logits.npy").mkdir(parents=True)  # not a file
     launched = launch_study(trainer, folder, other_config)
     assert launched.code == 1 and "6 folds failed" in launched.err
     assert "- s-other-s1 fold 0: " in launched.err and "missing: folds 0, 1, 2 of run s-other-s2" in launched.err
     assert launched.err.count("to train just them: doccls-launch run ") == 1 and "--study s" in launched.err
     runs = read_study(folder)
     assert {name: "clean" in run for name, run in runs.items()} == {
-        "s-tiny-s1": True, "s-tiny-s2": True, "s-other-s1": False, "s-other-s2": False,
+        "s-tiny-s1": False, "s-tiny-s2": True, "s-other-s1": False, "s-other-s2": False,
     }  # fmt: skip
+    assert runs["s-tiny-s1"]["finished_folds"] == 3 and "oof_logits.npy" in runs["s-tiny-s1"]["problem"]
+    assert "[WARNING] run s-tiny-s1: doccls-launch merge: " in launched.out
     assert [line for line in launched.out.splitlines() if line.startswith("[STUDY]     s-other-s2  0 of 3 folds")]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import errno
 import io
 import logging
@@ -335,3 +336,23 @@ def test_stream_that_fails_in_any_way_ends_nothing(error: Exception, tmp_path: P
     with (tmp_path / "terminal").open("wb") as terminal:
         ConsoleStream(Broken(terminal.fileno()), "stdout").write("lost\n")  # type: ignore[arg-type]
         assert os.fstat(terminal.fileno()).st_ino == (tmp_path / "terminal").stat().st_ino, "not the null device"
+
+
+@pytest.mark.parametrize(
+    ("console", "code", "message"),
+    [(full_disk, 1, "doccls: stdout: No space left on device\n"), (broken_pipe, 141, "")],
+)
+def test_help_that_cannot_be_printed_fails(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    console: Callable[[], AbstractContextManager[TextIO]],
+    code: int,
+    message: str,
+) -> None:
+    for words, expected in ((["--help"], code), (["--unknown"], 2)):
+        with console() as stream, monkeypatch.context() as patch:
+            patch.setattr(sys, "stdout", stream)
+            with pytest.raises(SystemExit) as end, guarding_console():
+                argparse.ArgumentParser(prog="doccls").parse_args(words)
+        assert end.value.code == expected
+        assert capsys.readouterr().err.endswith(message if words == ["--help"] else "arguments: --unknown\n")

@@ -71,7 +71,7 @@ def test_pipe_that_another_process_fills_before_the_write_does_not_block(
         while True:
             os.write(write_end, LINE)
     os.set_blocking(write_end, True)
-    monkeypatch.setattr(descriptors, "_is_ready", lambda *_: True)  # as it was just before
+    monkeypatch.setattr(descriptors, "is_ready", lambda *_: True)  # as it was just before
     with ThreadPoolExecutor(1) as pool:
         writing = pool.submit(write_within, write_end, LINE, 0.05)
         try:

@@ -542,6 +542,13 @@ def test_folds_without_checkpoint_cause_warning(run: RunPaths, capsys: pytest.Ca
     assert "1 of 2 folds have a checkpoint" in capsys.readouterr().out
 
 
+def test_files_that_a_killed_process_had_moved_aside_are_back(run: RunPaths) -> None:
+    checkpoint = run.best_checkpoint(0)
+    checkpoint.rename(checkpoint.with_name(f".{checkpoint.name}.0123abcd-0a1b.old.tmp"))
+    assert run_predict(str(run.root)) == 0
+    assert checkpoint.exists() and not list(checkpoint.parent.glob(".*"))
+
+
 def test_partial_prediction_never_replaces_complete_one(run: RunPaths, tmp_path: Path) -> None:
     run_predict(str(run.root))
     files = {

@@ -209,9 +209,9 @@ def test_bad_images_are_an_error_or_skipped_with_a_warning(
         ("train.csv", "must end in .png"),
         ("preview", "must end in .png"),
         ("preview.jpg", "must end in .png"),
-        ("table.png", "is no earlier preview"),
-        ("photo.png", "is no earlier preview"),
-        ("a JPEG.png", "is no earlier preview"),
+        ("table.png", "is not an earlier preview"),
+        ("photo.png", "is not an earlier preview"),
+        ("a JPEG.png", "is not an earlier preview"),
         ("folder.png", "it is a folder"),
         ("missing/preview.png", "no such folder"),
         ("photo.png/preview.png", "is a file"),
@@ -249,7 +249,7 @@ def test_file_that_appears_meanwhile_is_not_replaced(
 
     monkeypatch.setattr(preview, "render_picture", render)
     code, _, err = run_preview(write_config(["a", "b"]))
-    assert code == 1 and "is no earlier preview" in err
+    assert code == 1 and "is not an earlier preview" in err
     assert (tmp_path / "preview.png").read_bytes() == b"of another program"
 
 
