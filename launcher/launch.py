@@ -4,7 +4,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import AbstractContextManager, ExitStack, closing, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -24,9 +24,10 @@ from doccls.system.signals import check_stop, on_immediate_exit, stop_requested,
 from doccls.system.temporary import temporary_folder
 from doccls.system.tensor_file import TensorFileError
 from launcher.attempt import Limits, RunningFold
+from launcher.forking import CAN_FORK, RankServer
 from launcher.ledger import Attempt, Ledger, LedgerFile, begin_launch, format_duration, format_time
 from launcher.local import Backend, LocalBackend, Processes, StartError, kill_folds, kill_folds_and_wait
-from launcher.plan import LaunchPlan, Slot, Workload, render_plan
+from launcher.plan import LaunchPlan, Slot, Workload, drop_job_variables, render_plan
 from launcher.supervise import (
     MEMORY_OUTCOMES,
     Action,
@@ -59,6 +60,7 @@ class LaunchOptions:
     policy: Policy
     hang_timeout_s: float  # a process without progress for this long is killed; 0 is no limit
     resume_command: str  # trains the missing folds
+    start: str  # how ranks start, `server` or `fresh`
 
     @property
     def ranks_per_fold(self) -> int:
@@ -75,10 +77,10 @@ def launch(config: Config, run_id: str, now: datetime, options: LaunchOptions, l
     """
     log_config(config, log)
     log.line(render_plan(options.plan, commands=False))
-    with ExitStack() as held:
+    with ExitStack() as held, serve_ranks(options, log) as server:
         run = queue_run(config, run_id, now, options, log, held)
         jobs = [Job(run, fold, f"fold {fold}") for fold in run.missing]
-        train_queue([run], jobs, options, log)
+        train_queue([run], jobs, options, log, server=server)
         close_run(run.experiment, log)
 
 
@@ -113,11 +115,23 @@ def train_queue(
     options: LaunchOptions,
     log: RunLog,
     on_finished: Callable[["QueuedRun"], None] = lambda run: None,
+    server: RankServer | None = None,
 ) -> None:
-    """Train folds of the runs on this machine, in this order; see `FoldLoop.run`."""
+    """Train folds of the runs on this machine, in this order, in ranks from the server; see `FoldLoop.run`."""
     with temporary_folder("doccls-launch-") as folder, stopping_gracefully():
-        backend = LocalBackend(folder, min(len(jobs), len(options.slots)) * options.ranks_per_fold)
+        if server is not None and jobs:
+            server.await_ready()
+        backend = LocalBackend(folder, min(len(jobs), len(options.slots)) * options.ranks_per_fold, server)
         FoldLoop(runs, jobs, options, backend, log, on_finished).run()
+
+
+def serve_ranks(options: LaunchOptions, log: RunLog) -> AbstractContextManager[RankServer | None]:
+    """Start the server of the launch's ranks in the background; it ends with the block. None if they start fresh."""
+    if options.start == "fresh" or not CAN_FORK:
+        return nullcontext()
+    command = options.workload.assign(0, options.slots[0]).ranks[0]
+    environment = drop_job_variables(os.environ) | dict(command.environment)
+    return closing(RankServer(options.workload.python, environment, log.line))
 
 
 def describe_processes(options: LaunchOptions) -> dict[str, Any]:
