@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import IO, Protocol
 
@@ -22,9 +22,9 @@ from doccls.system.cores import PROCESSES_HERE
 from doccls.system.lifeline import LAUNCHED, PARENT
 from doccls.system.rank import MEETING_FILE
 from doccls.system.signals import stop_requested
+from launcher.plan import Assignment, drop_job_variables
 from launcher.rank_server import GO, PROGRAM, READY, REFUSAL, SERVER_VARIABLES, RankRequest
 
-CAN_FORK = sys.platform == "linux"
 # Variables that no library reads as it is imported: those in which the ranks of a launch differ. A rank that differs
 # from the server in another one starts fresh.
 _OF_RANKS = {
@@ -35,6 +35,14 @@ _IMPORT_LIMIT_S = 600.0  # for the server's imports
 _ANSWER_LIMIT_S = 10.0  # for a fork, which takes some 30 ms
 _POLL_S = 0.05
 _PR_SET_CHILD_SUBREAPER = 36
+
+
+def serve_ranks(example: Assignment, report: Callable[[str], None]) -> "AbstractContextManager[RankServer | None]":
+    """Start a server for ranks like those of the example, until the end of the block; None where that is impossible."""
+    if sys.platform != "linux":
+        return nullcontext()
+    command = example.ranks[0]
+    return closing(RankServer(command.argv[0], drop_job_variables(os.environ) | dict(command.environment), report))
 
 
 class ForkedRank:

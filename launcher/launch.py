@@ -4,7 +4,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack, closing, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -24,10 +24,10 @@ from doccls.system.signals import check_stop, on_immediate_exit, stop_requested,
 from doccls.system.temporary import temporary_folder
 from doccls.system.tensor_file import TensorFileError
 from launcher.attempt import Limits, RunningFold
-from launcher.forking import CAN_FORK, RankServer
+from launcher.forking import RankServer, serve_ranks
 from launcher.ledger import Attempt, Ledger, LedgerFile, begin_launch, format_duration, format_time
 from launcher.local import Backend, LocalBackend, Processes, StartError, kill_folds, kill_folds_and_wait
-from launcher.plan import LaunchPlan, Slot, Workload, drop_job_variables, render_plan
+from launcher.plan import LaunchPlan, Slot, Workload, render_plan
 from launcher.supervise import (
     MEMORY_OUTCOMES,
     Action,
@@ -77,7 +77,7 @@ def launch(config: Config, run_id: str, now: datetime, options: LaunchOptions, l
     """
     log_config(config, log)
     log.line(render_plan(options.plan, commands=False))
-    with ExitStack() as held, serve_ranks(options, log) as server:
+    with ExitStack() as held, serve_launch(options, log) as server:
         run = queue_run(config, run_id, now, options, log, held)
         jobs = [Job(run, fold, f"fold {fold}") for fold in run.missing]
         train_queue([run], jobs, options, log, server=server)
@@ -125,13 +125,11 @@ def train_queue(
         FoldLoop(runs, jobs, options, backend, log, on_finished).run()
 
 
-def serve_ranks(options: LaunchOptions, log: RunLog) -> AbstractContextManager[RankServer | None]:
+def serve_launch(options: LaunchOptions, log: RunLog) -> AbstractContextManager[RankServer | None]:
     """Start the server of the launch's ranks in the background; it ends with the block. None if they start fresh."""
-    if options.start == "fresh" or not CAN_FORK:
+    if options.start == "fresh":
         return nullcontext()
-    command = options.workload.assign(0, options.slots[0]).ranks[0]
-    environment = drop_job_variables(os.environ) | dict(command.environment)
-    return closing(RankServer(options.workload.python, environment, log.line))
+    return serve_ranks(options.workload.assign(0, options.slots[0]), log.line)
 
 
 def describe_processes(options: LaunchOptions) -> dict[str, Any]:

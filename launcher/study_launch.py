@@ -18,7 +18,7 @@ from doccls.run.metrics_log import read_metrics
 from doccls.run.paths import locate_study
 from doccls.system.atomic_files import write_text
 from doccls.system.lock import hold_lock
-from launcher.launch import Job, LaunchOptions, QueuedRun, queue_run, serve_ranks, train_queue
+from launcher.launch import Job, LaunchOptions, QueuedRun, queue_run, serve_launch, train_queue
 from launcher.study import Standing, StudyRun, Work, describe_study, order_folds, render_leaderboard
 
 
@@ -56,7 +56,7 @@ def launch_study(name: str, runs: Sequence[LoadedRun], now: datetime, log: RunLo
         raise UserError(f"output.exp_dir: {describe_error(error, folder, 'folder')}") from error
     with ExitStack() as held:
         held.enter_context(hold_lock(folder / "study.lock", f"study {name} is being launched"))
-        server = held.enter_context(serve_ranks(runs[0].options, log))
+        server = held.enter_context(serve_launch(runs[0].options, log))
         settings = _find_differing([loaded.config for loaded in runs])
         for loaded, own in zip(runs, settings, strict=True):
             log.line(f"[STUDY] run {loaded.run.run_id}: {' '.join(f'{key}={value}' for key, value in own.items())}")

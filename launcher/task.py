@@ -18,7 +18,7 @@ from doccls.system.signals import Interrupted, stopping_gracefully
 from doccls.system.temporary import temporary_folder
 from launcher.array import ArrayTask
 from launcher.forking import RankServer
-from launcher.launch import FoldLoop, Job, LaunchOptions, QueuedRun, describe_launch, describe_processes, serve_ranks
+from launcher.launch import FoldLoop, Job, LaunchOptions, QueuedRun, describe_launch, describe_processes, serve_launch
 from launcher.ledger import LedgerFile, begin_launch
 from launcher.local import Backend, LocalBackend
 from launcher.plan import render_plan
@@ -69,7 +69,7 @@ def run_task(
         ledger_path = paths.ledger(task.index)
         ledger = begin_launch(ledger_path, ledger)
         watching = nullcontext() if share.allocation is None else watching_for_preemption()
-        serving = nullcontext() if _spans_nodes(share) else serve_ranks(options, log)
+        serving = nullcontext() if _spans_nodes(share) else serve_launch(options, log)
         with temporary_folder("doccls-task-") as folder, stopping_gracefully(), watching, serving as server:
             ledger_file, missing = LedgerFile(ledger_path, ledger, lock, log), run.list_missing(share.folds)
             queued = QueuedRun(experiment, options.workload, ledger_file, tuple(missing), options.resume_command)
