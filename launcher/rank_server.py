@@ -143,6 +143,7 @@ def run_rank(request: RankRequest, run: Callable[[], object] | None = None) -> N
     _restore_threads()
     multiprocessing.current_process().authkey = os.urandom(32)
     sys.modules["numpy"].random.seed()  # Python's own generator is seeded anew in each fork
+    sys.modules["torch"].default_generator.seed()
     sys.argv = ["-m", *request.words]  # as Python sets them, and then `runpy` the first
     sys.orig_argv = [sys.orig_argv[0], "-m", PROGRAM, *request.words]
     if run is not None:

@@ -12,20 +12,24 @@ import os
 import signal
 import socket
 import sys
+import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import recv_handle, send_handle
 from typing import IO
 
-import psutil
 from refusals import refuse
 
 from doccls.__main__ import main as run_doccls
+from doccls.system.lifeline import end_with_parent
 from launcher import forking, rank_server
 from launcher.cli import main as run_launcher
 
 _COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"launcher": run_launcher, "doccls": run_doccls}
+SERVER_THREAD = "DOCCLS_TEST_SERVER_THREAD"  # environment variable: start a thread in the server
+_SERVER_END_S = 30.0
 
 
 def main(argv: list[str]) -> int:
@@ -61,34 +65,50 @@ class ServerForker:
 
     def start_server(
         self, python: str, environment: Mapping[str, str], served: socket.socket, output: IO[bytes]
-    ) -> psutil.Process:
+    ) -> "ForkedServer":
         """Replace `launcher.forking.start_server`."""
-        self._connection.send(dict(environment))
-        for file in (served, output):
-            send_handle(self._connection, file.fileno(), None)
-        return psutil.Process(self._connection.recv())
+        with forking._adopting():
+            self._connection.send(dict(environment))
+            for file in (served, output):
+                send_handle(self._connection, file.fileno(), None)
+            return ForkedServer(self._connection.recv())
+
+
+class ForkedServer(forking.ForkedRank):
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+    def wait(self, timeout: float = _SERVER_END_S) -> int:
+        return super().wait(timeout)
 
 
 def _serve(requests: Connection, program: str) -> None:
     """Fork a rank server for each request, in the template, until the launcher has ended; return only in ranks."""
     os.setsid()  # out of reach of signals to the launcher's group
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the servers
+    launcher = os.getppid()
     while True:
         try:
             environment = requests.recv()
         except EOFError:
             os._exit(0)
         served, output = recv_handle(requests), recv_handle(requests)
-        if (pid := os.fork()) == 0:
+        if (intermediate := os.fork()) == 0:
             break
-        requests.send(pid)
+        os.waitpid(intermediate, 0)
         os.close(served)
         os.close(output)
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    if os.fork():
+        os._exit(0)
+    while os.getppid() != launcher:  # a server is the launcher's child, as in a real launch
+        time.sleep(0.001)
+    requests.send(os.getpid())
     requests.close()
     os.environ.clear()
     os.environ.update(environment)
     os.dup2(output, 2)
+    if SERVER_THREAD in os.environ:
+        threading.Thread(target=time.sleep, args=(3600,), daemon=True).start()
+    end_with_parent()
     request = rank_server.serve(socket.socket(fileno=served))
     module, function = program.split(":")
     rank_server.run_rank(request, lambda: sys.exit(getattr(import_module(module), function)(sys.argv[1:])))
