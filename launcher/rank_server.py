@@ -67,14 +67,13 @@ def serve(control: socket.socket) -> RankRequest:
     sys.stderr.flush()
     gc.collect()
     gc.freeze()  # a collection in a rank would otherwise copy all the memory that it shares with this process
+    _check(control)
     control.sendall(READY)
     while True:
         message, descriptors, _, _ = socket.recv_fds(control, 1, 2)  # the rank's socket, and its console
         if not message:
             os._exit(0)
-        problem = find_fork_problem()
-        if problem is not None:
-            _refuse(control, problem)
+        _check(control)
         try:
             intermediate = os.fork()
         except OSError as error:
@@ -99,6 +98,12 @@ def find_fork_problem() -> str | None:
     if sys.modules["torch"].cuda.is_initialized() or any(file.startswith("/dev/nvidia") for file in files):
         return "uses a GPU after its imports"
     return None
+
+
+def _check(control: socket.socket) -> None:
+    problem = find_fork_problem()
+    if problem is not None:
+        _refuse(control, problem)
 
 
 def _refuse(control: socket.socket, problem: str) -> NoReturn:
