@@ -42,7 +42,7 @@ def serve_ranks(example: Assignment, report: Callable[[str], None]) -> "Abstract
     if sys.platform != "linux":
         return nullcontext()
     command = example.ranks[0]
-    return closing(RankServer(command.argv[0], drop_job_variables(os.environ) | dict(command.environment), report))
+    return closing(RankServer(command.argv[0], drop_job_variables(os.environ), command.environment, report))
 
 
 class ForkedRank:
@@ -122,14 +122,19 @@ class _Server:
 class RankServer:
     """The server of a launch. One that dies is replaced; one that can't fork is not, and all ranks start fresh."""
 
-    def __init__(self, python: str, environment: Mapping[str, str], report: Callable[[str], None]) -> None:
+    def __init__(
+        self, python: str, environment: Mapping[str, str], added: Mapping[str, str], report: Callable[[str], None]
+    ) -> None:
         """Start the server, which imports the stack in the background.
 
-        `python` is the interpreter of the ranks, and `environment` that of any of them: a rank whose variables differ
-        can be forked only if no library reads these as it is imported. `report` takes lines for the log.
+        `python` is the interpreter of the ranks, `environment` what they all have, and `added` what one of them has
+        beside it: a rank whose variables differ can be forked only if no library reads these as it is imported.
+        `report` takes lines for the log.
         """
+        # That of the ranks, so that what the launcher's own imports set meanwhile makes no difference.
+        self.environment = environment
         self._python, self._report = python, report
-        self._environment = {**environment, PARENT: str(os.getpid()), **SERVER_VARIABLES}
+        self._environment = {**environment, **added, PARENT: str(os.getpid()), **SERVER_VARIABLES}
         self._server: _Server | None = None
         self._is_ready = False
         self._start()

@@ -198,7 +198,8 @@ def _check_locks(folder: Path) -> None:
 def _start_rank(
     command: RankCommand, console: Path, variables: dict[str, str], server: RankServer | None = None
 ) -> Rank:
-    environment = drop_job_variables(os.environ) | dict(command.environment) | variables
+    inherited = drop_job_variables(os.environ) if server is None else server.environment
+    environment = {**inherited, **command.environment, **variables}
     console.parent.mkdir(parents=True, exist_ok=True)
     with console.open("ab") as out:
         forked = None if server is None else server.fork(command.argv, environment, out.fileno())

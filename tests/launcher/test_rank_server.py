@@ -34,7 +34,7 @@ class Probe:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.reports = folder, list[str]()
-        self.server = RankServer(sys.executable, self.environment() | OF_RANKS, self.reports.append)
+        self.server = RankServer(sys.executable, self.environment(), OF_RANKS, self.reports.append)
         self.server.await_ready()
 
     @staticmethod

@@ -7,17 +7,20 @@ import os
 import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import IO, Any
 
 import pytest
 
-from launcher import forking
+from doccls.system.lifeline import PARENT
+from launcher import forking, local
 from launcher.forking import ForkedRank, RankServer
+from launcher.plan import RankCommand
 from launcher.rank_server import GO, READY, REFUSAL
 
 PYTHON = "/usr/bin/python"
 ARGV = (PYTHON, "-m", "doccls.train", "--set", "a=1")
-ENVIRONMENT = {"HOME": "/home", "OMP_NUM_THREADS": "2"}
+ENVIRONMENT, ADDED = {"HOME": "/home"}, {"OMP_NUM_THREADS": "2"}
 
 
 class ImitatedServer:
@@ -79,21 +82,21 @@ class Launch:
 
     def fork(self, argv: tuple[str, ...] = ARGV, **changes: str) -> ForkedRank | None:
         with open(os.devnull, "wb") as console:  # noqa: PTH123
-            return self.client.fork(argv, ENVIRONMENT | changes, console.fileno())
+            return self.client.fork(argv, ENVIRONMENT | ADDED | changes, console.fileno())
 
 
 @pytest.fixture
 def launch(monkeypatch: pytest.MonkeyPatch) -> Iterator[Launch]:
     launch = Launch()
     monkeypatch.setattr(forking, "start_server", launch.start)
-    launch.client = RankServer(PYTHON, ENVIRONMENT, launch.lines.append)
+    launch.client = RankServer(PYTHON, ENVIRONMENT, ADDED, launch.lines.append)
     yield launch
     launch.client.close()
 
 
 def test_rank_is_told_its_words_and_what_differs_in_its_environment(launch: Launch) -> None:
     (server,) = launch.servers
-    expected = ENVIRONMENT | {"DOCCLS_PARENT_PID": str(os.getpid()), "OPENBLAS_NUM_THREADS": "1"}
+    expected = ENVIRONMENT | ADDED | {"DOCCLS_PARENT_PID": str(os.getpid()), "OPENBLAS_NUM_THREADS": "1"}
     assert server.environment == expected
     server.control.sendall(READY)
     answering = server.answer(4711)
@@ -103,6 +106,18 @@ def test_rank_is_told_its_words_and_what_differs_in_its_environment(launch: Laun
     changes = {"RANK": "1", "CUDA_VISIBLE_DEVICES": "GPU-2", "DOCCLS_PARENT_PID": None, "OPENBLAS_NUM_THREADS": None}
     assert server.request == [["--set", "a=1"], changes]
     assert server.last_word == GO
+
+
+def test_what_the_launcher_sets_for_itself_later_makes_no_difference(
+    launch: Launch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (server,) = launch.servers
+    server.control.sendall(READY)
+    answering = server.answer(4711)
+    monkeypatch.setenv("KMP_INIT_AT_FORK", "FALSE")
+    rank = local._start_rank(RankCommand(ARGV, ADDED), tmp_path / "console", {"RANK": "0"}, launch.client)
+    answering.join()
+    assert isinstance(rank, ForkedRank) and server.request[1].keys() == {"RANK", PARENT, "OPENBLAS_NUM_THREADS"}
 
 
 @pytest.mark.parametrize(
@@ -156,7 +171,7 @@ def test_server_that_can_not_be_started_is_reported(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(forking, "start_server", refuse)
     lines: list[str] = []
-    client = RankServer(PYTHON, ENVIRONMENT, lines.append)
+    client = RankServer(PYTHON, ENVIRONMENT, ADDED, lines.append)
     client.await_ready()
     assert client.fork(ARGV, ENVIRONMENT, 1) is None
     reason = "can't be started: [Errno 11] Resource temporarily unavailable"
