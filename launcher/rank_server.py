@@ -162,7 +162,7 @@ def _restore_threads() -> None:
     """Give each OpenBLAS the number of threads that it would have given itself as it was imported."""
     names = ("OPENBLAS_NUM_THREADS", "OPENBLAS_DEFAULT_NUM_THREADS", "GOTO_NUM_THREADS", "OMP_NUM_THREADS")
     stated = [int(match[0]) for name in names if (match := re.match(r"\s*0*[1-9]\d*", os.environ.get(name, "")))]
-    threads = min(*stated[:1], len(os.sched_getaffinity(0)))
+    threads = min([*stated[:1], len(os.sched_getaffinity(0))])
     from threadpoolctl import ThreadpoolController
 
     for library in ThreadpoolController().lib_controllers:

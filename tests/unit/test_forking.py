@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -16,7 +17,7 @@ from doccls.system.lifeline import PARENT
 from launcher import forking, local
 from launcher.forking import ForkedRank, RankServer
 from launcher.plan import RankCommand
-from launcher.rank_server import GO, READY, REFUSAL
+from launcher.rank_server import GO, READY, REFUSAL, find_fork_problem
 
 PYTHON = "/usr/bin/python"
 ARGV = (PYTHON, "-m", "doccls.train", "--set", "a=1")
@@ -209,6 +210,18 @@ def test_wait_for_server_ends_with_request_to_stop(launch: Launch, monkeypatch: 
     monkeypatch.setattr(forking, "stop_requested", lambda: 15)
     launch.client.await_ready()
     assert launch.fork() is None and launch.lines == []
+
+
+def test_process_with_threads_must_not_fork() -> None:
+    done = threading.Event()
+    thread = threading.Thread(target=done.wait)
+    thread.start()
+    try:
+        problem = find_fork_problem()
+    finally:
+        done.set()
+        thread.join()
+    assert problem is not None and re.match(r"has \d+ threads after its imports \(", problem)
 
 
 def test_wait_for_server_has_a_limit(launch: Launch, monkeypatch: pytest.MonkeyPatch) -> None:
