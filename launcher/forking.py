@@ -29,7 +29,7 @@ from launcher.rank_server import GO, PROGRAM, READY, REFUSAL, SERVER_VARIABLES, 
 # from the server in another one starts fresh.
 _OF_RANKS = {
     "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "CUDA_VISIBLE_DEVICES", "NCCL_P2P_DISABLE",
-    MEETING_FILE, LAUNCHED, PARENT, PROCESSES_HERE, *SERVER_VARIABLES,
+    "NCCL_IB_DISABLE", MEETING_FILE, LAUNCHED, PARENT, PROCESSES_HERE, *SERVER_VARIABLES,
 }  # fmt: skip
 _IMPORT_LIMIT_S = 600.0  # for the server's imports
 _ANSWER_LIMIT_S = 10.0  # for a fork, which takes some 30 ms
