@@ -111,6 +111,11 @@ def _add_policy_arguments(parser: argparse.ArgumentParser) -> None:
         help="fail a fold that runs out of GPU memory instead of resuming it with smaller micro-batches",
     )
     parser.add_argument(
+        "--start", choices=("server", "fresh"), default="server",
+        help="start each process as a fork of one that has imported everything, or as a fresh interpreter (default: "
+        "server; always fresh except on Linux)",
+    )  # fmt: skip
+    parser.add_argument(
         "--hang-timeout",
         type=_duration,
         default=1800.0,
@@ -306,8 +311,9 @@ def _list_policy_args(arguments: argparse.Namespace, resume_command: str) -> lis
     policy = ["--max-restarts", str(arguments.max_restarts), "--hang-timeout", f"{arguments.hang_timeout:g}"]
     no_shrink = ["--no-shrink"] if arguments.no_shrink else []
     on_end = ["--on-end", arguments.on_end] if arguments.on_end and not getattr(arguments, "wait", False) else []
+    start = ["--start", "fresh"] if arguments.start == "fresh" else []
     task = ["--index-is-fold", "--resume-command", resume_command]
-    return [*policy, *no_shrink, *on_end, *task]
+    return [*policy, *no_shrink, *start, *on_end, *task]
 
 
 def _list_run_args(arguments: argparse.Namespace, run_id: str) -> list[str]:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -18,6 +18,7 @@ from doccls.system.signals import check_stop, on_immediate_exit, stop_requested,
 from doccls.system.temporary import temporary_folder
 from doccls.system.tensor_file import TensorFileError
 from launcher.attempt import Limits, RunningFold
+from launcher.forking import RankServer, serve_ranks
 from launcher.ledger import Attempt, format_duration, format_time
 from launcher.live_view import showing_progress
 from launcher.local import Backend, LocalBackend, Processes, StartError, kill_folds, kill_folds_and_wait
@@ -55,10 +56,10 @@ def launch(config: Config, run_id: str, now: datetime, options: LaunchOptions, l
     """
     log_config(config, log)
     log.line(render_plan(options.plan, commands=False))
-    with ExitStack() as held:
+    with ExitStack() as held, serve_launch(options, log) as server:
         run = queue_run(config, run_id, now, options, log, held)
         jobs = [Job(run, fold) for fold in run.missing]
-        train_queue([run], jobs, options, log)
+        train_queue([run], jobs, options, log, server=server)
         close_run(run.experiment, log)
 
 
@@ -69,12 +70,22 @@ def train_queue(
     log: RunLog,
     on_finished: Callable[[QueuedRun], None] = lambda run: None,
     on_tick: Callable[[], None] = lambda: None,
+    server: RankServer | None = None,
 ) -> None:
-    """Train folds of the runs on this machine, in this order; see `FoldLoop`."""
+    """Train folds of the runs on this machine, in this order, in ranks from the server; see `FoldLoop`."""
     shown = showing_progress([run.paths for run in runs], log)
     with temporary_folder("doccls-launch-") as folder, stopping_gracefully(), shown:
-        backend = LocalBackend(folder, min(len(jobs), len(options.slots)) * options.ranks_per_fold)
+        if server is not None and jobs:
+            server.await_ready()
+        backend = LocalBackend(folder, min(len(jobs), len(options.slots)) * options.ranks_per_fold, server)
         FoldLoop(runs, jobs, options, backend, log, on_finished, on_tick).run()
+
+
+def serve_launch(options: LaunchOptions, log: RunLog) -> AbstractContextManager[RankServer | None]:
+    """Start the server of the launch's ranks in the background; it ends with the block. None if they start fresh."""
+    if options.start == "fresh":
+        return nullcontext()
+    return serve_ranks(options.workload.assign(0, options.slots[0]), log.line)
 
 
 class FoldLoop:

@@ -11,12 +11,13 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 from doccls.errors import UserError
 from doccls.system.cores import PROCESSES_HERE
 from doccls.system.lifeline import LAUNCHED, PARENT
 from doccls.system.rank import MEETING_FILE
+from launcher.forking import ForkedRank, RankServer
 from launcher.plan import Assignment, RankCommand, drop_job_variables
 
 # ID of this launch, in the environment of the processes that it starts (`doccls.system.lifeline.LAUNCHED`).
@@ -25,6 +26,9 @@ LAUNCH = secrets.token_hex(8)
 # the bus or on a lost file server. Slurm gives up after 90 s by default (KillWait and UnkillableStepTimeout).
 KILL_LIMIT_S = 120.0
 _DUMP_S = 0.5  # time for a process to write its stacks
+
+
+Rank: TypeAlias = "subprocess.Popen[bytes] | ForkedRank"
 
 
 class StartError(UserError):
@@ -93,9 +97,9 @@ def kill_folds_and_wait(folds: Sequence[Processes]) -> None:
 
 @dataclass
 class LocalProcesses:
-    """The ranks of one fold, each a fresh interpreter in a process group of its own."""
+    """The ranks of one fold, each in a process group of its own."""
 
-    ranks: tuple["subprocess.Popen[bytes]", ...]
+    ranks: tuple[Rank, ...]
     ended: list[int] = field(default_factory=list)  # ranks, in the order in which their ends were seen
 
     @property
@@ -144,12 +148,13 @@ class LocalProcesses:
 class LocalBackend:
     """A backend that starts folds on this machine."""
 
-    def __init__(self, meetings: Path, processes: int) -> None:
+    def __init__(self, meetings: Path, processes: int, server: RankServer | None = None) -> None:
         """Prepare to start folds; at most `processes` ranks share this machine at once.
 
-        `meetings` is a local folder for the files through which the ranks of a fold find each other.
+        `meetings` is a local folder for the files through which the ranks of a fold find each other. `server` forks
+        ranks; without it, or when it can't, each is a fresh interpreter.
         """
-        self._meetings, self._processes = meetings, processes
+        self._meetings, self._processes, self._server = meetings, processes, server
         self._numbers = itertools.count()
 
     def start(self, assignment: Assignment, consoles: Sequence[Path]) -> LocalProcesses:
@@ -159,7 +164,7 @@ class LocalBackend:
             StartError: a process or its output file can't be created; no rank of the fold still runs.
             UserError: the ranks of a fold can't meet, since the folder for that has no file locks.
         """
-        started: list[subprocess.Popen[bytes]] = []
+        started: list[Rank] = []
         variables = {LAUNCHED: LAUNCH, PARENT: str(os.getpid()), PROCESSES_HERE: str(self._processes)}
         if len(assignment.ranks) > 1:
             variables[MEETING_FILE] = str(self._meetings / f"fold{assignment.fold}.{next(self._numbers)}")
@@ -167,7 +172,7 @@ class LocalBackend:
             if MEETING_FILE in variables:
                 _check_locks(self._meetings)
             for command, console in zip(assignment.ranks, consoles, strict=True):
-                started.append(_start_rank(command, console, variables))
+                started.append(_start_rank(command, console, variables, self._server))
         except OSError as error:
             kill_folds_and_wait([LocalProcesses(tuple(started))])
             raise StartError(f"fold {assignment.fold} can't be started: {error}") from error
@@ -190,12 +195,17 @@ def _check_locks(folder: Path) -> None:
             ) from error
 
 
-def _start_rank(command: RankCommand, console: Path, variables: dict[str, str]) -> "subprocess.Popen[bytes]":
+def _start_rank(
+    command: RankCommand, console: Path, variables: dict[str, str], server: RankServer | None = None
+) -> Rank:
+    inherited = drop_job_variables(os.environ) if server is None else server.environment
+    environment = {**inherited, **command.environment, **variables}
     console.parent.mkdir(parents=True, exist_ok=True)
     with console.open("ab") as out:
-        return subprocess.Popen(
+        forked = None if server is None else server.fork(command.argv, environment, out.fileno())
+        return forked or subprocess.Popen(
             command.argv,
-            env=drop_job_variables(os.environ) | dict(command.environment) | variables,
+            env=environment,
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=out,

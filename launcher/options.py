@@ -54,4 +54,5 @@ def make_options(
         Policy(arguments.max_restarts, arguments.fail_fast, shrink=not arguments.no_shrink),
         arguments.hang_timeout,
         getattr(arguments, "resume_command", None) or render_resume_command(arguments.argv, run_id),
+        arguments.start,
     )

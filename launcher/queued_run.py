@@ -30,6 +30,7 @@ class LaunchOptions:
     policy: Policy
     hang_timeout_s: float  # a process without progress for this long is killed; 0 is no limit
     resume_command: str  # trains the missing folds
+    start: str  # how ranks start, `server` or `fresh`
     study: str | None = None  # the study that the run belongs to
 
     @property

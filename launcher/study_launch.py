@@ -19,7 +19,8 @@ from doccls.run.paths import RunPaths, locate_study
 from doccls.system.lock import Lock, hold_lock
 from doccls.system.signals import Interrupted, stopping_gracefully
 from launcher.closing import Closings, Ended, list_command
-from launcher.launch import train_queue
+from launcher.forking import RankServer
+from launcher.launch import serve_launch, train_queue
 from launcher.leaderboard import Standing, render_leaderboard
 from launcher.queued_run import Job, LaunchOptions, QueuedRun, queue_run
 from launcher.study import StudyRun, Work, order_folds
@@ -60,6 +61,7 @@ def launch_study(name: str, runs: Sequence[LoadedRun], blend: bool, now: datetim
     with ExitStack() as held:
         lock = held.enter_context(hold_lock(locate_study_lock(folder), f"study {name} is being launched"))
         before = read_study(folder)
+        server = held.enter_context(serve_launch(runs[0].options, log))
         warnings = dict.fromkeys(warning for loaded in runs for warning in loaded.options.plan.warnings)
         for warning in warnings:
             log.line(f"[WARNING] {warning}")
@@ -74,7 +76,7 @@ def launch_study(name: str, runs: Sequence[LoadedRun], blend: bool, now: datetim
             check_blendable([run.experiment for run in queued])
         launch = _StudyLaunch(folder, study, queued, lock, log)
         launch.rank(quietly=True)
-        launch.train(runs[0].options, blend)
+        launch.train(runs[0].options, server, blend)
 
 
 def open_study(config: Config, name: str) -> Path:
@@ -182,8 +184,8 @@ class _StudyLaunch:
         self._problems: dict[str, str] = {}
         self._closings = Closings(self._report_closing)
 
-    def train(self, options: LaunchOptions, blend: bool) -> None:
-        """Train the missing folds; merge, blend and rank the runs.
+    def train(self, options: LaunchOptions, server: RankServer | None, blend: bool) -> None:
+        """Train the missing folds, in ranks from the server; merge, blend and rank the runs.
 
         Raises:
             UserError: folds or merges failed, or runs were cancelled.
@@ -193,7 +195,7 @@ class _StudyLaunch:
         self._log.line(f"[STUDY] {len(jobs)} folds of {len(self._queued)} runs to train")
         try:
             with self._closings.stopping(), stopping_gracefully():
-                self._train(jobs, options)
+                self._train(jobs, options, server)
                 if blend:
                     self._blend()
         except Interrupted:
@@ -208,12 +210,12 @@ class _StudyLaunch:
             problems = "\n".join(f"run {run_id}: {problem}" for run_id, problem in self._problems.items())
             raise UserError(f"{problems}\nto try again: {self._study.resume_command}")
 
-    def _train(self, jobs: Sequence[Job], options: LaunchOptions) -> None:
+    def _train(self, jobs: Sequence[Job], options: LaunchOptions, server: RankServer | None) -> None:
         for run in self._queued:
             if not run.missing and not is_merged(run.paths):
                 self._close(run)
         try:
-            train_queue(self._queued, jobs, options, self._log, self._close, self._closings.poll)
+            train_queue(self._queued, jobs, options, self._log, self._close, self._closings.poll, server)
         finally:
             # Unless a stop was requested, the runs that are complete are merged although folds of others failed.
             self._closings.finish()

@@ -17,7 +17,8 @@ from doccls.system.lock import hold_lock
 from doccls.system.signals import Interrupted, stopping_gracefully
 from doccls.system.temporary import temporary_folder
 from launcher.array import ArrayTask
-from launcher.launch import FoldLoop
+from launcher.forking import RankServer
+from launcher.launch import FoldLoop, serve_launch
 from launcher.ledger import LedgerFile, begin_launch
 from launcher.local import Backend, LocalBackend
 from launcher.plan import render_plan
@@ -70,11 +71,14 @@ def run_task(
         ledger_path = paths.ledger(task.index)
         ledger = begin_launch(ledger_path, ledger)
         watching = nullcontext() if share.allocation is None else watching_for_preemption()
-        with temporary_folder("doccls-task-") as folder, stopping_gracefully(), watching:
+        serving = nullcontext() if _spans_nodes(share) else serve_launch(options, log)
+        with temporary_folder("doccls-task-") as folder, stopping_gracefully(), watching, serving as server:
             ledger_file = LedgerFile(ledger_path, ledger, lock, log)
             queued = make_queued_run(run, share.folds, ledger_file, lock, options)
             jobs = [Job(queued, fold) for fold in queued.missing]
-            loop = FoldLoop([queued], jobs, options, _make_backend(share, options, folder), log)
+            if server is not None and jobs:
+                server.await_ready()
+            loop = FoldLoop([queued], jobs, options, _make_backend(share, options, folder, server), log)
             try:
                 loop.run()
             except Interrupted as stop:
@@ -84,12 +88,16 @@ def run_task(
     return close_share(experiment, log)
 
 
-def _make_backend(share: TaskOptions, options: LaunchOptions, folder: Path) -> Backend:
+def _spans_nodes(share: TaskOptions) -> bool:
+    return share.allocation is not None and share.allocation.nodes > 1
+
+
+def _make_backend(share: TaskOptions, options: LaunchOptions, folder: Path, server: RankServer | None) -> Backend:
     """Return the backend: ranks on one node start as on any machine, those on several nodes as a Slurm job step."""
     allocation = share.allocation
     if allocation is not None and allocation.nodes > 1:
         return SlurmBackend(allocation, options.ranks_per_fold // allocation.nodes, folder)
-    return LocalBackend(folder, options.ranks_per_fold)
+    return LocalBackend(folder, options.ranks_per_fold, server)
 
 
 def _handle_stop(

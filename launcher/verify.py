@@ -28,6 +28,7 @@ from doccls.run.paths import RunPaths, locate_run
 from doccls.system.temporary import temporary_folder
 from launcher.arguments import add_device_arguments, count, list_config_args
 from launcher.attempt import format_exit_code
+from launcher.forking import serve_ranks
 from launcher.local import KILL_LIMIT_S, Backend, LocalBackend, Processes, kill_folds_and_wait
 from launcher.placement import choose_slots
 from launcher.plan import Assignment, Workload
@@ -106,8 +107,10 @@ def verify(arguments: argparse.Namespace) -> int:
         f"[VERIFY] fold {fold} on {slot.name}, trained {1 + 2 * arguments.kills} times, with {' '.join(settings)}; "
         f"files: {folder}"
     )
-    with temporary_folder("doccls-verify-") as meetings:
-        runs = _Runs(folder, assignment, LocalBackend(meetings, len(slot.devices)))
+    with temporary_folder("doccls-verify-") as meetings, serve_ranks(assignment, report) as server:
+        if server is not None:
+            server.await_ready()
+        runs = _Runs(folder, assignment, LocalBackend(meetings, len(slot.devices), server))
         baseline = runs.train_undisturbed()
         report(f"[VERIFY] undisturbed: {baseline.steps} steps in {baseline.time_s:.1f} s")
         rng, equal = random.Random(arguments.seed), 0

@@ -29,7 +29,7 @@ def test_rank_has_own_session_no_input_and_given_environment(tmp_path: Path, mon
     monkeypatch.setenv("RANK", "7")  # of an enclosing launcher, not of the rank
     monkeypatch.setenv("KEPT", "yes")
     console = tmp_path / "console" / "fold1_rank0.txt"
-    command = RankCommand((sys.executable, "-c", _PROGRAM), (("OMP_NUM_THREADS", "3"),))
+    command = RankCommand((sys.executable, "-c", _PROGRAM), {"OMP_NUM_THREADS": "3"})
     for _ in range(2):
         assert local._start_rank(command, console, {"DOCCLS_PARENT_PID": "4711"}).wait(60) == 0
     found = {"RANK": None, "OMP_NUM_THREADS": "3", "DOCCLS_PARENT_PID": "4711", "KEPT": "yes"}
@@ -41,7 +41,7 @@ def test_rank_has_own_session_no_input_and_given_environment(tmp_path: Path, mon
 def test_kill_ends_rank_with_its_children(tmp_path: Path) -> None:
     script = "sleep 600 & echo $!; wait"
     console = tmp_path / "console.txt"
-    process = local._start_rank(RankCommand(("sh", "-c", script), ()), console, {})
+    process = local._start_rank(RankCommand(("sh", "-c", script), {}), console, {})
     fold = LocalProcesses((process,))
     try:
         while not console.read_text().endswith("\n"):  # pytest's timeout bounds it
