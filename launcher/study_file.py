@@ -1,6 +1,7 @@
 """study.json: which runs a study has, for commands that only look at it."""
 
 import json
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,7 +37,9 @@ class StudyFile:
 def find_study(path: Path) -> Path | None:
     """Return the study.json that a command's argument names, itself or by its folder; None if it names no study."""
     file = path if path.name == _NAME else path / _NAME
-    return file if is_file(file) else None
+    with suppress(UserError):  # it is no run either, and that is reported
+        return file if is_file(file) else None
+    return None
 
 
 def read_study(file: Path) -> StudyFile:
