@@ -22,7 +22,7 @@ from doccls.config.load import LoadedConfig
 from doccls.config.paths import resolve_option
 from doccls.errors import UserError
 from doccls.reporting.command import run_command, run_training
-from doccls.reporting.console import guarding_console
+from doccls.reporting.console import guarding_console, wrap_stream
 from doccls.run.paths import check_run_id, find_run, locate_run, name_log, new_run_id
 from doccls.system.cores import count_cores
 from doccls.system.user import complete_user
@@ -251,8 +251,11 @@ def _list_recent(arguments: argparse.Namespace) -> int:
 def _logs(arguments: argparse.Namespace) -> int:
     from launcher.logs import LogRequest, print_log
 
-    def write(text: str) -> None:
-        print(text, end="", flush=True)
+    console = wrap_stream(sys.stdout, "stdout")
+
+    def write(text: str) -> bool:
+        print(text, end="", flush=True, file=console)
+        return console.error is None
 
     print_log(find_run(arguments.run), LogRequest(arguments.fold, arguments.rank), arguments.follow, write)
     return 0

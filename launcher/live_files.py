@@ -105,7 +105,8 @@ class LiveReader:
         return [self._read_status(run) for run in self._watched.runs]
 
     def _read_status(self, run: WatchedRun) -> RunStatus:
-        if run.num_folds and not run.paths.root.is_dir():  # its study has not begun it
+        has_begun = run.paths.snapshot.is_file() or run.paths.list_ledgers()
+        if run.num_folds and not has_begun:  # by its study
             missing = tuple(FoldStatus(fold, State.MISSING) for fold in range(run.num_folds))
             return RunStatus(str(run.paths.root), (), missing, merged=False, resume_command=None)
         return read_status(run.paths, self._source)

@@ -49,12 +49,16 @@ class _View:
         self._progress = Progress(title, ())
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="doccls-live-view", daemon=True)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError as error:  # no more threads are allowed here
+            self.error = error
 
     def end(self) -> None:
         """Draw no more."""
         self._ended.set()
-        self._thread.join(_END_S)
+        if self._thread.is_alive():
+            self._thread.join(_END_S)
 
     def _run(self) -> None:
         try:

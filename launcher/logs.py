@@ -28,8 +28,10 @@ class LogRequest:
     rank: int | None = None
 
 
-def print_log(paths: RunPaths, request: LogRequest, follows: bool, write: Callable[[str], None]) -> None:
+def print_log(paths: RunPaths, request: LogRequest, follows: bool, write: Callable[[str], bool]) -> None:
     """Write the log; with `follows`, go on until the run has ended, also with the log of a later attempt.
+
+    `write` returns whether somebody still reads.
 
     Raises:
         UserError: there is no such log; the message says which there are.
@@ -40,8 +42,7 @@ def print_log(paths: RunPaths, request: LogRequest, follows: bool, write: Callab
     tail, reader = _Tail(find_log(paths, request)), LiveReader(watch_run(paths))
     while True:
         is_active = follows and _is_active(reader, request.fold)  # asked first, so that the last lines are read, too
-        tail.copy(write)
-        if not is_active:
+        if not tail.copy(write) or not is_active:
             return
         time.sleep(_POLL_S)
         newest = find_log(paths, request)
@@ -112,10 +113,12 @@ class _Tail:
         self.path, self._offset = path, 0
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
-    def copy(self, write: Callable[[str], None]) -> None:
-        """Write what the file has that was not written yet."""
+    def copy(self, write: Callable[[str], bool]) -> bool:
+        """Write what the file has that was not written yet, and return whether somebody still reads."""
+        is_read = True
         with self.path.open("rb") as file:
             file.seek(self._offset)
-            while chunk := file.read(_CHUNK_BYTES):
+            while is_read and (chunk := file.read(_CHUNK_BYTES)):
                 self._offset += len(chunk)
-                write(self._decoder.decode(chunk))
+                is_read = write(self._decoder.decode(chunk))
+        return is_read

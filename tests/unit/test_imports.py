@@ -132,14 +132,25 @@ def test_no_module_is_a_catch_all() -> None:
     [
         "launcher.cli", "launcher.launch", "doccls.experiment", "doccls.oof.merge", "doccls.oof.summary",
         "doccls.config", "doccls.reporting.command", "doccls.reporting.log", "doccls.system.signals", "doccls.train",
-        "doccls.__main__", "doccls.runs.command",
+        "doccls.__main__", "doccls.runs.command", "launcher.live_files", "launcher.recent",
     ],
 )  # fmt: skip
 def test_light_modules_do_not_import_heavy_packages(module: str) -> None:
     heavy = ("torch", "timm", "accelerate", "albumentations", "wandb", "jinja2", "matplotlib")
-    code = f"import sys, {module}; print([name for name in {heavy} if name in sys.modules])"
+    assert list_imported(module, heavy) == "[]"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("module", ["launcher.cli", "launcher.live_files", "launcher.recent"])
+def test_commands_that_only_show_do_not_import_scikit_learn(module: str) -> None:
+    assert list_imported(module, ("sklearn",)) == "[]"
+
+
+def list_imported(module: str, packages: tuple[str, ...]) -> str:
+    """Return those of the packages that a process has imported after it has imported the module."""
+    code = f"import sys, {module}; print([name for name in {packages} if name in sys.modules])"
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env=environment, cwd=ROOT, check=True
     )
-    assert done.stdout.strip() == "[]"
+    return done.stdout.strip()

@@ -78,6 +78,8 @@ def test_progress_of_a_study_with_a_run_that_has_not_begun(paths: RunPaths, stud
     assert states == [
         ("r", "done"), ("r", "lost"), ("r", "missing"), ("r", "missing"), *[("later", "missing")] * 3,
     ]  # fmt: skip
+    (paths.root.with_name("s-later") / "live").mkdir(parents=True)  # it is being opened
+    assert LiveReader(watched).read() == progress
     with hold_lock(study / "study.lock", "study s is being launched"):
         assert LiveReader(watched).read().is_active
 

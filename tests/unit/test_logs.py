@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
@@ -118,3 +121,12 @@ def test_followed_fold_goes_on_with_the_log_of_its_restart(
         follow(monkeypatch, restart, held.close)
         assert main(["logs", str(paths.root), "--fold", "1", "--follow"]) == 0
     assert capsys.readouterr().out == f"the fold\nkilled\n==> {logs_dir / 'again.log'} <==\nresumed\n"
+
+
+def test_following_ends_when_nobody_reads(paths: RunPaths, monkeypatch: pytest.MonkeyPatch) -> None:
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    with os.fdopen(write_end, "w") as pipe, hold_lock(paths.launch_lock(), "run r is being launched"):
+        monkeypatch.setattr(sys, "stdout", pipe)
+        follow(monkeypatch)  # it must not wait even once
+        assert main(["logs", str(paths.root), "-f"]) == 128 + signal.SIGPIPE

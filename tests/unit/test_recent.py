@@ -29,7 +29,7 @@ def make_run(exp_dir: Path, day: str, run_id: str, started: str) -> Path:
 
 def test_newest_runs_first_and_no_others_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(COUNT + 5):
-        make_run(tmp_path, "20260103", f"a{COUNT - number:02}", f"2026-01-03T00:{number:02}:00")
+        make_run(tmp_path, "20260103", f"a{number:02}", f"2026-01-03T00:{number:02}:00")
     make_run(tmp_path, "20260104", "first", "2026-01-04T00:00:00")
     for folder in (tmp_path / "20260103").iterdir():  # whose time changes with any file in it
         os.utime(folder, (0, 0))
@@ -42,7 +42,7 @@ def test_newest_runs_first_and_no_others_are_read(tmp_path: Path, monkeypatch: p
     original = recent.read_run
     monkeypatch.setattr(recent, "read_run", read)
     names = [run.name for run in read_recent(tmp_path, NOW)]
-    assert names[:3] == ["20260104/first", "20260103/a-4", "20260103/a-3"]
+    assert names[:3] == ["20260104/first", "20260103/a24", "20260103/a23"]
     assert len(names) == len(reads) == COUNT
 
 
