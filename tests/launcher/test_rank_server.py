@@ -163,15 +163,10 @@ def test_server_ends_with_launcher_that_is_killed_while_it_imports(trainer: Trai
     folder = trainer.new_folder()
     launcher = start_as_user(trainer, folder, PLAIN)
     try:
-        while not (servers := [child for child in psutil.Process(launcher.pid).children() if imports_torch(child)]):
+        while not (children := psutil.Process(launcher.pid).children()):
             assert launcher.poll() is None, (folder / "out.txt").read_text()
             time.sleep(0.02)
-        servers[0].suspend()  # so that it can't come to read from its closed socket
     finally:
         launcher.kill()
         launcher.wait()
-    assert psutil.wait_procs(servers, timeout=30)[1] == []
-
-
-def imports_torch(process: psutil.Process) -> bool:
-    return "libtorch" in Path(f"/proc/{process.pid}/maps").read_text()
+    assert psutil.wait_procs(children, timeout=30)[1] == []
