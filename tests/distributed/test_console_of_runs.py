@@ -99,10 +99,10 @@ PRINTING: dict[str, tuple[Callable[[Sequence[str]], int], Sequence[str]]] = {
     "plan --json": (launcher, ["plan", "--config", "{config}", "--json"]),
     "status": (launcher, ["status", "{run}"]),
     "status --json": (launcher, ["status", "{run}", "--json"]),
-}
-WORKING: dict[str, tuple[Callable[[Sequence[str]], int], Sequence[str]]] = {
     "--help": (doccls, ["--help"]),
     "launch --help": (launcher, ["run", "--help"]),
+}
+WORKING: dict[str, tuple[Callable[[Sequence[str]], int], Sequence[str]]] = {
     "predict": (doccls, ["predict", "{run}", "--output", "{output}"]),
     "preview": (doccls, ["preview", "--config", "{config}", "--output", "{output}.png"]),
     "report": (doccls, ["report", "{run}", "--output", "{output}.html"]),
@@ -126,6 +126,13 @@ def fill_in(words: Sequence[str], trainer: Trainer, run: Run, folder: Path) -> l
     return [word.format_map(paths) for word in words]
 
 
+def call(main: Callable[[Sequence[str]], int], words: Sequence[str]) -> int:
+    try:
+        return main(words)
+    except SystemExit as end:  # of argparse
+        return end.code if isinstance(end.code, int) else 1
+
+
 @pytest.mark.parametrize("name", PRINTING)
 def test_command_that_only_prints_ends_quietly_without_a_reader(
     name: str,
@@ -137,7 +144,7 @@ def test_command_that_only_prints_ends_quietly_without_a_reader(
 ) -> None:
     main, words = PRINTING[name]
     sys.stdout = reader_gone  # capsys has replaced it
-    assert main(fill_in(words, trainer, undisturbed, tmp_path)) == 141
+    assert call(main, fill_in(words, trainer, undisturbed, tmp_path)) == 141
     assert capsys.readouterr().err == ""
 
 
@@ -152,10 +159,7 @@ def test_other_command_does_its_work_without_a_reader(
 ) -> None:
     main, words = WORKING[name]
     sys.stdout = reader_gone
-    try:
-        code = main(fill_in(words, trainer, undisturbed, tmp_path))
-    except SystemExit as end:  # of argparse
-        code = end.code if isinstance(end.code, int) else 1
+    code = call(main, fill_in(words, trainer, undisturbed, tmp_path))
     assert code == 0, capsys.readouterr().err
     assert "Traceback" not in capsys.readouterr().err
 
