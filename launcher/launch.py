@@ -73,7 +73,7 @@ def train_queue(
     server: RankServer | None = None,
 ) -> None:
     """Train folds of the runs on this machine, in this order, in ranks from the server; see `FoldLoop`."""
-    shown = showing_progress([run.paths for run in runs], log)
+    shown = showing_progress([run.paths for run in runs], options.study, log)
     with temporary_folder("doccls-launch-") as folder, stopping_gracefully(), shown:
         if server is not None and jobs:
             server.await_ready()

@@ -18,8 +18,8 @@ _END_S = 1.0  # how long the launch waits for a reading that hangs, as on a lost
 
 
 @contextmanager
-def showing_progress(runs: Sequence[RunPaths], log: RunLog) -> Iterator[None]:
-    """Show the folds of the runs below the log while the block runs, if the console is a terminal.
+def showing_progress(runs: Sequence[RunPaths], study: str | None, log: RunLog) -> Iterator[None]:
+    """Show the folds of a run, or of the runs of a study, below the log while the block runs, on a terminal.
 
     A thread of its own reads the files and draws: neither a file server nor a terminal that does not answer delays the
     launch, and no error of the view ends it.
@@ -28,8 +28,11 @@ def showing_progress(runs: Sequence[RunPaths], log: RunLog) -> Iterator[None]:
         if footer is None:
             yield
             return
-        several = Watched(f"{len(runs)} runs", tuple(WatchedRun(paths) for paths in runs))
-        watched = watch_run(runs[0]) if len(runs) == 1 else several
+        if study is None:
+            (paths,) = runs
+            watched = watch_run(paths)
+        else:
+            watched = Watched(f"study {study}", tuple(WatchedRun(paths) for paths in runs))
         view = _View(watched.title, LiveReader(watched), footer)
         try:
             yield

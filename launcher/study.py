@@ -3,7 +3,8 @@
 import hashlib
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,6 +36,17 @@ class StudyRun:
             if fold_seed not in (None, self.seed):
                 overrides.append(f"data.fold_seed={fold_seed}")
         return overrides
+
+
+@contextmanager
+def naming_study() -> Iterator[None]:
+    """Make errors about a run of a study advise another `--study`, by which its runs are named, and not `--run-id`."""
+    try:
+        yield
+    except UserError as error:
+        if "another --run-id" not in str(error):
+            raise
+        raise UserError(str(error).replace("another --run-id", "another --study")) from error
 
 
 def check_study_name(name: str) -> str:

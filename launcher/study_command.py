@@ -16,7 +16,16 @@ from doccls.run.paths import RunPaths, locate_study, name_log, new_run_id
 from launcher.arguments import render_study_command
 from launcher.options import load_config_for_training, make_local_plan, make_options
 from launcher.placement import ChosenSlots, choose_slots
-from launcher.study import StudyRun, check_study_name, list_runs, order_folds, order_runs, parse_grid, parse_seeds
+from launcher.study import (
+    StudyRun,
+    check_study_name,
+    list_runs,
+    naming_study,
+    order_folds,
+    order_runs,
+    parse_grid,
+    parse_seeds,
+)
 from launcher.study_plan import StudyPlan, plan_study
 
 if TYPE_CHECKING:
@@ -72,7 +81,8 @@ def load_study(arguments: argparse.Namespace, name: str, is_plan: bool = False) 
             )
         if loaded_runs:
             _check_exp_dir(run, loaded.config, arguments.config, loaded_runs[0].config)
-        plan = make_local_plan(own, loaded, run.run_id, ChosenSlots(slots, (*absent, *chosen.warnings)))
+        with naming_study():
+            plan = make_local_plan(own, loaded, run.run_id, ChosenSlots(slots, (*absent, *chosen.warnings)))
         options = replace(make_options(own, loaded.config, run.run_id, plan, slots), resume_command=resume_command)
         loaded_runs.append(LoadedRun(run, loaded.config, replace(options, study=name)))
     return loaded_runs

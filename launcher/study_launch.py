@@ -23,7 +23,7 @@ from launcher.forking import RankServer
 from launcher.launch import serve_launch, train_queue
 from launcher.leaderboard import Standing, render_leaderboard
 from launcher.queued_run import Job, LaunchOptions, QueuedRun, queue_run
-from launcher.study import StudyRun, Work, order_folds
+from launcher.study import StudyRun, Work, naming_study, order_folds
 from launcher.study_file import (
     Member,
     Study,
@@ -69,7 +69,8 @@ def launch_study(name: str, runs: Sequence[LoadedRun], blend: bool, now: datetim
         for loaded, settings in zip(runs, find_differing([loaded.config for loaded in runs]), strict=True):
             described = " ".join(f"{key}={value}" for key, value in settings.items())
             log.line(f"[STUDY] run {loaded.run.run_id}: {described}".rstrip(": "))
-            queued.append(queue_run(loaded.config, loaded.run.run_id, now, loaded.options, log, held))
+            with naming_study():
+                queued.append(queue_run(loaded.config, loaded.run.run_id, now, loaded.options, log, held))
         pairs, roots = [(loaded.run, loaded.config) for loaded in runs], [run.paths.root for run in queued]
         study = describe_study(name, runs[0].options.resume_command, pairs, roots).join(before)
         if blend:

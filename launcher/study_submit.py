@@ -17,7 +17,7 @@ from launcher.arguments import list_study_task_args
 from launcher.placement import make_request
 from launcher.slurm.format import render_comment
 from launcher.slurm.script import JobRequest, render_output, render_sbatch, render_script
-from launcher.study import check_study_name
+from launcher.study import check_study_name, naming_study
 from launcher.study_command import NumberedRun, load_numbered_runs
 
 if TYPE_CHECKING:
@@ -53,7 +53,8 @@ def submit_study(arguments: argparse.Namespace, log: "RunLog", end_command: "End
                 log.line(f"[STUDY] run {run.run_id}: tasks {run.offset} to {run.offset + run.config.data.folds - 1}")
                 for warning in run.warnings:
                     log.line(f"[WARNING] {warning}")
-                missing.append(open_submitted_run(run.config, run.run_id, now, options, run.offset, log, held))
+                with naming_study():
+                    missing.append(open_submitted_run(run.config, run.run_id, now, options, run.offset, log, held))
             if arguments.blend:
                 check_blendable([part.run.experiment for part in missing])
             submit_missing(missing, read_queue_of(missing), options, log)
@@ -97,7 +98,8 @@ def plan_submission(arguments: argparse.Namespace) -> dict[str, Any]:
     for run in runs:
         warnings += [*run.warnings, *check_inputs(run.config, may_be_absent=True)]
         paths = locate_run(run.config.output.exp_dir, run.run_id, datetime.now())
-        finished = find_finished_folds(paths, find_fingerprint(paths, run.config), run.config.data.folds)
+        with naming_study():
+            finished = find_finished_folds(paths, find_fingerprint(paths, run.config), run.config.data.folds)
         missing = [fold for fold in run.config.data.list_wanted() if fold not in finished]
         indices += [run.offset + fold for fold in missing]
         described[run.run_id] = {"run_folder": str(paths.root), "finished": finished, "folds": missing}

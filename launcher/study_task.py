@@ -15,7 +15,7 @@ from launcher.array import ArrayTask, parse_array_task, pick_folds
 from launcher.options import make_options
 from launcher.placement import choose_task_slots
 from launcher.slurm.format import Allocation, parse_allocation
-from launcher.study import check_study_name
+from launcher.study import check_study_name, naming_study
 from launcher.study_command import NumberedRun, load_numbered_runs
 
 if TYPE_CHECKING:
@@ -77,7 +77,8 @@ def train_study_task(arguments: argparse.Namespace, log: "RunLog", end_command: 
         allocation, problems, missing = parse_allocation(os.environ), dict[str, str](), list[str]()
         for share in shares:
             try:
-                folds = _train(share, name, task, allocation, now, log)
+                with naming_study():
+                    folds = _train(share, name, task, allocation, now, log)
                 missing += [f"{share.run.run_id}:{fold}" for fold in folds]
             except UserError as error:
                 problems[share.run.run_id] = str(error)

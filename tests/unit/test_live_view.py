@@ -41,7 +41,7 @@ def test_folds_are_shown_while_the_block_runs(paths: RunPaths, tmp_path: Path, m
 
     monkeypatch.setattr(live_view._View, "_draw", draw_and_say)
     with RunLog(tmp_path / "log") as log:
-        with showing_progress([paths], log):
+        with showing_progress([paths], None, log):
             assert drawn.wait(20)
             assert "run s-r: 1 of 4 folds done, 1 lost, 2 missing" in show(terminal.getvalue())
         assert not any(line.startswith("run s-r") for line in show(terminal.getvalue()))
@@ -75,14 +75,14 @@ def test_error_of_the_view_is_a_warning(
     use_terminal(monkeypatch)
     with RunLog(tmp_path / "log") as log:
         monkeypatch.setattr(target, name, fail)
-        with showing_progress([paths], log):
+        with showing_progress([paths], None, log):
             log.line("trains")
     lines = (tmp_path / "log").read_text().splitlines()
     assert lines[1:3] == ["trains", f"[WARNING] the live view of the folds ended: {problem}"]
 
 
 def test_without_a_terminal_no_thread_is_started(paths: RunPaths, tmp_path: Path) -> None:
-    with RunLog(tmp_path / "log") as log, showing_progress([paths], log):
+    with RunLog(tmp_path / "log") as log, showing_progress([paths], None, log):
         assert not any(thread.name == "doccls-live-view" for thread in threading.enumerate())
 
 

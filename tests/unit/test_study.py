@@ -12,7 +12,7 @@ import pytest
 from doccls.errors import UserError
 from doccls.oof.summary import DamagedCopies, Summary, summarize
 from launcher.leaderboard import Standing, rank_runs, render_leaderboard
-from launcher.study import Work, check_study_name, list_runs, order_folds, parse_grid, parse_seeds
+from launcher.study import Work, check_study_name, list_runs, naming_study, order_folds, parse_grid, parse_seeds
 from launcher.study_file import Member, Study, find_study, locate_member, measure_runs, read_study, write_study
 
 
@@ -148,6 +148,13 @@ def test_grid_has_every_combination() -> None:
     assert len(set(ids)) == 2 and all(run_id.startswith("s-c-x") and run_id.endswith("-s7") for run_id in ids)
     (run,) = list_runs("s", [Path("c.yaml")], [], parse_grid(["train.lr=1e-4"]))
     assert run.run_id == "s-c-lr1e-4"
+
+
+def test_errors_about_a_run_advise_what_a_study_takes() -> None:
+    with pytest.raises(UserError, match=r"^fingerprint 1: choose another --study$"), naming_study():
+        raise UserError("fingerprint 1: choose another --run-id")
+    with pytest.raises(UserError, match=r"^no space$"), naming_study():
+        raise UserError("no space")
 
 
 @pytest.mark.parametrize(
