@@ -30,15 +30,15 @@ def cancel_run(paths: RunPaths, report: Callable[[str], None]) -> None:
         UserError: no launcher or job is active, or a launcher can't be reached from here.
         SlurmError: the run has jobs, and Slurm does not answer.
     """
-    active = _list_active_jobs(paths)
+    active = _list_active_jobs([paths])
     if active is None:
         raise SlurmError("squeue does not answer: nothing was cancelled")
     if active:
-        _stop_jobs(active, paths, report)
+        _stop_jobs(active, [paths], report)
     elif study := _find_study(paths):
         _stop_member(study, paths, report)
     elif launchers := find_launchers(paths):
-        _stop_launchers(launchers, paths, report)
+        _stop_launchers(launchers, [paths], report)
     else:
         raise UserError(f"no launcher or job of run {paths.root} is active: there is nothing to cancel")
     report("[CANCEL] stopped; finished folds are kept")
@@ -52,35 +52,40 @@ def cancel_study(folder: Path, report: Callable[[str], None]) -> None:
         SlurmError: its runs have jobs, and Slurm does not answer.
     """
     lock = locate_study_lock(folder)
-    holder, study = find_holder(lock), read_study(folder)
-    if holder is not None:
+    holder = find_holder(lock)
+    if holder is not None:  # the launcher of all runs on this machine
         _ask_to_stop(holder, signal.SIGTERM, report)
         while find_holder(lock) == holder:
             time.sleep(_POLL_S)
-        report("[CANCEL] stopped; finished folds are kept")
-        return
-    active = []
-    for member in () if study is None else study.members:
-        paths = locate_member(folder, member)
-        if find_launchers(paths) or _list_active_jobs(paths) != []:
-            active.append(paths)
-    if not active:
+    study = read_study(folder)
+    runs = [] if study is None else [locate_member(folder, member) for member in study.members]
+    active = _list_active_jobs(runs)
+    if active is None:
+        raise SlurmError(f"squeue does not answer: no job of study {folder} was cancelled")
+    launchers = [launcher for paths in runs for launcher in find_launchers(paths)]
+    if active:
+        _stop_jobs(active, runs, report)
+    elif launchers:
+        _stop_launchers(launchers, runs, report)
+    elif holder is None:
         raise UserError(f"no launcher or job of study {folder} is active: there is nothing to cancel")
-    for paths in active:
-        report(f"[CANCEL] run {paths.root}")
-        cancel_run(paths, report)
+    report("[CANCEL] stopped; finished folds are kept")
 
 
-def _list_active_jobs(paths: RunPaths) -> list[QueueEntry] | None:
-    """Return the run's own jobs and tasks that have not ended, or None if Slurm does not answer."""
-    jobs = list_run_jobs(paths)
-    if not jobs:
+def _list_active_jobs(runs: Sequence[RunPaths]) -> list[QueueEntry] | None:
+    """Return the runs' own jobs and tasks that have not ended, or None if Slurm does not answer."""
+    own, tasks, clusters = set(), set(), set[str]()
+    for paths in runs:
+        jobs = list_run_jobs(paths)
+        own |= {(job.cluster, job.number, job.array) for job in jobs if not job.of_study}
+        if any(job.of_study for job in jobs):
+            ledgers = [ledger for path in paths.list_ledgers() if (ledger := read_ledger(path)) is not None]
+            folds = range(count_folds(paths, ledgers[0] if ledgers else None))
+            tasks |= {(job.cluster, job.name(fold)) for job in jobs if job.of_study for fold in folds}
+        clusters.update(list_clusters(read_array_jobs(paths.array_jobs)))
+    if not own and not tasks:
         return []
-    own = {(job.cluster, job.number, job.array) for job in jobs if not job.of_study}
-    ledgers = [ledger for path in paths.list_ledgers() if (ledger := read_ledger(path)) is not None]
-    folds = range(count_folds(paths, ledgers[0] if ledgers else None))
-    tasks = {(job.cluster, job.name(fold)) for job in jobs if job.of_study for fold in folds}
-    queue = read_queue(list_clusters(read_array_jobs(paths.array_jobs)))
+    queue = read_queue(sorted(clusters))
     if queue is None:
         return None
     return [
@@ -91,7 +96,7 @@ def _list_active_jobs(paths: RunPaths) -> list[QueueEntry] | None:
     ]
 
 
-def _stop_jobs(active: Sequence[QueueEntry], paths: RunPaths, report: Callable[[str], None]) -> None:
+def _stop_jobs(active: Sequence[QueueEntry], runs: Sequence[RunPaths], report: Callable[[str], None]) -> None:
     """Cancel jobs until none is in the queue, including those that a `run --wait` submits meanwhile.
 
     The controller is polled once the run's files show that its tasks have stopped, which usually suffices; if tasks
@@ -111,9 +116,10 @@ def _stop_jobs(active: Sequence[QueueEntry], paths: RunPaths, report: Callable[[
             names = [entry.job for entry in new]
             report(f"[CANCEL] jobs {', '.join(names)}: asked to stop; folds stop at their next safe point")
             cancelled |= {entry.job: entry.phase for entry in new}
-            _mark_cancelled(paths)
-        tasks_ended = _await_tasks(paths, interval_s, tasks_ended)
-        found = _list_active_jobs(paths)
+            for paths in runs:
+                _mark_cancelled(paths)
+        tasks_ended = _await_tasks(runs, interval_s, tasks_ended)
+        found = _list_active_jobs(runs)
         interval_s = next_interval(interval_s, changed=found not in (None, active))
         if found is None and not is_silent:
             report("[CANCEL] squeue does not answer: waiting for it to confirm the stop")
@@ -128,14 +134,14 @@ def _mark_cancelled(paths: RunPaths) -> None:
             write_array_jobs(paths.array_jobs, [replace(job, cancelled=True) for job in array_jobs])
 
 
-def _await_tasks(paths: RunPaths, limit_s: float, ended: bool) -> bool:
-    """Wait until no task of the run holds its lock or the limit has passed; return whether all tasks have ended.
+def _await_tasks(runs: Sequence[RunPaths], limit_s: float, ended: bool) -> bool:
+    """Wait until no task of the runs holds its lock or the limit has passed; return whether all tasks have ended.
 
     If they had `ended` before, wait for the whole limit, for Slurm to catch up.
     """
     end_s = time.monotonic() + limit_s
     while time.monotonic() < end_s:
-        if not ended and not find_launchers(paths):
+        if not ended and not any(find_launchers(paths) for paths in runs):
             time.sleep(_SLURM_CLEANUP_S)
             return True
         time.sleep(_POLL_S)
@@ -183,17 +189,17 @@ def _ask_to_stop(holder: Holder, signum: int, report: Callable[[str], None]) -> 
     report(f"[CANCEL] {holder}: asked to stop; its folds stop at their next safe point")
 
 
-def _stop_launchers(holders: Sequence[Holder], paths: RunPaths, report: Callable[[str], None]) -> None:
-    """Stop the run's launcher, or its tasks in another batch system, on this machine."""
+def _stop_launchers(holders: Sequence[Holder], runs: Sequence[RunPaths], report: Callable[[str], None]) -> None:
+    """Stop launchers of the runs, or their tasks in another batch system, on this machine."""
     if unreachable := [str(holder) for holder in holders if not is_visible(holder)]:
         raise UserError(f"{'; '.join(unreachable)}: cancel it there, on that machine and in the same container")
-    launcher = find_holder(paths.launch_lock())
-    for holder in holders:
+    launchers = [find_holder(paths.launch_lock()) for paths in runs]
+    for holder in {(holder.host, holder.pid): holder for holder in holders}.values():
         # After SIGTERM, a task would ask by its exit code to be restarted.
-        _ask_to_stop(holder, signal.SIGTERM if holder == launcher else signal.SIGINT, report)
-    while set(holders) & set(find_launchers(paths)):
+        _ask_to_stop(holder, signal.SIGTERM if holder in launchers else signal.SIGINT, report)
+    while set(holders) & {holder for paths in runs for holder in find_launchers(paths)}:
         time.sleep(_POLL_S)
-    if launcher is None:
+    if not any(launchers):
         report(
             "[CANCEL] if a batch system restarts these tasks, delete their job there: kubectl delete job, qdel, bkill"
         )

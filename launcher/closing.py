@@ -64,12 +64,10 @@ class Closings:
             self._on_end(Ended(run_id, code, text))
         if self._waiting and self._current is None:
             run_id, command = self._waiting.popleft()
-            output = tempfile.TemporaryFile()  # noqa: SIM115 (closed once the process has ended)
-            # In a session of its own, a terminal's Ctrl-C does not reach it.
-            process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
-            )
-            self._current = run_id, process, output
+            try:
+                self._current = (run_id, *_start(command))
+            except OSError as error:  # no process, or no temporary file; folds that train go on
+                self._on_end(Ended(run_id, 1, f"can't be started: {error}"))
 
     def finish(self) -> None:
         """Wait until all commands have ended.
@@ -78,7 +76,7 @@ class Closings:
             Interrupted: a signal came.
         """
         self.poll()
-        while self._current is not None:
+        while self._current is not None or self._waiting:
             check_stop()
             time.sleep(_TICK_S)
             self.poll()
@@ -102,3 +100,16 @@ class Closings:
     def _kill(self) -> None:
         if self._current is not None:
             self._current[1].kill()
+
+
+def _start(command: Sequence[str]) -> "tuple[subprocess.Popen[bytes], IO[bytes]]":
+    output = tempfile.TemporaryFile()  # noqa: SIM115 (closed once the process has ended)
+    try:
+        # In a session of its own, a terminal's Ctrl-C does not reach it.
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        )
+    except OSError:
+        output.close()
+        raise
+    return process, output

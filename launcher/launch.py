@@ -19,7 +19,7 @@ from doccls.system.temporary import temporary_folder
 from doccls.system.tensor_file import TensorFileError
 from launcher.attempt import Limits, RunningFold
 from launcher.forking import RankServer, serve_ranks
-from launcher.ledger import Attempt, format_duration, format_time
+from launcher.ledger import Attempt, Ledger, format_duration, format_time
 from launcher.live_view import showing_progress
 from launcher.local import Backend, LocalBackend, Processes, StartError, kill_folds, kill_folds_and_wait
 from launcher.plan import Slot, render_plan
@@ -111,7 +111,7 @@ class FoldLoop:
         self._running: dict[int, RunningFold] = {}
         self._advanced = False
         self._begun: set[str] = set()  # runs of which a fold was seen to train
-        self._cancelled: list[QueuedRun] = []
+        self._dropped: dict[str, str] = {}  # by run id, why the folds of this run alone have been stopped
         self._cancel_polled_s = time.monotonic()
         self._reasons: dict[int, str] = {}
         self._started_s: dict[int, float] = {}
@@ -124,7 +124,6 @@ class FoldLoop:
             UserError: folds failed.
             Interrupted: a signal came.
         """
-        self._close_lost_attempts()
         try:
             with on_immediate_exit(lambda reason, code: kill_folds(self._list_processes())):
                 while not isinstance(action := self._decide(), Finish):
@@ -141,7 +140,7 @@ class FoldLoop:
         failed = [fold_state.job for fold_state in self._state.list_by_status("failed")]
         unfinished = [fold_state.job for fold_state in self._state.folds if fold_state.status != "done"]
         missing = [job for job in unfinished if _read_score(self._jobs[job]) is None]
-        if (failed or self._cancelled) and missing:  # another owner of a failed fold may have finished it since
+        if (failed or self._dropped) and missing:  # another owner of a failed fold may have finished it since
             raise UserError(self._format_failure([job for job in failed if job in missing], missing))
 
     @property
@@ -166,7 +165,7 @@ class FoldLoop:
     def _settle_ended(self) -> None:
         """Settle the folds that have ended, and retry failed writes of ledgers."""
         for run in self._runs:
-            run.ledger.retry_write()
+            self._guard(run, run.ledger.retry_write)
         for job, running in list(self._running.items()):
             run_id = self._jobs[job].run.paths.run_id
             if running.has_begun:
@@ -181,15 +180,37 @@ class FoldLoop:
             return
         self._cancel_polled_s = now_s
         for run in self._runs:
-            if run not in self._cancelled and run.is_cancelled():
-                self._cancelled.append(run)
-                run.ledger.write(replace(run.ledger.content, cancelled=True))
-                jobs = [job for job, queued in enumerate(self._jobs) if queued.run is run]
-                self._state = stop_folds(self._state, jobs)
-                self._log.line(f"[LAUNCH] run {run.paths.run_id} is cancelled: only its folds stop")
-                for job in jobs:
-                    if job in self._running:
-                        self._running[job].request_stop()
+            if run.paths.run_id not in self._dropped and run.is_cancelled():
+                self._drop(run, "was cancelled (doccls-launch cancel)")
+                self._write(run, replace(run.ledger.content, cancelled=True))
+
+    def _drop(self, run: QueuedRun, reason: str) -> None:
+        """Stop the folds of this run alone."""
+        self._dropped[run.paths.run_id] = reason
+        self._log.line(f"[LAUNCH] run {run.paths.run_id} {reason}: only its folds stop")
+        jobs = [job for job, queued in enumerate(self._jobs) if queued.run is run]
+        self._state = stop_folds(self._state, jobs)
+        for job in jobs:
+            if job in self._running:
+                self._running[job].request_stop()
+
+    def _write(self, run: QueuedRun, ledger: Ledger) -> None:
+        """Write the ledger of the run."""
+        self._guard(run, lambda: run.ledger.write(ledger))
+
+    def _guard(self, run: QueuedRun, write: Callable[[], None]) -> None:
+        """Write to the ledger of the run; if another process has taken a run of a study, only its folds stop.
+
+        Raises:
+            LockError: that happened to a run that is no part of a study.
+        """
+        try:
+            write()
+        except LockError as error:
+            if run.study is None:
+                raise
+            if run.paths.run_id not in self._dropped:
+                self._drop(run, f"is lost ({error})")
 
     def _start(self, job: int, slot: Slot) -> None:
         run, fold = self._jobs[job].run, self._jobs[job].fold
@@ -197,7 +218,9 @@ class FoldLoop:
         number = len(ledger.content.list_attempts(fold)) + 1
         devices = tuple(device.uuid or device.name for device in slot.devices)
         attempt = Attempt(fold, number, slot.name, devices, micro_batch_size, format_time(datetime.now()))
-        ledger.write(ledger.content.add(attempt))
+        self._write(run, ledger.content.add(attempt))
+        if self._state.find(job).status != "waiting":
+            return
         smaller = micro_batch_size if micro_batch_size < self._find_max_micro_batch_size(run) else None
         assignment = run.workload.assign(fold, slot, smaller)
         self._state = start_fold(self._state, job, slot)
@@ -209,7 +232,7 @@ class FoldLoop:
             self._end(job, Ending(Outcome.CRASHED, str(error)), str(error), ())
             return
         self._running[job] = running
-        ledger.write(ledger.content.amend(fold, pids=running.processes.pids))
+        self._write(run, ledger.content.amend(fold, pids=running.processes.pids))
         self._log.line(f"[LAUNCH] {self._jobs[job].name} on {slot.name}: started")
 
     def _stop(self) -> None:
@@ -239,7 +262,8 @@ class FoldLoop:
         self._state = end_fold(self._state, job, ending, self._options.policy, now_s)
         after = self._state.find(job)
         done = ending.outcome is Outcome.DONE
-        ledger.write(
+        self._write(
+            self._jobs[job].run,
             ledger.content.amend(
                 fold,
                 ended=format_time(datetime.now()),
@@ -248,7 +272,7 @@ class FoldLoop:
                 exit_codes=codes,
                 message=None if done else message,
                 log=None if log is None else str(log),
-            )
+            ),
         )
         if ending.is_stuck:
             self._log.line(f"[WARNING] {slot.name} is not used again: a process of {name} could not be killed")
@@ -282,17 +306,6 @@ class FoldLoop:
 
     # --- state of the folds ------------------------------------------------------------------------------------------
 
-    def _close_lost_attempts(self) -> None:
-        """Close the attempts that a killed launcher left open in the ledgers; its processes ended with it."""
-        for run in self._runs:
-            for attempt in run.ledger.content.attempts:
-                if attempt.outcome is None:
-                    self._log.line(
-                        f"[LAUNCH] {run.name_fold(attempt.fold)}: attempt {attempt.number}, started {attempt.started}, "
-                        "ended when its launcher was killed"
-                    )
-            run.ledger.write(run.ledger.content.close_open(format_time(datetime.now())))
-
     def _find_max_micro_batch_size(self, run: QueuedRun) -> int:
         return BatchDivision.derive(run.experiment.config.train, self._options.ranks_per_fold).images_at_a_time
 
@@ -314,7 +327,7 @@ class FoldLoop:
     def _format_failure(self, failed: list[int], missing: list[int]) -> str:
         heading = f"{len(failed)} fold{'s' if len(failed) > 1 else ''} failed" if failed else "folds are missing"
         lines = [heading, *(f"- {self._jobs[job].name}: {self._reasons[job]}" for job in failed)]
-        lines += [f"- run {run.paths.run_id} was cancelled (doccls-launch cancel)" for run in self._cancelled]
+        lines += [f"- run {run_id} {reason}" for run_id, reason in self._dropped.items()]
         command = f"to train just them: {self._runs[0].resume_command}"  # the same for all runs of a study
         for run in self._runs:
             folds = ", ".join(str(self._jobs[job].fold) for job in missing if self._jobs[job].run is run)

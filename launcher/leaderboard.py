@@ -16,21 +16,39 @@ class Standing:
     device_hours: float | None  # of its finished epochs; None without any
     settings: Mapping[str, str]  # config keys that differ among the runs of the study
     summary: Summary | None  # None unless it is merged
+    wanted: int = 0  # folds that its config trains
+    # Mean macro-F1 of the finished folds, and on damaged copies: the score of a run that is not to be merged.
+    mean: float | None = None
+    mean_damaged: float | None = None
     problem: str | None = None  # why it is not merged
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all that its config asks for is trained, and merged if that is all folds."""
+        return self.summary is not None or (0 < self.wanted <= self.finished and self.wanted < self.num_folds)
+
+    @property
+    def score(self) -> float | None:
+        """Its score on clean pages; None unless it is complete."""
+        return self.summary.macro_f1 if self.summary is not None else self.mean if self.is_complete else None
+
+    @property
+    def score_damaged(self) -> float | None:
+        """Its score on damaged copies; None unless it is complete, and without any."""
+        if self.summary is not None:
+            return None if self.summary.damaged is None else self.summary.damaged.macro_f1
+        return self.mean_damaged if self.is_complete else None
 
 
 def rank_runs(standings: Sequence[Standing]) -> list[Standing]:
     """Order runs by their score, on damaged copies if all have one, else on clean pages; unmerged ones come last."""
-    summaries = [standing.summary for standing in standings if standing.summary is not None]
-    by_damaged = all(summary.damaged is not None for summary in summaries)
+    by_damaged = all(standing.score_damaged is not None for standing in standings if standing.score is not None)
 
-    def score(standing: Standing) -> float:
-        if standing.summary is None:
-            return float("-inf")
-        damaged = standing.summary.damaged
-        return damaged.macro_f1 if by_damaged and damaged is not None else standing.summary.macro_f1
+    def rank(standing: Standing) -> float:
+        score = standing.score_damaged if by_damaged else standing.score
+        return float("inf") if score is None else -score
 
-    return sorted(standings, key=lambda standing: -score(standing))
+    return sorted(standings, key=rank)
 
 
 def render_leaderboard(standings: Sequence[Standing]) -> list[str]:
@@ -41,7 +59,7 @@ def render_leaderboard(standings: Sequence[Standing]) -> list[str]:
     for place, standing in enumerate(ranked, 1):
         settings = " ".join(f"{key}={value}" for key, value in standing.settings.items())
         hours = "" if standing.device_hours is None else f"{standing.device_hours:.2f}"
-        number = "" if standing.summary is None else str(place)
+        number = "" if standing.score is None else str(place)
         lines.append(
             f"{number:>2}  {standing.run_id:<{width}}  {_format_scores(standing)}  {hours:>12}  {settings}".rstrip()
         )
@@ -53,7 +71,11 @@ def render_leaderboard(standings: Sequence[Standing]) -> list[str]:
 def _format_scores(standing: Standing) -> str:
     summary = standing.summary
     if summary is None:
-        return f"{f'{standing.finished} of {standing.num_folds} folds':<21}  {'':<21}"
+        folds = f"{standing.finished} of {standing.num_folds} folds"
+        if standing.score is None:
+            return f"{folds:<21}  {'':<21}"
+        damaged_text = "-" if standing.score_damaged is None else f"{standing.score_damaged:.4f}"
+        return f"{f'{standing.score:.4f} ({folds})':<21}  {damaged_text:<21}"
     clean = _format_score(summary.macro_f1, summary.macro_f1_low, summary.macro_f1_high)
     damaged = summary.damaged
     if damaged is None:

@@ -14,7 +14,7 @@ from doccls.run.metrics_log import read_fold_metrics
 from doccls.run.paths import RunPaths, find_run
 from doccls.system.lock import Holder, find_holder
 from launcher.file_cache import FileCache
-from launcher.ledger import read_ledger
+from launcher.ledger import Ledger, read_ledger
 from launcher.progress import Progress, RunEvidence, derive_progress
 from launcher.slurm.format import QueueEntry
 from launcher.slurm.queue import POLL_S
@@ -109,11 +109,19 @@ class LiveReader:
         if run.num_folds and not has_begun:  # by its study
             missing = tuple(FoldStatus(fold, State.MISSING) for fold in range(run.num_folds))
             return RunStatus(str(run.paths.root), (), missing, merged=False, resume_command=None)
-        return read_status(run.paths, self._source)
+        try:
+            return read_status(run.paths, self._source)
+        except UserError as error:
+            if not run.num_folds:
+                raise
+            unknown = tuple(FoldStatus(fold, State.UNKNOWN, remark=str(error)) for fold in range(run.num_folds))
+            return RunStatus(str(run.paths.root), (), unknown, merged=False, resume_command=None)
 
     def _read_run(self, run: WatchedRun) -> RunEvidence:
         paths, status, read = run.paths, self._read_status(run), self._source.read
-        ledgers = [read(path, read_ledger) for path in paths.list_ledgers()]
+        ledgers = list[Ledger | None]()
+        with suppress(UserError):  # the status says what is wrong with it
+            ledgers = [read(path, read_ledger) for path in paths.list_ledgers()]
         beats = [read(file, read_beat) for file in paths.list_heartbeats()]
         return RunEvidence(
             paths.run_id,

@@ -100,14 +100,25 @@ def queue_run(
     wanted = config.data.list_wanted()
     ledger = begin_launch(paths.ledger(), describe_launch(run.experiment, wanted, options, log, now))
     ledger_file = LedgerFile(paths.ledger(), ledger, run.lock, log)
-    return make_queued_run(run, wanted, ledger_file, run.lock, options)
+    return make_queued_run(run, wanted, ledger_file, run.lock, options, log)
 
 
 def make_queued_run(
-    run: OpenRun, wanted: Sequence[int], ledger: LedgerFile, lock: Lock, options: LaunchOptions
+    run: OpenRun, wanted: Sequence[int], ledger: LedgerFile, lock: Lock, options: LaunchOptions, log: RunLog
 ) -> QueuedRun:
-    """Return a run that is open and locked, with those of the wanted folds that are missing."""
+    """Return a run that is open and locked, with those of the wanted folds that are missing; write its ledger.
+
+    The attempts that a killed launcher left open are closed: its processes ended with it.
+    """
     missing = tuple(run.list_missing(wanted))
+    for attempt in ledger.content.attempts:
+        if attempt.outcome is None:
+            of_run = "" if options.study is None else f"{run.experiment.paths.run_id} "
+            log.line(
+                f"[LAUNCH] {of_run}fold {attempt.fold}: attempt {attempt.number}, started {attempt.started}, ended "
+                "when its launcher was killed"
+            )
+    ledger.write(ledger.content.close_open(format_time(datetime.now())))
     return QueuedRun(run.experiment, options.workload, ledger, missing, options.resume_command, lock, options.study)
 
 

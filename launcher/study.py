@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from doccls.config.load import parse_override
 from doccls.errors import UserError
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,39}")
@@ -96,7 +97,8 @@ def parse_grid(texts: Sequence[str]) -> tuple[tuple[str, ...], ...]:
             )
         if key in axes:
             raise UserError(f"--set-each {text!r}: {key} is there twice; list all its values in one option")
-        if len(set(words)) < len(words):
+        values_of_words = [parse_override(f"{key}={word}").value for word in words]
+        if any(value in values_of_words[:number] for number, value in enumerate(values_of_words)):
             raise UserError(f"--set-each {text!r}: a value is there twice")
         axes[key] = [f"{key}={word}" for word in words]
     return tuple(itertools.product(*axes.values()))

@@ -5,11 +5,12 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from doccls.config.paths import resolve_option
 from doccls.errors import UserError
-from doccls.oof.predictions import find_finished_folds, is_merged
+from doccls.oof.predictions import is_merged, read_predictions
 from doccls.oof.summary import read_summary
 from doccls.run.metrics_log import read_metrics
 from doccls.run.paths import RunPaths
@@ -31,6 +32,7 @@ class Member:
     seed: int | None  # None: the config's own
     num_folds: int
     settings: Mapping[str, str]  # config keys that differ among the runs that were launched together
+    wanted: int  # number of folds that the config trains
 
 
 @dataclass(frozen=True)
@@ -54,8 +56,13 @@ def locate_study_file(folder: Path) -> Path:
 
 
 def locate_study_lock(folder: Path) -> Path:
-    """Return the lock of the process that launches the study, or updates its file."""
+    """Return the lock of the process that launches the folds of all runs on its machine."""
     return folder / "study.lock"
+
+
+def locate_update_lock(folder: Path) -> Path:
+    """Return the lock of the process that updates study.json, or blends the runs."""
+    return folder / "update.lock"
 
 
 def locate_member(folder: Path, member: Member) -> RunPaths:
@@ -122,6 +129,10 @@ def _describe(standing: Standing) -> dict[str, object]:
         if summary.damaged is not None:
             damaged = summary.damaged
             described["damaged"] = _describe_score(damaged.macro_f1, damaged.macro_f1_low, damaged.macro_f1_high)
+    elif standing.score is not None:
+        described["clean"] = {"macro_f1": standing.score}
+        if standing.score_damaged is not None:
+            described["damaged"] = {"macro_f1": standing.score_damaged}
     return described
 
 
@@ -135,14 +146,37 @@ def measure_runs(folder: Path, study: Study, problems: Mapping[str, str]) -> lis
 
 
 def _measure(paths: RunPaths, member: Member, problem: str | None) -> Standing:
-    finished, summary, device_hours = 0, None, None
+    scores: list[tuple[float, float | None]] = []
+    summary, device_hours = None, None
     try:
-        finished = len(find_finished_folds(paths, None, member.num_folds))
+        scores = _read_scores(paths, member.num_folds)
         summary = read_summary(paths.summary) if is_merged(paths) else None
         device_hours = _measure_device_hours(paths)
     except (UserError, OSError) as error:
         problem = problem or str(error)
-    return Standing(member.run_id, finished, member.num_folds, device_hours, member.settings, summary, problem)
+    damaged = [score for _, score in scores if score is not None]
+    return Standing(
+        run_id=member.run_id,
+        finished=len(scores),
+        num_folds=member.num_folds,
+        device_hours=device_hours,
+        settings=member.settings,
+        summary=summary,
+        wanted=member.wanted,
+        mean=fmean(score for score, _ in scores) if scores else None,
+        mean_damaged=fmean(damaged) if damaged and len(damaged) == len(scores) else None,
+        problem=problem,
+    )
+
+
+def _read_scores(paths: RunPaths, num_folds: int) -> list[tuple[float, float | None]]:
+    """Return macro-F1 of each finished fold, and that on damaged copies; other files than predictions are left out."""
+    scores = []
+    for fold in range(num_folds):
+        with suppress(TensorFileError):  # not finished
+            info = read_predictions(paths.predictions(fold)).info
+            scores.append((info.macro_f1, info.macro_f1_damaged))
+    return scores
 
 
 def _measure_device_hours(paths: RunPaths) -> float | None:

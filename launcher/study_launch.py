@@ -15,9 +15,9 @@ from doccls.experiment import Experiment
 from doccls.oof.predictions import is_merged
 from doccls.reporting.log import RunLog
 from doccls.run.metrics_log import read_metrics
-from doccls.run.paths import RunPaths, locate_study
-from doccls.system.lock import Lock, hold_lock
-from doccls.system.signals import Interrupted, stopping_gracefully
+from doccls.run.paths import RunPaths, locate_run, locate_study
+from doccls.system.lock import hold_lock
+from doccls.system.signals import Interrupted, stop_requested, stopping_gracefully
 from launcher.closing import Closings, Ended, list_command
 from launcher.forking import RankServer
 from launcher.launch import serve_launch, train_queue
@@ -30,6 +30,7 @@ from launcher.study_file import (
     locate_member,
     locate_study_file,
     locate_study_lock,
+    locate_update_lock,
     measure_runs,
     read_study,
     write_study,
@@ -59,24 +60,24 @@ def launch_study(name: str, runs: Sequence[LoadedRun], blend: bool, now: datetim
     """
     folder = open_study(runs[0].config, name)
     with ExitStack() as held:
-        lock = held.enter_context(hold_lock(locate_study_lock(folder), f"study {name} is being launched"))
-        before = read_study(folder)
+        held.enter_context(hold_lock(locate_study_lock(folder), f"study {name} is being launched"))
         server = held.enter_context(serve_launch(runs[0].options, log))
         warnings = dict.fromkeys(warning for loaded in runs for warning in loaded.options.plan.warnings)
         for warning in warnings:
             log.line(f"[WARNING] {warning}")
+        pairs = [(loaded.run, loaded.config) for loaded in runs]
+        roots = [locate_run(config.output.exp_dir, run.run_id, now).root for run, config in pairs]
+        study = describe_study(name, runs[0].options.resume_command, pairs, roots)
+        rank_study(folder, study, {})
         queued = []
         for loaded, settings in zip(runs, find_differing([loaded.config for loaded in runs]), strict=True):
             described = " ".join(f"{key}={value}" for key, value in settings.items())
             log.line(f"[STUDY] run {loaded.run.run_id}: {described}".rstrip(": "))
             with naming_study():
                 queued.append(queue_run(loaded.config, loaded.run.run_id, now, loaded.options, log, held))
-        pairs, roots = [(loaded.run, loaded.config) for loaded in runs], [run.paths.root for run in queued]
-        study = describe_study(name, runs[0].options.resume_command, pairs, roots).join(before)
         if blend:
             check_blendable([run.experiment for run in queued])
-        launch = _StudyLaunch(folder, study, queued, lock, log)
-        launch.rank(quietly=True)
+        launch = _StudyLaunch(folder, study, queued, log)
         launch.train(runs[0].options, server, blend)
 
 
@@ -107,31 +108,53 @@ def describe_study(
             seed=run.seed,
             num_folds=config.data.folds,
             settings=own,
+            wanted=len(config.data.list_wanted()),
         )
         for (run, config), root, own in zip(runs, roots, settings, strict=True)
     )
     return Study(name, resume_command, members)
 
 
+def rank_study(
+    folder: Path, study: Study, problems: Mapping[str, str], wait_s: float = _UPDATE_LIMIT_S
+) -> list[Standing]:
+    """Write how the runs of the study did, and those of earlier commands, to study.json; return that of its own runs.
+
+    Raises:
+        UserError: another process updates the study for too long, or its file is damaged.
+        OSError: the file can't be written.
+    """
+    with hold_lock(locate_update_lock(folder), f"study {study.name} is being updated", wait_s) as lock:
+        joined = study.join(read_study(folder))
+        standings = measure_runs(folder, joined, problems)
+        lock.check()
+        write_study(folder, joined, standings)
+    own = {member.run_id for member in study.members}
+    return [standing for standing in standings if standing.run_id in own]
+
+
 def close_study_share(
     folder: Path, study: Study, problems: Mapping[str, str], log: RunLog, blend: bool = False
-) -> None:
-    """Update study.json, and once all runs are merged, log the leaderboard and with `blend` blend them.
+) -> str | None:
+    """Update study.json at the end of a task, or of all: once the runs are complete, rank them, and `blend` them.
 
-    Processes that call this at the same time take turns. Whatever goes wrong is a warning: the folds are trained.
+    Whatever goes wrong is a warning, since the folds are trained, and is returned.
     """
     try:
-        with hold_lock(locate_study_lock(folder), f"study {study.name} is being updated", _UPDATE_LIMIT_S) as lock:
-            study = study.join(read_study(folder))
-            standings = measure_runs(folder, study, problems)
-            lock.check()
-            write_study(folder, study, standings)
-            if all(standing.summary is not None for standing in standings):
-                log_leaderboard(standings, log)
-                if blend:
-                    blend_runs([locate_member(folder, member) for member in study.members], log)
+        standings = rank_study(folder, study, problems)
+        unfinished = [standing for standing in standings if not standing.is_complete]
+        if unfinished:
+            runs = ", ".join(f"{run.run_id} ({run.finished} of {run.wanted} folds)" for run in unfinished)
+            log.line(f"[STUDY] no leaderboard yet: {runs} not complete")
+            return None
+        log_leaderboard(standings, log)
+        if blend:
+            with hold_lock(locate_update_lock(folder), f"study {study.name} is being blended", _UPDATE_LIMIT_S):
+                blend_runs([locate_member(folder, member) for member in study.members], log)
     except (OSError, UserError) as error:
         log.line(f"[WARNING] study {study.name}: {error}")
+        return str(error)
+    return None
 
 
 def check_blendable(experiments: Sequence[Experiment]) -> None:
@@ -180,8 +203,9 @@ def blend_runs(runs: Sequence[RunPaths], log: RunLog) -> None:
 class _StudyLaunch:
     """The launch of a study whose runs are open and locked."""
 
-    def __init__(self, folder: Path, study: Study, queued: Sequence[QueuedRun], lock: Lock, log: RunLog) -> None:
-        self._folder, self._study, self._queued, self._lock, self._log = folder, study, queued, lock, log
+    def __init__(self, folder: Path, study: Study, queued: Sequence[QueuedRun], log: RunLog) -> None:
+        self._folder, self._study, self._queued, self._log = folder, study, queued, log
+        self._closed: set[str] = set()  # run ids
         self._problems: dict[str, str] = {}
         self._closings = Closings(self._report_closing)
 
@@ -204,7 +228,7 @@ class _StudyLaunch:
             raise
         finally:
             try:
-                self.rank()
+                self._rank()
             except (OSError, UserError) as error:  # how the folds ended matters more
                 self._log.line(f"[WARNING] study {self._study.name}: {error}")
         if self._problems:
@@ -218,12 +242,19 @@ class _StudyLaunch:
         try:
             train_queue(self._queued, jobs, options, self._log, self._close, self._closings.poll, server)
         finally:
-            # Unless a stop was requested, the runs that are complete are merged although folds of others failed.
+            # Unless a stop was requested, the runs that are complete are merged although folds of others failed, also
+            # those that another process has completed.
+            if stop_requested() is None:
+                for run in self._queued:
+                    wanted = set(run.experiment.config.data.list_wanted())
+                    if wanted <= set(run.experiment.find_finished()) and not is_merged(run.paths):
+                        self._close(run)
             self._closings.finish()
 
     def _close(self, run: QueuedRun) -> None:
         command = list_command(run.experiment)
-        if command is not None:
+        if command is not None and run.paths.run_id not in self._closed:
+            self._closed.add(run.paths.run_id)
             self._closings.add(run.paths.run_id, command)
 
     def _blend(self) -> None:
@@ -242,20 +273,14 @@ class _StudyLaunch:
         else:
             self._log.line("\n  ".join([f"[STUDY] {what}:", *ended.output.splitlines()]))
 
-    def rank(self, quietly: bool = False) -> None:
-        """Write study.json, and log the leaderboard unless `quietly`.
+    def _rank(self) -> None:
+        """Write study.json, and log the leaderboard.
 
         Raises:
-            UserError: another process has taken over the study.
-            OSError: the file can't be written.
+            UserError, OSError: see `rank_study`.
         """
-        standings = measure_runs(self._folder, self._study, self._problems)
-        if not quietly:
-            log_leaderboard(standings, self._log)
-        self._lock.check()
-        write_study(self._folder, self._study, standings)
-        if not quietly:
-            self._log.line(f"[STUDY] -> {locate_study_file(self._folder)}")
+        log_leaderboard(rank_study(self._folder, self._study, self._problems), self._log)
+        self._log.line(f"[STUDY] -> {locate_study_file(self._folder)}")
 
 
 def log_leaderboard(standings: Sequence[Standing], log: RunLog) -> None:

@@ -41,7 +41,7 @@ def submit_study(arguments: argparse.Namespace, log: "RunLog", end_command: "End
         from launcher.slurm.submit import SubmitOptions, open_submitted_run, read_queue_of, submit_missing
         from launcher.slurm.watch import Watch
         from launcher.status import list_unfinished, read_status
-        from launcher.study_launch import check_blendable, close_study_share, describe_study, open_study
+        from launcher.study_launch import check_blendable, close_study_share, describe_study, open_study, rank_study
         from launcher.task import close_share
 
         folder = open_study(runs[0].config, name)
@@ -61,7 +61,7 @@ def submit_study(arguments: argparse.Namespace, log: "RunLog", end_command: "End
         submitted = [part.run for part in missing]
         roots, pairs = [run.paths.root for run in submitted], [(run.run, run.config) for run in runs]
         study = describe_study(name, runs[0].resume_command, pairs, roots)
-        close_study_share(folder, study, {}, log)
+        rank_study(folder, study, {})
         log.line(f"[SLURM] show status: doccls-launch status {folder}")
         log.line(f"[SLURM] cancel:      doccls-launch cancel {folder}")
         if not arguments.wait:
@@ -71,7 +71,9 @@ def submit_study(arguments: argparse.Namespace, log: "RunLog", end_command: "End
         with stopping_gracefully():
             Watch(submitted, options, log).run()
         incomplete = [run for run in submitted if close_share(run.experiment, log)]
-        close_study_share(folder, study, {}, log, arguments.blend)
+        problem = close_study_share(folder, study, {}, log, arguments.blend)
+        if problem is not None and not incomplete:
+            raise UserError(problem)
         if incomplete:
             lines = [
                 f"run {run.paths.run_id}\n" + "\n".join(list_unfinished(read_status(run.paths))) for run in incomplete
@@ -92,6 +94,7 @@ def plan_submission(arguments: argparse.Namespace) -> dict[str, Any]:
     from doccls.run.fingerprint import find_fingerprint
 
     name = check_study_name(arguments.study or "study-NEW")
+    arguments.argv = ["run", *(word for word in arguments.argv[1:] if word != "--json")]  # as it is submitted
     runs = load_numbered_runs(arguments, name)
     request, _ = _make_common_request(runs)
     warnings, described, indices = list[str](), dict[str, Any](), list[int]()

@@ -3,6 +3,7 @@
 import argparse
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING
@@ -21,6 +22,7 @@ from launcher.study_command import NumberedRun, load_numbered_runs
 if TYPE_CHECKING:
     from doccls.reporting.log import RunLog
     from launcher.end_command import EndCommand
+    from launcher.study_file import Study
 
 
 @dataclass(frozen=True)
@@ -67,23 +69,29 @@ def train_study_task(arguments: argparse.Namespace, log: "RunLog", end_command: 
         return
     output = runs[0].config.output
     with log.writing_to(name_log(output.logs_dir, name, now, "" if task.index is None else f"task{task.index}")):
-        from launcher.study_launch import close_study_share, describe_study, open_study
+        from launcher.study_launch import close_study_share, describe_study, open_study, rank_study
 
         log.line(line)
         folder = end_command.run_folder = open_study(runs[0].config, name)
-        roots = [locate_run(output.exp_dir, run.run_id, now).root for run in runs]
-        study = describe_study(name, runs[0].resume_command, [(run.run, run.config) for run in runs], roots)
-        close_study_share(folder, study, {}, log)
+
+        def describe() -> "Study":  # other tasks create runs meanwhile, and date their folders
+            roots = [locate_run(output.exp_dir, run.run_id, now).root for run in runs]
+            return describe_study(name, runs[0].resume_command, [(run.run, run.config) for run in runs], roots)
+
+        with suppress(UserError, OSError):  # another task does the same; at the end it matters
+            rank_study(folder, describe(), {}, wait_s=0.0)
         allocation, problems, missing = parse_allocation(os.environ), dict[str, str](), list[str]()
+        has_advanced = False
         for share in shares:
             try:
                 with naming_study():
-                    folds = _train(share, name, task, allocation, now, log)
+                    folds = _train(share, name, task, allocation, now, has_advanced, log)
+                has_advanced = True
                 missing += [f"{share.run.run_id}:{fold}" for fold in folds]
             except UserError as error:
                 problems[share.run.run_id] = str(error)
                 log.line(f"[WARNING] run {share.run.run_id}: {error}")
-        close_study_share(folder, study, problems, log, arguments.blend)
+        close_study_share(folder, describe(), problems, log, arguments.blend)
         if problems:
             raise UserError("\n".join(f"run {run_id}: {problem}" for run_id, problem in problems.items()))
         if missing:
@@ -94,9 +102,18 @@ def train_study_task(arguments: argparse.Namespace, log: "RunLog", end_command: 
 
 
 def _train(
-    share: StudyShare, study: str, task: ArrayTask, allocation: Allocation | None, now: datetime, log: "RunLog"
+    share: StudyShare,
+    study: str,
+    task: ArrayTask,
+    allocation: Allocation | None,
+    now: datetime,
+    has_advanced: bool,
+    log: "RunLog",
 ) -> tuple[int, ...]:
-    """Train the share of one run, merge the run if it is complete then, and return its missing folds."""
+    """Train the share of one run, merge the run if it is complete then, and return its missing folds.
+
+    `has_advanced`: the task has trained other shares since it started.
+    """
     from launcher.task import TaskOptions, run_task
 
     run, config = share.run, share.run.config
@@ -106,7 +123,7 @@ def _train(
     plan = make_plan(run.arguments, config, run.run_id, chosen.slots, share.folds, cores, warnings)
     options = make_options(run.arguments, config, run.run_id, plan, chosen.slots)
     options = replace(options, resume_command=run.resume_command, study=study)
-    own = TaskOptions(task, share.folds, allocation, run.arguments.requeue_code, run.offset)
+    own = TaskOptions(task, share.folds, allocation, run.arguments.requeue_code, run.offset, has_advanced)
     log.line(f"[STUDY] run {run.run_id}")
     return run_task(config, run.run_id, now, own, options, log)
 

@@ -44,6 +44,7 @@ class TaskOptions:
     allocation: Allocation | None  # None outside Slurm
     requeue_code: int  # exit code of a task that was stopped and can resume
     offset: int = 0  # number of the run's fold 0 among the folds of all runs of its study
+    has_advanced: bool = False  # the task has trained folds of other runs since it started
 
 
 def run_task(
@@ -74,7 +75,7 @@ def run_task(
         serving = nullcontext() if _spans_nodes(share) else serve_launch(options, log)
         with temporary_folder("doccls-task-") as folder, stopping_gracefully(), watching, serving as server:
             ledger_file = LedgerFile(ledger_path, ledger, lock, log)
-            queued = make_queued_run(run, share.folds, ledger_file, lock, options)
+            queued = make_queued_run(run, share.folds, ledger_file, lock, options, log)
             jobs = [Job(queued, fold) for fold in queued.missing]
             if server is not None and jobs:
                 server.await_ready()
@@ -82,7 +83,7 @@ def run_task(
             try:
                 loop.run()
             except Interrupted as stop:
-                if _handle_stop(stop, loop.has_advanced, share, options, log):
+                if _handle_stop(stop, share.has_advanced or loop.has_advanced, share, options, log):
                     stop.exit_code = share.requeue_code
                 raise
     return close_share(experiment, log)

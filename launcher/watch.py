@@ -5,13 +5,16 @@ import sys
 import time
 from typing import Any
 
+from doccls.errors import UserError
 from doccls.reporting.console import wrap_stream
 from doccls.reporting.footer import Footer, can_redraw
-from launcher.live_files import LiveReader, Watched, read_or_keep
+from launcher.live_files import LiveReader, Watched
 from launcher.live_table import render_live
 from launcher.live_view import REFRESH_S, find_style
 from launcher.progress import Progress, describe_totals, list_events
 from launcher.status import describe_status
+
+_UNREADABLE_S = 60.0  # a launch that replaces its files needs far less
 
 
 def watch(watched: Watched) -> None:
@@ -48,9 +51,34 @@ def describe_watched(watched: Watched) -> dict[str, Any]:
     return {"title": watched.title, "runs": [describe_status(run) for run in LiveReader(watched).read_statuses()]}
 
 
+class _Follower:
+    """Reads the progress again and again, as far as it can be read."""
+
+    def __init__(self, reader: LiveReader) -> None:
+        self._reader, self._failed_s = reader, float("inf")
+
+    def read(self, kept: Progress) -> Progress:
+        """Return the progress, or that of before while it can't be read.
+
+        Raises:
+            UserError: that has lasted for a minute, as in a folder that was deleted.
+        """
+        try:
+            progress = self._reader.read()
+        except OSError:  # a file server that does not answer
+            return kept
+        except UserError:
+            self._failed_s = min(self._failed_s, time.monotonic())
+            if time.monotonic() - self._failed_s > _UNREADABLE_S:
+                raise
+            return kept
+        self._failed_s = float("inf")
+        return progress
+
+
 def _show_table(reader: LiveReader, progress: Progress) -> None:
     console = wrap_stream(sys.stdout, "stdout")
-    footer, style = Footer(console), find_style(console.encoding)
+    footer, style, follower = Footer(console), find_style(console.encoding), _Follower(reader)
     try:
         while True:
             width, height = footer.measure()
@@ -58,18 +86,18 @@ def _show_table(reader: LiveReader, progress: Progress) -> None:
             if not progress.is_active or console.error is not None:
                 return
             time.sleep(REFRESH_S)
-            progress = read_or_keep(reader.read, progress)
+            progress = follower.read(progress)
     finally:
         footer.close(erase=False)
 
 
 def _show_events(reader: LiveReader, progress: Progress) -> None:
-    console, before = wrap_stream(sys.stdout, "stdout"), None
+    console, before, follower = wrap_stream(sys.stdout, "stdout"), None, _Follower(reader)
     while True:
         for line in list_events(before, progress):
             print(f"[STATUS] {line}", flush=True)
         if not progress.is_active or console.error is not None:
             break
         time.sleep(REFRESH_S)
-        before, progress = progress, read_or_keep(reader.read, progress)
+        before, progress = progress, follower.read(progress)
     print(f"[STATUS] {describe_totals(progress)}", flush=True)

@@ -116,12 +116,12 @@ def restore_files(root: Path) -> None:
     Others may be writing these files: a writer whose file is moved back tries again.
     """
     asides = defaultdict[Path, list[Path]](list)
-    for aside in root.rglob(f".*{_ASIDE}"):
-        name = _ASIDE_NAME.fullmatch(aside.name)
-        if name is not None:
-            asides[aside.with_name(name["name"])].append(aside)
-    for path, files in asides.items():
-        _move_back(path, files)
+    for folder, _, files in os.walk(root):  # leaves out folders that vanish meanwhile
+        for file in files:
+            if (name := _ASIDE_NAME.fullmatch(file)) is not None:
+                asides[Path(folder) / name["name"]].append(Path(folder) / file)
+    for path, found in asides.items():
+        _move_back(path, found)
 
 
 def read_text(path: Path) -> str:

@@ -144,3 +144,22 @@ def test_tasks_share_the_folds_of_a_study(trainer: Trainer) -> None:
     for seed in (1, 2):
         alone = trainer.train(*_SHORT, f"project.seed={seed}")
         assert_same_bytes(alone, Member([], folder, f"s-tiny-s{seed}"))
+
+
+def test_run_whose_folder_is_deleted_leaves_the_others_complete(trainer: Trainer) -> None:
+    folder = trainer.new_folder()
+    sets = tuple(override for override in _SHORT if override != "train.epochs=1")
+    words = (*trainer.arguments(sets, folder), "--set-each", "train.epochs=1,500", "--study", "s", "--slots", "2")
+    process = start_command(folder, "doccls.train:main", "launcher", "run", *words)
+
+    def trains() -> bool:
+        return len(list(folder.glob("experiments/2*/s-tiny-epochs500/metrics/fold*.jsonl"))) == 2
+
+    await_event(lambda: not process.is_alive() or trains(), "epochs of two folds", folder)
+    (root,) = folder.glob("experiments/2*/s-tiny-epochs500")
+    root.rename(folder / "moved")
+    ended = finish(process, folder)
+    assert ended.code == 1 and "- run s-tiny-epochs500 is lost (" in ended.err
+    assert "to train just them: doccls-launch run " in ended.err
+    assert read_study(folder)["s-tiny-epochs1"]["clean"]
+    assert_none_left(folder)

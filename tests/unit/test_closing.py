@@ -45,3 +45,14 @@ def test_stop_ends_the_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(signals, "_requested", 15)
     with pytest.raises(Interrupted), closings.stopping():
         closings.finish()
+
+
+def test_command_that_can_not_start_is_reported_like_one_that_fails() -> None:
+    ended: list[Ended] = []
+    closings = Closings(ended.append)
+    with closings.stopping():
+        closings.add("a", ["/no/such/program"])
+        closings.add("b", [*PRINT, "0"])
+        closings.finish()
+    assert [(end.run_id, end.code) for end in ended] == [("a", 1), ("b", 0)]
+    assert "can't be started: " in ended[0].output and "/no/such/program" in ended[0].output

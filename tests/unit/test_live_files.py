@@ -40,8 +40,8 @@ def study(paths: RunPaths) -> Path:
     folder = paths.exp_dir / "studies" / "s"
     folder.mkdir(parents=True)
     names = (("s-r", 4), ("s-later", 3))
-    members = tuple(Member(name, f"20260102/{name}", "c.yaml", 1, folds, {}) for name, folds in names)
-    standings = [Standing(name, 0, folds, None, {}, None) for name, folds in names]
+    members = tuple(Member(name, f"20260102/{name}", "c.yaml", 1, folds, {}, folds) for name, folds in names)
+    standings = [Standing(name, 0, folds, None, {}, None, folds) for name, folds in names]
     write_study(folder, Study("s", "resume", members), standings)
     return folder
 

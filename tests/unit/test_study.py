@@ -72,7 +72,7 @@ def make_summary(hits: int, damaged_hits: int | None) -> Summary:
 
 
 def make_standing(run_id: str, summary: Summary | None) -> Standing:
-    return Standing(run_id, 3, 4, 1.5, {"train.lr": "0.1"}, summary)
+    return Standing(run_id, 3, 4, 1.5, {"train.lr": "0.1"}, summary, 4)
 
 
 def test_ranking_is_by_damaged_pages_if_all_have_them() -> None:
@@ -81,6 +81,18 @@ def test_ranking_is_by_damaged_pages_if_all_have_them() -> None:
     assert [standing.run_id for standing in rank_runs([unmerged, first, second])] == ["b", "a", "c"]
     clean = make_standing("d", make_summary(17, None))
     assert [standing.run_id for standing in rank_runs([unmerged, clean, first, second])] == ["a", "d", "b", "c"]
+
+
+def test_runs_of_single_folds_are_ranked_by_them() -> None:
+    one = replace(make_standing("a", None), finished=1, wanted=1, mean=0.5, mean_damaged=0.25)
+    better = replace(one, run_id="b", mean=0.75, mean_damaged=0.5)
+    unfinished = replace(one, run_id="c", finished=0, mean=None, mean_damaged=None)
+    assert [standing.is_complete for standing in (one, better, unfinished, make_standing("d", None))] == [
+        True, True, False, False,
+    ]  # fmt: skip
+    lines = render_leaderboard([unfinished, one, better])
+    assert lines[1].startswith(" 1  b  0.7500 (1 of 4 folds)  0.5000") and lines[2].startswith(" 2  a  0.5000")
+    assert lines[3].startswith("    c  0 of 4 folds")
 
 
 def test_leaderboard_and_study_file_say_how_each_run_did(tmp_path: Path) -> None:
@@ -99,7 +111,7 @@ def test_leaderboard_and_study_file_say_how_each_run_did(tmp_path: Path) -> None
 
 
 def make_member(run_id: str) -> Member:
-    return Member(run_id, f"20260102/{run_id}", "c.yaml", 42, 4, {"train.lr": "0.1"})
+    return Member(run_id, f"20260102/{run_id}", "c.yaml", 42, 4, {"train.lr": "0.1"}, 4)
 
 
 def test_study_keeps_the_runs_of_earlier_commands() -> None:
@@ -113,7 +125,7 @@ def test_runs_are_found_from_the_study(tmp_path: Path) -> None:
     folder = tmp_path / "studies" / "s"
     assert locate_member(folder, make_member("a")).root == tmp_path / "20260102" / "a"
     (standing,) = measure_runs(folder, Study("s", "x", (make_member("a"),)), {"a": "no space left"})
-    assert standing == Standing("a", 0, 4, None, {"train.lr": "0.1"}, None, "no space left")
+    assert standing == replace(make_standing("a", None), finished=0, device_hours=None, problem="no space left")
     assert read_study(folder) is None and find_study(folder) is None
     folder.mkdir(parents=True)
     write_study(folder, Study("s", "x", ()), [])
@@ -166,6 +178,7 @@ def test_errors_about_a_run_advise_what_a_study_takes() -> None:
         (["a=[1,2]"], "a list or mapping"),
         (["a=1", "a=2"], "a is there twice"),
         (["a=1,1"], "a value is there twice"),
+        (["train.lr=1e-4,0.0001"], "a value is there twice"),
     ],
 )
 def test_malformed_grids_are_refused(texts: list[str], message: str) -> None:

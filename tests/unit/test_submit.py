@@ -31,7 +31,7 @@ from launcher.slurm.script import JobRequest
 from launcher.slurm.submit import SubmitOptions, SubmittedRun, open_submitted_run, read_queue_of, submit_missing
 from launcher.slurm.watch import Watch
 from launcher.status import read_status
-from launcher.study_file import Member, Study, measure_runs, write_study
+from launcher.study_file import Member, Study, locate_update_lock, measure_runs, write_study
 from tests.unit.conftest import KeptLog
 
 NOW = datetime(2026, 1, 2, 3, 4)
@@ -471,7 +471,7 @@ def test_cancel_of_a_run_leaves_the_other_tasks_of_its_study(
     first, second = submit_both()
     cancel_run(second.paths, lambda line: None)
     assert slurm.cancelled == ["101_3", "101_4", "101_5"]
-    members = tuple(Member(name, f"20260102/{name}", "c", 1, 3, {}) for name in ("s-a", "s-b"))
+    members = tuple(Member(name, f"20260102/{name}", "c", 1, 3, {}, 3) for name in ("s-a", "s-b"))
     folder = tmp_path / "exp" / "studies" / "s"
     write_study(folder, Study("s", "resume", members), measure_runs(folder, Study("s", "resume", members), {}))
     cancel_study(folder, lambda line: None)
@@ -495,3 +495,18 @@ def test_preempted_fold_of_a_study_is_resubmitted_as_the_same_task(
     assert "[SLURM] s-b fold 1: job 101_4 was preempted; resubmitted as job 102 (preemption 1)" in log.lines
     assert [job.offset for job in read_array_jobs(runs[1].paths.array_jobs)] == [3, 3]
     assert len(read_array_jobs(runs[0].paths.array_jobs)) == 1
+
+
+def test_cancel_of_a_study_cancels_all_runs_at_once(
+    slurm: Slurm, submit_both: Callable[[], list[SubmittedRun]], tmp_path: Path
+) -> None:
+    """Tasks of one run may end by themselves while another run is being cancelled."""
+    submit_both()
+    study = Study("s", "resume", tuple(Member(name, f"20260102/{name}", "c", 1, 3, {}, 3) for name in ("s-a", "s-b")))
+    folder = tmp_path / "exp" / "studies" / "s"
+    write_study(folder, study, measure_runs(folder, study, {}))
+    messages: list[str] = []
+    with hold_lock(locate_update_lock(folder), "study s is being updated"):
+        cancel_study(folder, messages.append)
+    assert slurm.cancelled == [f"101_{index}" for index in range(6)] and len(slurm.polled_s) <= 4
+    assert messages[-1] == "[CANCEL] stopped; finished folds are kept"
