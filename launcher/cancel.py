@@ -12,11 +12,11 @@ from doccls.errors import UserError
 from doccls.run.paths import RunPaths
 from doccls.system.atomic_files import write_text
 from doccls.system.lock import Holder, LockError, find_holder, hold_lock, is_visible
-from launcher.ledger import read_ledger
+from launcher.ledger import read_ledger, read_ledgers
 from launcher.slurm.array_jobs import list_clusters, read_array_jobs, write_array_jobs
 from launcher.slurm.format import JobPhase, QueueEntry, SlurmError
 from launcher.slurm.queue import POLL_S, cancel_jobs, next_interval, read_queue
-from launcher.status import count_folds, find_launchers, list_run_jobs
+from launcher.status_files import count_folds, find_launchers, list_run_jobs
 from launcher.study_file import locate_member, locate_study_lock, read_study
 
 _POLL_S = 0.2
@@ -79,7 +79,7 @@ def _list_active_jobs(runs: Sequence[RunPaths]) -> list[QueueEntry] | None:
         jobs = list_run_jobs(paths)
         own |= {(job.cluster, job.number, job.array) for job in jobs if not job.of_study}
         if any(job.of_study for job in jobs):
-            ledgers = [ledger for path in paths.list_ledgers() if (ledger := read_ledger(path)) is not None]
+            ledgers = read_ledgers(paths)
             folds = range(count_folds(paths, ledgers[0] if ledgers else None))
             tasks |= {(job.cluster, job.name(fold)) for job in jobs if job.of_study for fold in folds}
         clusters.update(list_clusters(read_array_jobs(paths.array_jobs)))

@@ -10,7 +10,7 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,14 +27,10 @@ from doccls.run.paths import check_run_id, find_run, locate_run, name_log, new_r
 from doccls.system.cores import count_cores
 from doccls.system.user import complete_user
 from doccls.system.variables import drop_empty_variables
-from launcher.arguments import (
-    build_parser,
-    list_task_args,
-    make_plan,
-    render_resume_command,
-)
+from launcher.arguments import list_task_args, make_plan, render_resume_command
 from launcher.array import describe_share, parse_array_task, pick_folds
 from launcher.options import load_config_for_training, make_local_plan, make_options
+from launcher.parser import build_parser
 from launcher.placement import choose_slots, choose_task_slots, make_request
 from launcher.plan import describe_plan, render_plan
 from launcher.slurm.format import parse_allocation, render_comment
@@ -155,7 +151,7 @@ def _plan(arguments: argparse.Namespace) -> int:
         from launcher.study_submit import plan_submission, render_submission
 
         submission = plan_submission(arguments)
-        print(json.dumps(submission, indent=2) if arguments.json else render_submission(submission))
+        print(json.dumps(asdict(submission), indent=2) if arguments.json else render_submission(submission))
         return 0
     if is_study(arguments):
         study = make_study_plan(arguments)
@@ -218,7 +214,8 @@ def _status(arguments: argparse.Namespace) -> int:
     if arguments.run is None:
         return _list_recent(arguments)
     from launcher.live_files import find_watched
-    from launcher.status import describe_status, read_status, render_status
+    from launcher.status import describe_status, render_status
+    from launcher.status_files import read_status
     from launcher.study_file import find_study
 
     path, now = resolve_option(arguments.run, "RUN"), datetime.now().astimezone()

@@ -11,6 +11,9 @@ from dataclasses import dataclass
 from typing import IO
 
 from doccls.experiment import Experiment
+from doccls.oof.predictions import is_merged
+from doccls.report.make import is_reported
+from doccls.reporting.log import RunLog
 from doccls.system.signals import check_stop, on_immediate_exit
 
 _TICK_S = 0.05
@@ -27,14 +30,21 @@ class Ended:
 
 
 def list_command(experiment: Experiment) -> list[str] | None:
-    """Return the command that merges the run, or for single folds writes their report; None if there is nothing to do.
+    """Return the command that merges the run, or else writes its report; None if both are done, or not wanted.
 
     It is a process of its own, so that neither its time nor its memory, nor an error in it, affects folds that train.
     """
-    root = str(experiment.paths.root)
-    if experiment.config.data.valid_fold == "all":
-        return [sys.executable, "-m", "launcher", "merge", root]
-    return [sys.executable, "-m", "doccls", "report", root] if experiment.config.output.report else None
+    paths, config = experiment.paths, experiment.config
+    if config.data.valid_fold == "all" and not is_merged(paths):
+        return [sys.executable, "-m", "launcher", "merge", str(paths.root)]
+    if config.output.report and not is_reported(paths):
+        return [sys.executable, "-m", "doccls", "report", str(paths.root)]
+    return None
+
+
+def log_closed(what: str, ended: Ended, log: RunLog) -> None:
+    """Log the output of a command that has succeeded."""
+    log.line("\n  ".join([f"[STUDY] {what}:", *ended.output.splitlines()]))
 
 
 class Closings:

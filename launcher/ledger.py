@@ -10,6 +10,7 @@ from typing import Any
 
 from doccls.errors import UserError
 from doccls.reporting.log import RunLog
+from doccls.run.paths import RunPaths
 from doccls.system.atomic_files import read_text, write_text
 from doccls.system.lock import Lock
 from doccls.system.tensor_file import OtherVersionError, TensorFileError, refuse_format
@@ -132,6 +133,15 @@ def read_ledger(path: Path) -> Ledger | None:
         raise UserError(
             f"{path}: damaged ({error}). Delete it to continue: finished folds keep their results"
         ) from error
+
+
+def read_ledgers(paths: RunPaths) -> list[Ledger]:
+    """Return all ledgers of the run: that of its launches, and those of array tasks.
+
+    Raises:
+        UserError: see `read_ledger`.
+    """
+    return [ledger for path in paths.list_ledgers() if (ledger := read_ledger(path)) is not None]
 
 
 class LedgerFile:

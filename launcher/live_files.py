@@ -18,7 +18,8 @@ from launcher.ledger import Ledger, read_ledger
 from launcher.progress import Progress, RunEvidence, derive_progress
 from launcher.slurm.format import QueueEntry
 from launcher.slurm.queue import POLL_S
-from launcher.status import FoldStatus, RunStatus, Source, State, read_status
+from launcher.status import FoldStatus, RunStatus, State
+from launcher.status_files import Source, read_status
 from launcher.study_file import find_study, locate_member, locate_study_lock, read_study
 
 _T = TypeVar("_T")

@@ -17,6 +17,7 @@ from doccls.run.paths import RunPaths, locate_run
 from doccls.system.lock import Lock, hold_lock
 from launcher.ledger import Ledger, LedgerFile, begin_launch, format_time
 from launcher.plan import LaunchPlan, Slot, Workload
+from launcher.study import name_fold
 from launcher.supervise import Policy
 
 
@@ -58,7 +59,7 @@ class QueuedRun:
 
     def name_fold(self, fold: int) -> str:
         """Return the name of a fold in log lines."""
-        return f"fold {fold}" if self.study is None else f"{self.paths.run_id} fold {fold}"
+        return name_fold(fold, self.paths.run_id, self.study)
 
     def is_cancelled(self) -> bool:
         """Return whether `doccls-launch cancel RUN` asks this launch to stop the run, and no other run of its study."""
@@ -113,11 +114,9 @@ def make_queued_run(
     missing = tuple(run.list_missing(wanted))
     for attempt in ledger.content.attempts:
         if attempt.outcome is None:
-            of_run = "" if options.study is None else f"{run.experiment.paths.run_id} "
-            log.line(
-                f"[LAUNCH] {of_run}fold {attempt.fold}: attempt {attempt.number}, started {attempt.started}, ended "
-                "when its launcher was killed"
-            )
+            name = name_fold(attempt.fold, run.experiment.paths.run_id, options.study)
+            start = f"attempt {attempt.number}, started {attempt.started}"
+            log.line(f"[LAUNCH] {name}: {start}, ended when its launcher was killed")
     ledger.write(ledger.content.close_open(format_time(datetime.now())))
     return QueuedRun(run.experiment, options.workload, ledger, missing, options.resume_command, lock, options.study)
 

@@ -50,6 +50,11 @@ def naming_study() -> Iterator[None]:
         raise UserError(str(error).replace("another --run-id", "another --study")) from error
 
 
+def name_fold(fold: int, run_id: str, study: str | None) -> str:
+    """Return the name of a fold in log lines: with its run where the log is about several."""
+    return f"fold {fold}" if study is None else f"{run_id} fold {fold}"
+
+
 def check_study_name(name: str) -> str:
     """Return the name of a study.
 

@@ -1,6 +1,7 @@
 """`doccls-launch run` and `plan` for a study: from the arguments to its runs, each with its config and options."""
 
 import argparse
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -85,6 +86,8 @@ def load_study(arguments: argparse.Namespace, name: str, is_plan: bool = False) 
             plan = make_local_plan(own, loaded, run.run_id, ChosenSlots(slots, (*absent, *chosen.warnings)))
         options = replace(make_options(own, loaded.config, run.run_id, plan, slots), resume_command=resume_command)
         loaded_runs.append(LoadedRun(run, loaded.config, replace(options, study=name)))
+    if arguments.blend:
+        _check_blend([loaded_run.config for loaded_run in loaded_runs])
     return loaded_runs
 
 
@@ -121,6 +124,8 @@ def load_numbered_runs(arguments: argparse.Namespace, name: str) -> list[Numbere
         if loaded_runs:
             _check_exp_dir(run, loaded.config, arguments.config, loaded_runs[0][2].config)
         loaded_runs.append((run, own, loaded))
+    if arguments.blend:
+        _check_blend([loaded.config for *_, loaded in loaded_runs])
     efforts = [float(loaded.config.train.epochs * loaded.config.train.img_size**2) for *_, loaded in loaded_runs]
     runs, offset = [], 0
     for number in order_runs(efforts):
@@ -155,6 +160,22 @@ def _check_exp_dir(run: StudyRun, config: Config, first_path: Path, first: Confi
             f"{run.config}: output.exp_dir = {config.output.exp_dir}, that of {first_path} is {first.output.exp_dir}: "
             "the runs of a study are in the same folder"
         )
+
+
+def _check_blend(configs: Sequence[Config]) -> None:
+    """Check before anything is read that the runs of these configs can be blended.
+
+    Raises:
+        UserError: there is only one, or one does not train all folds.
+    """
+    if len(configs) < 2:
+        raise UserError("--blend: the study has only one run; state several --config, --seeds or --set-each")
+    for config in configs:
+        if config.data.valid_fold != "all":
+            raise UserError(
+                f"--blend: data.valid_fold = {config.data.valid_fold}: only runs with predictions of all folds can be "
+                "blended; set it to all, or leave --blend out"
+            )
 
 
 def make_study_plan(arguments: argparse.Namespace) -> StudyPlan:

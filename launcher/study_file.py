@@ -5,19 +5,14 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from doccls.config.paths import resolve_option
 from doccls.errors import UserError
-from doccls.oof.predictions import is_merged, read_predictions
-from doccls.oof.summary import read_summary
-from doccls.run.metrics_log import read_metrics
 from doccls.run.paths import RunPaths
 from doccls.system.atomic_files import write_text
 from doccls.system.tensor_file import TensorFileError, refuse_format
 from launcher.leaderboard import Standing, rank_runs
-from launcher.ledger import read_ledger
 
 _FORMAT = "doccls-study-1"
 
@@ -138,49 +133,3 @@ def _describe(standing: Standing) -> dict[str, object]:
 
 def _describe_score(value: float, low: float, high: float) -> dict[str, float]:
     return {"macro_f1": value, "low": low, "high": high}
-
-
-def measure_runs(folder: Path, study: Study, problems: Mapping[str, str]) -> list[Standing]:
-    """Measure how each run of the study did, from its files; `problems` has the errors of merges, by run id."""
-    return [_measure(locate_member(folder, member), member, problems.get(member.run_id)) for member in study.members]
-
-
-def _measure(paths: RunPaths, member: Member, problem: str | None) -> Standing:
-    scores: list[tuple[float, float | None]] = []
-    summary, device_hours = None, None
-    try:
-        scores = _read_scores(paths, member.num_folds)
-        summary = read_summary(paths.summary) if is_merged(paths) else None
-        device_hours = _measure_device_hours(paths)
-    except (UserError, OSError) as error:
-        problem = problem or str(error)
-    damaged = [score for _, score in scores if score is not None]
-    return Standing(
-        run_id=member.run_id,
-        finished=len(scores),
-        num_folds=member.num_folds,
-        device_hours=device_hours,
-        settings=member.settings,
-        summary=summary,
-        wanted=member.wanted,
-        mean=fmean(score for score, _ in scores) if scores else None,
-        mean_damaged=fmean(damaged) if damaged and len(damaged) == len(scores) else None,
-        problem=problem,
-    )
-
-
-def _read_scores(paths: RunPaths, num_folds: int) -> list[tuple[float, float | None]]:
-    """Return macro-F1 of each finished fold, and that on damaged copies; other files than predictions are left out."""
-    scores = []
-    for fold in range(num_folds):
-        with suppress(TensorFileError):  # not finished
-            info = read_predictions(paths.predictions(fold)).info
-            scores.append((info.macro_f1, info.macro_f1_damaged))
-    return scores
-
-
-def _measure_device_hours(paths: RunPaths) -> float | None:
-    epochs, _ = read_metrics(paths)
-    ledgers = [ledger for path in paths.list_ledgers() if (ledger := read_ledger(path)) is not None]
-    devices = [len(attempt.devices) for ledger in ledgers for attempt in ledger.attempts]
-    return sum(row.time_s for row in epochs) * max(devices, default=1) / 3600 if epochs else None

@@ -18,11 +18,12 @@ from doccls.run.metrics_log import read_metrics
 from doccls.run.paths import RunPaths, locate_run, locate_study
 from doccls.system.lock import hold_lock
 from doccls.system.signals import Interrupted, stop_requested, stopping_gracefully
-from launcher.closing import Closings, Ended, list_command
+from launcher.closing import Closings, Ended, list_command, log_closed
 from launcher.forking import RankServer
 from launcher.launch import serve_launch, train_queue
 from launcher.leaderboard import Standing, render_leaderboard
 from launcher.queued_run import Job, LaunchOptions, QueuedRun, queue_run
+from launcher.standings import measure_runs
 from launcher.study import StudyRun, Work, naming_study, order_folds
 from launcher.study_file import (
     Member,
@@ -31,7 +32,6 @@ from launcher.study_file import (
     locate_study_file,
     locate_study_lock,
     locate_update_lock,
-    measure_runs,
     read_study,
     write_study,
 )
@@ -70,9 +70,9 @@ def launch_study(name: str, runs: Sequence[LoadedRun], blend: bool, now: datetim
         study = describe_study(name, runs[0].options.resume_command, pairs, roots)
         rank_study(folder, study, {})
         queued = []
-        for loaded, settings in zip(runs, find_differing([loaded.config for loaded in runs]), strict=True):
-            described = " ".join(f"{key}={value}" for key, value in settings.items())
-            log.line(f"[STUDY] run {loaded.run.run_id}: {described}".rstrip(": "))
+        for loaded, member in zip(runs, study.members, strict=True):
+            described = " ".join(f"{key}={value}" for key, value in member.settings.items())
+            log.line(f"[STUDY] run {member.run_id}: {described}".rstrip(": "))
             with naming_study():
                 queued.append(queue_run(loaded.config, loaded.run.run_id, now, loaded.options, log, held))
         if blend:
@@ -161,11 +161,9 @@ def check_blendable(experiments: Sequence[Experiment]) -> None:
     """Check before the training that the runs can be blended after it.
 
     Raises:
-        UserError: there is only one, or they differ in data or folds.
+        UserError: they differ in data or folds.
     """
     first, *others = experiments
-    if not others:
-        raise UserError("--blend: the study has only one run")
     for other in others:
         names = f"runs {first.paths.run_id} and {other.paths.run_id}"
         if other.data.digest != first.data.digest:
@@ -192,7 +190,7 @@ def blend_runs(runs: Sequence[RunPaths], log: RunLog) -> None:
     def report(ended: Ended) -> None:
         if ended.code:
             raise UserError(f"--blend: {ended.output}")
-        log.line("\n  ".join(["[STUDY] blend:", *ended.output.splitlines()]))
+        log_closed(_BLEND, ended, log)
 
     closings = Closings(report)
     with closings.stopping(), stopping_gracefully():
@@ -232,24 +230,31 @@ class _StudyLaunch:
             except (OSError, UserError) as error:  # how the folds ended matters more
                 self._log.line(f"[WARNING] study {self._study.name}: {error}")
         if self._problems:
-            problems = "\n".join(f"run {run_id}: {problem}" for run_id, problem in self._problems.items())
+            problems = "\n".join(f"{_describe(run_id)}: {problem}" for run_id, problem in self._problems.items())
             raise UserError(f"{problems}\nto try again: {self._study.resume_command}")
 
     def _train(self, jobs: Sequence[Job], options: LaunchOptions, server: RankServer | None) -> None:
         for run in self._queued:
-            if not run.missing and not is_merged(run.paths):
+            if not run.missing:
                 self._close(run)
         try:
             train_queue(self._queued, jobs, options, self._log, self._close, self._closings.poll, server)
         finally:
-            # Unless a stop was requested, the runs that are complete are merged although folds of others failed, also
-            # those that another process has completed.
             if stop_requested() is None:
-                for run in self._queued:
-                    wanted = set(run.experiment.config.data.list_wanted())
-                    if wanted <= set(run.experiment.find_finished()) and not is_merged(run.paths):
-                        self._close(run)
+                self._close_complete()
             self._closings.finish()
+
+    def _close_complete(self) -> None:
+        """Close the runs that are complete although folds of others failed, and those that other processes completed.
+
+        Whatever is wrong with one of them concerns no other: it is a problem of that run.
+        """
+        for run in self._queued:
+            try:
+                if set(run.experiment.config.data.list_wanted()) <= set(run.experiment.find_finished()):
+                    self._close(run)
+            except UserError as error:
+                self._note_problem(run.paths.run_id, str(error))
 
     def _close(self, run: QueuedRun) -> None:
         command = list_command(run.experiment)
@@ -259,19 +264,22 @@ class _StudyLaunch:
 
     def _blend(self) -> None:
         merged = [run.paths for run in self._queued if is_merged(run.paths)]
-        if len(merged) < len(self._queued) or len(merged) < 2:
-            self._log.line("[WARNING] --blend: not all runs are merged, or there is only one: nothing is blended")
+        if len(merged) < len(self._queued):
+            self._log.line("[WARNING] --blend: not all runs are merged: nothing is blended")
             return
         self._closings.add(_BLEND, list_blend_command(merged))
         self._closings.finish()
 
     def _report_closing(self, ended: Ended) -> None:
-        what = _BLEND if ended.run_id == _BLEND else f"run {ended.run_id}"
         if ended.code:
-            self._problems[ended.run_id] = ended.output or f"the process that merges it ended with code {ended.code}"
-            self._log.line(f"[WARNING] {what}: {self._problems[ended.run_id]}")
+            message = ended.output or f"the process that merges it ended with code {ended.code}"
+            self._note_problem(ended.run_id, message)
         else:
-            self._log.line("\n  ".join([f"[STUDY] {what}:", *ended.output.splitlines()]))
+            log_closed(_describe(ended.run_id), ended, self._log)
+
+    def _note_problem(self, run_id: str, message: str) -> None:
+        self._problems[run_id] = message
+        self._log.line(f"[WARNING] {_describe(run_id)}: {message}")
 
     def _rank(self) -> None:
         """Write study.json, and log the leaderboard.
@@ -281,6 +289,10 @@ class _StudyLaunch:
         """
         log_leaderboard(rank_study(self._folder, self._study, self._problems), self._log)
         self._log.line(f"[STUDY] -> {locate_study_file(self._folder)}")
+
+
+def _describe(run_id: str) -> str:
+    return _BLEND if run_id == _BLEND else f"run {run_id}"
 
 
 def log_leaderboard(standings: Sequence[Standing], log: RunLog) -> None:

@@ -3,11 +3,12 @@
 import argparse
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from doccls.config.files import check_inputs
 from doccls.errors import UserError
@@ -40,7 +41,8 @@ def submit_study(arguments: argparse.Namespace, log: "RunLog", end_command: "End
     with log.writing_to(name_log(output.logs_dir, name, now, "submit")):
         from launcher.slurm.submit import SubmitOptions, open_submitted_run, read_queue_of, submit_missing
         from launcher.slurm.watch import Watch
-        from launcher.status import list_unfinished, read_status
+        from launcher.status import list_unfinished
+        from launcher.status_files import read_status
         from launcher.study_launch import check_blendable, close_study_share, describe_study, open_study, rank_study
         from launcher.task import close_share
 
@@ -84,8 +86,28 @@ def submit_study(arguments: argparse.Namespace, log: "RunLog", end_command: "End
             )
 
 
-def plan_submission(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Derive the folds to submit and the sbatch command and script that `submit_study` would use, as JSON values.
+@dataclass(frozen=True)
+class PlannedRun:
+    """The folds of a run that a submission would train."""
+
+    run_folder: str
+    finished: tuple[int, ...]
+    folds: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class SubmissionPlan:
+    """What `submit_study` would submit."""
+
+    name: str
+    warnings: tuple[str, ...]
+    runs: Mapping[str, PlannedRun]  # by run id
+    command: Sequence[str] | None  # sbatch; None if there is nothing to submit
+    script: str  # of each task
+
+
+def plan_submission(arguments: argparse.Namespace) -> SubmissionPlan:
+    """Derive the folds that `submit_study` would submit, and the sbatch command and script.
 
     Raises:
         UserError: a config can't be used, or a run was created with another one.
@@ -94,41 +116,40 @@ def plan_submission(arguments: argparse.Namespace) -> dict[str, Any]:
     from doccls.run.fingerprint import find_fingerprint
 
     name = check_study_name(arguments.study or "study-NEW")
-    arguments.argv = ["run", *(word for word in arguments.argv[1:] if word != "--json")]  # as it is submitted
+    argv = ["run", *(word for word in arguments.argv[1:] if word != "--json")]  # as it is submitted
+    arguments = argparse.Namespace(**vars(arguments) | {"argv": argv})
     runs = load_numbered_runs(arguments, name)
     request, _ = _make_common_request(runs)
-    warnings, described, indices = list[str](), dict[str, Any](), list[int]()
+    warnings, planned, indices = list[str](), dict[str, PlannedRun](), list[int]()
     for run in runs:
         warnings += [*run.warnings, *check_inputs(run.config, may_be_absent=True)]
         paths = locate_run(run.config.output.exp_dir, run.run_id, datetime.now())
         with naming_study():
             finished = find_finished_folds(paths, find_fingerprint(paths, run.config), run.config.data.folds)
-        missing = [fold for fold in run.config.data.list_wanted() if fold not in finished]
+        missing = tuple(fold for fold in run.config.data.list_wanted() if fold not in finished)
         indices += [run.offset + fold for fold in missing]
-        described[run.run_id] = {"run_folder": str(paths.root), "finished": finished, "folds": missing}
+        planned[run.run_id] = PlannedRun(str(paths.root), tuple(finished), missing)
     folder = locate_study(runs[0].config.output.exp_dir, name)
     output = render_output(str(folder / "console"))
-    return {
-        "name": name,
-        "warnings": list(dict.fromkeys(warnings)),
-        "runs": described,
-        "command": render_sbatch(request, indices, render_comment(name, "TOKEN"), output) if indices else None,
-        "script": _render_script(arguments, request, name, runs[0].resume_command),
-    }
-
-
-def render_submission(plan: dict[str, Any]) -> str:
-    """Render the plan of a submission for people."""
-    lines = [f"[WARNING] {warning}" for warning in plan["warnings"]]
-    lines.append(
-        f"[PLAN] study {plan['name']}: {sum(len(run['folds']) for run in plan['runs'].values())} folds to submit"
+    return SubmissionPlan(
+        name=name,
+        warnings=tuple(dict.fromkeys(warnings)),
+        runs=planned,
+        command=render_sbatch(request, indices, render_comment(name, "TOKEN"), output) if indices else None,
+        script=_render_script(arguments, request, name, runs[0].resume_command),
     )
-    for run in plan["runs"].values():
-        finished = f", finished before: folds {', '.join(map(str, run['finished']))}" if run["finished"] else ""
-        lines.append(f"[PLAN] run {run['run_folder']}{finished}")
-    command = plan["command"]
+
+
+def render_submission(plan: SubmissionPlan) -> str:
+    """Render the plan of a submission for people."""
+    lines = [f"[WARNING] {warning}" for warning in plan.warnings]
+    lines.append(f"[PLAN] study {plan.name}: {sum(len(run.folds) for run in plan.runs.values())} folds to submit")
+    for run in plan.runs.values():
+        finished = f", finished before: folds {', '.join(map(str, run.finished))}" if run.finished else ""
+        lines.append(f"[PLAN] run {run.run_folder}{finished}")
+    command = plan.command
     lines.append(
-        "[PLAN] nothing to submit" if command is None else f"[PLAN] {shlex.join(command)} <<'EOF'\n{plan['script']}EOF"
+        "[PLAN] nothing to submit" if command is None else f"[PLAN] {shlex.join(command)} <<'EOF'\n{plan.script}EOF"
     )
     return "\n".join(lines)
 

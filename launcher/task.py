@@ -26,7 +26,8 @@ from launcher.queued_run import Job, LaunchOptions, describe_launch, describe_pr
 from launcher.slurm.format import Allocation
 from launcher.slurm.queue import read_job, requeue_job
 from launcher.slurm.steps import SlurmBackend, watching_for_preemption
-from launcher.status import list_unfinished, read_status
+from launcher.status import list_unfinished
+from launcher.status_files import read_status
 
 _OPEN_LIMIT_S = 7200.0  # how long another task may take to scan the data
 _EXIT_LIMIT_S = 60.0  # how long an earlier start of this task may survive after the batch system reports it gone

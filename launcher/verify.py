@@ -26,10 +26,11 @@ from doccls.reporting.progress import ConsoleReporter, Reporter
 from doccls.run.heartbeat import Beat, format_progress, has_begun, read_beat
 from doccls.run.paths import RunPaths, locate_run
 from doccls.system.temporary import temporary_folder
-from launcher.arguments import add_device_arguments, count, list_config_args
+from launcher.arguments import list_config_args
 from launcher.attempt import format_exit_code
 from launcher.forking import serve_ranks
 from launcher.local import KILL_LIMIT_S, Backend, LocalBackend, Processes, kill_folds_and_wait
+from launcher.parser import add_device_arguments, count
 from launcher.placement import choose_slots
 from launcher.plan import Assignment, Workload
 

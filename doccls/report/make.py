@@ -54,9 +54,11 @@ def make_comparison(paths: Sequence[RunPaths], output: Path, with_images: bool =
 
 
 def is_reported(paths: RunPaths) -> bool:
-    """Return whether the merged run has a report that is not older than its scores."""
+    """Return whether the run has a report that is not older than its predictions and, if it is merged, its scores."""
+    files = [*paths.list_predictions(), *([paths.summary] if is_merged(paths) else [])]
     try:
-        return is_merged(paths) and paths.report.stat().st_mtime_ns >= paths.summary.stat().st_mtime_ns
+        reported_ns = paths.report.stat().st_mtime_ns
+        return all(file.stat().st_mtime_ns <= reported_ns for file in files)
     except OSError:
         return False
 

@@ -10,7 +10,8 @@ from doccls.reporting.log import RunLog
 from doccls.system.signals import stopping_gracefully
 from launcher.slurm.submit import SubmitOptions, open_submitted_run, read_queue_of, submit_missing
 from launcher.slurm.watch import Watch
-from launcher.status import list_unfinished, read_status
+from launcher.status import list_unfinished
+from launcher.status_files import read_status
 from launcher.task import close_share
 
 

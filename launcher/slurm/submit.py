@@ -29,7 +29,8 @@ from launcher.slurm.array_jobs import (
 from launcher.slurm.format import LostAnswerError, QueueEntry, SlurmError, Submitted, render_comment
 from launcher.slurm.queue import POLL_S, find_clusters, read_queue, submit_script
 from launcher.slurm.script import JobRequest, render_output, render_sbatch
-from launcher.status import list_run_jobs
+from launcher.status_files import list_run_jobs
+from launcher.study import name_fold
 
 _FIND_TRIES = 2
 
@@ -60,7 +61,7 @@ class SubmittedRun:
 
     def name_fold(self, fold: int) -> str:
         """Return the name of a fold in log lines."""
-        return f"fold {fold}" if self.study is None else f"{self.paths.run_id} fold {fold}"
+        return name_fold(fold, self.paths.run_id, self.study)
 
     def hold_lock(self) -> AbstractContextManager[Lock]:
         """Hold the lock of the process that submits the run."""

@@ -11,7 +11,7 @@ from launcher.slurm.array_jobs import ArrayJob, list_active, list_clusters, list
 from launcher.slurm.format import JobPhase, QueueEntry
 from launcher.slurm.queue import POLL_S, next_interval, read_queue
 from launcher.slurm.submit import Missing, SubmitOptions, SubmittedRun, submit_missing
-from launcher.status import find_launchers, list_run_jobs
+from launcher.status_files import find_launchers, list_run_jobs
 
 _FILES_POLL_S = 2.0
 _TICK_S = 0.2

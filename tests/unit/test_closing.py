@@ -1,12 +1,18 @@
 """The commands that close the runs of a study while others train."""
 
+import os
 import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from test_standings import write_fold
 
+from doccls.run.paths import RunPaths
 from doccls.system import signals
 from doccls.system.signals import Interrupted
-from launcher.closing import Closings, Ended
+from launcher.closing import Closings, Ended, list_command
 
 PRINT = [sys.executable, "-c", "import sys; print('x'); print('y', file=sys.stderr); sys.exit(int(sys.argv[1]))"]
 SLEEP = [sys.executable, "-c", "import time; print('up', flush=True); time.sleep(600)"]
@@ -56,3 +62,31 @@ def test_command_that_can_not_start_is_reported_like_one_that_fails() -> None:
         closings.finish()
     assert [(end.run_id, end.code) for end in ended] == [("a", 1), ("b", 0)]
     assert "can't be started: " in ended[0].output and "/no/such/program" in ended[0].output
+
+
+@pytest.mark.parametrize("valid_fold", ["all", 0])
+def test_run_is_closed_once(valid_fold: str | int, tmp_path: Path) -> None:
+    paths = RunPaths(tmp_path)
+    output = SimpleNamespace(report=True)
+    config = SimpleNamespace(data=SimpleNamespace(valid_fold=valid_fold), output=output)
+    experiment: Any = SimpleNamespace(paths=paths, config=config)
+
+    def write(path: Path, time_s: int) -> None:
+        path.touch()
+        os.utime(path, (time_s, time_s))
+
+    paths.predictions_dir.mkdir(parents=True)
+    write_fold(paths, 0, 0.5, None)
+    write(paths.predictions(0), 10)
+    if valid_fold == "all":
+        assert list_command(experiment) == [sys.executable, "-m", "launcher", "merge", str(tmp_path)]
+        write(paths.summary, 20)
+    report = [sys.executable, "-m", "doccls", "report", str(tmp_path)]
+    assert list_command(experiment) == report  # also if the merge was killed before it
+    output.report = False
+    assert list_command(experiment) is None
+    output.report = True
+    write(paths.report, 30)
+    assert list_command(experiment) is None
+    write(paths.predictions(0), 40)  # trained again
+    assert list_command(experiment) is not None

@@ -10,7 +10,7 @@ import pytest
 
 import doccls.__main__
 import doccls.train
-import launcher.arguments
+import launcher.parser
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -18,10 +18,10 @@ DRAWN_BY_DEMO = "demo/configs/demo.yaml"
 PARSERS = {
     ("doccls",): doccls.__main__.build_parser,
     ("doccls", "train"): doccls.train.build_parser,
-    ("doccls-launch",): launcher.arguments.build_parser,
+    ("doccls-launch",): launcher.parser.build_parser,
     ("python", "-m", "doccls"): doccls.__main__.build_parser,
     ("python", "-m", "doccls.train"): doccls.train.build_parser,
-    ("python", "-m", "launcher"): launcher.arguments.build_parser,
+    ("python", "-m", "launcher"): launcher.parser.build_parser,
     (".venv/bin/doccls",): doccls.__main__.build_parser,
 }
 

@@ -9,8 +9,8 @@ import pytest
 
 from doccls.errors import UserError
 from doccls.system.signals import Interrupted
-from launcher.arguments import build_parser
 from launcher.end_command import EndCommand
+from launcher.parser import build_parser
 from tests.unit.conftest import KeptLog
 
 

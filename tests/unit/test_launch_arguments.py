@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from launcher.arguments import build_parser, list_task_args
+from launcher.arguments import list_task_args
+from launcher.parser import build_parser
 
 
 @pytest.mark.parametrize("start", ["server", "fresh"])

@@ -111,7 +111,7 @@ def test_unchanged_files_are_read_once_and_nothing_is_written(paths: RunPaths, m
 
 def test_slurm_is_asked_at_most_every_15_s(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[str, ...]] = []
-    monkeypatch.setattr("launcher.status.read_queue", lambda clusters: asked.append(tuple(clusters)))
+    monkeypatch.setattr("launcher.status_files.read_queue", lambda clusters: asked.append(tuple(clusters)))
     now_s = [100.0]
     monkeypatch.setattr(live_files.time, "monotonic", lambda: now_s[0])
     source = live_files._KeepingSource()

@@ -21,8 +21,9 @@ from doccls.oof.predictions import FoldPredictions, PredictionsInfo, write_predi
 from doccls.run.fingerprint import derive_fingerprint
 from doccls.run.paths import RunPaths
 from launcher import cli, placement
-from launcher.arguments import build_parser, make_plan
+from launcher.arguments import make_plan
 from launcher.devices import Device, list_cpus
+from launcher.parser import build_parser
 from launcher.placement import choose_slots
 from launcher.plan import (
     LaunchPlan,

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from doccls.config import Config
 from doccls.errors import UserError
 from launcher import placement
-from launcher.arguments import build_parser
 from launcher.devices import Device, list_cpus
+from launcher.parser import build_parser
 from launcher.placement import choose_slots
 from launcher.plan import Slot, assign_slots, make_slots
 

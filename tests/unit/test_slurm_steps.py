@@ -14,9 +14,10 @@ import pytest
 
 from doccls.config import Config
 from doccls.errors import UserError
-from launcher.arguments import build_parser, render_resume_command
+from launcher.arguments import render_resume_command
 from launcher.devices import Device
 from launcher.local import LAUNCH, StartError
+from launcher.parser import build_parser
 from launcher.placement import choose_slots, choose_task_slots, make_request
 from launcher.plan import Assignment, RankCommand, Slot
 from launcher.slurm import steps

@@ -21,7 +21,8 @@ from doccls.system.lock import hold_lock
 from launcher.cli import main
 from launcher.ledger import Attempt, Ledger, write_ledger
 from launcher.slurm.format import QueueEntry
-from launcher.status import FoldEvidence, State, describe_fold, list_unfinished, read_status, render_status
+from launcher.status import FoldEvidence, State, describe_fold, list_unfinished, render_status
+from launcher.status_files import read_status
 
 BEFORE, BEGUN, LATER = (f"2026-01-02T03:0{minute}:00.000+00:00" for minute in (1, 4, 6))
 LEDGER = Ledger(
@@ -252,7 +253,7 @@ def test_launcher_of_another_user_machine_or_container_cannot_be_cancelled(
 
 def test_array_tasks_have_their_own_ledgers_and_locks(paths: RunPaths, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fold 1 failed in an earlier launch and is trained by an array task now; the task of fold 2 failed."""
-    monkeypatch.setattr("launcher.status.read_queue", lambda clusters: [])
+    monkeypatch.setattr("launcher.status_files.read_queue", lambda clusters: [])
     write_ledger(paths.ledger(), replace(LEDGER, started=BEFORE, attempts=(replace(FAILED, started=BEFORE),)))
     task = replace(LEDGER, folds=(1,), job="12_1", attempts=(replace(OPEN, slot="node 0 gpu 0"),))
     write_ledger(paths.ledger(1), task)

@@ -12,8 +12,9 @@ import pytest
 from doccls.errors import UserError
 from doccls.oof.summary import DamagedCopies, Summary, summarize
 from launcher.leaderboard import Standing, rank_runs, render_leaderboard
+from launcher.standings import measure_runs
 from launcher.study import Work, check_study_name, list_runs, naming_study, order_folds, parse_grid, parse_seeds
-from launcher.study_file import Member, Study, find_study, locate_member, measure_runs, read_study, write_study
+from launcher.study_file import Member, Study, find_study, locate_member, read_study, write_study
 
 
 def test_runs_are_configs_times_seeds() -> None:

@@ -70,6 +70,7 @@ def test_plan_shows_each_run(call: Call, tmp_path: Path) -> None:
         (("--study", "../x"), "--study '../x': up to 40"),
         (("--set", "project.seed=x"), "project.seed"),
         (("--set-each", "train.lr=1,1"), "--set-each 'train.lr=1,1': a value is there twice"),
+        (("--blend", "--set", "data.valid_fold=1"), "--blend: data.valid_fold = 1: only runs with predictions of all"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(
@@ -78,6 +79,15 @@ def test_options_that_do_not_fit_are_refused(
     code, _, err = call(command, *words)
     assert code == 1 and message in err
     assert not (tmp_path / "exp").exists() and not (tmp_path / "logs").exists()
+
+
+@pytest.mark.parametrize("backend", ["local", "slurm"])
+def test_single_run_can_not_be_blended(
+    backend: str, configs: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--slots", "1"] if backend == "local" else []
+    assert main(["plan", "--config", str(configs[0]), "--blend", "--backend", backend, *words]) == 1
+    assert "--blend: the study has only one run; state several --config" in capsys.readouterr().err
 
 
 def test_plan_of_a_submission_is_one_array(configs: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:

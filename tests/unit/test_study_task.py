@@ -11,8 +11,8 @@ import pytest
 import yaml
 
 from doccls.errors import UserError
-from launcher.arguments import build_parser
 from launcher.array import ArrayTask
+from launcher.parser import build_parser
 from launcher.study_command import NumberedRun, load_numbered_runs
 from launcher.study_task import divide
 

@@ -30,8 +30,9 @@ from launcher.slurm.run import submit
 from launcher.slurm.script import JobRequest
 from launcher.slurm.submit import SubmitOptions, SubmittedRun, open_submitted_run, read_queue_of, submit_missing
 from launcher.slurm.watch import Watch
-from launcher.status import read_status
-from launcher.study_file import Member, Study, locate_update_lock, measure_runs, write_study
+from launcher.standings import measure_runs
+from launcher.status_files import read_status
+from launcher.study_file import Member, Study, locate_update_lock, write_study
 from tests.unit.conftest import KeptLog
 
 NOW = datetime(2026, 1, 2, 3, 4)
@@ -89,7 +90,7 @@ class Slurm:
 @pytest.fixture
 def slurm(monkeypatch: pytest.MonkeyPatch) -> Slurm:
     slurm = Slurm()
-    for module in ("slurm.submit", "slurm.watch", "status", "cancel"):
+    for module in ("slurm.submit", "slurm.watch", "status_files", "cancel"):
         monkeypatch.setattr(f"launcher.{module}.read_queue", slurm.read_queue)
     monkeypatch.setattr(submit_module, "submit_script", slurm.submit_script)
     monkeypatch.setattr("doccls.model.build.fetch_pretrained", lambda config, img_size: Path("/the cache"))
