@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from doccls.run.heartbeat import Beat
 from doccls.run.metrics_log import EpochMetrics
 
-# A pace of the current epoch's steps counts more than the last epoch's once it was measured for this long.
-_MIN_PACE_S = 5.0
+# The pace is that of the current epoch's steps over this time, and until then of the last epoch's for the rest of it:
+# the first steps of an epoch say little.
+_WINDOW_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -46,9 +47,10 @@ def measure_pace(beat: Beat, last: EpochMetrics | None) -> Pace | None:
     epoch, step_s = None if last is None else measure_epoch(last, beat), measure_steps(beat)
     if epoch is None:
         return None if step_s is None else Pace(step_s, 0.0)
-    if step_s is not None and beat.time_s - beat.stage_s >= _MIN_PACE_S:
-        return Pace(step_s, epoch.validation_s)
-    return epoch
+    if step_s is None:
+        return epoch
+    share = min(1.0, (beat.time_s - beat.stage_s) / _WINDOW_S)
+    return Pace(1 / (share / step_s + (1 - share) / epoch.step_s), epoch.validation_s)
 
 
 def estimate_left_s(beat: Beat, pace: Pace) -> float | None:

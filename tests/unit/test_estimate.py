@@ -64,12 +64,20 @@ def test_pace_of_an_epoch_that_was_resumed_counts_the_remaining_steps() -> None:
     assert measure_epoch(make_row(1), replace(BEAT, batch_size=0)) is None
 
 
-def test_steps_of_the_current_epoch_count_once_they_were_measured_for_long_enough() -> None:
+def measure_step_s(beat: Beat, last: EpochMetrics | None) -> float:
+    pace = measure_pace(beat, last)
+    assert pace is not None and pace.validation_s == (0.0 if last is None else pytest.approx(VALIDATION_S))
+    return pace.step_s
+
+
+def test_steps_of_the_current_epoch_count_by_how_long_they_were_measured() -> None:
     slower = replace(BEAT, epoch=2, step=STEPS + 3, stage_s=0.0, stage_step=STEPS + 1, time_s=4.0)
     assert measure_steps(slower) == 2.0
-    assert measure_pace(slower, make_row(1)) == pytest.approx(Pace(STEP_S, VALIDATION_S))
-    assert measure_pace(replace(slower, time_s=6.0), make_row(1)) == Pace(3.0, pytest.approx(VALIDATION_S))
-    assert measure_pace(slower, None) == Pace(2.0, 0.0)
+    # In 30 s: 4 at 2 s per step, and 26 at 0.5 s.
+    assert measure_step_s(slower, make_row(1)) == pytest.approx(30 / (4 / 2.0 + 26 / STEP_S))
+    for time_s in (30.0, 40.0):
+        assert measure_step_s(replace(slower, time_s=time_s), make_row(1)) == time_s / 2
+    assert measure_step_s(slower, None) == 2.0
 
 
 def test_no_pace_before_the_second_step() -> None:
