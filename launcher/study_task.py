@@ -2,8 +2,8 @@
 
 import argparse
 import os
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING
@@ -22,7 +22,9 @@ from launcher.study_command import NumberedRun, load_numbered_runs
 if TYPE_CHECKING:
     from doccls.reporting.log import RunLog
     from launcher.end_command import EndCommand
+    from launcher.queued_run import LaunchOptions
     from launcher.study_file import Study
+    from launcher.task import TaskOptions
 
 
 @dataclass(frozen=True)
@@ -80,17 +82,9 @@ def train_study_task(arguments: argparse.Namespace, log: "RunLog", end_command: 
 
         with suppress(UserError, OSError):  # another task does the same; at the end it matters
             rank_study(folder, describe(), {}, wait_s=0.0)
-        allocation, problems, missing = parse_allocation(os.environ), dict[str, str](), list[str]()
-        has_advanced = False
-        for share in shares:
-            try:
-                with naming_study():
-                    folds = _train(share, name, task, allocation, now, has_advanced, log)
-                has_advanced = True
-                missing += [f"{share.run.run_id}:{fold}" for fold in folds]
-            except UserError as error:
-                problems[share.run.run_id] = str(error)
-                log.line(f"[WARNING] run {share.run.run_id}: {error}")
+        problems: dict[str, str] = {}  # by run id; other runs go on
+        launches = _make_launches(shares, name, task, problems, log)
+        missing = _train(launches, now, problems, log) if launches else []
         close_study_share(folder, describe(), problems, log, arguments.blend)
         if problems:
             raise UserError("\n".join(f"run {run_id}: {problem}" for run_id, problem in problems.items()))
@@ -101,20 +95,64 @@ def train_study_task(arguments: argparse.Namespace, log: "RunLog", end_command: 
             )
 
 
-def _train(
-    share: StudyShare,
-    study: str,
-    task: ArrayTask,
-    allocation: Allocation | None,
-    now: datetime,
-    has_advanced: bool,
-    log: "RunLog",
-) -> tuple[int, ...]:
-    """Train the share of one run, merge the run if it is complete then, and return its missing folds.
+@dataclass(frozen=True)
+class _RunLaunch:
+    """What the task does for one of the runs."""
 
-    `has_advanced`: the task has trained other shares since it started.
+    run: NumberedRun
+    own: "TaskOptions"
+    options: "LaunchOptions"
+
+
+def _make_launches(
+    shares: Sequence[StudyShare], study: str, task: ArrayTask, problems: dict[str, str], log: "RunLog"
+) -> list[_RunLaunch]:
+    """Derive the launches of the task's runs; those that can't be launched are added to `problems`."""
+    allocation, launches = parse_allocation(os.environ), []
+    for share in shares:
+        with _noting_problem(share.run, problems, log):
+            launches.append(_make_launch(share, study, task, allocation))
+    return launches
+
+
+def _train(launches: Sequence[_RunLaunch], now: datetime, problems: dict[str, str], log: "RunLog") -> list[str]:
+    """Train the runs one after the other, and merge those that are complete then; return their missing folds.
+
+    Those that fail are added to `problems`.
     """
-    from launcher.task import TaskOptions, run_task
+    from launcher.task import run_task, serve_task
+
+    missing, has_advanced = list[str](), False
+    with serve_task(launches[0].own, launches[0].options, log) as server:
+        for launch in launches:
+            config, run_id = launch.run.config, launch.run.run_id
+            log.line(f"[STUDY] run {run_id}")
+            own = replace(launch.own, has_advanced=has_advanced)
+            with _noting_problem(launch.run, problems, log):
+                folds = run_task(config, run_id, now, own, launch.options, server, log)
+                has_advanced = True
+                missing += [f"{run_id}:{fold}" for fold in folds]
+    return missing
+
+
+@contextmanager
+def _noting_problem(run: NumberedRun, problems: dict[str, str], log: "RunLog") -> Iterator[None]:
+    """Note an error about the run that the user has to mend, and go on after the block."""
+    try:
+        with naming_study():
+            yield
+    except UserError as error:
+        problems[run.run_id] = str(error)
+        log.line(f"[WARNING] run {run.run_id}: {error}")
+
+
+def _make_launch(share: StudyShare, study: str, task: ArrayTask, allocation: Allocation | None) -> _RunLaunch:
+    """Derive the launch of one run's folds.
+
+    Raises:
+        UserError: the resources of the task do not fit them, or the run was created with another config.
+    """
+    from launcher.task import TaskOptions
 
     run, config = share.run, share.run.config
     chosen = choose_task_slots(config, allocation, task.name)
@@ -123,9 +161,8 @@ def _train(
     plan = make_plan(run.arguments, config, run.run_id, chosen.slots, share.folds, cores, warnings)
     options = make_options(run.arguments, config, run.run_id, plan, chosen.slots)
     options = replace(options, resume_command=run.resume_command, study=study)
-    own = TaskOptions(task, share.folds, allocation, run.arguments.requeue_code, run.offset, has_advanced)
-    log.line(f"[STUDY] run {run.run_id}")
-    return run_task(config, run.run_id, now, own, options, log)
+    own = TaskOptions(task, share.folds, allocation, run.arguments.requeue_code, run.offset)
+    return _RunLaunch(run, own, options)
 
 
 def _name_study(arguments: argparse.Namespace) -> str:

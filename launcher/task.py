@@ -1,7 +1,7 @@
 """`doccls-launch task`: trains an array task's share of a run's folds; the task that finishes last merges them."""
 
 import signal
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -48,10 +48,23 @@ class TaskOptions:
     has_advanced: bool = False  # the task has trained folds of other runs since it started
 
 
+def serve_task(share: TaskOptions, options: LaunchOptions, log: RunLog) -> AbstractContextManager[RankServer | None]:
+    """Start the server of the task's ranks in the background, for all its runs; None: they start fresh, or by srun."""
+    return nullcontext() if _spans_nodes(share) else serve_launch(options, log)
+
+
 def run_task(
-    config: Config, run_id: str, now: datetime, share: TaskOptions, options: LaunchOptions, log: RunLog
+    config: Config,
+    run_id: str,
+    now: datetime,
+    share: TaskOptions,
+    options: LaunchOptions,
+    server: RankServer | None,
+    log: RunLog,
 ) -> tuple[int, ...]:
     """Train the unfinished folds of the share, merge the run if all its folds are finished then, or return the missing.
+
+    `server` forks the ranks; None: they start fresh.
 
     Raises:
         UserError: config, data or another launcher of the run prevent it, or folds failed.
@@ -73,8 +86,7 @@ def run_task(
         ledger_path = paths.ledger(task.index)
         ledger = begin_launch(ledger_path, ledger)
         watching = nullcontext() if share.allocation is None else watching_for_preemption()
-        serving = nullcontext() if _spans_nodes(share) else serve_launch(options, log)
-        with temporary_folder("doccls-task-") as folder, stopping_gracefully(), watching, serving as server:
+        with temporary_folder("doccls-task-") as folder, stopping_gracefully(), watching:
             ledger_file = LedgerFile(ledger_path, ledger, lock, log)
             queued = make_queued_run(run, share.folds, ledger_file, lock, options, log)
             jobs = [Job(queued, fold) for fold in queued.missing]

@@ -18,7 +18,7 @@ from tiny_runs import RICH, Run, Trainer
 from doccls.run.heartbeat import read_beat
 
 # For each number of processes:
-KILLS = int(os.environ.get("DOCCLS_TEST_KILLS", "3"))
+KILLS = int(os.environ.get("DOCCLS_TEST_KILLS", "1"))
 STOPS = int(os.environ.get("DOCCLS_TEST_RESUMED_STOPS", "1"))
 # RICH with BatchNorm, gradient accumulation, damaged pages, layer decay, a final epoch without Mixup, and a resume
 # checkpoint after each step.

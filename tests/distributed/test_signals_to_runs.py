@@ -23,7 +23,7 @@ from tests.unit.test_signals import WRITES, count_writes
 START_S = 100
 END_S = 60
 LONG = (*RICH, "train.epochs=500", "train.log_interval=1")
-STOPS = int(os.environ.get("DOCCLS_TEST_STOPS", "10"))
+STOPS = int(os.environ.get("DOCCLS_TEST_STOPS", "4"))
 
 
 def await_event(happened: Callable[[], bool], within_s: float, what: str, folder: Path) -> None:

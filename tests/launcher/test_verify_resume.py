@@ -56,7 +56,7 @@ def test_unusable_store_is_an_error_only_if_config_names_it(trainer: Trainer) ->
     folder.mkdir()
     blocked = folder / "page_store"
     blocked.write_text("a file")
-    sets, words = (*PLAIN, "train.epochs=30", "data.valid_fold=1", "data.store=auto"), ("--slots", "1", "--kills", "1")
+    sets, words = (*PLAIN, "train.epochs=12", "data.valid_fold=1", "data.store=auto"), ("--slots", "1", "--kills", "1")
     done = verify(trainer, sets, *words, folder=folder)
     assert done.code == 0, done.out + done.err
     assert re.search(r"^\[WARNING\] not a folder: .*page_store .*: pages are decoded in each epoch", done.out, re.M)
@@ -67,7 +67,7 @@ def test_unusable_store_is_an_error_only_if_config_names_it(trainer: Trainer) ->
 
 
 def test_resume_that_changes_weight_is_detected(trainer: Trainer) -> None:
-    sets = (*PLAIN, "train.epochs=30", "train.checkpoint_interval_s=0.001", "data.valid_fold=1")
+    sets = (*PLAIN, "train.epochs=12", "train.checkpoint_interval_s=0.001", "data.valid_fold=1")
     words = ("--slots", "1", "--kills", "1", "--seed", "3")  # early
     done = verify(trainer, sets, *words, program="fault_train:train_with_changed_weight")
     assert done.code == 1, done.out + done.err

@@ -25,6 +25,20 @@ def score(targets: np.ndarray, predictions: np.ndarray) -> float:
     return float(f1_score(targets, predictions, average="macro", zero_division=0))
 
 
+def count_score(targets: np.ndarray, predictions: np.ndarray) -> float:
+    """Return the same as `score`, thirty times faster."""
+    counts = np.zeros((4, 4))
+    np.add.at(counts, (targets, predictions), 1)
+    sizes = counts.sum(axis=0) + counts.sum(axis=1)
+    return float((2 * np.diag(counts)[sizes > 0] / sizes[sizes > 0]).mean())
+
+
+def test_both_scores_are_the_same() -> None:
+    for seed in range(5):
+        targets, logits, _ = draw_run(9, 0.5, seed)  # also without some of the classes
+        assert count_score(targets, logits.argmax(axis=1)) == pytest.approx(score(targets, logits.argmax(axis=1)))
+
+
 class FixedGenerator:
     """A random generator that returns given draws."""
 
@@ -53,7 +67,7 @@ def test_interval_matches_resampling_row_by_row(count: int, skill: float) -> Non
     scores = []
     for _ in range(2000):
         rows = rng.integers(0, count, count)
-        scores.append(score(targets[rows], predictions[rows]))
+        scores.append(count_score(targets[rows], predictions[rows]))
     low, high = np.quantile(scores, [0.025, 0.975])
     interval_low, interval_high = bootstrap_macro_f1(targets, predictions, 4)
     # A 2.5 % quantile of 1000 (and 2000) draws errs by about a tenth (and less) of their standard deviation.
@@ -107,7 +121,7 @@ def test_group_interval_matches_resampling_groups_and_is_wider() -> None:
     scores = []
     for _ in range(2000):
         rows = np.concatenate([np.flatnonzero(group_N == group) for group in rng.integers(0, 60, 60)])
-        scores.append(score(targets[rows], predictions[rows]))
+        scores.append(count_score(targets[rows], predictions[rows]))
     low, high = bootstrap_macro_f1(targets, predictions, 3, group_N)
     assert [low, high] == pytest.approx(np.quantile(scores, [0.025, 0.975]).tolist(), abs=0.4 * float(np.std(scores)))
     by_row = bootstrap_macro_f1(targets, predictions, 3)
@@ -141,7 +155,7 @@ def test_gap_interval_matches_resampling_pairs_row_by_row() -> None:
     rng, gaps = np.random.default_rng(1), []
     for _ in range(2000):
         rows = rng.integers(0, 300, 300)
-        gaps.append(score(targets[rows], predictions[rows]) - score(targets[rows], damaged[rows]))
+        gaps.append(count_score(targets[rows], predictions[rows]) - count_score(targets[rows], damaged[rows]))
     interval = bootstrap_gap(targets, predictions, damaged, 4)
     assert interval == pytest.approx(np.quantile(gaps, [0.025, 0.975]).tolist(), abs=0.4 * float(np.std(gaps)))
     clean_low, clean_high = bootstrap_macro_f1(targets, predictions, 4)

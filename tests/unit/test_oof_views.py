@@ -73,10 +73,14 @@ def data(config: Config) -> PreparedData:
     return prepare_data(config)
 
 
-def predict_page(best: BestWeights, config: Config, page: np.ndarray) -> np.ndarray:
-    """Return the logits (classes,) of one page (size, size, 3) uint8."""
+def load_model(best: BestWeights, config: Config) -> torch.nn.Module:
     model = build_model(config.model, 3, 32).eval()
     model.load_state_dict(best.state_dict)
+    return model
+
+
+def predict_page(model: torch.nn.Module, page: np.ndarray) -> np.ndarray:
+    """Return the logits (classes,) of one page (size, size, 3) uint8."""
     pixels = torch.from_numpy(((page / 255 - 0.5) / 0.25).astype(np.float32)).permute(2, 0, 1)[None]
     with torch.no_grad():
         logits: np.ndarray = model(pixels)[0].numpy()
@@ -100,7 +104,8 @@ def compute_logits(config: Config, data: PreparedData, best: BestWeights, view: 
     """Return the logits (n, classes) of a fold's pages, or of their damaged copies, in a view, page by page."""
     dataset = build_dataset(config, data.manifest)
     pages = [dataset[SampleKey(row, None, is_damaged)][0] for row in data.list_valid(best.fold).tolist()]
-    return np.stack([predict_page(best, config, TURNS[view](page)) for page in pages])
+    model = load_model(best, config)
+    return np.stack([predict_page(model, TURNS[view](page)) for page in pages])
 
 
 @pytest.fixture
