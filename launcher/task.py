@@ -8,7 +8,7 @@ from pathlib import Path
 
 from doccls.config import Config
 from doccls.experiment import Experiment, describe_unmerged, log_config, log_done, merge, open_run, report
-from doccls.oof.merge import load_merged
+from doccls.oof.merge import load_merged, lock_merge
 from doccls.oof.predictions import is_merged
 from doccls.oof.summary import list_scores
 from doccls.reporting.log import RunLog
@@ -30,7 +30,6 @@ from launcher.status import list_unfinished, read_status
 
 _OPEN_LIMIT_S = 7200.0  # how long another task may take to scan the data
 _EXIT_LIMIT_S = 60.0  # how long an earlier start of this task may survive after the batch system reports it gone
-_MERGE_LIMIT_S = 600.0  # how long another task's merge may take
 # Sent by Slurm ahead of the job's time limit: slurm/kfold.sh asks for the first, a site may ask for the second.
 _TIME_LIMIT_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2)
 
@@ -156,10 +155,10 @@ def close_share(experiment: Experiment, log: RunLog) -> tuple[int, ...]:
         if not missing:
             report(experiment, log)
     elif not missing:
-        with hold_lock(paths.merge_lock, f"run {paths.run_id} is being merged", wait_s=_MERGE_LIMIT_S):
+        with lock_merge(paths) as lock:
             is_new = not is_merged(paths)
             if is_new:
-                merge(experiment, log)
+                merge(experiment, lock, log)
         if not is_new:
             log.line(f"[OOF] already merged: {paths.oof_logits}")
             for line in list_scores(load_merged(paths)[1]):
