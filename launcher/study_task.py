@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from doccls.reporting.log import RunLog
     from launcher.end_command import EndCommand
     from launcher.study_file import Study
+    from launcher.task import TaskEnd
 
 
 @dataclass(frozen=True)
@@ -85,9 +86,9 @@ def train_study_task(arguments: argparse.Namespace, log: "RunLog", end_command: 
         for share in shares:
             try:
                 with naming_study():
-                    folds = _train(share, name, task, allocation, now, has_advanced, log)
-                has_advanced = True
-                missing += [f"{share.run.run_id}:{fold}" for fold in folds]
+                    end = _train(share, name, task, allocation, now, has_advanced, log)
+                has_advanced |= end.has_advanced
+                missing += [f"{share.run.run_id}:{fold}" for fold in end.missing]
             except UserError as error:
                 problems[share.run.run_id] = str(error)
                 log.line(f"[WARNING] run {share.run.run_id}: {error}")
@@ -109,10 +110,10 @@ def _train(
     now: datetime,
     has_advanced: bool,
     log: "RunLog",
-) -> tuple[int, ...]:
-    """Train the share of one run, merge the run if it is complete then, and return its missing folds.
+) -> "TaskEnd":
+    """Train the share of one run, and merge the run if it is complete then.
 
-    `has_advanced`: the task has trained other shares since it started.
+    `has_advanced`: the task has finished or saved folds of other runs since it started.
     """
     from launcher.task import TaskOptions, run_task
 

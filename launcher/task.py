@@ -43,13 +43,21 @@ class TaskOptions:
     allocation: Allocation | None  # None outside Slurm
     requeue_code: int  # exit code of a task that was stopped and can resume
     offset: int = 0  # number of the run's fold 0 among the folds of all runs of its study
-    has_advanced: bool = False  # the task has trained folds of other runs since it started
+    has_advanced: bool = False  # the task has finished or saved folds of other runs since it started
+
+
+@dataclass(frozen=True)
+class TaskEnd:
+    """How a task left a run."""
+
+    missing: tuple[int, ...]  # folds of the run, if it is not merged
+    has_advanced: bool  # the task has finished a fold of it or saved a resume checkpoint
 
 
 def run_task(
     config: Config, run_id: str, now: datetime, share: TaskOptions, options: LaunchOptions, log: RunLog
-) -> tuple[int, ...]:
-    """Train the unfinished folds of the share, merge the run if all its folds are finished then, or return the missing.
+) -> TaskEnd:
+    """Train the unfinished folds of the share, and merge the run if all its folds are finished then.
 
     Raises:
         UserError: config, data or another launcher of the run prevent it, or folds failed.
@@ -85,7 +93,7 @@ def run_task(
                 if _handle_stop(stop, share.has_advanced or loop.has_advanced, share, options, log):
                     stop.exit_code = share.requeue_code
                 raise
-    return close_share(experiment, log)
+    return TaskEnd(close_share(experiment, log), loop.has_advanced)
 
 
 def _spans_nodes(share: TaskOptions) -> bool:
