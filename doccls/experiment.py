@@ -16,7 +16,7 @@ from doccls.data.sampler import BatchPlan
 from doccls.data.scan_cache import read_scan_cache, write_scan_cache
 from doccls.data.store import choose_store
 from doccls.errors import UserError
-from doccls.oof.merge import merge_run
+from doccls.oof.merge import lock_merge, merge_locked
 from doccls.oof.predictions import find_finished_folds
 from doccls.oof.summary import list_scores
 from doccls.report.make import is_reported, report_run
@@ -170,23 +170,27 @@ def close_run(experiment: Experiment, log: RunLog) -> None:
 
     Raises:
         UserError: the fold predictions do not match each other or are incomplete.
+        LockError: another process has been merging them for ten minutes.
     """
     if experiment.config.data.valid_fold == "all":
-        merge(experiment, log)
+        with lock_merge(experiment.paths) as lock:
+            merge(experiment, lock, log)
     else:
         log.line(describe_unmerged(experiment))
     report(experiment, log)
     log_done(experiment.paths, log)
 
 
-def merge(experiment: Experiment, log: RunLog) -> None:
+def merge(experiment: Experiment, lock: Lock, log: RunLog) -> None:
     """Merge the folds and log the scores, also after a stop was requested. Only the main process may call.
+
+    `lock` is that of `lock_merge`.
 
     Raises:
         UserError: the fold predictions do not match each other or are incomplete.
     """
     with stopping_gracefully():
-        scores = list_scores(merge_run(experiment.paths))
+        scores = list_scores(merge_locked(experiment.paths, lock))
     log.line(f"[OOF] -> {experiment.paths.oof_logits}")
     for line in scores:
         log.line(line)

@@ -25,6 +25,7 @@ from doccls.reporting.command import run_command, run_training
 from doccls.reporting.console import guarding_console, wrap_stream
 from doccls.run.paths import check_run_id, find_run, locate_run, name_log, new_run_id
 from doccls.system.cores import count_cores
+from doccls.system.lock import find_holder
 from doccls.system.user import complete_user
 from doccls.system.variables import drop_empty_variables
 from launcher.arguments import list_task_args, make_plan, render_resume_command
@@ -201,6 +202,9 @@ def _merge(arguments: argparse.Namespace) -> int:
     from doccls.report.make import report_run, wants_report
 
     paths = find_run(arguments.run)
+    holder = find_holder(paths.merge_lock)
+    if holder is not None:
+        print(f"[OOF] {holder}: waiting until that process has merged it", flush=True)
     scores = list_scores(merge_run(paths))
     print(f"[OOF] -> {paths.oof_logits}")
     for line in scores:

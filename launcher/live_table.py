@@ -1,7 +1,7 @@
 """The live view as lines for a terminal of a given size; pure."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rich.cells import cell_len, set_cell_size
 
@@ -11,7 +11,8 @@ from launcher.status import State
 
 _GAP = "  "
 _BARS, _ASCII_BARS = "▁▂▃▄▅▆▇█", "_.,-~=+#"
-_MIN_LAST, _MAX_TREND, _MAX_RUN = 8, 30, 28
+_MIN_LAST, _MAX_TREND, _MIN_RUN, _MAX_RUN = 8, 30, 12, 28
+_NARROW = ("left", "best F1", "epoch")  # the columns that go, in this order, where even short run names leave no room
 _COLOURS = {State.DONE: "32", State.FAILED: "31", State.LOST: "31", State.STOPPED: "33", State.UNKNOWN: "33"}
 _DIM, _BOLD = "2", "1"
 # Which folds are shown first if not all have room.
@@ -37,7 +38,7 @@ class _Column:
 
 
 _COLUMNS = (
-    _Column("run", lambda fold: _cut(fold.run, _MAX_RUN)),
+    _Column("run", lambda fold: _shorten(fold.run, _MAX_RUN)),
     _Column("fold", lambda fold: str(fold.fold), is_number=True),
     _Column("state", lambda fold: _render_state(fold)),
     _Column("on", lambda fold: fold.slot, rank=1),
@@ -55,8 +56,9 @@ def render_live(
 ) -> list[str]:
     """Render the totals and a row for each fold, within so many columns and lines; None is no limit.
 
-    Columns that hold nothing are left out, and so are, where the terminal is narrow, the less important ones. Where it
-    is low, running and failed folds are shown, and the last line counts the others.
+    Columns that hold nothing are left out, and so are, where the terminal is narrow, the less important ones; the names
+    of runs become short there. Where it is low, running and failed folds are shown, and the last line counts the
+    others.
     """
     style = style or Style()
     totals = describe_totals(progress)
@@ -95,12 +97,27 @@ def _choose_columns(folds: Sequence[FoldProgress], width: int | None) -> list[_C
         for column in _COLUMNS
         if column.header in ("fold", "state") or any(column.render(fold) for fold in folds)
     ]
-    while width is not None and _measure(columns, folds) + _MIN_LAST > width:
+    if width is None:
+        return columns
+    while _measure(columns, folds) + _MIN_LAST > width:
         removed = max(columns, key=lambda column: column.rank)
         if not removed.rank:
             break
         columns.remove(removed)
-    return columns
+    if _measure(_shorten_runs(columns, folds, 0, _MIN_RUN), folds) + _MIN_LAST <= width:
+        return _shorten_runs(columns, folds, width - _MIN_LAST, _MIN_RUN)
+    for header in _NARROW:
+        if _measure(_shorten_runs(columns, folds, 0, _MIN_RUN), folds) - len(_GAP) > width:
+            columns = [column for column in columns if column.header != header]
+    return _shorten_runs(columns, folds, width + len(_GAP), 1)
+
+
+def _shorten_runs(columns: list[_Column], folds: Sequence[FoldProgress], width: int, least: int) -> list[_Column]:
+    """Return the columns with the names of runs so short, but not below `least`, that all fit with their gaps."""
+    if columns[0].header != "run" or (excess := _measure(columns, folds) - width) <= 0:
+        return columns
+    size = max(least, _measure(columns[:1], folds) - len(_GAP) - excess)
+    return [replace(columns[0], header="run"[:size], render=lambda fold: _shorten(fold.run, size)), *columns[1:]]
 
 
 def _measure(columns: Sequence[_Column], folds: Sequence[FoldProgress]) -> int:
@@ -160,6 +177,14 @@ def _render_left(left_s: float | None) -> str:
 
 def _cut(text: str, size: int) -> str:
     return text if cell_len(text) <= size else f"{set_cell_size(text, size - 1).rstrip()}~"
+
+
+def _shorten(name: str, size: int) -> str:
+    """Cut out the middle of a run's name: its end, such as the seed, often tells it from others."""
+    if len(name) <= size:
+        return name
+    tail = size // 2
+    return f"{name[: size - 1 - tail]}~{name[len(name) - tail :]}"
 
 
 def _fit(line: str, width: int | None) -> str:

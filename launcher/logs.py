@@ -14,6 +14,8 @@ from launcher.attempt import find_log_name
 from launcher.ledger import Ledger, read_ledger
 from launcher.live_files import LiveReader, watch_run
 from launcher.progress import ACTIVE
+from launcher.slurm.array_jobs import read_array_jobs
+from launcher.status import State, read_status
 
 _POLL_S = 0.5
 _CONSOLE = re.compile(r"fold([0-9]+)_rank([0-9]+)\.txt")
@@ -95,7 +97,18 @@ def _describe_existing(paths: RunPaths) -> str:
         found.setdefault(int(match[1]), []).append(int(match[2]))
     logs = [f"of the launch: {newest.log}"] if newest is not None else []
     logs += [f"fold {fold}: ranks {', '.join(map(str, sorted(ranks)))}" for fold, ranks in sorted(found.items())]
-    return f"there are {'; '.join(logs)}" if logs else "it was not launched with doccls-launch"
+    return f"there are {'; '.join(logs)}" if logs else _describe_unlaunched(paths)
+
+
+def _describe_unlaunched(paths: RunPaths) -> str:
+    """Return why a run has no log at all, in words: Slurm may not have started its tasks yet."""
+    if not read_array_jobs(paths.array_jobs):
+        return "it was not launched with doccls-launch"
+    waiting = [fold for fold in read_status(paths).folds if fold.state is State.WAITING]
+    if not waiting:
+        return f"it was submitted to Slurm, and no task has begun a log; see doccls-launch status {paths.root}"
+    tasks = [f"fold {fold.fold}, {fold.remark}" if fold.remark else f"fold {fold.fold}" for fold in waiting]
+    return f"its tasks wait in Slurm's queue: {'; '.join(tasks)}"
 
 
 def _is_active(reader: LiveReader, fold: int | None) -> bool:

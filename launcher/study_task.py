@@ -129,9 +129,9 @@ def _train(launches: Sequence[_RunLaunch], now: datetime, problems: dict[str, st
             log.line(f"[STUDY] run {run_id}")
             own = replace(launch.own, has_advanced=has_advanced)
             with _noting_problem(launch.run, problems, log):
-                folds = run_task(config, run_id, now, own, launch.options, server, log)
-                has_advanced = True
-                missing += [f"{run_id}:{fold}" for fold in folds]
+                end = run_task(config, run_id, now, own, launch.options, server, log)
+                has_advanced |= end.has_advanced
+                missing += [f"{run_id}:{fold}" for fold in end.missing]
     return missing
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from doccls.config import Config
 from doccls.experiment import Experiment, describe_unmerged, log_config, log_done, merge, open_run, report
-from doccls.oof.merge import load_merged
+from doccls.oof.merge import load_merged, lock_merge
 from doccls.oof.predictions import is_merged
 from doccls.oof.summary import list_scores
 from doccls.reporting.log import RunLog
@@ -31,7 +31,6 @@ from launcher.status_files import read_status
 
 _OPEN_LIMIT_S = 7200.0  # how long another task may take to scan the data
 _EXIT_LIMIT_S = 60.0  # how long an earlier start of this task may survive after the batch system reports it gone
-_MERGE_LIMIT_S = 600.0  # how long another task's merge may take
 # Sent by Slurm ahead of the job's time limit: slurm/kfold.sh asks for the first, a site may ask for the second.
 _TIME_LIMIT_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2)
 
@@ -45,7 +44,15 @@ class TaskOptions:
     allocation: Allocation | None  # None outside Slurm
     requeue_code: int  # exit code of a task that was stopped and can resume
     offset: int = 0  # number of the run's fold 0 among the folds of all runs of its study
-    has_advanced: bool = False  # the task has trained folds of other runs since it started
+    has_advanced: bool = False  # the task has finished or saved folds of other runs since it started
+
+
+@dataclass(frozen=True)
+class TaskEnd:
+    """How a task left a run."""
+
+    missing: tuple[int, ...]  # folds of the run, if it is not merged
+    has_advanced: bool  # the task has finished a fold of it or saved a resume checkpoint
 
 
 def serve_task(share: TaskOptions, options: LaunchOptions, log: RunLog) -> AbstractContextManager[RankServer | None]:
@@ -61,8 +68,8 @@ def run_task(
     options: LaunchOptions,
     server: RankServer | None,
     log: RunLog,
-) -> tuple[int, ...]:
-    """Train the unfinished folds of the share, merge the run if all its folds are finished then, or return the missing.
+) -> TaskEnd:
+    """Train the unfinished folds of the share, and merge the run if all its folds are finished then.
 
     `server` forks the ranks; None: they start fresh.
 
@@ -99,7 +106,7 @@ def run_task(
                 if _handle_stop(stop, share.has_advanced or loop.has_advanced, share, options, log):
                     stop.exit_code = share.requeue_code
                 raise
-    return close_share(experiment, log)
+    return TaskEnd(close_share(experiment, log), loop.has_advanced)
 
 
 def _spans_nodes(share: TaskOptions) -> bool:
@@ -169,10 +176,10 @@ def close_share(experiment: Experiment, log: RunLog) -> tuple[int, ...]:
         if not missing:
             report(experiment, log)
     elif not missing:
-        with hold_lock(paths.merge_lock, f"run {paths.run_id} is being merged", wait_s=_MERGE_LIMIT_S):
+        with lock_merge(paths) as lock:
             is_new = not is_merged(paths)
             if is_new:
-                merge(experiment, log)
+                merge(experiment, lock, log)
         if not is_new:
             log.line(f"[OOF] already merged: {paths.oof_logits}")
             for line in list_scores(load_merged(paths)[1]):

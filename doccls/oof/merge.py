@@ -2,8 +2,10 @@
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -16,7 +18,10 @@ from doccls.oof.thresholds import Thresholds
 from doccls.run.metrics_log import write_metrics
 from doccls.run.paths import RunPaths
 from doccls.system.atomic_files import remove_leftovers, write_array, write_text
+from doccls.system.lock import Lock, hold_lock
 from doccls.system.tensor_file import TensorFileError
+
+_MERGE_LIMIT_S = 600.0  # how long another process's merge may take
 
 
 @dataclass(frozen=True)
@@ -41,15 +46,39 @@ class MergedOof:
         return None if self.damaged_logits_NC is None else self.damaged_logits_NC.argmax(axis=1) == self.targets_N
 
 
+@contextmanager
+def lock_merge(paths: RunPaths) -> Iterator[Lock]:
+    """Hold the lock of the process that merges the run within the block; another one's merge is waited for.
+
+    Raises:
+        LockError: another process has been merging the run for ten minutes.
+    """
+    with hold_lock(paths.merge_lock, f"run {paths.run_id} is being merged", wait_s=_MERGE_LIMIT_S) as lock:
+        yield lock
+
+
 def merge_run(paths: RunPaths) -> Summary:
+    """Merge the run's folds as `merge_locked` does; processes that do so at the same time take turns.
+
+    Raises:
+        UserError: another process merges the run for too long, or see `merge_locked`.
+    """
+    _find_predictions(paths)  # no lock is left in a folder that holds no run
+    with lock_merge(paths) as lock:
+        return merge_locked(paths, lock)
+
+
+def merge_locked(paths: RunPaths, lock: Lock) -> Summary:
     """Merge the run's folds: write metrics.jsonl, oof_logits.npy, oof_targets.npy, oof.csv and, last, summary.json.
 
-    With `valid.damage`, there is oof_logits_damaged.npy too.
+    With `valid.damage`, there is oof_logits_damaged.npy too. `lock` is that of `lock_merge`.
 
     Raises:
         UserError: fold predictions are missing, damaged, from another run or overlapping.
+        LockError: this process was suspended for so long that another one merges the run.
     """
     merged, summary = load_merged(paths)
+    lock.check()
     for path in (paths.metrics, paths.report):
         remove_leftovers(path)  # left by a merge that was killed
     # A fold that was killed right after writing its predictions still has its resume checkpoints.
@@ -91,11 +120,8 @@ def read_finished(paths: RunPaths) -> list[FoldPredictions]:
     Raises:
         UserError: no fold has finished, or predictions are damaged.
     """
-    found = paths.list_predictions()
-    if not found:
-        raise UserError(f"no fold predictions in {paths.predictions_dir}: no fold of this run has finished")
     fold_predictions, problems = [], []
-    for path in found:
+    for path in _find_predictions(paths):
         try:
             fold_predictions.append(read_predictions(path))
         except TensorFileError as error:
@@ -103,6 +129,13 @@ def read_finished(paths: RunPaths) -> list[FoldPredictions]:
     if problems:
         raise UserError("\n".join(problems))
     return fold_predictions
+
+
+def _find_predictions(paths: RunPaths) -> list[Path]:
+    found = paths.list_predictions()
+    if not found:
+        raise UserError(f"no fold predictions in {paths.predictions_dir}: no fold of this run has finished")
+    return found
 
 
 def summarize_folds(

@@ -100,7 +100,7 @@ class RunPaths:
 
     @property
     def merge_lock(self) -> Path:
-        """The lock of the array task that merges the run."""
+        """The lock of the process that merges the run."""
         return self.live / "merge.lock"
 
     def launch_lock(self, task: int | None = None) -> Path:

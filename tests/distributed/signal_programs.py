@@ -24,6 +24,7 @@ from doccls.oof.summary import Summary
 from doccls.run.heartbeat import Heartbeat
 from doccls.run.owner import FoldOwner
 from doccls.run.paths import RunPaths
+from doccls.system.lock import Lock
 from doccls.system.rank import rank_by_environment
 from doccls.system.signals import handling_signals
 from doccls.train import main
@@ -122,13 +123,13 @@ def stop_in_validation(argv: list[str]) -> int:
 
 def stop_in_merge(argv: list[str]) -> int:
     """Train; the main process receives SIGTERM while it merges the folds."""
-    merge_run = experiment_module.merge_run
+    merge_locked = experiment_module.merge_locked
 
-    def signal_and_merge(paths: RunPaths) -> Summary:
+    def signal_and_merge(paths: RunPaths, lock: Lock) -> Summary:
         os.kill(os.getpid(), signal.SIGTERM)
-        return merge_run(paths)
+        return merge_locked(paths, lock)
 
-    experiment_module.merge_run = signal_and_merge  # type: ignore[attr-defined]
+    experiment_module.merge_locked = signal_and_merge  # type: ignore[attr-defined]
     return main(argv)
 
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 from unittest.mock import patch
@@ -162,11 +163,25 @@ def test_server_that_is_killed_ends_no_fold_and_is_replaced(trainer: Trainer) ->
 def test_server_ends_with_launcher_that_is_killed_while_it_imports(trainer: Trainer) -> None:
     folder = trainer.new_folder()
     launcher = start_as_user(trainer, folder, PLAIN)
+    servers = list[psutil.Process]()
     try:
-        while not (children := psutil.Process(launcher.pid).children()):
+        while not servers:
             assert launcher.poll() is None, (folder / "out.txt").read_text()
             time.sleep(0.02)
+            servers = [child for child in psutil.Process(launcher.pid).children() if imports_torch(child)]
+        servers[0].suspend()  # so that it can't end because its socket is closed
+        launcher.kill()
+        launcher.wait()
+        assert psutil.wait_procs(servers, timeout=30)[1] == []
     finally:
         launcher.kill()
         launcher.wait()
-    assert psutil.wait_procs(children, timeout=30)[1] == []
+        for server in servers:
+            with suppress(psutil.NoSuchProcess):
+                server.kill()
+
+
+def imports_torch(process: psutil.Process) -> bool:
+    with suppress(OSError):  # another child of the launcher, such as git, has just ended
+        return "libtorch" in Path(f"/proc/{process.pid}/maps").read_text()
+    return False

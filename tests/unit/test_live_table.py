@@ -44,6 +44,31 @@ def test_no_line_is_wider_than_the_terminal(width: int) -> None:
     assert len(lines) == 6 and max(map(cell_len, lines)) <= width
 
 
+@pytest.mark.parametrize("has_colour", [False, True])
+def test_long_run_names_leave_room_for_fold_and_state(has_colour: bool) -> None:
+    names = [f"train_highperf-lr{rate}-label_smoothing0.{rate}-s{seed}" for rate in (1, 2) for seed in (41, 42)]
+    folds = tuple(replace(fold, run=name) for fold, name in zip(STUDY.folds, names, strict=True))
+    for width in range(20, 71):
+        lines = render_live(Progress("study spring", folds), width, 24, Style(has_colour=has_colour))
+        if has_colour:
+            assert "\x1b[32mdone\x1b[0m" in lines[2] and "\x1b[31mfailed\x1b[0m" in lines[4]
+        lines = [re.sub(r"\x1b\[\d+m", "", line) for line in lines]
+        assert max(map(cell_len, lines)) <= width
+        for line, fold in zip(lines[2:], folds, strict=True):
+            name, number, state = line.split()[:3]
+            assert (number, state) == (str(fold.fold), fold.state)
+            assert name.endswith(fold.run[-(len(name) // 2) :])
+        shown = [header for header in ("epoch", "best F1", "left") if header in lines[1]]
+        assert shown == ["epoch", "best F1", "left"][: len(shown)]
+        assert (len(shown) == 3) == (width >= 51), width
+        assert ("macro-F1" in lines[1]) == (width >= 61), width
+
+
+def test_short_run_names_are_not_cut() -> None:
+    for width in range(45, 61):
+        assert all(line.startswith("train-s4") for line in render_live(STUDY, width, 24)[2:])
+
+
 def test_narrow_terminal_leaves_out_the_less_important_columns() -> None:
     header = render_live(STUDY, 79, 24)[1]
     assert "step" not in header and "img/s" not in header

@@ -14,10 +14,13 @@ import pytest
 from test_status import LEDGER, OPEN
 
 from doccls.run.paths import RunPaths
+from doccls.system.atomic_files import write_text
 from doccls.system.lock import hold_lock
 from launcher import logs
 from launcher.cli import main
 from launcher.ledger import write_ledger
+from launcher.slurm.array_jobs import ArrayJob, write_array_jobs
+from launcher.slurm.format import QueueEntry
 
 
 @pytest.fixture
@@ -75,6 +78,31 @@ def test_missing_log_says_what_exists(
 def test_run_without_a_launch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["logs", str(tmp_path)]) == 1
     assert "has no log of a launch (it was not launched with doccls-launch)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("state", "reason"),
+    [
+        (
+            "PENDING",
+            "its tasks wait in Slurm's queue: fold 0, job 7_0 PENDING, Resources; fold 1, job 7_1 PENDING, Resources",
+        ),
+        ("RUNNING", "it was submitted to Slurm, and no task has begun a log; see doccls-launch status {root}"),
+    ],
+)
+@pytest.mark.parametrize("words", [(), ("--fold", "1"), ("-f",)])
+def test_run_whose_tasks_have_not_begun(
+    tmp_path: Path, state: str, reason: str, words: tuple[str, ...], capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    paths = RunPaths(tmp_path / "r")
+    write_text(paths.snapshot, "data: {folds: 3}\n")
+    write_array_jobs(paths.array_jobs, [ArrayJob("token", (0, 1), "2026-01-02T03:04:00+00:00", "resume", "7")])
+    queue = [QueueEntry("7", fold, state, "", "Resources") for fold in (0, 1)]
+    monkeypatch.setattr("launcher.status_files.read_queue", lambda clusters: queue)
+    assert main(["logs", str(paths.root), *words]) == 1
+    what = "fold 1" if "--fold" in words else "a launch"
+    assert f"has no log of {what} ({reason.format(root=paths.root)})" in capsys.readouterr().err
 
 
 def follow(monkeypatch: pytest.MonkeyPatch, *events: Callable[[], object]) -> None:

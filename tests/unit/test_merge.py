@@ -5,17 +5,24 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import threading
+import time
+from contextlib import ExitStack
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
 import pytest
 
 from doccls.errors import UserError
+from doccls.oof import merge as merge_module
 from doccls.oof.merge import load_merged, merge_predictions, merge_run, render_csv
 from doccls.oof.metrics import macro_f1, probabilities
 from doccls.oof.predictions import FoldPredictions, PredictionsInfo, find_finished_folds, write_predictions
 from doccls.run.paths import RunPaths
+from doccls.system import lock
+from doccls.system.lock import hold_lock
 from launcher.cli import main as launch
 
 COUNT, FOLDS, CLASSES = 11, 3, ("cat, big", 'do"g', "fish")
@@ -225,6 +232,7 @@ def test_rejected_merge_keeps_earlier_merged_files(run: RunPaths) -> None:
 def test_run_without_finished_folds_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no fold of this run has finished"):
         merge_run(RunPaths(tmp_path))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_rows_whose_image_was_trained_on_are_noted(run: RunPaths) -> None:
@@ -282,6 +290,67 @@ def test_launcher_reports_failed_merge_and_exits_1(
 ) -> None:
     assert launch(["merge", str(tmp_path / "gone" if fault == "no run" else tmp_path)]) == 1
     assert str(tmp_path) in capsys.readouterr().err
+
+
+def test_merges_of_one_run_take_turns(run: RunPaths, monkeypatch: pytest.MonkeyPatch) -> None:
+    events, write_merged, sleep = SimpleQueue[str](), merge_module.write_merged, time.sleep
+    second = threading.Thread(target=merge_run, args=(run,), daemon=True)
+
+    def sleep_and_tell(seconds: float) -> None:
+        if threading.current_thread() is second:
+            events.put("the second one waits")
+        sleep(0.01)
+
+    def write_slowly(*arguments: Any) -> None:
+        if threading.current_thread() is second:
+            events.put("the second one writes")
+        else:
+            second.start()
+            assert events.get(timeout=60) == "the second one waits"
+        write_merged(*arguments)
+
+    monkeypatch.setattr(lock.time, "sleep", sleep_and_tell)
+    monkeypatch.setattr(merge_module, "write_merged", write_slowly)
+    assert launch(["merge", str(run.root)]) == 0
+    second.join(60)
+    assert not second.is_alive() and len(list_outputs(run)) == 4 and list(run.live.iterdir()) == []
+
+
+def test_command_says_for_whom_it_waits(
+    run: RunPaths, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with ExitStack() as held:
+        held.enter_context(hold_lock(run.merge_lock, "run v001-abc is being merged"))
+        monkeypatch.setattr(lock.time, "sleep", lambda seconds: held.close())
+        assert launch(["merge", str(run.root)]) == 0
+    first, second = capsys.readouterr().out.splitlines()[:2]
+    assert first.startswith("[OOF] run v001-abc is being merged by process ") and first.endswith(" has merged it")
+    assert second == f"[OOF] -> {run.oof_logits}"
+
+
+def test_command_gives_up_if_the_other_merge_does_not_end(
+    run: RunPaths, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now_s = [100.0]
+    with hold_lock(run.merge_lock, "run v001-abc is being merged"):
+        monkeypatch.setattr(lock.time, "monotonic", lambda: now_s[0])
+        monkeypatch.setattr(lock.time, "sleep", lambda seconds: now_s.append(now_s.pop() + seconds))
+        assert launch(["merge", str(run.root)]) == 1
+        monkeypatch.undo()
+    message = capsys.readouterr().err
+    assert "run v001-abc is being merged by process " in message and "stop it there, or wait" in message
+    assert not list_outputs(run)
+
+
+def test_suspended_process_that_lost_the_lock_writes_nothing(run: RunPaths, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lose_lock(paths: RunPaths) -> Any:
+        paths.merge_lock.unlink()
+        return load_merged(paths)
+
+    monkeypatch.setattr(merge_module, "load_merged", lose_lock)
+    with pytest.raises(UserError, match=r"merge\.lock was removed while this process held it"):
+        merge_run(run)
+    assert not list_outputs(run)
 
 
 def test_folds_of_different_precisions_do_not_merge() -> None:

@@ -204,7 +204,7 @@ def test_lock_of_another_machine_is_judged_without_a_file(
 
 def test_heartbeat_of_a_live_process_means_training(paths: RunPaths, list_runs: List) -> None:
     unmerge(paths, 1)
-    paths.live.mkdir()
+    paths.live.mkdir(exist_ok=True)
     beats = (
         (Beat(socket.gethostname(), os.getpid(), "train", 1), 0, "training"),
         (Beat("elsewhere", 2**22 + 1, "train", 1), 0, "training"),
@@ -221,7 +221,7 @@ def test_heartbeat_of_a_live_process_means_training(paths: RunPaths, list_runs: 
 
 def test_error_of_a_failed_fold_is_shown_until_it_is_finished(paths: RunPaths, list_runs: List) -> None:
     unmerge(paths, 1)
-    paths.live.mkdir()
+    paths.live.mkdir(exist_ok=True)
     beat = Beat("here", 1, "failed", 1, message="no\x07 memory\nmore", error="OSError")
     paths.heartbeat(1, 0).write_text(json.dumps(asdict(beat)))
     out = list_runs(paths.exp_dir)
@@ -292,7 +292,7 @@ def test_predictions_of_another_version_are_not_called_damaged(
 
 def test_heartbeats_and_locks_of_nonsense_are_ignored(paths: RunPaths, list_runs: List) -> None:
     unmerge(paths, 1)
-    paths.live.mkdir()
+    paths.live.mkdir(exist_ok=True)
     host = socket.gethostname()
     beats = (
         {"host": [], "pid": "x", "phase": "failed", "fold": [1]},
@@ -318,7 +318,7 @@ def test_links_are_not_followed(paths: RunPaths, tmp_path: Path, list_runs: List
 
 
 def test_fifos_in_the_place_of_files_are_not_opened(paths: RunPaths, list_runs: List) -> None:
-    paths.live.mkdir()
+    paths.live.mkdir(exist_ok=True)
     for path in (paths.summary, paths.snapshot, paths.blend, paths.fold_lock(0), paths.heartbeat(0, 0)):
         path.unlink(missing_ok=True)
         os.mkfifo(path)

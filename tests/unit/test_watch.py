@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from terminals import show
@@ -14,6 +16,7 @@ from test_live_files import begin, paths, study
 from test_status import LEDGER
 
 from doccls.run.paths import RunPaths
+from doccls.system.atomic_files import write_text
 from doccls.system.lock import hold_lock
 from launcher import watch as watch_module
 from launcher.cli import main
@@ -85,6 +88,61 @@ def test_status_of_a_study(paths: RunPaths, study: Path, capsys: pytest.CaptureF
     described = json.loads(capsys.readouterr().out)
     assert described["title"] == "study s"
     assert [len(run["folds"]) for run in described["runs"]] == [4, 3]
+
+
+def test_damaged_ledger_of_a_run_hides_no_other_run_of_its_study(
+    paths: RunPaths, study: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin(RunPaths(paths.root.with_name("s-later")))
+    write_text(paths.ledger(), "{")
+    problem = f"{paths.ledger()}: damaged ("
+    assert main(["status", str(study)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "[STATUS] study s: 1 of 8 folds done, 1 lost, 2 missing, 4 unknown"
+    assert [line.split()[:3] for line in lines[2:10]] == [
+        *(["r", str(fold), "unknown"] for fold in range(4)),
+        ["later", "0", "done"], ["later", "1", "lost"], ["later", "2", "missing"], ["later", "3", "missing"],
+    ]  # fmt: skip
+    assert all(problem in line for line in lines[2:6])
+    assert main(["status", str(study), "--json"]) == 0
+    damaged, other = json.loads(capsys.readouterr().out)["runs"]
+    assert all(problem in fold["remark"] for fold in damaged["folds"]) and other["folds"][0]["state"] == "done"
+
+    def interrupt(seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(watch_module.time, "sleep", interrupt)  # what is unknown may still run
+    assert main(["status", str(study), "--watch"]) == 130
+    assert "[STATUS] later fold 0: done macro_f1=0.75000" in capsys.readouterr().out.splitlines()
+
+
+def test_damaged_ledger_of_a_single_run_is_an_error(paths: RunPaths, capsys: pytest.CaptureFixture[str]) -> None:
+    begin(paths)
+    write_text(paths.ledger(), "{")
+    assert main(["status", str(paths.root), "--watch"]) == 1
+    assert f"{paths.ledger()}: damaged (" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("is_for_long", [False, True])
+def test_watch_goes_on_unless_the_files_can_not_be_read_for_a_minute(
+    is_for_long: bool, paths: RunPaths, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin(paths)
+    now_s, intact = [100.0], paths.ledger().read_text()
+
+    def damage_or_repair(seconds: float) -> None:
+        now_s[0] += 25.0
+        is_damaged = is_for_long or now_s[0] < 160.0 or 200.0 < now_s[0] < 260.0  # never for a minute
+        write_text(paths.ledger(), "{" if is_damaged else intact)
+        if now_s[0] > 300.0:
+            held.close()
+
+    monkeypatch.setattr(watch_module, "time", SimpleNamespace(monotonic=lambda: now_s[0], sleep=damage_or_repair))
+    with ExitStack() as held:
+        held.enter_context(hold_lock(paths.launch_lock(), "run s-r is being launched"))
+        assert main(["status", str(paths.root), "--watch"]) == is_for_long
+    assert (f"{paths.ledger()}: damaged (" in capsys.readouterr().err) == is_for_long
+    assert (now_s[0] > 300.0) != is_for_long
 
 
 @pytest.mark.parametrize("words", [("--watch",), ("RUN", "--watch", "--json")])
