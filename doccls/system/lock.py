@@ -34,6 +34,7 @@ from doccls.errors import UserError
 from doccls.system.atomic_files import REPLACE_REFUSED
 from doccls.system.disk import describe_shortage
 from doccls.system.lifeline import LAUNCHED
+from doccls.system.signals import check_stop
 
 _RENEW_S = 10.0
 _POLL_S = 0.5
@@ -132,6 +133,7 @@ def hold_lock(path: Path, what: str, wait_s: float = 0.0) -> Iterator[Lock]:
 
     Raises:
         LockError: another process holds it, or its file can't be created.
+        Interrupted: a stop was requested while this waited.
     """
     holder = _describe_self(what)
     try:
@@ -199,6 +201,7 @@ def _acquire(path: Path, holder: Holder, wait_s: float) -> None:
                 warned = True
                 message = f"{_format_holder(claim)} ({path}): waiting for a sign of life, at most {_PROOF_S:g} s"
                 print(f"[WARNING] {message}", file=sys.stderr)
+        check_stop()
         time.sleep(_POLL_S)
 
 
