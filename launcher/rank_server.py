@@ -5,6 +5,7 @@ launcher. A rank is the launcher's own child, not this process's: its first pare
 adopts it (prctl(2), PR_SET_CHILD_SUBREAPER). So a rank survives this process, and ends with the launcher.
 """
 
+import atexit
 import gc
 import importlib
 import json
@@ -14,11 +15,13 @@ import re
 import runpy
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from doccls.system.lifeline import PARENT, end_with_parent
 
@@ -58,6 +61,8 @@ def main() -> None:
     control.set_inheritable(False)
     for name in _PRELOADED:
         importlib.import_module(name)
+    # Before it checks its first array, scikit-learn searches all installed packages for plugins, and keeps the result.
+    sys.modules["sklearn.utils.validation"].check_array([[0.0]])
     run_rank(serve(control))
 
 
@@ -65,6 +70,7 @@ def serve(control: socket.socket) -> RankRequest:
     """Fork a rank for each request until the launcher has closed the socket; return only in ranks."""
     sys.stdout.flush()
     sys.stderr.flush()
+    _list_openblas()
     gc.collect()
     gc.freeze()  # a collection in a rank would otherwise copy all the memory that it shares with this process
     _check(control)
@@ -151,11 +157,29 @@ def run_rank(request: RankRequest, run: Callable[[], object] | None = None) -> N
     sys.modules["torch"].default_generator.seed()
     sys.argv = ["-m", *request.words]  # as Python sets them, and then `runpy` the first
     sys.orig_argv = [sys.orig_argv[0], "-m", PROGRAM, *request.words]
-    if run is not None:
-        run()
-        return
-    sys.modules.pop(PROGRAM, None)  # it becomes `__main__`, whose name its loader workers import
-    runpy.run_module(PROGRAM, run_name="__main__", alter_sys=True)
+    try:
+        if run is not None:
+            run()
+        else:
+            sys.modules.pop(PROGRAM, None)  # it becomes `__main__`, whose name its loader workers import
+            runpy.run_module(PROGRAM, run_name="__main__", alter_sys=True)
+    except SystemExit as end:
+        if not isinstance(end.code, int):
+            raise
+        _end(end.code)
+
+
+def _end(code: int) -> NoReturn:
+    """End this rank as Python ends a program, but leave its memory to the kernel.
+
+    Python would take apart each object and library that the rank shares with the server, and so copy most of that
+    memory at the very end, while the next fold waits for the slot.
+    """
+    threading._shutdown()  # type: ignore[attr-defined]  # waits for threads, as multiprocessing does in its children
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _restore_threads() -> None:
@@ -163,11 +187,17 @@ def _restore_threads() -> None:
     names = ("OPENBLAS_NUM_THREADS", "OPENBLAS_DEFAULT_NUM_THREADS", "GOTO_NUM_THREADS", "OMP_NUM_THREADS")
     stated = [int(match[0]) for name in names if (match := re.match(r"\s*0*[1-9]\d*", os.environ.get(name, "")))]
     threads = min([*stated[:1], len(os.sched_getaffinity(0))])
+    for library in _list_openblas():
+        if library.num_threads != threads:
+            library.set_num_threads(threads)
+
+
+@cache
+def _list_openblas() -> list[Any]:
+    """Return the controllers of all OpenBLAS libraries in this process; the server finds them once, for all forks."""
     from threadpoolctl import ThreadpoolController
 
-    for library in ThreadpoolController().lib_controllers:
-        if library.internal_api == "openblas" and library.num_threads != threads:
-            library.set_num_threads(threads)
+    return [library for library in ThreadpoolController().lib_controllers if library.internal_api == "openblas"]
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from pydantic.fields import FieldInfo
 from doccls.config.idle_keys import find_idle_keys
 from doccls.config.paths import find_problem, resolve_option
 from doccls.config.schema import SECTIONS, Config, Operational
+from doccls.config.snapshot import SnapshotLoader
 from doccls.errors import UserError
 
 MODES = get_args(Config.model_fields["mode"].annotation)
@@ -121,10 +122,11 @@ def render_snapshot(config: Config, provenance: dict[str, Any]) -> str:
 
 def complete_snapshot(text: str, provenance: Mapping[str, Any]) -> str | None:
     """Add the entries that the snapshot's provenance lacks; return None if it lacks none."""
-    values = _parse_value(text)
-    missing = {name: value for name, value in provenance.items() if name not in values["provenance"]}
+    known = yaml.load(text, SnapshotLoader)["provenance"]  # noqa: S506 (a safe loader)
+    missing = {name: value for name, value in provenance.items() if name not in known}
     if not missing:
         return None
+    values = _parse_value(text)
     return _dump(values | {"provenance": values["provenance"] | missing})
 
 

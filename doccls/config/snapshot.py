@@ -9,7 +9,8 @@ import yaml
 from doccls.config.paths import describe_error
 from doccls.errors import UserError
 
-_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # seven times as fast, where PyYAML has been built with libyaml
+# Seven times as fast, where PyYAML has been built with libyaml; its messages are not those of PyYAML's own loader.
+SnapshotLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def read_snapshot(path: Path) -> dict[str, Any]:
@@ -20,7 +21,7 @@ def read_snapshot(path: Path) -> dict[str, Any]:
     """
     try:
         text = path.read_text(encoding="utf-8")
-        values = None if _has_aliases(text) else yaml.load(text, _Loader)  # noqa: S506 (a safe loader)
+        values = None if _has_aliases(text) else yaml.load(text, SnapshotLoader)  # noqa: S506 (a safe loader)
         if not isinstance(values, dict) or not isinstance(values.get("provenance"), dict):
             raise ValueError("no provenance")
     except OSError as error:
@@ -32,7 +33,7 @@ def read_snapshot(path: Path) -> dict[str, Any]:
 
 def _has_aliases(text: str) -> bool:
     """Return whether the YAML repeats nodes: no snapshot does, and a few lines of aliases can stand for gigabytes."""
-    return "&" in text and any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, _Loader))
+    return "&" in text and any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, SnapshotLoader))
 
 
 def flatten_settings(snapshot: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:

@@ -27,7 +27,7 @@ def build_model(config: ModelConfig, num_classes: int, img_size: int, fetch: boo
         fetch: False skips pretrained weights and `model.weights`, for a model whose weights are loaded later.
 
     Raises:
-        UserError: unknown name, unsupported pooling or image size, or weights that can't be loaded.
+        UserError: unknown name, unsupported pooling, or weights that can't be loaded.
         DownloadError: the network failed; another attempt may succeed.
     """
     check_model_name(config.name)
@@ -52,7 +52,7 @@ def fetch_pretrained(config: ModelConfig, img_size: int) -> Path | None:
     Needs no GPU. Returns None if the config needs nothing from the hub.
 
     Raises:
-        UserError: as for `build_model`, or the network failed.
+        UserError: as for `build_model` and `check_img_size`, or the network failed.
     """
     takes_weights = config.pretrained and config.weights is None
     if find_local_folder(config.name) is not None or not (takes_weights or config.name.startswith("hf-hub:")):
@@ -61,6 +61,7 @@ def fetch_pretrained(config: ModelConfig, img_size: int) -> Path | None:
         build_model(config, 2, img_size, fetch=takes_weights)
     except DownloadError as error:
         raise UserError(str(error)) from error
+    check_img_size(config, img_size)
     return locate_source(resolve_alias(config.name))[1]
 
 
@@ -106,20 +107,27 @@ def _create(config: ModelConfig, pooling: str | None, num_classes: int, img_size
             f"model.name = {config.name!r} can't be built with train.img_size = {img_size} and "
             f"{', '.join(f'model.{key} = {value}' for key, value in options.items())}: {error}"
         ) from error
-    _check_img_size(config, pooling, img_size, set_options)
     return model
 
 
-def _check_img_size(config: ModelConfig, pooling: str | None, img_size: int, options: dict[str, float]) -> None:
-    """Check the image size with one forward pass on the meta device, without memory or weights."""
+def check_img_size(config: ModelConfig, img_size: int) -> None:
+    """Check the image size with one forward pass on the meta device, without memory or weights.
+
+    It costs about as much as building the model, so training leaves it to its first step, and checks when that fails.
+
+    Raises:
+        UserError: the model, which can be built, does not support the size.
+    """
+    name = resolve_alias(config.name)
+    options: dict[str, float] = {"img_size": img_size} if has_fixed_input_size(name) else {}
     try:
         with torch.device("meta"), torch.no_grad():
-            probe = _create_with_pooling(config.name, pooling, 2, options).eval()
+            probe = _create_with_pooling(name, config.pooling, 2, options).eval()
             probe(torch.empty(1, 3, img_size, img_size))
-    except NotImplementedError:
-        return  # an operation lacks meta support, so nothing can be checked
+    except (NotImplementedError, OSError):
+        return  # an operation lacks meta support, or the hub does not answer, so nothing can be checked
     except (AssertionError, TypeError, ValueError, RuntimeError) as error:
-        raise UserError(f"train.img_size = {img_size}: {config.name} does not support it: {error}") from error
+        raise UserError(f"train.img_size = {img_size}: {name} does not support it: {error}") from error
 
 
 def has_plain_batchnorm(model: nn.Module) -> bool:

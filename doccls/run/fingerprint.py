@@ -11,6 +11,7 @@ from doccls.config.load import operational_keys
 from doccls.config.local_model import CONFIG_FILE, PREFIX, find_local_folder, find_local_weights
 from doccls.config.paths import describe_error, is_file
 from doccls.config.schema import Config, ModelConfig
+from doccls.config.snapshot import SnapshotLoader
 from doccls.errors import UserError
 from doccls.run.paths import RunPaths
 from doccls.system.atomic_files import read_text, write_text
@@ -129,7 +130,8 @@ def read_provenance(paths: RunPaths) -> dict[str, str] | None:
         UserError: the snapshot can't be read, is damaged, or is of an earlier version.
     """
     try:
-        provenance = yaml.safe_load(read_text(paths.snapshot))["provenance"]
+        text = read_text(paths.snapshot)
+        provenance = yaml.load(text, SnapshotLoader)["provenance"]  # noqa: S506 (a safe loader)
         if "fingerprint" not in provenance and "identity" in provenance:  # its former name
             raise UserError(
                 f"{paths.snapshot}: written by an earlier version of doccls: continue run {paths.run_id} with that "

@@ -55,6 +55,7 @@ _IN_USE_S = 10.0  # after this time, a file that can't be replaced is an error
 _POLL_S = 0.05
 _GAP_S = 1.0  # how long readers wait for a file that is moved aside: the gap is between two renames
 _ASIDE = ".old.tmp"  # how the name of a file ends that was moved aside
+_END_OF_TEMPORARY = re.compile(r"[^.]+(?:\.old)?\.tmp")  # after the name of the file, a dot and the writer's name
 _ASIDE_NAME = re.compile(rf"\.(?P<name>.+)\.[^.]+{re.escape(_ASIDE)}", re.DOTALL)
 
 
@@ -101,8 +102,12 @@ def remove_leftovers(path: Path, writer: str | None = None) -> None:
 
     Nobody may be writing `path` during the call; with `writer`, only that writer may not.
     """
-    ours = re.compile(rf"\.{re.escape(path.name)}\.{re.escape(f'{writer}-') if writer else ''}[^.]+(?:\.old)?\.tmp")
-    found = [file for file in path.parent.glob(f".{glob.escape(path.name)}.*.tmp") if ours.fullmatch(file.name)]
+    start = f".{path.name}.{f'{writer}-' if writer else ''}"
+    try:
+        names = [name for name in os.listdir(path.parent) if name.startswith(start)]  # noqa: PTH208 (names, not paths)
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        return
+    found = [path.with_name(name) for name in names if _END_OF_TEMPORARY.fullmatch(name.removeprefix(start))]
     asides = [file for file in found if file.name.endswith(_ASIDE)]
     _move_back(path, asides)
     for temporary in found:

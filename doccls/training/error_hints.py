@@ -59,7 +59,7 @@ def advise_on_batchnorm(model: nn.Module, train: TrainConfig, accelerator: Accel
 
 
 def translate_error(
-    error: RuntimeError | ValueError, train: TrainConfig, accelerator: Accelerator
+    error: Exception, train: TrainConfig, accelerator: Accelerator
 ) -> RankLocalError | GpuMemoryError | None:
     """Return a torch error that a config change can fix as one that names the config keys; None for other errors."""
     if isinstance(error, RuntimeError) and is_full(str(error)):

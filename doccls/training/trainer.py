@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from doccls.data.sampler import find_epoch
 from doccls.errors import UserError
 from doccls.experiment import Experiment
+from doccls.model.build import check_img_size
 from doccls.oof.predictions import FoldPredictions, PredictionsInfo, remove_resume_checkpoints, write_predictions
 from doccls.reporting.tracking import track_fold
 from doccls.run.heartbeat import Heartbeat
@@ -57,6 +58,7 @@ def train_fold(context: RunContext, fold: int, resume_point: ResumePoint | None,
     run_dir = experiment.paths.root if accelerator.is_main_process else None
     agree_on_stop(accelerator)
     _reset(accelerator)
+    progress = FoldProgress()
     with track_fold(experiment.config, run_dir, fold, experiment.fingerprint, log) as tracker:
         heartbeat.beat(phase="start", fold=fold, epoch=0, step=0)
         try:
@@ -65,7 +67,6 @@ def train_fold(context: RunContext, fold: int, resume_point: ResumePoint | None,
             heartbeat.beat(epochs=plan.epochs, steps_per_epoch=plan.steps_per_epoch, batch_size=plan.size)
             _log_disk(engine, experiment.paths)
             group_gradients(engine)
-            progress = FoldProgress()
             if resume_point is not None:
                 progress = restore(engine, resume_point)
                 last_beat_s = _find_last_beat_s(heartbeat, fold)
@@ -76,11 +77,13 @@ def train_fold(context: RunContext, fold: int, resume_point: ResumePoint | None,
                 best = _fit(context, engine, checkpointer, progress, batches)
         except UserError:  # its message already says what to do
             raise
-        except (RuntimeError, ValueError) as error:
+        except (RuntimeError, ValueError, AssertionError, TypeError) as error:
             translated = translate_error(error, experiment.config.train, accelerator)
-            if translated is None:
-                raise
-            raise translated from error
+            if translated is not None:
+                raise translated from error
+            if progress.step == 0:
+                check_img_size(experiment.config.model, experiment.config.train.img_size)
+            raise
         predictions = _make_predictions(experiment, fold, best, accelerator.mixed_precision)
         on_main(accelerator, lambda: _save_predictions(experiment.paths, fold, predictions, context.owner))
         log.line(f"[FOLD {fold}] done | best epoch={best.epoch} {_format_scores(best)}")

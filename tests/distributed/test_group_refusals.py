@@ -73,6 +73,14 @@ def test_per_rank_batch_too_small_for_batch_norm_is_rejected_before_training(tra
     assert not any(line.startswith("[STEP") for line in run.lines)
 
 
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_image_size_that_the_model_does_not_support_is_reported_once(trainer: Trainer, world_size: int) -> None:
+    run = trainer.run(*PLAIN, "model.name=test_vit", "train.img_size=100", world_size=world_size)
+    assert run.codes == [1] * world_size
+    (line,) = _list_errors(run)
+    assert "train.img_size = 100: test_vit does not support it" in line
+
+
 def test_mixup_with_single_images_per_process_is_rejected_before_training(trainer: Trainer) -> None:
     run = trainer.run(*PLAIN, "train.mixup_alpha=0.4", "train.batch_size=2", world_size=2)
     assert run.codes == [1, 1]

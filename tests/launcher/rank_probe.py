@@ -13,7 +13,9 @@ import signal
 import sys
 import threading
 import time
+import types
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +75,19 @@ def describe() -> dict[str, Any]:
     }  # fmt: skip
 
 
+class Kept(types.ModuleType):
+    """A module that tells when Python takes it apart."""
+
+    def __del__(self, write: Callable[[int, bytes], int] = os.write) -> None:
+        write(1, b"taken apart\n")
+
+
+def finish_after_main() -> None:
+    """Print a line once the main thread has ended."""
+    threading.main_thread().join()
+    print("thread finished")
+
+
 def serve() -> None:
     """Be a rank server whose ranks run this program."""
     rank_server.PROGRAM = PROGRAM
@@ -86,7 +101,13 @@ if __name__ == "__main__":
     elif sys.argv[1] == "describe":
         print(json.dumps(describe()))
         atexit.register(print, "exited normally")
+        threading.Thread(target=finish_after_main).start()
         sys.exit(3)
+    elif sys.argv[1] in ("keep", "fail"):
+        sys.modules["kept"] = Kept("kept")
+        if sys.argv[1] == "fail":
+            raise ValueError("it fails")
+        sys.exit(0)
     elif sys.argv[1] == "sleep":
         print("sleeps", flush=True)
         time.sleep(600)

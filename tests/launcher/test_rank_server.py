@@ -78,15 +78,25 @@ def test_forked_rank_is_like_fresh_interpreter(probe: Probe) -> None:
         rank, console = probe.start(how.split()[0], "describe", RANK="1", CUDA_VISIBLE_DEVICES="")
         assert isinstance(rank, ForkedRank) == (how != "fresh"), probe.reports
         assert rank.wait(100) == 3
-        text, last = console.read_text().splitlines()
+        text, *last = console.read_text().splitlines()
         found[how] = json.loads(text.replace(str(console), "CONSOLE"))
-        assert last == "exited normally"
+        assert last == ["thread finished", "exited normally"]
     assert found["fresh"]["environment"]["RANK"] == "1"
     randoms = [values.pop("random") for values in found.values()]
     assert all(len(set(numbers)) == 3 for numbers in zip(*randoms, strict=True))
     for key, value in found["fresh"].items():
         assert found["forked"][key] == found["forked again"][key] == value, key
     assert probe.reports == []
+
+
+def test_forked_rank_leaves_its_memory_to_the_kernel_unless_it_fails(probe: Probe) -> None:
+    """Python would copy what it shares with the server as it takes it apart, for longer than a fold needs to start."""
+    consoles = {}
+    for how, word in (("forked", "keep"), ("fresh", "keep"), ("forked", "fail")):
+        rank, consoles[how, word] = probe.start(how, word)
+        assert rank.wait(100) == (1 if word == "fail" else 0)
+    assert consoles["forked", "keep"].read_text() == "" and consoles["fresh", "keep"].read_text() == "taken apart\n"
+    assert consoles["forked", "fail"].read_text().endswith("ValueError: it fails\ntaken apart\n")
 
 
 def test_ranks_go_on_after_server_and_next_ones_start_fresh_until_new_server_is_ready(probe: Probe) -> None:

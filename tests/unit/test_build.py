@@ -6,6 +6,7 @@ import os
 import pickle
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from safetensors.torch import save_file
 
 from doccls.config.schema import ModelConfig
 from doccls.errors import UserError
-from doccls.model.build import build_model, count_parameters, get_normalization, list_poolings
+from doccls.model.build import build_model, check_img_size, count_parameters, get_normalization, list_poolings
 from doccls.model.pooling import GeneralizedMeanPool2d
 
 SIZE = 64
@@ -333,4 +334,13 @@ def test_weights_fit_model_whose_pooling_has_weights(tmp_path: Path, pooling: st
 
 def test_unsupported_image_size_is_reported_with_key() -> None:
     with pytest.raises(UserError, match=r"train\.img_size = 100"):
-        build_model(ModelConfig(name="test_vit", pretrained=False), 3, 100)
+        check_img_size(config("test_vit"), 100)
+    check_img_size(config("test_vit"), 96)
+
+
+def test_image_size_that_can_not_be_checked_is_no_error() -> None:
+    """As where an operation has no form without data, or the hub that the model comes from does not answer."""
+    for error in (NotImplementedError("aten::x on meta"), ConnectionError("no network")):
+        with patch.object(timm, "create_model", side_effect=error) as create:
+            check_img_size(config("test_vit"), 100)
+        create.assert_called_once()
