@@ -3,13 +3,13 @@
 import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 from doccls.run.heartbeat import Beat
 from doccls.run.metrics_log import EpochMetrics
 
-# The pace is that of the current epoch's steps over this time, and until then of the last epoch's for the rest of it:
-# the first steps of an epoch say little.
-_WINDOW_S = 30.0
+# The pace is that of the last two minutes of steps: a shorter time says little where other jobs share the machine.
+_WINDOW_S = 120.0
 
 
 @dataclass(frozen=True)
@@ -42,15 +42,22 @@ def measure_steps(beat: Beat) -> float | None:
     return (beat.time_s - beat.stage_s) / steps
 
 
-def measure_pace(beat: Beat, last: EpochMetrics | None) -> Pace | None:
-    """Return the pace of a fold that is being trained. `last` is its last epoch, or that of another fold of its run."""
-    epoch, step_s = None if last is None else measure_epoch(last, beat), measure_steps(beat)
-    if epoch is None:
-        return None if step_s is None else Pace(step_s, 0.0)
-    if step_s is None:
-        return epoch
-    share = min(1.0, (beat.time_s - beat.stage_s) / _WINDOW_S)
-    return Pace(1 / (share / step_s + (1 - share) / epoch.step_s), epoch.validation_s)
+def measure_pace(beat: Beat, rows: Sequence[EpochMetrics]) -> Pace | None:
+    """Return the pace of a fold that is being trained. `rows` are its epochs so far, or those of another fold."""
+    steps, time_s, validations_s = 0.0, 0.0, list[float]()
+    step_s = measure_steps(beat)
+    if step_s is not None:
+        time_s = beat.time_s - beat.stage_s
+        steps = time_s / step_s
+    for epoch in filter(None, (measure_epoch(row, beat) for row in reversed(rows))):
+        if validations_s and time_s >= _WINDOW_S:
+            break
+        share_s = min(max(0.0, _WINDOW_S - time_s), epoch.step_s * beat.steps_per_epoch)
+        steps, time_s = steps + share_s / epoch.step_s, time_s + share_s
+        validations_s.append(epoch.validation_s)
+    if not steps:
+        return None
+    return Pace(time_s / steps, fmean(validations_s) if validations_s else 0.0)
 
 
 def estimate_left_s(beat: Beat, pace: Pace) -> float | None:

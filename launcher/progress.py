@@ -105,11 +105,11 @@ def _shorten(run_ids: Sequence[str]) -> list[str]:
 
 def _derive_run(name: str, run: RunEvidence) -> tuple[list[FoldProgress], float | None]:
     """Return the folds of a run, and the seconds that one of them takes in all, as far as that is known."""
-    last = max((rows[-1] for rows in run.epochs.values() if rows), key=lambda row: row.epoch, default=None)
+    most = max(run.epochs.values(), key=len, default=())
     folds, measured_s = [], list[float]()
     for status in run.status.folds:
         rows, beat = run.epochs.get(status.fold, ()), _find_beat(status, run.beats)
-        pace = None if beat is None else measure_pace(beat, rows[-1] if rows else last)
+        pace = None if beat is None else measure_pace(beat, rows or most)
         if beat is not None and pace is not None:
             measured_s.append(estimate_fold_s(beat, pace))
         folds.append(_derive_fold(name, status, rows, beat, pace, run.num_epochs))

@@ -49,8 +49,8 @@ def make_beat(at_s: float) -> Beat:
 
 @pytest.mark.parametrize("at_s", [27.0, 33.5, 45.9, 48.0, 51.9, 130.2, 200.0, 245.0])
 def test_time_left_of_a_steady_fold_is_right_from_its_second_epoch_on(at_s: float) -> None:
-    beat, last = make_beat(at_s), make_row(int(at_s / EPOCH_S))
-    pace = measure_pace(beat, last)
+    beat, rows = make_beat(at_s), [make_row(epoch) for epoch in range(1, int(at_s / EPOCH_S) + 1)]
+    pace = measure_pace(beat, rows)
     assert pace is not None
     left_s = estimate_left_s(beat, pace)
     assert left_s == pytest.approx(EPOCHS * EPOCH_S - at_s, rel=0.05, abs=1.0)
@@ -64,25 +64,22 @@ def test_pace_of_an_epoch_that_was_resumed_counts_the_remaining_steps() -> None:
     assert measure_epoch(make_row(1), replace(BEAT, batch_size=0)) is None
 
 
-def measure_step_s(beat: Beat, last: EpochMetrics | None) -> float:
-    pace = measure_pace(beat, last)
-    assert pace is not None and pace.validation_s == (0.0 if last is None else pytest.approx(VALIDATION_S))
-    return pace.step_s
-
-
-def test_steps_of_the_current_epoch_count_by_how_long_they_were_measured() -> None:
-    slower = replace(BEAT, epoch=2, step=STEPS + 3, stage_s=0.0, stage_step=STEPS + 1, time_s=4.0)
-    assert measure_steps(slower) == 2.0
-    # In 30 s: 4 at 2 s per step, and 26 at 0.5 s.
-    assert measure_step_s(slower, make_row(1)) == pytest.approx(30 / (4 / 2.0 + 26 / STEP_S))
-    for time_s in (30.0, 40.0):
-        assert measure_step_s(replace(slower, time_s=time_s), make_row(1)) == time_s / 2
-    assert measure_step_s(slower, None) == 2.0
+def test_pace_is_that_of_the_last_two_minutes() -> None:
+    slower = replace(BEAT, epoch=4, step=3 * STEPS + 3, stage_s=0.0, stage_step=3 * STEPS + 1, time_s=4.0)
+    assert measure_steps(slower) == 2.0 and measure_pace(slower, []) == Pace(2.0, 0.0)
+    fast, long = make_row(1), replace(make_row(2), images_per_s=1.0, time_s=STEPS * 8 + 20.0)
+    # 4 s at 2 s per step, and the 20 s of an epoch at 0.5 s.
+    assert measure_pace(slower, [fast]) == pytest.approx(Pace(24 / (2 + 40), VALIDATION_S))
+    # An epoch of 320 s fills the two minutes.
+    assert measure_pace(slower, [fast, long]) == pytest.approx(Pace(120 / (2 + 116 / 8), 20.0))
+    assert measure_pace(slower, [long, fast]) == pytest.approx(Pace(120 / (2 + 40 + 96 / 8), (VALIDATION_S + 20.0) / 2))
+    # Steps of the current epoch fill them alone; the last validation counts all the same.
+    assert measure_pace(replace(slower, time_s=130.0), [fast, long]) == pytest.approx(Pace(65.0, 20.0))
 
 
 def test_no_pace_before_the_second_step() -> None:
     first = replace(BEAT, epoch=1, step=1, stage_step=1, stage_s=3.0, time_s=3.0)
-    assert measure_steps(first) is None and measure_pace(first, None) is None
+    assert measure_steps(first) is None and measure_pace(first, []) is None
     assert measure_steps(replace(first, phase="validate", step=9, time_s=9.0)) is None
 
 
