@@ -11,7 +11,8 @@ from pathlib import Path
 from doccls.errors import UserError
 from doccls.run.paths import RunPaths
 from doccls.system.atomic_files import write_text
-from doccls.system.lock import Holder, LockError, find_holder, hold_lock, is_visible
+from doccls.system.holder import Holder, is_visible
+from doccls.system.lock import LockError, find_holder, hold_lock
 from launcher.ledger import read_ledger, read_ledgers
 from launcher.slurm.array_jobs import list_clusters, read_array_jobs, write_array_jobs
 from launcher.slurm.format import JobPhase, QueueEntry, SlurmError

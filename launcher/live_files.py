@@ -12,7 +12,8 @@ from doccls.errors import UserError
 from doccls.run.heartbeat import read_beat
 from doccls.run.metrics_log import read_fold_metrics
 from doccls.run.paths import RunPaths, find_run
-from doccls.system.lock import Holder, find_holder
+from doccls.system.holder import Holder
+from doccls.system.lock import find_holder
 from launcher.file_cache import FileCache
 from launcher.ledger import Ledger, read_ledger
 from launcher.progress import Progress, RunEvidence, derive_progress

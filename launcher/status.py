@@ -6,7 +6,7 @@ from enum import StrEnum
 from typing import Any
 
 from doccls.run.heartbeat import Beat, format_progress
-from doccls.system.lock import Holder
+from doccls.system.holder import Holder
 from launcher.ledger import Attempt, Ledger, format_duration
 from launcher.slurm.format import JobPhase, QueueEntry
 from launcher.supervise import Outcome

@@ -14,7 +14,8 @@ from doccls.oof.predictions import PredictionsInfo, is_merged, read_predictions
 from doccls.run.heartbeat import Beat, read_beat
 from doccls.run.paths import RunPaths
 from doccls.system.atomic_files import read_text
-from doccls.system.lock import Holder, find_holder
+from doccls.system.holder import Holder
+from doccls.system.lock import find_holder
 from doccls.system.tensor_file import TensorFileError
 from launcher.ledger import Attempt, Ledger, read_ledger, read_ledgers
 from launcher.slurm.array_jobs import ArrayJob, RunJob, find_newest, list_clusters, list_jobs, read_array_jobs

@@ -21,7 +21,8 @@ from doccls.run.heartbeat import Beat, read_beat
 from doccls.run.paths import RunPaths
 from doccls.runs.scan import FolderScan, scan_folder
 from doccls.system.disk import format_size
-from doccls.system.lock import Holder, find_holder
+from doccls.system.holder import Holder
+from doccls.system.lock import find_holder
 from doccls.system.tensor_file import OtherVersionError
 
 _T = TypeVar("_T")

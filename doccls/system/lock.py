@@ -13,27 +13,21 @@ process has watched, it counts as dead. It may only be suspended, so it has to `
 """
 
 import errno
-import json
 import os
-import re
 import secrets
-import socket
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
-from datetime import datetime
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
-
-import psutil
 
 from doccls.errors import UserError
 from doccls.system.atomic_files import REPLACE_REFUSED
 from doccls.system.disk import describe_shortage
-from doccls.system.lifeline import LAUNCHED
+from doccls.system.holder import Holder, describe_self, is_visible, parse_holder, read_start, render_holder
 from doccls.system.signals import check_stop
 
 _RENEW_S = 10.0
@@ -48,29 +42,10 @@ _STALE_TRIES = 5
 _IN_USE_S = 2.0  # how long to retry the removal of a file that another process may be reading
 _IN_USE_POLL_S = 0.05
 _RELEASED = "released"  # the start time in a claim that could not be removed: no process has it, so its holder is dead
-_TOKEN = re.compile("[0-9a-f]{16}")
 
 
 class LockError(UserError):
     """The lock can't be taken, or was lost."""
-
-
-@dataclass(frozen=True)
-class Holder:
-    """The process that holds a lock, as it describes itself."""
-
-    what: str  # such as `run v001-abc is being launched`
-    pid: int
-    host: str
-    since: str
-    boot: str  # the machine's boot ID; empty where the system has none
-    namespace: str  # the PID namespace: each container has its own
-    started: str  # start time of the process, since another process may get its PID later
-    token: str  # ID of this acquisition, 16 hexadecimal digits
-    launch: str = ""  # ID of the launch (`doccls.system.lifeline.LAUNCHED`); empty for a process started by hand
-
-    def __str__(self) -> str:
-        return f"{self.what} by process {self.pid} on {self.host} since {self.since}"
 
 
 @dataclass(frozen=True)
@@ -135,11 +110,11 @@ def hold_lock(path: Path, what: str, wait_s: float = 0.0) -> Iterator[Lock]:
         LockError: another process holds it, or its file can't be created.
         Interrupted: a stop was requested while this waited.
     """
-    holder = _describe_self(what)
+    holder = describe_self(what)
     try:
         _acquire(path, holder, wait_s)
     except OSError as error:
-        shortage = describe_shortage(error, path.parent, len(_render(holder)))
+        shortage = describe_shortage(error, path.parent, len(render_holder(holder)))
         raise LockError(f"{path}: can't be taken: {error.strerror}{shortage}") from error
     done = threading.Event()
     threading.Thread(target=_renew, args=(path, holder, done), name="doccls-lock", daemon=True).start()
@@ -165,12 +140,6 @@ def find_holder(path: Path, read_only: bool = False) -> Holder | None:
     except OSError as error:
         raise LockError(f"{path}: can't be read: {error.strerror}") from error
     return None if claim is None or _is_dead(claim, read_only=read_only) else claim.holder
-
-
-def is_visible(holder: Holder) -> bool:
-    """Return whether the holder is on this machine and in this PID namespace, so that its PID is valid here."""
-    here = (socket.gethostname(), _read_boot(), _read_namespace())
-    return (holder.host, holder.boot, holder.namespace) == here
 
 
 # --- taking, renewing and releasing it -------------------------------------------------------------------------------
@@ -211,7 +180,7 @@ def _create(file: Path, holder: Holder) -> bool:
         descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     except FileExistsError:
         return False
-    text = _render(holder)
+    text = render_holder(holder)
     try:
         try:
             written = os.write(descriptor, text)
@@ -289,10 +258,10 @@ def _unlink(file: Path) -> None:
 def _mark_released(file: Path, token: str) -> None:
     """Mark a claim of this process, which can't be removed, such that others take its holder for dead."""
     with suppress(OSError), file.open("r+b") as opened:  # never the file of another process that takes its place
-        holder = _parse(opened.read())
+        holder = parse_holder(opened.read())
         if holder is not None and holder.token == token:
             opened.seek(0)
-            opened.write(_render(replace(holder, started=_RELEASED)))
+            opened.write(render_holder(replace(holder, started=_RELEASED)))
             opened.truncate()
 
 
@@ -334,7 +303,7 @@ def _renew(path: Path, holder: Holder, done: threading.Event) -> None:
             if claim is None or claim.token != holder.token:
                 continue
             with claim.file.open("r+b") as file:
-                current = _parse(file.read())
+                current = parse_holder(file.read())
                 if current is not None and current.token == holder.token:
                     _touch(file)
 
@@ -374,7 +343,7 @@ def _read_claim(file: Path, path: Path) -> _Claim | None:
     while True:
         try:
             with file.open("rb") as opened:  # opening has an NFS client ask the server for the file's time
-                return _Claim(path, file, _parse(opened.read()), os.fstat(opened.fileno()).st_mtime_ns)
+                return _Claim(path, file, parse_holder(opened.read()), os.fstat(opened.fileno()).st_mtime_ns)
         except FileNotFoundError:
             return None
         except OSError as error:  # ESTALE: another machine replaced the file while it was read
@@ -383,40 +352,14 @@ def _read_claim(file: Path, path: Path) -> _Claim | None:
                 raise
 
 
-def _render(holder: Holder) -> bytes:
-    return json.dumps(asdict(holder)).encode()
-
-
-def _parse(text: bytes) -> Holder | None:
-    with suppress(ValueError, TypeError):
-        holder = Holder(**json.loads(text))
-        if _TOKEN.fullmatch(holder.token):  # it becomes part of a file name
-            return holder
-    return None
-
-
 def _format_holder(claim: _Claim) -> str:
     return str(claim.holder) if claim.holder else "another process has just taken the lock"
-
-
-def _describe_self(what: str) -> Holder:
-    return Holder(
-        what=what,
-        pid=os.getpid(),
-        host=socket.gethostname(),
-        since=datetime.now().isoformat(timespec="seconds"),
-        boot=_read_boot(),
-        namespace=_read_namespace(),
-        started=_read_start(os.getpid()) or "",
-        token=secrets.token_hex(8),
-        launch=os.environ.get(LAUNCHED, ""),
-    )
 
 
 def _is_dead(claim: _Claim, watched_s: float = _WATCH_S, read_only: bool = False) -> bool:
     """Return whether the holder is dead; `watched_s` is how long this process has seen the claim unchanged."""
     if claim.holder is not None and is_visible(claim.holder):
-        started = _read_start(claim.holder.pid)
+        started = read_start(claim.holder.pid)
         return started is None or (started != "" and started != claim.holder.started)
     silence_s = time.time() - claim.renewed_ns / 1e9 if read_only else _measure_silence_s(claim)
     return silence_s > (_DEAD_S if watched_s >= _WATCH_S else _LONG_DEAD_S)
@@ -433,37 +376,3 @@ def _measure_silence_s(claim: _Claim) -> float:
         finally:
             probe.unlink(missing_ok=True)
     return now_s - claim.renewed_ns / 1e9
-
-
-def _read_boot() -> str:
-    with suppress(OSError):
-        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-    return ""
-
-
-def _read_namespace() -> str:
-    with suppress(OSError):
-        return str(Path("/proc/self/ns/pid").readlink())
-    return ""
-
-
-def _read_start(pid: int) -> str | None:
-    """Return the start time of a process on this machine as a stable string; None if there is no such process.
-
-    Empty where the system hides it, as for another user's process if /proc is mounted with hidepid.
-    """
-    try:
-        if os.name == "posix":
-            os.kill(pid, 0)
-    except ProcessLookupError:
-        return None
-    except PermissionError:
-        pass
-    with suppress(OSError, IndexError):
-        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-        # In clock ticks since boot, which setting the clock does not change: proc(5). A zombie holds nothing.
-        return None if fields[0] in "ZX" else fields[19]
-    try:
-        return str(psutil.Process(pid).create_time())
-    except psutil.Error:
-        return "" if os.name == "posix" else None

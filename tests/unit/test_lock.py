@@ -21,6 +21,7 @@ import pytest
 
 from doccls.errors import UserError
 from doccls.system import lock, signals
+from doccls.system.holder import Holder, describe_self, parse_holder, read_start
 from doccls.system.lifeline import LAUNCHED
 from doccls.system.lock import LockError, find_holder, hold_lock
 from doccls.system.signals import Interrupted
@@ -235,8 +236,8 @@ def test_full_disk_raises_and_leaves_no_file(path: Path, monkeypatch: pytest.Mon
 def write_claim(path: Path, pid: int, age_s: float = 0.0, **changes: str) -> str:
     """Write the claim of a process on this machine, or with `changes` on another, and return its token."""
     path.parent.mkdir(exist_ok=True)
-    holder = replace(lock._describe_self(WHAT), pid=pid, since="2026-01-02T03:04:05")
-    holder = replace(holder, started=lock._read_start(pid) or "1")
+    holder = replace(describe_self(WHAT), pid=pid, since="2026-01-02T03:04:05")
+    holder = replace(holder, started=read_start(pid) or "1")
     holder = replace(holder, **changes)
     path.write_text(json.dumps(asdict(holder)))
     os.utime(path, (time.time() - age_s, time.time() - age_s))
@@ -286,11 +287,11 @@ def test_process_hidden_by_the_system_counts_as_alive(path: Path, monkeypatch: p
 
     write_claim(path, os.getpid(), age_s=4000.0)
     with monkeypatch.context() as patch:
-        patch.setattr(lock.os, "kill", kill)
+        patch.setattr(os, "kill", kill)
         patch.setattr(Path, "read_text", lambda *_, **__: (_ for _ in ()).throw(FileNotFoundError()))
-        patch.setattr(lock.psutil, "Process", lambda pid: (_ for _ in ()).throw(psutil.NoSuchProcess(pid)))
-        assert lock._read_start(os.getpid()) == ""
-    monkeypatch.setattr(lock, "_read_start", lambda pid: "")
+        patch.setattr(psutil, "Process", lambda pid: (_ for _ in ()).throw(psutil.NoSuchProcess(pid)))
+        assert read_start(os.getpid()) == ""
+    monkeypatch.setattr(lock, "read_start", lambda pid: "")
     assert "process is alive" in refuse(path)
 
 
@@ -355,13 +356,13 @@ def test_holder_renews_its_file_until_another_process_takes_the_lock(
 ) -> None:
     monkeypatch.setattr(lock, "_RENEW_S", 0.01)
     reads: list[bytes] = []
-    parse = lock._parse
+    parse = parse_holder
 
-    def record(text: bytes) -> lock.Holder | None:
+    def record(text: bytes) -> Holder | None:
         reads.append(text)
         return parse(text)
 
-    monkeypatch.setattr(lock, "_parse", record)
+    monkeypatch.setattr(lock, "parse_holder", record)
     with hold_lock(path, WHAT):
         os.utime(path, (0, 0))
         while path.stat().st_mtime == 0:  # pytest's timeout bounds it
@@ -420,15 +421,15 @@ def test_failing_file_server_does_not_count_as_loss(path: Path, monkeypatch: pyt
 def test_file_replaced_while_it_is_read_is_read_again(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An NFS client reports `Stale file handle` then."""
     write_claim(path, os.getpid())
-    parse, failed = lock._parse, []
+    parse, failed = parse_holder, []
 
-    def fail_first(text: bytes) -> lock.Holder | None:
+    def fail_first(text: bytes) -> Holder | None:
         if not failed:
             failed.append(path.unlink())
             raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
         return parse(text)
 
-    monkeypatch.setattr(lock, "_parse", fail_first)
+    monkeypatch.setattr(lock, "parse_holder", fail_first)
     with hold_lock(path, "this test") as held:
         held.check()
 
@@ -559,9 +560,9 @@ def test_process_suspended_during_takeover_takes_the_lock_from_nobody(
     write_claim(path, dead_pid)
     if not replaceable:
         monkeypatch.setattr(Path, "replace", move)
-    other = lock._describe_self("other holder")
+    other = describe_self("other holder")
     interleave(monkeypatch, "_move", lambda: lock._take_over(path, lock._read_chain(path), other))
-    assert not lock._take_over(path, lock._read_chain(path), lock._describe_self("this test"))
+    assert not lock._take_over(path, lock._read_chain(path), describe_self("this test"))
     assert "other holder by process" in refuse(path)
     lock._release(path, other)
     assert list(path.parent.iterdir()) == []
@@ -634,7 +635,7 @@ def test_process_suspended_during_release_removes_no_other_lock(path: Path, monk
     context = hold_lock(path, WHAT)
     context.__enter__()
     chain = lock._read_chain(path)
-    other = lock._describe_self("other holder")
+    other = describe_self("other holder")
     interleave(monkeypatch, "_create", lambda: lock._take_over(path, chain, other))
     context.__exit__(None, None, None)
     assert str(find_holder(path)).startswith("other holder by process")

@@ -9,7 +9,7 @@ import pytest
 
 from doccls.run.heartbeat import Beat
 from doccls.run.metrics_log import EpochMetrics
-from doccls.system.lock import Holder
+from doccls.system.holder import Holder
 from launcher.ledger import Attempt
 from launcher.progress import FoldProgress, Progress, RunEvidence, derive_progress, describe_totals, list_events
 from launcher.status import FoldStatus, RunStatus, State
