@@ -235,8 +235,9 @@ def test_fold_resumes_from_its_step_after_time_limit(cluster: Cluster, trainer: 
 
 def test_time_limit_before_a_saved_step_does_not_requeue(cluster: Cluster, trainer: Trainer) -> None:
     folder = trainer.new_folder()
-    job = submit_folds(cluster, trainer, folder, ONE_FOLD, "--array=1")
-    await_event(lambda: "[LAUNCH] fold 1 on " in read_outputs(folder), "the fold's start", folder)  # it imports
+    fresh = ("--start", "fresh")  # its imports take seconds; a fork saves its first step at once
+    job = submit_folds(cluster, trainer, folder, ONE_FOLD, "--array=1", task_options=fresh)
+    await_event(lambda: "[LAUNCH] fold 1 on " in read_outputs(folder), "the fold's start", folder)
     cluster.run("scancel", "--batch", "--signal=USR1", f"{job}_1")
     assert cluster.wait(job, folder) == ["FAILED"], read_outputs(folder)
     text = read_outputs(folder)
