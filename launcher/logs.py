@@ -15,8 +15,7 @@ from launcher.ledger import Ledger, read_ledger
 from launcher.live_files import LiveReader, watch_run
 from launcher.progress import ACTIVE
 from launcher.slurm.array_jobs import read_array_jobs
-from launcher.status import State
-from launcher.status_files import read_status
+from launcher.status import State, read_status
 
 _POLL_S = 0.5
 _CONSOLE = re.compile(r"fold([0-9]+)_rank([0-9]+)\.txt")

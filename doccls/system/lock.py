@@ -28,7 +28,6 @@ from doccls.errors import UserError
 from doccls.system.atomic_files import REPLACE_REFUSED
 from doccls.system.disk import describe_shortage
 from doccls.system.holder import Holder, describe_self, is_visible, parse_holder, read_start, render_holder
-from doccls.system.signals import check_stop
 
 _RENEW_S = 10.0
 _POLL_S = 0.5
@@ -108,7 +107,6 @@ def hold_lock(path: Path, what: str, wait_s: float = 0.0) -> Iterator[Lock]:
 
     Raises:
         LockError: another process holds it, or its file can't be created.
-        Interrupted: a stop was requested while this waited.
     """
     holder = describe_self(what)
     try:
@@ -170,7 +168,6 @@ def _acquire(path: Path, holder: Holder, wait_s: float) -> None:
                 warned = True
                 message = f"{_format_holder(claim)} ({path}): waiting for a sign of life, at most {_PROOF_S:g} s"
                 print(f"[WARNING] {message}", file=sys.stderr)
-        check_stop()
         time.sleep(_POLL_S)
 
 

@@ -20,11 +20,10 @@ import psutil
 import pytest
 
 from doccls.errors import UserError
-from doccls.system import lock, signals
+from doccls.system import lock
 from doccls.system.holder import Holder, describe_self, parse_holder, read_start
 from doccls.system.lifeline import LAUNCHED
 from doccls.system.lock import LockError, find_holder, hold_lock
-from doccls.system.signals import Interrupted
 
 WHAT = "run r is being launched"
 
@@ -126,17 +125,6 @@ def test_waiting_stops_at_the_limit(path: Path, monkeypatch: pytest.MonkeyPatch)
         with pytest.raises(LockError, match=f"by process {process.pid} "), hold_lock(path, WHAT, wait_s=30.0):
             pytest.fail("two processes hold it")
         assert 130.0 <= now_s[0] < 132.0
-
-
-def test_requested_stop_ends_the_wait(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(signals, "_requested", signal.SIGTERM)
-    with another_process(path) as process:
-        with pytest.raises(LockError, match=f"by process {process.pid} "), hold_lock(path, WHAT):
-            pytest.fail("two processes hold it")
-        with pytest.raises(Interrupted), hold_lock(path, WHAT, wait_s=3600.0):
-            pytest.fail("two processes hold it")
-    with hold_lock(path, WHAT, wait_s=3600.0):
-        pass  # it is free: there is nothing to wait for
 
 
 def test_error_in_block_frees_it(path: Path) -> None:
