@@ -140,13 +140,13 @@ def _train_task(arguments: argparse.Namespace, log: "RunLog", end_command: "EndC
     plan = make_plan(arguments, config, run_id, chosen.slots, folds, cores, warnings)
     path = name_log(config.output.logs_dir, run_id, now, "" if task.index is None else f"task{task.index}")
     with log.writing_to(path):
-        from launcher.task import TaskOptions, run_task, serve_task
+        from launcher.task import TaskOptions, TaskProgress, run_task, serve_task
 
         log.line(f"[LAUNCH] {share}")
         options = make_options(arguments, config, run_id, plan, chosen.slots)
         own = TaskOptions(task, folds, allocation, arguments.requeue_code)
         with serve_task(own, options, log) as server:
-            run_task(config, run_id, now, own, options, server, log)
+            run_task(config, run_id, now, own, options, server, TaskProgress(), log)
 
 
 def _plan(arguments: argparse.Namespace) -> int:

@@ -21,24 +21,33 @@ _STOP_S = 10.0  # for a merge to end after a stop was requested; what it has not
 
 
 @dataclass(frozen=True)
+class Command:
+    """A command about a run."""
+
+    argv: Sequence[str]
+    is_report: bool = False  # it only writes the report: if it fails, the run is complete all the same
+
+
+@dataclass(frozen=True)
 class Ended:
     """A process that has ended."""
 
     run_id: str
     code: int
     output: str
+    is_report: bool = False
 
 
-def list_command(experiment: Experiment) -> list[str] | None:
+def find_command(experiment: Experiment) -> Command | None:
     """Return the command that merges the run, or else writes its report; None if both are done, or not wanted.
 
     It is a process of its own, so that neither its time nor its memory, nor an error in it, affects folds that train.
     """
     paths, config = experiment.paths, experiment.config
     if config.data.valid_fold == "all" and not is_merged(paths):
-        return [sys.executable, "-m", "launcher", "merge", str(paths.root)]
+        return Command([sys.executable, "-m", "launcher", "merge", str(paths.root)])
     if config.output.report and not is_reported(paths):
-        return [sys.executable, "-m", "doccls", "report", str(paths.root)]
+        return Command([sys.executable, "-m", "doccls", "report", str(paths.root)], is_report=True)
     return None
 
 
@@ -53,17 +62,17 @@ class Closings:
     def __init__(self, on_end: Callable[[Ended], None]) -> None:
         """`on_end` is called by `poll` and `finish` when a command has ended."""
         self._on_end = on_end
-        self._waiting: deque[tuple[str, Sequence[str]]] = deque()
-        self._current: tuple[str, subprocess.Popen[bytes], IO[bytes]] | None = None
+        self._waiting: deque[tuple[str, Command]] = deque()
+        self._current: tuple[str, Command, subprocess.Popen[bytes], IO[bytes]] | None = None
 
-    def add(self, run_id: str, command: Sequence[str]) -> None:
+    def add(self, run_id: str, command: Command) -> None:
         """Add a command about the run to the queue."""
         self._waiting.append((run_id, command))
 
     def poll(self) -> None:
         """Start the next command if none runs, and report one that has ended; return at once."""
         if self._current is not None:
-            run_id, process, output = self._current
+            run_id, command, process, output = self._current
             code = process.poll()
             if code is None:
                 return
@@ -71,13 +80,13 @@ class Closings:
             output.seek(0)
             with output:
                 text = output.read().decode("utf-8", "replace").strip()
-            self._on_end(Ended(run_id, code, text))
+            self._on_end(Ended(run_id, code, text or f"ended with code {code}", command.is_report))
         if self._waiting and self._current is None:
             run_id, command = self._waiting.popleft()
             try:
-                self._current = (run_id, *_start(command))
+                self._current = (run_id, command, *_start(command.argv))
             except OSError as error:  # no process, or no temporary file; folds that train go on
-                self._on_end(Ended(run_id, 1, f"can't be started: {error}"))
+                self._on_end(Ended(run_id, 1, f"can't be started: {error}", command.is_report))
 
     def finish(self) -> None:
         """Wait until all commands have ended.
@@ -100,24 +109,25 @@ class Closings:
         finally:
             self._waiting.clear()
             if self._current is not None:
-                self._current[1].terminate()
+                process = self._current[2]
+                process.terminate()
                 try:
-                    self._current[1].wait(_STOP_S)
+                    process.wait(_STOP_S)
                 except subprocess.TimeoutExpired:
-                    self._kill()
-                    self._current[1].wait()
+                    process.kill()
+                    process.wait()
 
     def _kill(self) -> None:
         if self._current is not None:
-            self._current[1].kill()
+            self._current[2].kill()
 
 
-def _start(command: Sequence[str]) -> "tuple[subprocess.Popen[bytes], IO[bytes]]":
+def _start(argv: Sequence[str]) -> "tuple[subprocess.Popen[bytes], IO[bytes]]":
     output = tempfile.TemporaryFile()  # noqa: SIM115 (closed once the process has ended)
     try:
         # In a session of its own, a terminal's Ctrl-C does not reach it.
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+            argv, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
         )
     except OSError:
         output.close()

@@ -8,7 +8,8 @@ from statistics import fmean
 from doccls.run.heartbeat import Beat
 from doccls.run.metrics_log import EpochMetrics
 
-# The pace is that of the last two minutes of steps: a shorter time says little where other jobs share the machine.
+# The pace is that of the current epoch's steps and, where they took less than this, of earlier ones: a shorter time
+# says little where other jobs share the machine.
 _WINDOW_S = 120.0
 
 
@@ -28,10 +29,14 @@ def measure_epoch(row: EpochMetrics, beat: Beat) -> Pace | None:
     """Return the pace of a finished epoch of a fold as large as the beat's; None if it was not measured."""
     if not row.images_per_s or not beat.batch_size:
         return None
-    first_step = row.resumed_step if row.resumed_step is not None else beat.steps_per_epoch * (row.epoch - 1)
     step_s = beat.batch_size / row.images_per_s
-    steps = max(0, beat.steps_per_epoch * row.epoch - first_step)
-    return Pace(step_s, max(0.0, row.time_s - steps * step_s))
+    return Pace(step_s, max(0.0, row.time_s - count_steps(row, beat) * step_s))
+
+
+def count_steps(row: EpochMetrics, beat: Beat) -> int:
+    """Return how many steps of the epoch were trained since the fold was started, or resumed."""
+    first_step = row.resumed_step if row.resumed_step is not None else beat.steps_per_epoch * (row.epoch - 1)
+    return max(0, beat.steps_per_epoch * row.epoch - first_step)
 
 
 def measure_steps(beat: Beat) -> float | None:
@@ -49,10 +54,13 @@ def measure_pace(beat: Beat, rows: Sequence[EpochMetrics]) -> Pace | None:
     if step_s is not None:
         time_s = beat.time_s - beat.stage_s
         steps = time_s / step_s
-    for epoch in filter(None, (measure_epoch(row, beat) for row in reversed(rows))):
+    for row in reversed(rows):
+        epoch = measure_epoch(row, beat)
+        if epoch is None:
+            continue
         if validations_s and time_s >= _WINDOW_S:
             break
-        share_s = min(max(0.0, _WINDOW_S - time_s), epoch.step_s * beat.steps_per_epoch)
+        share_s = min(max(0.0, _WINDOW_S - time_s), epoch.step_s * count_steps(row, beat))
         steps, time_s = steps + share_s / epoch.step_s, time_s + share_s
         validations_s.append(epoch.validation_s)
     if not steps:

@@ -11,11 +11,12 @@ from doccls.config.paths import list_matching
 from doccls.errors import UserError
 from doccls.run.paths import RunPaths
 from launcher.attempt import find_log_name
-from launcher.ledger import Ledger, read_ledger
+from launcher.ledger import Ledger, read_ledgers
 from launcher.live_files import LiveReader, watch_run
 from launcher.progress import ACTIVE
 from launcher.slurm.array_jobs import read_array_jobs
-from launcher.status import State, read_status
+from launcher.status import State
+from launcher.status_files import read_status
 
 _POLL_S = 0.5
 _CONSOLE = re.compile(r"fold([0-9]+)_rank([0-9]+)\.txt")
@@ -84,8 +85,7 @@ def _name_log(paths: RunPaths, request: LogRequest) -> Path | None:
 
 
 def _find_newest(paths: RunPaths) -> Ledger | None:
-    ledgers = [ledger for path in paths.list_ledgers() if (ledger := read_ledger(path)) is not None]
-    return max(ledgers, key=lambda ledger: ledger.started, default=None)
+    return max(read_ledgers(paths), key=lambda ledger: ledger.started, default=None)
 
 
 def _describe_existing(paths: RunPaths) -> str:

@@ -6,6 +6,7 @@ adopts it (prctl(2), PR_SET_CHILD_SUBREAPER). So a rank survives this process, a
 """
 
 import atexit
+import ctypes
 import gc
 import importlib
 import json
@@ -61,8 +62,8 @@ def main() -> None:
     control.set_inheritable(False)
     for name in _PRELOADED:
         importlib.import_module(name)
-    # Before it checks its first array, scikit-learn searches all installed packages for plugins, and keeps the result.
-    sys.modules["sklearn.utils.validation"].check_array([[0.0]])
+    # The first check of an array makes a library of scikit-learn's search all installed packages for plugins, once.
+    importlib.import_module("sklearn.utils.validation").check_array([[0.0]])
     run_rank(serve(control))
 
 
@@ -179,6 +180,7 @@ def _end(code: int) -> NoReturn:
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
+    ctypes.CDLL(None).fflush(None)  # what libraries such as NCCL have printed
     os._exit(code)
 
 

@@ -23,15 +23,14 @@ def measure_runs(folder: Path, study: Study, problems: Mapping[str, str]) -> lis
 
 def _measure(paths: RunPaths, member: Member, problem: str | None) -> Standing:
     summary: Summary | None = None
-    scores: list[tuple[float, float | None]] = []
     device_hours = None
     try:
-        # The summary has all that the leaderboard shows: predictions, which can be large, are read only without one.
         summary = read_summary(paths.summary) if is_merged(paths) else None
-        scores = [] if summary is not None else _read_scores(paths, member.num_folds)
         device_hours = _measure_device_hours(paths)
     except (UserError, OSError) as error:
         problem = problem or str(error)
+    # The summary has all that the leaderboard shows: predictions, which can be large, are read only without one.
+    scores = [] if summary is not None else _read_scores(paths, member.num_folds)
     damaged = [score for _, score in scores if score is not None]
     return Standing(
         run_id=member.run_id,

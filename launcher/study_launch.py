@@ -18,7 +18,7 @@ from doccls.run.metrics_log import read_metrics
 from doccls.run.paths import RunPaths, locate_run, locate_study
 from doccls.system.lock import hold_lock
 from doccls.system.signals import Interrupted, stop_requested, stopping_gracefully
-from launcher.closing import Closings, Ended, list_command, log_closed
+from launcher.closing import Closings, Command, Ended, find_command, log_closed
 from launcher.forking import RankServer
 from launcher.launch import serve_launch, train_queue
 from launcher.leaderboard import Standing, render_leaderboard
@@ -175,9 +175,9 @@ def check_blendable(experiments: Sequence[Experiment]) -> None:
             )
 
 
-def list_blend_command(runs: Sequence[RunPaths]) -> list[str]:
+def make_blend_command(runs: Sequence[RunPaths]) -> Command:
     """Return the command that blends the runs."""
-    return [sys.executable, "-m", "doccls", "blend", *(str(paths.root) for paths in runs)]
+    return Command([sys.executable, "-m", "doccls", "blend", *(str(paths.root) for paths in runs)])
 
 
 def blend_runs(runs: Sequence[RunPaths], log: RunLog) -> None:
@@ -194,7 +194,7 @@ def blend_runs(runs: Sequence[RunPaths], log: RunLog) -> None:
 
     closings = Closings(report)
     with closings.stopping(), stopping_gracefully():
-        closings.add(_BLEND, list_blend_command(runs))
+        closings.add(_BLEND, make_blend_command(runs))
         closings.finish()
 
 
@@ -257,7 +257,7 @@ class _StudyLaunch:
                 self._note_problem(run.paths.run_id, str(error))
 
     def _close(self, run: QueuedRun) -> None:
-        command = list_command(run.experiment)
+        command = find_command(run.experiment)
         if command is not None and run.paths.run_id not in self._closed:
             self._closed.add(run.paths.run_id)
             self._closings.add(run.paths.run_id, command)
@@ -267,13 +267,14 @@ class _StudyLaunch:
         if len(merged) < len(self._queued):
             self._log.line("[WARNING] --blend: not all runs are merged: nothing is blended")
             return
-        self._closings.add(_BLEND, list_blend_command(merged))
+        self._closings.add(_BLEND, make_blend_command(merged))
         self._closings.finish()
 
     def _report_closing(self, ended: Ended) -> None:
-        if ended.code:
-            message = ended.output or f"the process that merges it ended with code {ended.code}"
-            self._note_problem(ended.run_id, message)
+        if ended.code and ended.is_report:
+            self._log.line(f"[WARNING] {_describe(ended.run_id)}: no report: {ended.output}")
+        elif ended.code:
+            self._note_problem(ended.run_id, ended.output)
         else:
             log_closed(_describe(ended.run_id), ended, self._log)
 

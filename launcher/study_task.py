@@ -120,18 +120,16 @@ def _train(launches: Sequence[_RunLaunch], now: datetime, problems: dict[str, st
 
     Those that fail are added to `problems`.
     """
-    from launcher.task import run_task, serve_task
+    from launcher.task import TaskProgress, run_task, serve_task
 
-    missing, has_advanced = list[str](), False
+    missing, progress = list[str](), TaskProgress()
     with serve_task(launches[0].own, launches[0].options, log) as server:
         for launch in launches:
             config, run_id = launch.run.config, launch.run.run_id
             log.line(f"[STUDY] run {run_id}")
-            own = replace(launch.own, has_advanced=has_advanced)
             with _noting_problem(launch.run, problems, log):
-                end = run_task(config, run_id, now, own, launch.options, server, log)
-                has_advanced |= end.has_advanced
-                missing += [f"{run_id}:{fold}" for fold in end.missing]
+                folds = run_task(config, run_id, now, launch.own, launch.options, server, progress, log)
+                missing += [f"{run_id}:{fold}" for fold in folds]
     return missing
 
 

@@ -44,15 +44,13 @@ class TaskOptions:
     allocation: Allocation | None  # None outside Slurm
     requeue_code: int  # exit code of a task that was stopped and can resume
     offset: int = 0  # number of the run's fold 0 among the folds of all runs of its study
-    has_advanced: bool = False  # the task has finished or saved folds of other runs since it started
 
 
-@dataclass(frozen=True)
-class TaskEnd:
-    """How a task left a run."""
+@dataclass
+class TaskProgress:
+    """What a task has done since it started, over all its runs, also those that failed."""
 
-    missing: tuple[int, ...]  # folds of the run, if it is not merged
-    has_advanced: bool  # the task has finished a fold of it or saved a resume checkpoint
+    has_advanced: bool = False  # it has finished a fold or saved a resume checkpoint
 
 
 def serve_task(share: TaskOptions, options: LaunchOptions, log: RunLog) -> AbstractContextManager[RankServer | None]:
@@ -67,9 +65,10 @@ def run_task(
     share: TaskOptions,
     options: LaunchOptions,
     server: RankServer | None,
+    progress: TaskProgress,
     log: RunLog,
-) -> TaskEnd:
-    """Train the unfinished folds of the share, and merge the run if all its folds are finished then.
+) -> tuple[int, ...]:
+    """Train the unfinished folds of the share, merge the run if all its folds are finished then, or return the missing.
 
     `server` forks the ranks; None: they start fresh.
 
@@ -103,10 +102,12 @@ def run_task(
             try:
                 loop.run()
             except Interrupted as stop:
-                if _handle_stop(stop, share.has_advanced or loop.has_advanced, share, options, log):
+                if _handle_stop(stop, progress.has_advanced or loop.has_advanced, share, options, log):
                     stop.exit_code = share.requeue_code
                 raise
-    return TaskEnd(close_share(experiment, log), loop.has_advanced)
+            finally:
+                progress.has_advanced |= loop.has_advanced
+    return close_share(experiment, log)
 
 
 def _spans_nodes(share: TaskOptions) -> bool:

@@ -12,7 +12,7 @@ from test_standings import write_fold
 from doccls.run.paths import RunPaths
 from doccls.system import signals
 from doccls.system.signals import Interrupted
-from launcher.closing import Closings, Ended, list_command
+from launcher.closing import Closings, Command, Ended, find_command
 
 PRINT = [sys.executable, "-c", "import sys; print('x'); print('y', file=sys.stderr); sys.exit(int(sys.argv[1]))"]
 SLEEP = [sys.executable, "-c", "import time; print('up', flush=True); time.sleep(600)"]
@@ -23,7 +23,7 @@ def test_commands_end_one_after_the_other() -> None:
     closings = Closings(ended.append)
     with closings.stopping():
         for number in range(3):
-            closings.add(f"run{number}", [*PRINT, str(number)])
+            closings.add(f"run{number}", Command([*PRINT, str(number)]))
         closings.finish()
     assert [(end.run_id, end.code, sorted(end.output.split())) for end in ended] == [
         ("run0", 0, ["x", "y"]), ("run1", 1, ["x", "y"]), ("run2", 2, ["x", "y"]),
@@ -35,8 +35,8 @@ def test_polling_does_not_wait() -> None:
     closings = Closings(ended.append)
     with closings.stopping():
         closings.poll()  # nothing to do
-        closings.add("a", SLEEP)
-        closings.add("b", SLEEP)
+        closings.add("a", Command(SLEEP))
+        closings.add("b", Command(SLEEP))
         closings.poll()
         closings.poll()
         assert ended == []
@@ -47,7 +47,7 @@ def test_polling_does_not_wait() -> None:
 
 def test_stop_ends_the_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     closings = Closings(lambda end: None)
-    closings.add("a", SLEEP)
+    closings.add("a", Command(SLEEP))
     monkeypatch.setattr(signals, "_requested", 15)
     with pytest.raises(Interrupted), closings.stopping():
         closings.finish()
@@ -57,8 +57,8 @@ def test_command_that_can_not_start_is_reported_like_one_that_fails() -> None:
     ended: list[Ended] = []
     closings = Closings(ended.append)
     with closings.stopping():
-        closings.add("a", ["/no/such/program"])
-        closings.add("b", [*PRINT, "0"])
+        closings.add("a", Command(["/no/such/program"]))
+        closings.add("b", Command([*PRINT, "0"]))
         closings.finish()
     assert [(end.run_id, end.code) for end in ended] == [("a", 1), ("b", 0)]
     assert "can't be started: " in ended[0].output and "/no/such/program" in ended[0].output
@@ -79,14 +79,14 @@ def test_run_is_closed_once(valid_fold: str | int, tmp_path: Path) -> None:
     write_fold(paths, 0, 0.5, None)
     write(paths.predictions(0), 10)
     if valid_fold == "all":
-        assert list_command(experiment) == [sys.executable, "-m", "launcher", "merge", str(tmp_path)]
+        assert find_command(experiment) == Command([sys.executable, "-m", "launcher", "merge", str(tmp_path)])
         write(paths.summary, 20)
-    report = [sys.executable, "-m", "doccls", "report", str(tmp_path)]
-    assert list_command(experiment) == report  # also if the merge was killed before it
+    report = Command([sys.executable, "-m", "doccls", "report", str(tmp_path)], is_report=True)
+    assert find_command(experiment) == report  # also if the merge was killed before it
     output.report = False
-    assert list_command(experiment) is None
+    assert find_command(experiment) is None
     output.report = True
     write(paths.report, 30)
-    assert list_command(experiment) is None
+    assert find_command(experiment) is None
     write(paths.predictions(0), 40)  # trained again
-    assert list_command(experiment) is not None
+    assert find_command(experiment) is not None

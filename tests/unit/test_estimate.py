@@ -64,7 +64,7 @@ def test_pace_of_an_epoch_that_was_resumed_counts_the_remaining_steps() -> None:
     assert measure_epoch(make_row(1), replace(BEAT, batch_size=0)) is None
 
 
-def test_pace_is_that_of_the_last_two_minutes() -> None:
+def test_pace_is_that_of_two_minutes_or_the_current_epoch() -> None:
     slower = replace(BEAT, epoch=4, step=3 * STEPS + 3, stage_s=0.0, stage_step=3 * STEPS + 1, time_s=4.0)
     assert measure_steps(slower) == 2.0 and measure_pace(slower, []) == Pace(2.0, 0.0)
     fast, long = make_row(1), replace(make_row(2), images_per_s=1.0, time_s=STEPS * 8 + 20.0)
@@ -73,6 +73,9 @@ def test_pace_is_that_of_the_last_two_minutes() -> None:
     # An epoch of 320 s fills the two minutes.
     assert measure_pace(slower, [fast, long]) == pytest.approx(Pace(120 / (2 + 116 / 8), 20.0))
     assert measure_pace(slower, [long, fast]) == pytest.approx(Pace(120 / (2 + 40 + 96 / 8), (VALIDATION_S + 20.0) / 2))
+    # Two steps of a resumed epoch are not a whole one: 4 s, 16 s and the 20 s of the epoch before.
+    resumed = replace(make_row(3, resumed_step=3 * STEPS - 2), images_per_s=1.0, time_s=16.0 + VALIDATION_S)
+    assert measure_pace(slower, [fast, resumed]) == pytest.approx(Pace(40 / (2 + 2 + 40), VALIDATION_S))
     # Steps of the current epoch fill them alone; the last validation counts all the same.
     assert measure_pace(replace(slower, time_s=130.0), [fast, long]) == pytest.approx(Pace(65.0, 20.0))
 

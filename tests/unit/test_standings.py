@@ -65,3 +65,4 @@ def test_damaged_summary_is_the_problem_of_its_run(paths: RunPaths, tmp_path: Pa
     paths.summary.write_text("{")
     (standing,) = measure_runs(tmp_path / "studies" / "s", STUDY, {})
     assert standing.problem is not None and str(paths.summary) in standing.problem
+    assert (standing.finished, standing.mean) == (1, 0.5)

@@ -14,6 +14,7 @@ from doccls.errors import UserError
 from doccls.run.paths import RunPaths
 from doccls.system.signals import Interrupted
 from launcher import study_launch
+from launcher.closing import Ended
 from launcher.study_file import Member, Study
 from tests.unit.conftest import KeptLog
 
@@ -140,3 +141,10 @@ def test_error_of_one_run_hides_no_other_and_keeps_no_run_from_its_merge(
     assert launch.merged == ["s-done", "s-b"]
     assert "[WARNING] run s-a: it was started with another config" in launch.log.lines
     assert any(line.startswith("[STUDY] -> ") for line in launch.log.lines)
+
+
+def test_report_that_can_not_be_written_fails_no_study(launch: Launch) -> None:
+    launch.launch._report_closing(Ended("s-a", 1, "no space left", is_report=True))
+    launch.launch._report_closing(Ended("s-b", 1, "no predictions"))
+    assert launch.log.lines == ["[WARNING] run s-a: no report: no space left", "[WARNING] run s-b: no predictions"]
+    assert launch.launch._problems == {"s-b": "no predictions"}

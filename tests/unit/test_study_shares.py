@@ -12,12 +12,12 @@ import pytest
 import yaml
 
 from doccls.config import Config
+from doccls.errors import UserError
 from doccls.oof.predictions import FoldPredictions, PredictionsInfo, write_predictions
 from doccls.system.signals import Interrupted
 from launcher import task as task_module
 from launcher.cli import main
 from launcher.queued_run import Job
-from launcher.task import TaskEnd
 
 RUNS = ("s-tiny-s1", "s-tiny-s2")
 
@@ -78,6 +78,22 @@ def test_task_that_advances_no_run_is_not_requeued(
     assert "reached its time limit before a step was saved" in out and "can resume" not in out
 
 
+def test_task_whose_first_run_fails_after_a_fold_is_requeued(
+    words: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class FailingLoop(Loop):
+        def run(self) -> None:
+            if self._jobs[0].run.paths.run_id != RUNS[0]:
+                raise Interrupted(signal.SIGUSR1)
+            finish(self._jobs[0])
+            self.has_advanced = True
+            raise UserError("1 fold failed")
+
+    monkeypatch.setattr(task_module, "FoldLoop", FailingLoop)
+    assert main([*words, "--requeue-code", "85"]) == 85
+    assert "exit code 85: the task can resume" in capsys.readouterr().out
+
+
 def test_study_names_the_folder_of_a_run_that_another_task_began_after_midnight(
     words: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -87,10 +103,10 @@ def test_study_names_the_folder_of_a_run_that_another_task_began_after_midnight(
 
     before = list[list[str]]()
 
-    def train(config: Config, run_id: str, *others: object) -> TaskEnd:
+    def train(config: Config, run_id: str, *others: object) -> tuple[int, ...]:
         before.append(read_folders())
         (tmp_path / "exp" / "20990101" / run_id).mkdir(parents=True)
-        return TaskEnd((), has_advanced=True)
+        return ()
 
     monkeypatch.setattr(task_module, "run_task", train)
     assert main(list(words)) == 0
