@@ -15,7 +15,7 @@ import pytest
 from doccls.oof.predictions import FoldPredictions, PredictionsInfo, write_predictions
 from doccls.run.heartbeat import Beat, Heartbeat
 from doccls.run.paths import RunPaths
-from doccls.system import lock
+from doccls.system import holder
 from doccls.system.atomic_files import write_text
 from doccls.system.lock import hold_lock
 from launcher.cli import main
@@ -244,7 +244,7 @@ def test_launcher_of_another_user_machine_or_container_cannot_be_cancelled(
         monkeypatch.setattr(os, "kill", kill)
         assert main(["cancel", str(paths.root)]) == 1 and signalled == [os.getpid()]
         assert "it belongs to another user; only that user can cancel it" in capsys.readouterr().err
-        for function, module in (("gethostname", socket), ("_read_boot", lock), ("_read_namespace", lock)):
+        for function, module in (("gethostname", socket), ("_read_boot", holder), ("_read_namespace", holder)):
             with monkeypatch.context() as patch:
                 patch.setattr(module, function, lambda: "another")
                 assert main(["cancel", str(paths.root)]) == 1 and len(signalled) == 1, "a foreign process was killed"
