@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PYTEST := -m pytest
 
-.PHONY: demo test test-fast test-gpu soak lint format clean
+.PHONY: demo test test-fast test-gpu test-oldest soak lint format clean
 
 demo: $(READY)
 	$(BIN)/doccls demo demo
@@ -23,6 +23,18 @@ test-fast: lint
 # On the machine's GPUs, about four minutes on one; skipped with a notice where there is none.
 test-gpu: $(READY)
 	$(BIN)/python $(PYTEST) tests/gpu
+
+# All suites with the oldest versions of the dependencies that pyproject.toml allows, in an environment of their own.
+OLDEST := .venv-oldest
+
+test-oldest: $(OLDEST)/.ready
+	$(OLDEST)/bin/python $(PYTEST) $(XDIST)
+
+$(OLDEST)/.ready: pyproject.toml
+	$(PYTHON) -m venv --clear $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check uv
+	$(OLDEST)/bin/uv pip install --quiet --python $(OLDEST) --resolution lowest-direct --editable '.[dev]'
+	touch $(OLDEST)/.ready
 
 # About 30 minutes on two cores: every fault at every place, 200 kills and 150 stops at random moments, and many drawn examples.
 soak: $(READY)
@@ -49,4 +61,4 @@ $(READY): pyproject.toml
 	touch $(READY)
 
 clean:
-	rm -rf $(VENV) demo
+	rm -rf $(VENV) $(OLDEST) demo

@@ -98,7 +98,7 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
             _skipped[match[1]] = match[2]
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+def pytest_terminal_summary(terminalreporter: "pytest.TerminalReporter") -> None:
     """Report at the end which suites were not tested."""
     for suite, reason in _skipped.items():
         terminalreporter.write_line(f"NOT TESTED: suite {suite!r}: {reason}", yellow=True)

@@ -31,7 +31,8 @@ Image.MAX_IMAGE_PIXELS = None
 # Callers that decode many pages use a thread or process per page: OpenCV's own threads would oversubscribe the cores.
 cv2.setNumThreads(0)
 # Damaged and unusual files are reported by doccls; OpenCV's own messages would garble the progress bars.
-cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+_SILENT = 0
+(cv2.utils.logging if hasattr(cv2.utils, "logging") else cv2).setLogLevel(_SILENT)  # OpenCV 5, or OpenCV 4
 WHITE = 255
 # The version of the pixels that `decode_reduced` and `scale_page` give: increment it when they change. Pages in stores
 # and runs of another version are not mixed with these.

@@ -80,12 +80,13 @@ def build_optimizer(config: TrainConfig, model: nn.Module, device: torch.device)
 def build_scheduler(config: TrainConfig, optimizer: torch.optim.Optimizer, steps_per_epoch: int) -> Scheduler:
     """Build timm's schedule, whose `step_update(step)` sets the learning rate as a pure function of the step."""
     factor = scale_lr(config)
+    is_constant = config.scheduler == "constant"  # timm before 1.0.31 has none: steps that change nothing are the same
     scheduler, _ = create_scheduler_v2(
         optimizer,
-        sched=config.scheduler,
+        sched="step" if is_constant else config.scheduler,
         num_epochs=config.epochs,
         decay_epochs=config.decay_epochs,
-        decay_rate=config.decay_rate,
+        decay_rate=1.0 if is_constant else config.decay_rate,
         warmup_epochs=config.warmup_epochs,
         warmup_lr=factor * max(config.min_lr, config.lr * _WARMUP_FLOOR),
         min_lr=factor * config.min_lr,

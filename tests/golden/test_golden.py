@@ -66,6 +66,11 @@ def mask(text: str, folder: Path) -> str:
     return _FIGURE.sub(lambda match: f"{match[1]}{float(match[2]):.3f}", text)
 
 
+def normalize_help(text: str) -> list[str]:
+    """Split into words without what Python 3.13 changed: it states the value of a flag's several names only once."""
+    return re.sub(r"(--[\w-]+) [^\s,\]]+(?=, --)", r"\1", text).split()
+
+
 def test_log_matches_golden_text(golden_run: "GoldenRun", read_golden: Callable[[str, str], str]) -> None:
     log = mask(golden_run.log, golden_run.folder)
     golden = read_golden("train.log", log)
@@ -109,4 +114,4 @@ def test_help_matches_golden_text(
     main, *arguments = HELPS[name]
     code, out, err = call_command(main, *arguments)
     assert (code, err) == (0, "")
-    assert out == read_golden(f"help_{name}.txt", out)
+    assert normalize_help(out) == normalize_help(read_golden(f"help_{name}.txt", out))

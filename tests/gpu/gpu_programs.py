@@ -3,6 +3,7 @@
 import functools
 import os
 import signal
+import threading
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -14,22 +15,32 @@ from accelerate.state import PartialState
 from doccls.run.heartbeat import Heartbeat
 from doccls.system.rank import MEETING_FILE, rank_by_environment
 from doccls.train import main
-from doccls.training import distributed, step
+from doccls.training import distributed, resume, step
 
 FITTING = 6  # largest micro-batch that fits in memory in `with_little_memory`
 KILLED_STEP = 4
+_CHECKPOINT_LIMIT_S = 60.0
 _MEMORY_BYTES = 96 * 2**20
 
 
 def kill_in_step(argv: list[str]) -> int:
-    """Train; kill the process after step KILLED_STEP."""
-    beat = Heartbeat.beat
+    """Train; save a resume checkpoint in the first steps, and kill the process after KILLED_STEP once it is on disk."""
+    beat, write_resume = Heartbeat.beat, resume.write_resume
+    is_begun, is_written = threading.Event(), threading.Event()
+
+    def write_resume_and_report(*arguments: Any) -> None:
+        is_begun.set()
+        write_resume(*arguments)
+        is_written.set()
 
     def kill_or_beat(heartbeat: Heartbeat, **changes: Any) -> None:
         if changes.get("phase") == "train" and changes.get("step") == KILLED_STEP:
+            assert is_written.wait(_CHECKPOINT_LIMIT_S), "no resume checkpoint was written"
             os.kill(os.getpid(), signal.SIGKILL)
         beat(heartbeat, **changes)
 
+    resume.Checkpointer.is_due = lambda checkpointer: not is_begun.is_set()  # type: ignore[method-assign]
+    resume.write_resume = write_resume_and_report
     Heartbeat.beat = kill_or_beat  # type: ignore[method-assign]
     return main(argv)
 
