@@ -80,7 +80,7 @@ def build_optimizer(config: TrainConfig, model: nn.Module, device: torch.device)
 def build_scheduler(config: TrainConfig, optimizer: torch.optim.Optimizer, steps_per_epoch: int) -> Scheduler:
     """Build timm's schedule, whose `step_update(step)` sets the learning rate as a pure function of the step."""
     factor = scale_lr(config)
-    is_constant = config.scheduler == "constant"  # timm before 1.0.31 has none: steps that change nothing are the same
+    is_constant = config.scheduler == "constant"  # built as steps that change nothing: new in timm 1.0.31
     scheduler, _ = create_scheduler_v2(
         optimizer,
         sched="step" if is_constant else config.scheduler,

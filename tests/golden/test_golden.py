@@ -66,8 +66,8 @@ def mask(text: str, folder: Path) -> str:
     return _FIGURE.sub(lambda match: f"{match[1]}{float(match[2]):.3f}", text)
 
 
-def normalize_help(text: str) -> list[str]:
-    """Split into words without what Python 3.13 changed: it states the value of a flag's several names only once."""
+def split_help(text: str) -> list[str]:
+    """Split into words, without what Python 3.13 leaves out: the value of a flag after all but its last name."""
     return re.sub(r"(--[\w-]+) [^\s,\]]+(?=, --)", r"\1", text).split()
 
 
@@ -114,4 +114,8 @@ def test_help_matches_golden_text(
     main, *arguments = HELPS[name]
     code, out, err = call_command(main, *arguments)
     assert (code, err) == (0, "")
-    assert normalize_help(out) == normalize_help(read_golden(f"help_{name}.txt", out))
+    golden = read_golden(f"help_{name}.txt", out)
+    if sys.version_info < (3, 13):
+        assert out == golden
+    else:  # whose argparse indents differently
+        assert split_help(out) == split_help(golden)

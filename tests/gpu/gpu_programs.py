@@ -18,18 +18,19 @@ from doccls.train import main
 from doccls.training import distributed, resume, step
 
 FITTING = 6  # largest micro-batch that fits in memory in `with_little_memory`
-KILLED_STEP = 4
+SAVED_STEP, KILLED_STEP = 4, 5  # in the second epoch, so that the resume checkpoint has a best epoch
 _CHECKPOINT_LIMIT_S = 60.0
 _MEMORY_BYTES = 96 * 2**20
 
 
 def kill_in_step(argv: list[str]) -> int:
-    """Train; save a resume checkpoint in the first steps, and kill the process after KILLED_STEP once it is on disk."""
-    beat, write_resume = Heartbeat.beat, resume.write_resume
-    is_begun, is_written = threading.Event(), threading.Event()
+    """Train; save a resume checkpoint after SAVED_STEP, and kill the process after KILLED_STEP, once it is on disk."""
+    beat, write_resume, is_written = Heartbeat.beat, resume.write_resume, threading.Event()
+
+    def is_due(checkpointer: resume.Checkpointer) -> bool:
+        return checkpointer._engine.heartbeat.last.step == SAVED_STEP
 
     def write_resume_and_report(*arguments: Any) -> None:
-        is_begun.set()
         write_resume(*arguments)
         is_written.set()
 
@@ -39,7 +40,7 @@ def kill_in_step(argv: list[str]) -> int:
             os.kill(os.getpid(), signal.SIGKILL)
         beat(heartbeat, **changes)
 
-    resume.Checkpointer.is_due = lambda checkpointer: not is_begun.is_set()  # type: ignore[method-assign]
+    resume.Checkpointer.is_due = is_due  # type: ignore[method-assign]
     resume.write_resume = write_resume_and_report
     Heartbeat.beat = kill_or_beat  # type: ignore[method-assign]
     return main(argv)

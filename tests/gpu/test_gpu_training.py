@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from gpu_programs import SAVED_STEP
 from rank_launcher import launch_ranks
 from tiny_runs import COUNT, RICH, Run, Trainer
 
@@ -62,7 +63,8 @@ def test_killed_fold_resumes_to_the_same_bytes(trainer: Trainer, model: str, poo
     killed = trainer.run(*sets, run_id="r", folder=folder, program="gpu_programs:kill_in_step")
     assert killed.codes == [-9], killed.stderr
     resumed = trainer.train(*sets, run_id="r", folder=folder)
-    assert any(line.startswith("[RESUME] ") for line in resumed.lines), "\n".join(resumed.lines)
+    expected_line = f"[RESUME] fold=1 from step {SAVED_STEP} "
+    assert any(line.startswith(expected_line) for line in resumed.lines), "\n".join(resumed.lines)
     assert resumed.read_weights(1) == expected
 
 
